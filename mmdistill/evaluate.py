@@ -336,7 +336,7 @@ class _Judging:
     def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
         """Return a judge's scores; where not all of its networks shall train at once, they train in groups."""
         n, at_once, task = self.n, self.at_once, self.task
-        solved = isinstance(task, LimitsJudging) and not task.judging_read(judge)
+        solved = isinstance(task, LimitsJudging) and "epochs" not in task.judging_read(judge)
         if at_once is None or at_once >= n or solved:  # a group of what is solved would be another network to count
             return task.evaluate(batch, judge, key, n, learned)
         sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}

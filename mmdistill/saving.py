@@ -43,8 +43,7 @@ def save_evaluation(
         evaluation: what :func:`~mmdistill.evaluate.evaluate` returned.
         folder: of the run; where it holds no set yet, the set is saved too.
         judging: of a task of one's own, what its user set of judging, by which results differ: ``{"epochs": 5, "batch":
-            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves,
-            but for a ``protocol=`` that is no name: keep what such judges find in another folder.
+            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves.
 
     Returns:
         The report's pages, ``report.md`` and ``report.html``.
@@ -118,10 +117,12 @@ def _checked(judging: Judging | None) -> Judging:
     given: dict[str, Any] = dict(judging or {})
     if unknown := [name for name in given if name not in JUDGING]:
         raise unknown_name("setting of judging", unknown[0], JUDGING)
-    require_sizes(**{name: value for name, value in given.items() if name != "precision"})
+    texts = {name: given.get(name) for name in ("protocol", "testing")}
+    require_kind(str, **texts)
+    require_sizes(**{name: value for name, value in given.items() if name not in ("precision", *texts)})
     if (precision := given.get("precision")) is not None:
         require_choice("precision", precision, get_args(TrainingPrecision))
-    return judging_set(**given)
+    return judging_set(**{name: value for name, value in given.items() if value is not None})
 
 
 def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
