@@ -1443,6 +1443,25 @@ def test_a_dry_run_says_which_teacher_it_would_train(
         assert "teacher  " not in planned(capsys, *own, "--model", "mlp", "--width", "4").replace("labels  ", "")
 
 
+def test_deterministic_kernels_are_those_of_one_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else runs that are judged after one with --deterministic are judged as it is."""
+    for name, deterministic in (("a", True), ("b", False)):
+        shutil.copytree(run, tmp_path / name)
+        options = DistillConfig.load(tmp_path / name / "config.yaml")
+        replace(options, deterministic=deterministic).save(tmp_path / name / "config.yaml")
+    seen: list[bool] = []
+
+    def judged(*args: object, **chosen: object) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise DataError("seen")
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(run_commands, "judge_and_keep", judged)
+    assert main(["evaluate", str(tmp_path), "--baselines", "none"]) == 2
+    assert distil(tmp_path / "c", "--deterministic", "true", "--baselines", "none", "--dry-run") == 0
+    assert (seen, torch.are_deterministic_algorithms_enabled()) == ([True, False], False)
+
+
 def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--method", "dm", "--out", str(tmp_path))
     (tmp_path / "distilled.json").write_text("{}")
