@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import allocate
-from mmdistill.assembly import make_task, note_of_more_steps, placed
-from mmdistill.assigned import assigned
+from mmdistill.assembly import chosen_method, make_task, note_of_more_steps, placed
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
 from mmdistill.errors import ConfigError, MmdistillError
@@ -152,11 +151,11 @@ def require_own_folder(config: DistillConfig) -> None:
 def require_possible(configs: Sequence[DistillConfig]) -> Task:
     """Return the task of a sweep's first run, once the data, all names and all budgets are known to be there.
 
-    Whether a method takes a budget or an option is left to its runs, of which others need not fail; but each has all
-    that --set sets.
+    What a method's parts refuse of each other is left to its runs, of which others need not fail.
 
     Raises:
-        ConfigError: an unknown name, an option that the data do not take, a budget in another unit or out of bounds.
+        ConfigError: an unknown name, an option that the data or some of the methods do not take, a budget in another
+            unit or out of bounds.
     """
     first = configs[0]
     domain, task = make_task(first, "cpu")
@@ -166,8 +165,7 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     if first.parameterization is not None:
         get_parameterization(domain, first.parameterization, str(first.data))
     _require_known_to_runs(domain, configs)
-    if first.set is not None:
-        _require_settings(domain, task, configs)
+    _require_settings(domain, task, configs)
     for config in configs:
         method = get_method(domain, str(config.method), str(config.data), config.schedule)
         if config.bytes is not None:
@@ -179,19 +177,16 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
 
 
 def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfig]) -> None:
-    """Refuse what --set sets and a method has not: runs of one sweep share all their options.
+    """Refuse settings that some of the methods do not take: all runs of a sweep have the same options.
 
     Raises:
-        ConfigError: naming the methods without, and how the others are swept; or what no method takes.
+        ConfigError: naming these methods; or what no method takes.
     """
     refused: dict[str, ConfigError] = {}
     of_each = {str(config.method): config for config in configs}
     for name, config in of_each.items():
-        method = get_method(domain, name, str(config.data), config.schedule).for_classes(task.num_classes)
-        budget = config.ipc or config.nodes or config.users or 1
         try:
-            own = assigned(config.set or (), method.settings(budget), method.title)
-            method.customised(settings=own).settings(budget)
+            chosen_method(config, domain, task.num_classes).settings(config.ipc or config.nodes or config.users or 1)
         except ConfigError as error:
             refused[name] = error
     if not refused:

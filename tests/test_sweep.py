@@ -120,6 +120,7 @@ def test_whole_tables_come_seed_by_seed() -> None:
         (["--encoder", "tfidf"], "--encoder is for text data"),
         (["--set", "inner_part=2"], "has no setting 'inner_part' for --set; did you mean 'inner_parts'?"),
         (["--set", "inner_parts=many"], "inner_parts"),
+        (["--methods", "dm,random-soft"], "--steps, --real-batch would do nothing; all runs of a sweep have the same"),
     ],
 )
 def test_what_is_wrong_for_every_run_is_said_before_any_starts(
