@@ -18,7 +18,7 @@ from mmdistill.assembly import make_task
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnknownNameError
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, ShapeError, UnknownNameError
 from mmdistill.exports import own_files, task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.store import read_tensors
@@ -229,5 +229,8 @@ def test_sets_are_exported_from_python(tmp_path: Path) -> None:
     for found in (str(tmp_path / "run"), one.batch):
         with pytest.raises(ConfigError, match=r"a DistilledSet is exported, got \w+; DistilledSet.load\(folder\)"):
             export(found, "pt", tmp_path / "to")  # type: ignore[arg-type]
+    rounded = replace(one, batch=one.batch.map(lambda tensor: tensor.long()))
+    with pytest.raises(ShapeError, match=r"inputs are floats \(n, 1, 8, 8\), got int64 \(10, 1, 8, 8\)"):
+        export(rounded, "tensors", tmp_path / "to")
     with pytest.raises(UnknownNameError, match="unknown export format for image data 'pyg'"):
         export(one, "pyg", tmp_path / "to")
