@@ -1,6 +1,7 @@
 """What a task may be able to do beyond the Task protocol; who can make use of it asks by isinstance."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -133,7 +134,7 @@ class LimitsJudging(Protocol):
     """A task not all of whose judges train as a user sets it."""
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge, by name or title, reads of :data:`JUDGING`; nothing where it is solved."""
+        """Return what a judge, by name or title, reads of :data:`JUDGING`; no ``epochs`` where it is solved."""
         ...
 
 
@@ -146,8 +147,20 @@ class TellsEpochs(Protocol):
         ...
 
 
-JUDGING = ("epochs", "batch", "precision")
-"""What a user can set of judging: epochs, the size of minibatches and, of images, the number formats."""
+@runtime_checkable
+class TrainsTeacher(Protocol):
+    """An objective that trains networks of its own in the first step, which label real samples."""
+
+    def teacher_foretold(self, task: Task) -> str:
+        """Return which ones these will be, in words; empty where a task needs none."""
+        ...
+
+
+JUDGING = ("epochs", "batch", "precision", "protocol", "testing")
+"""What a user can set of judging: epochs, the size of minibatches and, of images, the number formats.
+
+In Python also, as texts, in what a protocol of the user's own differs, how judges train and how they are tested.
+"""
 Judging = Mapping[str, int | str]
 """What a user has set of judging, by the names of :data:`JUDGING`."""
 
@@ -163,16 +176,46 @@ class KeepsJudging(Protocol):
 
 
 def judging_set(
-    epochs: int | None = None, batch: int | None = None, precision: str | None = None
+    epochs: int | None = None,
+    batch: int | None = None,
+    precision: str | None = None,
+    protocol: str = "",
+    testing: str = "",
 ) -> dict[str, int | str]:
     """Return what a user sets of judging as a task keeps it; float32, in which judges train anyway, is nothing."""
     sizes = {"epochs": epochs, "batch": batch}
     found: dict[str, int | str] = {name: int(size) for name, size in sizes.items() if size is not None}
-    return found | ({} if precision in (None, "float32") else {"precision": str(precision)})
+    texts = {"precision": "" if precision in (None, "float32") else str(precision)}
+    texts |= {"protocol": protocol, "testing": testing}
+    return found | {name: text for name, text in texts.items() if text}
+
+
+def in_place_of(own: object, usual: object, apart: Collection[str] = ()) -> str:
+    """Return in words in which fields a dataclass differs from the usual one, those of its dataclasses too.
+
+    Args:
+        own: a protocol of the user's, say; None for none.
+        usual: what it stands in the place of.
+        apart: fields that make no difference.
+    Returns:
+        Nothing where they are alike, or there is none.
+    """
+    return "" if own is None else ", ".join(_differing(own, usual, apart))
+
+
+def _differing(own: object, usual: object, apart: Collection[str]) -> list[str]:
+    found = []
+    for entry in fields(own):  # type: ignore[arg-type]
+        value, other, words = getattr(own, entry.name), getattr(usual, entry.name, None), entry.name.replace("_", " ")
+        if is_dataclass(value) and is_dataclass(other):
+            found += [f"{words} {part}" for part in _differing(value, other, apart)]
+        elif entry.name not in apart and value != other:
+            found.append(f"{words} {value}")
+    return found
 
 
 def chosen_judging(task: Task) -> Judging:
-    """Return what the user set of a task's judging. A named protocol is in the judge's name, one of Python nowhere."""
+    """Return what the user set of a task's judging. A named protocol is in the judge's name."""
     return task.judging_chosen if isinstance(task, KeepsJudging) else {}
 
 

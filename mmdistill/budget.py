@@ -58,6 +58,24 @@ def find_budget(
     Raises:
         ConfigError: none given, several given, one in another unit, or bytes that hold not even one sample per class.
     """
+    count = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
+    return budget_in_bytes(task, method, parse_bytes(bytes), seed) if bytes is not None else (method, count)
+
+
+def asked_count(
+    task: Task,
+    *,
+    budget: int | None = None,
+    ipc: int | None = None,
+    nodes: int | None = None,
+    users: int | None = None,
+    bytes: str | int | None = None,
+) -> int:
+    """Return the budget that is given in the task's own unit, by its name or without; 0 where it is given in bytes.
+
+    Raises:
+        ConfigError: none given, several given, one in another unit, or no whole number.
+    """
     given = {name: value for name, value in (("ipc", ipc), ("nodes", nodes), ("users", users)) if value is not None}
     unit = task.describe().budget
     if budget is not None:
@@ -65,7 +83,7 @@ def find_budget(
             raise ConfigError(f"the budget was given twice: {budget}, and {', '.join(given)}")
         given[unit] = budget
     if bytes is not None and not given:
-        return budget_in_bytes(task, method, parse_bytes(bytes), seed)
+        return 0
     for name, value in given.items():
         if not is_of(value, Integral):
             raise ConfigError(f"{name} is a whole number, got {value!r}")
@@ -76,7 +94,7 @@ def find_budget(
             f"{task.describe().domain} data take their budget as {unit}=N or bytes=SIZE (--{unit} N or --bytes SIZE), "
             f"got {got}"
         )
-    return method, int(given[unit])
+    return int(given[unit])
 
 
 def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[Method, int]:

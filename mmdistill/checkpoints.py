@@ -51,7 +51,7 @@ class Checkpoints:
 
     def save(self, run: RunState, seconds: float) -> None:
         """Write a checkpoint and drop all but the newest."""
-        self._write(run, seconds)
+        self.write(run.tree(), seconds)
         for path in self.paths()[:-KEPT_CHECKPOINTS]:
             with suppress(PermissionError):  # on Windows, while another program holds it; the next save removes it
                 path.unlink(missing_ok=True)
@@ -64,15 +64,16 @@ class Checkpoints:
             seconds: that it has taken.
             remove: removes what else the earlier run left.
         """
-        own = self._write(run, seconds)  # first, so that one of the two runs is there at any time
+        own = self.write(run.tree(), seconds)  # first, so that one of the two runs is there at any time
         remove()
         for path in self.paths():
             if path != own:
                 patiently(path.unlink)
 
-    def _write(self, run: RunState, seconds: float) -> Path:
-        path = self.folder / f"step-{run.step:08d}.safetensors"
-        save_tree(path, {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()})
+    def write(self, tree: Mapping[str, Any], seconds: float) -> Path:
+        """Write a run's state (:meth:`RunState.tree`) as a checkpoint; returns its path."""
+        path = self.folder / f"step-{tree['step']:08d}.safetensors"
+        save_tree(path, {"identity": json.dumps(self.identity), "seconds": seconds, "run": tree})
         return path
 
     def restore(self, run: RunState, device: torch.device) -> float:

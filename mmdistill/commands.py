@@ -41,7 +41,7 @@ from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary
 from mmdistill.run_folder import CONFIG, is_finished, is_started, require_free, ways_out
-from mmdistill.runtime import use_deterministic_kernels
+from mmdistill.runtime import deterministic_kernels
 from mmdistill.saving import draw
 from mmdistill.selections import known_bytes
 from mmdistill.settings import AT_RESUME
@@ -61,15 +61,13 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
     folder = config.folder()
     if not dry_run:
         _require_free(config, folder, resume)
-    if config.deterministic:
-        use_deterministic_kernels()
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
-    if dry_run:
-        task, method, budget = _prepared(config, config.device)
-        print(aligned(plan_rows(config, task, method, budget)))
-        return
-    with ExitStack() as held:
+    with deterministic_kernels(config.deterministic), ExitStack() as held:
+        if dry_run:
+            task, method, budget = _prepared(config, config.device)
+            print(aligned(plan_rows(config, task, method, budget)))
+            return
         with ranks.process_group(config.device) as device:
             if ranks.is_first():  # before the others go on
                 held.enter_context(sole_writer(folder))

@@ -137,7 +137,7 @@ def distill(
         UnsupportedError: a network that cannot give what the method reads.
         MemoryExhaustedError: out of memory; the message says what to lower.
         CheckpointError: nothing to resume from, damaged checkpoints, or those or a finished set of another run.
-        NonFiniteError: a loss became NaN or infinite; with ``out``, the last good checkpoint is kept.
+        NonFiniteError: a loss became NaN or infinite; with ``out``, the last good state is kept, be it the start.
         KeyboardInterrupt: Ctrl-C, after the step it came in; a note, and a warning in the log, say where the checkpoint
             is, or that without ``out`` there is none.
     """
@@ -293,7 +293,7 @@ def _distilled(
             if run.step < distiller.steps and distiller.exhausted(run) and ranks.is_first():
                 logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
         else:
-            keeper.begin()
+            keeper.begin(run)
     if run.setup_seconds is not None:
         run.setup_seconds += time.perf_counter() - began
     with _interruptions_noted(keeper, again):

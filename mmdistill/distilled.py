@@ -16,7 +16,7 @@ from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.names import first_few
 from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
-from mmdistill.samples import require_weighed
+from mmdistill.samples import require_forms, require_weighed
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, named_tensors, shapes, shares_inputs, under
@@ -172,6 +172,7 @@ class DistilledSet:
             if not isinstance(names := info["class_names"], list) or not all(isinstance(name, str) for name in names):
                 raise TypeError(f"info.class_names is {names!r}, and no list of texts")
             info["class_names"] = tuple(names)
+            info["forms"] = _forms(info.get("forms", {}))
             info["tensors"] = under("info.", tensors)
             learned = under("learned.", tensors)
             inputs = _unnamed("inputs", tensors)
@@ -208,7 +209,7 @@ class DistilledSet:
         """Refuse a task that this set was not distilled from.
 
         Raises:
-            CheckpointError: another domain, other training samples, or the same ones in other units.
+            CheckpointError: another domain, other training samples, or the same ones in other units or other forms.
         """
         if info.domain != self.info.domain:
             raise CheckpointError(f"this set was distilled from {self.info.domain} data, the task is {info.domain}")
@@ -232,6 +233,10 @@ class DistilledSet:
             raise CheckpointError(
                 f"this set is in the units of {self.info.units}, the task's data {info.data!r} in those of {info.units}"
             )
+        try:
+            require_forms(self.batch, info.forms)
+        except ShapeError as error:
+            raise CheckpointError(f"this set's samples ({SAMPLES}) are none of {info.data!r}: {error}") from error
 
     def _differences(self, info: TaskInfo) -> str:
         """Return in words what differs between the set's preprocessing and a task's: an encoder, a length."""
@@ -330,14 +335,28 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
             raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
 
 
+def _forms(said: object) -> dict[str, tuple[int | None, ...]]:
+    """Return the forms of inputs that a set's file says.
+
+    Raises:
+        TypeError: they are none.
+    """
+    axes = list(said.values()) if isinstance(said, Mapping) else [None]
+    if not all(isinstance(own, list) and all(axis is None or is_of(axis, int) for axis in own) for own in axes):
+        raise TypeError(f"info.forms is {said!r}, and no lists of whole numbers by name")
+    return {name: tuple(own) for name, own in said.items()}  # type: ignore[attr-defined]
+
+
 def _require_samples(found: DistilledSet) -> None:
     """Check the forms of a set's samples, which files may say as they like; targets that are no classes have their own.
 
     Raises:
-        ShapeError: inputs, targets, weights or classes of other lengths, or no row of a number for each class.
+        ShapeError: inputs, targets, weights or classes of other lengths, inputs of other axes than the task's or no
+            floats, or no row of a number for each class.
         DataError: no samples, or classes that there are not.
     """
     require_weighed(found.batch)
+    require_forms(found.batch, found.info.forms)
     targets, names = found.batch.targets, found.info.class_names
     indices = {} if found.classes is None else {"classes": found.classes}
     if names and isinstance(targets, Tensor) and not targets.is_floating_point():

@@ -19,7 +19,7 @@ from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.samples import checked_samples
+from mmdistill.samples import checked_samples, in_float32
 from mmdistill.task import Batch, Scores, Task, require_task
 
 BASELINES = ("random", "herding", "whole")
@@ -237,7 +237,8 @@ def _placed(task: Task, distilled: DistilledSet | Batch) -> tuple[Batch, int | N
     if isinstance(distilled, DistilledSet):
         distilled.require(task.describe())
         learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
-        return distilled.to(task.device), distilled.budget, learned
+        batch = distilled.to(task.device)
+        return in_float32(batch) if task.describe().forms else batch, distilled.budget, learned
     if not isinstance(distilled, Batch):
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
     return checked_samples(distilled).map(lambda tensor: tensor.to(task.device)), None, {}
@@ -335,7 +336,7 @@ class _Judging:
     def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
         """Return a judge's scores; where not all of its networks shall train at once, they train in groups."""
         n, at_once, task = self.n, self.at_once, self.task
-        solved = isinstance(task, LimitsJudging) and not task.judging_read(judge)
+        solved = isinstance(task, LimitsJudging) and "epochs" not in task.judging_read(judge)
         if at_once is None or at_once >= n or solved:  # a group of what is solved would be another network to count
             return task.evaluate(batch, judge, key, n, learned)
         sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}

@@ -11,6 +11,7 @@ from mmdistill.locks import sole_writer
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import get_domain
 from mmdistill.runtime import remove_parts
+from mmdistill.samples import require_forms
 from mmdistill.store import digest_of, write_json
 from mmdistill.task import Task
 
@@ -34,23 +35,25 @@ def export(
 
     Raises:
         ConfigError: no set, an unknown format, a missing task, or a folder that holds exports of another set.
+        ShapeError: samples of other axes than the task's, or whole numbers in the place of floats.
         UnsupportedError: a set that the format cannot hold.
     """
     if not isinstance(distilled, DistilledSet):
         raise ConfigError(
             f"a DistilledSet is exported, got {type(distilled).__name__}; DistilledSet.load(folder) reads that of a run"
         )
+    require_forms(distilled.batch, distilled.info.forms)
     domain, key, folder = get_domain(distilled.info.domain), canonical(format), Path(folder)
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
     identity = digest_of(distilled.tensors())
     with sole_writer(folder) as alone:
         remove_parts(folder, alone)
-        earlier = exports.own_files(folder, identity)
+        exports.own_files(folder, identity)
         written = domain.exports[key](distilled, folder, task)
         if distilled.learned:
             learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
             write_json(folder / "learned.json", learned)
             written = [*written, folder / "learned.json"]
-        exports.record(folder, identity, earlier, written)
+        exports.record(folder, identity, written)
     return written

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.run_folder import is_inside
-from mmdistill.store import read_json, write_json
+from mmdistill.errors import ConfigError
+from mmdistill.store import read_json
 from mmdistill.task import Task
+from mmdistill.written import note_written, written_files
 
 LISTING = "export.json"
 """Says of which set the exports in a folder are, and which files they wrote."""
@@ -79,7 +79,7 @@ def own_files(folder: Path, identity: str) -> list[str]:
     Raises:
         ConfigError: it holds exports of another set; names the first of its files.
     """
-    there = _listed(folder) if (folder / LISTING).is_file() else []
+    there = written_files(folder / LISTING)
     if not there or read_json(folder / LISTING).get("set") == identity:
         return there
     raise ConfigError(
@@ -88,39 +88,6 @@ def own_files(folder: Path, identity: str) -> list[str]:
     )
 
 
-def record(folder: Path, identity: str, earlier: Sequence[str], written: Sequence[Path]) -> None:
+def record(folder: Path, identity: str, written: Sequence[Path]) -> None:
     """Write down the files of an export beside those of earlier ones of the same set (:func:`own_files`)."""
-    names = [path.relative_to(folder).as_posix() for path in written]
-    write_json(folder / LISTING, {"set": identity, "files": list(dict.fromkeys([*earlier, *names]))})
-
-
-def remove(folder: Path) -> None:
-    """Remove the exports from a folder; whatever else lies there stays, and what a damaged listing may have named."""
-    if not (folder / LISTING).is_file():
-        return
-    try:
-        names = _listed(folder)
-    except CheckpointError:
-        names = []
-    paths = [folder / name for name in names] + [folder / LISTING]
-    for path in paths:
-        path.unlink(missing_ok=True)
-    inside = {place for path in paths for place in path.parents if place.is_relative_to(folder) and place.is_dir()}
-    for place in sorted(inside, reverse=True):
-        if not any(place.iterdir()):
-            place.rmdir()
-
-
-def _listed(folder: Path) -> list[str]:
-    """Return the files of the exports in a folder; none that lie outside of it, and no folders."""
-    names = read_json(folder / LISTING).get("files")
-    return [name for name in (names if isinstance(names, list) else []) if _is_inside(folder, name)]
-
-
-def _is_inside(folder: Path, name: object) -> bool:
-    """Return whether a name in a listing, which may be damaged, is that of a file in its folder."""
-    try:
-        path = folder / name if isinstance(name, str) else folder
-        return path.is_file() and is_inside(path, folder)
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    note_written(folder / LISTING, written, {"set": identity})

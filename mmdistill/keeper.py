@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,26 +14,19 @@ from mmdistill import exports, ranks
 from mmdistill.checkpoints import Checkpoints, steps_of
 from mmdistill.errors import CheckpointError
 from mmdistill.parameterizations.codes import CODES
-from mmdistill.run_folder import CHECKPOINTS, EXPORT, HISTORY, METRICS, PICTURES, SAMPLES, SET, STAGED, holds_work
+from mmdistill.run_folder import CHECKPOINTS, DRAWN, EXPORT, HISTORY, METRICS, SAMPLES, SET, STAGED, holds_work
 from mmdistill.run_state import RunState
 from mmdistill.runtime import patiently, remove_parts
-from mmdistill.store import read_json
+from mmdistill.store import kept_tree, read_json
+from mmdistill.written import remove_written
 
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
-DRAWN = (
-    *("loss.png", "images.png", "nodes.png", "structure.png", "adjacency.png", "properties.md", "graphs.png"),
-    *("nearest.md", "map.png", "interactions.png", "users.md"),
-)
-"""What is drawn of sets of any kind of data; whatever else lies among a run's pictures is its user's."""
-FORMER = (
-    *(f"{PICTURES}/{name}" for name in DRAWN),
-    *("report.md", "report.html", METRICS, HISTORY, SET, SAMPLES, CODES),
-)
+FORMER = ("report.md", "report.html", METRICS, HISTORY, SET, SAMPLES, CODES)
 """What a run removes of a former one in its folder, so that nobody takes it for its own.
 
-Its exports go too, by what they wrote down. The set goes after all that was made of it, so that no other set is ever
-beside these, and the file that says so goes before the samples.
+Its pictures and exports go too, by the listings that note them. The set goes after all that was made of it, so that no
+other set is ever beside these, and the file that says so goes before the samples.
 """
 
 
@@ -57,15 +51,18 @@ class Keeper:
         self._noted: int | None = None
         """The last step of a finished run whose set can no longer be asked; None where there is none, or unknown."""
         self._began, self._saved = began, time.perf_counter()
+        self._start: Mapping[str, Any] | None = None
+        """The state that the run began with, until its first checkpoint is written."""
 
     @property
     def seconds(self) -> float:
         """The seconds that the run has taken, those before it was resumed included."""
         return time.perf_counter() - self._began
 
-    def begin(self) -> None:
-        """Note whether the folder holds a former run, and remove what a killed process left half written."""
+    def begin(self, run: RunState) -> None:
+        """Note how a run begins, and whether the folder holds a former one; remove what a killed process left."""
         self.replaces = holds_work(self.folder)
+        self._start = None if self.replaces else kept_tree(run.tree())
         remove_parts(self.checkpoints.folder)
         self._forget_staged()
 
@@ -101,9 +98,15 @@ class Keeper:
         early = not self.every and step < interval and step.bit_count() == 1
         return self.replaces or step % interval == 0 or early
 
+    def save_start(self) -> None:
+        """Write the state that the run began with as a checkpoint, unless there is a later one or a former run."""
+        if self._start is not None:
+            self.checkpoints.write(self._start, self.seconds)
+            self._start = None
+
     def save(self, run: RunState) -> None:
         """Write a checkpoint; the first one takes the place of a former run."""
-        self._saved = time.perf_counter()
+        self._saved, self._start = time.perf_counter(), None
         if self.replaces:
             self.checkpoints.begin(run, self.seconds, self._remove_former)
             self.replaces = False
@@ -146,7 +149,8 @@ class Keeper:
     def _remove_former(self) -> None:
         """Remove what the former run, its report and its exports left beside its checkpoints."""
         if ranks.is_first():
-            exports.remove(self.folder / EXPORT)
+            for listing in (self.folder / EXPORT / exports.LISTING, self.folder / DRAWN):
+                remove_written(listing)
             for name in FORMER:
                 for path in self.folder.glob(name):
                     patiently(path.unlink)

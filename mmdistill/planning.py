@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from mmdistill.abilities import TellsEpochs, TitlesJudges
+from mmdistill.abilities import TellsEpochs, TitlesJudges, TrainsTeacher
 from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
@@ -12,7 +12,9 @@ from mmdistill.lowering import lowering_start
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.networks.architecture import network_title
+from mmdistill.networks.teacher import teacher_foretold
 from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.parameterizations.base import Parameterization
 from mmdistill.report import settings_in_words
 from mmdistill.run_folder import occupied, ways_out
 from mmdistill.settings import Settings
@@ -57,6 +59,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "settings": settings_in_words(asdict(settings)),
         "generator": method.foretold(task),
         "experts": _experts(task, method, settings),
+        "teacher": _teacher(distiller, made),
         "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
@@ -113,6 +116,14 @@ def _experts(task: Task, method: Method, settings: Settings) -> str:
     """Return which experts the run matches and how many it trains first, in words; empty of methods without any."""
     schedule = method.make_schedule(settings) if method.solve is None else None
     return schedule.foretold(task) if isinstance(schedule, ExpertTrajectories) else ""
+
+
+def _teacher(distiller: Distiller, made: Parameterization) -> str:
+    """Return which network labels samples, or real ones, and whether it trains first, in words; empty without any."""
+    if distiller.needs_teacher(made):
+        return teacher_foretold(distiller.task, distiller.settings.teacher_epochs)
+    objective = distiller.make_objective()
+    return objective.teacher_foretold(distiller.task) if isinstance(objective, TrainsTeacher) else ""
 
 
 def _carries_steps(method: Method, settings: Settings) -> bool:

@@ -13,10 +13,11 @@ from mmdistill.evaluation import LOWEST, MOST_CLASSES, Evaluation
 from mmdistill.figures import caption_of, one_plot, save_figure
 from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
-from mmdistill.run_folder import PICTURES
+from mmdistill.run_folder import DRAWN, PICTURES
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import read_json, write_text
 from mmdistill.tabular import aligned, html_row, html_table, markdown_cell, markdown_row, unmarked
+from mmdistill.written import note_written
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
@@ -157,7 +158,9 @@ def draw_curve(folder: Path) -> Path | None:
     axes.set_ylabel("objective")
     if min(losses) > 0:
         axes.set_yscale("log")
-    return save_figure(figure, folder / PICTURES / "loss.png")
+    drawn = save_figure(figure, folder / PICTURES / "loss.png")
+    note_written(folder / DRAWN, [drawn])
+    return drawn
 
 
 def write_comparison(

@@ -24,7 +24,7 @@ from mmdistill.names import canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, EXPORT, METRICS, how_to_finish, require_finished, require_free
-from mmdistill.runtime import use_deterministic_kernels
+from mmdistill.runtime import deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.selections import known_bytes
 from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
@@ -44,25 +44,29 @@ def _finished_set(folder: Path) -> DistilledSet:
     return load_whole(folder)
 
 
-def _open_run(
-    folder: Path, device: str = "cpu", changed: Callable[[DistillConfig], DistillConfig] = lambda config: config
-) -> tuple[DistillConfig, Task, DistilledSet]:
-    """Return a finished run's configuration, changed for judging, and the task and the set that it names.
+def _read_run(folder: Path) -> tuple[DistillConfig, DistilledSet]:
+    """Return a finished run's configuration and set.
 
     Raises:
-        CheckpointError: no run, an unfinished one, or a set of other data than are there.
+        CheckpointError: no run, an unfinished one, or a damaged set.
     """
     distilled = _finished_set(folder)
     config = DistillConfig.load(folder / CONFIG)
     require_own_config(config, distilled, folder)
     if note := note_of_more_steps(config, distilled, folder):
         print(f"note: {note}")
-    config = changed(config)
-    if config.deterministic:
-        use_deterministic_kernels()
+    return config, distilled
+
+
+def _task_of(config: DistillConfig, distilled: DistilledSet, device: str = "cpu") -> Task:
+    """Return the task that a finished run's configuration names.
+
+    Raises:
+        CheckpointError: the set is of other data than are there.
+    """
     _, task = make_task(config, device)
     distilled.require(task.describe())
-    return config, task, distilled
+    return task
 
 
 def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> None:
@@ -130,7 +134,15 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
         raise ConfigError(
             f"{folder} cannot be written to, where the results belong; copy the folder and judge the copy"
         )
-    config, task, distilled = _open_run(folder, asked.device, asked.replaced)
+    config, distilled = _read_run(folder)
+    config = asked.replaced(config)
+    with deterministic_kernels(config.deterministic):
+        _judge(folder, asked, config, distilled)
+
+
+def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled: DistilledSet) -> None:
+    """Judge a finished run's set as its configuration, changed for judging, says, and add to its metrics."""
+    task, path = _task_of(config, distilled, asked.device), folder / METRICS
     if "inner_parts" in distilled.learned and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(folder):
@@ -167,7 +179,8 @@ def report_command(folders: Sequence[str]) -> None:
 
 def _report(folder: Path) -> None:
     """Draw a finished run and write its report."""
-    _, task, distilled = _open_run(folder)
+    config, distilled = _read_run(folder)
+    task = _task_of(config, distilled)
     pictures = draw(task, distilled, folder)
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
     for path in write_report(folder, distilled, metrics, pictures):
@@ -223,7 +236,7 @@ def export_command(run: str, format: str, to: str | None) -> None:
     folder = Path(run) / EXPORT if to is None else Path(to)
     if to is None:
         require_free(Path(run), other="another folder (--to)")
-    written = export(distilled, format, folder, lambda: _open_run(Path(run))[1])
+    written = export(distilled, format, folder, lambda: _task_of(_read_run(Path(run))[0], distilled))
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
         lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""

@@ -46,7 +46,8 @@ def take_steps(
     Raises:
         KeyboardInterrupt: after the step in which it was asked to stop, or from what failed in that step, without a
             checkpoint of it.
-        NonFiniteError: a loss or what is learned became NaN or infinite.
+        NonFiniteError: a loss or what is learned became NaN or infinite; the last checkpoint is the last good state,
+            which is the start where there was none yet.
     """
     steps, lower = distiller.steps, lowering_steps(distiller, run)
     read_every = max(steps // READS_PER_RUN, 1)
@@ -105,6 +106,8 @@ def _require_finite(run: RunState, loss: float, keeper: Keeper | None) -> None:
     if ranks.all_true(run.finite):
         return
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
+    if keeper is not None:
+        keeper.save_start()
     kept = keeper.checkpoints.paths()[-1:] if keeper is not None and not keeper.replaces else []
     again = "from which resuming comes to the same step again"
     left = f"{kept[0]} holds the last good state, {again}" if kept else "no checkpoint was written before"

@@ -194,14 +194,25 @@ def checked_seed(seed: int) -> int:
     return int(seed)
 
 
-def use_deterministic_kernels() -> None:
-    """Let CUDA run only kernels that give the same bits each time; call it before anything runs on the device.
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Let CUDA run only kernels that give the same bits each time, where they are wanted; afterwards as before.
 
-    cuBLAS reads its workspace setting from the environment, so it is set here where the user has not set it.
+    cuBLAS reads its workspace setting from the environment, so it is set here where the user has not set it, and stays.
     """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @functools.cache

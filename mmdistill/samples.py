@@ -1,10 +1,10 @@
 """What samples that come from a user or from a file are checked for."""
 
-import torch
+from collections.abc import Mapping, Sequence
 
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.isolation import recordable
-from mmdistill.task import Batch, tensors_of
+from mmdistill.task import Batch, named_tensors, tensors_of
 
 
 def checked_samples(batch: Batch) -> Batch:
@@ -22,7 +22,30 @@ def checked_samples(batch: Batch) -> Batch:
         raise ShapeError("targets are class indices (n,) as whole numbers, or a row of numbers for each sample")
     if not all(bool(tensor.isfinite().all()) for tensor in (*inputs, *targets)):
         raise DataError("inputs and targets hold NaN or infinite values")
-    return batch.map(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else recordable(tensor))
+    return in_float32(batch)
+
+
+def in_float32(batch: Batch) -> Batch:
+    """Return samples whose floats, of however many bits, are in float32, as networks read them."""
+    return batch.map(lambda tensor: recordable(tensor.float() if tensor.is_floating_point() else tensor))
+
+
+def require_forms(batch: Batch, forms: Mapping[str, Sequence[int | None]]) -> None:
+    """Check that samples are what networks of their task read, as far as that says it (:class:`TaskInfo`).
+
+    Raises:
+        ShapeError: the first tensor that is missing, no floats, or of other axes.
+    """
+    inputs = named_tensors("inputs", batch.inputs)
+    for name, axes in forms.items():
+        wanted = f"{name} are floats ({', '.join(['n', *('*' if axis is None else str(axis) for axis in axes)])})"
+        if name not in inputs:
+            raise ShapeError(f"{wanted}, got {', '.join(f'{own} {tuple(t.shape)}' for own, t in inputs.items())}")
+        shape = inputs[name].shape[1:]
+        alike = len(shape) == len(axes) and all(axis in (None, own) for axis, own in zip(axes, shape, strict=True))
+        if not alike or not inputs[name].is_floating_point():
+            kind = str(inputs[name].dtype).removeprefix("torch.")
+            raise ShapeError(f"{wanted}, got {kind} {tuple(inputs[name].shape)}")
 
 
 def require_weighed(batch: Batch) -> None:

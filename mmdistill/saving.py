@@ -18,10 +18,11 @@ from mmdistill.metrics import metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
-from mmdistill.run_folder import METRICS, PICTURES, SET, is_finished, require_finished, require_free
+from mmdistill.run_folder import DRAWN, METRICS, PICTURES, SET, is_finished, require_finished, require_free
 from mmdistill.runtime import remove_parts
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
+from mmdistill.written import note_written
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,8 +43,7 @@ def save_evaluation(
         evaluation: what :func:`~mmdistill.evaluate.evaluate` returned.
         folder: of the run; where it holds no set yet, the set is saved too.
         judging: of a task of one's own, what its user set of judging, by which results differ: ``{"epochs": 5, "batch":
-            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves,
-            but for a ``protocol=`` that is no name: keep what such judges find in another folder.
+            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves.
 
     Returns:
         The report's pages, ``report.md`` and ``report.html``.
@@ -117,10 +117,12 @@ def _checked(judging: Judging | None) -> Judging:
     given: dict[str, Any] = dict(judging or {})
     if unknown := [name for name in given if name not in JUDGING]:
         raise unknown_name("setting of judging", unknown[0], JUDGING)
-    require_sizes(**{name: value for name, value in given.items() if name != "precision"})
+    texts = {name: given.get(name) for name in ("protocol", "testing")}
+    require_kind(str, **texts)
+    require_sizes(**{name: value for name, value in given.items() if name not in ("precision", *texts)})
     if (precision := given.get("precision")) is not None:
         require_choice("precision", precision, get_args(TrainingPrecision))
-    return judging_set(**given)
+    return judging_set(**{name: value for name, value in given.items() if value is not None})
 
 
 def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
@@ -135,7 +137,10 @@ def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
     if name not in DOMAIN_PACKAGES:
         return []
     remove_parts(folder / PICTURES)
-    return get_domain(name).draw(task, distilled.to(task.device), folder / PICTURES)
+    found = get_domain(name).draw(task, distilled.to(task.device), folder / PICTURES)
+    if found:
+        note_written(folder / DRAWN, found)
+    return found
 
 
 def _keep_set(distilled: DistilledSet, folder: Path) -> None:

@@ -4,9 +4,10 @@ import time
 
 from mmdistill.abilities import Selects, SizesSelections
 from mmdistill.allocation import allocate, subset_bytes
-from mmdistill.checks import require_sizes
-from mmdistill.coresets import CORESETS, coreset
+from mmdistill.budget import asked_count, largest_within, parse_bytes
+from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
+from mmdistill.errors import ConfigError
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.runtime import Draws, checked_seed, describe_device
@@ -15,7 +16,17 @@ from mmdistill.task import Task, require_task
 
 
 @isolated
-def selection(task: Task, rule: str, budget: int, *, seed: int = 0) -> DistilledSet:
+def selection(
+    task: Task,
+    rule: str,
+    budget: int | None = None,
+    *,
+    ipc: int | None = None,
+    nodes: int | None = None,
+    users: int | None = None,
+    bytes: str | int | None = None,
+    seed: int = 0,
+) -> DistilledSet:
     """Return real training samples that a rule chooses, as a set that is saved, exported and judged like others.
 
     They are of the kind that :func:`~mmdistill.evaluate` has as baselines, which it draws by its own seed.
@@ -23,7 +34,11 @@ def selection(task: Task, rule: str, budget: int, *, seed: int = 0) -> Distilled
     Args:
         task: whose samples they are.
         rule: ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, or a selection of the task's own.
-        budget: the size in the task's unit, as of a distilled set (``ipc``: samples of each class).
+        budget: the size in the task's unit; or give it by name as one of the next four, as of a distilled set.
+        ipc: samples per class.
+        nodes: nodes in all.
+        users: users in all.
+        bytes: the size in bytes, such as ``"100KB"``: the most samples within them.
         seed: of the choice, and of the network that looks at the samples.
 
     Returns:
@@ -31,29 +46,51 @@ def selection(task: Task, rule: str, budget: int, *, seed: int = 0) -> Distilled
         selection that the task itself makes, such as centroids of sentence points, those of its own where it says so).
 
     Raises:
-        ConfigError: an unknown rule, a budget below one, or a rule that looks at features which the network lacks.
+        ConfigError: an unknown rule, a budget below one, in another unit or given twice, bytes that hold not even one
+            sample per class, or a rule that looks at features which the network lacks.
         DataError: a class with fewer samples than asked for.
         UnsupportedError: a rule that this task cannot offer.
     """
     require_task(task)
-    require_sizes(budget=budget)
+    size = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     seed, rule, began = checked_seed(seed), canonical(rule), time.perf_counter()
     known = ("random", *CORESETS, *(task.selections if isinstance(task, Selects) else ()))
     if rule not in known:
         raise unknown_name("selection", rule, known)
+    if bytes is not None:
+        size = most_within(task, rule, parse_bytes(bytes))
     info = task.describe()
-    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    counts = allocate(size, info.budget, task.labels, task.num_classes)
     chosen = coreset(task, "real" if rule == "random" else rule, counts, Draws(seed, ("selection", rule), task.device))
     return DistilledSet(
         detached(chosen),
         info,
         rule,
-        budget,
-        bytes_of(task, rule, budget),
+        size,
+        bytes_of(task, rule, size),
         seed=seed,
         seconds=time.perf_counter() - began,
         device=describe_device(task.device),
     )
+
+
+def most_within(task: Task, rule: str, limit: int) -> int:
+    """Return the largest count, in the task's unit, of which a rule's choice takes no more than so many bytes.
+
+    Raises:
+        ConfigError: not even the smallest fits.
+        DataError: a class without samples.
+    """
+    unit, key = task.describe().budget, Draws(0, ("bytes",), task.device)
+    smallest = 1 if unit == "ipc" else task.num_classes or 1
+
+    def size(count: int) -> int:
+        choose_samples(task, "real", allocate(count, unit, task.labels, task.num_classes), key)  # if there are so many
+        return bytes_of(task, rule, count)
+
+    if (least := size(smallest)) > limit:
+        raise ConfigError(f"{limit:,} bytes are too few: the smallest such set ({unit} {smallest}) takes {least:,}")
+    return largest_within(size, smallest, limit)
 
 
 def bytes_of(task: Task, rule: str, budget: int) -> int:

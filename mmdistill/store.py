@@ -177,6 +177,15 @@ def load_tree(path: Path) -> dict[str, Any]:
     return root
 
 
+def kept_tree(node: Any) -> Any:
+    """Return a copy of a nested tree whose tensors are cut from the graph and on the CPU."""
+    if isinstance(node, Tensor):
+        return node.detach().to("cpu", copy=True)
+    if isinstance(node, Mapping):
+        return {key: kept_tree(value) for key, value in node.items()}
+    return [kept_tree(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
 def detached(batch: Batch) -> Batch:
     """Return a copy of a batch, cut from the graph, on the CPU."""
     return batch.map(lambda t: t.detach().to("cpu", copy=True))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import allocate
-from mmdistill.assembly import make_task, note_of_more_steps, placed
+from mmdistill.assembly import chosen_method, make_task, note_of_more_steps, placed
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
 from mmdistill.errors import ConfigError, MmdistillError
@@ -151,10 +151,11 @@ def require_own_folder(config: DistillConfig) -> None:
 def require_possible(configs: Sequence[DistillConfig]) -> Task:
     """Return the task of a sweep's first run, once the data, all names and all budgets are known to be there.
 
-    Whether a method takes a budget or an option is left to its runs, of which others need not fail.
+    What a method's parts refuse of each other is left to its runs, of which others need not fail.
 
     Raises:
-        ConfigError: an unknown name, an option that the data do not take, a budget in another unit or out of bounds.
+        ConfigError: an unknown name, an option that the data or some of the methods do not take, a budget in another
+            unit or out of bounds.
     """
     first = configs[0]
     domain, task = make_task(first, "cpu")
@@ -164,6 +165,7 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     if first.parameterization is not None:
         get_parameterization(domain, first.parameterization, str(first.data))
     _require_known_to_runs(domain, configs)
+    _require_settings(domain, task, configs)
     for config in configs:
         method = get_method(domain, str(config.method), str(config.data), config.schedule)
         if config.bytes is not None:
@@ -172,6 +174,28 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
             _, budget = find_budget(task, method, **config.budgets())
             allocate(budget, task.describe().budget, task.labels, task.num_classes)
     return task
+
+
+def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfig]) -> None:
+    """Refuse settings that some of the methods do not take: all runs of a sweep have the same options.
+
+    Raises:
+        ConfigError: naming these methods; or what no method takes.
+    """
+    refused: dict[str, ConfigError] = {}
+    of_each = {str(config.method): config for config in configs}
+    for name, config in of_each.items():
+        try:
+            chosen_method(config, domain, task.num_classes).settings(config.ipc or config.nodes or config.users or 1)
+        except ConfigError as error:
+            refused[name] = error
+    if not refused:
+        return
+    first = next(iter(refused.values()))
+    if len(refused) == len(of_each):
+        raise first
+    apart = f"sweep {', '.join(refused)} apart, perhaps into the same --out"
+    raise ConfigError(f"{first}; all runs of a sweep have the same options: {apart}") from first
 
 
 def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> None:

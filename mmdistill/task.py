@@ -216,6 +216,8 @@ class TaskInfo:
         sample_bytes: bytes of a real sample alone, where that is not its share of the whole (a graph's); 0: its share.
         tensors: preprocessing too large for plain values (a whitening matrix), which is stored in the set's file.
         test_fingerprint: a hash of the test data; scores on others do not stand side by side. Empty: not known.
+        forms: by the names that tensors of floats have in a set's file (``inputs``, ``inputs.x``), their axes after the
+            first; None stands for any length. What is not named, as in tasks of one's own, has any form.
     """
 
     domain: str
@@ -229,6 +231,7 @@ class TaskInfo:
     sample_bytes: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
     test_fingerprint: str = ""
+    forms: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     @property
     def units(self) -> dict[str, object]:

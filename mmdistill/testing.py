@@ -28,6 +28,7 @@ from mmdistill.objectives.solved import Solved
 from mmdistill.parameterizations.base import Parameterization, require_alike, require_batch
 from mmdistill.parameterizations.codes import undecodable
 from mmdistill.runtime import Draws
+from mmdistill.samples import require_forms
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Task, tensors_of
 
@@ -68,6 +69,8 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     )
     info = task.describe()
     require(info.num_train > 0 and bool(info.fingerprint), "describe: num_train and fingerprint are needed")
+    with told("describe: its forms are not those of select"):
+        require_forms(task.select(torch.arange(min(n, info.num_train))), info.forms)
     _check_flat(task, state, key, n)
     if task.num_classes is not None:
         _check_classes(task, state, key, n)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from mmdistill.classification import accuracies, by_class, collapse_note
+from mmdistill.classification import collapse_note, scored
 from mmdistill.image import image_task
 from mmdistill.runtime import Draws
 
@@ -13,7 +13,7 @@ def test_both_accuracies_are_scikit_learns() -> None:
     draws = Draws(3)
     truth = torch.tensor([0] * 5 + [2] * 40 + [7] * 12)[draws.permutation(57)]
     predicted = torch.stack([truth.where(draws.fold("keep", k).uniform(57) < 0.6, 2) for k in range(4)])
-    found = accuracies(predicted == truth, truth)
+    found = scored("own", predicted == truth, truth).values
     assert found["accuracy"] == tuple((own == truth).double().mean().item() for own in predicted)
     expected = [balanced_accuracy_score(truth, own) for own in predicted]
     assert found["balanced_accuracy"] == pytest.approx(expected, rel=1e-12)
@@ -23,12 +23,12 @@ def test_both_accuracies_are_scikit_learns() -> None:
 @pytest.mark.parametrize(("sizes", "uneven"), [((4, 6), False), ((4, 7), True), ((3, 3, 3), False)])
 def test_even_classes_need_no_second_number(sizes: tuple[int, ...], uneven: bool) -> None:
     truth = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    assert ("balanced_accuracy" in accuracies(truth[None] == 0, truth)) == uneven
+    assert ("balanced_accuracy" in scored("own", truth[None] == 0, truth).values) == uneven
 
 
 def test_classes_without_a_sample_do_not_count() -> None:
     hits, truth = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([5, 5, 9])
-    assert by_class(hits, truth).tolist() == [[0.5, 1.0]]
+    assert scored("own", hits, truth).by_class == {5: (0.5,), 9: (1.0,)}
 
 
 def test_a_network_that_predicts_few_classes_is_named() -> None:

@@ -43,13 +43,13 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, MmdistillWarning, note_kept
 from mmdistill.image import load
-from mmdistill.keeper import DRAWN
 from mmdistill.locks import sole_writer
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import atomic_write
 from mmdistill.settings import TRAINING, Settings
-from mmdistill.task import Task
+from mmdistill.store import write_text
+from mmdistill.task import Batch, Task
 from mmdistill.wording import GROUPS
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -365,10 +365,20 @@ def test_pictures_of_other_origin_are_not_exported_over(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
 
 
-def test_a_run_that_replaces_another_leaves_nothing_of_it_but_what_is_the_users(run: Path, tmp_path: Path) -> None:
+def test_a_run_that_replaces_another_leaves_nothing_of_it_but_what_is_the_users(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "replaced"
     shutil.copytree(run, folder)
-    assert main(["report", str(folder)]) == 0
+
+    def draw(task: Task, batch: Batch, place: Path) -> list[Path]:
+        write_text(place / "own.md", "as a domain of one's own names it")
+        return [place / "own.md"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mmdistill.saving.get_domain", lambda name: replace(get_domain(name), draw=draw))
+        assert main(["report", str(folder)]) == 0
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"images.png", "loss.png", "own.md", "drawn.json"}
     assert main(["export", str(folder), "--format", "folder"]) == 0
     notes = [folder / "notes.md", folder / "export" / "mine.txt", folder / "export" / "images" / "0" / "mine.txt"]
     notes += [folder / "pictures" / "holiday.png", folder / "pictures" / "mine.md"]
@@ -377,7 +387,9 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it_but_what_is_the_users(
     assert distil(folder, "--overwrite", "--baselines", "none") == 0
     assert all(path.read_text() == "mine" for path in notes)
     assert [path.name for path in (folder / "export").rglob("*") if path.is_file()] == ["mine.txt"] * 2
-    assert {path.name for path in (folder / "pictures").iterdir()} == {"images.png", "holiday.png", "mine.md"}
+    assert {path.name for path in (folder / "pictures").iterdir()} == {
+        *("images.png", "drawn.json", "holiday.png", "mine.md")
+    }
     assert not list(folder.glob("report.*"))
 
 
@@ -405,12 +417,6 @@ def test_nothing_is_written_or_removed_where_a_link_leads_out_of_a_runs_folder(
     (tmp_path / "linked").symlink_to(folder)
     (folder / name).unlink()
     assert main(["report", str(tmp_path / "linked")]) == 0  # a run's folder may be a link itself
-
-
-def test_what_is_drawn_of_any_data_is_what_a_run_removes_of_a_former_one() -> None:
-    sources = [path.read_text() for path in Path(commands.__file__).parent.rglob("*.py")]
-    drawn = {name for text in sources for name in re.findall(r'(?:folder|PICTURES) / "(\w+\.(?:png|md))"', text)}
-    assert drawn - {"report.md"} == set(DRAWN)
 
 
 def test_the_documented_use_of_an_exported_set(
@@ -1416,6 +1422,44 @@ def test_a_dry_run_says_which_experts_it_would_train(
         assert main([*given, *more]) == 2
         assert "trained with lr = 0.02, not 0.5; use another folder, or change the" in capsys.readouterr().err
     assert "experts" not in planned(capsys, "--method", "dm")
+
+
+def test_a_dry_run_says_which_teacher_it_would_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    options = ("--model", "mlp", "--width", "4", "--teacher-epochs", "2")
+    row = r"^teacher +a network of 2 epochs, {}in .*cache"
+    taught = ("--method", "random-soft", *options)
+    for own in (taught, ("--method", "dm", "--label", "teacher", *options)):
+        assert re.search(row.format("to be trained first "), planned(capsys, *own), re.MULTILINE)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    judged = ("--networks", "1", "--judge-epochs", "1", "--baselines", "none")
+    assert main(["distill", "--data", "digits", "--ipc", "1", *taught, *judged, "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert re.search(row.format(""), planned(capsys, *taught), re.MULTILINE)
+    tesla = ("--method", "tesla", "--label", "teacher", "--experts", "1", "--start-epochs", "2", "--expert-steps", "1")
+    for own in (("--method", "dm"), tesla):  # whose experts label
+        assert "teacher  " not in planned(capsys, *own, "--model", "mlp", "--width", "4").replace("labels  ", "")
+
+
+def test_deterministic_kernels_are_those_of_one_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else runs that are judged after one with --deterministic are judged as it is."""
+    for name, deterministic in (("a", True), ("b", False)):
+        shutil.copytree(run, tmp_path / name)
+        options = DistillConfig.load(tmp_path / name / "config.yaml")
+        replace(options, deterministic=deterministic).save(tmp_path / name / "config.yaml")
+    seen: list[bool] = []
+
+    def judged(*args: object, **chosen: object) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise DataError("seen")
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(run_commands, "judge_and_keep", judged)
+    assert main(["evaluate", str(tmp_path), "--baselines", "none"]) == 2
+    assert distil(tmp_path / "c", "--deterministic", "true", "--baselines", "none", "--dry-run") == 0
+    assert (seen, torch.are_deterministic_algorithms_enabled()) == ([True, False], False)
 
 
 def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import load_tree, save_tree
-from mmdistill.task import Batch, ClassBatch, Task
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task
 from tests.toys import BlobTask, Uncompiled
 
 
@@ -381,6 +381,29 @@ def test_a_run_that_bursts_early_tells_what_it_left(tmp_path: Path) -> None:
         distill(Spoiled(), method("dm", steps=200), ipc=2, out=tmp_path)
     with pytest.raises(NonFiniteError, match="no checkpoint was written before"):
         distill(Spoiled(), method("dm"), ipc=2)
+    assert "step-00000000" not in [path.stem for path in (tmp_path / "checkpoints").iterdir()]
+
+
+def test_a_run_that_bursts_before_its_first_checkpoint_leaves_its_start(tmp_path: Path) -> None:
+    start = tmp_path / "checkpoints" / "step-00000000.safetensors"
+    left = re.escape(f"{start} holds the last good state, from which resuming comes to the same step again")
+    averaged = method("dm", ema=0.5)
+    with pytest.raises(NonFiniteError, match=f"became nan .*; {left}"):
+        distill(Spoiled(), averaged, ipc=2, out=tmp_path, checkpoint_every=10)
+    assert list((tmp_path / "checkpoints").iterdir()) == [start]
+    resumed = distill(BlobTask(), averaged, ipc=2, out=tmp_path, resume=True)
+    assert torch.equal(samples(resumed), samples(distill(BlobTask(), averaged, ipc=2)))
+    former = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(NonFiniteError, match=f"no checkpoint was written before, and the former run in {tmp_path}"):
+        distill(Infinite(), method("dm"), ipc=2, out=tmp_path, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == former
+
+
+class Infinite(BlobTask):
+    """A loss that is none from the first step on."""
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        return tuple(tensor / 0 for tensor in super().features(state, inputs))
 
 
 def test_a_checkpoint_comes_before_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

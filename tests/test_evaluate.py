@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import subset_bytes
-from mmdistill.classification import class_accuracies
+from mmdistill.classification import scored
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import (
@@ -476,7 +476,7 @@ def by_class(**told: float) -> Entry:
 
 def test_accuracies_of_classes_go_by_their_names() -> None:
     hits, truth = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0]]), torch.tensor([0, 0, 2, 2])
-    told = class_accuracies(hits, truth)
+    told = scored("own", hits, truth).by_class
     assert told == {0: (0.5, 1.0), 2: (1.0, 0.5)}  # class 1 has no test sample
     values = {"accuracy": (0.75, 0.75), "balanced_accuracy": (0.75, 0.75)}
     first, second = summarise([Scores("mlp", values, (), told)], ("a", "b"))

@@ -18,11 +18,12 @@ from mmdistill.assembly import make_task
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnknownNameError
-from mmdistill.exports import own_files, remove, task_exporter
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, ShapeError, UnknownNameError
+from mmdistill.exports import own_files, task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.store import read_tensors
 from mmdistill.task import Task
+from mmdistill.written import remove_written
 from tests.graph.sets.toy import write_rings
 from tests.graph.toy import planted_fields
 from tests.recsys.conftest import taste_matrix
@@ -207,11 +208,11 @@ def test_damaged_preprocessing_is_named(tmp_path: Path) -> None:
 def test_listings_name_files_alone(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "a.bin").touch()
-    names = [".", "", "inner", "a\0b", "n" * 5000, "../a.bin", "a.bin/b", 3, "a.bin"]
+    names = [".", "", "inner", "a\0b", "n" * 5000, "../a.bin", "a.bin/b", 3, "a.bin", "./a.bin"]
     (tmp_path / "export.json").write_text(json.dumps({"set": "one", "files": names}))
-    with pytest.raises(ConfigError, match=r"holds the export of another set \(a.bin\)"):
+    with pytest.raises(ConfigError, match=r"holds the export of another set \(a.bin and more\)"):
         own_files(tmp_path, "other")
-    remove(tmp_path)
+    remove_written(tmp_path / "export.json")
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
@@ -228,5 +229,8 @@ def test_sets_are_exported_from_python(tmp_path: Path) -> None:
     for found in (str(tmp_path / "run"), one.batch):
         with pytest.raises(ConfigError, match=r"a DistilledSet is exported, got \w+; DistilledSet.load\(folder\)"):
             export(found, "pt", tmp_path / "to")  # type: ignore[arg-type]
+    rounded = replace(one, batch=one.batch.map(lambda tensor: tensor.long()))
+    with pytest.raises(ShapeError, match=r"inputs are floats \(n, 1, 8, 8\), got int64 \(10, 1, 8, 8\)"):
+        export(rounded, "tensors", tmp_path / "to")
     with pytest.raises(UnknownNameError, match="unknown export format for image data 'pyg'"):
         export(one, "pyg", tmp_path / "to")

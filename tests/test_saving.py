@@ -11,6 +11,7 @@ import torch
 from mmdistill import DistilledSet, distill, evaluate, image_task, save_evaluation
 from mmdistill.comparison import judged_runs, read_runs
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
+from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.registry import DOMAIN_PACKAGES
 from mmdistill.run_folder import METRICS
 from mmdistill.saving import draw
@@ -61,6 +62,21 @@ def test_judges_that_train_otherwise_do_not_stand_side_by_side(tmp_path: Path) -
     }
 
 
+def test_protocols_of_ones_own_are_told_apart(tmp_path: Path) -> None:
+    usual = PROTOCOLS["dsa"]
+    for rate in (0.01, 0.5):  # one of which is the usual one
+        own = replace(usual, fit=replace(usual.fit, epochs=2, lr=rate))
+        task = image_task("digits", model="mlp", width=8, protocol=own)
+        found = distill(task, "dm", ipc=1, settings={"steps": 1})
+        save_evaluation(task, found, evaluate(task, found, n=1, baselines=()), tmp_path / str(rate))
+    rows = read_runs(judged_runs([tmp_path])[0])
+    assert [row.judge for row in rows] == [
+        "mlp [dsa] (protocol fit epochs 2)",
+        "mlp [dsa] (protocol fit epochs 2, fit lr 0.5)",
+    ]
+    assert "fit lr 0.5" in (tmp_path / "0.5" / "report.md").read_text()
+
+
 def test_a_task_of_ones_own_says_or_is_given_what_was_set_of_judging(tmp_path: Path) -> None:
     task, found = BlobTask(), made()
     evaluation = evaluate(task, found, n=1, baselines=())
@@ -76,6 +92,8 @@ def test_a_task_of_ones_own_says_or_is_given_what_was_set_of_judging(tmp_path: P
     save_evaluation(task, found, evaluation, tmp_path, judging={"batch": 8, "precision": "float32"})
     assert kept() == {"epochs": 5, "batch": 8}
     before = (tmp_path / METRICS).read_bytes()
+    with pytest.raises(ConfigError, match="protocol is a str, got 3"):
+        save_evaluation(task, found, evaluation, tmp_path, judging={"protocol": 3})
     with pytest.raises(ConfigError, match="unknown setting of judging 'epoch'; did you mean 'epochs'"):
         save_evaluation(task, found, evaluation, tmp_path, judging={"epoch": 5})
     with pytest.raises(ConfigError, match="epochs is a whole number of at least 1, got '5'"):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ShapeError, UnsupportedError
 from mmdistill.store import digest_of, load_tree, read_tensors, save_tree, write_tensors, write_text
-from mmdistill.task import Batch, TaskInfo
+from mmdistill.task import Batch, Inputs, TaskInfo
 
 INFO = TaskInfo("graph", "toy", "nodes", 10, 400, "abc", ("x", "y"), {"mean": [0.5]})
 
@@ -243,6 +243,30 @@ def test_samples_of_forms_that_no_set_has_are_damage(tmp_path: Path, change: dic
         DistilledSet.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (torch.zeros(4, 1, 8).long(), r"int64 \(4, 1, 8\)"),
+        (torch.zeros(4, 1, 9), r"float32 \(4, 1, 9\)"),
+        (torch.zeros(4, 8), r"float32 \(4, 8\)"),
+        ({"x": torch.zeros(4, 1, 8)}, r"inputs.x \(4, 1, 8\)"),
+    ],
+    ids=["whole numbers", "size", "axes", "names"],
+)
+def test_samples_of_other_forms_than_their_tasks_are_named(tmp_path: Path, inputs: Inputs, found: str) -> None:
+    info = replace(INFO, forms={"inputs": (1, 8)})
+    good = replace(make_set(), batch=Batch(torch.rand(4, 1, 8).half(), torch.arange(4) % 2, torch.ones(4)), info=info)
+    good.save(tmp_path)
+    assert DistilledSet.load(tmp_path).info == info
+    bad = replace(good, batch=good.batch._replace(inputs=inputs))
+    message = rf"distilled.safetensors.*: inputs are floats \(n, 1, 8\), got {found}"
+    with pytest.raises(CheckpointError, match=message):
+        bad.require(info)
+    bad.save(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        DistilledSet.load(tmp_path)
+
+
 def test_a_task_of_ones_own_may_read_whole_numbers(tmp_path: Path) -> None:
     batch = Batch(torch.arange(12).view(4, 3), torch.tensor([0, 0, 1, 1]), torch.ones(4))
     replace(make_set(), batch=batch, info=replace(INFO, domain="series")).save(tmp_path)
@@ -265,6 +289,7 @@ def test_targets_without_classes_have_forms_of_their_own(tmp_path: Path, targets
         ("settings", None, "settings is None, and no Mapping"),
         ("stored_bytes", [3], "stored_bytes is"),
         ("info", {**INFO.__dict__, "tensors": {}, "stored_bytes": "some"}, "stored_bytes is 'some'"),
+        ("info", {**INFO.__dict__, "tensors": {}, "forms": {"inputs": 3}}, "info.forms is .*, and no lists of whole"),
         ("info", None, "incomplete"),
         ("settings", {"optimizers": 3}, "distilled.json is .*settings.optimizers is 3, and no Mapping"),
         ("settings", {"optimizers": {"codes": 3}}, "settings.optimizers.codes is 3, and no optimizer"),

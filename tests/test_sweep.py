@@ -10,7 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import Mock
@@ -28,6 +28,7 @@ from mmdistill.locks import sole_writer
 from mmdistill.methods import CORE_METHODS
 from mmdistill.processes import own_program, start, stop
 from mmdistill.run_commands import compare_command
+from mmdistill.settings import Settings
 from mmdistill.sweep import planned
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -117,6 +118,9 @@ def test_whole_tables_come_seed_by_seed() -> None:
         (["--baselines", "rnadom"], "did you mean 'random'?"),
         (["--parameterization", "upsampel-2"], "unknown parameterization"),
         (["--encoder", "tfidf"], "--encoder is for text data"),
+        (["--set", "inner_part=2"], "has no setting 'inner_part' for --set; did you mean 'inner_parts'?"),
+        (["--set", "inner_parts=many"], "inner_parts"),
+        (["--methods", "dm,random-soft"], "--steps, --real-batch would do nothing; all runs of a sweep have the same"),
     ],
 )
 def test_what_is_wrong_for_every_run_is_said_before_any_starts(
@@ -126,6 +130,24 @@ def test_what_is_wrong_for_every_run_is_said_before_any_starts(
     assert swept(tmp_path / "out", "--ipc", "1", *changed) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_set_of_some_methods_alone_is_refused_before_any_runs(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass(frozen=True)
+    class Powered(Settings):
+        power: float = 2.0
+
+    fake("")
+    monkeypatch.setitem(METHODS, "own", replace(CORE_METHODS["dm"], settings=lambda ipc: Powered(steps=1)))
+    asked = ["--methods", "dm,own,dc", "--ipc", "1", "--set", "power=3"]
+    for dry in ([], ["--dry-run"]):
+        assert swept(tmp_path / "out", *asked, *dry) == 2
+        message = capsys.readouterr().err
+        assert "DM has no setting 'power' for --set" in message
+        assert "sweep dm, dc apart, perhaps into the same --out" in message
+    assert swept(tmp_path / "out", *asked, "--methods", "own", "--dry-run") == 0
 
 
 def test_budgets_are_in_the_datas_own_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -247,6 +247,8 @@ def judged(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(made)
     (folder / "export" / "export.json").write_text(json.dumps({"set": made, "files": ["set.npz"]}))
+    drawn = [name.removeprefix("pictures/") for name in DERIVED if name.startswith("pictures/")]
+    (folder / "pictures" / "drawn.json").write_text(json.dumps({"files": drawn}))
 
 
 def killed(patch: pytest.MonkeyPatch, name: str, at: int) -> None:

@@ -17,9 +17,14 @@ from mmdistill.graph.judges import JudgeProtocol, protocol_for
 from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.graph.sets.task import PROTOCOL
 from mmdistill.image import load
+from mmdistill.image.protocols import PROTOCOLS
+from mmdistill.networks.fit import FitProtocol
 from mmdistill.recsys import RecsysTask, load_interactions
+from mmdistill.recsys.metrics import RankingProtocol
+from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
 from mmdistill.text import load_text
+from mmdistill.text.token_judges import PROTOCOL as TOKENS
 from tests.graph.sets.toy import FAST, write_rings
 from tests.graph.toy import planted_fields, planted_graph
 from tests.text.corpus import corpus, token_corpus_task
@@ -170,3 +175,33 @@ def test_tasks_keep_what_was_set_of_judging(kind: str, tmp_path: Path) -> None:
     unset = builders[kind](judge_epochs=None)
     assert isinstance(unset, KeepsJudging)
     assert unset.judging_chosen == {}
+    dsa = PROTOCOLS["dsa"]
+    others = {
+        "image": (
+            {"protocol": replace(dsa, fit=replace(dsa.fit, lr=0.5, decay_at=(0.1, 0.2)), cutmix=0.5)},
+            {"protocol": "fit lr 0.5, fit decay at (0.1, 0.2), cutmix 0.5"},
+        ),
+        "graph": ({"protocol": JudgeProtocol(lr=0.5)}, {"protocol": "lr 0.5"}),
+        "recsys": (
+            {"protocol": RankingProtocol(groups=3, chunk=5, max_users=4), "vae": VaeProtocol(kl=0.1)},
+            {"protocol": "kl 0.1", "testing": "max users 4"},
+        ),
+    }
+    own, said = (
+        others[kind] if kind in others else ({"protocol": replace(usual_of(unset), lr=0.5)}, {"protocol": "lr 0.5"})
+    )
+    given = builders[kind](judge_epochs=None, **own)
+    assert isinstance(given, KeepsJudging)
+    assert given.judging_chosen == said
+
+
+def usual_of(task: object) -> FitProtocol:
+    """Return by which protocol a task's judges train on sets."""
+    return getattr(task, "protocol", None) or TOKENS
+
+
+def test_a_named_protocol_is_none_of_the_users_own() -> None:
+    for protocol in ("dsa", PROTOCOLS["dsa"], replace(PROTOCOLS["default"], name="mine", summary="the same")):
+        assert image_task("digits", model="mlp", protocol=protocol).judging_chosen == {}
+    plain = image_task("digits", model="mlp", judge_augment=False)
+    assert plain.judging_chosen == {"protocol": "augmentation off"}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.checks import require_at_least, require_below_one, require_positive
-from mmdistill.classification import accuracies, class_accuracies
+from mmdistill.classification import scored
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
 from mmdistill.graph.scene import View
@@ -214,13 +214,13 @@ def scores_of(judge: str, hits: Tensor, truth: Tensor, class_names: Sequence[str
         truth: ``(m,)`` classes.
         class_names: what they are called.
     """
-    by_class = class_accuracies(hits, truth)
+    found = scored(judge, hits, truth)
     weak = tuple(
         f"class {class_names[index]} is nearly never recognised (test accuracy {value:.2f})"
-        for index, value in ((index, fmean(values)) for index, values in by_class.items())
+        for index, value in ((index, fmean(values)) for index, values in found.by_class.items())
         if value < HARDLY_RECOGNISED
     )
-    return Scores(judge, accuracies(hits, truth), weak, by_class)
+    return replace(found, notes=weak)
 
 
 class Seen(NamedTuple):

@@ -59,11 +59,17 @@ class PropagatedRidge(RandomFeatureRidge):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the cross entropy of the scaled ridge prediction; a teacher labels nodes where few have labels."""
         task = network.task
-        if isinstance(task, GraphTask) and 2 * len(task.graph.train) < len(task.scene):
+        if isinstance(task, GraphTask) and _is_taught(task):
             targets = self.taught(task, draws)
             nodes = draws.fold("real").to(targets.device).permutation(len(targets))[: self.nodes]
             real = task.seen(nodes, targets)
         return super().forward(network, syn, real, draws)
+
+    def teacher_foretold(self, task: Task) -> str:
+        """Return of which networks the teacher is, in words; empty where as many nodes have labels as have none."""
+        recipe = self.recipe or TeacherRecipe()
+        said = f"{recipe.networks} perceptrons of {recipe.epochs} epochs, to be trained in the first step"
+        return said if isinstance(task, GraphTask) and _is_taught(task) else ""
 
     def taught(self, task: GraphTask, draws: Draws) -> Tensor:
         """Return the teacher's targets of all nodes ``(N, C)``, kept until another task or seed asks."""
@@ -84,6 +90,11 @@ class PropagatedRidge(RandomFeatureRidge):
             phi_real = (features(network.state, real)[-1] @ weight.mT).relu().double()
         phi_syn = (embedded @ weight.mT).relu().double()  # whose products CUDA does not round to TF32
         return phi_real @ phi_syn.mT, phi_syn @ phi_syn.mT
+
+
+def _is_taught(task: GraphTask) -> bool:
+    """Return whether so few nodes have labels that a teacher labels the others."""
+    return 2 * len(task.graph.train) < len(task.scene)
 
 
 propagated_ridge = Configured(lambda settings: PropagatedRidge(settings.real_batch, ridge=settings.ridge or 0.01))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, judging_set
+from mmdistill.abilities import Judging, in_place_of, judging_set
 from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
@@ -268,8 +268,8 @@ class GraphTask:
         return scores_of(name, hits, truth, self.graph.class_names)
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
-        return ("epochs",)
+        """Return what a judge reads of what is set of judging: no ``batch``, since it sees all samples in each step."""
+        return ("epochs", "protocol")
 
     def judging_epochs(self, judge: str, samples: int | None) -> int:
         """Return for how many epochs a judge trains, on however many samples."""
@@ -304,6 +304,7 @@ class GraphTask:
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
             tensors=graph.scaling,
             test_fingerprint=graph.test_fingerprint,
+            forms={"inputs.x": (graph.x.shape[1],)},
         )
 
 
@@ -384,9 +385,10 @@ def graph_task(
             _require_no_hops(hops, name)
         hops = HOPS if hops is None else hops
         network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)
+    own = in_place_of(protocol, protocol_for(graph))
     if judge_epochs is not None:
         protocol = replace(protocol or protocol_for(graph), epochs=judge_epochs)
     task = GraphTask(graph, network, protocol, device)
-    task.judging_chosen = judging_set(judge_epochs)
+    task.judging_chosen = judging_set(judge_epochs, protocol=own)
     try_network(task, {"x": task.scene.x[:2]}, f"nodes of {graph.x.shape[1]} features", graph.num_classes)
     return task

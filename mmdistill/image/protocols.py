@@ -11,6 +11,7 @@ ResNets regress at one.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mmdistill.abilities import in_place_of
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ConfigError
 from mmdistill.image.data import ImageData
@@ -85,6 +86,16 @@ class Protocol:
     def line(self) -> str:
         """Return the protocol in a line for users."""
         return f"{self.summary}; its paper reports {self.reported}" if self.reported else self.summary
+
+    def own_settings(self, augment: bool | None = None) -> str:
+        """Return in words how judges train otherwise than by the named protocol of this name, or the default one.
+
+        Args:
+            augment: whether they train with augmentation; None: as the protocol says.
+        """
+        own = in_place_of(self, PROTOCOLS.get(self.name, PROTOCOLS["default"]), apart=("name", "summary", "reported"))
+        said = "" if augment is None else f"augmentation {'on' if augment else 'off'}"
+        return ", ".join(filter(None, (own, said)))
 
 
 _DSA = Protocol("dsa", "DSA's: cross entropy, SGD for 1000 epochs with siamese augmentation", plain_epochs=PLAIN_EPOCHS)

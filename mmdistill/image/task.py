@@ -91,8 +91,9 @@ class ImageTask:
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
         self.judge_precision = judge_precision
-        self.judging_chosen: Judging = judging_set(judge_epochs, judge_batch, judge_precision)
         self.protocol = find_protocol(protocol)
+        own = self.protocol.own_settings(judge_augment)
+        self.judging_chosen: Judging = judging_set(judge_epochs, judge_batch, judge_precision, own)
         self._named = NamedJudges(data, network, model, self.protocol, device, width)
         self.judges: Sequence[str] = self._named.usual
         self._pixels = Pixels(data, device)
@@ -300,6 +301,7 @@ class ImageTask:
                 "augmentation": self.augmentation.describe(),
             },
             tensors={} if data.whitening is None else data.whitening.tensors(),
+            forms={"inputs": data.shape},
         )
 
 

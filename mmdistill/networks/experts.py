@@ -294,6 +294,30 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, 
     return train_experts(task, folder, count, longer(recipe, folder), progress=LoggedProgress(called))
 
 
+def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "") -> str:
+    """Return in words where a task's experts are, or how many of them :func:`open_experts` will train.
+
+    Args:
+        task: whose.
+        folder: where they are or shall be.
+        count: how many are needed.
+        recipe: how they train.
+        called: what to say in place of the count.
+    Raises:
+        CheckpointError: the folder holds others, or damaged ones, as :func:`open_experts` says it.
+    """
+    recipe = longer(recipe, folder)
+    if is_complete(folder, count):
+        Experts(folder, task, count, recipe.protocol.epochs, recipe)
+    elif (folder / MANIFEST).exists():
+        require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
+    missing = sum(not shard(folder, index).exists() for index in range(count))
+    found = f"{called or f'{count:,}'} of {recipe.protocol.epochs:,} epoch{'' if recipe.protocol.epochs == 1 else 's'}"
+    if not missing:
+        return f"{found}, in {folder}"
+    return f"{found}, {'' if missing == count else f'{missing:,} of them '}to be trained first in {folder}"
+
+
 class _Trainer:
     """Trains groups of experts side by side.
 

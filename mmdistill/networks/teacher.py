@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, open_experts, serving_folder
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, experts_foretold, open_experts, serving_folder
 from mmdistill.task import Inputs, NetworkState, Task
 
 TRAINING = replace(PUBLISHED, momentum=0.9)
@@ -21,10 +21,24 @@ def trained_teacher(task: Task, epochs: int) -> NetworkState:
     Raises:
         ConfigError: no epoch.
     """
+    recipe = _recipe(epochs)
+    return open_experts(task, serving_folder(task, recipe, 1), 1, recipe, called="teacher").snapshot(0, epochs)
+
+
+def teacher_foretold(task: Task, epochs: int) -> str:
+    """Return in words where the network of :func:`trained_teacher` is, or that it will be trained.
+
+    Raises:
+        ConfigError: no epoch.
+    """
+    recipe = _recipe(epochs)
+    return experts_foretold(task, serving_folder(task, recipe, 1), 1, recipe, called="a network")
+
+
+def _recipe(epochs: int) -> ExpertRecipe:
     if epochs < 1:
         raise ConfigError(f"a teacher trains for at least 1 epoch, got {epochs}")
-    recipe = ExpertRecipe(replace(TRAINING, epochs=epochs))
-    return open_experts(task, serving_folder(task, recipe, 1), 1, recipe, called="teacher").snapshot(0, epochs)
+    return ExpertRecipe(replace(TRAINING, epochs=epochs))
 
 
 @torch.no_grad()

@@ -3,14 +3,11 @@
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
-from mmdistill.networks.expert_group import shard
-from mmdistill.networks.expert_manifest import MANIFEST, read_manifest, require_same
 from mmdistill.networks.experts import (
     ExpertRecipe,
     Experts,
-    identity,
+    experts_foretold,
     is_complete,
-    longer,
     open_experts,
     serving_folder,
 )
@@ -93,17 +90,7 @@ class ExpertTrajectories(NetworkSchedule):
         Raises:
             CheckpointError: the folder holds others, or damaged ones, as :meth:`make_ready` says it.
         """
-        folder = self.folder_for(task)
-        recipe = longer(self.recipe_for(task), folder)
-        if is_complete(folder, self.experts):
-            Experts(folder, task, self.experts, recipe.protocol.epochs, recipe)
-        elif (folder / MANIFEST).exists():
-            require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
-        missing = sum(not shard(folder, index).exists() for index in range(self.experts))
-        found = f"{self.experts:,} of {recipe.protocol.epochs:,} epoch{'' if recipe.protocol.epochs == 1 else 's'}"
-        if not missing:
-            return f"{found}, in {folder}"
-        return f"{found}, {'' if missing == self.experts else f'{missing:,} of them '}to be trained first in {folder}"
+        return experts_foretold(task, self.folder_for(task), self.experts, self.recipe_for(task))
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdistill.abilities import judging_set
+from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
@@ -108,7 +108,8 @@ def recsys_task(
         data = load_interactions(data, **reading, seed=seed)
     own = None if isinstance(model, str) else model
     named = None if units is None else partial(autoencoder, data.num_items, units)
-    vae = vae or VaeProtocol()
+    trained, vae = in_place_of(vae, VaeProtocol()), vae or VaeProtocol()
+    tested = in_place_of(protocol, RankingProtocol(groups=3), apart=("chunk",))
     vae = replace(vae, batch=judge_batch or vae.batch)
     if judge_epochs is not None:
         vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)
@@ -122,7 +123,7 @@ def recsys_task(
         vae=vae,
         device=device,
     )
-    task.judging_chosen = judging_set(judge_epochs, judge_batch)
+    task.judging_chosen = judging_set(judge_epochs, judge_batch, protocol=trained, testing=tested)
     if own is not None:
         users = task.select(torch.arange(min(2, data.num_users))).inputs
         try_network(task, users, f"users with rows of {data.num_items} items", data.num_items)

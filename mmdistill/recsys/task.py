@@ -287,12 +287,12 @@ class RecsysTask:
         return notes
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of ``epochs`` and ``batch``: all but the trained one nothing."""
-        return JUDGING if judge == "mult-vae" else ()
+        """Return what a judge reads of what is set of judging: all but the trained one how they are tested."""
+        return JUDGING if judge == "mult-vae" else ("testing",)
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
         """Return for how many passes a judge trains on so many users, None: on all; None of what is solved."""
-        return self.vae.passes(samples or self.data.num_users) if self.judging_read(judge) else None
+        return self.vae.passes(samples or self.data.num_users) if judge == "mult-vae" else None
 
     def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
         model = self.judge(synthetic, judge, draws)
@@ -360,6 +360,7 @@ class RecsysTask:
                     **({"notes": removed} if removed else {}),
                     **({"augmentation": {"hold_out": self.hold_out}} if self.hold_out else {}),
                 },
+                forms={"inputs": (self.data.num_items,)},
             )
         return self._info
 

@@ -163,13 +163,18 @@ class TextClassification(ABC):
         return self.epochs_on(judge, samples or len(self._classes)) if self.judging_read(judge) else None
 
     def described(
-        self, space: str, preprocessing: Mapping[str, object], tensors: Mapping[str, Tensor] | None = None
+        self,
+        space: str,
+        preprocessing: Mapping[str, object],
+        forms: Mapping[str, tuple[int | None, ...]],
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> TaskInfo:
         """Return what identifies a task of these texts.
 
         Args:
             space: what tells the space of samples from any other; sets of another one are not this task's.
             preprocessing: what sets must carry of it.
+            forms: of samples, see :class:`~mmdistill.task.TaskInfo`.
             tensors: that belong to it.
         """
         identity = f"{self.data.fingerprint}|{space}"
@@ -184,4 +189,5 @@ class TextClassification(ABC):
             test_fingerprint=self.data.test_fingerprint,
             preprocessing={**preprocessing, "splits": list(self.data.notes)},
             tensors=tensors or {},
+            forms=forms,
         )

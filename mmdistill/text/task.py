@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.abilities import judging_set
+from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_at_least, require_kind, require_sizes
 from mmdistill.classification import collapse_note, scored
 from mmdistill.errors import DataError, ShapeError
@@ -225,6 +225,7 @@ class TextTask(TextClassification):
                 "truncated_texts": self.truncated,
                 **({"augmentation": {"noise": self.noise}} if self.noise else {}),
             },
+            {"inputs": (self.dim,)},
         )
 
 
@@ -288,10 +289,10 @@ def text_task(
     if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
     module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
-    base = protocol or JUDGE
+    own, base = in_place_of(protocol, JUDGE), protocol or JUDGE
     protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
     task = TextTask(
         loaded, encoded, module, encoder=sentence_encoder, network_name=name, protocol=protocol, noise=noise
     )
-    task.judging_chosen = judging_set(judge_epochs, judge_batch)
+    task.judging_chosen = judging_set(judge_epochs, judge_batch, protocol=own)
     return task

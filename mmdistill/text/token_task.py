@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import judging_set
+from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.isolation import isolated
@@ -89,7 +89,9 @@ class TokenTask(TextClassification):
         self.vocabulary = vocabulary.to(self.device)
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
         self.judge_epochs, self.judge_batch = judge_epochs, judge_batch
-        self.judging_chosen = judging_set(judge_epochs, judge_batch)
+        self.judging_chosen = judging_set(
+            judge_epochs, judge_batch, protocol=in_place_of(protocol, protocol_for(model))
+        )
         self._ids, self._mask = tokens.train.ids.to(self.device), tokens.train.mask.to(self.device)
         self._points: Tensor | None = None
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs
@@ -247,6 +249,7 @@ class TokenTask(TextClassification):
                 "scale": self.vocabulary.scale,
                 "truncated_texts": self.tokens.truncated,
             },
+            {"inputs.vectors": (None, self.vocabulary.dim)},
             {"mean": self.vocabulary.mean},
         )
 

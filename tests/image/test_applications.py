@@ -94,12 +94,24 @@ def test_sets_whitened_by_matrices_of_their_own_are_not_joined(data: ImageData) 
     assert joined(image_task(whole.of_classes([0, 1, 2, 3]), width=4), sets).targets.tolist() == [0, 1, 2, 3]  # type: ignore[union-attr]
 
 
+def test_selections_take_the_budgets_that_distilled_sets_take(data: ImageData) -> None:
+    task = tiny(data, 0, 1)
+    for found in (selection(task, "random", 2), selection(task, "random", bytes=389), selection(task, "random", ipc=2)):
+        assert (found.budget, found.stored_bytes, len(found.batch.weight)) == (2, 260, 4)
+    most = int(torch.bincount(task.labels).min())  # type: ignore[arg-type]
+    assert selection(task, "random", bytes="1MB").budget == most
+
+
 def test_selections_that_cannot_be_are_refused(data: ImageData) -> None:
     task = tiny(data, 0, 1)
     with pytest.raises(ConfigError, match="unknown selection 'herd'; did you mean 'herding'"):
         selection(task, "herd", 1)
     with pytest.raises(ConfigError, match="budget"):
-        selection(task, "random", 0)
+        selection(task, "random", ipc=0)
+    with pytest.raises(ConfigError, match=r"take their budget as ipc=N or bytes=SIZE .*, got nodes=3"):
+        selection(task, "random", nodes=3)
+    with pytest.raises(ConfigError, match=r"129 bytes are too few: the smallest such set \(ipc 1\) takes 130"):
+        selection(task, "random", bytes=129)
     with pytest.raises(DataError, match="fewer than the 1000"):
         selection(task, "random", 1000)
     with pytest.raises(ConfigError, match="a task is expected"):

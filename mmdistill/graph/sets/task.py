@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, judging_set
+from mmdistill.abilities import Judging, in_place_of, judging_set
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.judges import scores_of
@@ -198,8 +198,8 @@ class GraphSetTask:
         return scores_of(name, hits, truth, self.graphs.names)
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
-        return ("epochs",)
+        """Return what a judge reads of what is set of judging: no ``batch``, since it sees all samples in each step."""
+        return ("epochs", "protocol")
 
     def judging_epochs(self, judge: str, samples: int | None) -> int:
         """Return for how many epochs a judge trains, on however many samples."""
@@ -223,6 +223,7 @@ class GraphSetTask:
             graphs.names,
             {"graphs": len(graphs.y), "notes": list(graphs.notes)},
             test_fingerprint=graphs.test_fingerprint,
+            forms={"inputs.x": (None, graphs.x.shape[1])},
         )
 
     def _placed(self, synthetic: Batch) -> Batch:
@@ -309,9 +310,9 @@ def graph_set_task(
     require_kind(FitProtocol, protocol=protocol)
     device = choose_device(device)
     graphs = data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed)
-    protocol = protocol or PROTOCOL
+    own, protocol = in_place_of(protocol, PROTOCOL), protocol or PROTOCOL
     if judge_epochs is not None:
         protocol = replace(protocol, epochs=judge_epochs)
     task = GraphSetTask(graphs, width or WIDTH, protocol, device)
-    task.judging_chosen = judging_set(judge_epochs)
+    task.judging_chosen = judging_set(judge_epochs, protocol=own)
     return task
