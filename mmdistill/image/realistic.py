@@ -254,5 +254,5 @@ REALISTIC_METHODS: dict[str, Method] = {
     ),
 }
 """Methods that choose and label, without any step."""
-REALISTIC_DIGITS = {"rded": REALISTIC_METHODS["rded"].with_settings(teacher_epochs=50)}
+REALISTIC_DIGITS = {"rded": REALISTIC_METHODS["rded"].with_settings(teacher_epochs=60)}
 REALISTIC_REDUCED = {"rded": REALISTIC_METHODS["rded"].with_settings(teacher_epochs=5)}

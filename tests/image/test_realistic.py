@@ -93,10 +93,21 @@ def test_a_teacher_recognises_and_labels_them(tmp_path: Path) -> None:
     sure, less = (soft_labels(task, teacher, found.batch.inputs)[range(20), classes].mean() for found in (made, random))
     assert sure > less + 0.05
     assert (made.label, made.steps, made.settings["candidates"]) == ("teacher", 0, 40)
-    again = distill(task, "rded", ipc=2, settings=own, out=tmp_path, resume=True)
+    again = distill(task, "rded", ipc=2, settings=own, out=tmp_path, resume="auto")
     assert torch.equal(again.batch.inputs, made.batch.inputs)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"its settings\.crops is 5, not 3"):
-        distill(task, "rded", ipc=2, settings=own | {"crops": 3}, out=tmp_path, resume=True)
+        distill(task, "rded", ipc=2, settings=own | {"crops": 3}, out=tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "tiny-imagenet"])
+def test_settings_are_as_published(data: str) -> None:
+    method = get_method(DOMAIN, "rded", data)
+    settings = method.settings(10)
+    assert isinstance(settings, CropSettings)
+    assert (settings.candidates, settings.crops, method.label) == (300, 5, "teacher")
+    assert [module.tiles_per_side(settings, torch.Size((1, 3, side, side))) for side in (32, 64, 128, 224)] == [
+        1, 1, 2, 2,
+    ]  # fmt: skip
 
 
 def test_what_cannot_be_made_is_refused_before_a_teacher_trains(monkeypatch: pytest.MonkeyPatch) -> None:
