@@ -143,7 +143,9 @@ def test_bytes_that_a_small_class_leaves_unused_are_said(long_tail: Task, caplog
     assert caplog.records[0].getMessage().endswith("fewer than the 3 asked for")  # whose samples stay what they are
 
 
-@pytest.mark.parametrize(("name", "helps"), [("dm", True), ("krr", True), ("ld", False), ("random-soft", False), ("rded", False)])
+@pytest.mark.parametrize(
+    ("name", "helps"), [("dm", True), ("krr", True), ("ld", False), ("random-soft", False), ("rded", False)]
+)
 def test_too_few_samples_to_start_from_can_be_none(long_tail: Task, name: str, helps: bool) -> None:
     with pytest.raises(DataError, match=r"class rare has 2 samples, fewer than the 3 asked for; lower the") as error:
         distill(long_tail, name, ipc=3, settings=None if name in ("random-soft", "rded") else {"steps": 1})
