@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmdistill.allocation import shares_of
 from mmdistill.checks import require_at_least
-from mmdistill.coresets import EMBED_CHUNK, random_subset, require_samples
+from mmdistill.coresets import random_subset, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import make_labels
 from mmdistill.method import Method
@@ -26,6 +26,8 @@ from mmdistill.task import NetworkState, Task
 
 LEAST_SHARE = 0.08
 """The least share of an image's area that a crop has, as torchvision's random resized crops."""
+AT_ONCE = {"cuda": 1 << 24, "cpu": 1 << 16}
+"""Numbers in the crops that are made and looked at together; on a CPU so few that its caches hold them."""
 LARGE = 128
 """The shorter side of images from which on they are joined of four crops."""
 
@@ -116,6 +118,12 @@ def centred(crops: Tensor, height: int, width: int) -> Tensor:
     return F.pad(crops, (left // 2, left - left // 2, top // 2, top - top // 2))
 
 
+def _images_at_once(task: Task, crops: int) -> int:
+    """Return of how many images so many crops each are looked at together."""
+    numbers = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).numel()
+    return max(AT_ONCE.get(task.device.type, 1 << 24) // (numbers * crops), 1)
+
+
 @torch.no_grad()
 def crop_losses(task: Task, teacher: NetworkState, rows: Tensor, classes: Tensor, boxes: Tensor, tiles: int) -> Tensor:
     """Return a teacher's cross entropy on crops of real images, each taken for its image's class.
@@ -133,10 +141,10 @@ def crop_losses(task: Task, teacher: NetworkState, rows: Tensor, classes: Tensor
     Shapes:
         returns ``(n, m)``, in nats.
     """
-    images = max(EMBED_CHUNK.get(task.device.type, 1024) // boxes.shape[1], 1)
+    at_once = _images_at_once(task, boxes.shape[1])
 
     def losses() -> Iterator[Tensor]:
-        for part, own, known in zip(*(tensor.split(images) for tensor in (rows, boxes, classes)), strict=True):
+        for part, own, known in zip(*(torch.split(tensor, at_once) for tensor in (rows, boxes, classes)), strict=True):
             inputs = require_images(task.select(part).inputs)
             height, width = inputs.shape[2:]
             crops = resized_crops(inputs, own.to(inputs.device), height // tiles, width // tiles)
@@ -158,11 +166,11 @@ def best_crops(losses: Tensor, sizes: Tensor, counts: Tensor) -> tuple[Tensor, T
         Rows and columns of the losses, ``(counts.sum(),)`` each, class after class, the best first.
     """
     best, crops = losses.min(1)
-    firsts = sizes.cumsum(0) - sizes
+    groups, firsts = torch.split(best, sizes.tolist()), sizes.cumsum(0) - sizes
     chosen = torch.cat(
         [
             first + own.argsort(stable=True)[:wanted]
-            for first, own, wanted in zip(firsts.tolist(), best.split(sizes.tolist()), counts.tolist(), strict=True)
+            for first, own, wanted in zip(firsts.tolist(), groups, counts.tolist(), strict=True)
         ]
     )
     return chosen, crops[chosen]
@@ -192,7 +200,7 @@ def joined_crops(task: Task, rows: Tensor, boxes: Tensor, counts: Tensor, tiles:
     table = torch.cat(tables)
 
     def images() -> Iterator[Tensor]:
-        for part in table.split(max(EMBED_CHUNK.get(task.device.type, 1024) // each, 1)):
+        for part in torch.split(table, _images_at_once(task, each)):
             real = require_images(task.select(rows[part.flatten()]).inputs)
             sides = [tile_sides(side, tiles) for side in real.shape[2:]]
             sizes = [(height, width) for height in sides[0] for width in sides[1]]

@@ -36,5 +36,5 @@ def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs) -> Tensor:
 
     Source: Cui et al., ICML 2023, Sec. 3.3.
     """
-    parts = inputs.split(LABELLED) if isinstance(inputs, Tensor) else (inputs,)
+    parts = torch.split(inputs, LABELLED) if isinstance(inputs, Tensor) else (inputs,)
     return torch.cat([task.predict(teacher, part)[0].softmax(-1) for part in parts])

@@ -41,12 +41,12 @@ def untrained(task: Task, epochs: int) -> NetworkState:
     return task.init(Draws(3))
 
 
-@pytest.mark.parametrize(("ipc", "tiles", "candidates", "chunk"), [(3, 1, 7, 128), (2, 2, 10, 9), (1, 3, 2, 128)])
+@pytest.mark.parametrize(("ipc", "tiles", "candidates", "numbers"), [(3, 1, 7, 65_536), (2, 2, 10, 1200), (1, 3, 2, 1)])
 def test_images_are_those_of_the_paper(
-    ipc: int, tiles: int, candidates: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    ipc: int, tiles: int, candidates: int, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "trained_teacher", untrained)
-    monkeypatch.setitem(module.EMBED_CHUNK, "cpu", chunk)
+    monkeypatch.setitem(module.AT_ONCE, "cpu", numbers)
     task, draws = PictureTask(), Draws(5)
     settings = CropSettings(0, candidates=candidates, crops=4, tiles=tiles)
     made = realistic_images(task, ipc, settings, draws)(draws)
