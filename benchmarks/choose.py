@@ -3,6 +3,7 @@
     python benchmarks/choose.py --data cora --method gcond-x --budget 70 --rates 0.005,0.01,0.02,0.04 --steps 1500
     python benchmarks/choose.py --data mnist --method dm --budget 1 --rates 1,3,10 --steps 600 --schedule reduced
         --width 32
+    python benchmarks/choose.py --data mnist --method rded --budget 10 --schedule reduced --settings candidates=30
 
 Prints the validation score at every tenth of the steps, per rate, averaged over the seeds. Of images, which come
 without validation data, a fifth of the training images is held out; judges are trained at the end only, since they take
@@ -70,8 +71,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--method", required=True)
     parser.add_argument("--budget", type=int, required=True)
-    parser.add_argument("--rates", required=True, help="comma-separated learning rates of the samples")
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--rates", default="", help="comma-separated learning rates of the samples, where it steps any")
+    parser.add_argument("--steps", type=int, default=0)
     parser.add_argument(
         "--cosine",
         action=argparse.BooleanOptionalAction,
@@ -102,13 +103,16 @@ def main() -> None:
         )
     method = get_method(domain, chosen.method, chosen.data, chosen.schedule)
     method = method.customised(settings=overrides)
+    rates: list[float | None] = [float(text) for text in chosen.rates.split(",") if text]
+    if {bool(rates), chosen.steps > 0} != {method.solve is None}:
+        parser.error(f"--rates and --steps are for methods that take steps, and these need them, got {chosen.method}")
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
-    for rate in (float(text) for text in chosen.rates.split(",")):
+    for rate in rates or [None]:
         settings = method.settings(chosen.budget)
-        codes = settings.optimizers["codes"]
-        codes = replace(codes, lr=rate, cosine=codes.cosine if chosen.cosine is None else chosen.cosine)
-        optimizers = {**settings.optimizers, "codes": codes}
-        settings = replace(settings, optimizers=optimizers, steps=chosen.steps)
+        if rate is not None:
+            codes = settings.optimizers["codes"]
+            codes = replace(codes, lr=rate, cosine=codes.cosine if chosen.cosine is None else chosen.cosine)
+            settings = replace(settings, optimizers={**settings.optimizers, "codes": codes}, steps=chosen.steps)
         distillers = [
             Distiller(task, method, chosen.budget, seed=seed, settings=settings, precision=chosen.precision)
             for seed in seeds
@@ -118,7 +122,7 @@ def main() -> None:
         else:
             runs = [curve(task, distiller, max(chosen.steps // 10, 1)) for distiller in distillers]
         means = [100 * sum(scores) / len(scores) for scores in zip(*runs, strict=True)]
-        print(f"rate {rate:g}: " + " ".join(f"{mean:.1f}" for mean in means), flush=True)
+        print((f"rate {rate:g}: " if rate is not None else "") + " ".join(f"{mean:.1f}" for mean in means), flush=True)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
 
     def built(count: int) -> int:
         if method.sized is not None:
-            return method.sized(task, count, key).stored_bytes()
+            return method.sized(task, count, method.settings(count), key).stored_bytes()
         settings = method.settings(count)
         if settings.init in ("noise", "k-means"):  # which no class is too small for, and which some storages ask for
             return started(count, settings).stored_bytes()

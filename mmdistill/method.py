@@ -48,8 +48,8 @@ class Storage:
         return self.build(task, budget, settings, label, draws)
 
 
-Solver = Callable[[Task, int, Draws], Parameterization]
-"""Builds the finished set in closed form: ``(task, budget, draws)``."""
+Solver = Callable[[Task, int, Settings, Draws], Parameterization]
+"""Builds the finished set in closed form: ``(task, budget, settings, draws)``."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Method:
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, see :func:`~mmdistill.labels.make_labels`.
         summary: one line for ``mmdistill methods``.
         source: the paper.
-        solve: a closed form that replaces the loop.
+        solve: a closed form that replaces the loop; of the settings it may read fields of its own.
         sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
         judge: whose scores its sets are made for; empty: the domain's first judge.
         domains: of a method of all domains (``CORE_METHODS``), those that have it; a domain's own are its alone.
@@ -173,7 +173,7 @@ class Method:
         """
         if self.solve is not None:
             solve = (self.sized or self.solve) if is_rehearsal() else self.solve
-            made = solve(task, budget, draws)
+            made = solve(task, budget, settings, draws)
         elif self.parameterization is not None:
             made = self.parameterization(task, budget, settings, self.label, draws)
         elif isinstance(task, StoresSamples):
@@ -228,7 +228,8 @@ class Method:
         changes = dict(settings or {})
         if unnamed := [name for name in changes if not isinstance(name, str)]:
             raise ConfigError(f"settings are called by their names, got {unnamed[0]!r}")
-        read = {"teacher_epochs"} if self.label == "teacher" else set()  # all that a closed form may read
+        own = set() if self.solve is None else own_names(self.settings(1))  # of one class, whatever the budget
+        read = own | {"teacher_epochs"} if self.label == "teacher" else own  # all that a closed form may read
         idle = [f"--{name.replace('_', '-')}" for name in changes if name not in read]
         if idle and self.solve is not None:
             raise ConfigError(

@@ -25,6 +25,7 @@ from mmdistill.planning import plan_rows
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Task
 from tests.graph.toy import planted_graph
 from tests.text.corpus import small_task
@@ -74,7 +75,7 @@ def graph_methods() -> tuple[Task, MethodTable, int]:
 
 @pytest.mark.parametrize("found", [text_methods, graph_methods])
 def test_closed_forms_are_sized_without_solving(found: Callable[[], tuple[Task, MethodTable, int]]) -> None:
-    def refuse(task: Task, budget: int, draws: Draws) -> Parameterization:
+    def refuse(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
         raise AssertionError("solved")
 
     task, methods, count = found()
@@ -82,7 +83,7 @@ def test_closed_forms_are_sized_without_solving(found: Callable[[], tuple[Task, 
     assert sized
     for name, method in sized.items():
         assert method.solve is not None
-        taken = method.solve(task, count, Draws(0)).stored_bytes()
+        taken = method.solve(task, count, method.settings(count), Draws(0)).stored_bytes()
         unsolved = replace(method, solve=refuse)
         assert find_budget(task, unsolved, bytes=taken)[1] == count, name
         assert find_budget(task, unsolved, bytes=taken - 1)[1] == count - 1, name
@@ -142,10 +143,12 @@ def test_bytes_that_a_small_class_leaves_unused_are_said(long_tail: Task, caplog
     assert caplog.records[0].getMessage().endswith("fewer than the 3 asked for")  # whose samples stay what they are
 
 
-@pytest.mark.parametrize(("name", "helps"), [("dm", True), ("krr", True), ("ld", False), ("random-soft", False)])
+@pytest.mark.parametrize(
+    ("name", "helps"), [("dm", True), ("krr", True), ("ld", False), ("random-soft", False), ("rded", False)]
+)
 def test_too_few_samples_to_start_from_can_be_none(long_tail: Task, name: str, helps: bool) -> None:
     with pytest.raises(DataError, match=r"class rare has 2 samples, fewer than the 3 asked for; lower the") as error:
-        distill(long_tail, name, ipc=3, settings=None if name == "random-soft" else {"steps": 1})
+        distill(long_tail, name, ipc=3, settings=None if name in ("random-soft", "rded") else {"steps": 1})
     assert ("or start from noise by --init noise (settings={'init': 'noise'} in Python)" in str(error.value)) == helps
     if helps:
         assert distill(long_tail, name, ipc=3, settings={"steps": 1, "init": "noise"}).budget == 3

@@ -1063,7 +1063,9 @@ def test_a_former_run_stays_where_the_disk_is_too_full_for_a_closed_form(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     closed = Method(
         "Closed", None, CORE_METHODS["dm"].network, lambda ipc: Settings(0),
-        solve=lambda task, budget, draws: Raw(torch.ones(3, 4), FixedLabels(torch.arange(3)), torch.arange(3), 3),
+        solve=lambda task, budget, settings, draws: Raw(
+            torch.ones(3, 4), FixedLabels(torch.arange(3)), torch.arange(3), 3
+        ),
     )  # fmt: skip
 
     def full(*arguments: object, **options: object) -> None:
@@ -1151,7 +1153,7 @@ def test_settings_that_a_users_parts_read_are_not_called_idle() -> None:
 def test_a_set_that_no_step_has_looked_at_is_finite(tmp_path: Path) -> None:
     spoiled = Method(
         "Spoiled", None, CORE_METHODS["dm"].network, lambda ipc: Settings(0),
-        solve=lambda task, budget, draws: Raw(
+        solve=lambda task, budget, settings, draws: Raw(
             torch.full((3, 8), float("nan")), FixedLabels(torch.arange(3)), torch.arange(3), 3
         ),
     )  # fmt: skip
@@ -1172,7 +1174,7 @@ def test_a_closed_form_that_fails_leaves_the_former_run(tmp_path: Path) -> None:
     broken = torch.full((3, 8), float("nan"))
     spoiled = Method(
         "Spoiled", None, CORE_METHODS["dm"].network, lambda ipc: Settings(0),
-        solve=lambda task, budget, draws: Raw(broken, FixedLabels(torch.arange(3)), torch.arange(3), 3),
+        solve=lambda task, budget, settings, draws: Raw(broken, FixedLabels(torch.arange(3)), torch.arange(3), 3),
     )  # fmt: skip
     with pytest.raises(NonFiniteError):
         distill(BlobTask(), spoiled, ipc=1, out=tmp_path, overwrite=True)

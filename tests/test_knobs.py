@@ -131,7 +131,9 @@ def test_bfloat16_moves_the_samples_nearly_as_float32_does(name: str) -> None:
 
 
 RIDGE = replace(CORE_METHODS["dm"], objective=lambda: KernelRidgeMatching(FeatureKernel()))
-CLOSED = replace(CORE_METHODS["dm"], solve=lambda task, budget, key: raw_samples(task, budget, "real", "hard", key))
+CLOSED = replace(
+    CORE_METHODS["dm"], solve=lambda task, budget, settings, key: raw_samples(task, budget, "real", "hard", key)
+)
 
 
 @pytest.mark.parametrize("method", [RIDGE, replace(RIDGE, objective=RandomFeatureRidge), CLOSED])

@@ -15,7 +15,10 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.method import Configured, Method
 from mmdistill.methods import fresh
 from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.parameterizations.raw import Raw, raw_samples
+from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings, watched
+from mmdistill.task import Task
 from tests.toys import BlobTask
 
 CODES = {"codes": OptimizerSpec("sgd", 0.1)}
@@ -50,6 +53,21 @@ def test_own_fields_are_settings_like_others(tmp_path: Path, caplog: pytest.LogC
     assert json.loads((tmp_path / "distilled.json").read_text())["settings"]["few"] is True
     with pytest.raises(CheckpointError, match=r"its settings\.few is True, not False"):
         distill(task, method(), ipc=1, out=tmp_path, settings={"steps": 3, "lr": 0.2}, resume=True)
+
+
+def test_a_closed_form_reads_its_own_fields(tmp_path: Path) -> None:
+    def samples(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
+        made = raw_samples(task, budget, "real", "hard", draws)
+        assert isinstance(settings, FewLayers)
+        return Raw(made.inputs * settings.unread, made.labels, made.classes, made.num_classes)
+
+    closed = Method("Closed", None, fresh, lambda ipc: FewLayers(0), solve=samples)
+    plain = distill(BlobTask(), closed, ipc=1).batch.inputs
+    found = distill(BlobTask(), closed, ipc=1, out=tmp_path, settings={"unread": 6})
+    assert torch.equal(found.batch.inputs, 2 * plain)  # type: ignore[operator]
+    assert found.settings["unread"] == 6
+    with pytest.raises(ConfigError, match="Closed has a closed form and takes no steps, so --augment would do nothing"):
+        distill(BlobTask(), closed, ipc=1, settings={"unread": 6, "augment": True})
 
 
 def test_own_fields_that_nobody_reads_are_noted(caplog: pytest.LogCaptureFixture) -> None:

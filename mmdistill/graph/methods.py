@@ -107,7 +107,7 @@ def _ridge_settings(nodes: int) -> Settings:
     )
 
 
-def means_of_classes(task: Task, budget: int, draws: Draws) -> Parameterization:
+def means_of_classes(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
     """Partition each class's training nodes by k-means on A^2 X and keep the means, with A' = I.
 
     Raises:
@@ -116,7 +116,7 @@ def means_of_classes(task: Task, budget: int, draws: Draws) -> Parameterization:
     return mean_features(task, budget, Settings(steps=0, init="k-means"), "hard", draws)
 
 
-def features_of_nodes(task: Task, budget: int, draws: Draws) -> Parameterization:
+def features_of_nodes(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
     """Return real nodes without their edges, which take the bytes of :func:`means_of_classes`."""
     return raw_features(task, budget, Settings(steps=0), "hard", draws)
 

@@ -5,6 +5,7 @@ from itertools import chain
 
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
+from mmdistill.image.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS, RIDGE_PRESETS
 from mmdistill.image.unrolled import UNROLLED_METHODS, UNROLLED_PRESETS
 from mmdistill.image.unrolled_digits import UNROLLED_DIGITS
@@ -16,6 +17,7 @@ METHODS = MethodTable(
         **GENERATIVE_METHODS,
         **RIDGE_METHODS,
         **UNROLLED_METHODS,
+        **REALISTIC_METHODS,
     }
 )
 """What the image domain adds to the shared methods."""
@@ -26,6 +28,7 @@ DIGITS: dict[str, Method] = {
     **GENERATIVE_DIGITS,
     **RIDGE_DIGITS,
     **UNROLLED_DIGITS,
+    **REALISTIC_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 

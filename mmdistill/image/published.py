@@ -19,7 +19,7 @@ PROTOCOL_OF = {
     "bptt": "addmem",
 }
 """How judges train, where that is not the default protocol."""
-MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn"}
+MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn", "rded": "convnet-bn"}
 """The network, where it is not the ConvNet."""
 MODEL_ON: dict[str, dict[str, tuple[str, ...]]] = {"ld": {"lenet": ("mnist",)}}
 """The network, where it is not the ConvNet, by method, each with the data sets it is for.

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
+from mmdistill.image.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
 from mmdistill.image.ridge import RIDGE_REDUCED
 from mmdistill.image.unrolled_reduced import UNROLLED_REDUCED
 from mmdistill.method import Method
@@ -35,6 +36,7 @@ GREYSCALE: dict[str, Method] = {
     **STORAGE_REDUCED,
     **RIDGE_REDUCED,
     **UNROLLED_REDUCED,
+    **REALISTIC_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""
@@ -42,6 +44,7 @@ GREYSCALE: dict[str, Method] = {
 COLOUR: dict[str, Method] = {
     **GREYSCALE,
     **MATCHING_REDUCED_COLOUR,
+    **REALISTIC_REDUCED_COLOUR,
     "dm": replace(CORE_METHODS["dm"], settings=_dm_in_colour),
 }
 """MNIST's steps and rates, as they are, for ten classes in colour, but for DM's, which were compared on held-out

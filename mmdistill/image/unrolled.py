@@ -107,7 +107,7 @@ UNIT_NOISE = Storage(unit_noise, "the images themselves")
 """What BPTT and RaT-BPTT store."""
 
 
-def labelled_images(task: Task, budget: int, draws: Draws) -> Parameterization:
+def labelled_images(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
     """Draw real images that a teacher shall label."""
     return raw_samples(task, budget, "real", "teacher", draws)
 

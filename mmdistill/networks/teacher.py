@@ -12,6 +12,9 @@ from mmdistill.task import Inputs, NetworkState, Task
 TRAINING = replace(PUBLISHED, momentum=0.9)
 """Unlike experts, of whom the way matters, a teacher may take momentum and arrive sooner."""
 
+LABELLED = 512
+"""Samples that a teacher labels at once."""
+
 
 def trained_teacher(task: Task, epochs: int) -> NetworkState:
     """Return a network that trained on the real data, from the cache folder where it is there already.
@@ -43,9 +46,9 @@ def _recipe(epochs: int) -> ExpertRecipe:
 
 @torch.no_grad()
 def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs) -> Tensor:
-    """Return a teacher's class probabilities for some samples, ``(n, C)``.
+    """Return a teacher's class probabilities for some samples, ``(n, C)``, :data:`LABELLED` at a time.
 
     Source: Cui et al., ICML 2023, Sec. 3.3.
     """
-    logits, _ = task.predict(teacher, inputs)
-    return logits.softmax(-1)
+    parts = torch.split(inputs, LABELLED) if isinstance(inputs, Tensor) else (inputs,)
+    return torch.cat([task.predict(teacher, part)[0].softmax(-1) for part in parts])

@@ -52,13 +52,13 @@ def centroids(task: Task, budget: int, draws: Draws) -> tuple[Tensor, Tensor]:
     return class_centroids(text, counts, draws), classes
 
 
-def k_means_set(task: Task, budget: int, draws: Draws) -> Raw:
+def k_means_set(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
     """Return the k-means centroids of each class with hard labels: a strong baseline without any learning."""
     points, classes = centroids(task, budget, draws)
     return Raw(points, FixedLabels(classes), classes, task.num_classes)
 
 
-def real_texts(task: Task, budget: int, draws: Draws) -> Raw:
+def real_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
     """Return random real texts with hard labels, which take the bytes of chosen ones and of centroids."""
     return raw_samples(task, budget, "real", "hard", draws)
 
@@ -95,7 +95,7 @@ def distil_ridge(weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     return u[:, :rank].T.contiguous(), (1 + ridge) * s[:rank, None] * vt[:rank]
 
 
-def ridge_set(task: Task, budget: int, draws: Draws) -> Raw:
+def ridge_set(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
     """Return the exact distillation of the ridge judge: at most C - 1 samples, whatever the budget allows beyond.
 
     The labels are scores (centred at 0). The sign of each pair is free; it is chosen so that the sample's

@@ -10,6 +10,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch, Task
 from mmdistill.text.judges import centred_targets
 
@@ -59,7 +60,7 @@ def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor
     return chosen[labels[chosen].argsort(stable=True)]
 
 
-def selected_texts(task: Task, budget: int, draws: Draws) -> Raw:
+def selected_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
     """Return real texts chosen by :func:`greedy_ridge` on the encoder's points, with their own labels.
 
     Raises:

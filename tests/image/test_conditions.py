@@ -41,6 +41,7 @@ def test_conditions_name_what_there_is() -> None:
         ("addmem", "mnist", 1, {"protocol": "addmem"}),
         ("ld", "mnist", 10, {"model": "lenet"}),
         ("ld", "cifar10", 10, {}),
+        ("rded", "cifar10", 10, {"model": "convnet-bn"}),
         ("rat-bptt", "cifar100", 1, {"whiten": "kip"}),
         ("rat-bptt", "tiny-imagenet", 10, {}),
         ("dm", "cifar10", 10, {}),

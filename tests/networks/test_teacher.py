@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
@@ -20,7 +21,8 @@ from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import get_method
-from mmdistill.task import NetworkState
+from mmdistill.runtime import Draws
+from mmdistill.task import NetworkState, Tensors
 from tests.objectives.test_trajectory import small
 from tests.toys import BlobTask
 
@@ -91,6 +93,21 @@ def test_trajectory_matching_takes_each_targets_labels(tmp_path: Path) -> None:
     assert torch.equal(distiller.result(run, "tesla", 0.0).batch.targets, wanted)  # type: ignore[arg-type]
     assert isinstance(Experts(tmp_path, task), Experts)  # and no teacher was trained beside the experts
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_labels_some_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, state = BlobTask(), BlobTask().init(Draws(0))
+    whole = soft_labels(task, state, task.images)
+    seen: list[int] = []
+
+    def predict(state: NetworkState, inputs: Tensor) -> tuple[Tensor, Tensors]:
+        seen.append(len(inputs))
+        return BlobTask.predict(task, state, inputs)
+
+    monkeypatch.setattr("mmdistill.networks.teacher.LABELLED", 40)
+    monkeypatch.setattr(task, "predict", predict)
+    torch.testing.assert_close(soft_labels(task, state, task.images), whole)
+    assert seen == [40, 40, 10]
 
 
 def test_random_images_with_soft_labels_are_a_method() -> None:

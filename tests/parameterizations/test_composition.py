@@ -225,7 +225,7 @@ def test_budgets_that_cannot_be_kept_are_refused(task: ImageTask) -> None:
 
 
 def test_closed_forms_keep_their_own_storage() -> None:
-    solved = replace(CORE_METHODS["dm"], solve=lambda task, budget, draws: None)  # type: ignore[arg-type,return-value]
+    solved = replace(CORE_METHODS["dm"], solve=lambda task, budget, settings, draws: None)  # type: ignore[arg-type,return-value]
     with pytest.raises(ConfigError, match="closed form"):
         solved.stored_as(canvas())
 

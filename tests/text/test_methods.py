@@ -43,7 +43,7 @@ def test_exact_distillation_is_judged_like_all_texts(task: TextTask) -> None:
         assert len(found.batch.weight) == 2
         judged = evaluate(task, found, judges=["ridge"], baselines=("whole",))
         assert judged.headline().mean == judged.baselines["whole"][0].mean
-    largest = ridge_set(task, 1, Draws(0)).labels()
+    largest = ridge_set(task, 1, Settings(0), Draws(0)).labels()
     assert (largest.max(1).values >= -largest.min(1).values).all()
 
 
@@ -100,4 +100,4 @@ def test_more_centroids_than_texts_and_other_domains(task: TextTask) -> None:
     with pytest.raises(DataError, match="lower the budget"):
         distill(task, "k-means", ipc=1000)
     with pytest.raises(ConfigError, match="sentence points"):
-        METHODS["k-means"].solve(BlobTask(), 1, Draws(0))  # type: ignore[misc]
+        METHODS["k-means"].solve(BlobTask(), 1, Settings(0), Draws(0))  # type: ignore[misc]

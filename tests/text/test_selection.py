@@ -12,6 +12,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.report import summary
 from mmdistill.runtime import Draws
 from mmdistill.selections import known_bytes, selection
+from mmdistill.settings import Settings
 from mmdistill.text.judges import centred_targets
 from mmdistill.text.selection import class_centroids, greedy_ridge, selected_texts
 from mmdistill.text.task import TextTask, text_task
@@ -50,7 +51,7 @@ def test_a_large_set_is_thinned_by_class(monkeypatch: object) -> None:
 
     task: TextTask = small_task()
     monkeypatch.setattr(module, "MOST", 30)  # type: ignore[attr-defined]
-    assert len(selected_texts(task, 2, Draws(0))(Draws(0)).weight) == 6
+    assert len(selected_texts(task, 2, Settings(0), Draws(0))(Draws(0)).weight) == 6
 
 
 def require_centroids_of_the_method(task: TextTask, ipc: int) -> None:
