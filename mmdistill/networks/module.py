@@ -295,10 +295,11 @@ def _keep_map(
 
 
 def _last_pooling(module: nn.Module) -> nn.Module | None:
-    """Return the pooling that a submodule ends with, by its class's name; None where it ends otherwise."""
+    """Return the pooling that a submodule ends with, a layer so named without parameters; None where it has none."""
     while isinstance(module, nn.Sequential) and len(module):
         module = module[-1]
-    return module if "Pool" in type(module).__name__ else None
+    pools = "Pool" in type(module).__name__ and next(module.parameters(), None) is None
+    return module if pools else None
 
 
 def _in_full(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Literal
 
 import pytest
 import torch
@@ -161,13 +162,39 @@ def test_a_reader_that_fails_leaves_nothing_behind(task: ImageTask) -> None:
     assert len(task.features(state, images)) == BLOCKS
 
 
-def test_maps_of_a_module_of_ones_own() -> None:
-    pool = nn.MaxPool2d(2)
+class PoolFormed(nn.Conv2d):
+    """A layer of its own, whatever its name."""
+
+
+@pytest.mark.parametrize(
+    ("last", "maps", "size"),
+    [
+        (nn.MaxPool2d(2), 2 * 6 * 6, 2 * 3 * 3),
+        (nn.ReLU(), 2 * 6 * 6, 2 * 6 * 6),
+        (PoolFormed(2, 5, 3), 5 * 4 * 4, 5 * 4 * 4),
+    ],
+)
+def test_maps_of_a_module_of_ones_own(last: nn.Module, maps: int, size: int) -> None:
     net = FunctionalModule(
-        lambda: nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), pool), nn.Flatten(), nn.Linear(18, 3)), ["0", "2"]
+        lambda: nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), last), nn.Flatten(), nn.Linear(size, 3)), ["0", "2"]
     )
-    maps, embedding = net.maps(net.init(KEY), lambda maps: maps.flatten(1), KEY.normal(4, 1, 8, 8))
-    assert (maps.shape, embedding.shape) == ((4, 2 * 6 * 6), (4, 18))
+    read, embedding = net.maps(net.init(KEY), lambda maps: maps.flatten(1), KEY.normal(4, 1, 8, 8))
+    assert (read.shape, embedding.shape) == ((4, maps), (4, size))
+
+
+@pytest.mark.parametrize("precision", ["mixed", "bf16"])
+def test_lower_precision_gives_nearly_the_same(precision: Literal["mixed", "bf16"]) -> None:
+    task = tiny("convnet-d3-w8")
+    syn, real = (
+        ClassBatch(side.batch.map(lambda t: t.float() if t.is_floating_point() else t), side.dims)
+        for side in sides(task)
+    )
+    whole = Network(task, task.init(KEY))
+    value, expected = (
+        float(AttentionMatching()(net, syn, real, KEY)) for net in (whole._replace(precision=precision), whole)
+    )
+    assert value == pytest.approx(expected, rel=0.05)
+    assert value != expected
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet-d1", "vit"])
