@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Task, Tensors
 
 if TYPE_CHECKING:  # they know of tasks themselves
     from mmdistill.labels import LabelKind
     from mmdistill.parameterizations.base import Parameterization
     from mmdistill.settings import Settings
+
+
+MapReader = Callable[[Tensor], Tensor]
+"""What is made of a layer's maps: from ``(n, channels, height, width)`` to ``(n, d)``, a row for each sample."""
 
 
 @runtime_checkable
@@ -30,6 +34,18 @@ class GivesClassGradients(Protocol):
 
     def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:
         """Return each parameter's gradients, ``(C, *shape)``, differentiable; None where this network has none."""
+        ...
+
+
+@runtime_checkable
+class GivesMaps(Protocol):
+    """A task whose network has maps: what layers give for each place of a sample."""
+
+    def maps(self, state: NetworkState, inputs: Inputs, read: MapReader) -> tuple[Tensor, ...]:
+        """Return what a reader makes of each layer's maps, ``(n, d_l)``, and the embedding last; one forward pass.
+
+        Layers come in the order of :meth:`Task.features`, those without maps left out, each before it is pooled.
+        """
         ...
 
 

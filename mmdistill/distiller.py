@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill import ranks, runtime
-from mmdistill.abilities import Validates
+from mmdistill.abilities import GivesMaps, Validates
 from mmdistill.allocator import keep_freed_memory
 from mmdistill.compilation import Program, operations
 from mmdistill.composition import composed, noise_suggested, require_precision, require_selectable, takes_some
@@ -23,7 +23,8 @@ from mmdistill.networks.architecture import network_title, own_network
 from mmdistill.networks.schedules import EMPTY, ScheduleState, require_advanced
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
-from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
+from mmdistill.objectives.base import Network, Objective, batched_gradients, gradient_of_one
+from mmdistill.objectives.compiled import Compiled
 from mmdistill.objectives.losses import require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import is_active, rate_at
@@ -90,8 +91,9 @@ class Distiller:
         def gradient(state: NetworkState, batch: Batch) -> Tensors:
             return gradient_of_one(task, state, batch)
 
+        maps = Program(task.maps) if isinstance(task, GivesMaps) else None
         self._compiled = Compiled(
-            Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient)
+            Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient), maps
         )
 
     @property

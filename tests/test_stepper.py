@@ -14,6 +14,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.registry import get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.settings import OptimizerSpec
 from mmdistill.stepper import FEWEST_STEPS, Stepper
@@ -190,12 +191,13 @@ def test_a_run_whose_compiling_failed_says_that_it_was_eager() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-@pytest.mark.parametrize("name", ["dm", "dc"])
+@pytest.mark.parametrize("name", ["dm", "dc", "datadam"])
 def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
     task = image_task("digits", width=8)
+    method = get_method(get_domain("image"), name).with_settings(steps=2, augment=False, real_batch=16)
     steps = {}
     for mode in ("off", "on"):
-        distiller = Distiller(task, CORE_METHODS[name].with_settings(steps=2, augment=False, real_batch=16), 2)
+        distiller = Distiller(task, method, 2)
         stepper = Stepper(distiller, mode)  # type: ignore[arg-type]
         _, steps[mode] = stepper(distiller.start())
         assert stepper.path == ("eager" if mode == "off" else "compiled")
@@ -206,10 +208,8 @@ def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.parametrize("compile", ["auto", "on"])
-@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip"])
+@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip", "datadam"])
 def test_captured_steps_equal_eager_ones_on_cuda(name: str, compile: str) -> None:
-    from mmdistill.registry import get_domain, get_method
-
     method = get_method(get_domain("image"), name).with_settings(steps=24, real_batch=16, inner_steps=3)
     sets = []
     for mode in ("off", compile):

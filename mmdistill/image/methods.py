@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import chain
 
+from mmdistill.image.attention import ATTENTION_DIGITS, ATTENTION_METHODS
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
@@ -14,6 +15,7 @@ from mmdistill.method import Method, MethodTable
 METHODS = MethodTable(
     {
         **MATCHING_METHODS,
+        **ATTENTION_METHODS,
         **GENERATIVE_METHODS,
         **RIDGE_METHODS,
         **UNROLLED_METHODS,
@@ -25,6 +27,7 @@ METHODS = MethodTable(
 
 DIGITS: dict[str, Method] = {
     **MATCHING_DIGITS,
+    **ATTENTION_DIGITS,
     **GENERATIVE_DIGITS,
     **RIDGE_DIGITS,
     **UNROLLED_DIGITS,

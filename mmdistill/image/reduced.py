@@ -6,6 +6,7 @@ rate was compared with others, that was on held-out training images; each family
 
 from dataclasses import replace
 
+from mmdistill.image.attention import ATTENTION_REDUCED
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
@@ -33,6 +34,7 @@ def _dm_in_colour(ipc: int) -> Settings:
 
 GREYSCALE: dict[str, Method] = {
     **MATCHING_REDUCED,
+    **ATTENTION_REDUCED,
     **STORAGE_REDUCED,
     **RIDGE_REDUCED,
     **UNROLLED_REDUCED,

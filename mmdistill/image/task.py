@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING, Judging, judging_set
+from mmdistill.abilities import JUDGING, Judging, MapReader, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
@@ -144,6 +144,10 @@ class ImageTask:
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per named layer, the embedding before the linear head last."""
         return self.network.features(state, image_inputs(inputs))
+
+    def maps(self, state: NetworkState, inputs: Inputs, read: MapReader) -> tuple[Tensor, ...]:
+        """Return what a reader makes of each named layer's maps, before they are pooled, and the embedding last."""
+        return self.network.maps(state, read, image_inputs(inputs))
 
     def select(self, indices: Tensor) -> Batch:
         """Return real training images, normalised, ``(*indices.shape, channels, height, width)``."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mmdistill.abilities import MapReader
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import NetworkState, Tensors
@@ -114,7 +115,15 @@ class FunctionalModule:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
         self.losses: dict[tuple[float | None, str], Any] = {}
         self._captured: Tensors = {}
+        self._maps: Tensors = {}
+        self._readers: list[MapReader] = []
         for name in self.feature_names[:-1]:
+            pooling = _last_pooling(submodules[name])
+            keep = partial(_keep_map, self._maps, self._readers, name)
+            if pooling is None:
+                submodules[name].register_forward_hook(keep)
+            else:
+                pooling.register_forward_pre_hook(keep)
             submodules[name].register_forward_hook(partial(_keep_output, self._captured, name))
         for name in self.feature_names[-1:] if features else linear:  # under one name, so that the last to run counts
             submodules[name].register_forward_pre_hook(partial(_keep_input, self._captured, self.feature_names[-1]))
@@ -237,6 +246,25 @@ class FunctionalModule:
         self._captured.clear()
         return layers
 
+    def maps(self, state: NetworkState, read: MapReader, *inputs: Any) -> tuple[Tensor, ...]:
+        """Return what a reader makes of the features' maps, each before it is pooled, and the embedding last.
+
+        Maps are features of four dimensions; where the last layer of a feature's submodule is a pooling, they are what
+        that is given. A map is read as soon as it is there, so that without gradients no more than one is kept.
+
+        Shapes:
+            maps ``(n, channels, height, width)``; what ``read`` returns of one is ``(n, d)``.
+        Raises:
+            UnsupportedError: as :meth:`features`.
+        """
+        self._readers.append(read)
+        try:
+            embedding = self.features(state, *inputs)[-1]
+            return (*(self._maps[name] for name in self.feature_names[:-1] if name in self._maps), embedding)
+        finally:
+            self._readers.clear()
+            self._maps.clear()
+
 
 def _keep_input(captured: Tensors, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
     """Keep what a submodule is given.
@@ -250,6 +278,28 @@ def _keep_input(captured: Tensors, name: str, module: nn.Module, args: tuple[Any
 def _keep_output(captured: Tensors, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
     """Keep what a submodule returns."""
     captured[name] = output
+
+
+def _keep_map(
+    maps: Tensors,
+    readers: Sequence[MapReader],
+    name: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    output: Tensor | None = None,
+) -> None:
+    """Keep what a reader, where there is one, makes of a submodule's output or, called before it runs, of its input."""
+    found = args[0] if output is None else output
+    if readers and isinstance(found, Tensor) and found.ndim == 4:
+        maps[name] = readers[-1](found)
+
+
+def _last_pooling(module: nn.Module) -> nn.Module | None:
+    """Return the pooling that a submodule ends with, a layer so named without parameters; None where it has none."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    pools = "Pool" in type(module).__name__ and next(module.parameters(), None) is None
+    return module if pools else None
 
 
 def _in_full(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -1,7 +1,7 @@
 """The Objective contract, the network it reads, and per-class gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmdistill.abilities import GivesClassGradients
+from mmdistill.abilities import GivesClassGradients, MapReader
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.networks.gradients import gradients_by_name
+from mmdistill.objectives.compiled import Compiled
 from mmdistill.portions import CACHED
 from mmdistill.precision import Precision, lowered
 from mmdistill.runtime import Draws
@@ -29,22 +30,6 @@ ON_DEVICE = 1 << 23
 """Numbers of inputs (2,700 images of 3 x 32 x 32) that other devices take at once: 10 GiB of the ConvNet's graph."""
 UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape", "expected scalar type")
 """What torch's errors say of a network that cannot be batched over classes."""
-
-
-class Compiled(NamedTuple):
-    """Compiled forms of what a task does most; each is compiled when it is first called.
-
-    Args:
-        features: the task's ``features``.
-        loss: the task's ``loss``, for gradients that are not differentiated again.
-        class_gradients: the gradients of all classes in one batched call.
-        gradient: the gradient of one class, which may be differentiated again.
-    """
-
-    features: Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
-    loss: Callable[[NetworkState, Batch], Tensor]
-    class_gradients: Callable[[NetworkState, ClassBatch], Tensors]
-    gradient: Callable[[NetworkState, Batch], Tensors]
 
 
 class Network(NamedTuple):
@@ -75,14 +60,21 @@ class Network(NamedTuple):
         graph = torch.is_grad_enabled() or (batch.dims.inputs is None and self.precision == "mixed")
         return lowered(self.precision, batch.batch.weight.device, graph=graph)
 
-    def features(self, inputs: Inputs) -> tuple[Tensor, ...]:
+    def features(self, inputs: Inputs, read: MapReader | None = None) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per layer, the embedding last.
+
+        Args:
+            inputs: the samples.
+            read: what to make of layers' maps in place of their features, of a task that :class:`GivesMaps`.
 
         Raises:
             ShapeError: inputs with a class axis, which the network cannot take.
         """
+        given = self.task if self.compiled is None else self.compiled
         try:
-            return (self.task if self.compiled is None else self.compiled).features(self.state, inputs)
+            if read is None:
+                return given.features(self.state, inputs)
+            return given.maps(self.state, inputs, read)  # type: ignore[union-attr,misc]  # objectives that read maps check
         except RuntimeError as error:
             if isinstance(inputs, Tensor) and (axes := self._sample_axes()) and inputs.ndim > axes:
                 raise ShapeError(
@@ -344,7 +336,9 @@ def _numbers(batch: ClassBatch) -> int:
     return sum(tensor.numel() for tensor in (inputs.values() if isinstance(inputs, dict) else [inputs]))
 
 
-def class_summary(network: Network, batch: ClassBatch, first: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+def class_summary(
+    network: Network, batch: ClassBatch, first: int = 0, read: MapReader | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return the weighted mean feature of each class, per layer, and the embedding of every sample (Eq. 15).
 
     All classes take one forward pass, or some a few at a time; of other layers than the embedding no more is kept.
@@ -353,19 +347,20 @@ def class_summary(network: Network, batch: ClassBatch, first: int = 0) -> tuple[
         network: the network.
         batch: one batch per class.
         first: the first layer whose means are wanted; -1 is the embedding alone.
+        read: what to make of layers' maps in place of their features, see :meth:`Network.features`.
 
     Shapes:
         Returns ``(C, d_l)`` per layer, and ``(C, n, d)``, or ``(n, d)`` where the inputs are shared.
     """
     if batch.dims.inputs is None:
         with network.lowered(batch):
-            layers = _full(network.features(batch.batch.inputs)[first:])
+            layers = _full(network.features(batch.batch.inputs, read)[first:])
         return _weighted_means(layers, batch.batch.weight), layers[-1]
     size = features_at_once(network, batch)
     means, embeddings = [], []
     for start in range(0, batch.num_classes, size):
         part = batch.part(start, start + size)
-        layers = _flat_features(network, part)[first:]
+        layers = _flat_features(network, part, read)[first:]
         means.append(_weighted_means(layers, part.batch.weight))
         embeddings.append(layers[-1])
     if len(means) == 1:
@@ -373,11 +368,11 @@ def class_summary(network: Network, batch: ClassBatch, first: int = 0) -> tuple[
     return tuple(torch.cat(layers) for layers in zip(*means, strict=True)), torch.cat(embeddings)
 
 
-def _flat_features(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:
+def _flat_features(network: Network, batch: ClassBatch, read: MapReader | None) -> tuple[Tensor, ...]:
     """Return the features of all classes of a batch from one forward pass."""
     classes, n = batch.batch.weight.shape
     with network.lowered(batch):
-        layers = network.features(map_inputs(lambda t: t.flatten(0, 1), batch.batch.inputs))
+        layers = network.features(map_inputs(lambda t: t.flatten(0, 1), batch.batch.inputs), read)
     if layers[0].shape[0] != classes * n:
         raise ShapeError(f"features returned {layers[0].shape[0]} rows for {classes * n} samples")
     return tuple(layer.reshape(classes, n, -1) for layer in _full(layers))
@@ -398,9 +393,11 @@ def _part_of(batch: ClassBatch, numbers: int) -> int:
     return _even_part(batch.num_classes, -(-_numbers(batch) // numbers))
 
 
-def class_means(network: Network, batch: ClassBatch, first: int = 0) -> tuple[Tensor, ...]:
+def class_means(
+    network: Network, batch: ClassBatch, first: int = 0, read: MapReader | None = None
+) -> tuple[Tensor, ...]:
     """Return the weighted mean feature of each class, ``(C, d_l)`` per layer from the first wanted one on (Eq. 15)."""
-    return class_summary(network, batch, first)[0]
+    return class_summary(network, batch, first, read)[0]
 
 
 def _weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """Distribution matching: moments of features of the real and the synthetic samples."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -46,11 +47,35 @@ class DistributionMatching(Objective):
         """Return the summed squared distance of class means; one forward pass a side."""
         syn, real = class_sides(syn, real, "distribution matching")
         first = -1 if self.layers == "last" else 0
-        with torch.no_grad():
-            real_means = class_means(network, real, first)
 
-        def term(part: ClassBatch, rows: slice) -> Tensor:
-            pairs = zip(class_means(network, part, first), real_means, strict=True)
-            return torch.stack([(s - r[rows]).square().sum() for s, r in pairs]).sum()
+        def means(batch: ClassBatch) -> tuple[Tensor, ...]:
+            return class_means(network, batch, first)
 
-        return sum_by_classes(term, syn, features_at_once(network, syn))
+        return gaps_of_means(means, syn, real, features_at_once(network, syn))
+
+
+def gaps_of_means(
+    means: Callable[[ClassBatch], tuple[Tensor, ...]],
+    syn: ClassBatch,
+    real: ClassBatch,
+    size: int,
+    last: float = 1.0,
+) -> Tensor:
+    """Return the squared distances of the class means of both sides, summed over layers and classes.
+
+    Args:
+        means: ``(C, d_l)`` of some classes for each layer.
+        syn: the synthetic side.
+        real: the real side, which nothing differentiates.
+        size: synthetic classes whose graph is kept at once.
+        last: the weight of the last layer; those of others are 1.
+    """
+    with torch.no_grad():
+        real_means = means(real)
+    weights = (1.0,) * (len(real_means) - 1) + (last,)
+
+    def term(part: ClassBatch, rows: slice) -> Tensor:
+        layers = zip(weights, means(part), real_means, strict=True)
+        return torch.stack([w * (s - r[rows]).square().sum() for w, s, r in layers]).sum()
+
+    return sum_by_classes(term, syn, size)

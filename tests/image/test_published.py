@@ -18,6 +18,7 @@ from mmdistill.networks.schedules import (
 )
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
+from mmdistill.objectives.attention import AttentionMatching
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -141,6 +142,18 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.__class__": DistributionMatching,
         "objective.layers": "last",
     },
+    "datadam": {
+        "settings.steps": 8000,
+        "settings.real_batch": 128,
+        "settings.syn_batch": 0,
+        "settings.init": "real",
+        "settings.augment": True,
+        "rates.codes": OptimizerSpec("sgd", 1.0, 0.5),
+        "network.__class__": FreshNetworks,
+        "objective.__class__": AttentionMatching,
+        "objective.power": 4.0,
+        "objective.balance": 0.01,
+    },
     "dc": {**GRADIENTS, "settings.init": "noise", "settings.augment": False, "network.augment": False},
     "dsa": {**GRADIENTS, "settings.init": "real", "settings.augment": True, "network.augment": True},
     "cafe": {
@@ -243,11 +256,11 @@ Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; y
 (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE; snu-mllab/Efficient-Dataset-Condensation (IDC);
 ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT);
 Huage001/DatasetFactorization (HaBa); ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation;
-fengyzpku/Simple_Dataset_Distillation (RaT-BPTT).
+fengyzpku/Simple_Dataset_Distillation (RaT-BPTT); DataDistillation/DataDAM (its table of settings).
 DD's momentum is the survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
 
 No code has these numbers: KIP's steps (1000 or more, it says), AddMem's (at most 500,000), the longest loops of CAFE,
-smooth annealing in DD and CAFE, DDPP's threshold.
+smooth annealing in DD and CAFE, DDPP's threshold, DataDAM's real batch (its code's default is 64).
 """
 
 
@@ -285,5 +298,6 @@ def test_loops_of_gradient_matching_follow_ipc(name: str) -> None:
 
 def test_rates_and_parts_that_follow_ipc() -> None:
     assert {ipc: composed("dm", ipc).rates.codes.lr for ipc in (1, 50, 99, 100)} == {1: 1, 50: 1, 99: 1, 100: 10}
+    assert {ipc: composed("datadam", ipc).rates.codes.lr for ipc in (1, 50, 51)} == {1: 1, 50: 1, 51: 10}
     assert get_method(DOMAIN, "dm", "cifar100").settings(100).optimizers["codes"] == OptimizerSpec("sgd", 1.0, 0.5)
     assert {ipc: composed("dd", ipc).objective.parts for ipc in (1, 5, 10, 50)} == {1: 1, 5: 5, 10: 10, 50: 10}

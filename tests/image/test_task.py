@@ -28,7 +28,7 @@ from mmdistill.task import Batch, ClassBatch, Dims
 from mmdistill.testing import check_task
 from tests.toys import Sizes, held
 
-DIGITS_METHODS = ("dm", "dc", "dsa", "krr")
+DIGITS_METHODS = ("dm", "datadam", "dc", "dsa", "krr")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,109 @@
+"""Attention matching: where networks look, averaged over the samples of a class, and the mean embedding."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.abilities import GivesMaps
+from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once
+from mmdistill.objectives.distribution import gaps_of_means
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Task, real_samples
+
+SCALE = 100.0
+"""What the published code multiplies the objective by, so that its learning rates count."""
+
+
+class AttentionMatching(Objective):
+    r"""Match the mean spatial attention of each class in every layer but the last, and the mean embedding.
+
+    .. math:: 100 \sum_c \Big( \sum_l \lVert \bar z_{S,c,l} - \bar z_{T,c,l} \rVert^2
+        + \lambda \lVert \mu_{S,c} - \mu_{T,c} \rVert^2 \Big), \quad
+        z_l = \frac{a_l}{\lVert a_l \rVert}, \quad a_l = \sum_k \lvert A_{l,k} \rvert^p
+
+    :math:`A_{l,k}` is a sample's map of channel k in layer l before it is pooled, and bars are means over the samples
+    of a class. The last layer counts by its pooled maps alone, which are the embedding :math:`\mu` is the mean of.
+
+    Args:
+        power: p; the larger, the more the strongest activations count.
+        balance: lambda.
+    Shapes:
+        class batches on both sides; returns a scalar.
+    Raises:
+        ConfigError: a power that is not positive, a negative balance, or a network without maps.
+        ShapeError: the class axes differ.
+    Source: Sajedi et al., ICCV 2023, Sec. 3.2.
+    """
+
+    reads_labels = False
+    lowers = True
+
+    def __init__(self, power: float = 4.0, balance: float = 0.01) -> None:
+        super().__init__()
+        if not power > 0:
+            raise ConfigError(f"the power of attention (attention_power) must be positive, got {power}")
+        if not balance >= 0:
+            raise ConfigError(f"the weight of the mean (attention_balance) must not be negative, got {balance}")
+        self.power = float(power)
+        self.balance = float(balance)
+
+    def check(self, task: Task) -> None:
+        """Refuse tasks without classes, and networks without maps before their last layer."""
+        super().check(task)
+        require_maps("attention matching", task)
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the weighted sum; one forward pass a side."""
+        syn, real = class_sides(syn, real, "attention matching")
+
+        def means(batch: ClassBatch) -> tuple[Tensor, ...]:
+            return class_means(network, batch, read=self.attention)
+
+        return SCALE * gaps_of_means(means, syn, real, features_at_once(network, syn), last=self.balance)
+
+    def attention(self, maps: Tensor) -> Tensor:
+        """Return each sample's attention, of length 1.
+
+        Shapes:
+            maps ``(n, channels, height, width)``; returns ``(n, height * width)``.
+        """
+        full = maps.float() if maps.dtype == torch.bfloat16 else maps
+        return F.normalize(_powers(full, self.power).sum(1).flatten(1), dim=1)
+
+
+def _powers(maps: Tensor, power: float) -> Tensor:
+    """Return the powers of all magnitudes; those of squares by products, which take a tenth of the time."""
+    if power in (2, 4):
+        squares = maps.square()
+        return squares if power == 2 else squares.square()
+    return maps.abs() if power == 1 else maps.abs().pow(power)
+
+
+def require_maps(name: str, task: Task) -> None:
+    """Refuse a task whose network has no maps before its embedding, by running a fresh one on two real samples.
+
+    Args:
+        name: who asks, for the message.
+        task: the task.
+
+    Raises:
+        ConfigError: no maps.
+    """
+    data, key = task.describe().data, Draws(0, ("check",), task.device)
+    found: tuple[Tensor, ...] = ()
+    if isinstance(task, GivesMaps):
+        try:
+            with torch.no_grad():
+                found = task.maps(task.init(key), real_samples(task, key.fold("real"), 2).inputs, _means)
+        except (UnsupportedError, NotImplementedError) as error:
+            raise ConfigError(f"{name} reads a network's maps, but that of {data!r} has none: {error}") from error
+    if len(found) < 2:
+        raise ConfigError(
+            f"{name} reads the maps of convolutions before the last one, but the network of {data!r} has none; take a "
+            "ConvNet of two blocks or more, or name submodules with maps by features=[...], the embedding's last"
+        )
+
+
+def _means(maps: Tensor) -> Tensor:
+    return maps.mean((2, 3))
