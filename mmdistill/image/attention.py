@@ -64,5 +64,5 @@ ATTENTION_DIGITS: dict[str, Method] = {"datadam": replace(ATTENTION_METHODS["dat
 ATTENTION_REDUCED: dict[str, Method] = {"datadam": replace(ATTENTION_METHODS["datadam"], settings=_reduced)}
 """Reduced schedules for images of 28 x 28 and 32 x 32: minutes of one CPU core.
 
-Powers and rates at one image per class were compared on held-out images; rates from ten on are DM's in colour.
+Powers and rates at one image per class were compared on held-out images; the rate from ten on is DM's in colour.
 """
