@@ -15,8 +15,9 @@ from mmdistill.networks.experts import (
     serving_folder,
 )
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.runtime import Draws
-from mmdistill.task import Task
+from mmdistill.task import NetworkState, Task
 
 
 class ExpertTrajectories(NetworkSchedule):
@@ -127,6 +128,30 @@ class ExpertTrajectories(NetworkSchedule):
         if self._opened is None or self._opened[0] is not task:
             self._opened = task, open_experts(task, self.folder_for(task), self.experts, self.recipe_for(task))
         return self._opened[1]
+
+
+class InterpolatedExperts(ExpertTrajectories):
+    r"""Give each outer step a network somewhere between an expert's start and its target, which is given too (DANCE).
+
+    .. math:: \theta = \lambda\, \theta_0 + (1 - \lambda)\, \theta_T, \quad \lambda \sim U[0, 1)
+
+    The ends alone stand for the whole training. Batch norms have statistics of real samples for the network between.
+
+    Args: as for :class:`ExpertTrajectories`.
+    Raises:
+        ConfigError: as for :class:`ExpertTrajectories`.
+    Source: Zhang et al., IJCAI 2024 (the middle encoders).
+    """
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        """Return a network between an expert's start and its target, with the target."""
+        found = super().fetch(task, state, draws)
+        if found.network is None or found.target is None:
+            return found
+        share = float(draws.to("cpu").fold("share").uniform(1))
+        params = {name: end.lerp(found.network.params[name], share) for name, end in found.target.items()}
+        between = NetworkState(params, found.network.buffers)
+        return found._replace(network=with_real_statistics(task, between, draws))
 
 
 def needed_epochs(start_epochs: int, expert_steps: int) -> int:
