@@ -15,7 +15,7 @@ PROTOCOL_OF = {
     "kip-conv": "kip",
     "idc": "idc",
     "edd": "idc",
-    "dance": "idc",
+    "dance": "dance",
     "addmem": "addmem",
     "bptt": "addmem",
 }

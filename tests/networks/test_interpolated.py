@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import image_task
@@ -69,6 +70,26 @@ def test_batch_norms_have_statistics_of_the_network_between(tmp_path: Path) -> N
     assert any(not torch.equal(end.buffers[name], found.network.buffers[name]) for name in means)
     with pytest.raises(ConfigError, match="are at least 1"):
         InterpolatedExperts(1, 1, 0, RECIPE)
+
+
+def test_a_run_lowers_its_loss_and_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    task, losses = image_task("digits", width=8, judge_epochs=1), []
+    settings = {"steps": 16, "real_batch": 16, "experts": 1, "expert_steps": 1, "init": "noise"}
+
+    def note(done: int, total: int, loss: float) -> None:
+        losses.append(loss)
+
+    whole = distill(task, "dance", ipc=1, settings=settings, progress=note)
+    assert sum(losses[-4:]) < sum(losses[:4])
+    assert whole.stored_bytes == 10 * 64 * 4 + 10
+    folder = tmp_path / "run"
+    distill(task, "dance", ipc=1, settings=settings, out=folder, checkpoint_every=8)
+    sorted((folder / "checkpoints").glob("*.safetensors"))[-1].unlink()
+    again = distill(task, "dance", ipc=1, settings=settings, out=folder, checkpoint_every=8, resume=True)
+    assert torch.equal(again.batch.inputs, whole.batch.inputs)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="calibration is a number"):
+        distill(task, "dance", ipc=1, settings={**settings, "calibration": "much"})
 
 
 def test_a_schedule_without_ends_is_refused() -> None:
