@@ -103,11 +103,12 @@ REDUCED_EXPERTS = replace(DANCE_EXPERTS, visits=6400)
 
 
 def _reduced(ipc: int) -> CalibrationSettings:
+    """Return few steps from real tiles; of more images per class each moves less."""
     return replace(
         _dance_settings(ipc),
-        steps=200,
+        steps=200 if ipc < 10 else 100,
         real_batch=32,
-        optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)},
+        optimizers={"codes": OptimizerSpec("adam", 0.03 if ipc < 10 else 0.01, cosine=True)},
         expert_steps=10,
     )
 
