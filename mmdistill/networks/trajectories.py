@@ -111,13 +111,16 @@ class ExpertTrajectories(NetworkSchedule):
 
         Running statistics are the target's, by which it labels samples; students normalise by their own batches.
         """
-        experts = self._experts(task)
-        host = draws.to("cpu")
+        start, target = self.ends(task, draws)
+        return ScheduleState(start._replace(buffers=target.buffers), 0, {}, target.params)
+
+    def ends(self, task: Task, draws: Draws) -> tuple[NetworkState, NetworkState]:
+        """Return an expert's networks at a random start and, so many epochs later, at its target."""
+        experts, host = self._experts(task), draws.to("cpu")
         expert = int(host.fold("expert").integers(self.experts, 1))
         start = int(host.fold("start").integers(self.start_epochs, 1))
         target = experts.snapshot(expert, start + self.expert_steps)
-        network = experts.snapshot(expert, start)._replace(buffers=target.buffers)
-        return ScheduleState(network, 0, {}, target.params)
+        return experts.snapshot(expert, start), target
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Forget the network: the next step starts at another snapshot."""
@@ -145,13 +148,11 @@ class InterpolatedExperts(ExpertTrajectories):
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return a network between an expert's start and its target, with the target."""
-        found = super().fetch(task, state, draws)
-        if found.network is None or found.target is None:
-            return found
+        start, target = self.ends(task, draws)
         share = float(draws.to("cpu").fold("share").uniform(1))
-        params = {name: end.lerp(found.network.params[name], share) for name, end in found.target.items()}
-        between = NetworkState(params, found.network.buffers)
-        return found._replace(network=with_real_statistics(task, between, draws))
+        params = {name: end.lerp(start.params[name], share) for name, end in target.params.items()}
+        between = with_real_statistics(task, NetworkState(params, target.buffers), draws)
+        return ScheduleState(between, 0, {}, target.params)
 
 
 def needed_epochs(start_epochs: int, expert_steps: int) -> int:
