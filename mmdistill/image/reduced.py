@@ -6,7 +6,7 @@ rate was compared with others, that was on held-out training images; each family
 
 from dataclasses import replace
 
-from mmdistill.image.calibrated import CALIBRATED_REDUCED
+from mmdistill.image.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.ridge import RIDGE_REDUCED
@@ -44,10 +44,11 @@ GREYSCALE: dict[str, Method] = {
 COLOUR: dict[str, Method] = {
     **GREYSCALE,
     **MATCHING_REDUCED_COLOUR,
+    **CALIBRATED_REDUCED_COLOUR,
     "dm": replace(CORE_METHODS["dm"], settings=_dm_in_colour),
 }
-"""MNIST's steps and rates, as they are, for ten classes in colour, but for DM's, which were compared on held-out
-images."""
+"""MNIST's steps and rates, as they are, for ten classes in colour, but for DM's and DANCE's, which were compared on
+held-out images."""
 
 REDUCED = {"mnist": GREYSCALE, "fashion-mnist": GREYSCALE, "cifar10": COLOUR, "svhn": COLOUR}
 """By data set name."""
