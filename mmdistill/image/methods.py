@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 from mmdistill.image.attention import ATTENTION_DIGITS, ATTENTION_METHODS
+from mmdistill.image.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
@@ -20,6 +21,7 @@ METHODS = MethodTable(
         **RIDGE_METHODS,
         **UNROLLED_METHODS,
         **REALISTIC_METHODS,
+        **CALIBRATED_METHODS,
     }
 )
 """What the image domain adds to the shared methods."""
@@ -32,6 +34,7 @@ DIGITS: dict[str, Method] = {
     **RIDGE_DIGITS,
     **UNROLLED_DIGITS,
     **REALISTIC_DIGITS,
+    **CALIBRATED_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 

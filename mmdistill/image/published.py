@@ -15,6 +15,7 @@ PROTOCOL_OF = {
     "kip-conv": "kip",
     "idc": "idc",
     "edd": "idc",
+    "dance": "dance",
     "addmem": "addmem",
     "bptt": "addmem",
 }

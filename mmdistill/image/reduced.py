@@ -7,6 +7,7 @@ rate was compared with others, that was on held-out training images; each family
 from dataclasses import replace
 
 from mmdistill.image.attention import ATTENTION_REDUCED
+from mmdistill.image.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
@@ -39,6 +40,7 @@ GREYSCALE: dict[str, Method] = {
     **RIDGE_REDUCED,
     **UNROLLED_REDUCED,
     **REALISTIC_REDUCED,
+    **CALIBRATED_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""
@@ -47,10 +49,11 @@ COLOUR: dict[str, Method] = {
     **GREYSCALE,
     **MATCHING_REDUCED_COLOUR,
     **REALISTIC_REDUCED_COLOUR,
+    **CALIBRATED_REDUCED_COLOUR,
     "dm": replace(CORE_METHODS["dm"], settings=_dm_in_colour),
 }
-"""MNIST's steps and rates, as they are, for ten classes in colour, but for DM's, which were compared on held-out
-images."""
+"""MNIST's steps and rates, as they are, for ten classes in colour, but for DM's and DANCE's, which were compared on
+held-out images."""
 
 REDUCED = {"mnist": GREYSCALE, "fashion-mnist": GREYSCALE, "cifar10": COLOUR, "svhn": COLOUR}
 """By data set name."""

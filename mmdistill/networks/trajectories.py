@@ -12,8 +12,9 @@ from mmdistill.networks.experts import (
     serving_folder,
 )
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.runtime import Draws
-from mmdistill.task import Task
+from mmdistill.task import NetworkState, Task
 
 
 class ExpertTrajectories(NetworkSchedule):
@@ -97,13 +98,16 @@ class ExpertTrajectories(NetworkSchedule):
 
         Running statistics are the target's, by which it labels samples; students normalise by their own batches.
         """
-        experts = self._experts(task)
-        host = draws.to("cpu")
+        start, target = self.ends(task, draws)
+        return ScheduleState(start._replace(buffers=target.buffers), 0, {}, target.params)
+
+    def ends(self, task: Task, draws: Draws) -> tuple[NetworkState, NetworkState]:
+        """Return an expert's networks at a random start and, so many epochs later, at its target."""
+        experts, host = self._experts(task), draws.to("cpu")
         expert = int(host.fold("expert").integers(self.experts, 1))
         start = int(host.fold("start").integers(self.start_epochs, 1))
         target = experts.snapshot(expert, start + self.expert_steps)
-        network = experts.snapshot(expert, start)._replace(buffers=target.buffers)
-        return ScheduleState(network, 0, {}, target.params)
+        return experts.snapshot(expert, start), target
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Forget the network: the next step starts at another snapshot."""
@@ -114,6 +118,28 @@ class ExpertTrajectories(NetworkSchedule):
         if self._opened is None or self._opened[0] is not task:
             self._opened = task, open_experts(task, self.folder_for(task), self.experts, self.recipe_for(task))
         return self._opened[1]
+
+
+class InterpolatedExperts(ExpertTrajectories):
+    r"""Give each outer step a network somewhere between an expert's start and its target, which is given too (DANCE).
+
+    .. math:: \theta = \lambda\, \theta_0 + (1 - \lambda)\, \theta_T, \quad \lambda \sim U[0, 1)
+
+    The ends alone stand for the whole training. Batch norms have statistics of real samples for the network between.
+
+    Args: as for :class:`ExpertTrajectories`.
+    Raises:
+        ConfigError: as for :class:`ExpertTrajectories`.
+    Source: Zhang et al., IJCAI 2024 (the middle encoders).
+    """
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        """Return a network between an expert's start and its target, with the target."""
+        start, target = self.ends(task, draws)
+        share = float(draws.to("cpu").fold("share").uniform(1))
+        params = {name: end.lerp(start.params[name], share) for name, end in target.params.items()}
+        between = with_real_statistics(task, NetworkState(params, target.buffers), draws)
+        return ScheduleState(between, 0, {}, target.params)
 
 
 def needed_epochs(start_epochs: int, expert_steps: int) -> int:

@@ -121,7 +121,7 @@ def required_target(network: Network) -> Tensors:
         ShapeError: it does not fit the network.
     """
     if network.target is None:
-        raise ConfigError("trajectory matching needs an expert's end point; use a schedule of cached experts")
+        raise ConfigError("there is no expert's end point for this network; use a schedule of cached experts")
     for name, start in network.state.params.items():
         found = network.target.get(name)
         if found is None or found.shape != start.shape:

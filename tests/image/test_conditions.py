@@ -39,6 +39,7 @@ def test_conditions_name_what_there_is() -> None:
         ("rfad", "cifar10", 1, {"model": "convnet-w256-nn", "protocol": "rfad", "whiten": "frepo"}),
         ("rfad", "svhn", 1, {"model": "convnet-w256-nn", "protocol": "rfad", "whiten": "kip"}),
         ("addmem", "mnist", 1, {"protocol": "addmem"}),
+        ("dance", "cifar10", 10, {"protocol": "dance"}),
         ("ld", "mnist", 10, {"model": "lenet"}),
         ("ld", "cifar10", 10, {}),
         ("rded", "cifar10", 10, {"model": "convnet-bn"}),

@@ -98,6 +98,8 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert (idc.fit.batch, idc.cutmix, idc.fit.restart, idc.augment) == (64, 0.5, False, "idc")
     assert (plan("idc", mnist).cutmix, plan("idc", mnist).augment) == (0, "idc")
     assert plan("idc", photographs, own=False).augment == "dsa"
+    dance = plan("dance", mnist)
+    assert (dance.fit.batch, dance.cutmix, dance.augment) == (64, 0.5, "idc")
     assert plan("addmem", photographs).augment == "none"
     rfad, kip = plan("rfad", photographs), plan("kip", photographs)
     assert (rfad.label_scale, rfad.bias_std) == (8, 0.1)
@@ -120,6 +122,7 @@ PUBLISHED_FITS = {
     **dict.fromkeys(("rfad", "kip"), sgd(2000, 0.0, 512, (), lr=1e-3)),
     "addmem": sgd(300, 0.0, 640, ()),
     "idc": sgd(1000, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
+    "dance": sgd(1500, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
     "frepo": FitProtocol(1000, 3e-4, "adam", 0.9, 0.0, 500, (), warmup=500, cosine=True),
 }
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from mmdistill.image import DOMAIN
+from mmdistill.image.matching import COLOR_CROP_CUTOUT
 from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import (
     AccuracyDriven,
     FreshNetworks,
@@ -17,8 +19,10 @@ from mmdistill.networks.schedules import (
     UnreadNetwork,
 )
 from mmdistill.networks.staggered import NetworkPool
+from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
 from mmdistill.objectives.attention import AttentionMatching
+from mmdistill.objectives.calibration import CalibratedMatching
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -179,6 +183,21 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "network.strongest": 0.09,
         "network.directions": 2,
     },
+    "dance": {
+        **TILED,
+        "settings.steps": 10_000,
+        "settings.real_batch": 128,
+        "settings.inner_momentum": 0.0,
+        "settings.syn_batch": 200,
+        "rates.codes": OptimizerSpec("sgd", 0.2),
+        "network.__class__": InterpolatedExperts,
+        "network.experts": 5,
+        "network.start_epochs": 1,
+        "network.recipe.protocol": FitProtocol(60, batch=64, decay_at=(2 / 3, 5 / 6), decay=0.2, restart=False),
+        "objective.__class__": CalibratedMatching,
+        "objective.weight": 1.0,
+        "objective.augment": COLOR_CROP_CUTOUT.of_classes,
+    },
     "addmem": {
         "settings.steps": 50_000,
         "settings.init": "noise",
@@ -254,7 +273,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
 
 Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD; SsnL/dataset-distillation
 (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE; snu-mllab/Efficient-Dataset-Condensation (IDC);
-ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT);
+ncsu-dk-lab/Acc-DD (EDD); Hansong-Zhang/DANCE; princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT);
 Huage001/DatasetFactorization (HaBa); ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation;
 fengyzpku/Simple_Dataset_Distillation (RaT-BPTT); DataDistillation/DataDAM (its table of settings).
 DD's momentum is the survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
@@ -300,4 +319,5 @@ def test_rates_and_parts_that_follow_ipc() -> None:
     assert {ipc: composed("dm", ipc).rates.codes.lr for ipc in (1, 50, 99, 100)} == {1: 1, 50: 1, 99: 1, 100: 10}
     assert {ipc: composed("datadam", ipc).rates.codes.lr for ipc in (1, 50, 51)} == {1: 1, 50: 1, 51: 10}
     assert get_method(DOMAIN, "dm", "cifar100").settings(100).optimizers["codes"] == OptimizerSpec("sgd", 1.0, 0.5)
+    assert {ipc: composed("dance", ipc).rates.codes.lr for ipc in (1, 10, 50)} == {1: 0.02, 10: 0.2, 50: 1.0}
     assert {ipc: composed("dd", ipc).objective.parts for ipc in (1, 5, 10, 50)} == {1: 1, 5: 5, 10: 10, 50: 10}

@@ -167,6 +167,15 @@ def discrimination(params: Params, syn: list[Array], real: list[Array]) -> float
     return total
 
 
+def expert_loss(expert: Params, syn: list[tuple[Array, Array]]) -> float:
+    """DANCE's second term: each class's mean cross entropy in the expert, summed over classes."""
+    total = 0.0
+    for xs, targets in syn:
+        for x, target in zip(xs, targets, strict=True):
+            total -= float(target @ np.log(softmax(forward(expert, x)[2]))) / len(xs)
+    return total
+
+
 def label_margin(labels: Array) -> float:
     """FRePo's term: minus the gap between a row's largest two values, at most 1/C, averaged over rows."""
     total = 0.0
