@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import chain
 
+from mmdistill.image.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS, RIDGE_PRESETS
@@ -16,6 +17,7 @@ METHODS = MethodTable(
         **GENERATIVE_METHODS,
         **RIDGE_METHODS,
         **UNROLLED_METHODS,
+        **ALIGNED_METHODS,
     }
 )
 """What the image domain adds to the shared methods."""
@@ -26,6 +28,7 @@ DIGITS: dict[str, Method] = {
     **GENERATIVE_DIGITS,
     **RIDGE_DIGITS,
     **UNROLLED_DIGITS,
+    **ALIGNED_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 
@@ -43,5 +46,5 @@ def _by_data(*families: Mapping[str, Mapping[str, Method]]) -> dict[str, dict[st
     }
 
 
-PRESETS = _by_data({"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, RIDGE_PRESETS)
+PRESETS = _by_data({"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, ALIGNED_PRESETS, RIDGE_PRESETS)
 """Methods by data set name, where its settings differ."""

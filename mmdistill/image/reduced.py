@@ -6,6 +6,7 @@ rate was compared with others, that was on held-out training images; each family
 
 from dataclasses import replace
 
+from mmdistill.image.aligned import ALIGNED_REDUCED
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.ridge import RIDGE_REDUCED
@@ -35,6 +36,7 @@ GREYSCALE: dict[str, Method] = {
     **STORAGE_REDUCED,
     **RIDGE_REDUCED,
     **UNROLLED_REDUCED,
+    **ALIGNED_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""

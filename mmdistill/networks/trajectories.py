@@ -1,5 +1,7 @@
 """The schedule of cached experts: where students start and which end they shall reach (Eq. 12)."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
@@ -16,7 +18,53 @@ from mmdistill.networks.experts import (
 )
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
-from mmdistill.task import Task
+from mmdistill.task import NetworkState, Task
+
+
+@dataclass(frozen=True)
+class StartWindow:
+    """The epochs of an expert that students start from, of which there may be more as a run goes on (DATM).
+
+    Args:
+        first: the earliest start.
+        bound: starts of the first step lie before this epoch, those of later ones before ever later epochs, until all
+            are allowed; 0: all are from the first step on.
+        steps: the steps in which the bound grows, evenly.
+    Source: Guo et al., ICLR 2024, Sec. 3.2.
+    """
+
+    first: int = 0
+    bound: int = 0
+    steps: int = 0
+
+    @property
+    def grows(self) -> bool:
+        """Whether it depends on the step."""
+        return bool(self.bound)
+
+    def require_within(self, start_epochs: int) -> None:
+        """Refuse a window that holds no start, or goes beyond all that there are.
+
+        Raises:
+            ConfigError: naming the settings.
+        """
+        least = self.bound or start_epochs
+        if not 0 <= self.first < least <= start_epochs:
+            raise ConfigError(
+                f"starts lie from epoch start_first on, before start_bound in the first step and before start_epochs "
+                f"in the end, got {self.first}, {self.bound} and {start_epochs}"
+            )
+        if self.grows and self.steps < 1:
+            raise ConfigError(f"start_bound grows to start_epochs in start_steps of at least 1, got {self.steps}")
+
+    def until(self, start_epochs: int, step: int) -> int:
+        """Return the epoch before which a step's start lies."""
+        if not self.grows:
+            return start_epochs
+        return min(self.bound + (start_epochs - self.bound) * step // self.steps, start_epochs)
+
+
+ALL_STARTS = StartWindow()
 
 
 class ExpertTrajectories(NetworkSchedule):
@@ -30,14 +78,21 @@ class ExpertTrajectories(NetworkSchedule):
         expert_steps: epochs between start and target.
         recipe: how missing experts train.
         folder: where they are or shall be; None: the cache folder.
+        window: which of these epochs starts are drawn from.
     Raises:
-        ConfigError: a number below 1, or a recipe of fewer epochs than the last target has.
+        ConfigError: a number below 1, a recipe of fewer epochs than the last target has, or a window without starts.
     """
 
     gives_target = True
 
     def __init__(
-        self, experts: int, start_epochs: int, expert_steps: int, recipe: ExpertRecipe, folder: Path | None = None
+        self,
+        experts: int,
+        start_epochs: int,
+        expert_steps: int,
+        recipe: ExpertRecipe,
+        folder: Path | None = None,
+        window: StartWindow = ALL_STARTS,
     ) -> None:
         if min(experts, start_epochs, expert_steps) < 1:
             raise ConfigError(
@@ -48,11 +103,13 @@ class ExpertTrajectories(NetworkSchedule):
                 f"targets lie up to epoch {needed_epochs(start_epochs, expert_steps)}, but experts train for only "
                 f"{recipe.protocol.epochs} epochs"
             )
+        window.require_within(start_epochs)
         self.experts = experts
         self.start_epochs = start_epochs
         self.expert_steps = expert_steps
         self.recipe = recipe
         self.folder = folder
+        self.window = window
         self._opened: tuple[Task, Experts] | None = None
 
     def make_ready(self, task: Task) -> None:
@@ -108,19 +165,27 @@ class ExpertTrajectories(NetworkSchedule):
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.
 
-        Running statistics are the target's, by which it labels samples; students normalise by their own batches.
+        Running statistics are the target's, by which it labels samples; students normalise by their own batches. The
+        state's age is the run's steps, where starts depend on these.
         """
         experts = self._experts(task)
         host = draws.to("cpu")
         expert = int(host.fold("expert").integers(self.experts, 1))
-        start = int(host.fold("start").integers(self.start_epochs, 1))
+        first, until = self.window.first, self.window.until(self.start_epochs, state.age)
+        start = first + int(host.fold("start").integers(until - first, 1))
         target = experts.snapshot(expert, start + self.expert_steps)
         network = experts.snapshot(expert, start)._replace(buffers=target.buffers)
-        return ScheduleState(network, 0, {}, target.params)
+        return ScheduleState(network, state.age, {}, target.params)
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Forget the network: the next step starts at another snapshot."""
-        return EMPTY
+        """Forget the network: the next step starts at another snapshot, perhaps of a wider window."""
+        return EMPTY._replace(age=state.age + 1) if self.window.grows else EMPTY
+
+    def ends(self, task: Task) -> Iterator[NetworkState]:
+        """Yield each expert's network as its training ended."""
+        experts = self._experts(task)
+        for index in range(self.experts):
+            yield experts.snapshot(index, self.recipe.protocol.epochs)
 
     def _experts(self, task: Task) -> Experts:
         """Open the experts, training those that are missing."""
