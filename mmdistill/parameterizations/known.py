@@ -118,7 +118,8 @@ def labels_by(task: Task, networks: Networks, samples: Batch, classes: Tensor) -
         M samples, classes ``(M,)``; returns ``(M, C)``.
     Source: the published code of Guo et al., ICLR 2024.
     """
-    parts = torch.arange(len(classes), device=classes.device).split(EMBED_CHUNK.get(task.device.type, 1024))
+    rows = torch.arange(len(classes), device=classes.device)
+    parts = torch.split(rows, EMBED_CHUNK.get(task.device.type, 1024))
     every = torch.zeros((), device=classes.device)
     right, number, total = every, every, 0
     for network in networks():
