@@ -219,7 +219,8 @@ class Distiller:
         """
         if not (run.parameterization.redraws and self.schedule.gives_target and steps):
             return EMPTY
-        return self.schedule.fetch(self.task, EMPTY, self.key(replace(run, step=steps - 1)).fold("network"))
+        before = EMPTY._replace(age=steps - 1)  # of schedules that give targets, the steps where these matter
+        return self.schedule.fetch(self.task, before, self.key(replace(run, step=steps - 1)).fold("network"))
 
     def _network(self, run: RunState, schedule: ScheduleState) -> Network:
         """Return what objectives read of a step's network."""
@@ -276,8 +277,9 @@ class Distiller:
             loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
             if run.step == 0:
                 require_start(run, self.active(run), loss, found, key.fold("synthetic"))
-            self._update(run, found)
-            run.parameterization.project()
+            if not self._skips(loss):
+                self._update(run, found)
+                run.parameterization.project()
             if run.average is not None:
                 follow(run.average, run.parameterization.state_dict(), self.settings.ema)
 
@@ -326,6 +328,11 @@ class Distiller:
         """Return the tensors of all active groups, in their order."""
         groups = run.groups()
         return [parameter for name in self.active(run) for parameter in groups[name]]
+
+    def _skips(self, loss: Tensor) -> bool:
+        """Return whether a step changes nothing, since its loss, in the mean of all ranks, is higher than allowed."""
+        most = self.settings.skip_above
+        return bool(most) and bool(ranks.averages([loss.clone()])[0] > most)
 
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Step every active group."""

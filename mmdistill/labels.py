@@ -104,6 +104,13 @@ class SoftmaxLabels(Labels):
         probabilities[torch.arange(len(classes), device=classes.device), classes] = confidence
         self.logits = nn.Parameter(probabilities.log())
 
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> "SoftmaxLabels":
+        """Return labels that start from given ``(M, C)`` logits, a network's for instance."""
+        made = cls(logits.argmax(1), logits.shape[1])
+        made.logits = nn.Parameter(logits.detach().clone())
+        return made
+
     def forward(self) -> Tensor:
         """Return ``(M, C)`` probabilities."""
         return self.logits.softmax(1)

@@ -16,7 +16,7 @@ from mmdistill.networks.schedules import (
     TrainedOnS,
     UnreadNetwork,
 )
-from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs
+from mmdistill.networks.trajectories import ExpertTrajectories, StartWindow, needed_epochs
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.distances import row_cosine
@@ -75,16 +75,16 @@ def experts_by(
 
     Args:
         protocol: how they train; its epochs, ``sam`` and ``sam_gap`` are those of the settings, and its rate, minibatch
-            and ``sam_adaptive`` where these have any.
+            and ``sam_adaptive`` where these have any. Epochs are as many as the targets need, or more where asked for.
         kind: the schedule.
     """
 
     def make(settings: Settings) -> NetworkSchedule:
-        """Experts' trajectories as ``experts``, ``expert_*`` and ``start_epochs`` of the settings say."""
+        """Experts' trajectories as ``experts``, ``expert_*`` and ``start_*`` of the settings say."""
         adaptive = settings.expert_adaptive
         own = replace(
             protocol,
-            epochs=needed_epochs(settings.start_epochs, settings.expert_steps),
+            epochs=max(needed_epochs(settings.start_epochs, settings.expert_steps), settings.expert_epochs),
             lr=settings.expert_lr or protocol.lr,
             batch=settings.expert_batch or protocol.batch,
             sam=settings.expert_sam,
@@ -93,7 +93,8 @@ def experts_by(
         )
         recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision)
         folder = Path(settings.expert_folder) if settings.expert_folder else None
-        return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
+        window = StartWindow(settings.start_first, settings.start_bound, settings.start_steps)
+        return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder, window)
 
     return make
 

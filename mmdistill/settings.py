@@ -28,13 +28,18 @@ LEAST: Mapping[str, float] = {
     "experts": 1,
     "expert_steps": 1,
     "start_epochs": 1,
+    "start_first": 0,
+    "start_bound": 0,
+    "start_steps": 0,
     "expert_sam": 0.0,
     "expert_gap": 0.0,
     "expert_lr": 0.0,
     "expert_batch": 0,
+    "expert_epochs": 0,
     "teacher_epochs": 1,
     "ema": 0.0,
     "clip": 0.0,
+    "skip_above": 0.0,
     "validate_every": 0,
     "patience": 0,
     "classes_at_once": 0,
@@ -124,6 +129,10 @@ class Settings:
         experts: how many expert trajectories (methods that match them).
         expert_steps: epochs between an expert's start and its target.
         start_epochs: an expert's start is drawn from its first so many epochs.
+        start_first: the earliest epoch that starts are drawn from; 0 is the initialisation.
+        start_bound: in the first step, starts are drawn from the first so many epochs, and in later ones from more,
+            until they are ``start_epochs``; 0: from all of these at once.
+        start_steps: the steps in which ``start_bound`` grows to ``start_epochs``.
         expert_folder: where experts are or shall be; the cache folder by default.
         expert_sam: rho of sharpness-aware training of experts; 0 trains them plainly.
         expert_gap: weight of the surrogate gap in sharpness-aware training of experts.
@@ -131,10 +140,13 @@ class Settings:
             None: the method's own.
         expert_lr: the experts' learning rate, on graphs in their unit; 0: the method's own.
         expert_batch: the experts' minibatch size; 0: the method's own.
+        expert_epochs: epochs that experts train for at least, though no target lies so far.
         expert_precision: number formats in which missing experts train: ``float32`` or ``bf16``.
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
+        skip_above: a step of a higher loss changes nothing, of trajectories one that ends further from the target than
+            it began; 0 takes every step.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
         patience: end the run after so many validations in a row without a better one; 0 takes all steps.
         classes_at_once: classes whose gradients or features are computed together, which bounds the memory of
@@ -165,16 +177,21 @@ class Settings:
     experts: int = 20
     expert_steps: int = 2
     start_epochs: int = 2
+    start_first: int = 0
+    start_bound: int = 0
+    start_steps: int = 0
     expert_folder: str = ""
     expert_sam: float = 0.0
     expert_gap: float = 0.0
     expert_adaptive: bool | None = None
     expert_lr: float = 0.0
     expert_batch: int = 0
+    expert_epochs: int = 0
     expert_precision: TrainingPrecision = "float32"
     teacher_epochs: int = 10
     ema: float = 0.0
     clip: float = 0.0
+    skip_above: float = 0.0
     validate_every: int = 0
     patience: int = 0
     classes_at_once: int = 0
@@ -229,8 +246,7 @@ def _require_own_types(settings: Settings) -> None:
 TRAINING = tuple(
     entry.name
     for entry in fields(Settings)
-    if entry.name.startswith(("inner_", "expert"))
-    or entry.name in ("outer_steps", "kept_steps", "ridge", "start_epochs")
+    if entry.name.startswith(("inner_", "expert", "start_")) or entry.name in ("outer_steps", "kept_steps", "ridge")
 )
 """Settings of the networks' training, which mean something only to schedules and objectives that read them."""
 

@@ -15,7 +15,7 @@ from mmdistill.graph import graph_task
 from mmdistill.image import generator, image_task
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
-from mmdistill.networks import teacher
+from mmdistill.networks import teacher, trajectories
 from mmdistill.parameterizations import decoder, generated
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method, get_parameterization, method_names
@@ -39,6 +39,7 @@ TRAINING = [
     (decoder.F, "mse_loss"),
     (generated.torch.autograd, "grad"),
     (teacher, "open_experts"),
+    (trajectories, "open_experts"),
 ]
 
 

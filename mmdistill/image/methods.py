@@ -5,6 +5,7 @@ from itertools import chain
 
 from mmdistill.image.attention import ATTENTION_DIGITS, ATTENTION_METHODS
 from mmdistill.image.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
+from mmdistill.image.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
@@ -22,6 +23,7 @@ METHODS = MethodTable(
         **UNROLLED_METHODS,
         **REALISTIC_METHODS,
         **CALIBRATED_METHODS,
+        **ALIGNED_METHODS,
     }
 )
 """What the image domain adds to the shared methods."""
@@ -35,6 +37,7 @@ DIGITS: dict[str, Method] = {
     **UNROLLED_DIGITS,
     **REALISTIC_DIGITS,
     **CALIBRATED_DIGITS,
+    **ALIGNED_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 
@@ -52,5 +55,5 @@ def _by_data(*families: Mapping[str, Mapping[str, Method]]) -> dict[str, dict[st
     }
 
 
-PRESETS = _by_data({"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, RIDGE_PRESETS)
+PRESETS = _by_data({"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, ALIGNED_PRESETS, RIDGE_PRESETS)
 """Methods by data set name, where its settings differ."""

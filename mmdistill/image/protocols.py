@@ -99,6 +99,12 @@ class Protocol:
 
 
 _DSA = Protocol("dsa", "DSA's: cross entropy, SGD for 1000 epochs with siamese augmentation", plain_epochs=PLAIN_EPOCHS)
+_MTT = replace(
+    _DSA,
+    name="mtt",
+    summary="MTT's (FTD, TESLA, DDPP): DSA's at the rate that was learned with the set",
+    reported="the best over the checkpoints of the run",
+)
 _RFAD = Protocol(
     "rfad",
     "RFAD's: squared error on scaled labels, a wide ConvNet without norm, no augmentation; the paper chooses rate and "
@@ -154,11 +160,12 @@ PROTOCOLS: dict[str, Protocol] = {
     "cafe": replace(_DC, name="cafe", summary="CAFE's: DC's, but 600 epochs without augmentation", plain_epochs=600),
     "dsa": _DSA,
     "dm": replace(_DSA, name="dm", summary="DM's: the same as dsa"),
-    "mtt": replace(
-        _DSA,
-        name="mtt",
-        summary="MTT's (FTD, TESLA, DDPP): DSA's at the rate that was learned with the set",
-        reported="the best over the checkpoints of the run",
+    "mtt": _MTT,
+    "datm": replace(
+        _MTT,
+        name="datm",
+        summary="DATM's: MTT's in minibatches of 128",
+        fit=replace(CLASSIFICATION, batch=128),
     ),
     "frepo": Protocol(
         "frepo",

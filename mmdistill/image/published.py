@@ -9,6 +9,7 @@ PROTOCOL_OF = {
     "ddpp": "mtt",
     "tesla": "mtt",
     "haba": "mtt",
+    "datm": "datm",
     "frepo": "frepo",
     "rfad": "rfad",
     "kip": "kip",
@@ -38,6 +39,7 @@ WHITENING_OF: dict[str, dict[str, Cells]] = {
     "ftd": {"mtt": {"cifar10": (1, 10), "cifar100": (1, 10, 50)}},
     "haba": {"mtt": {"cifar10": (2, 10, 11, 50, 51), "cifar100": (2, 50, 51)}},  # of as many bases, or one fewer
     "tesla": {"mtt": {"cifar10": (10,), "cifar100": (1, 50)}},
+    "datm": {"mtt": {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100), "tiny-imagenet": (1, 10, 50)}},
     "frepo": {"frepo": {**_CIFAR, "tiny-imagenet": (1, 10)}},
     "rfad": {"frepo": _CIFAR, "kip": {"svhn": (1, 10, 50)}},
     "kip": _KIP,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from mmdistill.image.attention import ATTENTION_REDUCED
 from mmdistill.image.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
+from mmdistill.image.aligned import ALIGNED_REDUCED
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
@@ -41,6 +42,7 @@ GREYSCALE: dict[str, Method] = {
     **UNROLLED_REDUCED,
     **REALISTIC_REDUCED,
     **CALIBRATED_REDUCED,
+    **ALIGNED_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""

@@ -1,5 +1,7 @@
 """The schedule of cached experts: where students start and which end they shall reach (Eq. 12)."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
@@ -17,6 +19,52 @@ from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Task
 
 
+@dataclass(frozen=True)
+class StartWindow:
+    """The epochs of an expert that students start from, of which there may be more as a run goes on (DATM).
+
+    Args:
+        first: the earliest start.
+        bound: starts of the first step lie before this epoch, those of later ones before ever later epochs, until all
+            are allowed; 0: all are from the first step on.
+        steps: the steps in which the bound grows, evenly.
+    Source: Guo et al., ICLR 2024, Sec. 3.2.
+    """
+
+    first: int = 0
+    bound: int = 0
+    steps: int = 0
+
+    @property
+    def grows(self) -> bool:
+        """Whether it depends on the step."""
+        return bool(self.bound)
+
+    def require_within(self, start_epochs: int) -> None:
+        """Refuse a window that holds no start, or goes beyond all that there are.
+
+        Raises:
+            ConfigError: naming the settings.
+        """
+        least = self.bound or start_epochs
+        if not 0 <= self.first < least <= start_epochs:
+            raise ConfigError(
+                f"starts lie from epoch start_first on, before start_bound in the first step and before start_epochs "
+                f"in the end, got {self.first}, {self.bound} and {start_epochs}"
+            )
+        if self.grows and self.steps < 1:
+            raise ConfigError(f"start_bound grows to start_epochs in start_steps of at least 1, got {self.steps}")
+
+    def until(self, start_epochs: int, step: int) -> int:
+        """Return the epoch before which a step's start lies."""
+        if not self.grows:
+            return start_epochs
+        return min(self.bound + (start_epochs - self.bound) * step // self.steps, start_epochs)
+
+
+ALL_STARTS = StartWindow()
+
+
 class ExpertTrajectories(NetworkSchedule):
     """Start each outer step at a random epoch of a random expert, with a later epoch as the target (MTT).
 
@@ -28,14 +76,21 @@ class ExpertTrajectories(NetworkSchedule):
         expert_steps: epochs between start and target.
         recipe: how missing experts train.
         folder: where they are or shall be; None: the cache folder.
+        window: which of these epochs starts are drawn from.
     Raises:
-        ConfigError: a number below 1, or a recipe of fewer epochs than the last target has.
+        ConfigError: a number below 1, a recipe of fewer epochs than the last target has, or a window without starts.
     """
 
     gives_target = True
 
     def __init__(
-        self, experts: int, start_epochs: int, expert_steps: int, recipe: ExpertRecipe, folder: Path | None = None
+        self,
+        experts: int,
+        start_epochs: int,
+        expert_steps: int,
+        recipe: ExpertRecipe,
+        folder: Path | None = None,
+        window: StartWindow = ALL_STARTS,
     ) -> None:
         if min(experts, start_epochs, expert_steps) < 1:
             raise ConfigError(
@@ -46,11 +101,13 @@ class ExpertTrajectories(NetworkSchedule):
                 f"targets lie up to epoch {needed_epochs(start_epochs, expert_steps)}, but experts train for only "
                 f"{recipe.protocol.epochs} epochs"
             )
+        window.require_within(start_epochs)
         self.experts = experts
         self.start_epochs = start_epochs
         self.expert_steps = expert_steps
         self.recipe = recipe
         self.folder = folder
+        self.window = window
         self._opened: tuple[Task, Experts] | None = None
 
     def make_ready(self, task: Task) -> None:
@@ -96,22 +153,30 @@ class ExpertTrajectories(NetworkSchedule):
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.
 
-        Running statistics are the target's, by which it labels samples; students normalise by their own batches.
+        Running statistics are the target's, by which it labels samples; students normalise by their own batches. The
+        state's age is the run's steps, where starts depend on these.
         """
-        start, target = self.ends(task, draws)
-        return ScheduleState(start._replace(buffers=target.buffers), 0, {}, target.params)
+        start, target = self.ends(task, state.age, draws)
+        return ScheduleState(start._replace(buffers=target.buffers), state.age, {}, target.params)
 
-    def ends(self, task: Task, draws: Draws) -> tuple[NetworkState, NetworkState]:
+    def ends(self, task: Task, step: int, draws: Draws) -> tuple[NetworkState, NetworkState]:
         """Return an expert's networks at a random start and, so many epochs later, at its target."""
         experts, host = self._experts(task), draws.to("cpu")
         expert = int(host.fold("expert").integers(self.experts, 1))
-        start = int(host.fold("start").integers(self.start_epochs, 1))
+        first, until = self.window.first, self.window.until(self.start_epochs, step)
+        start = first + int(host.fold("start").integers(until - first, 1))
         target = experts.snapshot(expert, start + self.expert_steps)
         return experts.snapshot(expert, start), target
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Forget the network: the next step starts at another snapshot."""
-        return EMPTY
+        """Forget the network: the next step starts at another snapshot, perhaps of a wider window."""
+        return EMPTY._replace(age=state.age + 1) if self.window.grows else EMPTY
+
+    def finals(self, task: Task) -> Iterator[NetworkState]:
+        """Yield each expert's network as its training ended."""
+        experts = self._experts(task)
+        for index in range(self.experts):
+            yield experts.snapshot(index, self.recipe.protocol.epochs)
 
     def _experts(self, task: Task) -> Experts:
         """Open the experts, training those that are missing."""
@@ -135,11 +200,11 @@ class InterpolatedExperts(ExpertTrajectories):
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return a network between an expert's start and its target, with the target."""
-        start, target = self.ends(task, draws)
+        start, target = self.ends(task, state.age, draws)
         share = float(draws.to("cpu").fold("share").uniform(1))
         params = {name: end.lerp(start.params[name], share) for name, end in target.params.items()}
         between = with_real_statistics(task, NetworkState(params, target.buffers), draws)
-        return ScheduleState(between, 0, {}, target.params)
+        return ScheduleState(between, state.age, {}, target.params)
 
 
 def needed_epochs(start_epochs: int, expert_steps: int) -> int:

@@ -119,6 +119,7 @@ def sgd(epochs: int, weight_decay: float, batch: int, decay_at: tuple[float, ...
 DC_FAMILY = sgd(1000, 5e-4, 256, (0.5,), decay=0.1, restart=True)
 PUBLISHED_FITS = {
     **dict.fromkeys(("default", "dc", "cafe", "dsa", "dm", "mtt"), DC_FAMILY),
+    "datm": sgd(1000, 5e-4, 128, (0.5,), decay=0.1, restart=True),
     **dict.fromkeys(("rfad", "kip"), sgd(2000, 0.0, 512, (), lr=1e-3)),
     "addmem": sgd(300, 0.0, 640, ()),
     "idc": sgd(1000, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),

@@ -1,0 +1,172 @@
+"""Trajectory matching whose difficulty is aligned with the size of the set (DATM), with its published settings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from mmdistill.image.unrolled import FTD_EXPERTS
+from mmdistill.image.unrolled_digits import DIGITS_FAST_EXPERTS, EARLY_EPOCHS
+from mmdistill.image.unrolled_reduced import REDUCED_EXPERTS
+from mmdistill.method import Method, Storage
+from mmdistill.methods import CORE_METHODS, experts_by, row_of
+from mmdistill.networks.fit import FitProtocol
+from mmdistill.parameterizations.known import known_samples
+from mmdistill.settings import OptimizerSpec, Settings
+
+
+class AlignedRow(NamedTuple):
+    """A published configuration of DATM; rates are SGD's, with momentum 0.5 and for labels 0.9."""
+
+    inner_steps: int
+    expert_steps: int
+    start_first: int
+    start_bound: int
+    start_epochs: int
+    start_steps: int
+    codes_lr: float
+    labels_lr: float
+    rate_lr: float
+    inner_batch: int = 0
+    skip_above: float = 1.0
+
+
+DATM_CIFAR10 = {
+    1: AlignedRow(80, 2, 0, 0, 4, 0, 100.0, 5.0, 1e-7, skip_above=1.1),
+    10: AlignedRow(80, 2, 0, 10, 20, 1000, 100.0, 2.0, 1e-5),
+    50: AlignedRow(80, 2, 0, 20, 40, 2000, 1000.0, 2.0, 1e-5),
+    500: AlignedRow(40, 2, 40, 0, 60, 0, 50.0, 10.0, 1e-5, inner_batch=1000),
+    1000: AlignedRow(100, 2, 40, 0, 60, 0, 50.0, 10.0, 1e-5, inner_batch=1000),
+}
+DATM_CIFAR100 = {
+    1: AlignedRow(40, 3, 0, 10, 20, 1000, 1000.0, 10.0, 1e-5, inner_batch=1000),
+    10: AlignedRow(80, 2, 0, 30, 50, 2000, 1000.0, 10.0, 1e-5, inner_batch=1000),
+    50: AlignedRow(80, 2, 20, 0, 70, 0, 1000.0, 10.0, 1e-5, inner_batch=1000),
+    100: AlignedRow(80, 2, 30, 0, 70, 0, 50.0, 10.0, 1e-5, inner_batch=1000),
+}
+DATM_TINY = {
+    1: AlignedRow(40, 2, 0, 15, 20, 2000, 10_000.0, 10.0, 1e-4, inner_batch=1000),
+    10: AlignedRow(40, 2, 10, 0, 50, 0, 100.0, 10.0, 1e-4, inner_batch=500),
+    50: AlignedRow(20, 2, 40, 0, 70, 0, 100.0, 10.0, 1e-4, inner_batch=1000),
+}
+
+
+def datm_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
+    """Return the settings of a table by ipc; in between, those of the largest tabulated ipc below.
+
+    There is one command for experts, CIFAR-10's, which other data take too. Sets of up to fifty images per class of
+    CIFAR-10 train students as a whole; others by minibatches, where they are larger than these.
+    """
+
+    def settings(ipc: int) -> Settings:
+        row = row_of(table, ipc)
+        return Settings(
+            steps=10_000,
+            real_batch=1,
+            optimizers={
+                "codes": OptimizerSpec("sgd", row.codes_lr, 0.5),
+                "labels": OptimizerSpec("sgd", row.labels_lr, 0.9),
+                "objective": OptimizerSpec("sgd", row.rate_lr, 0.5),
+            },
+            augment=True,
+            inner_steps=row.inner_steps,
+            inner_lr=0.01,
+            inner_batch=row.inner_batch,
+            experts=100,
+            expert_steps=row.expert_steps,
+            expert_epochs=100,
+            expert_sam=0.01,
+            expert_gap=0.3,
+            start_epochs=row.start_epochs,
+            start_first=row.start_first,
+            start_bound=row.start_bound,
+            start_steps=row.start_steps,
+            skip_above=row.skip_above,
+        )
+
+    return settings
+
+
+def aligned(protocol: FitProtocol, settings: Callable[[int], Settings]) -> Method:
+    """Return DATM with experts that train by a protocol, by which samples are chosen and labelled as well."""
+    experts = experts_by(protocol)
+    return replace(
+        CORE_METHODS["mtt"],
+        title="DATM",
+        network=experts,
+        settings=settings,
+        parameterization=Storage(known_samples(experts), "the images themselves"),
+        label="soft",
+        summary="MTT from ever later epochs of flat experts, which choose and label the first images; learned labels",
+        source="Guo et al., ICLR 2024 (each step draws one of all experts; images that none knows have the mean of "
+        "all labels; fifty images per class of CIFAR-100 start as others do)",
+    )
+
+
+ALIGNED_METHODS = {"datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR10))}
+ALIGNED_PRESETS = {
+    "cifar100": {"datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR100))},
+    "tiny-imagenet": {"datm": aligned(FTD_EXPERTS, datm_settings(DATM_TINY))},
+}
+"""Published settings by data set name, where they differ from those of CIFAR-10."""
+
+
+def _digits(ipc: int) -> Settings:
+    """Return MTT's rates for the digits with starts that go on to later epochs, of experts that soon know them."""
+    adam = OptimizerSpec("adam", 0.03)
+    return Settings(
+        steps=100 if ipc < 10 else 80,
+        real_batch=1,
+        optimizers={"codes": adam, "labels": adam, "objective": OptimizerSpec("adam", 1e-3)},
+        inner_steps=20,
+        inner_lr=0.05,
+        inner_batch=0 if ipc < 10 else 20,
+        experts=10,
+        expert_steps=1,
+        expert_epochs=20,
+        expert_sam=0.01,
+        start_epochs=EARLY_EPOCHS if ipc < 10 else 15,
+        start_bound=1 if ipc < 10 else 5,
+        start_steps=40,
+        skip_above=1.0,
+    )
+
+
+ALIGNED_DIGITS = {"datm": aligned(DIGITS_FAST_EXPERTS, _digits)}
+"""MTT's rates for the digits, which were chosen on a validation split."""
+
+
+def _reduced(ipc: int) -> Settings:
+    """Return MTT's reduced settings with FTD's experts, which train on until they can label images.
+
+    One image per class starts from herded ones, as in the other methods that match trajectories: a random one that
+    experts know says less of its class.
+    """
+    few = ipc < 10
+    return Settings(
+        steps=120,
+        real_batch=1,
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.1 if few else 0.05, cosine=True),
+            "labels": OptimizerSpec("adam", 0.1 if few else 0.02, cosine=True),
+            "objective": OptimizerSpec("adam", 1e-3),
+        },
+        init="herding" if few else "real",
+        inner_steps=20,
+        inner_lr=0.01,
+        inner_batch=0 if few else 20,
+        augment=True,
+        experts=5,
+        expert_steps=1,
+        expert_epochs=8 if few else 15,
+        expert_lr=0.01 if few else 0.02,
+        expert_sam=0.01,
+        expert_gap=0.3,
+        start_epochs=EARLY_EPOCHS if few else 15,
+        start_bound=1 if few else 5,
+        start_steps=60,
+        skip_above=1.0,
+    )
+
+
+ALIGNED_REDUCED = {"datm": aligned(replace(REDUCED_EXPERTS, sam_adaptive=True), _reduced)}
+"""For 28 x 28 greyscale images, at width 16 or 32; the start of one image per class was compared on held-out images."""
