@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from itertools import chain
 
+from mmdistill.image.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
 from mmdistill.image.attention import ATTENTION_DIGITS, ATTENTION_METHODS
 from mmdistill.image.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
-from mmdistill.image.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.realistic import REALISTIC_DIGITS, REALISTIC_METHODS

@@ -6,9 +6,9 @@ rate was compared with others, that was on held-out training images; each family
 
 from dataclasses import replace
 
+from mmdistill.image.aligned import ALIGNED_REDUCED
 from mmdistill.image.attention import ATTENTION_REDUCED
 from mmdistill.image.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
-from mmdistill.image.aligned import ALIGNED_REDUCED
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
