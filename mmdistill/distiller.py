@@ -91,10 +91,8 @@ class Distiller:
         def gradient(state: NetworkState, batch: Batch) -> Tensors:
             return gradient_of_one(task, state, batch)
 
-        maps = Program(task.maps) if isinstance(task, GivesMaps) else None
-        self._compiled = Compiled(
-            Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient), maps
-        )
+        programs = (Program(function) for function in (task.features, task.loss, class_gradients, gradient))
+        self._compiled = Compiled(*programs, Program(task.maps) if isinstance(task, GivesMaps) else None)
 
     @property
     def compile_seconds(self) -> float:

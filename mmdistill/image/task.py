@@ -126,10 +126,8 @@ class ImageTask:
         output, buffers = self.network(state, images, train=train, draws=draws)
         if not isinstance(output, Tensor) or output.shape != (len(images), self.num_classes):
             found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise ShapeError(
-                f"the network returned {found} for {len(images)} images of "
-                f"{self.num_classes} classes; it must return one row of logits per image"
-            )
+            what = f"{len(images)} images of {self.num_classes} classes; it must return one row of logits per image"
+            raise ShapeError(f"the network returned {found} for {what}")
         return output, buffers
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
