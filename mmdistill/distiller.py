@@ -91,8 +91,9 @@ class Distiller:
         def gradient(state: NetworkState, batch: Batch) -> Tensors:
             return gradient_of_one(task, state, batch)
 
-        programs = (Program(function) for function in (task.features, task.loss, class_gradients, gradient))
-        self._compiled = Compiled(*programs, Program(task.maps) if isinstance(task, GivesMaps) else None)
+        maps = Program(task.maps) if isinstance(task, GivesMaps) else None
+        of_classes, of_one = Program(class_gradients), Program(gradient)
+        self._compiled = Compiled(Program(task.features), Program(task.loss), of_classes, of_one, maps)
 
     @property
     def compile_seconds(self) -> float:
