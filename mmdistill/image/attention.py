@@ -27,7 +27,10 @@ def attention_matching(settings: AttentionSettings) -> AttentionMatching:
 
 
 def _datadam_settings(ipc: int) -> AttentionSettings:
-    """Return the settings of the table in the published code, for images of low resolution; it has no real batch."""
+    """Return the settings of the authors' table, for images of low resolution.
+
+    It has no real batch: 128 could not be checked, the code's default is 64.
+    """
     rate = OptimizerSpec("sgd", 1.0 if ipc <= 50 else 10.0, 0.5)
     return AttentionSettings(steps=8000, real_batch=128, optimizers={"codes": rate}, augment=True)
 

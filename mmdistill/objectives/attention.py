@@ -33,7 +33,7 @@ class AttentionMatching(Objective):
     Raises:
         ConfigError: a power that is not positive, a negative balance, or a network without maps.
         ShapeError: the class axes differ.
-    Source: Sajedi et al., ICCV 2023, Sec. 3.2.
+    Source: Sajedi et al., ICCV 2023, and its published code.
     """
 
     reads_labels = False
