@@ -83,9 +83,11 @@ def to_install(extra: str) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean ...?" with the known names nearest to one, at most three, or nothing.
 
-    Of names equally near those that begin alike come first, since short names have many neighbours.
+    Of names equally near those that begin alike come first, since short names have many neighbours; ones more than
+    twice as long are none of theirs.
     """
-    near = {other: (SequenceMatcher(None, name, other).ratio(), other[:1] == name[:1]) for other in sorted(known)}
+    alike = sorted(other for other in known if len(name) > 3 or len(other) <= 2 * len(name))
+    near = {other: (SequenceMatcher(None, name, other).ratio(), other[:1] == name[:1]) for other in alike}
     best = max(near.values(), default=(0.0, False))
     if best[0] < (NEAR if len(name) > 3 else NEAR_SHORT):
         return ""
