@@ -204,7 +204,8 @@ class Distiller:
         """Return a decoded batch with the labels of its teacher, if it has one: the step's target, or one network."""
         labels, teacher = run.parameterization.labels, self._teacher
         if network.target is not None and network.network is not None:
-            teacher = NetworkState(network.target, network.network.buffers)
+            buffers = network.network.buffers if network.target_buffers is None else network.target_buffers
+            teacher = NetworkState(network.target, buffers)
         if not isinstance(labels, TeacherLabels) or teacher is None:
             return syn
         labels.assign(soft_labels(self.task, teacher, syn.inputs))
@@ -330,8 +331,7 @@ class Distiller:
 
     def _skips(self, loss: Tensor) -> bool:
         """Return whether a step changes nothing, since its loss, in the mean of all ranks, is higher than allowed."""
-        most = self.settings.skip_above
-        return bool(most) and bool(ranks.averages([loss.clone()])[0] > most)
+        return bool(most := self.settings.skip_above) and bool(ranks.averages([loss.clone()])[0] > most)
 
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Step every active group."""

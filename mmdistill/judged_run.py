@@ -123,7 +123,9 @@ class JudgedRun(NamedTuple):
     def _tells(self, name: str, value: object) -> bool:
         """Return whether a setting says the same: that of the name, or the network's (``inner_lr`` for ``lr``)."""
         alike = (value or 0, value or "")  # None stands for a setting that is 0 or empty
-        return any(self.settings[own] in alike for own in (name, f"inner_{name}") if own in self.settings)
+        return any(
+            self.settings[own] in alike for own in (name, f"inner_{name}", f"start_{name}") if own in self.settings
+        )
 
     def identity(self) -> str:
         """Return what repetitions share, as text; the data by their name, size and classes."""

@@ -24,7 +24,7 @@ from mmdistill.names import canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, EXPORT, METRICS, how_to_finish, require_finished, require_free
-from mmdistill.runtime import deterministic_kernels
+from mmdistill.runtime import deterministic_kernels, prepare_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.selections import known_bytes
 from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
@@ -118,6 +118,7 @@ def evaluate_command(folders: Sequence[str], asked: EvaluateConfig) -> None:
     package_digest()  # of the code that runs, which may be edited meanwhile
     if asked.scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
+    prepare_deterministic_kernels()  # some of these runs may ask for them, and not the first
     for_each_run(folders, lambda folder: _evaluate(folder, asked))
 
 

@@ -194,18 +194,26 @@ def checked_seed(seed: int) -> int:
     return int(seed)
 
 
+def prepare_deterministic_kernels() -> None:
+    """Let cuBLAS be able to compute the same bits each time: it reads its setting once, when CUDA first computes.
+
+    What the user has set stays.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Let CUDA run only kernels that give the same bits each time, where they are wanted; afterwards as before.
 
-    cuBLAS reads its workspace setting from the environment, so it is set here where the user has not set it, and stays.
+    Where CUDA computed before, :func:`prepare_deterministic_kernels` must have been called before that.
     """
     if not wanted:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    prepare_deterministic_kernels()
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:

@@ -146,7 +146,7 @@ class Settings:
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
         skip_above: a step of a higher loss changes nothing, of trajectories one that ends further from the target than
-            it began; 0 takes every step.
+            it began; 0 takes every step. The host waits for each step to know.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
         patience: end the run after so many validations in a row without a better one; 0 takes all steps.
         classes_at_once: classes whose gradients or features are computed together, which bounds the memory of

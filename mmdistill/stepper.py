@@ -11,7 +11,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.networks.schedules import ScheduleState
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState
+from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors
 
 WORTH_COMPILING = 2000
 """With ``auto``, shorter runs on CUDA stay uncompiled: compiling takes about a minute."""
@@ -93,13 +93,13 @@ class Stepper:
             distiller = self.distiller  # not self, which keeps the graph: cycles, and their memory, are freed late
 
             def function(
-                key: Draws, inputs: tuple[NetworkState, dict[str, Tensor] | None, Batch | ClassBatch]
+                key: Draws, inputs: tuple[NetworkState, Tensors | None, Tensors | None, Batch | ClassBatch]
             ) -> tuple[Tensor, list[Tensor | None]]:
-                network, target, batch = inputs
-                return distiller.gradients(run, ScheduleState(network, 0, {}, target), batch, key)
+                network, target, buffers, batch = inputs
+                return distiller.gradients(run, ScheduleState(network, 0, {}, target, buffers), batch, key)
 
             self._replays[active] = Replay(function, self._graph)
-        loss, found = self._replays[active](key, (schedule.network, schedule.target, real))
+        loss, found = self._replays[active](key, (schedule.network, schedule.target, schedule.target_buffers, real))
         return loss.clone(), found
 
 

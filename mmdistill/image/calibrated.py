@@ -99,7 +99,7 @@ CALIBRATED_DIGITS: dict[str, Method] = {
 }
 """Short runs for the 8 x 8 digits: plain images, and none augmented."""
 
-REDUCED_EXPERTS = replace(DANCE_EXPERTS, visits=6400)
+DANCE_REDUCED_EXPERTS = replace(DANCE_EXPERTS, visits=6400)
 """Epochs of a hundred steps, each on images that the one before may not have seen."""
 
 
@@ -115,7 +115,7 @@ def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
 
 
 CALIBRATED_REDUCED: dict[str, Method] = {
-    "dance": replace(_dance, network=experts_by(REDUCED_EXPERTS, InterpolatedExperts), settings=_reduced)
+    "dance": replace(_dance, network=experts_by(DANCE_REDUCED_EXPERTS, InterpolatedExperts), settings=_reduced)
 }
 """For 28 x 28 greyscale images in minutes of one core."""
 CALIBRATED_REDUCED_COLOUR: dict[str, Method] = {

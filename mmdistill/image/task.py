@@ -275,7 +275,7 @@ class ImageTask:
         return self._named.title(judge)
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of ``epochs`` and ``batch``: a kernel nothing."""
+        """Return what a judge reads of what is set of judging: a kernel nothing."""
         return JUDGING if kernel_judge(judge) is None else ()
 
     def describe(self) -> TaskInfo:

@@ -117,8 +117,11 @@ class FunctionalModule:
         self._captured: Tensors = {}
         self._maps: Tensors = {}
         self._readers: list[MapReader] = []
+        every = [id(module) for _, module in self.module.named_modules(remove_duplicate=False)]
+        self._pools_alike = False
         for name in self.feature_names[:-1]:
             pooling = _last_pooling(submodules[name])
+            self._pools_alike |= pooling is not None and every.count(id(pooling)) > 1
             keep = partial(_keep_map, self._maps, self._readers, name)
             if pooling is None:
                 submodules[name].register_forward_hook(keep)
@@ -255,8 +258,12 @@ class FunctionalModule:
         Shapes:
             maps ``(n, channels, height, width)``; what ``read`` returns of one is ``(n, d)``.
         Raises:
-            UnsupportedError: as :meth:`features`.
+            UnsupportedError: as :meth:`features`, or a pooling that several layers share.
         """
+        if self._pools_alike:
+            raise UnsupportedError(
+                "layers end in one and the same pooling module, so their maps cannot be told apart; give each its own"
+            )
         self._readers.append(read)
         try:
             embedding = self.features(state, *inputs)[-1]

@@ -40,12 +40,14 @@ class ScheduleState(NamedTuple):
         memory: what else is kept, by name: the network's momentum or moments, accuracies seen, a pool of networks.
         target: parameters that a student starting from it shall reach, from schedules that give any; it lives for
             one outer step and is never stored.
+        target_buffers: the target's running statistics, where they are not the network's; they live as long.
     """
 
     network: NetworkState | None
     age: int
     memory: Tensors
     target: Tensors | None = None
+    target_buffers: Tensors | None = None
 
 
 EMPTY = ScheduleState(None, 0, {})

@@ -50,7 +50,8 @@ class StartWindow:
         if not 0 <= self.first < least <= start_epochs:
             raise ConfigError(
                 f"starts lie from epoch start_first on, before start_bound in the first step and before start_epochs "
-                f"in the end, got {self.first}, {self.bound} and {start_epochs}"
+                f"in the end, got start_first {self.first}, start_bound {self.bound} and start_epochs {start_epochs}; "
+                "with start_bound=0 all of them may be drawn from the first step on"
             )
         if self.grows and self.steps < 1:
             raise ConfigError(f"start_bound grows to start_epochs in start_steps of at least 1, got {self.steps}")
@@ -82,6 +83,8 @@ class ExpertTrajectories(NetworkSchedule):
     """
 
     gives_target = True
+    window = ALL_STARTS
+    """An attribute of those with another one alone, so that the others are described as they were without windows."""
 
     def __init__(
         self,
@@ -107,7 +110,8 @@ class ExpertTrajectories(NetworkSchedule):
         self.expert_steps = expert_steps
         self.recipe = recipe
         self.folder = folder
-        self.window = window
+        if window != ALL_STARTS:
+            self.window = window
         self._opened: tuple[Task, Experts] | None = None
 
     def make_ready(self, task: Task) -> None:
@@ -204,7 +208,7 @@ class InterpolatedExperts(ExpertTrajectories):
         share = float(draws.to("cpu").fold("share").uniform(1))
         params = {name: end.lerp(start.params[name], share) for name, end in target.params.items()}
         between = with_real_statistics(task, NetworkState(params, target.buffers), draws)
-        return ScheduleState(between, state.age, {}, target.params)
+        return ScheduleState(between, state.age, {}, target.params, target.buffers)
 
 
 def needed_epochs(start_epochs: int, expert_steps: int) -> int:

@@ -43,8 +43,8 @@ class CalibratedMatching(DistributionMatching):
 
     def __init__(self, weight: float = 1.0, *, augment: Siamese | None = None, layers: Layers = "last") -> None:
         super().__init__(layers)
-        if weight < 0:
-            raise ConfigError(f"the weight of the expert's loss must not be negative, got {weight}")
+        if not weight >= 0:
+            raise ConfigError(f"the weight of the expert's loss (calibration) must not be negative, got {weight}")
         self.weight = weight
         self.augment = augment
         self.siamese = augment is None
@@ -56,10 +56,10 @@ class CalibratedMatching(DistributionMatching):
         if self.augment is not None:
             seen = self.augment(draws.fold("calibration"), syn)
             syn, real = self.augment(draws, syn), self.augment(draws, real)
-        return super().forward(network, syn, real, draws) + self.weight * expert_loss(network, seen, draws)
+        return super().forward(network, syn, real, draws) + self.weight * calibration_loss(network, seen, draws)
 
 
-def expert_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tensor:
+def calibration_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tensor:
     """Return the loss of a network's target on a batch: each class's mean, summed over classes.
 
     Raises:

@@ -155,7 +155,7 @@ class TextClassification(ABC):
         return self._reader.score(key, self.readable(batch.inputs), class_labels(batch.targets), batch.weight)
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of ``epochs`` and ``batch``: one that does not train nothing."""
+        """Return what a judge reads of what is set of judging: one that does not train nothing."""
         return () if judge in self._solved else JUDGING
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:

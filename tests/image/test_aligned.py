@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.described import described
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
@@ -99,12 +100,20 @@ def test_a_window_that_does_not_grow_leaves_no_state_and_draws_as_before(tmp_pat
     assert bare.advance(task, one, lambda: Batch(torch.empty(0), torch.empty(0), torch.empty(0)), KEY) is EMPTY
 
 
+def test_schedules_of_all_starts_are_described_as_they_were_without_windows(tmp_path: Path) -> None:
+    assert "window" in str(described(experts(small(tmp_path))))
+    assert "window" not in str(described(experts(small(tmp_path, start_first=0, start_bound=0, start_steps=0))))
+
+
 @pytest.mark.parametrize(
     ("window", "said"),
     [
-        ({"start_first": 2}, "before start_bound in the first step .*got 2, 2 and 6"),
-        ({"start_bound": 7}, "got 1, 7 and 6"),
-        ({"start_bound": 0, "start_first": 6}, "got 6, 0 and 6"),
+        (
+            {"start_first": 2},
+            "before start_bound .*got start_first 2, start_bound 2 and start_epochs 6; with start_bound=0",
+        ),
+        ({"start_bound": 7}, "got start_first 1, start_bound 7 and start_epochs 6"),
+        ({"start_bound": 0, "start_first": 6}, "got start_first 6, start_bound 0 and start_epochs 6"),
         ({"start_steps": 0}, "start_steps of at least 1, got 0"),
         ({"start_first": -1}, "start_first .*-1"),
         ({"skip_above": -1.0}, "skip_above .*-1"),

@@ -14,8 +14,10 @@ from mmdistill.method import Method
 from mmdistill.methods import experts_by, fresh
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
 from mmdistill.networks.schedules import EMPTY
+from mmdistill.networks.teacher import soft_labels
 from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.calibration import CalibratedMatching
+from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import NetworkState
@@ -68,8 +70,26 @@ def test_batch_norms_have_statistics_of_the_network_between(tmp_path: Path) -> N
     means = [name for name in end.buffers if name.endswith("running_mean")]
     assert means
     assert any(not torch.equal(end.buffers[name], found.network.buffers[name]) for name in means)
+    assert found.target_buffers is not None  # by which the expert itself labels samples
+    assert all(torch.equal(found.target_buffers[name], end.buffers[name]) for name in means)
     with pytest.raises(ConfigError, match="are at least 1"):
         InterpolatedExperts(1, 1, 0, RECIPE)
+
+
+def test_an_expert_labels_by_its_own_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    task = image_task("digits", model="convnet-bn", width=4, judge_epochs=1)
+    settings = {"steps": 1, "experts": 1, "expert_steps": 1, "real_batch": 4}
+    method = get_method(get_domain("image"), "dance", "digits").customised(None, "teacher", settings)
+    distiller = Distiller(task, method, 1)
+    run = distiller.start()
+    before = run.parameterization(KEY).inputs.clone()
+    fetched = distiller.schedule.fetch(task, EMPTY, distiller.key(run).fold("network"))
+    assert fetched.target is not None
+    assert fetched.target_buffers is not None
+    distiller.step(run)
+    said = soft_labels(task, NetworkState(fetched.target, fetched.target_buffers), before)
+    assert torch.allclose(run.parameterization.labels(), said, atol=1e-6)
 
 
 def test_a_run_lowers_its_loss_and_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

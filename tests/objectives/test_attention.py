@@ -144,6 +144,25 @@ def test_maps_are_those_before_pooling(model: str, sizes: list[tuple[int, int]])
     assert len(found) == len(sizes)  # features read no maps
 
 
+def test_layers_that_share_a_pooling_have_no_maps() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            pool = nn.MaxPool2d(2)
+            self.a, self.b = nn.Sequential(nn.Conv2d(1, 2, 3), pool), nn.Sequential(nn.Conv2d(2, 3, 2), pool)
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            out: Tensor = self.head(self.b(self.a(images)).flatten(1))
+            return out
+
+    network = FunctionalModule(Shared, ["a", "b", "head"])
+    state, images = network.init(KEY), torch.zeros(2, 1, 8, 8)
+    assert [layer.shape[1] for layer in network.features(state, images)[:2]] == [18, 3]
+    with pytest.raises(UnsupportedError, match="one and the same pooling module"):
+        network.maps(state, lambda maps: maps.mean((2, 3)), images)
+
+
 def test_copies_of_a_network_keep_maps_of_their_own(task: ImageTask) -> None:
     state, images = task.init(KEY), task.select(torch.arange(3)).inputs
     expected = task.maps(state, images, AttentionMatching().attention)

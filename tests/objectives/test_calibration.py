@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.objectives.base import Network, flatten_classes
-from mmdistill.objectives.calibration import CalibratedMatching, expert_loss
+from mmdistill.objectives.calibration import CalibratedMatching, calibration_loss
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
@@ -30,7 +30,7 @@ def test_it_equals_its_oracle(task: BlobTask, between: Network) -> None:
 
     def expected() -> float:
         sides = [[x for x, _ in per_class(side)] for side in (syn, real)]
-        return oracle.distribution_matching(as_numpy(between), *sides) + 0.3 * oracle.expert_loss(
+        return oracle.distribution_matching(as_numpy(between), *sides) + 0.3 * oracle.calibration_loss(
             expert, per_class(syn)
         )
 
@@ -47,17 +47,17 @@ def test_without_weight_it_is_distribution_matching(task: BlobTask, between: Net
 
 def test_shared_and_padded_samples_count_as_their_class_weights_say(task: BlobTask, between: Network) -> None:
     syn = class_batch(task, 4, "syn")
-    flat, expected = flatten_classes(syn), float(expert_loss(between, syn, KEY))
+    flat, expected = flatten_classes(syn), float(calibration_loss(between, syn, KEY))
     membership = torch.eye(3, dtype=torch.float64).repeat_interleave(4, 1)
     shared = ClassBatch(Batch(flat.inputs, flat.targets, membership), Dims(None, None))
-    assert float(expert_loss(between, shared, KEY)) == pytest.approx(expected, rel=1e-12)
+    assert float(calibration_loss(between, shared, KEY)) == pytest.approx(expected, rel=1e-12)
     x, y, w = syn.batch
     assert isinstance(x, Tensor)
     assert isinstance(y, Tensor)
     padded = Batch(torch.cat([x, 9 * x], 1), torch.cat([y, y], 1), torch.cat([w, 0 * w], 1))
-    assert float(expert_loss(between, ClassBatch(padded, Dims(0, 0)), KEY)) == pytest.approx(expected, rel=1e-12)
+    assert float(calibration_loss(between, ClassBatch(padded, Dims(0, 0)), KEY)) == pytest.approx(expected, rel=1e-12)
     few = between._replace(classes_at_once=2)
-    assert float(expert_loss(few, syn, KEY)) == pytest.approx(expected, rel=1e-12)
+    assert float(calibration_loss(few, syn, KEY)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_both_sides_are_augmented_alike_and_the_expert_s_samples_otherwise(task: BlobTask, between: Network) -> None:
@@ -70,7 +70,7 @@ def test_both_sides_are_augmented_alike_and_the_expert_s_samples_otherwise(task:
     assert not objective.siamese
     assert CalibratedMatching().siamese
     matching = DistributionMatching()(between, moved(KEY, syn), moved(KEY, real), KEY)
-    calibration = expert_loss(between, moved(KEY.fold("calibration"), syn), KEY)
+    calibration = calibration_loss(between, moved(KEY.fold("calibration"), syn), KEY)
     assert torch.allclose(objective(between, syn, real, KEY), matching + 0.5 * calibration, rtol=1e-12)
 
 
