@@ -167,7 +167,7 @@ def discrimination(params: Params, syn: list[Array], real: list[Array]) -> float
     return total
 
 
-def expert_loss(expert: Params, syn: list[tuple[Array, Array]]) -> float:
+def calibration_loss(expert: Params, syn: list[tuple[Array, Array]]) -> float:
     """DANCE's second term: each class's mean cross entropy in the expert, summed over classes."""
     total = 0.0
     for xs, targets in syn:
