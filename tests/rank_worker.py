@@ -1,6 +1,7 @@
 """What each process of ``tests/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
-torchrun starts it: ``-m tests.rank_worker FOLDER METHOD HOW``, with one of the words below.
+torchrun starts it: ``-m tests.rank_worker FOLDER METHOD HOW``, with one of the words below; ``skips`` has a number
+after a colon, the loss above which steps change nothing.
 """
 
 import os
@@ -37,6 +38,8 @@ def shifted(batch: Batch, shift: Tensor) -> Batch:
 
 
 def main(folder: Path, name: str, how: str) -> None:
+    how, _, most = how.partition(":")
+
     def stop(done: int, total: int, loss: float) -> None:
         if how == "stop" and done == 7 and not ranks.is_first():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -46,6 +49,8 @@ def main(folder: Path, name: str, how: str) -> None:
         task, own = Disagreeing(), method(name, steps=40, validate_every=2, patience=4)
     if how in ("longer", "further"):
         own = method(name, steps=20)
+    if how == "skips":
+        own = method(name, steps=1, skip_above=float(most))
     if how == "labels":
         own = replace(own, label="teacher", network=lambda settings: RandomTargets())
     if how == "apart":

@@ -73,6 +73,25 @@ def test_two_ranks_step_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
+@pytest.mark.parametrize("towards", [0.5, -0.5])
+def test_ranks_skip_a_step_together_by_the_mean_of_their_losses(tmp_path: Path, towards: float) -> None:
+    distiller = Distiller(BlobTask(), method("dm"), 2, seed=4)
+    run, losses = distiller.start(), []
+    for rank in range(2):
+        key = distiller.draws.fold("step", 0, "rank", rank)
+        schedule = distiller.schedule.fetch(distiller.task, EMPTY, key.fold("network"))
+        real = distiller.task.sample_real(key.fold("real"), distiller.classes, distiller.settings.real_batch)
+        losses.append(float(distiller.gradients(run, schedule, real, key)[0]))
+    mean, apart = sum(losses) / 2, abs(losses[1] - losses[0]) / 2
+    assert apart > 1e-3 * mean
+    torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", f"skips:{mean + towards * apart}")  # between the losses
+    one, other = (load_file(tmp_path / f"skips-{rank}.safetensors")["samples"] for rank in range(2))
+    assert torch.equal(one, other)
+    (start,) = run.parameterization.groups()["codes"]
+    assert torch.equal(one, start.detach().reshape(one.shape)) == (towards < 0)
+
+
+@pytest.mark.ddp
 def test_tensors_of_any_layout_are_averaged_as_they_read(tmp_path: Path) -> None:
     torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", "averages")
     for rank in range(2):

@@ -76,7 +76,7 @@ def test_both_sides_are_augmented_alike_and_the_expert_s_samples_otherwise(task:
 
 def test_what_cannot_be_calibrated_is_refused(task: BlobTask, network: Network, between: Network) -> None:
     sides = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
-    with pytest.raises(ConfigError, match="weight of the expert's loss .calibration. must not be negative, got -1"):
+    with pytest.raises(ConfigError, match=r"weight of the expert's loss \(calibration\) must not be negative, got -1"):
         CalibratedMatching(-1.0)
     with pytest.raises(ConfigError, match="use a schedule of cached experts"):
         CalibratedMatching()(network, *sides, KEY)
