@@ -287,7 +287,8 @@ def test_an_interrupted_sweep_stops_its_runs_and_goes_on_when_called_again(
 
     def interrupt() -> None:
         until = time.time() + 30
-        while not (out / "calls").exists() and time.time() < until:
+        written = out / "calls"  # there before anything is in it
+        while not (written.exists() and written.stat().st_size) and time.time() < until:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
