@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from mmdistill.errors import CheckpointError
 from mmdistill.names import encodable
@@ -177,15 +178,16 @@ def load_tree(path: Path) -> dict[str, Any]:
     return root
 
 
-def kept_tree(node: Any) -> Any:
+def kept_tree(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a copy of a nested tree whose tensors are cut from the graph and on the CPU."""
-    if isinstance(node, Tensor):
-        return node.detach().to("cpu", copy=True)
-    if isinstance(node, Mapping):
-        return {key: kept_tree(value) for key, value in node.items()}
-    return [kept_tree(value) for value in node] if isinstance(node, (list, tuple)) else node
+    copied: Mapping[str, Any] = tree_map_only(Tensor, _detached, tree)
+    return copied
 
 
 def detached(batch: Batch) -> Batch:
     """Return a copy of a batch, cut from the graph, on the CPU."""
-    return batch.map(lambda t: t.detach().to("cpu", copy=True))
+    return batch.map(_detached)
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

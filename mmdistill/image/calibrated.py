@@ -41,7 +41,7 @@ def calibrated(settings: CalibrationSettings) -> CalibratedMatching:
     return CalibratedMatching(settings.calibration, augment=COLOR_CROP_CUTOUT.of_classes)
 
 
-def _dance_settings(ipc: int, lr: float = 0.01) -> CalibrationSettings:
+def _dance_settings(ipc: int) -> CalibrationSettings:
     """Return the published settings of all data sets of small images.
 
     The published code steps one optimizer of momentum 0.5 once per class and term: a joint step of twice the rate
@@ -51,7 +51,7 @@ def _dance_settings(ipc: int, lr: float = 0.01) -> CalibrationSettings:
         steps=10_000,
         real_batch=128,
         syn_batch=200,
-        optimizers={"codes": OptimizerSpec("sgd", 2 * lr * ipc)},
+        optimizers={"codes": OptimizerSpec("sgd", 2 * 0.01 * ipc)},
         augment=True,
         experts=5,
         expert_steps=60,

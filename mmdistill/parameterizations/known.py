@@ -1,6 +1,7 @@
 """Real samples that experts know, with the experts' labels: what difficulty-aligned matching starts from."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,19 +45,16 @@ def known_samples(
             raise ConfigError(f"samples are chosen and labelled by experts, which {type(schedule).__name__} has not")
         if settings.init == "noise" or is_rehearsal():
             return raw_samples(task, budget, settings.init, label, draws)
-
-        def ends() -> Iterable[NetworkState]:
-            return schedule.finals(task)
-
+        finals = partial(schedule.finals, task)
         if settings.init == "real":
             counts, classes, num_classes = shares_of(task, budget)
-            inputs = task.select(recognised(task, ends, counts, draws)).inputs
+            inputs = task.select(recognised(task, finals, counts, draws)).inputs
             made = Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
         else:
             made = raw_samples(task, budget, settings.init, label, draws)
         if label == "soft":
             assert made.classes is not None
-            made.labels = SoftmaxLabels.of_logits(labels_by(task, ends, made(draws), made.classes))
+            made.labels = SoftmaxLabels.of_logits(labels_by(task, finals, made(draws), made.classes))
         return made
 
     return build
