@@ -12,7 +12,7 @@ from quality import folder_of, parse_options
 from mmdistill.image.models import model_name
 from mmdistill.image.published import conditions
 from mmdistill.registry import get_domain, get_method
-from mmdistill.run_folder import METRICS, SAMPLES
+from mmdistill.runs.folder import METRICS, SAMPLES
 from mmdistill.store import read_json, write_json
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))

@@ -33,11 +33,11 @@ from typing import Any
 import speed
 import torch
 
-from mmdistill import capture
-from mmdistill.compilation import CompileMode
+from mmdistill.execution import capture
+from mmdistill.execution.compilation import CompileMode
+from mmdistill.execution.precision import Precision
 from mmdistill.image import ImageTask
 from mmdistill.networks import fit
-from mmdistill.precision import Precision
 from mmdistill.runtime import describe_device
 from mmdistill.settings import OptimizerSpec
 from mmdistill.store import read_json, write_json

@@ -25,10 +25,10 @@ from scipy.stats import ttest_1samp
 from mmdistill.abilities import Judging, chosen_judging
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
+from mmdistill.execution.precision import Precision
 from mmdistill.method import Method
 from mmdistill.metrics import metrics_document
 from mmdistill.names import baseline_names, split_names
-from mmdistill.precision import Precision
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
     Domain,
@@ -38,7 +38,7 @@ from mmdistill.registry import (
     get_method,
     get_parameterization,
 )
-from mmdistill.run_folder import METRICS, is_started
+from mmdistill.runs.folder import METRICS, is_started
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task

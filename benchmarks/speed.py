@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdistill import compilation
-from mmdistill.capture import CudaGraph, Function, Graph, Replay
 from mmdistill.choices import TrainingPrecision
-from mmdistill.compilation import CompileMode, operations
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
+from mmdistill.execution import compilation
+from mmdistill.execution.capture import CudaGraph, Function, Graph, Replay
+from mmdistill.execution.compilation import CompileMode, operations
+from mmdistill.execution.precision import Precision, matrix_products, resolved
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.judge import training_loss
 from mmdistill.method import Method
@@ -47,11 +48,10 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
-from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.registry import get_domain, get_method
+from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws, choose_device, describe_device
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.stepper import Stepper
 from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task
 

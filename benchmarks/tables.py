@@ -35,13 +35,13 @@ from pages import draw_figure_8, page
 from quality import prepared
 
 from mmdistill.choices import Schedule
+from mmdistill.commands.processes import start, stop, why_failed
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
-from mmdistill.processes import start, stop, why_failed
 from mmdistill.registry import domain_methods, get_domain
-from mmdistill.run_folder import LOG, METRICS
+from mmdistill.runs.folder import LOG, METRICS
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 

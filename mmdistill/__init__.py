@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.builders import recsys_task as recsys_task
     from mmdistill.registry import method_names as method_names
-    from mmdistill.saving import pictures as pictures
-    from mmdistill.saving import save_evaluation as save_evaluation
+    from mmdistill.runs.saving import pictures as pictures
+    from mmdistill.runs.saving import save_evaluation as save_evaluation
     from mmdistill.selections import selection as selection
     from mmdistill.text.task import text_task as text_task
     from mmdistill.text.token_task import token_task as token_task
@@ -43,8 +43,8 @@ _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
     "export": ("mmdistill.export", "export"),
-    "pictures": ("mmdistill.saving", "pictures"),
-    "save_evaluation": ("mmdistill.saving", "save_evaluation"),
+    "pictures": ("mmdistill.runs.saving", "pictures"),
+    "save_evaluation": ("mmdistill.runs.saving", "save_evaluation"),
     "selection": ("mmdistill.selections", "selection"),
     "method_names": ("mmdistill.registry", "method_names"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),

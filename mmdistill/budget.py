@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
 
-from mmdistill import ranks
 from mmdistill.allocation import ShortClassError
 from mmdistill.checks import is_of
 from mmdistill.composition import NOISE, starts_from_noise
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.execution import ranks
 from mmdistill.method import Method, Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples

@@ -9,9 +9,9 @@ LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
 Schedule = Literal["published", "reduced"]
 """Whose settings a method has: its paper's, or short ones for a CPU."""
 CompileMode = Literal["auto", "on", "off"]
-"""Whether steps are compiled (see :mod:`mmdistill.compilation`)."""
+"""Whether steps are compiled (see :mod:`mmdistill.execution.compilation`)."""
 Precision = Literal["auto", "float32", "tf32", "mixed", "bf16"]
-"""The number formats that a step computes in (see :mod:`mmdistill.precision`)."""
+"""The number formats that a step computes in (see :mod:`mmdistill.execution.precision`)."""
 InnerOptimizer = Literal["sgd", "adam"]
 """By which unrolled students train."""
 TrainingPrecision = Literal["float32", "bf16"]

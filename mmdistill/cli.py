@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from jsonargparse import Namespace
 
 from mmdistill import __version__
+from mmdistill.commands.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
+from mmdistill.commands.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values, warnings_as_notes
 from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
-from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import KEPT, ConfigError, MmdistillError
 from mmdistill.names import canonical
 from mmdistill.settings import AT_RESUME
-from mmdistill.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values, warnings_as_notes
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
@@ -305,35 +305,35 @@ def require_resume_alone(arguments: Sequence[str]) -> None:
 
 def run_command(options: Namespace) -> None:
     """Run the chosen command, all of it as one public call."""
-    from mmdistill.isolation import own_state  # imports torch, which --help should not wait for
+    from mmdistill.execution.isolation import own_state  # imports torch, which --help should not wait for
 
     with own_state():
         _run_alone(options)
 
 
 def _run_alone(options: Namespace) -> None:
-    from mmdistill import commands, listings, run_commands, sweep
+    from mmdistill.commands import finished, listings, making, sweep
 
     chosen = vars(options[options.command]) if options.command in options else {}
     plain = {name: value for name, value in chosen.items() if name != "config"}
     if options.command == "distill":
         resume, dry_run = plain.pop("resume"), plain.pop("dry_run")
-        commands.distill_command(DistillConfig(**plain), resume, dry_run)
+        making.distill_command(DistillConfig(**plain), resume, dry_run)
     elif options.command == "sweep":
         own = {name: plain.pop(name) for name in SweepConfig.__dataclass_fields__}
         dry_run = plain.pop("dry_run")
         sweep.sweep_command(SweepConfig(**own), DistillConfig(**plain), dry_run)
     elif options.command == "experts":
         epochs, together = plain.pop("epochs"), plain.pop("together")
-        commands.experts_command(DistillConfig(**plain), epochs, together)
+        making.experts_command(DistillConfig(**plain), epochs, together)
     elif options.command == "evaluate":
-        run_commands.evaluate_command(plain.pop("runs"), EvaluateConfig(**plain))
+        finished.evaluate_command(plain.pop("runs"), EvaluateConfig(**plain))
     elif options.command == "report":
-        run_commands.report_command(plain["runs"])
+        finished.report_command(plain["runs"])
     elif options.command == "compare":
-        run_commands.compare_command(**plain)
+        finished.compare_command(**plain)
     elif options.command == "export":
-        run_commands.export_command(plain["run"], plain["format"], plain["to"])
+        finished.export_command(plain["run"], plain["format"], plain["to"])
     elif options.command == "methods":
         listings.methods_command([name for name in (plain["kind"], plain["domain"]) if name], long=plain["long"])
     else:

@@ -10,13 +10,13 @@ from torch import nn
 from mmdistill.abilities import Validates
 from mmdistill.allocation import ShortClassError
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
+from mmdistill.execution.precision import Precision
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.precision import Precision
-from mmdistill.run_state import grouped
+from mmdistill.runs.state import grouped
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Task

@@ -11,9 +11,9 @@ import yaml
 from mmdistill.checks import require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
+from mmdistill.files.plain_yaml import parsed
 from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
-from mmdistill.plain_yaml import parsed
-from mmdistill.run_folder import holds_work
+from mmdistill.runs.folder import holds_work
 from mmdistill.settings import MEMORY_ONLY, Settings, known_names
 
 ASIDE = {"resume": None, "dry_run": False}

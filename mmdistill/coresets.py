@@ -9,8 +9,8 @@ from torch import Tensor
 from mmdistill.abilities import Embeds, Selects
 from mmdistill.allocation import require_members
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
+from mmdistill.execution.portions import filled
 from mmdistill.networks.schedules import sgd_step
-from mmdistill.portions import filled
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind

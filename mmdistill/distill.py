@@ -9,33 +9,33 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from mmdistill import ranks
 from mmdistill.budget import find_budget
-from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
 from mmdistill.checks import require_checkpoint_every, require_kind
-from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
-from mmdistill.isolation import isolated
-from mmdistill.keeper import Keeper
+from mmdistill.execution import ranks
+from mmdistill.execution.compilation import CompileMode
+from mmdistill.execution.isolation import isolated
+from mmdistill.execution.memory import explained
+from mmdistill.execution.precision import Precision
+from mmdistill.files.locks import sole_writer
 from mmdistill.labels import LabelKind
-from mmdistill.locks import sole_writer
-from mmdistill.lowering import lowering_start
-from mmdistill.memory import explained
-from mmdistill.mending import whole_set
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_layers, network_title
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
-from mmdistill.precision import Precision
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
-from mmdistill.run_folder import CHECKPOINTS, HISTORY, SET, is_finished, is_started, require_free
-from mmdistill.run_loop import take_steps
+from mmdistill.runs.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
+from mmdistill.runs.folder import CHECKPOINTS, HISTORY, SET, is_finished, is_started, require_free
+from mmdistill.runs.keeper import Keeper
+from mmdistill.runs.loop import take_steps
+from mmdistill.runs.lowering import lowering_start
+from mmdistill.runs.mending import whole_set
+from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.stepper import Stepper
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task, require_task
 
@@ -127,8 +127,8 @@ def distill(
         name: how the set calls the method; its registered name or lower-case title by default.
         compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always; both capture
             steps on CUDA; ``off`` stays eager.
-        precision: number formats: ``float32``, ``tf32``, ``mixed`` or ``bf16`` (see :mod:`mmdistill.precision`);
-            ``auto`` is ``float32`` on the CPU and ``mixed`` on CUDA.
+        precision: number formats: ``float32``, ``tf32``, ``mixed`` or ``bf16`` (see
+            :mod:`mmdistill.execution.precision`); ``auto`` is ``float32`` on the CPU and ``mixed`` on CUDA.
     Returns:
         The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
     Raises:

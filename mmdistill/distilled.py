@@ -12,10 +12,10 @@ from torch.utils.data import Dataset, StackDataset, TensorDataset
 
 from mmdistill.checks import LARGEST, is_of
 from mmdistill.errors import CheckpointError, DataError, NonFiniteError, ShapeError, UnsupportedError
-from mmdistill.isolation import isolated
+from mmdistill.execution.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.names import first_few
-from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
+from mmdistill.runs.folder import SAMPLES, SET, is_finished, runs_within
 from mmdistill.samples import require_forms, require_weighed
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors

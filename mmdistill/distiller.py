@@ -8,15 +8,16 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from mmdistill import ranks, runtime
 from mmdistill.abilities import GivesMaps, Validates
-from mmdistill.allocator import keep_freed_memory
-from mmdistill.compilation import Program, operations
 from mmdistill.composition import composed, noise_suggested, require_precision, require_selectable, takes_some
 from mmdistill.described import described
 from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
-from mmdistill.first_step import require_start
+from mmdistill.execution import ranks
+from mmdistill.execution.allocator import keep_freed_memory
+from mmdistill.execution.compilation import Program, operations
+from mmdistill.execution.precision import Precision, matrix_products, resolved
+from mmdistill.execution.second_order import differentiable_again
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
 from mmdistill.networks.architecture import network_title, own_network
@@ -29,11 +30,10 @@ from mmdistill.objectives.losses import require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import is_active, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
-from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.rehearsal import rehearsal
-from mmdistill.run_state import RunState, follow, is_in_vain
-from mmdistill.runtime import Draws
-from mmdistill.second_order import differentiable_again
+from mmdistill.runs.first_step import require_start
+from mmdistill.runs.state import RunState, follow, is_in_vain
+from mmdistill.runtime import Draws, describe_device, peak_memory_bytes
 from mmdistill.settings import Settings, require_plain
 from mmdistill.store import detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, augmented, real_classes, real_samples
@@ -48,7 +48,7 @@ class Distiller:
         budget: in the task's unit (ipc, nodes, users).
         seed: of everything random.
         settings: the method's hyper-parameters; the published ones for the budget by default.
-        precision: the number formats, see :mod:`mmdistill.precision`.
+        precision: the number formats, see :mod:`mmdistill.execution.precision`.
     Raises:
         ConfigError: the composition cannot work.
     """
@@ -403,8 +403,8 @@ class Distiller:
                 steps=step,
                 settings=asdict(self.settings),
                 seconds=seconds,
-                peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
-                device=runtime.describe_device(self.task.device),
+                peak_memory_bytes=peak_memory_bytes(self.task.device),
+                device=describe_device(self.task.device),
                 precision=self.precision,
                 parameterization=self.method.storage,
                 network="" if self.method.reads_no_network(self.budget) else network_title(self.task),

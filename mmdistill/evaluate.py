@@ -14,8 +14,8 @@ from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation, summarise
-from mmdistill.isolation import isolated
-from mmdistill.memory import explained
+from mmdistill.execution.isolation import isolated
+from mmdistill.execution.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed

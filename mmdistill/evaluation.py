@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from mmdistill.errors import ConfigError
-from mmdistill.tabular import aligned, html_table
+from mmdistill.reporting.tabular import aligned, html_table
 from mmdistill.task import Scores
 
 MOST_CLASSES = 50

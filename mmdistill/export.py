@@ -6,8 +6,8 @@ from pathlib import Path
 from mmdistill import exports
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
-from mmdistill.isolation import isolated
-from mmdistill.locks import sole_writer
+from mmdistill.execution.isolation import isolated
+from mmdistill.files.locks import sole_writer
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import get_domain
 from mmdistill.runtime import remove_parts

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
+from mmdistill.runs.written import note_written, written_files
 from mmdistill.store import read_json
 from mmdistill.task import Task
-from mmdistill.written import note_written, written_files
 
 LISTING = "export.json"
 """Says of which set the exports in a folder are, and which files they wrote."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from mmdistill import ranks
 from mmdistill.bars import progress_bar, showing
 from mmdistill.errors import ConfigError
+from mmdistill.execution import ranks
 from mmdistill.networks.watching import watching
 
 StepProgress = Callable[[int, int, float], object]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mmdistill.errors import DataError, ShapeError
-from mmdistill.isolation import recordable
+from mmdistill.execution.isolation import recordable
 from mmdistill.task import Batch, named_tensors, tensors_of
 
 

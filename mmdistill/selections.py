@@ -8,7 +8,7 @@ from mmdistill.budget import asked_count, largest_within, parse_bytes
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
-from mmdistill.isolation import isolated
+from mmdistill.execution.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.runtime import Draws, checked_seed, describe_device
 from mmdistill.store import detached

@@ -29,7 +29,7 @@ def pytest_collection() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def baselines_of_this_test_alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let runs of a test find none of the baselines that others have judged."""
-    from mmdistill import kept_baselines
+    from mmdistill.runs import kept_baselines
 
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(kept_baselines, "cache_folder", lambda: folder)

@@ -18,7 +18,7 @@ from mmdistill import runtime
 from mmdistill.composition import make_optimizers
 from mmdistill.distiller import Distiller
 from mmdistill.image.task import ImageTask
-from mmdistill.run_state import RunState
+from mmdistill.runs.state import RunState
 
 META = torch.device("meta")
 

@@ -1,4 +1,4 @@
-"""What each process of ``tests/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
+"""What each process of ``tests/execution/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
 torchrun starts it: ``-m tests.rank_worker FOLDER METHOD HOW``, with one of the words below; ``skips`` has a number
 after a colon, the loss above which steps change nothing.
@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmdistill import ranks
 from mmdistill.distill import distill
+from mmdistill.execution import ranks
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws

@@ -40,7 +40,7 @@ def test_the_core_imports_no_domain() -> None:
 
 
 def test_domains_import_neither_the_distiller_nor_each_other() -> None:
-    banned = {"assembly", "cli", "commands", "config", "distill", "distiller"}
+    banned = {"cli", "commands", "config", "distill", "distiller", "runs"}
     for path in files(domains=True):
         own = path.relative_to(PACKAGE).parts[0]
         parts = {name.split(".")[1] for name in imported(path) if "." in name}
@@ -49,14 +49,21 @@ def test_domains_import_neither_the_distiller_nor_each_other() -> None:
 
 
 def test_lower_layers_do_not_import_upper_ones() -> None:
+    runs = {"distill", "distiller", "runs", "reporting", "commands", "config", "cli"}
+    methods = {"methods", "registry", "evaluate", *runs}
     layers = {
-        "task.py": {"objectives", "networks", "parameterizations", "methods", "distill", "evaluate", "registry"},
-        "objectives": {"parameterizations", "methods", "distill", "distiller", "evaluate", "registry"},
-        "networks": {"objectives", "parameterizations", "methods", "distill", "distiller", "evaluate", "registry"},
-        "parameterizations": {"objectives", "methods", "distill", "distiller", "evaluate", "registry"},
-        "method.py": {"methods", "distill", "distiller", "evaluate", "registry", "cli"},
-        "methods.py": {"distill", "distiller", "evaluate", "registry", "cli"},
-        "evaluate.py": {"distill", "distiller", "cli", "config", "commands", "assembly"},
+        "files": {"task", "execution", "networks", "objectives", "parameterizations", *methods},
+        "execution": {"networks", "objectives", "parameterizations", *methods},
+        "task.py": {"objectives", "networks", "parameterizations", *methods},
+        "objectives": {"parameterizations", *methods},
+        "networks": {"objectives", "parameterizations", *methods},
+        "parameterizations": {"objectives", *methods},
+        "method.py": methods,
+        "methods.py": methods - {"methods"},
+        "evaluate.py": runs,
+        "distiller.py": {"distill", "commands", "config", "cli"},
+        "runs": {"distill", "commands", "cli"},
+        "reporting": {"distill", "distiller", "evaluate", "commands", "cli"},
     }
     for name, banned in layers.items():
         place = PACKAGE / name

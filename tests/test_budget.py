@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from mmdistill.budget import find_budget, largest_within
+from mmdistill.commands.planning import plan_rows
 from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
@@ -21,7 +22,6 @@ from mmdistill.image import image_task
 from mmdistill.method import MethodTable, Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
-from mmdistill.planning import plan_rows
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws

@@ -26,31 +26,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdistill import (
-    commands,
-    distill,
-    graph_set_task,
-    graph_task,
-    image_task,
-    listings,
-    recsys_task,
-    run_commands,
-    text_task,
-)
+from mmdistill import distill, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
+from mmdistill.commands import finished, listings, making
+from mmdistill.commands.wording import GROUPS
 from mmdistill.config import SETTINGS, DistillConfig, read_settings
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, MmdistillWarning, note_kept
+from mmdistill.files.locks import sole_writer
 from mmdistill.image import load
-from mmdistill.locks import sole_writer
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
-from mmdistill.run_state import RunState
+from mmdistill.runs.state import RunState
 from mmdistill.runtime import atomic_write
 from mmdistill.settings import TRAINING, Settings
 from mmdistill.store import write_text
 from mmdistill.task import Batch, Task
-from mmdistill.wording import GROUPS
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
 
@@ -109,7 +100,7 @@ def test_results_that_could_not_be_kept_are_not_begun(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr("mmdistill.judging.evaluate", Mock(side_effect=AssertionError("judging has begun")))
+    monkeypatch.setattr("mmdistill.runs.judging.evaluate", Mock(side_effect=AssertionError("judging has begun")))
     assert main(["evaluate", str(run), "--judges", "mlp"]) == 2
     assert "cannot be written to" in capsys.readouterr().err
 
@@ -376,7 +367,7 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it_but_what_is_the_users(
         return [place / "own.md"]
 
     with monkeypatch.context() as patched:
-        patched.setattr("mmdistill.saving.get_domain", lambda name: replace(get_domain(name), draw=draw))
+        patched.setattr("mmdistill.runs.saving.get_domain", lambda name: replace(get_domain(name), draw=draw))
         assert main(["report", str(folder)]) == 0
     assert {path.name for path in (folder / "pictures").iterdir()} == {"images.png", "loss.png", "own.md", "drawn.json"}
     assert main(["export", str(folder), "--format", "folder"]) == 0
@@ -770,7 +761,7 @@ def test_an_interruption_says_what_was_kept_before_the_first_step(
         stop.add_note("finished experts are kept")
         raise stop
 
-    monkeypatch.setattr(commands, "distill_command", interrupted)
+    monkeypatch.setattr(making, "distill_command", interrupted)
     assert distil(tmp_path / "run") == 130
     assert capsys.readouterr().err == "mmdistill: stopped; finished experts are kept\n"
 
@@ -783,7 +774,7 @@ def test_what_an_interruption_leaves_is_said_once(
         note_kept(stop, "finished experts are kept")
         raise stop
 
-    monkeypatch.setattr(commands, "distill_command", interrupted)
+    monkeypatch.setattr(making, "distill_command", interrupted)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
     assert distil(tmp_path / "run") == 130
     assert capsys.readouterr().err == "mmdistill: stopped; finished experts are kept\n"
@@ -800,7 +791,7 @@ def test_an_interruption_before_the_former_run_is_replaced_does_not_offer_to_res
     interrupted = Mock(side_effect=KeyboardInterrupt)
     with monkeypatch.context() as patched:  # in the first step, or when the set that it led to is judged
         patched.setattr(Distiller, "step", Distiller.step if replaced else interrupted)
-        patched.setattr(commands, "judge_missing", interrupted)
+        patched.setattr(making, "judge_missing", interrupted)
         assert distil(folder, "--overwrite", "--lr", "3") == 130
     printed = capsys.readouterr().err
     assert ("continue with" in printed) == replaced
@@ -817,7 +808,7 @@ def test_sigterm_ends_a_command_as_an_interruption_does(
             time.sleep(10)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run_commands, "export_command", terminated)
+    monkeypatch.setattr(finished, "export_command", terminated)
     assert main(["export", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "mmdistill: stopped; finished work is kept\n"
     assert not any((tmp_path / "made").iterdir())
@@ -830,7 +821,7 @@ def test_a_sigterm_that_is_ignored_or_handled_stays_so(monkeypatch: pytest.Monke
     def handler(number: int, frame: FrameType | None) -> None:
         heard.append(number)
 
-    monkeypatch.setattr("mmdistill.listings.data_command", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("mmdistill.commands.listings.data_command", lambda: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.signal(signal.SIGTERM, handler)
     try:
         assert main(["data"]) == 0
@@ -867,7 +858,7 @@ def test_an_interruption_says_how_to_go_on(
             (folder / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "distill_command", interrupted)
+    monkeypatch.setattr(making, "distill_command", interrupted)
     assert distil(folder) == 130
     printed = capsys.readouterr().err
     assert (f"mmdistill distill --resume '{folder}'" in printed) == kept
@@ -942,7 +933,7 @@ def test_an_interruption_before_the_first_step_can_be_resumed(tmp_path: Path, mo
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "distill", interrupted)
+    monkeypatch.setattr(making, "distill", interrupted)
     for options in ([], ["--lr", "3"]):
         assert distil(tmp_path / "run", *options) == 130
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
@@ -963,7 +954,9 @@ def test_a_former_run_keeps_its_configuration_until_it_is_replaced(
         assert (folder / "config.yaml").read_bytes() == before
         assert (folder / "distilled.json").exists()
     with monkeypatch.context() as patched:  # after the step, when its first checkpoint is written
-        patched.setattr("mmdistill.checkpoints.save_tree", Mock(side_effect=OSError(28, "No space left on device")))
+        patched.setattr(
+            "mmdistill.runs.checkpoints.save_tree", Mock(side_effect=OSError(28, "No space left on device"))
+        )
         assert distil(folder, "--overwrite", "--lr", "3") == 2
     assert (folder / "config.yaml").read_bytes() == before
     assert distil(folder, "--overwrite", "--lr", "3") == 0
@@ -1042,7 +1035,7 @@ def test_a_finished_run_resumes_with_what_is_missing_alone(
     assert re.search(r"^mlp +accuracy", said, re.MULTILINE)
     assert json.loads((folder / "metrics.json").read_text()) == whole
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("mmdistill.judging"), "evaluate", None)  # is not called again
+        patch.setattr(importlib.import_module("mmdistill.runs.judging"), "evaluate", None)  # is not called again
         assert main(["distill", "--resume", str(folder)]) == 0
     assert "judging" not in capsys.readouterr().out
     assert json.loads((folder / "metrics.json").read_text()) == whole
@@ -1057,7 +1050,7 @@ def test_scores_are_printed_before_pictures_are_drawn(
     def undrawn(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
         raise DataError("no pictures of these")
 
-    monkeypatch.setattr(commands, "draw", undrawn)
+    monkeypatch.setattr(making, "draw", undrawn)
     assert main(["distill", "--resume", str(folder)]) == 2
     told = capsys.readouterr()
     assert "no pictures of these" in told.err
@@ -1329,7 +1322,7 @@ def test_a_reader_that_has_seen_enough_is_no_error_on_windows_either(
     def closed() -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr("mmdistill.listings.data_command", closed)
+    monkeypatch.setattr("mmdistill.commands.listings.data_command", closed)
     assert main(["data"]) == 2
     monkeypatch.setattr(sys, "platform", "win32")
     with (tmp_path / "out").open("w") as out:
@@ -1361,7 +1354,7 @@ def test_finished_judgements_survive_an_interruption(
 
 def test_experts_take_the_options_that_decide_whose_distilling_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[DistillConfig] = []
-    monkeypatch.setattr(commands, "experts_command", lambda config, count, together: seen.append(config))
+    monkeypatch.setattr(making, "experts_command", lambda config, count, together: seen.append(config))
     assert main(["experts", "--data", "mnist", "--schedule", "reduced", "--whiten", "mtt", "--size", "32"]) == 0
     assert (seen[0].schedule, seen[0].whiten, seen[0].size) == ("reduced", "mtt", 32)
 
@@ -1456,7 +1449,7 @@ def test_deterministic_kernels_are_those_of_one_run(run: Path, tmp_path: Path, m
         raise DataError("seen")
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    monkeypatch.setattr(run_commands, "judge_and_keep", judged)
+    monkeypatch.setattr(finished, "judge_and_keep", judged)
     assert main(["evaluate", str(tmp_path), "--baselines", "none"]) == 2
     assert distil(tmp_path / "c", "--deterministic", "true", "--baselines", "none", "--dry-run") == 0
     assert (seen, torch.are_deterministic_algorithms_enabled()) == ([True, False], False)

@@ -25,8 +25,8 @@ from mmdistill.coresets import (
     random_subset,
 )
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.execution.portions import filled
 from mmdistill.parameterizations.raw import raw_samples
-from mmdistill.portions import filled
 from mmdistill.runtime import Draws
 from tests.toys import BlobTask, RecordedTask, Sizes
 

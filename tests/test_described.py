@@ -13,8 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.checkpoints import require_same
-from mmdistill.comparison import judged_runs, read_runs
 from mmdistill.described import described
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
@@ -29,9 +27,11 @@ from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.reporting.comparison import judged_runs, read_runs
+from mmdistill.reporting.side_by_side import titles
+from mmdistill.runs.checkpoints import require_same
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.side_by_side import titles
 from mmdistill.store import load_tree, save_tree, write_json
 from mmdistill.task import Batch, ClassBatch, Task
 from tests.toys import BlobTask

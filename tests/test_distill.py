@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill import keeper, run_loop
 from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
@@ -39,8 +38,10 @@ from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.progress import StepProgress
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
-from mmdistill.report import fact_rows
-from mmdistill.run_state import RunState
+from mmdistill.reporting.report import fact_rows
+from mmdistill.runs import keeper
+from mmdistill.runs import loop as run_loop
+from mmdistill.runs.state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import load_tree, save_tree
@@ -408,7 +409,7 @@ class Infinite(BlobTask):
 
 def test_a_checkpoint_comes_before_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "LONGEST_UNSAVED", -1.0)
-    monkeypatch.setattr("mmdistill.checkpoints.KEPT_CHECKPOINTS", 100)
+    monkeypatch.setattr("mmdistill.runs.checkpoints.KEPT_CHECKPOINTS", 100)
     distill(BlobTask(), method("dm", steps=30), ipc=1, out=tmp_path / "often")
     distill(BlobTask(), method("dm", steps=30), ipc=1, out=tmp_path / "as asked", checkpoint_every=10)
     often, asked = (len(list((tmp_path / name / "checkpoints").iterdir())) for name in ("often", "as asked"))
@@ -432,7 +433,7 @@ def test_a_checkpoint_by_the_clock_comes_an_interval_after_the_last(
     monkeypatch.setattr(keeper, "time", Ticking())
     monkeypatch.setattr(keeper, "LONGEST_UNSAVED", 9.5)
     monkeypatch.setattr(keeper.Keeper, "is_due", lambda *_: False)
-    monkeypatch.setattr("mmdistill.checkpoints.KEPT_CHECKPOINTS", 100)
+    monkeypatch.setattr("mmdistill.runs.checkpoints.KEPT_CHECKPOINTS", 100)
     distill(BlobTask(), method("dm", steps=60), ipc=1, out=tmp_path)
     assert 5 <= len(list((tmp_path / "checkpoints").iterdir())) <= 8
 
@@ -1048,7 +1049,7 @@ def test_a_former_run_stays_where_the_disk_is_too_full_for_the_next(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mmdistill.checkpoints.save_tree", full)
+        patch.setattr("mmdistill.runs.checkpoints.save_tree", full)
         with pytest.raises(OSError, match="No space left"):
             distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

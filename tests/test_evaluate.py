@@ -23,10 +23,10 @@ from mmdistill.errors import (
 )
 from mmdistill.evaluate import KNOWN_BASELINES, _pooled, evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Entry, Evaluation, summarise
-from mmdistill.memory import explained
+from mmdistill.execution.memory import explained
 from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document, read_metrics, recorded
-from mmdistill.report import result_rows, summary, write_report
+from mmdistill.reporting.report import result_rows, summary, write_report
 from mmdistill.runtime import Draws
 from mmdistill.selections import known_bytes
 from mmdistill.task import Batch, Scores

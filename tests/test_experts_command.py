@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mmdistill.checkpoints import Checkpoints
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.networks import experts
+from mmdistill.runs.checkpoints import Checkpoints
 
 FAST = ["experts", "--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--together", "2"]
 OWN = ["--experts", "2", "--expert-steps", "1", "--start-epochs", "2"]

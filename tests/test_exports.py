@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 
 from mmdistill import distill, export, image_task
-from mmdistill.assembly import make_task
 from mmdistill.cli import main
+from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, ShapeError, UnknownNameError
 from mmdistill.exports import own_files, task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
+from mmdistill.runs.written import remove_written
 from mmdistill.store import read_tensors
 from mmdistill.task import Task
-from mmdistill.written import remove_written
 from tests.graph.sets.toy import write_rings
 from tests.graph.toy import planted_fields
 from tests.recsys.conftest import taste_matrix

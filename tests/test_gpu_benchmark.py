@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.capture import LATER_CHECK, WARM_UP_CALLS
+from mmdistill.execution.capture import LATER_CHECK, WARM_UP_CALLS
 from mmdistill.networks.stacked import GradientEngine
-from mmdistill.run_state import RunState
-from mmdistill.stepper import Stepper
+from mmdistill.runs.state import RunState
+from mmdistill.runs.stepper import Stepper
 from mmdistill.store import read_json
+from tests.execution.test_capture import RepeatedCall
 from tests.meta import META, NoTransfers
-from tests.test_capture import RepeatedCall
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 FOUND = {"ours_ms": 1.0, "textbook_ms": 2.0, "ratio": 2.0, "first_s": 0.0, "path": "eager", "ours_mib": 1.0}

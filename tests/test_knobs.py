@@ -16,6 +16,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
+from mmdistill.execution.precision import matrix_products, resolved
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
@@ -31,7 +32,6 @@ from mmdistill.objectives.base import (
 from mmdistill.objectives.performance import FeatureKernel, Kernel, KernelRidgeMatching, LinearKernel
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.parameterizations.raw import raw_samples
-from mmdistill.precision import matrix_products, resolved
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -177,7 +177,7 @@ def test_products_mix_with_what_the_user_chose_by_torchs_newer_names(place: str 
 
 
 def test_the_formats_of_a_step_are_set_where_others_were_and_are_heard_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdistill.precision._unheard", {"read", "set"})
+    monkeypatch.setattr("mmdistill.execution.precision._unheard", {"read", "set"})
     changed: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", changed.append)
     registry: dict[Any, Any] = {}

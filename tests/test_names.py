@@ -6,7 +6,7 @@ import pytest
 
 from mmdistill import names
 from mmdistill.names import as_argument, as_file_name
-from mmdistill.report import _markdown
+from mmdistill.reporting.report import _markdown
 
 
 def test_arguments_are_quoted_as_the_shell_of_the_system_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_file_names_lose_what_some_file_system_refuses() -> None:
 
 
 def test_links_of_a_page_have_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdistill.report.caption_of", lambda path: "")  # of a file that is not there
+    monkeypatch.setattr("mmdistill.reporting.report.caption_of", lambda path: "")  # of a file that is not there
     folder = PureWindowsPath("C:/runs/digits")
     shown = [folder / "pictures" / "loss.png"]
     page = _markdown(folder, "t", [], [["a"]], "c", [], shown, ("", []))  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from importlib import import_module
 import pytest
 
 import mmdistill
+from mmdistill.commands.listings import methods_command
 from mmdistill.errors import ConfigError
-from mmdistill.listings import methods_command
 from mmdistill.registry import domain_methods, get_domain
 from tests.toys import BlobTask
 

@@ -19,7 +19,6 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from mmdistill.checkpoints import Checkpoints
 from mmdistill.distill import distill, identity
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
@@ -36,8 +35,9 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.progress import StepProgress
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain
+from mmdistill.runs.checkpoints import Checkpoints
+from mmdistill.runs.saving import draw, pictures, save_evaluation
 from mmdistill.runtime import Draws
-from mmdistill.saving import draw, pictures, save_evaluation
 from mmdistill.task import Batch, ClassBatch, Dims, Task, TaskInfo
 from mmdistill.text.data import load_text
 from mmdistill.text.task import text_task

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mmdistill import runtime
-from mmdistill.checkpoints import Checkpoints
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS
+from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, host_draws_from
 from tests.toys import BlobTask
 

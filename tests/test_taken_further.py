@@ -13,15 +13,14 @@ from unittest.mock import Mock
 import pytest
 from torch import Tensor
 
-from mmdistill import commands, run_commands
-from mmdistill.checkpoints import steps_of
 from mmdistill.cli import main
+from mmdistill.commands import finished as run_commands
+from mmdistill.commands import making as commands
 from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller, Gradients
 from mmdistill.errors import CheckpointError
-from mmdistill.keeper import Keeper
 from mmdistill.labels import LabelKind
 from mmdistill.method import Configured, Method
 from mmdistill.methods import CORE_METHODS
@@ -31,10 +30,12 @@ from mmdistill.objectives.gradient import GradientMatching, WarmUp
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
-from mmdistill.run_state import RunState
+from mmdistill.runs.checkpoints import steps_of
+from mmdistill.runs.keeper import Keeper
+from mmdistill.runs.state import RunState
+from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.stepper import Stepper
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task
 from tests.test_distill import Undecided, Validated, method
@@ -159,7 +160,7 @@ def test_what_patience_ended_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("begun", ["eager", "compiled"])
 def test_on_a_cpu_a_run_goes_on_as_its_steps_ran(begun: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else some of its steps would be rounded otherwise than the others."""
-    monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", 1e30 if begun == "compiled" else 1.0)
+    monkeypatch.setattr("mmdistill.execution.compilation.WORTH_OPERATIONS", 1e30 if begun == "compiled" else 1.0)
     monkeypatch.setattr("mmdistill.distiller.Program", Uncompiled)
     distiller = Distiller(BlobTask(), method("dm", steps=400), 1)
     run = distiller.start()

@@ -1,7 +1,7 @@
 """What rows of a comparison are called."""
 
-from mmdistill.comparison import Repetitions, Score
-from mmdistill.side_by_side import titles
+from mmdistill.reporting.comparison import Repetitions, Score
+from mmdistill.reporting.side_by_side import titles
 
 
 def row(name: str, **settings: str) -> Repetitions:

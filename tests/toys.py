@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdistill.compilation import Program
 from mmdistill.distilled import DistilledSet
+from mmdistill.execution.compilation import Program
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.execution.isolation import recordable
 from mmdistill.graph.adjacency import Adjacency, undirected
-from mmdistill.isolation import recordable
 from mmdistill.runtime import tensor_digest
 
 LARGE = 50_000

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
-from mmdistill.figures import literal, one_plot, save_figure
 from mmdistill.graph.models import HOPS
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import GraphTask
 from mmdistill.labels import hard_labels
+from mmdistill.reporting.figures import literal, one_plot, save_figure
 from mmdistill.runtime import Draws
 from mmdistill.store import write_json, write_tensors, write_text, write_torch
 from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError
+from mmdistill.execution.compilation import uncounted
 from mmdistill.graph.models import glorot
 from mmdistill.graph.task import GraphTask
 from mmdistill.graph.teacher import TeacherRecipe, teach

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, to_install
+from mmdistill.execution.isolation import isolated
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
-from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, checked_seed, data_root
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdistill.abilities import Judging, in_place_of, judging_set
 from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.execution.isolation import isolated
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
@@ -22,7 +23,6 @@ from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.graph.synthetic import raw_features
-from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import task_line

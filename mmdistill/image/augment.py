@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.precision import matrix_products
+from mmdistill.execution.precision import matrix_products
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, one_tensor
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.exports import exporter, task_exporter
-from mmdistill.figures import CAPTION
 from mmdistill.image.augment import strengths_in_use
 from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
 from mmdistill.image.units import stored_units
 from mmdistill.labels import classes_of
 from mmdistill.names import as_file_name
+from mmdistill.reporting.figures import CAPTION
 from mmdistill.runtime import atomic_write, remove_parts
 from mmdistill.store import write_json, write_tensors, write_torch
 from mmdistill.task import Batch, Task, TaskInfo

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
+from mmdistill.files.locks import sole_writer
 from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, upright_size
-from mmdistill.locks import sole_writer
 from mmdistill.runtime import atomic_write, cache_folder, remove_parts
 
 IDX_UNSIGNED_BYTE = 8

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
+from mmdistill.files.locks import sole_writer
 from mmdistill.labels import one_hot
-from mmdistill.locks import sole_writer
 from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images

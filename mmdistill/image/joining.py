@@ -7,9 +7,9 @@ from torch import Tensor
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
+from mmdistill.execution.isolation import isolated
 from mmdistill.image.augment import image_inputs
 from mmdistill.image.task import ImageTask
-from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, as_probabilities
 from mmdistill.task import Batch, one_tensor
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmdistill.choices import TrainingPrecision
 from mmdistill.classification import collapse_note, scored
+from mmdistill.execution.precision import lowered
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
 from mmdistill.labels import regression_targets, target_loss, weighted_mean
@@ -30,7 +31,6 @@ from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule, redrawn
 from mmdistill.networks.stacked import Loss, Mode, state_at
-from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 

@@ -12,6 +12,7 @@ from mmdistill.allocation import shares_of
 from mmdistill.checks import require_at_least
 from mmdistill.coresets import random_subset, require_samples
 from mmdistill.errors import ConfigError
+from mmdistill.execution.portions import filled
 from mmdistill.labels import make_labels
 from mmdistill.method import Method
 from mmdistill.methods import fresh
@@ -19,7 +20,6 @@ from mmdistill.networks.teacher import trained_teacher
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.parameterizations.tiles import join_tiles, require_tiles, tile_sides
 from mmdistill.parameterizations.upsample import require_images
-from mmdistill.portions import filled
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import NetworkState, Task

@@ -13,6 +13,7 @@ from mmdistill.checks import require_kind, require_left_out, require_no_width, r
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
+from mmdistill.execution.isolation import isolated
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -26,7 +27,6 @@ from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import JudgingChoices, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
-from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import OWN, described_module, task_line
 from mmdistill.networks.minibatches import learned_steps

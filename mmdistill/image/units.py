@@ -12,9 +12,9 @@ from torch import Tensor
 from mmdistill.checks import are_numbers
 from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
+from mmdistill.execution.isolation import isolated, recordable
 from mmdistill.image.data import SCALES_APART, moments_on
 from mmdistill.image.whitening import Whitening
-from mmdistill.isolation import isolated, recordable
 from mmdistill.task import TaskInfo, one_tensor
 
 _whitenings: WeakKeyDictionary[DistilledSet, Whitening] = WeakKeyDictionary()

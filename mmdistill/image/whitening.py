@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from mmdistill.execution.precision import matrix_products
 from mmdistill.image.data import ImageData
 from mmdistill.names import canonical, unknown_name
-from mmdistill.precision import matrix_products
 from mmdistill.runtime import cache_folder, remove_stale_parts
 from mmdistill.store import read_tensors, write_tensors
 

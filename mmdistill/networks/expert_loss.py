@@ -5,9 +5,9 @@ from torch import Tensor
 
 from mmdistill.abilities import TrainsWhole
 from mmdistill.choices import TrainingPrecision
+from mmdistill.execution.precision import lowered
 from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
-from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, shares_inputs, take
 

@@ -17,9 +17,9 @@ import torch
 
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.isolation import isolated
-from mmdistill.locks import sole_writer
-from mmdistill.memory import explained
+from mmdistill.execution.isolation import isolated
+from mmdistill.execution.memory import explained
+from mmdistill.files.locks import sole_writer
 from mmdistill.names import first_few
 from mmdistill.networks.architecture import described_layers
 from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock

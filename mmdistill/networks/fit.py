@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmdistill.allocator import keep_freed_memory
 from mmdistill.checks import require_at_least
 from mmdistill.errors import ConfigError, require_choice
+from mmdistill.execution.allocator import keep_freed_memory
 from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients

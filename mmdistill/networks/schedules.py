@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.execution.portions import features_by_portions
 from mmdistill.labels import hard_labels
 from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.statistics import copied, with_real_statistics
-from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import (
     Batch,

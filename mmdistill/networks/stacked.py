@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdistill.capture import CudaGraph, Graph, Replay
-from mmdistill.compilation import compiled_once, operations, worth_compiling
+from mmdistill.execution.capture import CudaGraph, Graph, Replay
+from mmdistill.execution.compilation import compiled_once, operations, worth_compiling
+from mmdistill.execution.streams import side_streams
 from mmdistill.runtime import Draws
-from mmdistill.streams import side_streams
 from mmdistill.task import Batch, NetworkState, Tensors, take
 
 Mode = Literal["vmap", "loop"]

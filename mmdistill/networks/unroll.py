@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdistill.choices import InnerOptimizer
-from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
+from mmdistill.execution.compilation import uncounted
 from mmdistill.networks.convolutions import TwiceDifferentiable
 from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.gradients import require_reached_from

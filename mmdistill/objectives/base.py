@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from mmdistill.abilities import GivesClassGradients, MapReader
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.execution.portions import CACHED
+from mmdistill.execution.precision import Precision, lowered
 from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.objectives.compiled import Compiled
-from mmdistill.portions import CACHED
-from mmdistill.precision import Precision, lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples, real_samples
 
@@ -42,7 +42,7 @@ class Network(NamedTuple):
         compiled: compiled forms of the task's functions.
         step: outer steps that the run has taken; known to the host alone, so a captured step does not follow it.
         age: outer steps that this network has served; likewise.
-        precision: the number formats, see :mod:`mmdistill.precision`.
+        precision: the number formats, see :mod:`mmdistill.execution.precision`.
         classes_at_once: classes that class-wise objectives take together where that needs memory; 0 leaves it to them.
     """
 

@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.execution.portions import sum_by_classes
 from mmdistill.networks.statistics import copied
 from mmdistill.objectives.base import Network, class_sides, features_at_once, flatten_classes
 from mmdistill.objectives.distribution import DistributionMatching, Layers
 from mmdistill.objectives.gradient import Siamese
 from mmdistill.objectives.trajectory import required_target
-from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import require_choice
+from mmdistill.execution.portions import sum_by_classes
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once, require_features
-from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task
 

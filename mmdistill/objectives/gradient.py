@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mmdistill.errors import ConfigError, require_choice
+from mmdistill.execution.portions import sum_by_classes
 from mmdistill.objectives.base import (
     FEWEST,
     Network,
@@ -19,7 +20,6 @@ from mmdistill.objectives.base import (
     flatten_classes,
 )
 from mmdistill.objectives.distances import Distance, row_cosine, row_cosine_euclidean
-from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Task, Tensors
 

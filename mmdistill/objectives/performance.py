@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, require_choice
+from mmdistill.execution.portions import features_by_portions
 from mmdistill.labels import as_probabilities, regression_targets, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes, require_features
-from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors, one_tensor
 

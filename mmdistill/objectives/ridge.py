@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
+from mmdistill.execution.portions import features_by_portions
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import redrawn
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
@@ -15,7 +16,6 @@ from mmdistill.objectives.performance import (
     ridge_solution,
     synthetic_targets,
 )
-from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, one_tensor
 

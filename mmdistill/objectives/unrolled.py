@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, require_choice
+from mmdistill.execution.portions import loss_by_portions
+from mmdistill.execution.precision import lowered
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective, flatten_classes
-from mmdistill.portions import loss_by_portions
-from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmdistill.checks import are_numbers
 from mmdistill.errors import CheckpointError, UnsupportedError
-from mmdistill.isolation import isolated
+from mmdistill.execution.isolation import isolated
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, SoftmaxLabels, TeacherLabels
 from mmdistill.parameterizations.base import Parameterization, smallest_type
 from mmdistill.parameterizations.canvas import Canvases

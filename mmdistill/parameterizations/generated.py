@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mmdistill.coresets import briefly_trained
 from mmdistill.errors import ConfigError, MmdistillError, first_line
+from mmdistill.execution.portions import with_gradients
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
-from mmdistill.portions import with_gradients
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
-from mmdistill.isolation import isolated
+from mmdistill.execution.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.trial import try_network

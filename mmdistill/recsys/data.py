@@ -15,8 +15,8 @@ from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.isolation import isolated
-from mmdistill.json_rows import is_rows
+from mmdistill.execution.isolation import isolated
+from mmdistill.files.json_rows import is_rows
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import codes, deduplicate, positive
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns

@@ -9,15 +9,15 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mmdistill.errors import ShapeError, UnsupportedError
-from mmdistill.figures import save_figure
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import removed_in_words
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import heaviest, is_binary
 from mmdistill.recsys.privacy import Nearness, nearness
 from mmdistill.recsys.task import RecsysTask
+from mmdistill.reporting.figures import save_figure
+from mmdistill.reporting.tabular import markdown_cell
 from mmdistill.store import write_text
-from mmdistill.tabular import markdown_cell
 from mmdistill.task import Batch, Task
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws, since importing it takes long

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
-from mmdistill.decoding import HEAD_BYTES, decoded
 from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
-from mmdistill.json_rows import first_row, json_rows
+from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
+from mmdistill.files.decoding import HEAD_BYTES, decoded
+from mmdistill.files.json_rows import first_row, json_rows
 from mmdistill.recsys.cleaning import feedback
 from mmdistill.recsys.splits import split_names
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmdistill import ranks
-from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError
+from mmdistill.execution import ranks
+from mmdistill.execution.compilation import uncounted
+from mmdistill.execution.portions import with_gradients
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.methods import fresh
 from mmdistill.objectives.base import Network, flatten_classes
@@ -22,7 +23,6 @@ from mmdistill.objectives.performance import (
     synthetic_targets,
     without_diagonal,
 )
-from mmdistill.portions import with_gradients
 from mmdistill.recsys.storage import (
     binary_interactions,
     expected_interactions,

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from mmdistill.choices import SplitBy as SplitBy
-from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.files.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.names import unknown_name
 from mmdistill.runtime import Draws
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, MmdistillError, ShapeError, first_line
-from mmdistill.isolation import recordable
+from mmdistill.execution.isolation import recordable
 from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder
 
 SKETCHED = (4, 8)

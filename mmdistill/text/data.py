@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.checks import require_left_out
-from mmdistill.columns import SPLIT_NAMES
 from mmdistill.errors import ConfigError, DataError, to_install
-from mmdistill.isolation import isolated
+from mmdistill.execution.isolation import isolated
+from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.labels import from_one
 from mmdistill.names import canonical, unknown_data
 from mmdistill.parameterizations.base import index_bytes

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import UnsupportedError
-from mmdistill.figures import literal, one_plot, save_figure
 from mmdistill.labels import are_probabilities
+from mmdistill.reporting.figures import literal, one_plot, save_figure
+from mmdistill.reporting.tabular import markdown_cell
 from mmdistill.store import write_text
-from mmdistill.tabular import markdown_cell
 from mmdistill.task import Batch, Task, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.encoder import PAIR

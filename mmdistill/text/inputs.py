@@ -10,9 +10,9 @@ import pandas as pd
 from torch import Tensor
 
 from mmdistill.checks import require_left_out
-from mmdistill.columns import SPLIT_COLUMNS, SPLIT_OF
 from mmdistill.errors import DataError
-from mmdistill.json_rows import is_rows
+from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_OF
+from mmdistill.files.json_rows import is_rows
 from mmdistill.names import unknown_name
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import LABEL_COLUMNS, column, require_apart, splits_of_rows, table_format, text_columns

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, USER_COLUMNS
-from mmdistill.decoding import HEAD_BYTES, decoded
 from mmdistill.errors import ConfigError, DataError, did_you_mean
-from mmdistill.json_rows import first_row, json_rows
+from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, USER_COLUMNS
+from mmdistill.files.decoding import HEAD_BYTES, decoded
+from mmdistill.files.json_rows import first_row, json_rows
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")

@@ -16,7 +16,7 @@ from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_at_least, require_kind, require_sizes
 from mmdistill.classification import collapse_note, scored
 from mmdistill.errors import DataError, ShapeError
-from mmdistill.isolation import isolated
+from mmdistill.execution.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit import FitProtocol, fit_networks

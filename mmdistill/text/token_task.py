@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.isolation import isolated
+from mmdistill.execution.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit import FitProtocol

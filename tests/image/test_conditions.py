@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdistill.assembly import unmet_conditions
+from mmdistill.commands.assembly import unmet_conditions
 from mmdistill.config import DistillConfig
 from mmdistill.image import DOMAIN
 from mmdistill.image.models import model_factory

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmdistill import distill, export, image_task
 from mmdistill.image.draw import MOST_PIXELS, draw, fitting, picture_grid
-from mmdistill.report import write_report
+from mmdistill.reporting.report import write_report
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mmdistill.cli import main
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import ImageTask
-from mmdistill.run_folder import CHECKPOINTS, METRICS
+from mmdistill.runs.folder import CHECKPOINTS, METRICS
 
 SHORT = {"steps": 1, "real_batch": 4}
 

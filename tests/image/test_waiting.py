@@ -10,7 +10,7 @@ import torch
 from mmdistill.distiller import Distiller
 from mmdistill.image import image_task, pixels
 from mmdistill.registry import get_domain, get_method
-from mmdistill.run_state import RunState
+from mmdistill.runs.state import RunState
 from tests.meta import META, NoTransfers, TransferError, on_meta
 from tests.toys import RandomTargets
 

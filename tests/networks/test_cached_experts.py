@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdistill import compilation
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError
+from mmdistill.execution import compilation
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks import expert_group
 from mmdistill.networks.experts import (

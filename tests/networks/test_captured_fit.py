@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from mmdistill.capture import Replay
+from mmdistill.execution.capture import Replay
+from mmdistill.execution.streams import side_streams
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks import stacked
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
-from mmdistill.streams import side_streams
 from mmdistill.task import Batch, NetworkState, Tensors
-from tests.test_capture import RepeatedCall
+from tests.execution.test_capture import RepeatedCall
 
 
 def small_net() -> nn.Module:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmdistill.files.locks import sole_writer
 from mmdistill.image import image_task
-from mmdistill.locks import sole_writer
 from mmdistill.networks import expert_group
 from mmdistill.networks.expert_group import STATE
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
@@ -184,7 +184,7 @@ def test_files_without_a_state_are_of_no_use_and_do_not_stay(tmp_path: Path) -> 
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keeper = (
-        "import sys, time; from pathlib import Path; from mmdistill.locks import sole_writer\n"
+        "import sys, time; from pathlib import Path; from mmdistill.files.locks import sole_writer\n"
         "with sole_writer(Path(sys.argv[1])): print('kept', flush=True); time.sleep(1); Path(sys.argv[2]).touch()"
     )
     command = [sys.executable, "-c", keeper, str(tmp_path / "experts"), str(tmp_path / "done")]

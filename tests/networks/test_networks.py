@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.execution.precision import Precision
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, epoch_rate, fit_networks, fit_steps
 from mmdistill.networks.module import FunctionalModule, noted_starts
@@ -29,7 +30,6 @@ from mmdistill.networks.schedules import (
 from mmdistill.networks.selection import Selection
 from mmdistill.networks.stacked import Loss
 from mmdistill.objectives.base import Network, class_gradients
-from mmdistill.precision import Precision
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, take
 from tests.toys import BlobTask, smooth_mlp
@@ -597,7 +597,7 @@ def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("mmdistill.networks.stacked.compiled_once", kept)
     data, found = task.select(torch.arange(20)), []
     for worth in (1e30, 1.0):
-        monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)
+        monkeypatch.setattr("mmdistill.execution.compilation.WORTH_OPERATIONS", worth)
         protocol = FitProtocol(epochs=2, batch=8)
         found.append(fit_networks(task.init, loss, data, protocol, 2, Draws(0), mode="loop", compile="auto"))
     assert asked == [loss]

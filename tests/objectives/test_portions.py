@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill import portions as portions_of
+from mmdistill.execution import portions as portions_of
+from mmdistill.execution.portions import ClassTerm, features_by_portions, loss_by_portions
 from mmdistill.image import image_task
 from mmdistill.objectives import base
 from mmdistill.objectives import distribution as distribution_module
@@ -19,7 +20,6 @@ from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMa
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
-from mmdistill.portions import ClassTerm, features_by_portions, loss_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Tensors
 from tests.oracles import objectives as oracle

@@ -236,7 +236,7 @@ def test_what_another_process_has_trained_meanwhile_is_not_trained_again(
     elsewhere, file = tmp_path / "elsewhere.safetensors", tmp_path / "g.safetensors"
     whole = trained_generator(task, RECIPE, elsewhere)
     keeper = (
-        "import sys, time; from pathlib import Path; from mmdistill.locks import sole_writer\n"
+        "import sys, time; from pathlib import Path; from mmdistill.files.locks import sole_writer\n"
         "with sole_writer(Path(sys.argv[1])):\n"
         "    print('kept', flush=True); time.sleep(1); Path(sys.argv[2]).rename(sys.argv[3])"
     )

@@ -14,7 +14,6 @@ from torch import nn
 
 from mmdistill.abilities import Validates
 from mmdistill.cli import main
-from mmdistill.comparison import judged_runs, read_runs
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
@@ -31,6 +30,7 @@ from mmdistill.recsys.draw import storage_lines
 from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
+from mmdistill.reporting.comparison import judged_runs, read_runs
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch

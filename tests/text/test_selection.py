@@ -9,7 +9,7 @@ from mmdistill.coresets import coreset
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.evaluate import evaluate
-from mmdistill.report import summary
+from mmdistill.reporting.report import summary
 from mmdistill.runtime import Draws
 from mmdistill.selections import known_bytes, selection
 from mmdistill.settings import Settings

@@ -7,9 +7,9 @@ import torch
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
-from mmdistill.figures import literal, save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
+from mmdistill.reporting.figures import literal, save_figure
 from mmdistill.store import write_tensors, write_torch
 from mmdistill.task import Batch, Task, Tensors
 

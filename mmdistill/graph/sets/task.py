@@ -12,12 +12,12 @@ from torch import Tensor
 from mmdistill.abilities import Judging, in_place_of, judging_set
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.execution.isolation import isolated
 from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import WIDTH, GraphClassifier, graph_inputs
 from mmdistill.graph.sets.synthetic import real_graphs
-from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import task_line

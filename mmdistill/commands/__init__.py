@@ -1,0 +1,1 @@
+"""What the command line's commands do: functions of their options, which print for a person."""

@@ -1,0 +1,170 @@
+"""From a configuration to the task and the method that it names, and to its place in a run folder."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from mmdistill.commands.assigned import assigned
+from mmdistill.config import DistillConfig, require_data_and_method
+from mmdistill.distilled import DistilledSet
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.labels import LabelKind
+from mmdistill.method import Method
+from mmdistill.names import OWN_ENCODERS, canonical, in_words
+from mmdistill.registry import (
+    OF_SOME_DOMAINS,
+    Domain,
+    TaskOptions,
+    domain_of,
+    get_method,
+    get_parameterization,
+    takers,
+)
+from mmdistill.runs.folder import CONFIG, holds_work, how_to_go_on, traces
+from mmdistill.runtime import atomic_write, choose_device
+from mmdistill.settings import MEMORY_ONLY
+from mmdistill.task import BudgetKind, Task
+
+
+def placed(config: DistillConfig) -> DistillConfig:
+    """Return a configuration whose folders of experts and of an encoder are absolute, so that a run always finds them.
+
+    The folder of experts may not be there yet. An encoder that is no folder is a model's name.
+    """
+    experts, encoder = config.expert_folder, config.encoder
+    if experts:
+        experts = str(Path(experts).absolute())
+    if encoder and encoder.strip().lower() not in OWN_ENCODERS and Path(encoder).is_dir():
+        encoder = str(Path(encoder).absolute())
+    return replace(config, expert_folder=experts, encoder=encoder)
+
+
+def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
+    """Build the task that a configuration names.
+
+    Raises:
+        ConfigError: an option that means nothing to the data's domain.
+    """
+    data, method = require_data_and_method(config)
+    options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]
+    budget = next((kind for kind in get_args(BudgetKind) if getattr(config, kind) is not None), None)
+    domain = domain_of(data, [option for option in options if option.endswith("_column")], budget, method)
+    for option in options:
+        if option not in domain.options:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is for {in_words(takers(option)) or 'no'} data, and {data!r} is "
+                f"{domain.name} data; {domain.instead.get(option, 'leave it out')}"
+            )
+    chosen = {field.name: getattr(config, field.name) for field in fields(TaskOptions)}
+    chosen |= {"device": str(choose_device(device or config.device))}
+    return domain, domain.make_task(data, TaskOptions(**chosen))
+
+
+def chosen_method(config: DistillConfig, domain: Domain, classes: int | None) -> Method:
+    """Return the configured method, for so many classes (None: a task without), with its overrides."""
+    data, name = require_data_and_method(config)
+    method = get_method(domain, name, data, config.schedule).for_classes(classes)
+    storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
+    settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
+    if config.set is not None:
+        settings |= assigned(config.set, method.settings(config.ipc or config.nodes or config.users or 1), method.title)
+    return method.customised(storage, config.label, settings)
+
+
+def unmet_conditions(config: DistillConfig, domain: Domain, budget: int) -> dict[str, str]:
+    """Return the options that published numbers belong to and that a run with published settings does not have."""
+    data, name = require_data_and_method(config)
+    if config.schedule != "published" or canonical(data) not in domain.datasets:
+        return {}
+    wanted = domain.conditions(canonical(name), canonical(data), budget)
+    return {option: value for option, value in wanted.items() if _parts(config, option) != set(value.split("-"))}
+
+
+def _parts(config: DistillConfig, option: str) -> set[str]:
+    """Return the parts of a name that a user has chosen; a width may stand in a model's or beside it."""
+    chosen = getattr(config, option)
+    width = {f"w{config.width}"} if option == "model" and config.width is not None else set()
+    return width | (set() if chosen is None else set(canonical(chosen).split("-")))
+
+
+def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: Path) -> None:
+    """Refuse options of another run than the set beside them, as one leaves that is cut off while it replaces another.
+
+    The method, the seed, the budget, the kind of labels and the settings are compared; but options may say more steps,
+    as those of a run do that is being taken further, and leaves its former set until it is finished.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    said = {"method": canonical(str(config.method)), "seed": config.seed, "ipc": config.ipc}
+    said |= {"nodes": config.nodes, "users": config.users, "label": config.label, **config.overrides()}
+    found = {"method": distilled.method, "seed": distilled.seed, distilled.info.budget: distilled.budget}
+    found |= {"label": distilled.label} if distilled.label in get_args(LabelKind) else {}
+    found |= {name: value for name, value in distilled.settings.items() if name not in MEMORY_ONLY}
+    if _is_longer(config, distilled):
+        del found["steps"]
+    for name, value in found.items():
+        if said.get(name) not in (None, value) and value is not None:
+            raise CheckpointError(
+                f"{folder / CONFIG} is of another run than the set beside it: its {name} is {said[name]}, the set's "
+                f"{value}; begin anew with --overwrite"
+            )
+
+
+def note_of_more_steps(config: DistillConfig, distilled: DistilledSet, folder: Path) -> str:
+    """Return in words that a run is being taken further than the set beside its options; empty where it is not."""
+    if not _is_longer(config, distilled):
+        return ""
+    made = distilled.settings["steps"]
+    return f"this set is of {made:,} steps, and its run to {config.steps:,} is unfinished; {how_to_go_on(folder)}"
+
+
+def _is_longer(config: DistillConfig, distilled: DistilledSet) -> bool:
+    """Return whether options say more steps than the run of a set had."""
+    made = distilled.settings.get("steps")
+    return config.steps is not None and isinstance(made, int) and config.steps > made
+
+
+@contextmanager
+def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was.
+
+    Beside a former run it is kept from the first step on, which replaces that; gives what is to be called then.
+    """
+    path = folder / CONFIG
+    if holds_work(folder):
+        yield lambda: config.save(path)
+        config.save(path)  # of a closed form, which takes no step
+        return
+    with _saved(config, folder):
+        yield lambda: None
+
+
+@contextmanager
+def kept_options(given: Mapping[str, Any], folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep in a run's configuration what is given anew where it resumes, so that the next time needs no options.
+
+    Where it cannot go on, the configuration stays what it was; gives what is to be called then, as :func:`kept_config`.
+    """
+    with _saved(replace(DistillConfig.load(folder / CONFIG), **given), folder) if given else nullcontext():
+        yield lambda: None
+
+
+@contextmanager
+def _saved(config: DistillConfig, folder: Path) -> Iterator[None]:
+    """Keep a configuration in a folder; if an error comes before any new work, the former one is put back."""
+    path = folder / CONFIG
+    former, before = path.read_bytes() if path.exists() else None, traces(folder)
+    try:
+        config.save(path)
+        yield
+    except Exception:  # what was interrupted can be resumed
+        if traces(folder) == before:
+            if former is None:
+                path.unlink(missing_ok=True)
+            else:
+                with atomic_write(path) as handle:
+                    handle.write(former)
+        raise

@@ -1,0 +1,83 @@
+"""How a command ends that does not end by itself: what it keeps, what to do next, and SIGTERM like Ctrl-C."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from mmdistill.config import BUDGETS, DistillConfig
+from mmdistill.errors import ConfigError
+from mmdistill.names import as_argument
+from mmdistill.runs.folder import holds_work, traces
+
+
+def replaced_by(options: Namespace) -> Mapping[str, int]:
+    """Return what the folder holds of a run that a command is to replace; nothing where it replaces none."""
+    replaces = options.command == "distill" and options["distill"]["overwrite"] and not options["distill"]["resume"]
+    return traces(folder_of(options)) if replaces else {}
+
+
+def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[str] = ()) -> str:
+    """Return in words what an interrupted command keeps and how to go on.
+
+    Args:
+        options: of the command.
+        former: what its folder held of a run that it was to replace.
+        notes: what the interrupted code says that it keeps.
+    """
+    command = None if options is None else options.command
+    if options is None or command != "distill":
+        return "finished work is kept" + ("; call it again" if command in ("experts", "sweep") else "")
+    folder = folder_of(options)
+    if former and traces(folder) == former:
+        own = ", ".join(notes) or "nothing of the new run is finished yet"
+        return f"{own}; the former run in {folder} is untouched"
+    if not holds_work(folder):
+        return ", ".join(notes) or "nothing is finished yet"
+    chosen = options["distill"]
+    further = f" --steps {steps}" if chosen["resume"] and (steps := chosen["steps"]) is not None else ""
+    return f"continue with: mmdistill distill --resume {as_argument(folder)}{further}"
+
+
+def folder_of(options: Namespace) -> Path:
+    """Return the run folder that options of ``distill`` mean."""
+    chosen = options["distill"]
+    names = ("data", "method", *BUDGETS, "parameterization", "out", "seed")
+    return Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: what is half written goes, and a line says what is kept.
+
+    It gets Python's own handler of Ctrl-C, in whose place the steps of a run have theirs. Where it is ignored or has a
+    handler already, and in threads, which cannot have one, it stays as it is.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def remedy(path: object) -> str:
+    """Return what to do where a path of the cache folder can be neither read nor written; nothing of other paths."""
+    from mmdistill.runtime import cache_folder  # imports torch, as the command has by then
+
+    if not isinstance(path, str | os.PathLike):
+        return ""
+    try:
+        cache = cache_folder().absolute()
+    except ConfigError:
+        return ""
+    failed = Path(path).absolute()
+    above = failed in cache.parents and not failed.exists()  # one that could not be made
+    return "; set MMDISTILL_CACHE to a folder that can be written to" if above or failed.is_relative_to(cache) else ""

@@ -1,0 +1,257 @@
+"""What the commands do that make runs and experts: functions of their options, which print for a person."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import get_args
+
+from mmdistill.allocation import require_budget
+from mmdistill.bars import progress_bar
+from mmdistill.budget import find_budget
+from mmdistill.checks import require_sizes
+from mmdistill.commands.assembly import (
+    chosen_method,
+    kept_config,
+    kept_options,
+    make_task,
+    placed,
+    require_own_config,
+    unmet_conditions,
+)
+from mmdistill.commands.planning import plan_rows
+from mmdistill.composition import without_effect
+from mmdistill.config import DistillConfig
+from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
+from mmdistill.errors import ConfigError
+from mmdistill.evaluate import find_baselines, find_judges, require_networks
+from mmdistill.execution import ranks
+from mmdistill.execution.memory import explained
+from mmdistill.files.locks import sole_writer
+from mmdistill.method import Method
+from mmdistill.names import as_argument, assignments, canonical
+from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
+from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.progress import step_bar
+from mmdistill.registry import Domain, domain_methods, located
+from mmdistill.reporting.report import summary
+from mmdistill.reporting.tabular import aligned
+from mmdistill.runs.folder import CONFIG, is_finished, is_started, require_free, ways_out
+from mmdistill.runs.judging import judge_missing
+from mmdistill.runs.kept_baselines import package_digest
+from mmdistill.runs.mending import whole_set
+from mmdistill.runs.saving import draw
+from mmdistill.runtime import deterministic_kernels
+from mmdistill.selections import known_bytes
+from mmdistill.settings import AT_RESUME
+from mmdistill.task import BudgetKind, Task
+
+
+def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) -> None:
+    """Distil, judge, draw; or continue a run, perhaps to more steps. Under torchrun all ranks distil, and one judges.
+
+    A dry run reads the data and prints what the run would do.
+    """
+    package_digest()  # of the code that runs, which may be edited meanwhile
+    given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
+    if resume is not None:
+        config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
+    folder = config.folder()
+    if not dry_run:
+        _require_free(config, folder, resume)
+    config = dataclasses.replace(config, data=located(config.data)) if config.data else config
+    config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
+    with deterministic_kernels(config.deterministic), ExitStack() as held:
+        if dry_run:
+            task, method, budget = _prepared(config, config.device)
+            print(aligned(plan_rows(config, task, method, budget)))
+            return
+        with ranks.process_group(config.device) as device:
+            if ranks.is_first():  # before the others go on
+                held.enter_context(sole_writer(folder))
+                _require_free(config, folder, resume)
+            task, method, budget = _prepared(config, device)
+            done = (
+                whole_set(folder, lambda text: print(f"note: {text}"))
+                if resume is not None and is_finished(folder)
+                else None
+            )
+            if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
+                distilled = done
+                require_own_config(config, distilled, folder)
+                distilled.require(task.describe())
+                if ranks.is_first():
+                    print(f"{folder} is already distilled")
+                    with kept_options(given, folder):  # also where more steps were asked for and never begun
+                        pass
+            else:
+                started = is_started(folder) or done is not None
+                if resume is not None and not started and ranks.is_first():
+                    print(f"{folder} has no checkpoint yet; beginning with the first step")
+                saving = kept_config(config, folder) if resume is None else kept_options(given, folder)
+                with saving if ranks.is_first() else nullcontext(lambda: None) as begun:
+                    distilled = _distill_with_bar(
+                        config, task, method, budget, folder, resume is not None and started, begun
+                    )
+                if ranks.is_first():
+                    print(f"distilled in {distilled.seconds:.1f} s")
+            first = ranks.is_first()
+        if first:
+            _judge_and_draw(config, task, distilled, folder, budget)
+
+
+def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
+    """Refuse a file, and a folder that holds a run which is neither resumed nor overwritten."""
+    if resume is not None or config.overwrite:
+        require_free(folder, other="another --out")
+    else:
+        require_free(folder, **ways_out(folder))
+
+
+def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
+    """Return the task and the method that a configuration names and its budget; print what is to be noted."""
+    require_networks(config.networks, config.networks_at_once)  # before the data are read
+    for unit in get_args(BudgetKind):
+        if (asked := getattr(config, unit)) is not None:
+            require_budget(unit, asked)
+    with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
+        domain, task = make_task(config, device)
+    chosen = chosen_method(config, domain, task.num_classes)
+    find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation
+    find_baselines(task, config.baselines)
+    method, budget = find_budget(task, chosen, **config.budgets(), seed=config.seed)
+    method.settings(budget)  # which says what none of its values can be
+    if ranks.is_first():
+        for note in task.describe().notes:
+            print(f"note: {note}")
+        own = assignments(config.set or ())
+        for name in without_effect(task, method, budget, {**config.overrides(), **own}):
+            option = f"set {name}" if name in own else name.replace("_", "-")
+            print(f"note: {method.title} does not read --{option}, which changes nothing")
+        if method.judge and not config.judges and method.reads_no_network(budget):
+            for name in ("model", "width"):
+                if getattr(config, name) is not None:
+                    print(f"note: {method.title} reads no network, nor does its judge: --{name} changes nothing")
+        if unmet := unmet_conditions(config, domain, budget):
+            options = " ".join(f"--{option} {value}" for option, value in unmet.items())
+            print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
+    return task, method, budget
+
+
+def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:
+    """Judge what is not judged yet of a distilled set, draw it, and print what came out."""
+    evaluation = judge_missing(config, task, distilled, folder)
+    print(summary(distilled, evaluation, known_bytes(task, budget)))
+    pictures = draw(task, distilled, folder)
+    print(
+        f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
+        f"'mmdistill report {as_argument(folder)}' makes a page of them"
+    )
+
+
+def _distill_with_bar(
+    config: DistillConfig,
+    task: Task,
+    method: Method,
+    budget: int,
+    folder: Path,
+    resume: bool,
+    begun: Callable[[], None],
+) -> DistilledSet:
+    """Return the set of a run whose steps a bar counts; ``begun`` is called after the first one."""
+    name = canonical(str(config.method))
+    with step_bar(f"{Path(str(config.data)).stem} {name}", visible=True) as show:
+
+        def progress(done: int, total: int, loss: float) -> None:
+            if done == 1:
+                begun()
+            show(done, total, loss)
+
+        return distill(
+            task,
+            method,
+            budget,
+            seed=config.seed,
+            out=folder,
+            resume=resume,
+            overwrite=True,  # what may be replaced was asked when the command began
+            checkpoint_every=config.checkpoint_every,
+            progress=progress,
+            name=name,
+            label=config.label,
+            compile=config.compile,
+            precision=config.precision,
+        )
+
+
+def experts_command(config: DistillConfig, epochs: int | None, together: int) -> None:
+    """Train the experts of a method where they are missing; an interrupted call continues when it is called again.
+
+    Raises:
+        ConfigError: a method without experts, or epochs that are too few or belong to no folder of the user's.
+    """
+    counts = {"--ipc": config.ipc, "--nodes": config.nodes, "--experts": config.experts, "--epochs": epochs}
+    require_sizes(**counts, **{"--together": together})
+    config = placed(config)
+    domain, task = make_task(config)
+    method = chosen_method(config, domain, task.num_classes)
+    schedule = _expert_schedule(domain, method, config.ipc or config.nodes or 1)
+    wanted, folder = schedule.experts, schedule.folder_for(task)
+    recipe = _recipe_of_epochs(schedule, task, method.title, epochs)
+    if is_complete(folder, wanted):
+        Experts(folder, task, wanted, recipe.protocol.epochs, recipe)  # which refuses others than are asked for
+        print(f"{wanted} expert(s) are already in {folder}")
+        return
+    print(f"training what is missing of {wanted} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")
+    began = time.perf_counter()
+    with progress_bar(f"{Path(str(config.data)).stem} experts", "step") as show:
+        experts = train_experts(
+            task,
+            folder,
+            wanted,
+            recipe,
+            together=together,
+            progress=lambda done, total, seconds: show(done, total),  # the bar tells itself how long it will take
+        )
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    seconds = time.perf_counter() - began
+    print(f"{wanted} expert(s) of {experts.epochs} epochs in {seconds:.1f} s; {size:.1f} MiB in {folder}")
+
+
+def _expert_schedule(domain: Domain, method: Method, budget: int) -> ExpertTrajectories:
+    """Return a method's schedule of experts.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    schedule = method.make_schedule(method.settings(budget))
+    if isinstance(schedule, ExpertTrajectories):
+        return schedule
+    fitting = [
+        name
+        for name, found in domain_methods(domain).items()
+        if isinstance(found.make_schedule(found.settings(budget)), ExpertTrajectories)
+    ]
+    raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
+
+
+def _recipe_of_epochs(schedule: ExpertTrajectories, task: Task, title: str, epochs: int | None) -> ExpertRecipe:
+    """Return how experts train: for so many epochs, or by default as long as needed or as those that are there.
+
+    Raises:
+        ConfigError: too few epochs, or more than are needed and no folder of the user's for them.
+    """
+    recipe = schedule.recipe_for(task)
+    needed = recipe.protocol.epochs
+    if epochs is None:
+        return longer(recipe, schedule.folder_for(task))
+    if epochs < needed:
+        raise ConfigError(f"{title} needs {needed} epochs with these settings, got {epochs}")
+    if epochs > needed and schedule.folder is None:
+        raise ConfigError(
+            f"{title} needs {needed} epochs with these settings; more of them, which other settings may need, go with "
+            "an --expert-folder"
+        )
+    return longer(recipe.of_epochs(epochs), schedule.folder_for(task))

@@ -1,0 +1,131 @@
+"""What a run would do, in words, before it does it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from mmdistill.abilities import TellsEpochs, TitlesJudges, TrainsTeacher
+from mmdistill.allocation import allocate
+from mmdistill.config import DistillConfig
+from mmdistill.distiller import Distiller
+from mmdistill.evaluate import find_baselines, find_judges
+from mmdistill.execution.memory import explained
+from mmdistill.method import Method
+from mmdistill.networks.architecture import network_title
+from mmdistill.networks.teacher import teacher_foretold
+from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.reporting.report import settings_in_words
+from mmdistill.runs.folder import occupied, ways_out
+from mmdistill.runs.lowering import lowering_start
+from mmdistill.settings import Settings
+from mmdistill.task import Task
+
+UNKNOWN = "epochs that depend on the finished set"
+"""What is said of judges' training where how many samples there will be, or what labels, is not known before."""
+
+
+def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) -> list[list[str]]:
+    """Return what a configuration means, as name and value: the settings in effect, who judges, and where it lies.
+
+    Args:
+        config: the configuration.
+        task: that it names.
+        method: that it names.
+        budget: in the task's unit.
+    Raises:
+        ConfigError: a budget that cannot be shared among the classes, or parts that cannot go together.
+        DataError: fewer real samples of a class than the set starts from, or others that a run refuses.
+        MemoryExhaustedError: samples that do not fit into it.
+        CheckpointError: experts that are there already, and are others than the method matches.
+    """
+    info, settings = task.describe(), method.settings(budget)
+    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    distiller = Distiller(task, method, budget, seed=config.seed, precision=config.precision)
+    with explained("the start of the distillation", lowering_start(settings)):
+        made = distiller.rehearse()
+    judges = find_judges(task, config.judge_names(), method.judge)
+    folder = config.folder()
+    taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
+    known = method.parameterization is None and method.label != "unrestricted"
+    samples = None if made.classes is None else len(made.classes)
+    own_steps = _carries_steps(method, settings)
+    facts = {
+        "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
+        "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
+        "budget": f"{info.budget} {budget}{'' if samples in (None, int(counts.sum())) else f', {samples:,} samples'}",
+        "network": "" if method.reads_no_network(budget) else network_title(task),
+        "stored as": method.storage or "the method's own way",
+        "labels": made.labels.title,
+        "settings": settings_in_words(asdict(settings)),
+        "generator": method.foretold(task),
+        "experts": _experts(task, method, settings),
+        "teacher": _teacher(distiller, made),
+        "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
+        "baselines": _baselines(config, task, judges),
+        "run folder": f"{folder} {taken}".strip(),
+    }
+    return [[name, value] for name, value in facts.items() if value]
+
+
+def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:
+    """Return for how many epochs judges train, in words, of those that do; empty where the task does not tell it.
+
+    Args:
+        task: the task.
+        judges: their names.
+        samples: of classes in the set.
+        known: whether it will hold these, and no decoded ones, or any labelled by scores.
+    """
+    found = {judge: _epochs(task, judge, samples) for judge in judges}
+    return found if known else {judge: UNKNOWN if own else "" for judge, own in found.items()}
+
+
+def _judged(config: DistillConfig, task: Task, judges: list[str], epochs: Mapping[str, str]) -> str:
+    """Return who judges, how many networks of each, and for how many epochs these train.
+
+    Args:
+        config: the configuration.
+        task: that it names.
+        judges: their names.
+        epochs: see :func:`_told`; empty where the set comes with steps, which judges then take.
+    """
+    epochs = {judge: epochs.get(judge, "") for judge in judges}
+    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
+    if len(set(epochs.values())) == 1:
+        return ", ".join([*map(title, judges), networks, *([own] if (own := epochs[judges[0]]) else [])])
+    return (
+        f"{', '.join(f'{title(judge)} ({own})' if own else title(judge) for judge, own in epochs.items())}, {networks}"
+    )
+
+
+def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:
+    """Return the baselines, the whole set with the epochs for which networks train on it where the task tells them."""
+    told = dict.fromkeys(filter(None, (_epochs(task, judge, None) for judge in judges)))
+    whole = f"whole ({', '.join(told)})" if told else "whole"
+    return ", ".join(whole if name == "whole" else name for name in find_baselines(task, config.baselines)) or "none"
+
+
+def _epochs(task: Task, judge: str, samples: int | None) -> str:
+    """Return for how many epochs a judge trains on so many samples (None: on all), in words; empty if unknown."""
+    epochs = task.judging_epochs(judge, samples) if isinstance(task, TellsEpochs) else None
+    return "" if epochs is None else f"{epochs:,} epoch{'' if epochs == 1 else 's'}"
+
+
+def _experts(task: Task, method: Method, settings: Settings) -> str:
+    """Return which experts the run matches and how many it trains first, in words; empty of methods without any."""
+    schedule = method.make_schedule(settings) if method.solve is None else None
+    return schedule.foretold(task) if isinstance(schedule, ExpertTrajectories) else ""
+
+
+def _teacher(distiller: Distiller, made: Parameterization) -> str:
+    """Return which network labels samples, or real ones, and whether it trains first, in words; empty without any."""
+    if distiller.needs_teacher(made):
+        return teacher_foretold(distiller.task, distiller.settings.teacher_epochs)
+    objective = distiller.make_objective()
+    return objective.teacher_foretold(distiller.task) if isinstance(objective, TrainsTeacher) else ""
+
+
+def _carries_steps(method: Method, settings: Settings) -> bool:
+    """Return whether the method's sets carry the steps that students take, which judges then take too."""
+    return method.solve is None and "inner_parts" in method.make_objective(settings).learned()

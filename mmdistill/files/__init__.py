@@ -1,0 +1,1 @@
+"""Files: what users' own are read by, and who may write where."""

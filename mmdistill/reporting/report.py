@@ -1,0 +1,300 @@
+"""The report of a run: a table for the terminal; results, pictures and the loss curve on one page."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmdistill.distilled import DistilledSet
+from mmdistill.errors import CheckpointError
+from mmdistill.evaluation import LOWEST, MOST_CLASSES, Evaluation
+from mmdistill.metrics import judge_in_words, recorded
+from mmdistill.names import as_argument
+from mmdistill.reporting.figures import caption_of, one_plot, save_figure
+from mmdistill.reporting.tabular import aligned, html_row, html_table, markdown_cell, markdown_row, unmarked
+from mmdistill.runs.folder import DRAWN, PICTURES
+from mmdistill.runs.written import note_written
+from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
+from mmdistill.store import read_json, write_text
+
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
+td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%;image-rendering:auto}
+pre{background:#f6f6f6;padding:.8em;overflow-x:auto;white-space:pre-wrap}.q{color:#666}"""
+LEAST_TOLD = 0.01
+"""The share of a run's seconds, and of a step's, from which on a report tells what takes it."""
+
+
+def percent(entry: Mapping[str, Any]) -> str:
+    """Return an entry of ``metrics.json`` in percent, with the deviation over networks where there are several."""
+    mean = f"{100 * entry['mean']:.1f}"
+    return f"{mean} ± {100 * entry['sd']:.1f}" if entry["n"] > 1 else mean
+
+
+def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return the results and their baselines as a table, header first."""
+    baselines: Mapping[str, Sequence[Mapping[str, Any]]] = metrics.get("baselines", {})
+    rows = [["judge", "metric", "distilled", *baselines, "networks"]]
+    for entry in metrics.get("results", []):
+        key = (entry["judge"], entry["metric"])
+        beside = [
+            next((_beside(e, entry["n"]) for e in entries if (e["judge"], e["metric"]) == key), "–")
+            for entries in baselines.values()
+        ]
+        rows.append([judge_in_words(entry), entry["metric"], percent(entry), *beside, str(entry["n"])])
+    return rows
+
+
+def _beside(baseline: Mapping[str, Any], networks: int) -> str:
+    """Return a baseline's entry in percent, and how many networks it is of where these are not as many."""
+    own = baseline["n"]
+    return percent(baseline) if own == networks else f"{percent(baseline)} (of {own})"
+
+
+def fact_rows(distilled: DistilledSet) -> list[list[str]]:
+    """Return what was done, as name and value."""
+    info = distilled.info
+    percentage = 100 * distilled.stored_bytes / max(info.stored_bytes, 1)
+    share = f"{percentage:.2g}" if percentage < 99.5 else f"{percentage:,.0f}"
+    share += " % of the whole"
+    memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB" if distilled.peak_memory_bytes else "unknown"
+    path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
+    made = (
+        ("network", distilled.network),
+        ("stored as", distilled.parameterization),
+        ("labels", distilled.label),
+    )
+    return [
+        ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
+        *([name, value] for name, value in info.preprocessing.items() if isinstance(value, str) and name != "space"),
+        *(["read as", note] for note in info.notes),
+        ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
+        [
+            "budget",
+            f"{budget_in_words(distilled)}: {distilled.stored_bytes:,} bytes, {share}",
+        ],
+        *([name, value] for name, value in made if value),
+        *([["settings", settings_in_words(distilled.settings)]] if distilled.steps else []),
+        ["cost", f"{distilled.seconds:.1f} s{_pace(distilled)}, peak {memory}, {distilled.device}"],
+        ["run", f"{path}, {distilled.precision}"],
+    ]
+
+
+def _pace(distilled: DistilledSet) -> str:
+    """Return what a run's seconds went into, in brackets; nothing where it has no steps."""
+    step, update = distilled.seconds_per_step, distilled.seconds_per_update
+    if step is None:
+        return ""
+    parts = [f"{1000 * step:.1f} ms a step"]
+    if update is not None and step - update >= LEAST_TOLD * step:
+        parts.append(f"{1000 * update:.1f} of them without training networks between updates")
+    if distilled.setup_seconds > LEAST_TOLD * distilled.seconds:
+        parts.append(f"{distilled.setup_seconds:.1f} s before the first step")
+    return f" ({', '.join(parts)})"
+
+
+def budget_in_words(distilled: DistilledSet) -> str:
+    """Return a set's budget, and how many samples it holds where these are not as many."""
+    unit, budget, count = distilled.info.budget, distilled.budget, len(distilled.batch.weight)
+    named = budget * len(distilled.info.class_names) if unit == "ipc" else budget
+    return f"{unit} {budget}" if count == named else f"{unit} {budget}, {count} samples"
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> str:
+    """Return a set's settings: its optimizers, and what methods choose or a user changed."""
+    usual = asdict(Settings(steps=0))
+    groups = [
+        " ".join([group, str(spec["name"]), *_changed(spec, asdict(OptimizerSpec()), ("lr",), ("name",))])
+        for group, spec in settings.get("optimizers", {}).items()
+    ]
+    others = _changed(settings, usual, ("real_batch", "init"), ("steps", "optimizers", "stored_bytes", *MEMORY_ONLY))
+    return ", ".join([*groups, *others])
+
+
+def _changed(
+    found: Mapping[str, Any], usual: Mapping[str, Any], always: Sequence[str], never: Sequence[str]
+) -> list[str]:
+    """Return the values that are not the usual ones, and some that are, with their names."""
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # from JSON
+    chosen = {name: value for name, value in plain.items() if name in always or value != usual.get(name)}
+    shown = {name.replace("_", " "): value for name, value in chosen.items() if name not in never}
+    return [name if value is True else f"{name} {value}" for name, value in shown.items()]
+
+
+def summary(distilled: DistilledSet, evaluation: Evaluation, beside: Mapping[str, int]) -> str:
+    """Return the results as a table for the terminal: the distilled set beside its baselines.
+
+    Args:
+        distilled: the set.
+        evaluation: what was judged.
+        beside: the bytes of baselines by name, of those that are known.
+    """
+    rows = evaluation.rows()
+    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes, **beside}
+    rows.append(["", "bytes", *(f"{sizes[name]:,}" if name in sizes else "-" for name in rows[0][2:])])
+    made = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}, seed {distilled.seed}"
+    return "\n".join([f"{made}: {evaluation.units()}", aligned(rows), *evaluation.remarks()])
+
+
+def draw_curve(folder: Path) -> Path | None:
+    """Draw the loss against the steps from ``history.json``; None where there is nothing to draw.
+
+    Raises:
+        CheckpointError: the history is damaged.
+    """
+    path = folder / "history.json"
+    history = read_json(path) if path.exists() else {}
+    steps, losses = history.get("step", []), history.get("loss", [])
+    fits = isinstance(steps, list) and isinstance(losses, list) and len(steps) == len(losses)
+    if not fits or not all(isinstance(number, int | float) for number in (*steps, *losses)):
+        raise CheckpointError(f"{path} is damaged; move it away to draw the rest")
+    if len(steps) < 2:
+        return None
+    figure, axes = one_plot(6, 3)
+    axes.plot(steps, losses, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("objective")
+    if min(losses) > 0:
+        axes.set_yscale("log")
+    drawn = save_figure(figure, folder / PICTURES / "loss.png")
+    note_written(folder / DRAWN, [drawn])
+    return drawn
+
+
+def write_comparison(
+    folder: Path,
+    scores: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    pictures: Sequence[Path],
+) -> Path:
+    """Write ``comparison.html`` into a folder; returns its path.
+
+    Args:
+        folder: where it goes.
+        scores: of several runs by data and budget, header first.
+        rows: all that is said of each, header first.
+        notes: what readers of the scores must know.
+        pictures: of the scores.
+    """
+    page = folder / "comparison.html"
+    caption = (
+        "Percent on untouched test data, mean ± standard deviation: over runs where there are several, else networks."
+    )
+    results = [list(row) for row in rows]
+    head = html_table(scores)
+    write_text(page, _html("Distilled sets side by side", head, results, caption, list(notes), pictures))
+    return page
+
+
+def write_report(
+    folder: Path, distilled: DistilledSet, metrics: Mapping[str, Any], pictures: Sequence[Path]
+) -> list[Path]:
+    """Write ``report.md`` and a self-contained ``report.html`` into a run folder; returns both paths.
+
+    Args:
+        folder: the run folder.
+        distilled: its set.
+        metrics: the content of its ``metrics.json``.
+        pictures: what the domain drew: images, and texts that are shown as they are.
+    """
+    curve = draw_curve(folder)
+    shown = [*pictures, *([curve] if curve is not None else [])]
+    title = f"{distilled.info.data} distilled with {distilled.method}"
+    facts, results = fact_rows(distilled), result_rows(metrics)
+    evaluation = recorded(metrics)
+    notes, classes = evaluation.notes(), class_table(evaluation)
+    if not metrics.get("results"):
+        notes = [f"not judged yet: mmdistill evaluate {as_argument(folder)}"]
+    deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
+    over = ", mean ± standard deviation over independently trained networks" if deviations else ""
+    caption = f"Percent{over}, on untouched test data."
+    markdown, page = folder / "report.md", folder / "report.html"
+    write_text(markdown, _markdown(folder, title, facts, results, caption, notes, shown, classes))
+    head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
+    write_text(page, _html(title, head, results, caption, notes, shown, classes))
+    return [markdown, page]
+
+
+def class_table(evaluation: Evaluation) -> tuple[str, list[list[str]]]:
+    """Return the heading and the rows of a table of classes, header first, see :meth:`Evaluation.class_rows`.
+
+    Both are empty where the set's judges do not tell them.
+    """
+    judge = next((entry.judge for entry in evaluation.results if entry.by_class), "")
+    rows = evaluation.class_rows(judge, MOST_CLASSES) if judge else []
+    if not rows:
+        return "", []
+    every = next(len(entry.by_class) for entry in evaluation.results if entry.by_class)
+    which = f"the {LOWEST} lowest of {every} classes" if every > MOST_CLASSES else "each class"
+    return f"accuracy of {which} by {judge}, mean over networks in percent", rows
+
+
+def _markdown(
+    folder: Path,
+    title: str,
+    facts: list[list[str]],
+    results: list[list[str]],
+    caption: str,
+    notes: list[str],
+    shown: Sequence[Path],
+    classes: tuple[str, list[list[str]]],
+) -> str:
+    listed = [f"- **{markdown_cell(name)}**: {markdown_cell(value)}" for name, value in facts]
+    lines = [f"# {markdown_cell(title)}", "", *listed, "", caption, ""]
+    lines += _markdown_table(results)
+    lines += ["", *(line for note in notes for line in (f"> {markdown_cell(note)}", ""))]
+    if classes[1]:
+        lines += [f"## {markdown_cell(classes[0])}", "", *_markdown_table(classes[1]), ""]
+    for path in shown:
+        name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+        lines += [
+            f"## {markdown_cell(_heading(path))}",
+            "",
+            f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _markdown_table(rows: list[list[str]]) -> list[str]:
+    head, *body = rows
+    return [markdown_row(row) for row in (head, ["---"] * len(head), *body)]
+
+
+def _heading(path: Path) -> str:
+    """Return the name of what was drawn, and which part of the set a picture shows where it is not all."""
+    said = caption_of(path) if path.suffix == ".png" else ""
+    return f"{path.stem} ({said})" if said else path.stem
+
+
+def _text(path: Path) -> str:
+    """Return what was drawn in words."""
+    return path.read_text(encoding="utf-8")
+
+
+def _html(
+    title: str,
+    head: list[str],
+    results: list[list[str]],
+    caption: str,
+    notes: list[str],
+    shown: Sequence[Path],
+    classes: tuple[str, list[list[str]]] = ("", []),
+) -> str:
+    parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
+    parts += [f"<h1>{html.escape(title)}</h1>", *head]
+    parts += [f"<p class=q>{html.escape(caption)}</p>", *html_table(results)]
+    parts += [*(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
+    if classes[1]:
+        parts += [f"<h2>{html.escape(classes[0])}</h2>", *html_table(classes[1])]
+    for path in shown:
+        parts.append(f"<h2>{html.escape(_heading(path))}</h2>")
+        if path.suffix == ".png":
+            data = base64.b64encode(path.read_bytes()).decode()
+            parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')
+        else:
+            parts.append(f"<pre>{html.escape(unmarked(_text(path)))}</pre>")
+    return "\n".join(parts) + "\n"

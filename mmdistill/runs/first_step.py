@@ -1,0 +1,82 @@
+"""What only a first step can tell of a run's parts, said in words before any time is spent on more."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
+from mmdistill.objectives.base import Objective
+from mmdistill.objectives.unrolled import UnrolledObjective
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.runs.state import RunState
+from mmdistill.runtime import Draws
+
+ADVICE = {
+    "labels": "say reads_labels = False in its class, or use hard labels (--label hard)",
+    "decoder": "the samples are decoded without it; have the decoder's forward read its parameters",
+    "objective": "read its parameters in forward, or register what is not learned as buffers",
+}
+"""What to do about a group that no gradient reaches."""
+
+
+def require_start(
+    run: RunState, active: Sequence[str], loss: Tensor, found: Sequence[Tensor | None], draws: Draws
+) -> None:
+    """Refuse what a first step shows: groups that no gradient reaches, samples that weigh nothing.
+
+    Args:
+        run: the state before the step's update.
+        active: the groups that it learns.
+        loss: its loss.
+        found: the gradients of all tensors of these groups, in their order.
+        draws: the key of its samples.
+    Raises:
+        ConfigError: saying what to do.
+    """
+    groups, rest = run.groups(), iter(found)
+    require_all_reached(run.objective, {name: [next(rest) for _ in groups[name]] for name in active})
+    if not bool(torch.isfinite(loss)):
+        require_weights(run.parameterization, draws)
+
+
+def require_all_reached(objective: Objective, found: Mapping[str, Sequence[Tensor | None]]) -> None:
+    """Refuse a first step in which what shall be learned stays as it is.
+
+    Args:
+        objective: whose gradients they are.
+        found: the gradients of all active groups, by group.
+    Raises:
+        ConfigError: a group that no gradient reaches; of an unrolled training, samples whose gradients are all zero.
+    """
+    name = type(objective).__name__
+    for group, gradients in found.items():
+        if gradients and all(gradient is None for gradient in gradients):
+            advice = ADVICE.get(group, "leave out what is not learned: its parameters require no gradient")
+            raise ConfigError(f"{name} gives no gradient to the {group}, which would never move; {advice}")
+    codes = found.get("codes", ())
+    if not isinstance(objective, UnrolledObjective) or not codes:
+        return
+    if not any(bool(gradient.any()) for gradient in codes if gradient is not None):
+        raise ConfigError(
+            f"the gradients of {name} to all samples are exactly zero in the first step; the network cuts them off "
+            "(no_grad, detach, argmax), or the student does not move (--inner-lr)"
+        )
+
+
+def require_weights(made: Parameterization, draws: Draws) -> None:
+    """Refuse samples that weigh nothing, over whose weights a first loss has been divided in vain.
+
+    Args:
+        made: what decodes them.
+        draws: the key of the step's samples.
+    Raises:
+        ConfigError: all weights are zero, or those of a class.
+    """
+    with torch.no_grad():
+        decoded = made(draws)
+    parts = [decoded.weight] if made.classes is None else list(made.class_batches(decoded).batch.weight)
+    empty = [str(index) for index, weight in enumerate(parts) if not bool((weight > 0).any())]
+    if empty:
+        which = "all samples" if len(empty) == len(parts) else f"all samples of class {empty[0]}"
+        raise ConfigError(f"{type(made).__name__} decodes {which} with weight 0; a sample that counts has weight 1")

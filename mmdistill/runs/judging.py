@@ -1,0 +1,154 @@
+"""Judging a run: what it asks for and lacks, kept in its folder as it is finished."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdistill.abilities import ROBUST_METRICS, Judging, TitlesJudges, chosen_judging
+from mmdistill.config import DistillConfig
+from mmdistill.distilled import DistilledSet
+from mmdistill.evaluate import evaluate, find_baselines, find_judges
+from mmdistill.evaluation import Evaluation
+from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
+from mmdistill.progress import judging_bar
+from mmdistill.runs.folder import METRICS
+from mmdistill.runs.kept_baselines import KeptBaselines
+from mmdistill.store import write_json
+from mmdistill.task import Task
+
+
+class Missing(NamedTuple):
+    """Judgements that a run asks for and its metrics lack.
+
+    Args:
+        judges: whose.
+        baselines: of which baselines.
+        baselines_only: whether these judges have judged the set itself.
+    """
+
+    judges: list[str]
+    baselines: list[str]
+    baselines_only: bool
+
+
+def judge_and_keep(
+    kept: KeptBaselines,
+    distilled: DistilledSet,
+    folder: Path,
+    previous: Mapping[str, Any],
+    *,
+    judges: Sequence[str],
+    baselines: Sequence[str],
+    baselines_only: bool = False,
+    robust: bool = False,
+) -> Evaluation:
+    """Judge a set with a bar; what is finished is kept in ``metrics.json`` one by one, and baselines for other runs.
+
+    Args:
+        kept: where baselines are kept, with the task and the networks that judge.
+        distilled: the set.
+        folder: the run's.
+        previous: what ``metrics.json`` held before; empty where there is none.
+        judges: names; none: the default.
+        baselines: names.
+        baselines_only: whether the set itself is judged already.
+        robust: whether the robust scores are asked for.
+    """
+    path = folder / METRICS
+    with judging_bar() as show:
+
+        def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
+            if so_far.results or so_far.baselines:
+                write_json(path, metrics_document(distilled, so_far, previous, kept.judging, kept.task))
+            show(done, total, subject)
+
+        found = evaluate(
+            kept.task,
+            distilled,
+            judges=judges,
+            n=kept.networks,
+            at_once=kept.at_once,
+            seed=kept.seed,
+            baselines=baselines,
+            baselines_only=baselines_only,
+            robust=robust,
+            progress=keep,
+        )
+    known = read_metrics(path)["baselines"]
+    for name, entries in found.baselines.items():
+        own = {entry.judge for entry in entries}
+        kept.keep(name, distilled.budget, [entry for entry in known.get(name, ()) if entry["judge"] in own])
+    return found
+
+
+def missing(
+    task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any], judging: Judging
+) -> list[Missing]:
+    """Return what metrics lack of the judges and baselines asked for.
+
+    A judge whose number was made otherwise since (``mmdistill evaluate --judge-epochs``) lacks nothing: baselines
+    judged as the run says would not compare with it.
+
+    Args:
+        task: the task.
+        judges: names in the task's spelling.
+        baselines: names.
+        metrics: what ``metrics.json`` holds; empty where there is none.
+        judging: what the run sets of judging.
+    """
+    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    results = [entry for entry in metrics.get("results", ()) if entry["metric"] not in ROBUST_METRICS]
+    how = {entry["judge"]: entry.get("judging", {}) for entry in results}
+    known = metrics.get("baselines", {})
+    beside = {name: {entry["judge"] for entry in known.get(name, ())} for name in baselines}
+    unjudged = [judge for judge in judges if title(judge) not in how]
+    wanted = [name for name in baselines if not beside[name].issuperset(map(title, unjudged))]
+    found = [Missing(unjudged, wanted, False)] if unjudged else []
+    alike = [judge for judge in judges if how.get(title(judge)) == judging_of(task, title(judge), judging)]
+    for name in baselines:
+        lacking = [judge for judge in alike if title(judge) not in beside[name]]
+        found += [Missing(lacking, [name], True)] if lacking else []
+    return found
+
+
+def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path) -> Evaluation:
+    """Judge what a run asks for and its metrics lack; returns all that they then hold.
+
+    Baselines that another run has judged alike are taken from the cache (:class:`KeptBaselines`).
+    """
+    path = folder / METRICS
+    metrics = of_same_test(read_metrics(path) if path.exists() else {}, task)
+    judges, baselines = find_judges(task, config.judge_names(), distilled.judge), find_baselines(task, config.baselines)
+    judging = chosen_judging(task)
+    kept = KeptBaselines(config, task, judging, config.networks, config.networks_at_once, config.seed)
+    former = metrics
+    metrics = _with_kept(metrics, kept, missing(task, judges, baselines, metrics, judging), task, distilled.budget)
+    lacking = missing(task, judges, baselines, metrics, judging)
+    if former and metrics != former:
+        write_json(path, metrics_document(distilled, Evaluation([]), metrics, judging, task))
+    if lacking:
+        print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
+    failures: dict[str, str] = {}
+    for part in lacking:
+        failures |= judge_and_keep(kept, distilled, folder, metrics, **part._asdict()).failures
+        metrics = read_metrics(path)
+    return recorded(metrics, failures)
+
+
+def _with_kept(
+    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Missing], task: Task, budget: int
+) -> Mapping[str, Any]:
+    """Return metrics with those lacking baselines that are known from other runs, and print which these are."""
+    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    baselines = {name: list(entries) for name, entries in metrics.get("baselines", {}).items()}
+    known: list[str] = []
+    for name, judge in ((name, title(judge)) for part in lacking for name in part.baselines for judge in part.judges):
+        own = baselines.setdefault(name, [])  # in the order that they were asked for
+        entries = kept.find(name, budget, judge)
+        if entries and judge not in {entry["judge"] for entry in own}:
+            own += entries
+            known.append(f"{name} by {judge}")
+    if not known:
+        return metrics
+    print(f"judged alike by an earlier run: {', '.join(known)}")
+    return {**metrics, "baselines": baselines}

@@ -1,0 +1,53 @@
+"""What takes less memory in distilling, said where it runs out: only what a run's method and settings have."""
+
+from mmdistill.composition import may_take_some
+from mmdistill.distiller import Distiller
+from mmdistill.networks.schedules import TrainedNetworks, UnreadNetwork
+from mmdistill.objectives.trajectory import TrajectoryMatchingConstantMemory
+from mmdistill.objectives.unrolled import UnrolledObjective
+from mmdistill.runs.state import RunState
+from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
+
+
+def lowering_steps(distiller: Distiller, run: RunState) -> str:
+    """Return what takes less memory in a run's steps, in words, what changes nothing of its result first."""
+    settings, objective = distiller.settings, run.objective
+    students = [part for part in objective.modules() if isinstance(part, UnrolledObjective)]
+    keeping = [part for part in students if not isinstance(part, TrajectoryMatchingConstantMemory)]
+    network = not isinstance(distiller.schedule, UnreadNetwork)
+    by_class = objective.view == "classes"
+    minibatches = bool(settings.inner_batch and (students or isinstance(distiller.schedule, TrainedNetworks)))
+    ways = {
+        "fewer classes at once (--classes-at-once 1, also with --resume)": (
+            by_class and network and settings.classes_at_once != 1
+        ),
+        "no kept activations (--kept-steps 0, also with --resume)": bool(keeping and settings.kept_steps),
+        "a smaller real batch (--real-batch)": objective.reads_real,
+        "fewer samples of each class in a step (--syn-batch)": (
+            may_take_some(run.parameterization, objective) and run.parameterization.largest_class > 1
+        ),
+        "a shorter window (--inner-window)": bool(students and settings.inner_window),
+        "fewer inner steps (--inner-steps)": bool(students and not settings.inner_window),
+        "smaller minibatches of the networks (--inner-batch)": minibatches,
+        "a smaller synthetic budget": True,
+        "a narrower network (--width)": network and _has_parameters(distiller),
+    }
+    return _alternatives([way for way, has in ways.items() if has])
+
+
+def lowering_start(settings: Settings) -> str:
+    """Return what takes less memory before the first step, in words: samples may be chosen by what a network sees."""
+    ways = ["a smaller synthetic budget"]
+    if settings.init not in ("real", "noise"):
+        ways = [f"samples drawn at random (--init real in place of {settings.init})"]
+    return _alternatives([*ways, "a narrower network (--width)"])
+
+
+def _has_parameters(distiller: Distiller) -> bool:
+    """Return whether the network has any, as infinitely wide ones have not."""
+    return bool(distiller.task.init(Draws(0, device=distiller.task.device)).params)
+
+
+def _alternatives(ways: list[str]) -> str:
+    return ways[0] if len(ways) == 1 else f"{', '.join(ways[:-1])}, or {ways[-1]}"

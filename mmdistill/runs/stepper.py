@@ -1,0 +1,110 @@
+"""Outer steps by the fastest path: compiled functions, and on CUDA loss and gradients captured in a graph."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmdistill.distiller import Distiller
+from mmdistill.execution.capture import CudaGraph, Graph, Replay
+from mmdistill.execution.compilation import CompileMode, worth_compiling
+from mmdistill.networks.schedules import ScheduleState
+from mmdistill.runs.state import RunState
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors
+
+WORTH_COMPILING = 2000
+"""With ``auto``, shorter runs on CUDA stay uncompiled: compiling takes about a minute."""
+FEWEST_STEPS = 20
+"""With ``auto``, runs of fewer steps stay eager without a look at what their steps cost."""
+
+
+class Stepper:
+    """Steps a run by the fastest path that works.
+
+    Drawing the network and the real batch, the optimizers' steps and the network's own training stay outside the graph,
+    so networks may age, groups rest and rates change from step to step.
+
+    Args:
+        distiller: the run's distiller.
+        mode: ``off`` stays eager; ``auto`` compiles for runs long enough to repay it (on a CPU, by the operations of
+            the first step) and captures on CUDA; ``on`` compiles, and captures on CUDA.
+        graph: makes the graphs that steps are captured in.
+
+    Attributes:
+        path: how the last step ran: ``eager``, ``compiled``, ``captured`` or ``compiled and captured``.
+    """
+
+    def __init__(
+        self, distiller: Distiller, mode: CompileMode = "auto", graph: Callable[[], Graph] = CudaGraph
+    ) -> None:
+        self.distiller = distiller
+        self.mode = mode
+        self._graph = graph
+        self._replays: dict[tuple[str, ...], Replay] = {}
+        self._read: tuple[object, ...] = ()
+        self._began = False
+
+    @property
+    def path(self) -> str:
+        """How steps run: what was tried and failed, or was compiled and never called, does not count."""
+        parts = ["compiled"] * self.distiller.uses_compiled
+        parts += ["captured"] * any(replay.captured for replay in self._replays.values())
+        return " and ".join(parts) or "eager"
+
+    def captures(self, run: RunState) -> bool:
+        """Return whether steps shall be captured."""
+        wanted = self.mode == "on" or (self.mode == "auto" and self.distiller.steps >= FEWEST_STEPS)
+        return wanted and self.distiller.task.device.type == "cuda" and run.objective.steady
+
+    def _repays(self, run: RunState) -> bool:
+        """Return whether compiling repays its time; on a CPU a run goes on as its steps ran so far, to the bit."""
+        if self.mode != "auto" or self.distiller.steps < FEWEST_STEPS:
+            return self.mode == "on"
+        if self.distiller.task.device.type == "cuda":
+            return self.distiller.steps >= WORTH_COMPILING
+        if run.step:
+            return "compiled" in run.path
+        return worth_compiling(float(self.distiller.steps) * self.distiller.operations(run))
+
+    def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
+        """Take one step."""
+        if not self._began:
+            self._began = True
+            if self._repays(run):
+                self.distiller.compile()
+        return self.distiller.step(run, self._gradients if self.captures(run) else None)
+
+    def _gradients(
+        self, run: RunState, schedule: ScheduleState, real: Batch | ClassBatch, key: Draws
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return what :meth:`Distiller.gradients` does, replayed; one graph for each set of groups that learns.
+
+        Graphs read a run where it lay when they were captured: for another run, or one that has moved, they are made
+        anew.
+        """
+        if schedule.network is None:
+            return self.distiller.gradients(run, schedule, real, key)
+        if (read := _places(run)) != self._read:
+            self._replays.clear()
+            self._read = read
+        active = self.distiller.active(run)
+        if active not in self._replays:
+            distiller = self.distiller  # not self, which keeps the graph: cycles, and their memory, are freed late
+
+            def function(
+                key: Draws, inputs: tuple[NetworkState, Tensors | None, Tensors | None, Batch | ClassBatch]
+            ) -> tuple[Tensor, list[Tensor | None]]:
+                network, target, buffers, batch = inputs
+                return distiller.gradients(run, ScheduleState(network, 0, {}, target, buffers), batch, key)
+
+            self._replays[active] = Replay(function, self._graph)
+        loss, found = self._replays[active](key, (schedule.network, schedule.target, schedule.target_buffers, real))
+        return loss.clone(), found
+
+
+def _places(run: RunState) -> tuple[object, ...]:
+    """Return what a graph of a run reads, and where it lies."""
+    modules = run.parameterization, run.objective
+    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    return *modules, *(tensor.data_ptr() for tensor in tensors if tensor.layout is torch.strided)

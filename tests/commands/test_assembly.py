@@ -1,0 +1,71 @@
+"""Options that only some kinds of data take, and which those are."""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mmdistill import registry
+from mmdistill.commands.assembly import make_task
+from mmdistill.config import DistillConfig
+from mmdistill.errors import ConfigError
+from mmdistill.names import in_words
+from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, TaskOptions, get_domain, takers
+from tests.toys import BlobTask
+
+WAVES = DistillConfig(data="waves", method="dm", device="cpu")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[TaskOptions]:
+    """Register a domain of one's own that takes a size; what its tasks are told is kept here."""
+    found: list[TaskOptions] = []
+
+    def build(data: str, options: TaskOptions) -> Any:
+        found.append(options)
+        return BlobTask()
+
+    domain = Domain(
+        "series", "ipc", {"waves": "of water"}, lambda path: False, build, {}, lambda *_: [], options=("size",)
+    )
+    monkeypatch.setitem(sys.modules, "own_series", SimpleNamespace(DOMAIN=domain))
+    monkeypatch.setitem(DOMAIN_PACKAGES, "series", "own_series")
+    return found
+
+
+def test_what_a_domain_takes_is_an_option_and_every_such_option_is_taken() -> None:
+    taken = {option for name in DOMAIN_PACKAGES for option in get_domain(name).options}
+    assert taken == set(OF_SOME_DOMAINS)  # what is missing there would be passed over in silence elsewhere
+    assert taken <= {entry.name for entry in fields(DistillConfig)}
+
+
+def test_a_domain_of_ones_own_takes_the_options_that_it_names(told: list[TaskOptions]) -> None:
+    make_task(replace(WAVES, size=8))
+    assert told[0].size == 8
+    with pytest.raises(ConfigError, match=r"^--mirror is for image data, and 'waves' is series data; leave it out$"):
+        make_task(replace(WAVES, mirror=True))
+    assert takers("size") == ["image", "series"]
+    with pytest.raises(ConfigError, match=r"^--size is for image and series data, and 'cora' is graph data"):
+        make_task(replace(WAVES, data="cora", size=8))
+
+
+def test_domains_are_asked_for_their_options_only_where_one_is_refused(
+    told: list[TaskOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_domain.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "DOMAIN_PACKAGES", {"series": "own_series", "slow": "slow_domain"})
+    make_task(replace(WAVES, size=8, width=4, judge_epochs=2, steps=3, lr=0.1))
+    assert told[0].width == 4
+    with pytest.raises(RuntimeError, match="imported"):
+        make_task(replace(WAVES, mirror=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_names_stand_in_a_sentence(names: list[str], words: str) -> None:
+    assert in_words(names) == words

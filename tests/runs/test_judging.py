@@ -1,0 +1,115 @@
+"""What a run asks for and its metrics lack."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmdistill.cli import main
+from mmdistill.image import ImageTask
+from mmdistill.runs.judging import Missing, missing
+from mmdistill.task import Batch, Scores
+from tests.graph.toy import planted_fields
+from tests.toys import BlobTask
+
+
+def entry(judge: str, **more: object) -> dict[str, object]:
+    return {"judge": judge, "metric": "accuracy", "mean": 0.5, "sd": 0.0, "n": 1, **more}
+
+
+def test_what_was_never_judged_is_missing() -> None:
+    both = ["random", "whole"]
+    assert missing(BlobTask(), ["mlp"], both, {}, {}) == [Missing(["mlp"], both, False)]
+    metrics = {"results": [entry("mlp")], "baselines": {"random": [entry("mlp")]}}
+    assert missing(BlobTask(), ["mlp", "other"], both, metrics, {}) == [
+        Missing(["other"], both, False),
+        Missing(["mlp"], ["whole"], True),
+    ]
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {}) == []
+
+
+def test_a_number_that_was_made_otherwise_lacks_no_baselines() -> None:
+    metrics = {"results": [entry("mlp", judging={"epochs": 20})], "baselines": {}}
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {"epochs": 2}) == []
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {"epochs": 20}) == [Missing(["mlp"], ["random"], True)]
+
+
+def test_what_a_judge_does_not_read_makes_no_difference() -> None:
+    task = BlobTask()
+    task.judging_read = lambda judge: ()  # type: ignore[attr-defined]
+    metrics = {"results": [entry("mlp")], "baselines": {}}
+    assert missing(task, ["mlp"], ["random"], metrics, {"epochs": 20}) == [Missing(["mlp"], ["random"], True)]
+
+
+def test_judges_are_found_by_the_titles_of_their_scores() -> None:
+    task = BlobTask()
+    task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]
+    asked = ["mlp"], ["random"]
+    assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}, {}) == [Missing(*asked, False)]
+    assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}, {}) == [Missing(*asked, True)]
+
+
+def test_robust_scores_are_no_judgement() -> None:
+    metrics = {"results": [entry("mlp", metric="label-robust score")], "baselines": {}}
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {}) == [Missing(["mlp"], ["random"], False)]
+
+
+def test_what_a_judge_has_found_is_kept_when_the_next_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged: list[tuple[str, bool]] = []
+    score = ImageTask.evaluate
+
+    def stopped(self: ImageTask, synthetic: Batch | None, judge: str, *rest: Any) -> Scores:
+        if stop_at == len(judged):
+            raise KeyboardInterrupt
+        judged.append((judge, synthetic is None))
+        return score(self, synthetic, judge, *rest)
+
+    monkeypatch.setattr(ImageTask, "evaluate", stopped)
+    run = ["--data", "digits", "--model", "mlp", "--width", "4", "--method", "dm", "--ipc", "1", "--out", str(tmp_path)]
+    options = ["--steps", "1", "--networks", "1", "--judge-epochs", "1", "--baselines", "whole"]
+    stop_at = 1
+    assert main(["distill", *run, *options, "--judges", "mlp,mlp-w8"]) == 130
+    assert "mmdistill: stopped; continue with" in capsys.readouterr().err
+    assert [one["judge"] for one in json.loads((tmp_path / "metrics.json").read_text())["results"]] == ["mlp"]
+    stop_at = 3
+    assert main(["distill", "--resume", str(tmp_path)]) == 130
+    stop_at = -1
+    assert main(["distill", "--resume", str(tmp_path)]) == 0
+    assert judged == [("mlp", False), ("mlp-w8", False), ("mlp-w8", True), ("mlp", True)]
+
+
+def test_the_bar_tells_the_epochs_of_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmdistill.bars.LOG_SECONDS", 0.0)
+        options = ["--steps", "1", "--networks", "1", "--judge-epochs", "3", "--baselines", "none"]
+        assert (
+            main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--out", str(tmp_path), *options]) == 0
+        )
+    said = capsys.readouterr().err
+    assert re.search(r"0/1 \[\d\d:\d\d, now=the distilled set by convnet, epoch 2/3, \d+ s left\]", said)
+
+
+def test_the_bar_tells_the_epochs_of_judges_of_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(planted_fields(), tmp_path / "graph.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmdistill.bars.LOG_SECONDS", 0.0)
+        options = ["--steps", "1", "--networks", "1", "--judge-epochs", "4", "--baselines", "none"]
+        run = [
+            "--data",
+            str(tmp_path / "graph.pt"),
+            "--method",
+            "gcond-x",
+            "--nodes",
+            "3",
+            "--out",
+            str(tmp_path / "r"),
+        ]
+        assert main(["distill", *run, *options, "--judges", "gcn,gat"]) == 0
+    said = capsys.readouterr().err
+    assert "by gcn, epoch 3/4" in said
+    assert "by gat, epoch 3/4" in said
