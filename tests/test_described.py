@@ -18,7 +18,7 @@ from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import evaluate
-from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT
+from mmdistill.image.methods.matching import COLOR_CROP, COLOR_CROP_CUTOUT
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, fresh
 from mmdistill.metrics import metrics_document

@@ -4,17 +4,17 @@ from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import accepts, load, shortcoming
 from mmdistill.image.draw import EXPORTS, draw
-from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.joining import joined
 from mmdistill.image.known import DATASETS
 from mmdistill.image.methods import METHODS, PRESETS
+from mmdistill.image.methods.generative import DIGITS_LATENTS, generated, of_generator
+from mmdistill.image.methods.published import conditions
+from mmdistill.image.methods.reduced import REDUCED
+from mmdistill.image.methods.taxonomy import TABLE_1
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT, is_added
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.image.published import conditions
-from mmdistill.image.reduced import REDUCED
 from mmdistill.image.storage import FAMILIES, PARAMETERIZATIONS
 from mmdistill.image.task import ImageTask, image_task, make_task
-from mmdistill.image.taxonomy import TABLE_1
 from mmdistill.image.units import normalised, to_pixels
 from mmdistill.registry import Domain
 

@@ -15,7 +15,7 @@ from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.generative import of_generator
+from mmdistill.image.methods.generative import of_generator
 from mmdistill.image.storage import addressed, addressed_latent, canvas, coefficients, hallucinated, latent
 from mmdistill.labels import FixedLabels, LearnedLabels, NoLabels
 from mmdistill.method import Storage

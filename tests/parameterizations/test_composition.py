@@ -11,8 +11,8 @@ from mmdistill.distill import distill, find_parameterization
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.generator import GeneratorRecipe, trained_generator
+from mmdistill.image.methods.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.storage import (
     addressed,
     addressed_hallucinated,

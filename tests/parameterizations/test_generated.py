@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
 from mmdistill.image.generator import (
     GeneratorRecipe,
     ProjectionCritic,
@@ -25,6 +24,7 @@ from mmdistill.image.generator import (
     trained_generator,
     untrained_generator,
 )
+from mmdistill.image.methods.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
 from mmdistill.labels import FixedLabels
 from mmdistill.networks import clock
 from mmdistill.networks.experts import ExpertRecipe, default_folder

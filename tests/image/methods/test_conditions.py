@@ -8,13 +8,13 @@ import pytest
 from mmdistill.commands.assembly import unmet_conditions
 from mmdistill.config import DistillConfig
 from mmdistill.image import DOMAIN
+from mmdistill.image.methods.published import MODEL_OF, MODEL_ON, PROTOCOL_OF, WHITENING_OF, conditions
 from mmdistill.image.models import model_factory
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.image.published import MODEL_OF, MODEL_ON, PROTOCOL_OF, WHITENING_OF, conditions
 from mmdistill.image.whitening import KINDS
 from mmdistill.registry import domain_methods
 
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
 
 
 def test_conditions_name_what_there_is() -> None:

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from mmdistill.image.methods.unrolled import UNROLLED_METHODS
+from mmdistill.image.methods.unrolled_digits import EARLY_EPOCHS, SHORT_LD, experts_by_start, short_bptt, short_rat
 from mmdistill.image.storage import addressed
-from mmdistill.image.unrolled import UNROLLED_METHODS
-from mmdistill.image.unrolled_digits import EARLY_EPOCHS, SHORT_LD, experts_by_start, short_bptt, short_rat
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks.fit import FitProtocol

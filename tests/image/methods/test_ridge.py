@@ -14,7 +14,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.ridge import MirroredKernelRidge, with_mirror_images
+from mmdistill.image.methods.ridge import MirroredKernelRidge, with_mirror_images
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.registry import get_method

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from mmdistill.image.methods.unrolled import UNROLLED_METHODS, ld_settings
 from mmdistill.image.storage import addressed
-from mmdistill.image.unrolled import UNROLLED_METHODS, ld_settings
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by, trained_on_s
 from mmdistill.networks.fit import FitProtocol

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-from mmdistill.image.matching import COLOR_CROP_CUTOUT, WEIGHT_DECAY
+from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT, WEIGHT_DECAY
 from mmdistill.image.storage import tiled
 from mmdistill.method import Configured, Method
 from mmdistill.methods import experts_by

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from mmdistill.image.unrolled import FTD_EXPERTS
-from mmdistill.image.unrolled_digits import DIGITS_FAST_EXPERTS, EARLY_EPOCHS
-from mmdistill.image.unrolled_reduced import REDUCED_EXPERTS
+from mmdistill.image.methods.unrolled import FTD_EXPERTS
+from mmdistill.image.methods.unrolled_digits import DIGITS_FAST_EXPERTS, EARLY_EPOCHS
+from mmdistill.image.methods.unrolled_reduced import REDUCED_EXPERTS
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS, experts_by, row_of
 from mmdistill.networks.fit import FitProtocol

@@ -6,14 +6,14 @@ rate was compared with others, that was on held-out training images; each family
 
 from dataclasses import replace
 
-from mmdistill.image.aligned import ALIGNED_REDUCED
-from mmdistill.image.attention import ATTENTION_REDUCED
-from mmdistill.image.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
-from mmdistill.image.generative import STORAGE_REDUCED
-from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
-from mmdistill.image.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
-from mmdistill.image.ridge import RIDGE_REDUCED
-from mmdistill.image.unrolled_reduced import UNROLLED_REDUCED
+from mmdistill.image.methods.aligned import ALIGNED_REDUCED
+from mmdistill.image.methods.attention import ATTENTION_REDUCED
+from mmdistill.image.methods.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
+from mmdistill.image.methods.generative import STORAGE_REDUCED
+from mmdistill.image.methods.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
+from mmdistill.image.methods.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
+from mmdistill.image.methods.ridge import RIDGE_REDUCED
+from mmdistill.image.methods.unrolled_reduced import UNROLLED_REDUCED
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
 from mmdistill.settings import OptimizerSpec, Settings

@@ -14,7 +14,7 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.aligned import aligned
+from mmdistill.image.methods.aligned import aligned
 from mmdistill.labels import SoftmaxLabels
 from mmdistill.method import Method
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe

@@ -5,7 +5,7 @@ import pytest
 from mmdistill.commands.listings import methods_command
 from mmdistill.distill import distill
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.taxonomy import TABLE_1
+from mmdistill.image.methods.taxonomy import TABLE_1
 from mmdistill.networks.schedules import FreshNetworks
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import domain_methods, get_domain

@@ -12,8 +12,8 @@ from mmdistill.coresets import random_subset
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError
 from mmdistill.image import DOMAIN
-from mmdistill.image import realistic as module
-from mmdistill.image.realistic import CropSettings, draw_boxes, realistic_images
+from mmdistill.image.methods import realistic as module
+from mmdistill.image.methods.realistic import CropSettings, draw_boxes, realistic_images
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.registry import get_method

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from itertools import chain
 
-from mmdistill.image.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
-from mmdistill.image.attention import ATTENTION_DIGITS, ATTENTION_METHODS
-from mmdistill.image.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
-from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
-from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
-from mmdistill.image.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
-from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS, RIDGE_PRESETS
-from mmdistill.image.unrolled import UNROLLED_METHODS, UNROLLED_PRESETS
-from mmdistill.image.unrolled_digits import UNROLLED_DIGITS
+from mmdistill.image.methods.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
+from mmdistill.image.methods.attention import ATTENTION_DIGITS, ATTENTION_METHODS
+from mmdistill.image.methods.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
+from mmdistill.image.methods.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
+from mmdistill.image.methods.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
+from mmdistill.image.methods.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
+from mmdistill.image.methods.ridge import RIDGE_DIGITS, RIDGE_METHODS, RIDGE_PRESETS
+from mmdistill.image.methods.unrolled import UNROLLED_METHODS, UNROLLED_PRESETS
+from mmdistill.image.methods.unrolled_digits import UNROLLED_DIGITS
 from mmdistill.method import Method, MethodTable
 
 METHODS = MethodTable(

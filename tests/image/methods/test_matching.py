@@ -6,7 +6,7 @@ import pytest
 
 from mmdistill.image import DOMAIN, image_task
 from mmdistill.image.cutmix import MixedMinibatches
-from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT, contrastive
+from mmdistill.image.methods.matching import COLOR_CROP, COLOR_CROP_CUTOUT, contrastive
 from mmdistill.method import Method
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.schedules import AccuracyDriven, TrainedOnT, TrainedUntilOverfitting

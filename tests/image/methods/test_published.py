@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdistill.image import DOMAIN
-from mmdistill.image.matching import COLOR_CROP_CUTOUT
+from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import (
