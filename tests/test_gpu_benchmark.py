@@ -1,6 +1,7 @@
 """The script that measures on a GPU, which may get one short chance: it writes as it goes and goes on where it was."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,20 +23,18 @@ FOUND = {"ours_ms": 1.0, "textbook_ms": 2.0, "ratio": 2.0, "first_s": 0.0, "path
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import gpu  # type: ignore[import-not-found]
 
-    return gpu  # type: ignore[no-any-return]
+    precision = torch.get_float32_matmul_precision()
+    yield gpu
+    torch.set_float32_matmul_precision(precision)  # which the script sets for its whole process
 
 
 def call(gpu: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
-    precision = torch.get_float32_matmul_precision()
     monkeypatch.setattr("sys.argv", ["gpu.py", "--small", "--repeats", "1", "--out", str(out), *options])
-    try:
-        gpu.main()
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    gpu.main()
     rows: dict[str, Any] = read_json(out.with_suffix(".json"))["rows"]
     return rows
 
