@@ -20,7 +20,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
-from tests.test_distill import Validated, method, samples
+from tests.runs.blobs import Validated, method, samples
 from tests.toys import BlobTask, RandomTargets
 
 

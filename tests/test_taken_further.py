@@ -38,7 +38,7 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task
-from tests.test_distill import Undecided, Validated, method
+from tests.runs.blobs import Undecided, Validated, method
 from tests.toys import BlobTask, Uncompiled
 
 SET = "distilled.safetensors"

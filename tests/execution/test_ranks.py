@@ -16,7 +16,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.networks.schedules import EMPTY
-from tests.test_distill import method, samples
+from tests.runs.blobs import method, samples
 from tests.toys import BlobTask
 
 

@@ -13,7 +13,7 @@ from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.runs.mending import load_whole
-from tests.test_distill import Validated, method
+from tests.runs.blobs import Validated, method
 from tests.test_taken_further import DERIVED, interrupted_at, judged
 from tests.toys import BlobTask
 
