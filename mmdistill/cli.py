@@ -20,6 +20,7 @@ from mmdistill.commands.wording import (
     ConfigFile,
     Parser,
     add_set,
+    import_parser,
     in_groups,
     name_values,
     warnings_as_notes,

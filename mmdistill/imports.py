@@ -47,6 +47,11 @@ class Source:
     logits: bool = False
     inner_lr: float | None = None
 
+    @property
+    def samples(self) -> list[Path]:
+        """The files without that of what was learned beside the samples."""
+        return [path for path in self.files if path.name != LEARNED]
+
     def values(self, read: Callable[[Path], Any] = read_saved) -> dict[str, Any]:
         """Return what was given, or what the files hold, by name; what stands alone in a file has the file's name.
 
@@ -54,9 +59,7 @@ class Source:
             DataError: a file that cannot be read, or a name that comes twice.
         """
         found = dict(self.given)
-        for path in self.files:
-            if path.name == LEARNED:
-                continue
+        for path in self.samples:
             held = read(path)
             own = {str(name): value for name, value in held.items()} if isinstance(held, Mapping) else {path.stem: held}
             if twice := sorted(found.keys() & own.keys()):
@@ -67,9 +70,8 @@ class Source:
     def learned(self) -> Tensors:
         """Return what was learned beside the samples, as ``learned.json`` has it."""
         found: Tensors = {}
-        for path in self.files:
-            if path.name == LEARNED:
-                found |= {name: as_tensor(value, f"{path}: {name}") for name, value in read_json(path).items()}
+        for path in set(self.files) - set(self.samples):
+            found |= {name: as_tensor(value, f"{path}: {name}") for name, value in read_json(path).items()}
         return found if self.inner_lr is None else found | {"inner_lr": torch.tensor(float(self.inner_lr))}
 
 

@@ -228,7 +228,7 @@ def add_set(parser: ArgumentParser) -> None:
 
 
 def import_parser() -> Parser:
-    """Return the parser of ``import``: what it reads, what is said of it, and the options of the data and of judging."""
+    """Return the parser of ``import``: files, what is said of them, and the options of the data and of judging."""
     parser = Parser(
         usage="mmdistill import FILE [FILE ...] --data NAME [--name NAME] [--out FOLDER] [options]",
         description="Read a set that another tool made of known data or of yours, judge it beside its baselines, draw "

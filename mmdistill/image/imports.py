@@ -13,7 +13,14 @@ from mmdistill.image.files import read_image_folder
 from mmdistill.image.task import ImageTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
 
-ROLES = {"images": ("images", "image", "data", "x"), "labels": LABELS, "lr": ("lr",)}
+ROLES = {
+    "images": ("images", "image", "data", "x"),
+    "labels": LABELS,
+    "lr": ("lr",),
+    "whitening": ("whitening.matrix",),
+    "whitening mean": ("whitening.mean",),
+}
+"""What a set of images is made of, by the words that its names have."""
 TOLERANCE = 1e-3
 """How far pixels may be beyond black and white, by what resampling and rounding do."""
 
@@ -29,14 +36,16 @@ def read_images(task: ImageTask, source: Source) -> Imported:
         DataError: other files, images of another shape, or labels of other classes.
     """
     data = task.data
-    folders = [path for path in source.files if path.is_dir()]
-    if folders and len(source.files) > 1:
+    folders = [path for path in source.samples if path.is_dir()]
+    if folders and len(source.samples) > 1:
         raise DataError(f"{folders[0]} is a folder of pictures, which is a set by itself; leave the other files out")
     if folders:
         found = read_image_folder(folders[0], None)
         parts = {"images": found.images, "labels": _named_classes(found.labels, found.classes, data)}
     else:
         parts = by_role(_one_set(source.values(), source.which), ROLES, ("images", "labels"))
+    if "whitening" in parts:
+        _require_whitening(parts["whitening"], data)
     images = _shaped(parts["images"], data)
     targets = class_targets(parts["labels"], len(images), data.class_names, source.logits)
     learned = source.learned()
@@ -81,6 +90,17 @@ def _named_classes(labels: Tensor, folders: list[str], data: ImageData) -> Tenso
             f"the folder {others[0]!r} is none of the classes of {data.name} ({', '.join(data.class_names[:5])}, ...)"
         )
     return torch.tensor([known[name] for name in folders])[labels]
+
+
+def _require_whitening(matrix: Tensor, data: ImageData) -> None:
+    """Refuse images that another matrix has whitened than the task's.
+
+    Raises:
+        DataError: they are, or the task whitens none.
+    """
+    own = None if data.whitening is None else data.whitening.matrix.cpu()
+    if own is None or own.shape != matrix.shape or not torch.allclose(own, matrix.to(own), rtol=1e-3, atol=1e-5):
+        raise DataError("these images are whitened, and not as the task's are; choose their whitening (--whiten)")
 
 
 def _shaped(images: Tensor, data: ImageData) -> Tensor:

@@ -33,8 +33,8 @@ def read_users(task: RecsysTask, source: Source) -> Imported:
     Raises:
         DataError: other files, items that the task does not have, weights outside of [0, 1], or users without items.
     """
-    columns = [path for path in source.files if path.name == COLUMNS]
-    others = [path for path in source.files if path not in columns]
+    columns = [path for path in source.samples if path.name == COLUMNS]
+    others = [path for path in source.samples if path not in columns]
     if len(others) + bool(source.given) != 1:
         raise DataError("synthetic users come in one file, a matrix or a table (and items.csv beside a matrix)")
     ids = [str(one) for one in task.data.item_ids.tolist()]
@@ -53,7 +53,7 @@ def read_users(task: RecsysTask, source: Source) -> Imported:
     if empty := int((rows.sum(1) == 0).sum()):
         raise DataError(f"{empty} users have no interaction; leave them out")
     size = index_bytes(len(ids)) * int(rows.sum()) if is_binary(rows) else 4 * rows.numel()
-    return Imported(weighed(rows, rows), size)
+    return Imported(weighed(rows, rows), size, source.learned())
 
 
 def _is_matrix(path: Path) -> bool:

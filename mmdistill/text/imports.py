@@ -31,7 +31,7 @@ def read_texts(task: TextClassification, source: Source) -> Imported:
     Raises:
         DataError: other files, a set of another encoder, or labels of other classes.
     """
-    for path in source.files:
+    for path in source.samples:
         _require_space(path, task)
     found, names = source.values(), task.data.class_names
     inputs: Tensor | Tensors
