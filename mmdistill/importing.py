@@ -5,16 +5,16 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
+from torch import Tensor
 
 from mmdistill.budget import parse_bytes
 from mmdistill.checks import is_of, require_kind
 from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import ConfigError, DataError, require_choice
+from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
 from mmdistill.imports import Imported, Source, float_bytes, noted
-from mmdistill.labels import FixedLabels, classes_of
+from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
 from mmdistill.registry import get_domain
 from mmdistill.runtime import checked_seed
@@ -66,6 +66,7 @@ def import_set(
 
     Raises:
         ConfigError: an option that cannot be, or that such data do not have.
+        UnsupportedError: a task of one's own, into whose units samples are brought as a batch.
         DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN.
         ShapeError: samples of another shape than the task's.
         CheckpointError: a damaged ``learned.json``.
@@ -96,7 +97,7 @@ def import_set(
         size or found.stored_bytes or float_bytes(batch, classes),
         learned=dict(found.learned),
         seed=checked_seed(seed),
-        label=FixedLabels(batch.targets).kind if classes and isinstance(batch.targets, torch.Tensor) else "",
+        label=FixedLabels(batch.targets).kind if classes and isinstance(batch.targets, Tensor) else "",
         origin=origin,
     )
 
@@ -110,8 +111,10 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
         return Imported(source), IN_PYTHON
     domain = get_domain(info.domain)
     importer = domain.imports
-    if importer is None:
-        raise ConfigError(f"{domain.name} data read no sets of other tools; give a Batch in the task's units")
+    if importer is None or not isinstance(task, importer.task):
+        raise UnsupportedError(
+            f"a {type(task).__name__} reads no sets of other tools; give a Batch in the task's units"
+        )
     if others := [option for option in given if option not in importer.options]:
         raise ConfigError(f"{others[0]} is not for {domain.name} data; leave it out")
     if isinstance(source, str | Path):
@@ -141,11 +144,11 @@ def _budget(batch: Batch, unit: str, classes: int) -> int:
         if count < classes:
             raise DataError(f"the set has {count} nodes for {classes} classes; at least one of each is compared")
         return count
-    if isinstance(batch.targets, torch.Tensor):
-        sizes = classes_of(batch.targets, classes).bincount(minlength=classes)
-        if int(sizes.min()) != int(sizes.max()):
-            noted(
-                f"classes have {int(sizes.min())} to {int(sizes.max())} samples, {count} in all: baselines at equal "
-                f"count have {-(-count // classes)} of each class"
-            )
-    return -(-count // classes)
+    each, targets = -(-count // classes), batch.targets
+    if isinstance(targets, Tensor) and not targets.is_floating_point():
+        uneven = bool((targets.bincount(minlength=classes) != each).any())
+    else:  # whose classes nothing tells
+        uneven = bool(count % classes)
+    if uneven:
+        noted(f"classes differ in size, {count} samples in all: baselines at equal count have {each} of each class")
+    return each

@@ -94,11 +94,13 @@ class Importer(NamedTuple):
 
     Args:
         read: returns the set of a source in the units of a task, which is the first argument.
+        task: the class of tasks that it knows.
         accepted: one line on the files that are read.
         options: which of ``units``, ``which``, ``logits`` and ``inner_lr`` mean something to it.
     """
 
     read: Callable[[Any, Source], Imported]
+    task: type
     accepted: str
     options: tuple[str, ...] = ()
 

@@ -87,6 +87,7 @@ def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
 
 IMPORTS = Importer(
     read_nodes,
+    GraphTask,
     ".pt (a torch-geometric Data), .safetensors or .npz with x, y and perhaps edge_index and edge_weight; or a file "
     "each of features (feat_...), labels (label_...) and perhaps the adjacency (adj_...)",
     ("logits",),

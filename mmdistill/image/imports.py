@@ -162,6 +162,7 @@ def _in_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor
 
 IMPORTS = Importer(
     read_images,
+    ImageTask,
     ".pt, .npz or .safetensors with images and labels, in one file or one each; what DC, DSA and DM save; or a folder "
     "with one subfolder of pictures per class",
     ("units", "which", "logits", "inner_lr"),

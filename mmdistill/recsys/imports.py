@@ -122,6 +122,7 @@ def _positions(names: list[str], ids: list[str], path: Path) -> Tensor:
 
 IMPORTS = Importer(
     read_users,
+    RecsysTask,
     f"a matrix of users x items (.npz of scipy or NumPy, .pt or .safetensors), perhaps with {COLUMNS}, or a table of "
     f"{ACCEPTED}",
 )

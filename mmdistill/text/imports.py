@@ -74,6 +74,7 @@ def _require_space(path: Path, task: TextClassification) -> None:
 
 IMPORTS = Importer(
     read_texts,
+    TextClassification,
     ".pt, .npz or .safetensors with embeds (n, d), or inputs_embeds (n, L, H) and attention_mask, of the same encoder, "
     "and labels, in one file or one each",
     ("logits",),

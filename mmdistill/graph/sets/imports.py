@@ -88,6 +88,7 @@ def _apart(found: Mapping[str, Any]) -> list[Tensors]:
 
 IMPORTS = Importer(
     read_graphs,
+    GraphSetTask,
     ".pt with a list of torch-geometric's Data, or of dicts, with x, edge_index and a class y each; or .safetensors "
     "or .pt with the fields of its Batch",
     ("logits",),
