@@ -138,7 +138,11 @@ def test_pictures_come_back_by_the_names_of_their_folders(tmp_path: Path, monkey
     assert back.batch.targets.tolist() == [0, 1]  # type: ignore[union-attr]
     shown = own.data.denormalise(found.batch.inputs) - own.data.denormalise(back.batch.inputs)  # type: ignore[attr-defined]
     assert float(shown.abs().max()) <= 0.51 / 255
-    (run / "export" / "images" / "Ape").rename(run / "export" / "images" / "ape-like")
+    for place, name in (("Ape", "new000"), ("zebra", "new001")):  # as SRe2L calls them
+        (run / "export" / "images" / place).rename(run / "export" / "images" / name)
+    numbered = import_set(own, run / "export" / "images")
+    assert torch.equal(parts(numbered.batch)["inputs"], parts(back.batch)["inputs"])
+    (run / "export" / "images" / "new000").rename(run / "export" / "images" / "ape-like")
     with pytest.raises(DataError, match="folder 'ape-like' is none of the classes"):
         import_set(own, run / "export" / "images")
 

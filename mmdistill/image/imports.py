@@ -1,5 +1,6 @@
 """Images that other tools distilled, in the units of a task: tensors as the field saves them, and folders."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmdistill.image.draw import class_folders
 from mmdistill.image.files import read_image_folder
 from mmdistill.image.task import ImageTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
+from mmdistill.names import first_few
 
 ROLES = {
     "images": ("images", "image", "data", "x"),
@@ -77,18 +79,22 @@ def _one_set(found: dict[str, Any], which: int | None) -> Mapping[str, Any]:
 
 
 def _named_classes(labels: Tensor, folders: list[str], data: ImageData) -> Tensor:
-    """Return the classes of pictures by the names of their folders: those of classes, as exports write them too.
+    """Return the classes of pictures by the names of their folders: those of classes, also as exports write them.
+
+    Where one is another name, all may end in the number of their class: ``00003``, ``new003``.
 
     Raises:
         DataError: a folder of another name.
     """
-    known = {
-        name: index for names in (class_folders(data.class_names), data.class_names) for index, name in enumerate(names)
-    }
+    names = data.class_names
+    known = dict(zip(class_folders(names), range(len(names)), strict=True)) | {name: i for i, name in enumerate(names)}
     if others := [name for name in folders if name not in known]:
-        raise DataError(
-            f"the folder {others[0]!r} is none of the classes of {data.name} ({', '.join(data.class_names[:5])}, ...)"
-        )
+        ends = {name: re.fullmatch(r"[A-Za-z_]*(\d+)", name) for name in folders}
+        known = {name: int(end[1]) for name, end in ends.items() if end and int(end[1]) < len(names)}
+        if len(set(known.values())) < len(folders):
+            raise DataError(
+                f"the folder {others[0]!r} is none of the classes of {data.name} ({first_few(names)}), and no number"
+            )
     return torch.tensor([known[name] for name in folders])[labels]
 
 
