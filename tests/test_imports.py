@@ -281,6 +281,8 @@ def test_an_imported_set_is_a_run_like_others(
     assert main(["compare", "runs", "--to", "page"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "theirs" in line)
     assert row.split()[-4:] == ["-", "-", "-", "theirs"]
+    assert main(["distill", "--resume", "runs/theirs"]) == 2
+    assert "holds a set that was imported, and no run to resume" in capsys.readouterr().err
     assert main(["export", "runs/theirs", "--format", "pt"]) == 0
     assert json.loads(Path("runs/theirs/export/learned.json").read_text()) == {"inner_lr": pytest.approx(0.02)}
 
