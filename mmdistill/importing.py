@@ -1,7 +1,8 @@
 """Sets that other tools made, as sets that are judged, reported, compared and exported like one's own."""
 
+import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
-from mmdistill.imports import Imported, Source, float_bytes, noted
+from mmdistill.imports import Imported, Source, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
 from mmdistill.registry import get_domain
@@ -78,9 +79,10 @@ def import_set(
         raise ConfigError(f"a set's name is a text of some letters, got {name!r}")
     if units is not None:
         require_choice("units", units, get_args(Units))
-    for option, value, kind in (("which", which, int), ("inner_lr", inner_lr, Real)):
-        if value is not None and (not is_of(value, kind) or value < 0 or (option == "inner_lr" and value == 0)):
-            raise ConfigError(f"{option} is a number above 0 (which: from 0 on), got {value!r}")
+    if which is not None and not (is_of(which, Integral) and which >= 0):
+        raise ConfigError(f"which is a whole number from 0 on, got {which!r}")
+    if inner_lr is not None and not (is_of(inner_lr, Real) and 0 < inner_lr < math.inf):
+        raise ConfigError(f"inner_lr is a number above 0, got {inner_lr!r}")
     size = None if stored_bytes is None else parse_bytes(stored_bytes)
     options = {"units": units, "which": which, "logits": logits or None, "inner_lr": inner_lr}
     given = {option: value for option, value in options.items() if value is not None}
@@ -108,6 +110,9 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
     if isinstance(source, Batch):
         if given:
             raise ConfigError(f"a batch is in the task's units already; leave {next(iter(given))} out")
+        source = checked_samples(source)
+        if info.class_names and isinstance(source.targets, Tensor):
+            source = source._replace(targets=class_targets(source.targets, len(source.weight), info.class_names))
         return Imported(source), IN_PYTHON
     domain = get_domain(info.domain)
     importer = domain.imports

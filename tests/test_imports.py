@@ -207,7 +207,13 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
         import_set(task, 3)
     with pytest.raises(ConfigError, match="chooses among the sets of a file"):
         import_set(task, {"images": images, "labels": labels}, which=0)
-    for options in ({"name": " "}, {"units": "bytes"}, {"which": -1}, {"inner_lr": 0.0}, {"stored_bytes": "few"}):
+    for options in (
+        {"name": " "},
+        {"units": "bytes"},
+        {"which": -1},
+        {"inner_lr": float("nan")},
+        {"stored_bytes": "few"},
+    ):
         with pytest.raises(ConfigError):
             import_set(task, {"images": images, "labels": labels}, **options)  # type: ignore[arg-type]
 
@@ -218,6 +224,8 @@ def test_batches_are_in_the_units_of_the_task(task: Task) -> None:
     assert torch.equal(parts(found.batch)["inputs"], images)
     with pytest.raises(ShapeError, match=r"\(n, 1, 8, 8\)"):
         import_set(task, Batch(images[:, 0], labels, torch.ones(10)))
+    with pytest.raises(DataError, match="from 0 to 9, got 1 to 10"):
+        import_set(task, Batch(images, labels + 1, torch.ones(10)))
     with pytest.raises(ConfigError, match="units already; leave logits out"):
         import_set(task, Batch(images, labels, torch.ones(10)), logits=True)
     with pytest.raises(UnsupportedError, match="a BlobTask reads no sets of other tools"):

@@ -232,8 +232,8 @@ def import_parser() -> Parser:
     parser = Parser(
         usage="mmdistill import FILE [FILE ...] --data NAME [--name NAME] [--out FOLDER] [options]",
         description="Read a set that another tool made of known data or of yours, judge it beside its baselines, draw "
-        "it, and keep it as a run, which the other commands take. 'mmdistill data' says which files are read. No code is "
-        "run from them.",
+        "it, and keep it as a run, which the other commands take. 'mmdistill data' says which files are read; no code "
+        "is run from them.",
     )
     units = (
         "of images - normalised (and whitened, with --whiten) as networks read them, or pixels between black and "
