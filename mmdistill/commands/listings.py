@@ -94,5 +94,5 @@ def data_command() -> None:
             print(entry(key, line))
         print(entry("PATH", found.accepted))
         if found.imports is not None:
-            print(entry("sets of other tools", found.imports.accepted))
+            print(entry("PATH to import", found.imports.accepted))
     print(f"what is to be brought goes below {data_root()} (MMDISTILL_DATA); the rest is downloaded when first used")
