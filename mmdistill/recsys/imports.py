@@ -16,7 +16,7 @@ from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import feedback
 from mmdistill.recsys.factorisation import is_binary
-from mmdistill.recsys.files import ACCEPTED, read_table
+from mmdistill.recsys.files import read_table
 from mmdistill.recsys.matrices import as_sparse, read_sparse
 from mmdistill.recsys.task import RecsysTask
 
@@ -124,6 +124,6 @@ IMPORTS = Importer(
     read_users,
     RecsysTask,
     f"a matrix of users x items (.npz of scipy or NumPy, .pt or .safetensors), perhaps with {COLUMNS}, or a table of "
-    f"{ACCEPTED}",
+    "user, item and perhaps weight, of any kind that interactions are read from",
 )
 """Reads synthetic users."""
