@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmdistill.graph.sets.task import graph_set_task as graph_set_task
     from mmdistill.graph.task import graph_task as graph_task
     from mmdistill.image.task import image_task as image_task
+    from mmdistill.importing import import_set as import_set
     from mmdistill.methods import CORE_METHODS as METHODS
     from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.builders import recsys_task as recsys_task
@@ -43,6 +44,7 @@ _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
     "export": ("mmdistill.export", "export"),
+    "import_set": ("mmdistill.importing", "import_set"),
     "pictures": ("mmdistill.runs.saving", "pictures"),
     "save_evaluation": ("mmdistill.runs.saving", "save_evaluation"),
     "selection": ("mmdistill.selections", "selection"),
@@ -72,6 +74,7 @@ __all__ = [
     "graph_set_task",
     "graph_task",
     "image_task",
+    "import_set",
     "method_names",
     "pictures",
     "recsys_task",

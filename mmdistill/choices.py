@@ -18,3 +18,5 @@ TrainingPrecision = Literal["float32", "bf16"]
 """What experts and judges train in: float32, of which CUDA computes convolutions in TF32, or bfloat16."""
 SplitBy = Literal["random", "time"]
 """What divides interactions into those that train and those that test."""
+Units = Literal["normalised", "pixels"]
+"""What imported images count in: as networks read them, or between black and white."""

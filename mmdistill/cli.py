@@ -1,4 +1,4 @@
-"""The command line: ``mmdistill distill | sweep | experts | evaluate | report | compare | export | methods | data``."""
+"""The command line: ``mmdistill distill | sweep | experts | import | evaluate | report | compare | export | ...``."""
 
 import errno
 import io
@@ -13,23 +13,23 @@ from jsonargparse import Namespace
 
 from mmdistill import __version__
 from mmdistill.commands.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
-from mmdistill.commands.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values, warnings_as_notes
+from mmdistill.commands.wording import (
+    EXAMPLES,
+    GROUPS,
+    IMPORT_OPTIONS,
+    ConfigFile,
+    Parser,
+    add_set,
+    import_parser,
+    in_groups,
+    name_values,
+    warnings_as_notes,
+)
 from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.errors import KEPT, ConfigError, MmdistillError
 from mmdistill.names import canonical
 from mmdistill.settings import AT_RESUME
 
-EXAMPLES = """examples:
-  mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
-  mmdistill distill --resume runs/digits
-  mmdistill distill --resume runs/digits --steps 2000
-  mmdistill sweep --data digits --methods dm,dc --ipc 1,10 --seeds 0,1,2 --out sweeps/digits
-  mmdistill experts --data digits --method mtt --ipc 1
-  mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
-  mmdistill report runs/digits
-  mmdistill compare runs --to comparison/
-  mmdistill export runs/digits --format pt --to exported/
-"""
 EXPERT_OPTIONS = (
     *("data", "method", "ipc", "nodes", "schedule", "model", "width", "seed", "device", "augment", "expert_steps"),
     *("start_epochs", "expert_folder", "expert_precision", "text_column", "label_column", "encoder", "length"),
@@ -58,6 +58,7 @@ def build_parser() -> Parser:
         ("distill", _distill_parser, "distil a data set, judge the result beside its baselines, and draw it"),
         ("sweep", _sweep_parser, "distil by several methods, with several budgets and seeds, and compare"),
         ("experts", _experts_parser, "train the experts of mtt and its relatives, ahead of distilling"),
+        ("import", import_parser, "judge a set that another tool made, and keep it as a run"),
         ("evaluate", _evaluate_parser, "judge distilled sets again, by other judges or more networks"),
         ("report", _report_parser, "write a page with tables and pictures for each of some runs"),
         ("compare", _compare_parser, "put finished runs side by side"),
@@ -326,6 +327,9 @@ def _run_alone(options: Namespace) -> None:
     elif options.command == "experts":
         epochs, together = plain.pop("epochs"), plain.pop("together")
         making.experts_command(DistillConfig(**plain), epochs, together)
+    elif options.command == "import":
+        own = {name: plain.pop(name) for name in IMPORT_OPTIONS}
+        making.import_command(DistillConfig(**plain), **own)
     elif options.command == "evaluate":
         finished.evaluate_command(plain.pop("runs"), EvaluateConfig(**plain))
     elif options.command == "report":

@@ -68,6 +68,7 @@ class DistilledSet:
             of the user's own its name and a digest of what it is made of; closed forms and selections have no more.
         taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
         classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None.
+        origin: of a set that another tool made, its files in words; empty of others.
     """
 
     batch: Batch
@@ -94,6 +95,7 @@ class DistilledSet:
     described: Mapping[str, object] = field(default_factory=dict)
     taken: int = 0
     classes: Tensor | None = None
+    origin: str = ""
 
     def __repr__(self) -> str:
         """Return in one line what this is a set of, its size and its shapes."""

@@ -11,6 +11,7 @@ from mmdistill.choices import Schedule as Schedule
 from mmdistill.choices import SplitBy, TrainingPrecision
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.exports import Exporter
+from mmdistill.imports import Importer
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.names import canonical, in_words, unknown_data, unknown_name
@@ -128,6 +129,7 @@ class Domain:
         methods: methods of this domain alone, and refinements of shared ones.
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
         exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
+        imports: reads sets that other tools made; None: it reads none.
         accepted: one line on the files and folders of the user's own that it reads.
         prefix: names that start so (``hf:``, say) belong to this domain.
         presets: by data set name, methods whose settings differ there.
@@ -154,6 +156,7 @@ class Domain:
     methods: MutableMapping[str, Method]
     draw: Writer
     exports: Mapping[str, Exporter] = field(default_factory=dict)
+    imports: Importer | None = None
     accepted: str = "a file or folder of your own"
     prefix: str = ""
     presets: MutableMapping[str, dict[str, Method]] = field(default_factory=dict)

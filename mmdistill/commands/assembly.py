@@ -100,7 +100,7 @@ def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: P
     """
     said = {"method": canonical(str(config.method)), "seed": config.seed, "ipc": config.ipc}
     said |= {"nodes": config.nodes, "users": config.users, "label": config.label, **config.overrides()}
-    found = {"method": distilled.method, "seed": distilled.seed, distilled.info.budget: distilled.budget}
+    found = {"method": canonical(distilled.method), "seed": distilled.seed, distilled.info.budget: distilled.budget}
     found |= {"label": distilled.label} if distilled.label in get_args(LabelKind) else {}
     found |= {name: value for name, value in distilled.settings.items() if name not in MEMORY_ONLY}
     if _is_longer(config, distilled):

@@ -93,4 +93,6 @@ def data_command() -> None:
         for key, line in found.datasets.items():
             print(entry(key, line))
         print(entry("PATH", found.accepted))
+        if found.imports is not None:
+            print(entry("PATH to import", found.imports.accepted))
     print(f"what is to be brought goes below {data_root()} (MMDISTILL_DATA); the rest is downloaded when first used")

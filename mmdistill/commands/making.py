@@ -2,10 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mmdistill.allocation import require_budget
 from mmdistill.bars import progress_bar
@@ -25,11 +25,12 @@ from mmdistill.composition import without_effect
 from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import ConfigError
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.execution import ranks
 from mmdistill.execution.memory import explained
 from mmdistill.files.locks import sole_writer
+from mmdistill.importing import import_set
 from mmdistill.method import Method
 from mmdistill.names import as_argument, assignments, canonical
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
@@ -38,14 +39,16 @@ from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
-from mmdistill.runs.folder import CONFIG, is_finished, is_started, require_free, ways_out
+from mmdistill.runs.folder import CONFIG, SET, holds_work, is_finished, is_started, require_free, ways_out
 from mmdistill.runs.judging import judge_missing
+from mmdistill.runs.keeper import Keeper
 from mmdistill.runs.kept_baselines import package_digest
 from mmdistill.runs.mending import whole_set
 from mmdistill.runs.saving import draw
 from mmdistill.runtime import deterministic_kernels
 from mmdistill.selections import known_bytes
 from mmdistill.settings import AT_RESUME
+from mmdistill.store import read_json
 from mmdistill.task import BudgetKind, Task
 
 
@@ -57,6 +60,8 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
     package_digest()  # of the code that runs, which may be edited meanwhile
     given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
+        if _is_imported(Path(resume)):
+            raise ConfigError(f"{resume} holds a set that was imported, and no run to resume; 'evaluate' judges it")
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
     folder = config.folder()
     if not dry_run:
@@ -100,6 +105,13 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
             first = ranks.is_first()
         if first:
             _judge_and_draw(config, task, distilled, folder, budget)
+
+
+def _is_imported(folder: Path) -> bool:
+    """Return whether a folder holds a set that another tool made; False where its file is damaged."""
+    with suppress(CheckpointError):
+        return is_finished(folder) and bool(read_json(folder / SET).get("origin"))
+    return False
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
@@ -149,6 +161,42 @@ def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, 
         f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
         f"'mmdistill report {as_argument(folder)}' makes a page of them"
     )
+
+
+def import_command(
+    config: DistillConfig, files: Sequence[str], name: str, stored_bytes: str | int | None, **said: Any
+) -> None:
+    """Keep a set that another tool made as a run, judge it and draw it.
+
+    Args:
+        config: of the data, of judging and of the run's folder.
+        files: the set's.
+        name: what its method is called.
+        stored_bytes: what it takes in storage; None: its tensors in float32.
+        said: what else :func:`~mmdistill.importing.import_set` is told of it.
+    """
+    package_digest()  # of the code that runs, which may be edited meanwhile
+    require_networks(config.networks, config.networks_at_once)
+    config = placed(dataclasses.replace(config, method=name, data=located(config.data) if config.data else None))
+    with deterministic_kernels(config.deterministic):
+        _, task = make_task(config)
+        find_judges(task, config.judge_names())  # before anything is written, as the next one
+        find_baselines(task, config.baselines)
+        for note in task.describe().notes:
+            print(f"note: {note}")
+        distilled = import_set(task, files, name=name, stored_bytes=stored_bytes, seed=config.seed, **said)
+        budget: dict[str, Any] = {distilled.info.budget: distilled.budget}
+        config = dataclasses.replace(config, **budget)
+        folder = config.folder()
+        _require_free(config, folder, None)
+        with sole_writer(folder):
+            _require_free(config, folder, None)
+            keeper = Keeper(folder, {}, 0, time.perf_counter())
+            keeper.replaces = holds_work(folder)
+            keeper.finish(distilled.save, 0)
+            config.save(folder / CONFIG)
+            print(f"imported {distilled}")
+            _judge_and_draw(config, task, distilled, folder, distilled.budget)
 
 
 def _distill_with_bar(

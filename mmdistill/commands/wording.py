@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
+from mmdistill.choices import Units
 from mmdistill.config import DistillConfig, SweepConfig, assignable, read_settings
 from mmdistill.errors import MmdistillWarning, did_you_mean
 
@@ -45,6 +46,8 @@ GROUPS = {
     ),
 }
 """The options of ``distill`` and ``sweep``, as their help shows them."""
+IMPORT_OPTIONS = ("files", "name", "units", "which", "logits", "inner_lr", "stored_bytes")
+"""What ``import`` is told of a set."""
 VALUES = {int: "N", float: "X", bool: "{true,false}"}
 """How help calls the values of an option."""
 ELSEWHERE = {
@@ -60,6 +63,18 @@ ELSEWHERE = {
     **dict.fromkeys(("out", "output", "output-dir", "save-path", "to"), ("out", "to")),
 }
 """What other programs call the options of these, the first that a command has."""
+EXAMPLES = """examples:
+  mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
+  mmdistill distill --resume runs/digits
+  mmdistill distill --resume runs/digits --steps 2000
+  mmdistill sweep --data digits --methods dm,dc --ipc 1,10 --seeds 0,1,2 --out sweeps/digits
+  mmdistill experts --data digits --method mtt --ipc 1
+  mmdistill import images_best.pt labels_best.pt --data digits --name theirs --out runs/theirs
+  mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
+  mmdistill report runs/digits
+  mmdistill compare runs --to comparison/
+  mmdistill export runs/digits --format pt --to exported/
+"""
 BETWEEN = " [options]"
 """What the parser writes between the program and a command, where no option goes."""
 
@@ -210,6 +225,37 @@ def add_set(parser: ArgumentParser) -> None:
     """Add the option for settings that have none of their own, which may come several times."""
     line = "a setting that has no option, such as inner_parts=2, or that a method of yours adds; as often as needed"
     parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=line)
+
+
+def import_parser() -> Parser:
+    """Return the parser of ``import``: files, what is said of them, and the options of the data and of judging."""
+    parser = Parser(
+        usage="mmdistill import FILE [FILE ...] --data NAME [--name NAME] [--out FOLDER] [options]",
+        description="Read a set that another tool made of known data or of yours, judge it beside its baselines, draw "
+        "it, and keep it as a run, which the other commands take. 'mmdistill data' says which files are read; no code "
+        "is run from them.",
+    )
+    units = (
+        "of images - normalised (and whitened, with --whiten) as networks read them, or pixels between black and "
+        "white; told by the values where these can tell"
+    )
+    size = "what the set takes in storage, where it is decoded from less than its tensors in float32"
+    rate = "the rate that was learned with the images, at which judges train"
+    add = parser.add_argument
+    add("files", type=str, nargs="+", help="the set's file, files or folder")
+    add("--name", type=str, default="imported", help="what its method is called in reports and tables")
+    add("--units", type=Units | None, default=None, metavar=value_name(Units), help=units)
+    add("--which", type=int | None, default=None, metavar="N", help="of several sets in a file, which one, from 0")
+    add("--logits", action="store_true", help="soft labels are logits, whose softmax is taken")
+    add("--inner_lr", type=float | None, default=None, metavar="X", help=rate)
+    add("--stored_bytes", type=str | int | None, default=None, metavar="SIZE", help=size)
+    taken = {"data", "out", "overwrite", "seed", "device", "deterministic", "model", "width"}
+    taken |= {*GROUPS["reading the data"], *GROUPS["judging"]}
+    skipped = {*DistillConfig.__dataclass_fields__} - taken
+    parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
+    name_values(parser)
+    in_groups(parser, GROUPS)
+    return parser
 
 
 def name_values(parser: ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.draw import draw, export_pyg, export_tensors
 from mmdistill.graph.files import looks_like_graph
+from mmdistill.graph.imports import IMPORTS
 from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.sources import DATASETS, load_graph
@@ -31,6 +32,7 @@ DOMAIN = Domain(
     methods=METHODS,
     draw=draw,
     exports={"pyg": export_pyg, "tensors": export_tensors},
+    imports=IMPORTS,
     options=("inductive", "model"),
     instead={"augment": "graphs are not augmented while they are condensed; leave it out"},
     accepted="a .pt file (torch-geometric Data) or .safetensors with x, edge_index, y, train_mask, val_mask, test_mask",

@@ -4,6 +4,7 @@ from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import accepts, load, shortcoming
 from mmdistill.image.draw import EXPORTS, draw
+from mmdistill.image.imports import IMPORTS
 from mmdistill.image.joining import joined
 from mmdistill.image.known import DATASETS
 from mmdistill.image.methods import METHODS, PRESETS
@@ -27,6 +28,7 @@ DOMAIN = Domain(
     methods=METHODS,
     draw=draw,
     exports=EXPORTS,
+    imports=IMPORTS,
     accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), IDX or CIFAR binary "
     "files, or a .safetensors, .pt or .npz file with images and labels (and test_images and test_labels)",
     presets=PRESETS,

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.saved import from_array
 from mmdistill.image import files, tensor_files
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import (
@@ -24,7 +25,7 @@ from mmdistill.image.known import (
     idx_split,
     load_tiny_imagenet,
 )
-from mmdistill.image.samples import MapDataset, class_index, from_array, gather
+from mmdistill.image.samples import MapDataset, class_index, gather
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import checked_seed
 

@@ -209,12 +209,20 @@ def folder_name(name: str) -> str:
     return f"_{found}" if found.partition(".")[0].rstrip().casefold() in DEVICES else found
 
 
+def class_folders(called: Sequence[str]) -> list[str]:
+    """Return the folders of classes: numbered where the alphabet would reorder them, or a disk take two for one."""
+    names = [folder_name(name) for name in called]
+    if sorted(names) != names or len({name.casefold() for name in names}) < len(names):
+        digits = len(str(len(names) - 1))
+        names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
+    return names
+
+
 @task_exporter
 def export_folder(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
     """Write one PNG per image into a folder per class, as torchvision's ``ImageFolder`` reads them.
 
     Pixels are rounded to bytes and clamped, and soft labels become their largest class: the other exports keep both.
-    Folders are numbered where the alphabet would reorder the classes, or a disk could take two names for one.
 
     Raises:
         ConfigError: other pictures lie there already, which would be read as samples of this set.
@@ -231,10 +239,7 @@ def export_folder(distilled: DistilledSet, folder: Path, task: Callable[[], Task
             f"class {called[counts.index(0)]!r} is the largest label of no image, so it has "
             "no folder, and those of the others would be read as other classes; export pt or tensors"
         )
-    names = [folder_name(name) for name in called]
-    if sorted(names) != names or len({name.casefold() for name in names}) < len(names):
-        digits = len(str(len(names) - 1))
-        names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
+    names = class_folders(called)
     pixels = _rounded(_shown(images, distilled.info, task))
     paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes.tolist())]
     for place in {folder / "images", *(path.parent for path in paths)}:

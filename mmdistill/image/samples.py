@@ -4,18 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.files.saved import NUMBERED, from_array
 from mmdistill.image.pictures import GREY, require_bytes, upright
-
-NUMBERED = (
-    "; number the classes: names, labels = numpy.unique(labels, return_inverse=True), and pass class_names=list(names)"
-)
-"""What to do with labels that are names."""
 
 
 class MapDataset(Protocol):
@@ -79,20 +74,6 @@ def class_index(label: Any, what: str) -> int:
     if not whole:
         raise DataError(f"{what} is no class index but {label!r}")
     return index
-
-
-def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
-    """Return a NumPy array as a tensor, whatever its strides and byte order.
-
-    Raises:
-        DataError: an array of no numbers.
-    """
-    try:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
-    except TypeError as error:
-        texts = array.dtype.kind in "US" or (array.dtype.kind == "O" and array.size and isinstance(array.flat[0], str))
-        hint = NUMBERED if texts else ""
-        raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers{hint}") from error
 
 
 def as_tensor(sample: object, what: str) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.image.samples import from_array
+from mmdistill.files.saved import from_array
 from mmdistill.store import opened_tensors
 
 NAMES = ("images", "labels", "test_images", "test_labels")

@@ -5,6 +5,7 @@ from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
 from mmdistill.recsys.files import ACCEPTED, JSON_SUFFIXES, PANDAS_SUFFIXES, TABLE_SUFFIXES, looks_like_interactions
+from mmdistill.recsys.imports import IMPORTS
 from mmdistill.recsys.methods import METHODS, REDUCED
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.storage import (
@@ -33,6 +34,7 @@ DOMAIN = Domain(
     methods=METHODS,
     draw=draw,
     exports=EXPORTS,
+    imports=IMPORTS,
     accepted=ACCEPTED,
     parameterizations=STORAGES,
     reduced=REDUCED,

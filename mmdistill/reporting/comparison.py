@@ -62,7 +62,7 @@ class Repetitions:
         stored_bytes: what the set takes.
         score: of the sets.
         baselines: by name, of those runs that judged them.
-        seconds: to distil, of each run.
+        seconds: to distil, of each run that was not imported, as the steps.
         judge: who judged, with what the user set of judging.
         metric: what is scored.
         networks: that each run's mean is over, the fewest of any run.
@@ -278,6 +278,7 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         beside = [note for entry in entries for note in entry.get("notes") or ()]
         notes |= dict.fromkeys(f"{name}: {note}" for note in beside if note not in notes)
     unit = next(key for key in metrics["budget"] if key != "stored_bytes")
+    made_here = [run for run in runs if not run.made.get("origin")]
     return Repetitions(
         name=first.folder.name,
         data=metrics["data"],
@@ -287,11 +288,11 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         stored_bytes=metrics["budget"]["stored_bytes"],
         score=_score([run.entry for run in runs]),
         baselines={name: _score(entries) for name, entries in baselines.items() if entries},
-        seconds=tuple(run.metrics["seconds"] for run in runs),
+        seconds=tuple(run.metrics["seconds"] for run in made_here),
         judge=judge_in_words(entry),
         metric=entry["metric"],
         networks=min(run.entry["n"] for run in runs),
-        steps=tuple(run.made["steps"] for run in runs if "steps" in run.made),
+        steps=tuple(run.made["steps"] for run in made_here if "steps" in run.made),
         options=first.options_said() if first.options else None,
         settings=first.settings_said() if first.settings else None,
         fingerprint=first.fingerprint,

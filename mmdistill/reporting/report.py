@@ -61,6 +61,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     share += " % of the whole"
     memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB" if distilled.peak_memory_bytes else "unknown"
     path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
+    cost = f"{distilled.seconds:.1f} s{_pace(distilled)}, peak {memory}, {distilled.device}"
     made = (
         ("network", distilled.network),
         ("stored as", distilled.parameterization),
@@ -70,16 +71,20 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
         *([name, value] for name, value in info.preprocessing.items() if isinstance(value, str) and name != "space"),
         *(["read as", note] for note in info.notes),
-        ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
+        ["method", f"{distilled.method}, {_made(distilled)}, seed {distilled.seed}"],
         [
             "budget",
             f"{budget_in_words(distilled)}: {distilled.stored_bytes:,} bytes, {share}",
         ],
         *([name, value] for name, value in made if value),
         *([["settings", settings_in_words(distilled.settings)]] if distilled.steps else []),
-        ["cost", f"{distilled.seconds:.1f} s{_pace(distilled)}, peak {memory}, {distilled.device}"],
-        ["run", f"{path}, {distilled.precision}"],
+        *([] if distilled.origin else (["cost", cost], ["run", f"{path}, {distilled.precision}"])),
     ]
+
+
+def _made(distilled: DistilledSet) -> str:
+    """Return in words by how many steps a set was made, or where it was imported from."""
+    return f"imported from {distilled.origin}" if distilled.origin else f"{distilled.steps:,} steps"
 
 
 def _pace(distilled: DistilledSet) -> str:

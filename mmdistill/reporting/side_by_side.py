@@ -93,7 +93,7 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
                 *(str(row.baselines.get(name, "-")) for name in names),
                 str(len(row.score.values)),
                 " to ".join(f"{steps:,}" for steps in sorted({min(row.steps), max(row.steps)})) if row.steps else "-",
-                f"{sum(row.seconds) / len(row.seconds):.0f}",
+                f"{sum(row.seconds) / len(row.seconds):.0f}" if row.seconds else "-",
                 f"{1000 * sum(row.paces) / len(row.paces):.1f}" if row.paces else "-",
                 row.name,
             ]
@@ -138,7 +138,8 @@ def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
         scores = [part for name in names for part in _cells(row.baselines.get(name))]
         own = [row.networks, len(row.score.values), *_cells(row.score), " ".join(map(repr, row.score.values))]
         pace = sum(row.paces) / len(row.paces) if row.paces else ""
-        cost = [max(row.steps, default=""), sum(row.seconds) / len(row.seconds), pace]
+        seconds = sum(row.seconds) / len(row.seconds) if row.seconds else ""
+        cost = [max(row.steps, default=""), seconds, pace]
         lines.writerow([*said, *own, *scores, *cost, row.name, "; ".join(row.notes)])
     write_text(target, text.getvalue())
     return target

@@ -10,6 +10,7 @@ from mmdistill.text.data import HUB_PREFIX, SOURCES, TextData, TextSplit, accept
 from mmdistill.text.draw import draw
 from mmdistill.text.encoder import SentenceEncoder, TfidfEncoder, TransformerEncoder
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
+from mmdistill.text.imports import IMPORTS
 from mmdistill.text.methods import METHODS
 from mmdistill.text.models import MODELS, TOKEN_MODELS
 from mmdistill.text.tables import FORMATS
@@ -46,6 +47,7 @@ DOMAIN = Domain(
     methods={**METHODS, **TOKEN_METHODS},
     draw=draw,
     exports={"tensors": export_tensors, "embeds": export_embeds, "texts": export_texts},
+    imports=IMPORTS,
     accepted="a TSV, CSV or JSON file with a text and a label column, a folder with such train and test files, "
     f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     prefix=HUB_PREFIX,

@@ -124,6 +124,10 @@ class Vocabulary:
         rows = [(part @ table.T - norms).argmax(1) for part in chunks]
         return candidates.to(vectors.device)[torch.cat(rows)].view(vectors.shape[:-1])
 
+    def in_own_units(self, vectors: Tensor) -> Tensor:
+        """Return vectors that are in the units of the model, as its ``inputs_embeds`` (:func:`in_model_units`)."""
+        return (vectors - self.mean.to(vectors)) / self.scale
+
     def words(self, ids: Tensor, pair: bool = False) -> str:
         """Return tokens as a text without special tokens; of a pair as its two texts, where one mark divides them."""
         numbers, end = ids.tolist(), getattr(self.tokenizer, "sep_token_id", None)

@@ -78,6 +78,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     data = capsys.readouterr().out
     for name in ("digits", "mnist", "cifar10", "cora", "sst2", "trec", "ml-1m"):
         assert f"  {name} " in data
+    assert data.count("  PATH to import ") == len(DOMAIN_PACKAGES)
     for line in data.splitlines():
         if line.startswith("  ") and not line.startswith("  PATH"):
             assert any(words in line for words in ("; downloaded", "; bring ", "needs no download")), line

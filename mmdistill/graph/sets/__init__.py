@@ -5,6 +5,7 @@ from pathlib import Path
 from mmdistill.graph.files import TORCH, holds_list
 from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set, tu_prefix
 from mmdistill.graph.sets.draw import draw, export_pyg, export_tensors
+from mmdistill.graph.sets.imports import IMPORTS
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.graph.sets.task import GraphSetTask, graph_set_task
 from mmdistill.method import Method, MethodTable
@@ -57,6 +58,7 @@ DOMAIN = Domain(
     methods=METHODS,
     draw=draw,
     exports={"pyg": export_pyg, "tensors": export_tensors},
+    imports=IMPORTS,
     accepted="a folder in the TU layout (NAME_A.txt, NAME_graph_indicator.txt, NAME_graph_labels.txt, ...), or a .pt "
     "file with a list of torch-geometric Data, a class y each",
 )

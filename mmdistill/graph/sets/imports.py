@@ -1,0 +1,96 @@
+"""Sets of graphs that other tools distilled: a list of torch-geometric's, or all of them as its ``Batch``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from mmdistill.errors import DataError
+from mmdistill.graph.files import fields_of
+from mmdistill.graph.imports import adjacency_of, read_values
+from mmdistill.graph.sets.task import GraphSetTask
+from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
+from mmdistill.task import Tensors
+
+ROLES = {"x": ("x",), "edge_index": ("edge_index",), "labels": LABELS}
+"""What a graph is made of, by the words that its names have."""
+
+
+def read_graphs(task: GraphSetTask, source: Source) -> Imported:
+    """Return graphs padded to the largest, with the edges between their nodes, which have no weights.
+
+    Read are a list of graphs with ``x``, ``edge_index`` and a class ``y`` each, and all of them as one, in the fields
+    of torch-geometric's ``Batch``.
+
+    Raises:
+        DataError: other files, node features of another number, labels of other classes, or impossible edges.
+    """
+    found = source.values(read_values)
+    lists = [value for value in found.values() if isinstance(value, list)]
+    if lists and len(found) > 1:
+        raise DataError("graphs come as one list of them, or as one with all of them; give the files of one set")
+    graphs = [by_role(fields_of(graph), ROLES, [*ROLES]) for graph in lists[0]] if lists else _apart(found)
+    if not graphs:
+        raise DataError("the set holds no graph")
+    width = task.graphs.x.shape[1]
+    for number, graph in enumerate(graphs):
+        if graph["x"].ndim != 2 or graph["x"].shape[1] != width or not len(graph["x"]):
+            raise DataError(
+                f"graph {number}: nodes of {task.graphs.name} are (n, {width}) features, got {tuple(graph['x'].shape)}"
+            )
+    labels = torch.cat([graph["labels"].reshape(1, -1) for graph in graphs])
+    targets = class_targets(labels, len(graphs), task.graphs.names, source.logits)
+    sizes = [len(graph["x"]) for graph in graphs]
+    most = max(sizes)
+    adjacency = torch.zeros(len(graphs), most, most)
+    for own, graph, size in zip(adjacency, graphs, sizes, strict=True):
+        edges = adjacency_of({"edge_index": graph["edge_index"]}, size)
+        if edges:
+            own[:size, :size] = edges["adjacency"]
+    inputs = {
+        "x": pad_sequence([graph["x"].float() for graph in graphs], batch_first=True),
+        "adjacency": adjacency,
+        "present": (torch.arange(most) < torch.tensor(sizes)[:, None]).float(),
+    }
+    batch = weighed(inputs, targets)
+    bits = sum(size * (size - 1) // 2 for size in sizes)
+    features = {"x": torch.empty(sum(sizes), width)}
+    size = float_bytes(batch._replace(inputs=features), len(task.graphs.names)) + (bits + 7) // 8
+    return Imported(batch, size, source.learned())
+
+
+def _apart(found: Mapping[str, Any]) -> list[Tensors]:
+    """Return each graph of what holds all of them as one.
+
+    Raises:
+        DataError: no such fields, nodes that are not one graph after the other, or edges between graphs.
+    """
+    parts = by_role(found, ROLES | {"batch": ("batch",)}, [*ROLES, "batch"])
+    owner, ends = parts["batch"], parts["edge_index"]
+    if owner.ndim != 1 or len(owner) != len(parts["x"]) or bool((owner.diff() < 0).any()) or int(owner.min()) < 0:
+        raise DataError("'batch' says of each node which graph it is of, one graph after the other")
+    if ends.ndim != 2 or len(ends) != 2 or (ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(owner)):
+        raise DataError(f"edge_index (2, E) names nodes from 0 to {len(owner) - 1}")
+    if not torch.equal(owner[ends[0]], owner[ends[1]]):
+        raise DataError("some edges join nodes of two graphs")
+    if len(parts["labels"]) != int(owner.max()) + 1:
+        raise DataError(f"{int(owner.max()) + 1} graphs have as many labels, got {len(parts['labels'])}")
+    return [
+        {
+            "x": parts["x"][owner == graph],
+            "edge_index": ends[:, owner[ends[0]] == graph] - int((owner < graph).sum()),
+            "labels": labels,
+        }
+        for graph, labels in enumerate(parts["labels"])
+    ]
+
+
+IMPORTS = Importer(
+    read_graphs,
+    GraphSetTask,
+    ".pt with a list of torch-geometric's Data, or of dicts, with x, edge_index and a class y each; or .safetensors "
+    "or .pt with the fields of its Batch",
+    ("logits",),
+)
+"""Reads sets of graphs."""

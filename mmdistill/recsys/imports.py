@@ -1,0 +1,129 @@
+"""Users that other tools synthesised: matrices of users x items, and tables of their interactions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mmdistill.errors import DataError
+from mmdistill.files.saved import SAFETENSORS, TORCH, from_array, read_saved
+from mmdistill.imports import Imported, Importer, Source, as_tensor, weighed
+from mmdistill.names import first_few
+from mmdistill.parameterizations.base import index_bytes
+from mmdistill.recsys.cleaning import feedback
+from mmdistill.recsys.factorisation import is_binary
+from mmdistill.recsys.files import read_table
+from mmdistill.recsys.matrices import as_sparse, read_sparse
+from mmdistill.recsys.task import RecsysTask
+
+COLUMNS = "items.csv"
+"""Says the original id of each column of a matrix, as exports write it."""
+
+
+def read_users(task: RecsysTask, source: Source) -> Imported:
+    """Return users as rows of weights in [0, 1] of the task's items, which are their own targets.
+
+    Read are matrices ``(users, items)`` with the items in the task's order, or in that of an ``items.csv`` beside
+    them, and tables of user, item and perhaps weight by the items' original ids.
+
+    Raises:
+        DataError: other files, items that the task does not have, weights outside of [0, 1], or users without items.
+    """
+    columns = [path for path in source.samples if path.name == COLUMNS]
+    others = [path for path in source.samples if path not in columns]
+    if len(others) + bool(source.given) != 1:
+        raise DataError("synthetic users come in one file, a matrix or a table (and items.csv beside a matrix)")
+    ids = [str(one) for one in task.data.item_ids.tolist()]
+    if source.given:
+        rows = _matrix(source.given)
+    elif _is_matrix(others[0]):
+        rows = _read_matrix(others[0])
+    else:
+        rows = _read_log(others[0], ids)
+    if columns:
+        rows = _placed(rows, columns[0], ids)
+    if rows.ndim != 2 or rows.shape[1] != len(ids) or not len(rows):
+        raise DataError(f"users of {task.data.name} are rows of {len(ids)} items, got {tuple(rows.shape)}")
+    if not bool(rows.isfinite().all()) or float(rows.min()) < 0 or float(rows.max()) > 1:
+        raise DataError("weights of interactions lie between 0 and 1, and some of these do not")
+    if empty := int((rows.sum(1) == 0).sum()):
+        raise DataError(f"{empty} users have no interaction; leave them out")
+    size = index_bytes(len(ids)) * int(rows.sum()) if is_binary(rows) else 4 * rows.numel()
+    return Imported(weighed(rows, rows), size, source.learned())
+
+
+def _is_matrix(path: Path) -> bool:
+    return path.suffix.lower() in (SAFETENSORS, *TORCH, ".npz", ".npy")
+
+
+def _read_matrix(path: Path) -> Tensor:
+    """Return a matrix that scipy, NumPy, torch or safetensors wrote."""
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as held:
+            sparse = "format" in held.files
+        if sparse:
+            return from_array(read_sparse(path).toarray(), str(path)).float()
+    found = read_saved(path)
+    return _matrix(found if isinstance(found, Mapping) else {path.stem: found})
+
+
+def _matrix(found: Mapping[str, Any]) -> Tensor:
+    """Return the one matrix among values by name, or that called users.
+
+    Raises:
+        DataError: several, or none.
+    """
+    if "users" not in found and len(found) != 1:
+        raise DataError(f"the matrix of synthetic users is called users; found {first_few(list(found)) or 'nothing'}")
+    value = found.get("users", next(iter(found.values())))
+    if isinstance(value, Tensor) or not hasattr(value, "toarray"):
+        return as_tensor(value, "users").to_dense().float()
+    return from_array(as_sparse(value).toarray(), "users").float()
+
+
+def _read_log(path: Path, ids: list[str]) -> Tensor:
+    """Return the users of a table as rows, in the order that they come in."""
+    table, _ = read_table(path)
+    users, _ = pd.factorize(table["user"].astype(str))
+    weights = feedback(table["rating"]) if "rating" in table else np.ones(len(table))
+    rows = torch.zeros(int(users.max()) + 1 if len(users) else 0, len(ids))
+    places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].astype(str).tolist(), ids, path)
+    return rows.index_put(places, torch.as_tensor(np.asarray(weights), dtype=torch.float32))
+
+
+def _placed(rows: Tensor, path: Path, ids: list[str]) -> Tensor:
+    """Return rows whose columns a file names in the order of the task's items."""
+    try:
+        names = pd.read_csv(path, dtype=str, keep_default_na=False)["item_id"].tolist()
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} should have the columns column and item_id, as exports write it ({error})") from error
+    if rows.ndim != 2 or rows.shape[1] != len(names):
+        raise DataError(f"{path} names {len(names)} columns, and the matrix is {tuple(rows.shape)}")
+    found = torch.zeros(len(rows), len(ids))
+    found[:, _positions(names, ids, path)] = rows
+    return found
+
+
+def _positions(names: list[str], ids: list[str], path: Path) -> Tensor:
+    """Return the places of items among the task's.
+
+    Raises:
+        DataError: an item that it does not have.
+    """
+    places = {name: index for index, name in enumerate(ids)}
+    if unknown := [name for name in names if name not in places]:
+        raise DataError(f"{path} has the item {unknown[0]!r}, which the data do not have")
+    return torch.tensor([places[name] for name in names], dtype=torch.long)
+
+
+IMPORTS = Importer(
+    read_users,
+    RecsysTask,
+    f"a matrix of users x items (.npz of scipy or NumPy, .pt or .safetensors), perhaps with {COLUMNS}, or a table of "
+    "user, item and perhaps weight, of any kind that interactions are read from",
+)
+"""Reads synthetic users."""

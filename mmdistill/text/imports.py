@@ -1,0 +1,82 @@
+"""Texts that other tools distilled: points or token embeddings of a task's encoder, with labels."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from mmdistill.errors import DataError
+from mmdistill.files.saved import SAFETENSORS
+from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
+from mmdistill.store import opened_tensors
+from mmdistill.task import Targets, Tensors, num_samples
+from mmdistill.text.base import TextClassification
+from mmdistill.text.token_task import TokenTask
+
+SHARED = {"labels": ("targets.labels", *LABELS), "other labels": ("soft_labels",), "weight": ("weight",)}
+POINTS = {"points": ("embeds", "inputs", "points", "embeddings", "vectors", "features", "x"), **SHARED}
+"""What a set of points is made of, by the words that its names have, as exports write them."""
+TOKENS = {
+    "vectors": ("inputs.vectors", "vectors"),
+    "inputs_embeds": ("inputs_embeds",),
+    "mask": ("inputs.mask", "attention_mask", "mask"),
+    "attention": ("targets.attention", "attention_labels"),
+    **SHARED,
+}
+"""Likewise a set of token embeddings, which are ``inputs_embeds`` in the units of their model."""
+
+
+def read_texts(task: TextClassification, source: Source) -> Imported:
+    """Return points ``(n, d)``, or token vectors ``(n, L, H)`` with their mask, in the task's units.
+
+    Raises:
+        DataError: other files, a set of another encoder, or labels of other classes.
+    """
+    for path in source.samples:
+        _require_space(path, task)
+    found, names = source.values(), task.data.class_names
+    inputs: Tensor | Tensors
+    if isinstance(task, TokenTask):
+        own = "inputs_embeds" if "inputs_embeds" in found else "vectors"
+        parts = by_role(found, TOKENS, [own, "mask", "labels"])
+        vectors, mask = parts[own].float(), parts["mask"].bool()
+        if vectors.shape[:-1] != mask.shape:
+            shapes = f"{tuple(vectors.shape)} and {tuple(mask.shape)}"
+            raise DataError(f"vectors (n, L, H) have a mask (n, L), got {shapes}")
+        vectors = task.vocabulary.in_own_units(vectors) if own == "inputs_embeds" else vectors
+        inputs = {"vectors": vectors * mask[..., None], "mask": mask}
+    else:
+        parts = by_role(found, POINTS, ["points", "labels"])
+        inputs = parts["points"].float()
+    targets: Targets = class_targets(parts["labels"], num_samples(inputs), names, source.logits)
+    if "attention" in parts:
+        targets = {"labels": targets, "attention": parts["attention"].float()}  # type: ignore[dict-item]
+    batch = weighed(inputs, targets, parts.get("weight"))
+    return Imported(batch, float_bytes(batch, len(names)), source.learned())
+
+
+def _require_space(path: Path, task: TextClassification) -> None:
+    """Refuse a file that says to be of another encoder's space.
+
+    Raises:
+        DataError: it does.
+    """
+    if path.suffix.lower() != SAFETENSORS:
+        return
+    with opened_tensors(path) as handle:
+        said = handle.metadata() or {}
+    own = task.describe().preprocessing
+    if said.get("space", own["space"]) != own["space"]:
+        raise DataError(
+            f"{path} is of the space of {said.get('encoder', 'another encoder')!r} ({said['space']}), and the task's "
+            f"texts are in that of {own['encoder']!r} ({own['space']}); choose its encoder, and the network of its kind"
+        )
+
+
+IMPORTS = Importer(
+    read_texts,
+    TextClassification,
+    ".pt, .npz or .safetensors with embeds (n, d), or inputs_embeds (n, L, H) and attention_mask, of the same encoder, "
+    "and labels, in one file or one each",
+    ("logits",),
+)
+"""Reads sets of texts."""

@@ -1,0 +1,131 @@
+"""Graphs as other tools save them become sets of nodes that judges read as their own tools do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill import evaluate, graph_set_task, graph_task, import_set
+from mmdistill.errors import DataError, MmdistillWarning
+from mmdistill.graph.task import GraphTask
+from mmdistill.task import Batch
+from tests.graph.sets.toy import write_rings
+from tests.graph.toy import FAST, planted_fields
+
+
+@pytest.fixture(scope="module")
+def task() -> GraphTask:
+    return graph_task(planted_fields(), protocol=FAST, device="cpu")
+
+
+def condensed() -> tuple[Tensor, Tensor, Tensor]:
+    """Return features, classes and weights of the edges of six nodes."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.triu(torch.rand(6, 6, generator=generator), 1)
+    return torch.randn(6, 12, generator=generator), torch.arange(6) // 2, weights + weights.T
+
+
+def inputs(batch: Batch) -> dict[str, Tensor]:
+    assert isinstance(batch.inputs, dict)
+    return batch.inputs
+
+
+def test_the_three_files_of_gcond(task: GraphTask, tmp_path: Path) -> None:
+    x, y, weights = condensed()
+    files = {"feat_planted_0.5_1.pt": torch.nn.Parameter(x), "label_planted_0.5_1.pt": y}
+    for name, value in (files | {"adj_planted_0.5_1.pt": weights}).items():
+        torch.save(value, tmp_path / name)
+    found = import_set(task, sorted(tmp_path.iterdir()), name="GCond (authors)")
+    assert torch.equal(inputs(found.batch)["x"], x)
+    torch.testing.assert_close(inputs(found.batch)["adjacency"], weights)
+    assert (found.budget, found.stored_bytes) == (6, 4 * 6 * 12 + 6 + 4 * 15)
+    judged = evaluate(task, found, n=1, baselines=("random",))
+    bare = evaluate(task, Batch({"x": x, "adjacency": weights}, y, torch.ones(6)), n=1, baselines=())
+    assert judged.results == bare.results
+    assert judged.baselines["random"]
+    without = import_set(task, [tmp_path / name for name in files])
+    assert inputs(without.batch).keys() == {"x"}
+    assert without.stored_bytes == 4 * 6 * 12 + 6
+
+
+def test_identity_and_sparse_adjacency_and_scores_as_labels(task: GraphTask, tmp_path: Path) -> None:
+    x, y, weights = condensed()
+    scores = 2 * torch.randn(6, 3)
+    for name, value in (("Cora_0.5_x_s", x), ("Cora_0.5_y_s", scores), ("Cora_0.5_A_s", torch.eye(6).to_sparse())):
+        torch.save(value, tmp_path / f"{name}.pt")
+    with pytest.warns(MmdistillWarning, match="6 self-loops dropped|judges regress them"):
+        found = import_set(task, sorted(tmp_path.iterdir()))
+    assert inputs(found.batch).keys() == {"x"}
+    assert found.label == "fixed scores"
+    sparse = import_set(task, {"x": x, "y": y, "adjacency": weights.to_sparse_csr()})
+    torch.testing.assert_close(inputs(sparse.batch)["adjacency"], weights)
+
+
+def test_data_of_torch_geometric(task: GraphTask, tmp_path: Path) -> None:
+    from torch_geometric.data import Data
+
+    x, y, weights = condensed()
+    edges = torch.triu(weights, 1).nonzero().T  # one direction of each
+    data = Data(x=x, y=y, edge_index=edges, edge_weight=weights[edges[0], edges[1]])
+    data.train_mask = torch.arange(6) != 5
+    torch.save(data, tmp_path / "data.pt")
+    for source in (data, tmp_path / "data.pt"):
+        with pytest.warns(MmdistillWarning, match="reverse edges added"):
+            found = import_set(task, source)
+        torch.testing.assert_close(inputs(found.batch)["adjacency"], weights)
+        assert found.batch.weight.tolist() == [1, 1, 1, 1, 1, 0]
+
+
+def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:
+    x, y, weights = condensed()
+    given: dict[str, Any] = {"x": x, "y": y, "adjacency": weights}
+    for changed, message in (
+        ({"x": x[:, :5]}, r"are \(n, 12\) features, got \(6, 5\)"),
+        ({"y": y + 1}, "from 0 to 2, got 1 to 3"),
+        ({"y": y[:4]}, r"got \(4,\)"),
+        ({"adjacency": weights[:5]}, r"have an adjacency \(6, 6\), got \(5, 6\)"),
+        ({"adjacency": -weights}, "edge_weight"),
+        ({"x": x / 0}, "NaN or infinite"),
+        ({"adjacency": None, "edge_index": torch.tensor([[0], [6]])}, "names nodes 0 to 6, but x has 6 rows"),
+    ):
+        fields = {name: value for name, value in {**given, **changed}.items() if value is not None}
+        with pytest.raises(DataError, match=message):
+            import_set(task, fields)
+    with pytest.raises(DataError, match=r"the set has no labels: .* called labels or label or targets"):
+        import_set(task, {"x": x})
+    with pytest.raises(DataError, match="2 nodes for 3 classes"), pytest.warns(MmdistillWarning, match="no sample"):
+        import_set(task, {"x": x[:2], "y": y[:2]})
+
+
+def test_lists_of_graphs(tmp_path: Path) -> None:
+    from torch_geometric.data import Batch as Together
+    from torch_geometric.data import Data
+
+    own = graph_set_task(write_rings(tmp_path / "RINGS"), device="cpu")
+    width = own.graphs.x.shape[1]
+    pairs = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    graphs = [Data(x=torch.randn(3 + index, width), edge_index=pairs, y=torch.tensor([index])) for index in range(2)]
+    torch.save(graphs, tmp_path / "graphs.pt")
+    found = import_set(own, tmp_path / "graphs.pt")
+    assert inputs(found.batch)["present"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert torch.equal(inputs(found.batch)["adjacency"].sum((1, 2)), torch.tensor([4.0, 4.0]))
+    assert (found.budget, found.stored_bytes) == (1, 4 * 7 * width + 2 + 2)
+    with pytest.warns(MmdistillWarning, match="not read: ptr"):
+        together = import_set(own, Together.from_data_list(graphs))
+    for name, tensor in inputs(together.batch).items():
+        assert torch.equal(tensor, inputs(found.batch)[name])
+    joined = Together.from_data_list(graphs).to_dict()
+    for changed, message in (
+        ({"batch": torch.tensor([0, 1, 0, 1, 1, 1, 1])}, "one graph after the other"),
+        ({"edge_index": torch.tensor([[0], [6]])}, "join nodes of two graphs"),
+        ({"edge_index": torch.tensor([[0], [7]])}, "names nodes from 0 to 6"),
+        ({"y": torch.tensor([0])}, "2 graphs have as many labels, got 1"),
+        ({"x": torch.randn(7, width + 1)}, "features, got"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_set(own, {name: value for name, value in {**joined, **changed}.items() if name != "ptr"})
+    torch.save([], tmp_path / "none.pt")
+    with pytest.raises(DataError, match="holds no graph"):
+        import_set(own, tmp_path / "none.pt")

@@ -1,0 +1,302 @@
+"""Sets of other tools are judged, reported, compared and exported as one's own; exports come back as they were."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmdistill import DistilledSet, evaluate, image_task, import_set
+from mmdistill.cli import main
+from mmdistill.commands.assembly import make_task
+from mmdistill.config import DistillConfig
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning, ShapeError, UnsupportedError
+from mmdistill.files.saved import read_saved
+from mmdistill.task import Batch, Task, named_tensors
+from tests.graph.toy import planted_fields
+from tests.test_exports import distilled
+from tests.toys import BlobTask
+
+JUDGES = {"log.csv": ["ease"]}
+EXACT = {
+    "pictures": ("tensors", "pt", "ddranking"),
+    "whitened": ("tensors", "pt"),
+    "graph.pt": ("tensors", "pyg"),
+    "RINGS": ("tensors", "pyg"),
+    "log.csv": ("csr", "csv", "binary", "recbole", "tensors"),
+    "points": ("tensors", "embeds"),
+    "words": ("tensors", "embeds"),
+    "tokens": ("tensors", "embeds"),
+}
+"""By kind of data the formats that keep all of a set."""
+BESIDE = {"preprocessing.json", "export.json", "encoder.safetensors", "binary.csv"}
+"""What exports write that is not the set, or is it once more."""
+
+
+def exported(run: Path, format: str) -> list[Path]:
+    """Return what an export of a run is imported from."""
+    folder = run / format
+    assert main(["export", str(run), "--format", format, "--to", str(folder)]) == 0
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BESIDE)
+
+
+def parts(batch: Batch) -> dict[str, torch.Tensor]:
+    return named_tensors("inputs", batch.inputs) | named_tensors("targets", batch.targets)
+
+
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("name", EXACT)
+def test_exports_come_back_as_they_were(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = distilled(name, tmp_path, monkeypatch)
+    _, task = make_task(DistillConfig.load(run / "config.yaml"))
+    found = DistilledSet.load(run)
+    options: Any = {"judges": JUDGES.get(name), "n": 1, "baselines": ()}
+    score = evaluate(task, found, **options).results
+    for format in EXACT[name]:
+        files = exported(run, format)
+        back = import_set(task, files, name="theirs")
+        own, theirs = parts(found.batch), parts(back.batch)
+        assert own.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(tensor, own[key], rtol=1e-5, atol=1e-5, check_dtype=False, msg=f"{format} {key}")
+        assert back.budget == found.budget
+        assert back.stored_bytes == found.stored_bytes
+        assert back.label == found.label or found.label == "soft"
+        assert evaluate(task, back, **options).results == score or format not in ("tensors", "pt", "pyg")
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """The digits, whose pixels lie between 0 and 1."""
+    return image_task("digits", model="mlp", width=8, judge_epochs=1)
+
+
+def ten(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a normalised digit of each class."""
+    images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return images, torch.arange(10)
+
+
+def test_the_pair_of_mtt_and_its_rate(task: Task, tmp_path: Path) -> None:
+    images, labels = ten()
+    names = ["images_best.pt", "labels_best.pt", "lr.pt"]
+    for name, value in zip(names, (images, labels, torch.tensor([0.02])), strict=True):
+        torch.save(value, tmp_path / name)
+    found = import_set(task, [tmp_path / name for name in names], name="MTT (authors)")
+    assert torch.equal(parts(found.batch)["inputs"], images)
+    assert found.learned["inner_lr"].item() == pytest.approx(0.02)
+    assert (found.budget, found.steps, found.settings, found.method) == (1, 0, {}, "MTT (authors)")
+    assert found.stored_bytes == 4 * images.numel() + 10
+    assert found.origin == "images_best.pt, labels_best.pt, lr.pt"
+    given = import_set(task, [tmp_path / name for name in names[:2]], inner_lr=0.01, stored_bytes="1KB")
+    assert given.learned["inner_lr"].item() == pytest.approx(0.01)
+    assert given.stored_bytes == 1000
+    assert evaluate(task, found, n=1, baselines=("random",)).baselines["random"]
+
+
+def test_the_dict_of_dc_with_numbers_of_numpy(task: Task, tmp_path: Path) -> None:
+    sets, path = [list(ten(seed)) for seed in range(2)], tmp_path / "res_DM_digits_ConvNet_1ipc.pt"
+    torch.save({"data": sets, "accs_all_exps": {"ConvNet": [np.float64(0.5), np.float32(1)]}}, path)
+    with pytest.raises(ConfigError, match="holds 2 sets; say which"):
+        import_set(task, path)
+    with pytest.raises(ConfigError, match="no number 2"):
+        import_set(task, path, which=2)
+    assert torch.equal(parts(import_set(task, path, which=1).batch)["inputs"], sets[1][0])
+    torch.save({"data": [{}]}, path)
+    with pytest.raises(DataError, match=r"list of \[images, labels\]"):
+        import_set(task, path)
+
+
+def test_pixels_of_any_kind_are_normalised(task: Task, tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)
+    labels = np.repeat(np.arange(10), 2)
+    np.savez(tmp_path / "bytes.npz", images=pixels.numpy(), labels=labels)
+    found = import_set(task, tmp_path / "bytes.npz")
+    assert (found.budget, found.stored_bytes) == (2, pixels.numel() + 20)
+    wanted = task.data.normalise(pixels.float() / 255 * task.data.scale)  # type: ignore[attr-defined]
+    torch.testing.assert_close(parts(found.batch)["inputs"], wanted)
+    floats = import_set(task, {"images": (pixels / 255)[:, 0], "labels": labels}, units="pixels")
+    torch.testing.assert_close(parts(floats.batch)["inputs"], wanted)
+    assert floats.origin == "values in Python"
+    for values, units, message in (
+        (pixels / 255, None, "say whether they are pixels or normalised"),
+        (pixels.float(), "pixels", "divided by 255 first"),
+        (ten()[0].repeat(2, 1, 1, 1), "pixels", "they are no pixels"),
+        (pixels, "normalised", "are pixels and not normalised"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            import_set(task, {"images": values, "labels": labels}, units=units)  # type: ignore[arg-type]
+
+
+def test_pictures_come_back_by_the_names_of_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = distilled("pictures", tmp_path, monkeypatch)  # of Ape and zebra, whose order folders keep
+    _, own = make_task(DistillConfig.load(run / "config.yaml"))
+    assert main(["export", str(run), "--format", "folder"]) == 0
+    found, back = DistilledSet.load(run), import_set(own, run / "export" / "images")
+    assert back.batch.targets.tolist() == [0, 1]  # type: ignore[union-attr]
+    shown = own.data.denormalise(found.batch.inputs) - own.data.denormalise(back.batch.inputs)  # type: ignore[attr-defined]
+    assert float(shown.abs().max()) <= 0.51 / 255
+    for place, name in (("Ape", "new000"), ("zebra", "new001")):  # as SRe2L calls them
+        (run / "export" / "images" / place).rename(run / "export" / "images" / name)
+    numbered = import_set(own, run / "export" / "images")
+    assert torch.equal(parts(numbered.batch)["inputs"], parts(back.batch)["inputs"])
+    (run / "export" / "images" / "new000").rename(run / "export" / "images" / "ape-like")
+    with pytest.raises(DataError, match="folder 'ape-like' is none of the classes"):
+        import_set(own, run / "export" / "images")
+
+
+def test_labels_of_any_kind(task: Task) -> None:
+    images, labels = ten()
+    soft = torch.rand(10, 10).softmax(1)
+    for given, wanted in (
+        (labels.float(), labels),
+        (labels[:, None], labels),
+        (torch.eye(10), labels),
+        (soft, soft),
+    ):
+        found = import_set(task, {"images": images, "labels": given})
+        torch.testing.assert_close(found.batch.targets, wanted)
+    logits = 3 * torch.randn(10, 10)
+    assert import_set(task, {"images": images, "labels": logits}, logits=True).label == "fixed probabilities"
+    with pytest.warns(MmdistillWarning, match="judges regress them"):
+        assert import_set(task, {"images": images, "labels": logits}).label == "fixed scores"
+    with pytest.warns(
+        MmdistillWarning, match=r"no sample of 9 of 10 classes: 1, 2, 3, 4, 5 and 4 more|classes differ in size"
+    ):
+        found = import_set(task, {"images": images[:1], "labels": [0]})
+    assert found.budget == 1
+    with pytest.warns(MmdistillWarning, match="have 2 of each class"):
+        assert import_set(task, {"images": images[[*range(10), 0]], "labels": [*range(10), 0]}).budget == 2
+    for given, message in (
+        (labels + 1, r"from 0 to 9, got 1 to 10: the labels run from 1 to 10"),
+        (labels - 1, "from 0 to 9, got -1 to 8"),
+        (labels + 0.5, "some of these are none"),
+        (labels[:9], r"got \(9,\)"),
+        (soft[:, :9], r"a row of 10 numbers, one for each class; got \(10, 9\)"),
+        (soft * torch.nan, "NaN"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_set(task, {"images": images, "labels": given})
+
+
+def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
+    images, labels = ten()
+    for given, message in (
+        (images[:, :, :7], r"images of digits are \(n, 1, 8, 8\), got \(10, 1, 7, 8\)"),
+        (images.expand(-1, 3, -1, -1) * torch.arange(3).view(3, 1, 1), r"got \(10, 3, 8, 8\)"),
+        (images.permute(0, 2, 3, 1), "bring the channels forward"),
+        (images.long(), "bytes .uint8. or floats"),
+        (images / 0, "NaN or infinite"),
+        ("none", "is a str, and a tensor of numbers is expected"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_set(task, {"images": given, "labels": labels})
+    for values, message in (
+        ({"pictures": images, "labels": labels}, r"no images: .* images or image or data .found: pictures, labels"),
+        ({"images_1": images, "images_2": images, "labels": labels}, "images are in images_1 and in images_2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_set(task, values)
+    with pytest.warns(MmdistillWarning, match="not read: extra"):
+        import_set(task, {"images": images, "labels": labels, "extra": images})
+    with pytest.raises(DataError, match="no file or folder"):
+        import_set(task, tmp_path / "none.pt")
+    with pytest.raises(ConfigError, match="files, values by name or a Batch, got int"):
+        import_set(task, 3)
+    with pytest.raises(ConfigError, match="chooses among the sets of a file"):
+        import_set(task, {"images": images, "labels": labels}, which=0)
+    for options in (
+        {"name": " "},
+        {"units": "bytes"},
+        {"which": -1},
+        {"inner_lr": float("nan")},
+        {"stored_bytes": "few"},
+    ):
+        with pytest.raises(ConfigError):
+            import_set(task, {"images": images, "labels": labels}, **options)  # type: ignore[arg-type]
+
+
+def test_batches_are_in_the_units_of_the_task(task: Task) -> None:
+    images, labels = ten()
+    found = import_set(task, Batch(images, labels, torch.ones(10)), name="mine")
+    assert torch.equal(parts(found.batch)["inputs"], images)
+    with pytest.raises(ShapeError, match=r"\(n, 1, 8, 8\)"):
+        import_set(task, Batch(images[:, 0], labels, torch.ones(10)))
+    with pytest.raises(DataError, match="from 0 to 9, got 1 to 10"):
+        import_set(task, Batch(images, labels + 1, torch.ones(10)))
+    with pytest.raises(ConfigError, match="units already; leave logits out"):
+        import_set(task, Batch(images, labels, torch.ones(10)), logits=True)
+    with pytest.raises(UnsupportedError, match="a BlobTask reads no sets of other tools"):
+        import_set(BlobTask(), {"images": images, "labels": labels})
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("code that a file has run",)
+
+
+def test_files_run_no_code_and_damage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"images": _Code()}, tmp_path / "code.pt")
+    with pytest.raises(DataError, match=r"names (builtins.)?print, which is not run; save tensors"):
+        read_saved(tmp_path / "code.pt")
+    assert "code that a file has run" not in capsys.readouterr().out
+    np.save(tmp_path / "objects.npy", np.array([_Code()], dtype=object), allow_pickle=True)
+    whole = tmp_path / "whole.pt"
+    torch.save(torch.arange(1000.0), whole)
+    for name in ("cut.pt", "cut.npz", "cut.safetensors"):
+        (tmp_path / name).write_bytes(whole.read_bytes()[:700])
+    for name in ("objects.npy", "cut.pt", "cut.npz", "cut.safetensors"):
+        with pytest.raises(DataError, match="is damaged, or no such file"):
+            read_saved(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("none")
+    with pytest.raises(DataError, match="is no file of tensors"):
+        read_saved(tmp_path / "notes.txt")
+    np.save(tmp_path / "alone.npy", np.arange(3))
+    assert read_saved(tmp_path / "alone.npy").tolist() == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_an_imported_set_is_a_run_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = ten()
+    torch.save(images, "images_best.pt")
+    torch.save(labels, "labels_best.pt")
+    order = ["import", "images_best.pt", "labels_best.pt", "--data", "digits", "--name", "MTT (authors)"]
+    options = ["--model", "mlp", "--width", "8", "--networks", "1", "--judge-epochs", "1", "--baselines", "random"]
+    assert main([*order, *options, "--out", "runs/theirs"]) == 0
+    said = capsys.readouterr().out
+    assert "imported DistilledSet(digits by MTT (authors), ipc 1" in said
+    assert "random" in said
+    assert main([*order, *options, "--out", "runs/theirs"]) == 2
+    assert "already holds a finished run" in capsys.readouterr().err
+    assert main([*order, *options, "--out", "runs/theirs", "--overwrite", "--inner-lr", "0.02"]) == 0
+    assert DistilledSet.load("runs/theirs").learned["inner_lr"].item() == pytest.approx(0.02)
+    assert main(["evaluate", "runs/theirs", "--networks", "2", "--baselines", "herding"]) == 0
+    metrics = json.loads(Path("runs/theirs/metrics.json").read_text())
+    assert metrics["results"][0]["n"] == 2
+    assert {"random", "herding"} <= metrics["baselines"].keys()
+    assert main(["report", "runs/theirs"]) == 0
+    page = Path("runs/theirs/report.md").read_text()
+    assert "MTT (authors), imported from images_best.pt, labels_best.pt, seed 0" in page
+    assert "| cost |" not in page
+    assert main([*order, *options]) == 0
+    assert Path("runs/digits-MTT (authors)-1/distilled.json").is_file()
+    capsys.readouterr()
+    assert main(["compare", "runs", "--to", "page"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "theirs" in line)
+    assert row.split()[-4:] == ["-", "-", "-", "theirs"]
+    assert main(["distill", "--resume", "runs/theirs"]) == 2
+    assert "holds a set that was imported, and no run to resume" in capsys.readouterr().err
+    assert main(["export", "runs/theirs", "--format", "pt"]) == 0
+    assert json.loads(Path("runs/theirs/export/learned.json").read_text()) == {"inner_lr": pytest.approx(0.02)}
+
+
+def test_an_option_of_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(planted_fields(), tmp_path / "graph.pt")
+    order = ["import", str(tmp_path / "graph.pt"), "--data", str(tmp_path / "graph.pt"), "--units", "pixels"]
+    assert main(order) == 2
+    assert "units is not for graph data" in capsys.readouterr().err
