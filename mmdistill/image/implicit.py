@@ -1,4 +1,4 @@
-"""Performance matching by implicit gradients of a linearised network: RCIG, with published, short and reduced settings."""
+"""Performance matching by implicit gradients of a linearised network: RCIG, with its three kinds of settings."""
 
 from dataclasses import dataclass, replace
 
@@ -43,7 +43,7 @@ class MirroredImplicit(ImplicitPerformance):
 
 
 def with_its_mirror(task: Task, syn: Batch) -> Batch:
-    """Return a set with its mirror images: in colour, where data may be mirrored, of at most :data:`MIRRORED` images."""
+    """Return a set of at most :data:`MIRRORED` images with its mirror images, in colour where data may be mirrored."""
     return with_mirror_images(syn) if may_mirror(task) and len(syn.weight) <= MIRRORED else syn
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.unroll import Layout
-from mmdistill.task import Inputs, NetworkState, Task, Tensors, num_samples, real_samples
 from mmdistill.runtime import Draws
+from mmdistill.task import Inputs, NetworkState, Task, Tensors, num_samples, real_samples
 
 
 class Readout(NamedTuple):

@@ -18,7 +18,8 @@ Product = Callable[[Tensor], Tensor]
 class QuadraticSolver(ABC):
     r"""Takes a fixed number of steps from 0 towards the solution of :math:`A x = b`.
 
-    That is the minimum of :math:`\tfrac{1}{2} x^\top A x - b^\top x`. No step waits for a device to tell how near it is.
+    That is the minimum of :math:`\tfrac{1}{2} x^\top A x - b^\top x`. No step waits for a device to tell how near it
+    is.
 
     Args:
         steps: products with A.

@@ -23,14 +23,17 @@ class ImplicitPerformance(Objective):
     r"""The real loss of a linearised network trained to its minimum on S, with the gradient of the implicit function.
 
     The network is expanded around where it is, but for the last layer, whose weights w are solved for. With embeddings
-    :math:`\Phi`, outputs :math:`J \omega` of the other parameters' change and :math:`\lambda = n` times ``l2``, training is
+    :math:`\Phi`, outputs :math:`J \omega` of the other parameters' change and :math:`\lambda = n` times ``l2``,
+    training is
 
     .. math:: \omega^* = \arg\min_\omega \min_w
-        \lVert Y_s - J_s \omega - \Phi_s w \rVert^2 + \lambda \lVert w \rVert^2 + \lambda \lVert \omega \rVert^2
+        \lVert Y_s - J_s \omega - \Phi_s w \rVert^2 + \lambda \lVert w \rVert^2
+        + \lambda \lVert \omega \rVert^2
 
-    a strongly convex quadratic problem. What is matched is the cross entropy of :math:`e^k (J_t \omega^* + \Phi_t w^*)`,
-    with a learned k (Platt's; optimizer group ``objective``), less a margin of the labels. Its gradient is the direct one,
-    at constant :math:`\omega^*` but not :math:`w^*`, and the implicit one,
+    a strongly convex quadratic problem. What is matched is the cross entropy of
+    :math:`e^k (J_t \omega^* + \Phi_t w^*)`, with a learned k (Platt's; optimizer group ``objective``), less a margin of
+    the labels, at most 1/2C. Its gradient is the direct one, at constant :math:`\omega^*` but not :math:`w^*`, and the
+    implicit one,
 
     .. math:: \nabla_S \big\langle J_s v, (\Phi_s \Phi_s^\top + \lambda I)^{-1} (Y_s - J_s \omega^*) \big\rangle, \quad
         A v = \nabla_\omega \ell_t, \quad A = J_s^\top (\Phi_s \Phi_s^\top + \lambda I)^{-1} J_s + I
@@ -49,8 +52,9 @@ class ImplicitPerformance(Objective):
     Raises:
         ConfigError: an l2 that is not positive, a task of fewer than two classes, or a network that does not end with a
             linear layer on its embedding.
-    Differs from: the published code also lets a change of the last layer's weight take part, in the second system alone,
-        where it is of no consequence; and goes on counting Adam's steps where a network was trained before.
+    Differs from: in the published code a change of the last layer's weight takes part in the second system alone, which
+        moves gradients by .2 % at a rate of .005 and by 10 % at 1; Adam counts on from the steps in which a network of
+        the pool was trained; and both of Adam's rates are found by trying, the first one moved as the run goes.
     Source: Loo et al., ICML 2023.
     """
 
@@ -115,7 +119,9 @@ class ImplicitPerformance(Objective):
         width = network.task.features(network.state, inputs[:1])[-1].shape[1]
         readout = readout_of(network.state, targets.shape[1], width)
         if readout is None:
-            raise ConfigError(f"the network has no linear layer of {targets.shape[1]} outputs on an embedding of {width}")
+            raise ConfigError(
+                f"the network has no linear layer of {targets.shape[1]} outputs on an embedding of {width}"
+            )
         linear = LinearizedNetwork(network.task, network.state, readout)
         embedded, pull = linear.pulling(inputs)
         factor = ridge_factor(embedded.double() @ embedded.double().T, amount, "absolute")

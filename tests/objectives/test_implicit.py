@@ -150,7 +150,7 @@ def test_solvers_solve_dense_systems_and_stay_at_a_solution() -> None:
     expected = torch.linalg.solve(matrix, goal)
     for steps in (6, 40):
         torch.testing.assert_close(ConjugateGradients(steps).solve(lambda x: matrix @ x, goal), expected)
-    assert not ConjugateGradients(3).solve(lambda x: matrix @ x, torch.zeros(6)).any()
+    assert not ConjugateGradients(3).solve(lambda x: matrix @ x, torch.zeros_like(goal)).any()
     found, x = AdamDescent(7, 0.1).solve(lambda x: matrix @ x, goal), torch.zeros(6).double().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.1)
     for _ in range(7):
