@@ -1,6 +1,5 @@
 """Performance matching by implicit gradients: the real loss of a linearised network trained to its minimum (RCIG)."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError
 from mmdistill.labels import soft_cross_entropy
 from mmdistill.networks.forward_mode import ExactNorms
-from mmdistill.networks.linearized import LinearizedNetwork, readout_of, require_readout
+from mmdistill.networks.linearized import LinearizedNetwork, Products, readout_of, require_readout
 from mmdistill.networks.quadratic import ConjugateGradients, QuadraticSolver
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
 from mmdistill.objectives.performance import ridge_factor, ridge_solution, synthetic_targets
@@ -123,11 +122,12 @@ class ImplicitPerformance(Objective):
                 f"the network has no linear layer of {targets.shape[1]} outputs on an embedding of {width}"
             )
         linear = LinearizedNetwork(network.task, network.state, readout)
-        embedded, pull = linear.pulling(inputs)
+        products = linear.repeatedly(inputs)
+        embedded = products.embedded
         factor = ridge_factor(embedded.double() @ embedded.double().T, amount, "absolute")
-        system = _Trained(linear, inputs, amount, embedded, pull, factor, embedded, embedded)
-        change = self.solver.solve(system.product, pull(system.solved(targets)))
-        dual = system.solved(targets - linear.pushed(inputs, change)[1])
+        system = _Trained(linear, amount, products, factor, embedded, embedded)
+        change = self.solver.solve(system.product, products.pull(system.solved(targets)))
+        dual = system.solved(targets - products.push(change))
         return system._replace(change=change, weights=embedded.T @ dual)
 
     def _matched(self, trained: "_Trained", real: Batch) -> "_Matched":
@@ -173,35 +173,32 @@ class _Trained(NamedTuple):
 
     Args:
         linear: the network.
-        inputs: the samples.
         amount: lambda.
-        embedded: their embeddings, ``(n, d)``.
-        pull: from cotangents of outputs to a vector.
+        products: of its Jacobian on the samples.
         factor: Cholesky's of the kernel with lambda, ``(n, n)`` in float64.
         change: of all parameters but the last layer's weights, a vector.
         weights: of the last layer, ``(d, C)``.
     """
 
     linear: LinearizedNetwork
-    inputs: Tensor
     amount: float
-    embedded: Tensor
-    pull: Callable[[Tensor], Tensor]
+    products: Products
     factor: Tensor
     change: Tensor
     weights: Tensor
 
     def solved(self, rest: Tensor) -> Tensor:
         """Return the kernel's coefficients of ``(n, C)`` residuals."""
-        return torch.cholesky_solve(rest.double(), self.factor).to(self.embedded)
+        return torch.cholesky_solve(rest.double(), self.factor).to(self.products.embedded)
 
     def product(self, vector: Tensor) -> Tensor:
         """Return the system's product with a vector."""
-        return self.pull(self.solved(self.linear.pushed(self.inputs, vector)[1])) + vector
+        return self.products.pull(self.solved(self.products.push(vector))) + vector
 
     def pulled(self, found: _Matched) -> Tensor:
         """Return the real loss's gradient by the change, which moves the last layer's weights too."""
-        return found.by_change - self.pull(self.solved(self.embedded @ found.by_weights))
+        products = self.products
+        return found.by_change - products.pull(self.solved(products.embedded @ found.by_weights))
 
     def matched(self, part: Batch, log_scale: Tensor, whole: Tensor) -> _Matched:
         """Return what some real samples add to a weighted mean over all."""
@@ -213,8 +210,7 @@ class _Trained(NamedTuple):
             losses = soft_cross_entropy(scale.exp() * prediction, one_tensor(part.targets, "the cross entropy"))
             loss = (losses * part.weight.to(losses)).sum() / whole.to(losses)
         cotangent, by_scale = torch.autograd.grad(loss, [prediction, scale])
-        _, pull = self.linear.pulling(inputs)
-        return _Matched(loss.detach(), embedded.T @ cotangent, pull(cotangent), by_scale)
+        return _Matched(loss.detach(), embedded.T @ cotangent, self.linear.pulled(inputs, cotangent), by_scale)
 
 
 def _terms(

@@ -167,10 +167,12 @@ def test_pushed_and_pulled_directions_are_adjoint(network: Network, syn: Batch) 
     linear = LinearizedNetwork(network.task, network.state, readout)
     direction = KEY.normal(8 * 4 + 8 + 8 * 8 + 8 + 3, dtype=torch.float64)
     _, outputs = linear.pushed(syn.inputs, direction)
-    embedded, pull = linear.pulling(syn.inputs)
+    products = linear.repeatedly(syn.inputs)
     above = KEY.fold("above").normal(5, 3, dtype=torch.float64)
-    assert float((outputs * above).sum()) == pytest.approx(float(direction @ pull(above)), rel=1e-12)
-    torch.testing.assert_close(embedded, network.features(syn.inputs)[-1])
+    assert float((outputs * above).sum()) == pytest.approx(float(direction @ products.pull(above)), rel=1e-12)
+    torch.testing.assert_close(products.pull(above), linear.pulled(syn.inputs, above))
+    torch.testing.assert_close(products.push(direction), outputs)
+    torch.testing.assert_close(products.embedded, network.features(syn.inputs)[-1])
 
 
 def test_the_margin_is_cut_at_half() -> None:
@@ -179,7 +181,7 @@ def test_the_margin_is_cut_at_half() -> None:
     assert float(label_margin(labels)) == pytest.approx(-(0.5 + 0.1) / 2)
 
 
-def test_mirror_images_train_too_and_are_cut_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_images_train_too() -> None:
     images, labels = KEY.uniform(30, 3, 4, 4), torch.arange(30) % 3
     task = image_task(
         (images, labels), test=(images, labels), model=lambda: nn.Sequential(nn.Flatten(), *smooth_mlp(inputs=48))
@@ -189,9 +191,10 @@ def test_mirror_images_train_too_and_are_cut_together(monkeypatch: pytest.Monkey
     batches = (task.select(torch.arange(*span)) for span in ((3, 12), (0, 3)))
     real, syn = (batch.map(lambda t: t.double() if t.is_floating_point() else t) for batch in batches)
     syn = syn._replace(targets=KEY.normal(3, 3).double())
+    both = with_mirror_images(syn)
     check_objective(
         MirroredImplicit(1e-2, EXACT, clip=False).double(), network, syn, real,
-        oracle=lambda: float(ImplicitPerformance(5e-3, EXACT).double()(network, with_mirror_images(syn), real, KEY)),
+        oracle=lambda: float(ImplicitPerformance(5e-3, EXACT).double()(network, both, real, KEY).detach()),
     )  # fmt: skip
 
 
