@@ -120,8 +120,8 @@ IMPLICIT_DIGITS: dict[str, Method] = {"rcig": replace(_rcig, settings=_digits)}
 def _reduced(ipc: int) -> ImplicitSettings:
     """Return few steps from herded images, augmented like the judges, with few products in each.
 
-    Five conjugate gradients reach the direction of the gradient (a cosine of .99 with one image per class). Rates of one
-    image per class were compared on held-out images.
+    Five conjugate gradients reach the direction of the gradient (a cosine of .99 with one image per class). The rate of
+    one image per class was chosen on held-out images.
     """
     rate = OptimizerSpec("adabelief", 0.03 if ipc < 10 else 0.01, cosine=True)
     return replace(

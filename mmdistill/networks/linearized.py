@@ -63,8 +63,8 @@ class LinearizedNetwork:
     def pushed(self, inputs: Inputs, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings ``(n, d)`` at the point, and the outputs ``(n, C)`` to which a direction leads."""
         tangents = self.layout.unflatten(direction)
-        embedded, moved = torch.func.jvp(lambda body: self.embeddings(body, inputs), (self.body,), (tangents,))
-        return embedded, self._outputs(moved, tangents)
+        found = torch.func.jvp(lambda body: self.embeddings(body, inputs), (self.body,), (tangents,))
+        return found[0], self._outputs(found[1], tangents)
 
     def pulled(self, inputs: Inputs, cotangent: Tensor) -> Tensor:
         """Return what a cotangent ``(n, C)`` of the outputs gives: a vector, the other way round of :meth:`pushed`."""
