@@ -15,7 +15,7 @@ from mmdistill.objectives.performance import ridge_factor, ridge_solution, synth
 from mmdistill.objectives.ridge import label_margin, require_classes
 from mmdistill.portions import DIFFERENTIATED, with_gradients
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Task, one_tensor, take
+from mmdistill.task import Batch, ClassBatch, Task, Tensors, one_tensor, take
 
 
 class ImplicitPerformance(Objective):
@@ -112,6 +112,10 @@ class ImplicitPerformance(Objective):
             gradients = self._joint(direct + margin.to(direct), implicit, wanted)
         learned = [source for source, leaf in zip(sources, leaves, strict=True) if leaf.requires_grad]
         return with_gradients(value, [*learned, self.log_scale], [*gradients, found.by_scale.to(self.log_scale)])
+
+    def learned(self) -> Tensors:
+        """Return Platt's k."""
+        return {"platt_log_scale": self.log_scale.detach()}
 
     def _trained(self, network: Network, inputs: Tensor, targets: Tensor, amount: float) -> "_Trained":
         """Return the linearised network with what its training on samples ends with."""

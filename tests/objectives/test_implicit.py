@@ -87,7 +87,7 @@ def test_implicit_performance_passes_the_battery(network: Network, syn: Batch, r
     classes = syn._replace(targets=torch.arange(5) % 3)
     centred = classes._replace(targets=centred_one_hot(torch.arange(5) % 3, 3, torch.float64))
     torch.testing.assert_close(exact()(network, classes, real, KEY), exact()(network, centred, real, KEY))
-    assert exact().learned()["log_scale"].item() == pytest.approx(0.7)
+    assert exact().learned()["platt_log_scale"].item() == pytest.approx(0.7)
 
 
 def test_a_few_steps_of_either_solver_come_nearer(network: Network, syn: Batch, real: Batch) -> None:
