@@ -52,8 +52,8 @@ class ImplicitPerformance(Objective):
         ConfigError: an l2 that is not positive, a task of fewer than two classes, or a network that does not end with a
             linear layer on its embedding.
     Differs from: in the published code a change of the last layer's weight takes part in the second system alone, which
-        moves gradients by .2 % at a rate of .005 and by 10 % at 1; Adam counts on from the steps in which a network of
-        the pool was trained; and both of Adam's rates are found by trying, the first one moved as the run goes.
+        moves gradients by about a tenth; 20 steps of Adam solve both systems, counted on from those in which a network
+        of the pool was trained, at rates that are found by trying, the first of which is moved as the run goes.
     Source: Loo et al., ICML 2023.
     """
 
