@@ -1,5 +1,6 @@
 """A pool of networks at different points of their training on the synthetic set, one of which serves each step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,10 +78,21 @@ class NetworkPool(NetworkSchedule):
             ages[member] = 0
             pool |= _member(member, task.init(draws.fold("redraw")))
         else:
-            ages[member] += 1
-            pool |= self._trained(task, pool, member, state.network, syn(), draws)
+            current, network = syn(), state.network
+            for key in self.keys(draws):
+                ages[member] += 1
+                pool |= self._trained(task, pool, member, network, self.prepared(task, current), key)
+                network = NetworkState(under(f"{member}.params.", pool), under(f"{member}.buffers.", pool))
         pool[AGES] = ages
         return ScheduleState(None, state.age + 1, pool)
+
+    def keys(self, draws: Draws) -> list[Draws]:
+        """Return the key of each step that a member takes when it has served; here one."""
+        return [draws]
+
+    def prepared(self, task: Task, syn: Batch) -> Batch:
+        """Return what members train on; here the set as it is."""
+        return syn
 
     def _first(self, task: Task, draws: Draws) -> Tensors:
         """Draw all members and stagger their counters."""
@@ -106,6 +118,38 @@ class NetworkPool(NetworkSchedule):
             moved, moments = adam.step(parameter, (pool[first], pool[second]), gradients[name], self.lr, steps)
             updated[f"{member}.params.{name}"], (updated[first], updated[second]) = moved, moments
         return updated | {f"{member}.buffers.{name}": buffer for name, buffer in buffers.items()}
+
+
+@dataclass(frozen=True)
+class BusyPool(NetworkPool):
+    """A pool whose members take several steps at a time: a number that is drawn, from 1 on.
+
+    Args:
+        steps: the most.
+        join: what joins the set in training (its mirror images); None: nothing.
+    Raises:
+        ConfigError: no steps.
+    Differs from: the published code draws all members alike at first, and redraws one as soon as it has reached its
+        age; here both are as in :class:`NetworkPool`.
+    Source: Loo et al., ICML 2023, published code.
+    """
+
+    steps: int = 15
+    join: Callable[[Task, Batch], Batch] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ConfigError(f"members of a pool take at least 1 step at a time, got {self.steps}")
+
+    def keys(self, draws: Draws) -> list[Draws]:
+        """Return as many keys as are drawn."""
+        count = 1 + int(draws.to("cpu").fold("count").integers(self.steps, 1))
+        return [draws.fold(step) for step in range(count)]
+
+    def prepared(self, task: Task, syn: Batch) -> Batch:
+        """Return the set with what joins it."""
+        return syn if self.join is None else self.join(task, syn)
 
 
 def regression_gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> tuple[Tensors, Tensors]:

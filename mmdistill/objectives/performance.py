@@ -106,12 +106,16 @@ def ridge_solution(kernel: Tensor, targets: Tensor, ridge: Tensor | float, scale
     Returns:
         ``(n, k)`` float64 coefficients.
     """
+    return torch.cholesky_solve(targets.double(), ridge_factor(kernel, ridge, scale))
+
+
+def ridge_factor(kernel: Tensor, ridge: Tensor | float, scale: RidgeScale) -> Tensor:
+    """Return Cholesky's factor of K + lambda I in float64, ``(n, n)``; see :func:`ridge_solution`."""
     k = kernel.double()
     n = k.shape[0]
     amount = ridge * k.diagonal().mean() if scale == "trace" else torch.as_tensor(ridge, dtype=k.dtype, device=k.device)
     factor, info = torch.linalg.cholesky_ex(k + amount * torch.eye(n, dtype=k.dtype, device=k.device))
-    factor = torch.where(info == 0, factor, torch.nan)
-    return torch.cholesky_solve(targets.double(), factor)
+    return torch.where(info == 0, factor, torch.nan)
 
 
 RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]

@@ -20,14 +20,17 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, one_tensor
 
 
-def label_margin(labels: Tensor) -> Tensor:
-    """Return minus the gap between each label's largest two values, at most 1/C, averaged.
+def label_margin(labels: Tensor, most: float = 1.0) -> Tensor:
+    """Return minus the gap between each label's largest two values, at most a multiple of 1/C, averaged.
 
+    Args:
+        labels: of the samples.
+        most: the multiple.
     Shapes:
         ``(n, C)`` labels with C of at least 2; returns a scalar.
     """
     largest = labels.topk(2, dim=1).values
-    return -(largest[:, 0] - largest[:, 1]).clamp(max=1 / labels.shape[1]).mean()
+    return -(largest[:, 0] - largest[:, 1]).clamp(max=most / labels.shape[1]).mean()
 
 
 class MarginKernelRidge(KernelRidgeMatching):

@@ -14,7 +14,7 @@ from mmdistill.image.models import (
     model_name,
     parse_model,
 )
-from mmdistill.image.models.layers import AveragePool2d, BatchNorm2d, Convolution, InstanceNorm, Norm
+from mmdistill.image.models.layers import ACTIVATIONS, AveragePool2d, BatchNorm2d, Convolution, InstanceNorm, Norm
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import stack_states
 from mmdistill.runtime import Draws
@@ -273,6 +273,17 @@ def test_frepo_network_normalises_before_it_convolves() -> None:
         norm = network.get_submodule(f"block{block}.0")
         torch.testing.assert_close(norm.running_mean, 0.9 * mean)  # nine tenths of the batch, one of the start at 0
         torch.testing.assert_close(norm.running_var, 0.9 * var + 0.1)
+
+
+def test_a_softplus_is_a_relu_with_a_round_kink() -> None:
+    assert model_name("freponet-softplus-w8") == "freponet-w8-softplus"
+    rounded, sharp = (model_factory(f"freponet-w4-{name}", (1, 28, 28), 10)() for name in ("softplus", "relu"))
+    sharp.load_state_dict(rounded.state_dict())
+    x = torch.rand(5, 1, 28, 28)
+    assert 0 < float((rounded(x) - sharp(x)).detach().abs().max()) < 0.1
+    (layer,) = {type(module) for module in rounded.modules()} & set(ACTIVATIONS.values())
+    values = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(layer()(values), (1 + (60 * values).exp()).log() / 60)
 
 
 def test_frepo_network_starts_by_lecun() -> None:

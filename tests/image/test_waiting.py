@@ -18,7 +18,7 @@ STEPS = 2
 METHODS = (
     *("dm", "datadam", "dance", "dc", "dsa", "dcc", "idc", "edd"),
     *("dd", "rat-bptt", "mtt", "tesla", "ftd"),
-    *("kip", "krr", "frepo", "rfad"),
+    *("kip", "krr", "frepo", "rfad", "rcig"),
 )
 
 

@@ -12,11 +12,11 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import centred_one_hot
 from mmdistill.method import Method
 from mmdistill.networks.schedules import EMPTY, ScheduleState
-from mmdistill.networks.staggered import NetworkPool
+from mmdistill.networks.staggered import BusyPool, NetworkPool
 from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Batch, Inputs, NetworkState, Tensors
+from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors
 from tests.toys import BlobTask, RecordedTask
 
 KEY = Draws(6)
@@ -170,3 +170,34 @@ def test_a_run_resumes_bit_identically(tmp_path: Path) -> None:
 def test_impossible_pools_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         NetworkPool(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_busy_pool_takes_several_steps_on_what_joins_the_set() -> None:
+    task = BlobTask(dtype=torch.float64)
+    states = walked(BusyPool(size=1, max_age=99, lr=0.01, steps=4, join=with_its_negative), task, 12)
+    counts = [int(after.memory["0.steps"] - before.memory["0.steps"]) for before, after in pairwise(states)]
+    assert set(counts) == {1, 2, 3, 4}
+    assert [int(state.memory["ages"]) for state in states] == [sum(counts[:step]) for step in range(12)]
+    first, last = states[0].network, states[-1].network
+    assert first is not None
+    assert last is not None
+    params = {name: p.clone().requires_grad_() for name, p in first.params.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=0.01)
+    batch = with_its_negative(task, synthetic(task))
+    for _ in range(sum(counts)):
+        optimizer.zero_grad()
+        output, _ = task.predict(NetworkState(params, {}), batch.inputs)
+        ((0.5 * (output - batch.targets) ** 2).sum() / 6).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for name, parameter in params.items():
+        torch.testing.assert_close(last.params[name], parameter.detach(), rtol=1e-9, atol=1e-11)
+    with pytest.raises(ConfigError, match="at least 1 step at a time"):
+        BusyPool(steps=0)
+
+
+def with_its_negative(task: Task, batch: Batch) -> Batch:
+    """A set with its samples' negatives, of the same labels."""
+    assert isinstance(batch.inputs, Tensor)
+    assert isinstance(batch.targets, Tensor)
+    both = torch.cat([batch.inputs, -batch.inputs])
+    return Batch(both, torch.cat([batch.targets, batch.targets]), torch.cat([batch.weight, batch.weight]))

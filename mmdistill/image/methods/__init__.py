@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import chain
 
+from mmdistill.image.implicit import IMPLICIT_DIGITS, IMPLICIT_METHODS
 from mmdistill.image.methods.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
 from mmdistill.image.methods.attention import ATTENTION_DIGITS, ATTENTION_METHODS
 from mmdistill.image.methods.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
@@ -24,6 +25,7 @@ METHODS = MethodTable(
         **REALISTIC_METHODS,
         **CALIBRATED_METHODS,
         **ALIGNED_METHODS,
+        **IMPLICIT_METHODS,
     }
 )
 """What the image domain adds to the shared methods."""
@@ -38,6 +40,7 @@ DIGITS: dict[str, Method] = {
     **REALISTIC_DIGITS,
     **CALIBRATED_DIGITS,
     **ALIGNED_DIGITS,
+    **IMPLICIT_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 

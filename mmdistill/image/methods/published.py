@@ -19,9 +19,10 @@ PROTOCOL_OF = {
     "dance": "dance",
     "addmem": "addmem",
     "bptt": "addmem",
+    "rcig": "rcig",
 }
 """How judges train, where that is not the default protocol."""
-MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn", "rded": "convnet-bn"}
+MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn", "rded": "convnet-bn", "rcig": "freponet-softplus"}
 """The network, where it is not the ConvNet."""
 MODEL_ON: dict[str, dict[str, tuple[str, ...]]] = {"ld": {"lenet": ("mnist",)}}
 """The network, where it is not the ConvNet, by method, each with the data sets it is for.
@@ -41,6 +42,7 @@ WHITENING_OF: dict[str, dict[str, Cells]] = {
     "tesla": {"mtt": {"cifar10": (10,), "cifar100": (1, 50)}},
     "datm": {"mtt": {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100), "tiny-imagenet": (1, 10, 50)}},
     "frepo": {"frepo": {**_CIFAR, "tiny-imagenet": (1, 10)}},
+    "rcig": {"frepo": {**_CIFAR, "tiny-imagenet": (1, 10)}},
     "rfad": {"frepo": _CIFAR, "kip": {"svhn": (1, 10, 50)}},
     "kip": _KIP,
     "kip-conv": _KIP,

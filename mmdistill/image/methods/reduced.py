@@ -6,6 +6,7 @@ rate was compared with others, that was on held-out training images; each family
 
 from dataclasses import replace
 
+from mmdistill.image.implicit import IMPLICIT_REDUCED
 from mmdistill.image.methods.aligned import ALIGNED_REDUCED
 from mmdistill.image.methods.attention import ATTENTION_REDUCED
 from mmdistill.image.methods.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
@@ -43,6 +44,7 @@ GREYSCALE: dict[str, Method] = {
     **REALISTIC_REDUCED,
     **CALIBRATED_REDUCED,
     **ALIGNED_REDUCED,
+    **IMPLICIT_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""

@@ -6,13 +6,13 @@ batch norm.
 =========================== ====================================================================
 ``d4``, ``w64``             depth, width
 ``nn in bn ln gn``          no norm, or instance, batch, layer or group norm
-``relu leakyrelu sigmoid swish`` the activation
+``relu leakyrelu sigmoid swish softplus`` the activation
 ``avgpool maxpool nopool``  the pooling
 ``x2``                      each block has twice the channels of the one before
 =========================== ====================================================================
 
-ConvNets take all of these, FRePoNets depth, width and norm, MLP and ViT depth and width, LeNet width, the others width
-and norm (not ``ln``).
+ConvNets take all of these, FRePoNets depth, width, norm and activation, MLP and ViT depth and width, LeNet width, the
+others width and norm (not ``ln``).
 """
 
 import re
@@ -45,7 +45,7 @@ NORMS = {"nn": "none", "in": "instance", "bn": "batch", "ln": "layer", "gn": "gr
 POOLINGS = {"avgpool": "avg", "maxpool": "max", "nopool": "none"}
 WORDS: dict[str, tuple[str, Option]] = {
     **{word: ("norm", norm) for word, norm in NORMS.items()},
-    **{word: ("activation", word) for word in ("relu", "leakyrelu", "sigmoid", "swish")},
+    **{word: ("activation", word) for word in ("relu", "leakyrelu", "sigmoid", "swish", "softplus")},
     **{word: ("pooling", pooling) for word, pooling in POOLINGS.items()},
     "x2": ("doubling", True),
 }
@@ -90,7 +90,7 @@ class Family:
 CONVNET_OPTIONS = ("depth", "width", "norm", "activation", "pooling", "doubling")
 FAMILIES: dict[str, Family] = {
     "convnet": Family(ConvNet, 1, CONVNET_OPTIONS, by_size=True),
-    "freponet": Family(PreNormConvNet, 1, ("depth", "width", "norm"), by_size=True),
+    "freponet": Family(PreNormConvNet, 1, ("depth", "width", "norm", "activation"), by_size=True),
     "mlp": Family(MLP, 1, ("depth", "width")),
     "lenet": Family(LeNet, 16, ("width",)),
     "alexnet": Family(AlexNet, 16, ("width", "norm")),

@@ -83,7 +83,7 @@ class ConvNet(Blocks):
         width: channels of every block, or of the first one where they double.
         depth: the number of blocks; None is :func:`convnet_depth`: 3 at 28 and 32 pixels, 2 for the 8 x 8 digits.
         norm: ``instance``, ``batch``, ``layer``, ``group`` or ``none``.
-        activation: ``relu``, ``leakyrelu``, ``sigmoid`` or ``swish``.
+        activation: ``relu``, ``leakyrelu``, ``sigmoid``, ``swish`` or ``softplus``.
         pooling: ``avg``, ``max`` or ``none``.
         doubling: each block has twice the channels of the one before.
 

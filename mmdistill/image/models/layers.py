@@ -9,18 +9,28 @@ from torch.nn import functional as F
 from mmdistill.errors import ConfigError
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
-Activation = Literal["relu", "leakyrelu", "sigmoid", "swish"]
+Activation = Literal["relu", "leakyrelu", "sigmoid", "swish", "softplus"]
 Pooling = Literal["avg", "max", "none"]
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
 
 GROUPS = 4
 """Groups of a group norm, as the field has it."""
+
+
+class SharpSoftplus(nn.Softplus):
+    """A softplus of beta 60: a ReLU whose kink is round, so that second derivatives see it (RCIG)."""
+
+    def __init__(self) -> None:
+        super().__init__(beta=60.0)
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leakyrelu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
     "swish": nn.SiLU,
+    "softplus": SharpSoftplus,
 }
 
 

@@ -5,7 +5,16 @@ import math
 from torch import Tensor, nn
 
 from mmdistill.image.models.convnet import Blocks
-from mmdistill.image.models.layers import BatchNorm2d, Convolution, ImageShape, Norm, norm_layer, pooling_layer
+from mmdistill.image.models.layers import (
+    Activation,
+    BatchNorm2d,
+    Convolution,
+    ImageShape,
+    Norm,
+    activation_layer,
+    norm_layer,
+    pooling_layer,
+)
 
 TRUNCATED = 0.87962566103423978
 """Standard deviation of a standard normal variable that is cut at two."""
@@ -42,7 +51,7 @@ def _reset(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 class PreNormConvNet(Blocks):
-    """Blocks of norm, 3 x 3 convolution, ReLU and 2 x 2 pooling, each twice as wide as the one before; no first norm.
+    """Blocks of norm, 3 x 3 convolution, activation and 2 x 2 pooling, each twice as wide as the last; no first norm.
 
     So the embedding is not normalised. Running statistics of batch norms are nine tenths those of the last batch.
 
@@ -52,6 +61,7 @@ class PreNormConvNet(Blocks):
         width: channels of the first block.
         depth: the number of blocks; None is :func:`~mmdistill.image.models.convnet.convnet_depth`.
         norm: ``none``, ``batch``, ``instance``, ``layer`` or ``group``.
+        activation: ``relu``, ``leakyrelu``, ``sigmoid``, ``swish`` or ``softplus`` (with which RCIG distils).
 
     Shapes:
         ``(n, channels, height, width)`` normalised pixels to ``(n, C)`` logits.
@@ -65,7 +75,13 @@ class PreNormConvNet(Blocks):
     """
 
     def __init__(
-        self, shape: ImageShape, num_classes: int, width: int = 128, depth: int | None = None, norm: Norm = "none"
+        self,
+        shape: ImageShape,
+        num_classes: int,
+        width: int = 128,
+        depth: int | None = None,
+        norm: Norm = "none",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(shape, width, depth, pools=True)
         channels, (side, breadth) = shape[0], self.sides
@@ -74,7 +90,8 @@ class PreNormConvNet(Blocks):
             if isinstance(normalise, BatchNorm2d):
                 normalise.momentum = FOLLOWING
             convolve = LeCunConvolution(channels, width, 3, self.first if block == 1 else 1, bias_cancels=False)
-            self.add_module(f"block{block}", nn.Sequential(normalise, convolve, nn.ReLU(), pooling_layer("avg")))
+            layers = (normalise, convolve, activation_layer(activation), pooling_layer("avg"))
+            self.add_module(f"block{block}", nn.Sequential(*layers))
             channels, width = width, width * 2
             side, breadth = side // 2, breadth // 2
         self.classifier = LeCunLinear(channels * side * breadth, num_classes)

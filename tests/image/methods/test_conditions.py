@@ -38,6 +38,8 @@ def test_conditions_name_what_there_is() -> None:
         ("frepo", "tiny-imagenet", 50, {"model": "freponet-bn", "protocol": "frepo"}),
         ("rfad", "cifar10", 1, {"model": "convnet-w256-nn", "protocol": "rfad", "whiten": "frepo"}),
         ("rfad", "svhn", 1, {"model": "convnet-w256-nn", "protocol": "rfad", "whiten": "kip"}),
+        ("rcig", "mnist", 10, {"model": "freponet-softplus", "protocol": "rcig"}),
+        ("rcig", "cifar10", 1, {"model": "freponet-softplus", "protocol": "rcig", "whiten": "frepo"}),
         ("datm", "cifar10", 500, {"protocol": "datm", "whiten": "mtt"}),
         ("datm", "mnist", 1, {"protocol": "datm"}),
         ("addmem", "mnist", 1, {"protocol": "addmem"}),

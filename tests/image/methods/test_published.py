@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from mmdistill.image import DOMAIN
+from mmdistill.image.implicit import MirroredImplicit, with_its_mirror
 from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.quadratic import ConjugateGradients
 from mmdistill.networks.schedules import (
     AccuracyDriven,
     FreshNetworks,
@@ -18,7 +20,7 @@ from mmdistill.networks.schedules import (
     TrainedOnT,
     UnreadNetwork,
 )
-from mmdistill.networks.staggered import NetworkPool
+from mmdistill.networks.staggered import BusyPool, NetworkPool
 from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
 from mmdistill.objectives.attention import AttentionMatching
@@ -100,6 +102,23 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.loss": half_squared_error,
         "objective.limit": 500,
         "ridge": pytest.approx(1e-6, rel=1e-12),
+    },
+    "rcig": {
+        "settings.steps": 10_000,
+        "settings.real_batch": 1024,
+        "settings.init": "real",
+        "settings.augment": False,
+        "settings.ema": 0.99,
+        "rates.codes": OptimizerSpec("adabelief", 3e-3, betas=BETAS),
+        "rates.labels": OptimizerSpec("adabelief", 3e-3, betas=BETAS),
+        "rates.objective": OptimizerSpec("adabelief", 0.03, betas=BETAS),
+        "method.label": "unrestricted",
+        "network": BusyPool(size=30, max_age=100, lr=5e-5, batch=1000, steps=15, join=with_its_mirror),
+        "objective.__class__": MirroredImplicit,
+        "objective.l2": 5e-4,
+        "objective.solver": ConjugateGradients(20),
+        "objective.inverse": ConjugateGradients(20),
+        "objective.clip": True,
     },
     "rfad": {
         "settings.steps": 100_000,
@@ -271,11 +290,12 @@ PUBLISHED: dict[str, dict[str, object]] = {
 }
 """At ten images per class of CIFAR-10, by where each number is: settings, optimizers' rates, network and objective.
 
-Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD; SsnL/dataset-distillation
-(DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE; snu-mllab/Efficient-Dataset-Condensation (IDC);
-ncsu-dk-lab/Acc-DD (EDD); Hansong-Zhang/DANCE; princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT);
-Huage001/DatasetFactorization (HaBa); ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation;
-fengyzpku/Simple_Dataset_Distillation (RaT-BPTT); DataDistillation/DataDAM (its table of settings).
+Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD, yolky/RCIG;
+SsnL/dataset-distillation (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE;
+snu-mllab/Efficient-Dataset-Condensation (IDC); ncsu-dk-lab/Acc-DD (EDD); Hansong-Zhang/DANCE;
+princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT); Huage001/DatasetFactorization (HaBa);
+ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation
+(RaT-BPTT); DataDistillation/DataDAM (its table of settings).
 DD's momentum is the survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
 
 No code has these numbers: KIP's steps (1000 or more, it says), AddMem's (at most 500,000), the longest loops of CAFE,

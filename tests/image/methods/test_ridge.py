@@ -1,4 +1,4 @@
-"""FRePo, RFAD and KIP on digits."""
+"""FRePo, RFAD, KIP and RCIG on digits."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from mmdistill.task import Batch
 from mmdistill.testing import as_float64, check_objective
 from tests.toys import smooth_mlp
 
-NAMES = ("frepo", "rfad", "kip", "kip-conv")
+NAMES = ("frepo", "rfad", "kip", "kip-conv", "rcig")
 KEY = Draws(3)
 
 
