@@ -172,6 +172,15 @@ class TrainsTeacher(Protocol):
         ...
 
 
+@runtime_checkable
+class AsksTeacher(Protocol):
+    """A task whose judges may have a trained network label what they train on, whatever labels it comes with."""
+
+    def judging_teacher(self, judge: str) -> str:
+        """Return which network does so for a judge and whether it trains first, in words; empty where none does."""
+        ...
+
+
 JUDGING = ("epochs", "batch", "precision", "protocol", "testing")
 """What a user can set of judging: epochs, the size of minibatches and, of images, the number formats.
 

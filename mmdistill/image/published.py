@@ -19,6 +19,7 @@ PROTOCOL_OF = {
     "dance": "dance",
     "addmem": "addmem",
     "bptt": "addmem",
+    "rded": "rded",
 }
 """How judges train, where that is not the default protocol."""
 MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn", "rded": "convnet-bn"}

@@ -44,7 +44,7 @@ def test_conditions_name_what_there_is() -> None:
         ("dance", "cifar10", 10, {"protocol": "dance"}),
         ("ld", "mnist", 10, {"model": "lenet"}),
         ("ld", "cifar10", 10, {}),
-        ("rded", "cifar10", 10, {"model": "convnet-bn"}),
+        ("rded", "cifar10", 10, {"model": "convnet-bn", "protocol": "rded"}),
         ("rat-bptt", "cifar100", 1, {"whiten": "kip"}),
         ("rat-bptt", "tiny-imagenet", 10, {}),
         ("dm", "cifar10", 10, {}),

@@ -125,6 +125,8 @@ PUBLISHED_FITS = {
     "idc": sgd(1000, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
     "dance": sgd(1500, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
     "frepo": FitProtocol(1000, 3e-4, "adam", 0.9, 0.0, 500, (), warmup=500, cosine=True),
+    "rded": FitProtocol(300, 1e-3, "adamw", 0.9, 0.01, 50, (), cosine=True),
+    "sre2l": FitProtocol(400, 1e-3, "adamw", 0.9, 0.01, 128, (), cosine=True),
 }
 
 
