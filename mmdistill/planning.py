@@ -123,8 +123,9 @@ def _teacher(distiller: Distiller, made: Parameterization) -> str:
     """Return which network labels samples, or real ones, and whether it trains first, in words; empty without any."""
     if distiller.needs_teacher(made):
         return teacher_foretold(distiller.task, distiller.settings.teacher_epochs)
-    objective = distiller.make_objective()
-    return objective.teacher_foretold(distiller.task) if isinstance(objective, TrainsTeacher) else ""
+    parts = (distiller.make_objective(), distiller.schedule)
+    told = [part.teacher_foretold(distiller.task) for part in parts if isinstance(part, TrainsTeacher)]
+    return ", ".join(filter(None, told))
 
 
 def _judges_teacher(task: Task, judges: list[str]) -> str:

@@ -7,6 +7,7 @@ from mmdistill.image.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRE
 from mmdistill.image.attention import ATTENTION_DIGITS, ATTENTION_METHODS
 from mmdistill.image.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
+from mmdistill.image.inversion import INVERSION_DIGITS, INVERSION_METHODS, INVERSION_PRESETS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS, RIDGE_PRESETS
@@ -24,6 +25,7 @@ METHODS = MethodTable(
         **REALISTIC_METHODS,
         **CALIBRATED_METHODS,
         **ALIGNED_METHODS,
+        **INVERSION_METHODS,
     }
 )
 """What the image domain adds to the shared methods."""
@@ -38,6 +40,7 @@ DIGITS: dict[str, Method] = {
     **REALISTIC_DIGITS,
     **CALIBRATED_DIGITS,
     **ALIGNED_DIGITS,
+    **INVERSION_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 
@@ -55,5 +58,7 @@ def _by_data(*families: Mapping[str, Mapping[str, Method]]) -> dict[str, dict[st
     }
 
 
-PRESETS = _by_data({"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, ALIGNED_PRESETS, RIDGE_PRESETS)
+PRESETS = _by_data(
+    {"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, ALIGNED_PRESETS, RIDGE_PRESETS, INVERSION_PRESETS
+)
 """Methods by data set name, where its settings differ."""

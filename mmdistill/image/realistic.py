@@ -206,8 +206,9 @@ REALISTIC_METHODS: dict[str, Method] = {
         solve=realistic_images,
         sized=partial(realistic_images, scored=False),
         summary="crops of real images that a trained network recognises best, with its probabilities as labels",
-        source="Sun et al., CVPR 2024 (one label for each image, where its judges ask the network anew for each "
-        "augmented minibatch; a teacher of 50 epochs, where its networks are downloaded; no JPEG)",
+        source="Sun et al., CVPR 2024 (one label for each image, where its judges, those of the protocol rded, ask "
+        "the network anew for each augmented minibatch; a teacher of 50 epochs, where its "
+        "networks are downloaded; no JPEG)",
     ),
 }
 """Methods that choose and label, without any step."""

@@ -10,6 +10,7 @@ from mmdistill.image.aligned import ALIGNED_REDUCED
 from mmdistill.image.attention import ATTENTION_REDUCED
 from mmdistill.image.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
 from mmdistill.image.generative import STORAGE_REDUCED
+from mmdistill.image.inversion import INVERSION_REDUCED, INVERSION_REDUCED_COLOUR
 from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
 from mmdistill.image.ridge import RIDGE_REDUCED
@@ -43,6 +44,7 @@ GREYSCALE: dict[str, Method] = {
     **REALISTIC_REDUCED,
     **CALIBRATED_REDUCED,
     **ALIGNED_REDUCED,
+    **INVERSION_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""
@@ -52,6 +54,7 @@ COLOUR: dict[str, Method] = {
     **MATCHING_REDUCED_COLOUR,
     **REALISTIC_REDUCED_COLOUR,
     **CALIBRATED_REDUCED_COLOUR,
+    **INVERSION_REDUCED_COLOUR,
     "dm": replace(CORE_METHODS["dm"], settings=_dm_in_colour),
 }
 """MNIST's steps and rates, as they are, for ten classes in colour, but for DM's and DANCE's, which were compared on

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING, Judging, MapReader, judging_set
+from mmdistill.abilities import JUDGING, Judging, MapReader, NormReader, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
@@ -29,6 +29,7 @@ from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import OWN, described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.networks.norms import norms_read
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.registry import TaskOptions
@@ -144,6 +145,10 @@ class ImageTask:
     def maps(self, state: NetworkState, inputs: Inputs, read: MapReader) -> tuple[Tensor, ...]:
         """Return what a reader makes of each named layer's maps, before they are pooled, and the embedding last."""
         return self.network.maps(state, read, image_inputs(inputs))
+
+    def norms(self, state: NetworkState, inputs: Inputs, read: NormReader) -> tuple[Tensor, Mapping[str, Tensors]]:
+        """Return logits and what a reader makes of each batch norm's input, see :mod:`mmdistill.networks.norms`."""
+        return norms_read(self.network, state, read, image_inputs(inputs))
 
     def select(self, indices: Tensor) -> Batch:
         """Return real training images, normalised, ``(*indices.shape, channels, height, width)``."""
