@@ -1,7 +1,7 @@
 """Images that a trained network recognises, with the statistics of its batch norms: SRe2L, with its settings."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,8 +98,8 @@ def taught(settings: Settings) -> NetworkSchedule:
 
 def pixel_bounds(info: TaskInfo) -> tuple[Tensor, Tensor] | None:
     """Return the least and largest values of images in a task's units, ``(channels, 1, 1)``; None of whitened ones."""
-    units = info.preprocessing
-    if not isinstance(units, Mapping) or not {"mean", "std", "range"} <= units.keys():
+    units: dict[str, Any] = dict(info.preprocessing)
+    if not {"mean", "std", "range"} <= units.keys():
         return None
     mean, std = (torch.tensor(units[name]).view(-1, 1, 1) for name in ("mean", "std"))
     low, high = ((value - mean) / std for value in units["range"])

@@ -22,6 +22,7 @@ from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import JudgingChoices, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
+from mmdistill.image.relabelling import Augment
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.views import Views
 from mmdistill.image.whitening import whitened
@@ -199,7 +200,8 @@ class ImageTask:
         occasion = named.occasion(judge, len(batch.weight), scores=scores, whole=whole)
         plan = self._plan(occasion)
         plan, steps, notes = with_learned(plan, self.protocol, occasion, batch, learned)
-        augment = partial(self._views, plan, n) if plan.augment != "none" or plan.cutmix else None
+        views = partial(self._views, plan, n)
+        augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
         if plan.teacher is not None:
             augment = plan.teacher.asking(self, self.data.whole_epochs, augment)
             notes += (plan.teacher.note(self.data.whole_epochs),)

@@ -48,12 +48,12 @@ class Views:
             return crop_scale_rotate(draws, images, networks)
         if plan.augment == "none":
             return images
-        large = min(images.shape[-2:]) >= LARGE
+        height, width = images.shape[2:]
+        large = min(height, width) >= LARGE
         if large:
-            boxes = draw_boxes(
-                draws.fold("boxes").to(images.device), (len(images), 1), *images.shape[2:], least=SHARES[plan.augment]
-            )
-            images = resized_crops(images, boxes, *images.shape[2:])[:, 0]
+            key = draws.fold("boxes").to(images.device)
+            boxes = draw_boxes(key, (len(images), 1), height, width, SHARES[plan.augment])
+            images = resized_crops(images, boxes, height, width)[:, 0]
         if plan.augment == "sre2l" and not large:
             return SiameseAugmentation(("crop",), flip).augmented(draws, images, networks, shared=False)
         return SiameseAugmentation(flip).augmented(draws, images, networks, shared=False) if flip else images

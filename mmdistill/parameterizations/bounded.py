@@ -26,11 +26,14 @@ class Bounded(Raw):
         self, inputs: Tensor, labels: Labels, classes: Tensor | None, num_classes: int | None, low: Tensor, high: Tensor
     ) -> None:
         super().__init__(inputs, labels, classes, num_classes)
-        if torch.broadcast_shapes(low.shape, high.shape, inputs.shape[1:]) != inputs.shape[1:] or not bool(
-            (low < high).all()
-        ):
+        shape = inputs.shape[1:]
+        fits = all(
+            bound.ndim == len(shape) and all(own in (1, full) for own, full in zip(bound.shape, shape, strict=True))
+            for bound in (low, high)
+        )
+        if not fits or not bool((low < high).all()):
             raise ShapeError(
-                f"samples of {tuple(inputs.shape[1:])} have bounds of that shape, the lower below the upper, got "
+                f"samples of {tuple(shape)} have bounds of that shape, the lower below the upper, got "
                 f"{tuple(low.shape)} and {tuple(high.shape)}"
             )
         self.low, self.high = low.to(inputs), high.to(inputs)
