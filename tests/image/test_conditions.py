@@ -45,6 +45,7 @@ def test_conditions_name_what_there_is() -> None:
         ("ld", "mnist", 10, {"model": "lenet"}),
         ("ld", "cifar10", 10, {}),
         ("rded", "cifar10", 10, {"model": "convnet-bn", "protocol": "rded"}),
+        ("sre2l", "cifar100", 10, {"model": "resnet18-bn", "protocol": "sre2l"}),
         ("rat-bptt", "cifar100", 1, {"whiten": "kip"}),
         ("rat-bptt", "tiny-imagenet", 10, {}),
         ("dm", "cifar10", 10, {}),
