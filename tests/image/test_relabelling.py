@@ -15,6 +15,7 @@ from mmdistill.cli import main
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task, relabelling
+from mmdistill.image import views as views_module
 from mmdistill.image.judge import training_loss
 from mmdistill.image.protocols import PROTOCOLS, JudgingChoices, Occasion, Protocol, plan_for
 from mmdistill.image.relabelling import Relabelling
@@ -76,6 +77,30 @@ def test_the_loss_of_a_minibatch_is_the_divergence_from_the_teachers_view_of_it(
 
 def task_augmentation() -> Any:
     return image_task("digits", model="mlp").augmentation
+
+
+@pytest.mark.parametrize("name", ["rded", "sre2l"])
+def test_photographs_are_cropped_and_small_images_are_not(
+    name: str, digits: ImageTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(plan_for(PROTOCOLS[name], digits.data, Occasion(6)), cutmix=0.0)
+    images = 5 + KEY.normal(40, 3, 8, 8, dtype=torch.float64)
+    flat = Batch(images, torch.arange(40) % 3, torch.ones(40))
+    small = Views(digits.augmentation, False, 3)(plan, 2, KEY, flat).inputs
+    shifted = bool((small == 0).any())  # what comes in is zero
+    assert shifted == (name == "sre2l")
+    assert name == "sre2l" or torch.equal(small, images)  # type: ignore[arg-type]
+    monkeypatch.setattr(views_module, "LARGE", 8)
+    monkeypatch.setitem(views_module.SHARES, name, 1.0)
+    whole = Views(digits.augmentation, True, 3)(plan, 2, KEY, flat).inputs
+    same = [torch.allclose(a, b) for a, b in zip(whole, images, strict=True)]
+    turned = [torch.allclose(a, b.flip(2)) for a, b in zip(whole, images, strict=True)]
+    assert 0 < sum(same) < 40
+    assert sum(same) + sum(turned) == 40
+    monkeypatch.setitem(views_module.SHARES, name, 0.1)
+    crops = Views(digits.augmentation, False, 3)(plan, 2, KEY, flat).inputs
+    assert crops.shape == images.shape  # type: ignore[union-attr]
+    assert sum(torch.allclose(a, b) for a, b in zip(crops, images, strict=True)) < 10  # large crops, rounded up
 
 
 def test_all_networks_ask_in_one_call(monkeypatch: pytest.MonkeyPatch, digits: ImageTask) -> None:
