@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--seeds", default="10,11")
     parser.add_argument("--schedule", choices=get_args(Schedule), default="published")
+    parser.add_argument("--model", default=None, help="of images, the network; the ConvNet by default")
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--judge-epochs", type=int, default=None)
     parser.add_argument("--judge-batch", type=int, default=None)
@@ -97,6 +98,7 @@ def main() -> None:
     if isinstance(task, ImageTask):
         task = image_task(
             held_out(task.data),
+            model=chosen.model,
             width=chosen.width,
             judge_epochs=chosen.judge_epochs,
             judge_batch=chosen.judge_batch,

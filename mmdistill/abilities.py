@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # they know of tasks themselves
 MapReader = Callable[[Tensor], Tensor]
 """What is made of a layer's maps: from ``(n, channels, height, width)`` to ``(n, d)``, a row for each sample."""
 
+NormReader = Callable[[Tensor, Tensor, Tensor], Tensors]
+"""What is made of a batch norm's input ``(n, channels, ...)``, running mean and running variance."""
+
 
 @runtime_checkable
 class Validates(Protocol):
@@ -46,6 +49,15 @@ class GivesMaps(Protocol):
 
         Layers come in the order of :meth:`Task.features`, those without maps left out, each before it is pooled.
         """
+        ...
+
+
+@runtime_checkable
+class GivesNorms(Protocol):
+    """A task whose network tells what its batch norms are given, while it normalises by their running statistics."""
+
+    def norms(self, state: NetworkState, inputs: Inputs, read: NormReader) -> tuple[Tensor, Mapping[str, Tensors]]:
+        """Return outputs and what a reader makes of each batch norm's input; an error names the norms there are."""
         ...
 
 
@@ -165,10 +177,19 @@ class TellsEpochs(Protocol):
 
 @runtime_checkable
 class TrainsTeacher(Protocol):
-    """An objective that trains networks of its own in the first step, which label real samples."""
+    """An objective or schedule that trains networks of its own first, which label real samples or steps read."""
 
     def teacher_foretold(self, task: Task) -> str:
         """Return which ones these will be, in words; empty where a task needs none."""
+        ...
+
+
+@runtime_checkable
+class AsksTeacher(Protocol):
+    """A task whose judges may have a trained network label what they train on, whatever labels it comes with."""
+
+    def judging_teacher(self, judge: str) -> str:
+        """Return which network does so for a judge and whether it trains first, in words; empty where none does."""
         ...
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmdistill.abilities import chosen_judging
+from mmdistill.abilities import AsksTeacher, chosen_judging
 from mmdistill.commands.assembly import make_task, note_of_more_steps, require_own_config
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
@@ -144,7 +144,8 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
 def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled: DistilledSet) -> None:
     """Judge a finished run's set as its configuration, changed for judging, says, and add to its metrics."""
     task, path = _task_of(config, distilled, asked.device), folder / METRICS
-    if "inner_parts" in distilled.learned and (asked.judge_epochs or asked.judge_batch or asked.protocol):
+    asks = isinstance(task, AsksTeacher) and task.judging_teacher(task.judges[0])
+    if "inner_parts" in distilled.learned and not asks and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(folder):
         require_held(distilled, folder)  # which another process may have replaced

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from mmdistill.abilities import TellsEpochs, TitlesJudges, TrainsTeacher
+from mmdistill.abilities import AsksTeacher, TellsEpochs, TitlesJudges, TrainsTeacher
 from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
@@ -61,6 +61,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "experts": _experts(task, method, settings),
         "teacher": _teacher(distiller, made),
         "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
+        "judges' teacher": _judges_teacher(task, judges),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
     }
@@ -122,8 +123,15 @@ def _teacher(distiller: Distiller, made: Parameterization) -> str:
     """Return which network labels samples, or real ones, and whether it trains first, in words; empty without any."""
     if distiller.needs_teacher(made):
         return teacher_foretold(distiller.task, distiller.settings.teacher_epochs)
-    objective = distiller.make_objective()
-    return objective.teacher_foretold(distiller.task) if isinstance(objective, TrainsTeacher) else ""
+    parts = (distiller.make_objective(), distiller.schedule)
+    told = [part.teacher_foretold(distiller.task) for part in parts if isinstance(part, TrainsTeacher)]
+    return ", ".join(filter(None, told))
+
+
+def _judges_teacher(task: Task, judges: list[str]) -> str:
+    """Return which network labels what judges train on, and whether it trains first, in words; empty without any."""
+    found = [task.judging_teacher(judge) for judge in judges] if isinstance(task, AsksTeacher) else []
+    return ", ".join(dict.fromkeys(filter(None, found)))
 
 
 def _carries_steps(method: Method, settings: Settings) -> bool:

@@ -10,8 +10,8 @@ A learning rate that was learned with the set is part of it (``learned["inner_lr
   the learned steps, in the learned order, once, without weight decay or augmentation. Epochs then mean nothing;
 - a rate for each step without an order: SGD at their mean.
 
-Learned rates of which one is not positive cannot train, and those of a ConvNet are not a transformer's: there the
-protocol is used, and the scores say so.
+Learned rates of which one is not positive cannot train, those of a ConvNet are not a transformer's, and all belong to
+labels that are not asked of a teacher anew: there the protocol is used, and the scores say so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +25,11 @@ from mmdistill.choices import TrainingPrecision
 from mmdistill.classification import collapse_note, scored
 from mmdistill.execution.precision import lowered
 from mmdistill.image.models.layers import BatchNorm2d
-from mmdistill.image.protocols import Plan
+from mmdistill.image.protocols import Occasion, Plan, Protocol
+from mmdistill.image.relabelling import divergence
 from mmdistill.labels import regression_targets, target_loss, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
-from mmdistill.networks.minibatches import LearnedSteps
+from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule, redrawn
 from mmdistill.networks.stacked import Loss, Mode, state_at
 from mmdistill.runtime import Draws
@@ -61,26 +62,62 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     return replace(protocol, optimizer="sgd", lr=float(rates.mean()), momentum=0.9), ()
 
 
-def training_loss(network: FunctionalModule, scale: float | None, precision: TrainingPrecision = "float32") -> Loss:
+def with_learned(
+    plan: Plan, protocol: Protocol, occasion: Occasion, data: Batch, learned: Mapping[str, Tensor]
+) -> tuple[Plan, LearnedSteps | None, tuple[str, ...]]:
+    """Return a plan at the rate that was learned with a set, the steps to take instead, and notes on what is not used.
+
+    Args:
+        plan: how judges train by the protocol.
+        protocol: it.
+        occasion: what they judge.
+        data: the set.
+        learned: what was learned with it.
+    """
+    usable = learned if plan.teacher is None and (occasion.own or occasion.kind != "transformer") else {}
+    fit, notes = with_learned_rate(plan.fit, usable)
+    steps = None if notes else learned_steps(data, usable)
+    if "inner_lr" in learned and not usable:
+        notes = ("rates that a ConvNet learned are not a transformer's, which trains by the protocol's",)
+        if plan.teacher is not None:
+            notes = ("a rate learned with a set belongs to its own labels; with a teacher's the protocol's is used",)
+    # A learned rate belongs to the loss that students trained by, which does not scale labels.
+    squared = plan.squared if fit is plan.fit else protocol.squared
+    return replace(plan, fit=fit, squared=squared), steps, notes
+
+
+def training_loss(
+    network: FunctionalModule,
+    scale: float | None,
+    precision: TrainingPrecision = "float32",
+    temperature: float | None = None,
+) -> Loss:
     """Return the loss that a network trains by, the same function each time, so that it is compiled once.
 
     Args:
         network: what trains, and keeps its losses.
         scale: of targets under the squared error; None is cross entropy.
         precision: what the network computes in; its loss is in float32.
+        temperature: of a teacher's probabilities, from which the divergence is the loss; None: there is no teacher.
     """
-    if (scale, precision) not in network.losses:
-        network.losses[scale, precision] = _training_loss(network, scale, precision)
-    loss: Loss = network.losses[scale, precision]
+    key = (scale, precision, temperature)
+    if key not in network.losses:
+        network.losses[key] = _training_loss(network, scale, precision, temperature)
+    loss: Loss = network.losses[key]
     return loss
 
 
-def _training_loss(network: FunctionalModule, scale: float | None, precision: TrainingPrecision) -> Loss:
+def _training_loss(
+    network: FunctionalModule, scale: float | None, precision: TrainingPrecision, temperature: float | None
+) -> Loss:
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         with lowered(precision, batch.weight.device, graph=True):
             output, buffers = network(state, batch.inputs, train=True)
         targets = one_tensor(batch.targets)
-        losses = target_loss(output, targets) if scale is None else squared_loss(output, targets, scale)
+        if temperature is not None:
+            losses = divergence(output, targets, temperature)
+        else:
+            losses = target_loss(output, targets) if scale is None else squared_loss(output, targets, scale)
         return weighted_mean(losses, batch.weight), buffers
 
     return loss
@@ -142,7 +179,8 @@ class Judge:
     def _fit(self, data: Batch, n: int, draws: Draws, mode: Mode, compile: Literal["auto", "off"]) -> NetworkState:
         """Train n networks by the learned steps or by the protocol."""
         scale = self.plan.label_scale if self.plan.squared else None
-        loss = training_loss(self.network, scale, self.plan.precision)
+        temperature = None if self.plan.teacher is None else self.plan.teacher.temperature
+        loss = training_loss(self.network, scale, self.plan.precision, temperature)
         if self.steps is not None:
             batches, rates, momentum = self.steps
             return fit_steps(self._start, loss, batches, rates, momentum, n, draws, mode=mode)

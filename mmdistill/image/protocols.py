@@ -4,6 +4,7 @@ Every judge is scored after its last epoch. Where a paper reports the best test 
 its preset says so in ``reported``: numbers made here are lower than that paper's for this reason alone.
 
 Judges of another architecture than the one distilled with always train with DSA's augmentation (survey, Table 3).
+Judges that ask a teacher anew (see :mod:`mmdistill.image.relabelling`) all augment as their protocol says.
 Transformers hardly learn by the SGD of these protocols, so they train by Adam at a rate of their own, and VGGs and
 ResNets regress at one.
 """
@@ -16,10 +17,11 @@ from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ConfigError
 from mmdistill.image.data import ImageData
 from mmdistill.image.models import NetworkKind
+from mmdistill.image.relabelling import Relabelling
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol
 
-Augmentation = Literal["dsa", "dc", "idc", "none"]
+Augmentation = Literal["dsa", "dc", "idc", "rded", "sre2l", "none"]
 CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)
 """For class indices and probabilities: cross entropy."""
 REGRESSION = FitProtocol(epochs=1000, lr=3e-3, optimizer="adam", weight_decay=5e-4, batch=256)
@@ -44,7 +46,8 @@ class Protocol:
         fit: for class indices and probabilities.
         scores: for targets that are no distributions; None is ``fit``.
         augment: ``dsa``; ``dc``: its own crop, scale or rotation; ``idc``: mirroring and colour, and one of crop, scale
-            and rotation; or ``none``.
+            and rotation; ``rded``: mirroring; ``sre2l``: mirroring and shifts; of photographs both crop, see
+            :mod:`mmdistill.image.views`; or ``none``.
         augments: the data sets that the augmentation is for, by name; on others there is none. None: all.
         plain_epochs: epochs of judges that train without augmentation; None is those of ``fit``.
         cutmix: the probability that a minibatch is mixed.
@@ -57,8 +60,11 @@ class Protocol:
         bias_std: judges start as networks of the kernel that the paper distils with do: weights of N(0, 2 / fan-in),
             biases of N(0, bias_std^2); None leaves it to torch.
         reported: which number the paper reports, where that is not the last epoch's.
+        teacher: who labels every minibatch anew, in place of the labels that the set stores; None: nobody. Networks on
+            all real images train by their labels anyway.
     Raises:
-        ConfigError: cutmix is no probability, or label_scale is not positive.
+        ConfigError: cutmix is no probability, label_scale is not positive, or a teacher that is none or whose labels
+            would be regressed.
     """
 
     name: str
@@ -76,12 +82,20 @@ class Protocol:
     updates: tuple[tuple[int, int], ...] = ()
     bias_std: float | None = None
     reported: str = ""
+    teacher: Relabelling | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.cutmix <= 1 or self.label_scale <= 0:
             raise ConfigError(
                 f"cutmix is a probability and label_scale positive, got {self.cutmix} and {self.label_scale}"
             )
+        if self.teacher is not None and not isinstance(self.teacher, Relabelling):
+            raise ConfigError(
+                f"a protocol's teacher is a Relabelling, which says its epochs, or None; got "
+                f"{type(self.teacher).__name__}"
+            )
+        if self.teacher is not None and self.squared:
+            raise ConfigError("a teacher's labels are probabilities, which judges do not regress: leave squared out")
 
     def line(self) -> str:
         """Return the protocol in a line for users."""
@@ -164,6 +178,17 @@ _IDC = Protocol(
     unmixed=("mnist",),
     reported="the best of four checks of each judge",
 )
+_RDED = Protocol(
+    "rded",
+    "RDED's: a network trained on all real data labels every minibatch anew, at temperature 20; AdamW for 300 epochs "
+    "of minibatches of 50, mirrored and always mixed by CutMix (rates fall to a hundredth, in its code to a half)",
+    FitProtocol(epochs=300, lr=1e-3, optimizer="adamw", weight_decay=0.01, batch=50, decay_at=(), cosine=True),
+    scores=None,
+    augment="rded",
+    cutmix=1.0,
+    reported="the best of the checks in the last fifth of the training",
+    teacher=Relabelling(),
+)
 PROTOCOLS: dict[str, Protocol] = {
     "default": replace(
         _DSA,
@@ -207,6 +232,16 @@ PROTOCOLS: dict[str, Protocol] = {
         unmixed=(),
         reported="the best of six checks of each judge, and over those of the run",
     ),
+    "rded": _RDED,
+    "sre2l": replace(
+        _RDED,
+        name="sre2l",
+        summary="SRe2L's: as rded, 400 epochs of minibatches of 128, shifted too (its code for CIFAR-100 blends whole "
+        "images, at temperature 30, that for ImageNet mixes as here, at 20)",
+        fit=replace(_RDED.fit, epochs=400, batch=128),
+        augment="sre2l",
+        reported="",
+    ),
 }
 """Protocols by name; ``default`` is used where none is asked for."""
 
@@ -237,6 +272,7 @@ class Plan:
         label_scale: of targets that are regressed.
         bias_std: how networks start, as of a :class:`Protocol`.
         precision: what networks train in.
+        teacher: who labels every minibatch anew.
     """
 
     fit: FitProtocol
@@ -246,6 +282,7 @@ class Plan:
     label_scale: float = 1.0
     bias_std: float | None = None
     precision: TrainingPrecision = "float32"
+    teacher: Relabelling | None = None
 
 
 @dataclass(frozen=True)
@@ -291,6 +328,10 @@ def plan_for(
     """Return how one judge trains by a protocol on data whose defaults count, with what the user chose instead."""
     if occasion.whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
         protocol = replace(protocol, fit=CLASSIFICATION, squared=False)
+    if occasion.whole and protocol.teacher is not None:  # who knows no more than the images' own labels tell
+        protocol = replace(protocol, fit=CLASSIFICATION, augment="dsa", teacher=None)
+    if protocol.teacher is not None:  # whose labels take the place of any others
+        occasion = replace(occasion, scores=False)
     fit = _fit_for(protocol, occasion, chosen.batch)
     augment = _augmentation_for(protocol, data.name, occasion.own, chosen.augment)
     plain = occasion.whole or chosen.augment is False or data.name in protocol.unmixed
@@ -302,6 +343,7 @@ def plan_for(
         protocol.label_scale,
         protocol.bias_std if occasion.own and not occasion.whole else None,
         chosen.precision or "float32",
+        protocol.teacher,
     )
 
 
@@ -323,7 +365,8 @@ def _fit_for(protocol: Protocol, occasion: Occasion, batch: int | None) -> FitPr
     """Return how a judge trains, its length aside."""
     fit = protocol.scores if occasion.scores and protocol.scores is not None else protocol.fit
     if occasion.kind == "transformer":
-        fit = replace(fit, optimizer="adam", lr=min(fit.lr, TRANSFORMER_RATE))
+        kind = "adam" if fit.optimizer == "sgd" else fit.optimizer
+        fit = replace(fit, optimizer=kind, lr=min(fit.lr, TRANSFORMER_RATE))
     elif occasion.kind == "deep" and occasion.scores and fit.optimizer == "adam":
         fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
     return fit if batch is None else replace(fit, batch=batch)
@@ -333,7 +376,7 @@ def _augmentation_for(protocol: Protocol, data: str, own: bool, augment: bool | 
     """Return how a judge's minibatches are augmented."""
     if augment is not None:
         return "dsa" if augment else "none"
-    if not own:
+    if not own and protocol.teacher is None:
         return "dsa"
     return protocol.augment if protocol.augments is None or data in protocol.augments else "none"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mmdistill.abilities import ROBUST_METRICS
+from mmdistill.errors import UnsupportedError
 from mmdistill.labels import classes_of
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.runtime import Draws
@@ -73,11 +74,17 @@ def robust_scores(
         classes: that the images stand for, their hard labels; None: as the labels say it.
     Raises:
         ShapeError: labels that are a named dict.
+        UnsupportedError: judges that do not read the set's labels.
 
     Differs from:
         the published package, which chooses each set's learning rate on test data and reports the best epoch; here
         all train by the task's protocol and their last epoch counts.
     """
+    if task.protocol.teacher is not None:
+        raise UnsupportedError(
+            f"robust scores tell what a set's own labels add, and judges of the protocol {task.protocol.name} ask a "
+            "teacher for others; choose another protocol"
+        )
     targets = one_tensor(synthetic.targets, "a robust score")
     soft = targets.is_floating_point()
     known = classes_of(targets, len(task.data.class_names)) if classes is None else classes.to(targets.device)

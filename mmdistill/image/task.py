@@ -8,29 +8,29 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING, Judging, MapReader, judging_set
+from mmdistill.abilities import JUDGING, Judging, MapReader, NormReader, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
-from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
-from mmdistill.image.cutmix import cut_and_mix
+from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
-from mmdistill.image.dc_augment import crop_scale_rotate
-from mmdistill.image.judge import Judge, with_learned_rate
+from mmdistill.image.judge import Judge, with_learned
 from mmdistill.image.kernel_judge import kernel_judge
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import JudgingChoices, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
+from mmdistill.image.relabelling import Augment
 from mmdistill.image.robust import robust_scores
+from mmdistill.image.views import Views
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import OWN, described_module, task_line
-from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.networks.norms import norms_read
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.registry import TaskOptions
@@ -86,7 +86,7 @@ class ImageTask:
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
         self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
-        self._warps = SiameseAugmentation(WARPS, ("color", "flip") if data.mirror else ("color",))
+        self._views = Views(self.augmentation, data.mirror, len(data.class_names))
         self.judge_augment = judge_augment
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
@@ -147,6 +147,10 @@ class ImageTask:
         """Return what a reader makes of each named layer's maps, before they are pooled, and the embedding last."""
         return self.network.maps(state, read, image_inputs(inputs))
 
+    def norms(self, state: NetworkState, inputs: Inputs, read: NormReader) -> tuple[Tensor, Mapping[str, Tensors]]:
+        """Return logits and what a reader makes of each batch norm's input, see :mod:`mmdistill.networks.norms`."""
+        return norms_read(self.network, state, read, image_inputs(inputs))
+
     def select(self, indices: Tensor) -> Batch:
         """Return real training images, normalised, ``(*indices.shape, channels, height, width)``."""
         weight = torch.ones(indices.shape, device=self.device)
@@ -195,14 +199,12 @@ class ImageTask:
         named, scores = self._named, not are_probabilities(one_tensor(batch.targets))
         occasion = named.occasion(judge, len(batch.weight), scores=scores, whole=whole)
         plan = self._plan(occasion)
-        usable = learned if occasion.own or occasion.kind != "transformer" else {}  # ConvNets learned rates of SGD
-        fit, notes = with_learned_rate(plan.fit, usable)
-        steps = None if notes else learned_steps(batch, usable)
-        if "inner_lr" in learned and not usable:
-            notes = ("rates that a ConvNet learned are not a transformer's, which trains by the protocol's",)
-        # A learned rate belongs to the loss that students trained by, which does not scale labels.
-        plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
-        augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
+        plan, steps, notes = with_learned(plan, self.protocol, occasion, batch, learned)
+        views = partial(self._views, plan, n)
+        augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
+        if plan.teacher is not None:
+            augment = plan.teacher.asking(self, self.data.whole_epochs, augment)
+            notes += (plan.teacher.note(self.data.whole_epochs),)
         classes = len(self.data.class_names)
         notes += whole_note(plan, occasion, self.judging_epochs(judge, classes))
         scorer = Judge(named.network(judge), named.title(judge), classes, plan, augment, steps, notes)
@@ -219,19 +221,10 @@ class ImageTask:
             return None
         return self._plan(self._named.occasion(judge, samples or len(self._classes), whole=samples is None)).fit.epochs
 
-    def _minibatches(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:
-        """Augment the minibatches of so many networks, one after the other in a flat batch, as a plan says."""
-        images = image_inputs(flat.inputs)
-        if plan.augment == "dsa":
-            images = self.augmentation.augmented(draws, images, networks, shared=False)
-        elif plan.augment == "idc":
-            images = self._warps.augmented(draws, images, networks, shared=False)
-        elif plan.augment == "dc":
-            images = crop_scale_rotate(draws, images, networks)
-        batch = Batch(images, flat.targets, flat.weight)
-        if not plan.cutmix:
-            return batch
-        return cut_and_mix(draws.fold("mix"), batch, networks, plan.cutmix, len(self.data.class_names))
+    def judging_teacher(self, judge: str) -> str:
+        """Return which network labels what a judge trains on and whether it trains first; empty where none does."""
+        teacher = None if kernel_judge(judge) is not None else self.protocol.teacher
+        return "" if teacher is None else teacher.foretold(self, self.data.whole_epochs)
 
     def robust(
         self,
@@ -349,7 +342,7 @@ def image_task(
         judge_precision: number formats that judges train in, ``float32`` (None) or ``bf16``; they are tested in
             float32.
         protocol: how judges train: ``default``, a paper's (``dc``, ``cafe``, ``dsa``, ``dm``, ``mtt``, ``frepo``,
-            ``rfad``, ``kip``, ``idc``, ``addmem``), or one of your own.
+            ``rfad``, ``kip``, ``idc``, ``addmem``, ``rded``, ...), or one of your own.
         whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
         seed: of the split that data without a test set get.
 

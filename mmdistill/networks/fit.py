@@ -26,9 +26,9 @@ class FitProtocol:
     Args:
         epochs: passes over the data.
         lr: learning rate.
-        optimizer: ``sgd`` or ``adam``.
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
         momentum: for SGD.
-        weight_decay: L2 coefficient.
+        weight_decay: L2 coefficient (decoupled for AdamW).
         batch: minibatch size; None takes all samples each step.
         decay_at: fractions of the epochs at which the rate is multiplied by ``decay`` and the optimizer starts
             afresh, momentum included, as the field's evaluators do.
@@ -50,7 +50,7 @@ class FitProtocol:
 
     epochs: int
     lr: float = 0.01
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int | None = 256
@@ -66,7 +66,7 @@ class FitProtocol:
     faster: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        require_choice("the optimizer", self.optimizer, ("sgd", "adam"))
+        require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw"))
         require_at_least(self, dict.fromkeys(("lr", "momentum", "weight_decay", "decay", "sam", "sam_gap"), 0.0))
         whole = {"epochs": 0, "warmup": 0, "batch": 1, "visits": 1}
         require_at_least(self, {name: least for name, least in whole.items() if getattr(self, name) is not None})
@@ -168,8 +168,9 @@ def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim
         factor = next((factor for prefix, factor in protocol.faster if name.startswith(prefix)), 1.0)
         by_factor.setdefault(factor, []).append(tensor)
     groups = [{"params": tensors, "lr": lr * factor, FACTOR: factor} for factor, tensors in by_factor.items()]
-    if protocol.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=lr, weight_decay=protocol.weight_decay)
+    if protocol.optimizer != "sgd":
+        kind = torch.optim.Adam if protocol.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=lr, weight_decay=protocol.weight_decay)
     # Not fused: a CPU would read gradients as laid out like the parameters, which those of compiled functions are not.
     return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
 

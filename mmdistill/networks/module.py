@@ -92,7 +92,7 @@ class FunctionalModule:
         ConfigError: a module that cannot be trained whole, or ``features`` that are none of its submodules.
 
     Attributes:
-        losses: that judges train it by, by the scale of their targets and the number formats.
+        losses: that judges train it by, by the scale of their targets, the number formats and a teacher's temperature.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class FunctionalModule:
         missing = [name for name in self.feature_names if name not in submodules]
         if missing:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
-        self.losses: dict[tuple[float | None, str], Any] = {}
+        self.losses: dict[tuple[float | None, str, float | None], Any] = {}
         self._captured: Tensors = {}
         self._maps: Tensors = {}
         self._readers: list[MapReader] = []

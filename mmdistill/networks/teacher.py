@@ -45,10 +45,16 @@ def _recipe(epochs: int) -> ExpertRecipe:
 
 
 @torch.no_grad()
-def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs) -> Tensor:
+def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs, temperature: float = 1.0) -> Tensor:
     """Return a teacher's class probabilities for some samples, ``(n, C)``, :data:`LABELLED` at a time.
+
+    Args:
+        task: the task.
+        teacher: a network of its.
+        inputs: the samples.
+        temperature: by which logits are divided.
 
     Source: Cui et al., ICML 2023, Sec. 3.3.
     """
     parts = torch.split(inputs, LABELLED) if isinstance(inputs, Tensor) else (inputs,)
-    return torch.cat([task.predict(teacher, part)[0].softmax(-1) for part in parts])
+    return torch.cat([(task.predict(teacher, part)[0] / temperature).softmax(-1) for part in parts])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.implicit import MirroredImplicit
+from mmdistill.image.methods.implicit import MirroredImplicit
 from mmdistill.image.methods.ridge import with_mirror_images
 from mmdistill.labels import centred_one_hot
 from mmdistill.networks.linearized import LinearizedNetwork, readout_of

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from itertools import chain
 
-from mmdistill.image.implicit import IMPLICIT_DIGITS, IMPLICIT_METHODS
 from mmdistill.image.methods.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
 from mmdistill.image.methods.attention import ATTENTION_DIGITS, ATTENTION_METHODS
 from mmdistill.image.methods.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
 from mmdistill.image.methods.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
+from mmdistill.image.methods.implicit import IMPLICIT_DIGITS, IMPLICIT_METHODS
+from mmdistill.image.methods.inversion import INVERSION_DIGITS, INVERSION_METHODS, INVERSION_PRESETS
 from mmdistill.image.methods.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.methods.realistic import REALISTIC_DIGITS, REALISTIC_METHODS
 from mmdistill.image.methods.ridge import RIDGE_DIGITS, RIDGE_METHODS, RIDGE_PRESETS
@@ -26,6 +27,7 @@ METHODS = MethodTable(
         **CALIBRATED_METHODS,
         **ALIGNED_METHODS,
         **IMPLICIT_METHODS,
+        **INVERSION_METHODS,
     }
 )
 """What the image domain adds to the shared methods."""
@@ -41,6 +43,7 @@ DIGITS: dict[str, Method] = {
     **CALIBRATED_DIGITS,
     **ALIGNED_DIGITS,
     **IMPLICIT_DIGITS,
+    **INVERSION_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 
@@ -58,5 +61,7 @@ def _by_data(*families: Mapping[str, Mapping[str, Method]]) -> dict[str, dict[st
     }
 
 
-PRESETS = _by_data({"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, ALIGNED_PRESETS, RIDGE_PRESETS)
+PRESETS = _by_data(
+    {"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, ALIGNED_PRESETS, RIDGE_PRESETS, INVERSION_PRESETS
+)
 """Methods by data set name, where its settings differ."""

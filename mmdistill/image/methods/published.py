@@ -20,9 +20,17 @@ PROTOCOL_OF = {
     "addmem": "addmem",
     "bptt": "addmem",
     "rcig": "rcig",
+    "rded": "rded",
+    "sre2l": "sre2l",
 }
 """How judges train, where that is not the default protocol."""
-MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn", "rded": "convnet-bn", "rcig": "freponet-softplus"}
+MODEL_OF = {
+    "frepo": "freponet-bn",
+    "rfad": "convnet-w256-nn",
+    "rcig": "freponet-softplus",
+    "rded": "convnet-bn",
+    "sre2l": "resnet18-bn",
+}
 """The network, where it is not the ConvNet."""
 MODEL_ON: dict[str, dict[str, tuple[str, ...]]] = {"ld": {"lenet": ("mnist",)}}
 """The network, where it is not the ConvNet, by method, each with the data sets it is for.

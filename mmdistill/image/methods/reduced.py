@@ -6,11 +6,12 @@ rate was compared with others, that was on held-out training images; each family
 
 from dataclasses import replace
 
-from mmdistill.image.implicit import IMPLICIT_REDUCED
 from mmdistill.image.methods.aligned import ALIGNED_REDUCED
 from mmdistill.image.methods.attention import ATTENTION_REDUCED
 from mmdistill.image.methods.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
 from mmdistill.image.methods.generative import STORAGE_REDUCED
+from mmdistill.image.methods.implicit import IMPLICIT_REDUCED
+from mmdistill.image.methods.inversion import INVERSION_REDUCED, INVERSION_REDUCED_COLOUR
 from mmdistill.image.methods.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.methods.realistic import REALISTIC_REDUCED, REALISTIC_REDUCED_COLOUR
 from mmdistill.image.methods.ridge import RIDGE_REDUCED
@@ -45,6 +46,7 @@ GREYSCALE: dict[str, Method] = {
     **CALIBRATED_REDUCED,
     **ALIGNED_REDUCED,
     **IMPLICIT_REDUCED,
+    **INVERSION_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""
@@ -54,6 +56,7 @@ COLOUR: dict[str, Method] = {
     **MATCHING_REDUCED_COLOUR,
     **REALISTIC_REDUCED_COLOUR,
     **CALIBRATED_REDUCED_COLOUR,
+    **INVERSION_REDUCED_COLOUR,
     "dm": replace(CORE_METHODS["dm"], settings=_dm_in_colour),
 }
 """MNIST's steps and rates, as they are, for ten classes in colour, but for DM's and DANCE's, which were compared on

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdistill.image import DOMAIN
-from mmdistill.image.implicit import MirroredImplicit, with_its_mirror
+from mmdistill.image.methods.implicit import MirroredImplicit, with_its_mirror
 from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.fit import FitProtocol
@@ -21,6 +21,7 @@ from mmdistill.networks.schedules import (
     UnreadNetwork,
 )
 from mmdistill.networks.staggered import BusyPool, NetworkPool
+from mmdistill.networks.taught import TrainedNetwork
 from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
 from mmdistill.objectives.attention import AttentionMatching
@@ -29,6 +30,7 @@ from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.inversion import BatchNormInversion
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, half_squared_error
 from mmdistill.objectives.ridge import RandomFeatureRidge
@@ -262,6 +264,20 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.lr": 0.001,
         "objective.momentum": 0.9,
         "temperature": 0.07,
+    },
+    "sre2l": {
+        "settings.steps": 1000,
+        "settings.init": "noise",
+        "settings.teacher_epochs": 200,
+        "rates.codes": OptimizerSpec("adam", 0.25, betas=(0.5, 0.9), cosine=True),
+        "network.__class__": TrainedNetwork,
+        "network.epochs": 200,
+        "objective.__class__": BatchNormInversion,
+        "objective.weight": 0.01,
+        "objective.first": 10.0,
+        "objective.together": False,
+        "objective.seen.shift": 4,
+        "objective.seen.share": 0.0,
     },
     "ld": {
         "settings.real_batch": 1024,

@@ -1,0 +1,108 @@
+"""Have a trained network recognise samples whose statistics are those of its training data (SRe2L)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.abilities import GivesNorms
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.objectives.base import Network, Objective
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Task, Tensors, one_tensor, real_samples
+
+Seen = Callable[[Draws, Tensor], Tensor]
+"""What the network sees of samples ``(n, ...)`` in a step: ``(key, samples)``."""
+
+
+class BatchNormInversion(Objective):
+    r"""Classify samples by a trained network, and match the statistics of its batch norms.
+
+    .. math:: \sum_g \frac{1}{C} \sum_c \ell(x_{c,g}, c) + w \sum_g \sum_l f_l \left( \lVert \mu_l(x_g) -
+        \hat\mu_l \rVert + \lVert \sigma^2_l(x_g) - \hat\sigma^2_l \rVert \right)
+
+    where g are groups of one sample of each class, as published, or one of all samples; mu and sigma^2 are means and
+    variances, per channel, of what batch norm l is given by a group, hats its running statistics, and f is ``first`` of
+    the first batch norm and 1 of the others. The network is in eval mode.
+
+    Args:
+        weight: w, of the statistics.
+        first: factor of the first batch norm's.
+        seen: what the network sees of all samples in a step (shifted, cropped); None: the samples.
+        together: compare the statistics of all samples together instead of one sample of each class at a time.
+    Shapes:
+        a class batch; returns a scalar.
+    Raises:
+        ConfigError: negative weights, or a network without batch norms.
+        ShapeError: classes that share their samples.
+    Source: Yin et al., NeurIPS 2023, Eqs. 7 to 10, and the published code for CIFAR-100; Yin et al., CVPR 2020
+        (DeepInversion).
+    """
+
+    reads_labels = False  # of the classes that group samples alone
+    reads_real = False
+    siamese = False
+
+    def __init__(
+        self, weight: float = 0.01, first: float = 10.0, *, seen: Seen | None = None, together: bool = False
+    ) -> None:
+        super().__init__()
+        if not (weight >= 0 and first >= 0):
+            raise ConfigError(f"weights of batch norms' statistics must not be negative, got {weight} and {first}")
+        self.weight, self.first, self.seen, self.together = weight, first, seen, together
+
+    def check(self, task: Task) -> None:
+        """Refuse a task without classes, and a network without batch norms.
+
+        Raises:
+            ConfigError: naming the norms that there are.
+        """
+        super().check(task)
+        data = task.describe().data
+        if not isinstance(task, GivesNorms):
+            raise ConfigError(f"{type(self).__name__} reads batch norms, which networks of {data!r} do not give")
+        key = Draws(0, ("check",), task.device)
+        try:
+            with torch.no_grad():
+                task.norms(task.init(key), real_samples(task, key.fold("real"), 2).inputs, lambda *_: {})
+        except UnsupportedError as error:
+            raise ConfigError(f"{type(self).__name__} matches the statistics of batch norms, and {error}") from error
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the cross entropy and the weighted distances of statistics, summed over groups."""
+        if not isinstance(syn, ClassBatch) or syn.batch.weight.ndim != 2 or syn.dims.inputs is None:
+            raise ShapeError(f"{type(self).__name__} reads samples of each class by themselves, (C, n, ...)")
+        assert isinstance(network.task, GivesNorms)  # which `check` has seen to
+        samples, weight = one_tensor(syn.batch.inputs, type(self).__name__), syn.batch.weight
+        classes = torch.arange(len(weight), device=weight.device)[:, None].expand(weight.shape)
+        if not self.together:  # one sample of each class, then the next ones
+            samples, weight, classes = (tensor.transpose(0, 1) for tensor in (samples, weight, classes))
+        flat, groups = samples.flatten(0, 1), weight.reshape(1, -1) if self.together else weight
+        flat = flat if self.seen is None else self.seen(draws.fold("seen"), flat)
+        logits, norms = network.task.norms(network.state, flat, partial(distances, groups))
+        losses = F.cross_entropy(logits, classes.flatten(), reduction="none").view_as(groups)
+        total = ((losses * groups).sum(1) / groups.sum(1)).sum()
+        for index, found in enumerate(norms.values()):
+            total = total + self.weight * (self.first if index == 0 else 1.0) * found["distance"]
+        return total
+
+
+def distances(groups: Tensor, given: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensors:
+    """Return how far the statistics of groups are from a batch norm's running ones, summed over groups.
+
+    Args:
+        groups: the samples' weights, group by group; variances are those of a whole population.
+        given: what the batch norm is given of all samples.
+        running_mean: of the batch norm.
+        running_var: likewise.
+    Shapes:
+        groups ``(G, m)``; given ``(G m, channels, ...)``; the others ``(channels,)``; returns a scalar ``distance``.
+    """
+    x = given.reshape(*groups.shape, given.shape[1], -1)
+    shares = (groups / groups.sum(1, keepdim=True))[:, :, None]
+    mean = (shares * x.mean(3)).sum(1)
+    variance = (shares * (x - mean[:, None, :, None]).square().mean(3)).sum(1)
+    norm = torch.linalg.vector_norm
+    return {"distance": (norm(variance - running_var, dim=1) + norm(mean - running_mean, dim=1)).sum()}
