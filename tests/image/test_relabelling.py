@@ -24,7 +24,7 @@ from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors
-from tests.image.test_realistic import PictureTask, untrained
+from tests.image.methods.test_realistic import PictureTask, untrained
 
 KEY = Draws(6)
 SHORT = replace(PROTOCOLS["rded"], fit=replace(PROTOCOLS["rded"].fit, epochs=4), teacher=Relabelling(epochs=2))

@@ -17,7 +17,7 @@ from mmdistill.objectives.inversion import BatchNormInversion
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Tensors, one_tensor
 from mmdistill.testing import check_objective, check_objective_on
-from tests.image.test_realistic import PictureTask
+from tests.image.methods.test_realistic import PictureTask
 from tests.oracles import inversion as oracle
 from tests.toys import BlobTask
 
