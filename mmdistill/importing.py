@@ -14,6 +14,7 @@ from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
+from mmdistill.exports import LISTING
 from mmdistill.imports import Imported, Source, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
@@ -27,6 +28,8 @@ IMPORTED = "imported"
 """What the method of a set is called whose user does not say it."""
 IN_PYTHON = "values in Python"
 """Where a set comes from that is in no file."""
+DESCRIBING = (LISTING, "preprocessing.json")
+"""What exports write that says how a set was made and used, and is no part of it."""
 
 
 @isolated
@@ -133,11 +136,28 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
             f"a set is read from files, values by name or a Batch, got {type(source).__name__}; such data are: "
             f"{importer.accepted}"
         )
-    files = [Path(one) for one in values]
-    for path in files:
+    files = _files([Path(one) for one in values])
+    return importer.read(task, Source(files, **given)), first_few([path.name for path in files])
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    """Return files and folders of folders, in place of folders of files and of exports what lies in them.
+
+    What exports say of a set, and hidden files, are left out.
+
+    Raises:
+        DataError: one that is not there.
+    """
+    found: list[Path] = []
+    for path in given:
         if not path.exists():
             raise DataError(f"there is no file or folder {path}")
-    return importer.read(task, Source(files, **given)), first_few([path.name for path in files])
+        within = sorted(one for one in path.iterdir() if not one.name.startswith(".")) if path.is_dir() else []
+        if within and (path / LISTING in within or not any(one.is_dir() for one in within)):
+            found += _files(within)
+        elif path.name not in DESCRIBING:
+            found.append(path)
+    return found
 
 
 def _budget(batch: Batch, unit: str, classes: int) -> int:

@@ -61,6 +61,8 @@ def test_exports_come_back_as_they_were(name: str, tmp_path: Path, monkeypatch: 
         assert own.keys() == theirs.keys()
         for key, tensor in theirs.items():
             torch.testing.assert_close(tensor, own[key], rtol=1e-5, atol=1e-5, check_dtype=False, msg=f"{format} {key}")
+        whole = list((run / format).iterdir())  # as a shell gives all that an export wrote
+        assert name == "log.csv" or format == "embeds" or import_set(task, whole).origin
         assert back.budget == found.budget
         assert back.stored_bytes == found.stored_bytes
         assert back.label == found.label or found.label == "soft"
@@ -135,6 +137,7 @@ def test_pictures_come_back_by_the_names_of_their_folders(tmp_path: Path, monkey
     _, own = make_task(DistillConfig.load(run / "config.yaml"))
     assert main(["export", str(run), "--format", "folder"]) == 0
     found, back = DistilledSet.load(run), import_set(own, run / "export" / "images")
+    assert torch.equal(parts(import_set(own, run / "export").batch)["inputs"], parts(back.batch)["inputs"])
     assert back.batch.targets.tolist() == [0, 1]  # type: ignore[union-attr]
     shown = own.data.denormalise(found.batch.inputs) - own.data.denormalise(back.batch.inputs)  # type: ignore[attr-defined]
     assert float(shown.abs().max()) <= 0.51 / 255
@@ -203,6 +206,9 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
         import_set(task, {"images": images, "labels": labels, "extra": images})
     with pytest.raises(DataError, match="no file or folder"):
         import_set(task, tmp_path / "none.pt")
+    (tmp_path / "run" / "deep").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no subfolder of pictures for each class; of tensors name the files"):
+        import_set(task, tmp_path / "run")
     with pytest.raises(ConfigError, match="files, values by name or a Batch, got int"):
         import_set(task, 3)
     with pytest.raises(ConfigError, match="chooses among the sets of a file"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image.data import ImageData
 from mmdistill.image.draw import class_folders
-from mmdistill.image.files import read_image_folder
+from mmdistill.image.files import is_image_folder, read_image_folder
 from mmdistill.image.task import ImageTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
 from mmdistill.names import first_few
@@ -42,6 +42,10 @@ def read_images(task: ImageTask, source: Source) -> Imported:
     if folders and len(source.samples) > 1:
         raise DataError(f"{folders[0]} is a folder of pictures, which is a set by itself; leave the other files out")
     if folders:
+        if not is_image_folder(folders[0]):
+            raise DataError(
+                f"{folders[0]} has no subfolder of pictures for each class; of tensors name the files that hold them"
+            )
         found = read_image_folder(folders[0], None)
         parts = {"images": found.images, "labels": _named_classes(found.labels, found.classes, data)}
     else:
