@@ -52,11 +52,16 @@ class Relabelling:
         """Return in words where the teacher is, or that it will be trained."""
         return teacher_foretold(task, self.of_epochs(usual))
 
-    def note(self, usual: int) -> str:
-        """Return what readers of a score must know."""
-        epochs = self.of_epochs(usual)
+    def note(self, network: str, usual: int) -> str:
+        """Return what readers of a score must know.
+
+        Args:
+            network: the name of the teacher's, where it has one.
+            usual: epochs, see :meth:`of_epochs`.
+        """
+        epochs, named = self.of_epochs(usual), f" ({network})" if network else ""
         return (
-            f"each minibatch was labelled anew by a network trained on all real data for {epochs:,} "
+            f"each minibatch was labelled anew by a network{named} trained on all real data for {epochs:,} "
             f"epoch{'' if epochs == 1 else 's'}: scores include what it knows, stored bytes do not"
         )
 

@@ -204,7 +204,7 @@ class ImageTask:
         augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
         if plan.teacher is not None:
             augment = plan.teacher.asking(self, self.data.whole_epochs, augment)
-            notes += (plan.teacher.note(self.data.whole_epochs),)
+            notes += (plan.teacher.note(self.network_name, self.data.whole_epochs),)
         classes = len(self.data.class_names)
         notes += whole_note(plan, occasion, self.judging_epochs(judge, classes))
         scorer = Judge(named.network(judge), named.title(judge), classes, plan, augment, steps, notes)

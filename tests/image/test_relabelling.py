@@ -123,7 +123,7 @@ def test_the_labels_of_the_set_are_not_read(digits: ImageTask) -> None:
     rates = {"inner_lr": torch.tensor([0.1, 0.2]), "inner_parts": torch.tensor(2), "inner_momentum": torch.tensor(0.9)}
     again = digits.evaluate(others, "mlp", KEY, 2, rates)
     assert again.values == scores.values
-    assert "labelled anew by a network trained on all real data for 2 epochs" in scores.notes[0]
+    assert "labelled anew by a network (mlp) trained on all real data for 2 epochs" in scores.notes[0]
     assert "stored bytes do not" in scores.notes[0]
     assert again.notes == (
         "a rate learned with a set belongs to its own labels; with a teacher's the protocol's is used",
