@@ -43,7 +43,7 @@ def resized_crops(images: Tensor, boxes: Tensor, height: int, width: int) -> Ten
 
     Args:
         images: ``(n, channels, H, W)``.
-        boxes: ``(n, m, 4)``, as of :func:`draw_boxes`.
+        boxes: ``(n, m, 4)``, as of :func:`draw_boxes`, or ``(1, m, 4)`` of all images alike.
         height: of the result.
         width: of the result.
     Shapes:

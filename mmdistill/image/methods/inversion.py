@@ -73,7 +73,7 @@ class Shaken:
         key, (height, width) = draws.to(images.device), images.shape[2:]
         if self.share:
             box = draw_boxes(key.fold("crop"), (1, 1), height, width, least=self.share)
-            images = resized_crops(images, box.expand(len(images), 1, 4), height, width)[:, 0]
+            images = resized_crops(images, box, height, width)[:, 0]
             images = torch.where(key.fold("mirror").uniform(1) < 0.5, images.flip(3), images)
         down, right = key.fold("shift").integers(self.shift + 1, 2)
         rows = (torch.arange(height, device=images.device) - down) % height
