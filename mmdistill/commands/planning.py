@@ -48,7 +48,8 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
     known = method.parameterization is None and method.label != "unrestricted"
     samples = None if made.classes is None else len(made.classes)
-    own_steps = _carries_steps(method, settings)
+    judges_teacher = _judges_teacher(task, judges)
+    own_steps = not judges_teacher and _carries_steps(method, settings)  # which belong to the labels of the set
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
@@ -61,7 +62,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "experts": _experts(task, method, settings),
         "teacher": _teacher(distiller, made),
         "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
-        "judges' teacher": _judges_teacher(task, judges),
+        "judges' teacher": judges_teacher,
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
     }
