@@ -44,6 +44,7 @@ def double(x: torch.Tensor) -> torch.Tensor:
     return 2 * x
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pickle looks into all modules, also at what is old
 def test_a_broken_compiler_leaves_functions_eager_with_one_warning_that_says_why() -> None:
     program = Program(double)
     with (

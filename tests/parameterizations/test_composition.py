@@ -192,7 +192,7 @@ def test_sizing_trains_nothing(task: ImageTask, name: str, monkeypatch: pytest.M
         raise AssertionError("a set was sized by training")
 
     for place in (
-        "image.generative.trained_generator",
+        "image.methods.generative.trained_generator",
         "parameterizations.generated.briefly_trained",
         "parameterizations.decoder.fit_to_images",
         "coresets.briefly_trained",
