@@ -212,6 +212,8 @@ def test_plans_tell_the_teacher_and_commands_keep_baselines_apart(
     assert main([*command, "--protocol", "rded", "--judges", "mlp,ntk", "--dry-run"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("judges' teacher"))
     assert "2 epochs, to be trained first in" in row
+    assert main([*command, "--protocol", "rded", "--method", "dd", "--dry-run"]) == 0  # whose steps are not taken
+    assert "mlp [rded], 1 network each, 4 epochs" in capsys.readouterr().out
     assert main([*command, "--judges", "ntk", "--protocol", "rded", "--dry-run"]) == 0
     assert "judges' teacher" not in capsys.readouterr().out
     for folder, options in (("a", []), ("b", ["--protocol", "rded"])):
