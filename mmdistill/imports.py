@@ -111,7 +111,7 @@ def noted(text: str) -> None:
 
 
 def as_tensor(value: object, what: str) -> Tensor:
-    """Return a tensor, an array or numbers as a tensor on the CPU that nothing is recorded of.
+    """Return a tensor, an array or numbers as a dense tensor on the CPU that nothing is recorded of.
 
     Raises:
         DataError: something else.
@@ -123,7 +123,8 @@ def as_tensor(value: object, what: str) -> Tensor:
             value = torch.as_tensor(value)
     if not isinstance(value, Tensor) or value.is_complex() or value.is_quantized or value.is_meta:
         raise DataError(f"{what} is a {type(value).__name__}, and a tensor of numbers is expected")
-    return value.detach().cpu()
+    value = value.detach().cpu()
+    return value if value.layout == torch.strided else value.to_dense()
 
 
 def by_role(found: Mapping[str, Any], roles: Mapping[str, Sequence[str]], needed: Sequence[str]) -> Tensors:

@@ -69,7 +69,7 @@ def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
         DataError: edges of nodes that there are not, or weights that are none.
     """
     if "adjacency" in parts:
-        weights = parts["adjacency"].to_dense().float()
+        weights = parts["adjacency"].float()
         if weights.shape != (nodes, nodes):
             raise DataError(f"{nodes} nodes have an adjacency ({nodes}, {nodes}), got {tuple(weights.shape)}")
         ends = weights.nonzero().T

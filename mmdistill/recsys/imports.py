@@ -81,7 +81,7 @@ def _matrix(found: Mapping[str, Any]) -> Tensor:
         raise DataError(f"the matrix of synthetic users is called users; found {first_few(list(found)) or 'nothing'}")
     value = found.get("users", next(iter(found.values())))
     if isinstance(value, Tensor) or not hasattr(value, "toarray"):
-        return as_tensor(value, "users").to_dense().float()
+        return as_tensor(value, "users").float()
     return from_array(as_sparse(value).toarray(), "users").float()
 
 

@@ -61,6 +61,7 @@ def test_identity_and_sparse_adjacency_and_scores_as_labels(task: GraphTask, tmp
     assert found.label == "fixed scores"
     sparse = import_set(task, {"x": x, "y": y, "adjacency": weights.to_sparse_csr()})
     torch.testing.assert_close(inputs(sparse.batch)["adjacency"], weights)
+    assert torch.equal(inputs(import_set(task, {"x": x.to_sparse(), "y": y}).batch)["x"], x)
 
 
 def test_data_of_torch_geometric(task: GraphTask, tmp_path: Path) -> None:
