@@ -58,7 +58,7 @@ class Source:
         Raises:
             DataError: a file that cannot be read, or a name that comes twice.
         """
-        found = dict(self.given)
+        found = {str(name): value for name, value in self.given.items()}
         for path in self.samples:
             held = read(path)
             own = {str(name): value for name, value in held.items()} if isinstance(held, Mapping) else {path.stem: held}
