@@ -27,20 +27,6 @@ EXACT = ConjugateGradients(80)
 LAST = "4.weight"
 
 
-@pytest.fixture(scope="module")
-def real(task: BlobTask) -> Batch:
-    batch = task.sample_real(KEY.fold("real"), None, 9)
-    assert isinstance(batch, Batch)
-    return batch
-
-
-@pytest.fixture(scope="module")
-def syn(task: BlobTask) -> Batch:
-    batch = task.sample_real(KEY.fold("syn"), None, 5)
-    assert isinstance(batch, Batch)
-    return Batch(batch.inputs, KEY.fold("labels").normal(5, 3, dtype=torch.float64) / 5, batch.weight)
-
-
 def exact(l2: float = 1e-2, clip: bool = False) -> ImplicitPerformance:
     objective = ImplicitPerformance(l2, EXACT, clip=clip).double()
     with torch.no_grad():

@@ -34,20 +34,6 @@ OBJECTIVE_KEY = Draws(0, ("objective",))
 """The key with which the battery calls objectives."""
 
 
-@pytest.fixture(scope="module")
-def real(task: BlobTask) -> Batch:
-    batch = task.sample_real(KEY.fold("real"), None, 9)
-    assert isinstance(batch, Batch)
-    return batch
-
-
-@pytest.fixture(scope="module")
-def syn(task: BlobTask) -> Batch:
-    batch = task.sample_real(KEY.fold("syn"), None, 5)
-    assert isinstance(batch, Batch)
-    return Batch(batch.inputs, KEY.fold("labels").normal(5, 3, dtype=torch.float64) / 5, batch.weight)
-
-
 def as_numpy(tensor: object) -> oracle.Array:
     assert isinstance(tensor, Tensor)
     return tensor.numpy()

@@ -27,7 +27,6 @@ def design(forward: Forward, params: Params, frozen: str, inputs: Tensor) -> Ten
                 create_graph=True,
                 materialize_grads=True,
             )
-            head = torch.zeros(embeddings.shape[1], outputs.shape[1], dtype=outputs.dtype)
             picked = torch.nn.functional.one_hot(torch.tensor(index), outputs.shape[1]).to(outputs.dtype)
             head = embeddings[0][:, None] * picked
             rows.append(torch.cat([*(gradient.reshape(-1) for gradient in found), head.reshape(-1)]))
