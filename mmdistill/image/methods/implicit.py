@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mmdistill.image.methods.ridge import MIRRORED, may_mirror, with_mirror_images
+from mmdistill.image.methods.ridge import with_its_mirror
 from mmdistill.method import Configured, Method
 from mmdistill.networks.quadratic import AdamDescent, ConjugateGradients, QuadraticSolver
 from mmdistill.networks.schedules import NetworkSchedule
@@ -10,7 +10,7 @@ from mmdistill.networks.staggered import BusyPool
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.implicit import ImplicitPerformance
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,6 @@ class MirroredImplicit(ImplicitPerformance):
     def joined(self, network: Network, syn: Batch) -> Batch:
         """Return the samples with their mirror images."""
         return with_its_mirror(network.task, syn)
-
-
-def with_its_mirror(task: Task, syn: Batch) -> Batch:
-    """Return a set of at most :data:`MIRRORED` images with its mirror images, in colour where data may be mirrored."""
-    return with_mirror_images(syn) if may_mirror(task) and len(syn.weight) <= MIRRORED else syn
 
 
 def solver(steps: int, lr: float) -> QuadraticSolver:

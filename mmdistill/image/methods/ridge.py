@@ -49,10 +49,13 @@ class MirroredKernelRidge(MarginKernelRidge):
         self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws
     ) -> torch.Tensor:
         """Return the squared error of the ridge prediction and the margin term."""
-        syn = flatten_classes(syn)
-        if may_mirror(network.task) and syn.weight.shape[0] <= self.limit:
-            syn = with_mirror_images(syn)
+        syn = with_its_mirror(network.task, flatten_classes(syn), self.limit)
         return super().forward(network, syn, real, draws)
+
+
+def with_its_mirror(task: Task, syn: Batch, limit: int = MIRRORED) -> Batch:
+    """Return a flat set of at most so many images with its mirror images, in colour where data may be mirrored."""
+    return with_mirror_images(syn) if may_mirror(task) and len(syn.weight) <= limit else syn
 
 
 def may_mirror(task: Task) -> bool:
