@@ -79,6 +79,11 @@ def in_words(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + "".join(names[-1:])
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: ``1 epoch``, ``1,000 epochs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def first_few(names: Sequence[object], most: int = 5) -> str:
     """Return the first of some names as a sentence lists them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

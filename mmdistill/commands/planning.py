@@ -10,6 +10,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_baselines, find_judges
 from mmdistill.execution.memory import explained
 from mmdistill.method import Method
+from mmdistill.names import counted
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.teacher import teacher_foretold
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -111,7 +112,7 @@ def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:
 def _epochs(task: Task, judge: str, samples: int | None) -> str:
     """Return for how many epochs a judge trains on so many samples (None: on all), in words; empty if unknown."""
     epochs = task.judging_epochs(judge, samples) if isinstance(task, TellsEpochs) else None
-    return "" if epochs is None else f"{epochs:,} epoch{'' if epochs == 1 else 's'}"
+    return "" if epochs is None else counted(epochs, "epoch")
 
 
 def _experts(task: Task, method: Method, settings: Settings) -> str:

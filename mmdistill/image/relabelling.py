@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mmdistill.checks import require_at_least, require_positive
 from mmdistill.image.augment import image_inputs
+from mmdistill.names import counted
 from mmdistill.networks.teacher import soft_labels, teacher_foretold, trained_teacher
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Task
@@ -59,10 +60,10 @@ class Relabelling:
             network: the name of the teacher's, where it has one.
             usual: epochs, see :meth:`of_epochs`.
         """
-        epochs, named = self.of_epochs(usual), f" ({network})" if network else ""
+        epochs, named = counted(self.of_epochs(usual), "epoch"), f" ({network})" if network else ""
         return (
-            f"each minibatch was labelled anew by a network{named} trained on all real data for {epochs:,} "
-            f"epoch{'' if epochs == 1 else 's'}: scores include what it knows, stored bytes do not"
+            f"each minibatch was labelled anew by a network{named} trained on all real data for {epochs}: scores "
+            "include what it knows, stored bytes do not"
         )
 
     def asking(self, task: Task, usual: int, before: Augment | None) -> Augment:

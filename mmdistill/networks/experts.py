@@ -20,7 +20,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import explained
 from mmdistill.files.locks import sole_writer
-from mmdistill.names import first_few
+from mmdistill.names import counted, first_few
 from mmdistill.networks.architecture import described_layers
 from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock
 from mmdistill.networks.expert_group import (
@@ -312,7 +312,7 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
     elif (folder / MANIFEST).exists():
         require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
     missing = sum(not shard(folder, index).exists() for index in range(count))
-    found = f"{called or f'{count:,}'} of {recipe.protocol.epochs:,} epoch{'' if recipe.protocol.epochs == 1 else 's'}"
+    found = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}"
     if not missing:
         return f"{found}, in {folder}"
     return f"{found}, {'' if missing == count else f'{missing:,} of them '}to be trained first in {folder}"
