@@ -18,6 +18,7 @@ import safetensors
 import torch
 
 from mmdistill.errors import DataError
+from mmdistill.files.saved import SAFETENSORS, TORCH
 from mmdistill.graph.data import FIELDS
 from mmdistill.store import opened_tensors
 
@@ -25,10 +26,6 @@ FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """By this variable torch runs no code from files, whatever it is asked."""
 _restricted = threading.RLock()
 """Held while what all threads share is set so that no code is run from files."""
-TORCH = (".pt", ".pth")
-"""How the names of torch's files end."""
-SAFETENSORS = ".safetensors"
-"""How the names of files of tensors alone end."""
 
 
 def holds_list(path: Path) -> bool:
@@ -142,10 +139,12 @@ def read_fields(path: Path) -> Mapping[str, Any]:
                 return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise DataError(f"{path} cannot be read as safetensors: {error}") from error
-    saved = read_saved(path)
-    if isinstance(saved, tuple) and saved:  # the processed file of a torch-geometric InMemoryDataset
-        saved = saved[0]
-    return fields_of(saved)
+    return fields_of(held(read_saved(path)))
+
+
+def held(saved: Any) -> Any:
+    """Return what the processed file of a torch-geometric ``InMemoryDataset`` holds, or whatever else was saved."""
+    return saved[0] if isinstance(saved, tuple) and saved else saved
 
 
 def read_saved(path: Path) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import read_saved
+from mmdistill.files.saved import TORCH, read_saved
 from mmdistill.graph import files
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import checked_edges
@@ -32,11 +32,9 @@ def read_values(path: Path) -> Any:
     Raises:
         DataError: it cannot be read without running code.
     """
-    if path.suffix.lower() not in files.TORCH:
+    if path.suffix.lower() not in TORCH:
         return read_saved(path)
-    found = files.read_saved(path)
-    if isinstance(found, tuple) and found:  # the processed file of a torch-geometric InMemoryDataset
-        found = found[0]
+    found = files.held(files.read_saved(path))
     return found if isinstance(found, Tensor | list) else files.fields_of(found)
 
 

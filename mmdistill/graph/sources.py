@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, to_install
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.saved import SAFETENSORS, TORCH
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
 from mmdistill.names import canonical, unknown_data
@@ -195,7 +196,7 @@ def load_graph(
     if key in SOURCES:
         return _named(key, split, seed, SOURCES[key].inductive if inductive is None else inductive)
     path = Path(source)
-    if path.suffix.lower() not in (".pt", ".pth", ".safetensors"):
+    if path.suffix.lower() not in (*TORCH, SAFETENSORS):
         if not path.exists():
             raise unknown_data("graph", str(source), SOURCES)
         raise DataError(f"{path} is no graph file: expected .pt (a torch-geometric Data) or .safetensors")

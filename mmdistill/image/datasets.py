@@ -13,7 +13,7 @@ from torch import Tensor
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.saved import from_array
+from mmdistill.files.saved import SAFETENSORS, from_array
 from mmdistill.image import files, tensor_files
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import (
@@ -244,7 +244,7 @@ def _load_tensors(path: Path, seed: int) -> ImageData:
     found = tensor_files.read_images(path)
     images, labels, *test = (found[name] for name in tensor_files.NAMES if name in found)
     data = build(str(path), (images, labels), (test[0], test[1]) if test else None, seed=seed)
-    if path.suffix.lower() != tensor_files.SAFETENSORS:
+    if path.suffix.lower() != SAFETENSORS:
         return data
     # What still maps the file would change with it. It is copied last: what a split has copied needs no second copy.
     mapped = {tensor.untyped_storage().data_ptr() for tensor in found.values()}

@@ -13,14 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import from_array
+from mmdistill.files.saved import SAFETENSORS, TORCH, from_array
 from mmdistill.store import opened_tensors
 
 NAMES = ("images", "labels", "test_images", "test_labels")
 """What such a file holds; the test part may be missing."""
-SAFETENSORS = ".safetensors"
-"""How the names of files of tensors alone end."""
-SUFFIXES = (SAFETENSORS, ".pt", ".pth", ".npz")
+SUFFIXES = (SAFETENSORS, *TORCH, ".npz")
 """How the names of such files end."""
 LOOKED_AT = 10_000
 """Operations of a pickle among which names are looked for."""

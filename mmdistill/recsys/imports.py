@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import SAFETENSORS, TORCH, from_array, read_saved
+from mmdistill.files.saved import SUFFIXES, from_array, read_saved
 from mmdistill.imports import Imported, Importer, Source, as_tensor, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
@@ -57,7 +57,7 @@ def read_users(task: RecsysTask, source: Source) -> Imported:
 
 
 def _is_matrix(path: Path) -> bool:
-    return path.suffix.lower() in (SAFETENSORS, *TORCH, ".npz", ".npy")
+    return path.suffix.lower() in SUFFIXES
 
 
 def _read_matrix(path: Path) -> Tensor:

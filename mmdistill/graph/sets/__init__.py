@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mmdistill.graph.files import TORCH, holds_list
+from mmdistill.files.saved import TORCH
+from mmdistill.graph.files import holds_list
 from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set, tu_prefix
 from mmdistill.graph.sets.draw import draw, export_pyg, export_tensors
 from mmdistill.graph.sets.imports import IMPORTS

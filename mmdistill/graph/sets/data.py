@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.graph.files import TORCH, graph_classes, read_saved
+from mmdistill.files.saved import TORCH
+from mmdistill.graph.files import graph_classes, read_saved
 from mmdistill.graph.sets.lists import side_by_side
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, checked_seed, data_root, tensor_digest
