@@ -11,9 +11,9 @@ import yaml
 from mmdistill.checks import require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
-from mmdistill.files.plain_yaml import parsed
+from mmdistill.files.plain_yaml import settings_by_name
 from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
-from mmdistill.runs.folder import holds_work
+from mmdistill.runs.folder import IMPORTED, holds_work
 from mmdistill.settings import MEMORY_ONLY, Settings, known_names
 
 ASIDE = {"resume": None, "dry_run": False}
@@ -223,11 +223,15 @@ class DistillConfig:
         """Return the judges asked for; empty for the default."""
         return split_names(self.judges)
 
-    def save(self, path: Path) -> None:
-        """Write the configuration as YAML that re-runs it, without leave to replace what there is by then."""
+    def save(self, path: Path, *, imported: bool = False) -> None:
+        """Write the configuration as YAML that re-runs it, without leave to replace what there is by then.
+
+        That of a set which was imported says so, since no method of ours makes it again.
+        """
         from mmdistill.runtime import atomic_write  # imports torch, which --help should not wait for
 
         content = {name: value for name, value in asdict(self).items() if value is not None and name != "overwrite"}
+        content |= {IMPORTED: True} if imported else {}
         with atomic_write(path) as handle:
             handle.write(yaml.safe_dump(content, sort_keys=False).encode())
 
@@ -338,19 +342,15 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
         CheckpointError: the file is missing or damaged, or a setting in it is unknown.
     """
     try:
-        content: Any = parsed(path.read_text(encoding="utf-8"))
+        content = settings_by_name(path)
     except FileNotFoundError as error:
         raise CheckpointError(_no_configuration(path)) from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no settings by name")
     for name, value in ASIDE.items():  # which --print-config writes
         if content.get(name, ...) == value:
             del content[name]
     known = {*kinds, *(assignable() if "set" in kinds else ())}
+    if IMPORTED in content and IMPORTED not in known:
+        raise CheckpointError(f"{path} is that of a set which was imported: no method makes it")
     for name in content:
         if name not in known:
             raise CheckpointError(f"{path} has an unknown setting {name!r:.80}{did_you_mean(str(name), known)}")
@@ -375,7 +375,8 @@ def read_options(path: Path) -> dict[str, Any]:
         CheckpointError: as :func:`read_settings`, and a setting of another type.
     """
     kinds = {field.name: field.type for field in fields(DistillConfig)}
-    content = read_settings(path)
+    content = read_settings(path, (*kinds, IMPORTED))
+    content.pop(IMPORTED, None)
     for name, value in content.items():
         if not _fits(value, kinds[name]):
             raise CheckpointError(f"{path} has {name}: {value!r:.80}, which cannot be; mend or remove the line")

@@ -297,8 +297,33 @@ def test_an_imported_set_is_a_run_like_others(
     assert row.split()[-4:] == ["-", "-", "-", "theirs"]
     assert main(["distill", "--resume", "runs/theirs"]) == 2
     assert "holds a set that was imported, and no run to resume" in capsys.readouterr().err
+    assert main(["distill", "--config", "runs/theirs/config.yaml", "--out", "runs/other"]) == 2
+    assert "config.yaml is that of a set which was imported" in capsys.readouterr().err
     assert main(["export", "runs/theirs", "--format", "pt"]) == 0
     assert json.loads(Path("runs/theirs/export/learned.json").read_text()) == {"inner_lr": pytest.approx(0.02)}
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_damaged_imported_set_is_imported_again_and_never_distilled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = ten()
+    torch.save({"images": images, "labels": labels}, "theirs.pt")
+    order = ["import", "theirs.pt", "--data", "digits", "--name", "DM", "--model", "mlp", "--width", "8"]
+    options = ["--networks", "1", "--judge-epochs", "1", "--baselines", "none", "--out", "runs/dm"]
+    assert main([*order, *options]) == 0
+    again = "mmdistill import FILES ... --out runs/dm --overwrite imports its set again"
+    (described := Path("runs/dm/distilled.json")).write_text("{")
+    for command in (["distill", "--resume", "runs/dm"], ["evaluate", "runs/dm"], ["report", "runs/dm"]):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "mmdistill distill" not in capsys.readouterr().err
+    described.unlink()
+    assert main(["report", "runs/dm"]) == 2
+    assert again in capsys.readouterr().err
+    assert main([*order, *options, "--overwrite"]) == 0
+    assert main(["report", "runs/dm"]) == 0
 
 
 def test_an_option_of_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

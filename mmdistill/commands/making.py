@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from mmdistill.composition import without_effect
 from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import ConfigError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.execution import ranks
 from mmdistill.execution.memory import explained
@@ -39,16 +39,15 @@ from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
-from mmdistill.runs.folder import CONFIG, SET, holds_work, is_finished, is_started, require_free, ways_out
+from mmdistill.runs.folder import CONFIG, is_finished, is_imported, is_started, require_free, ways_out
 from mmdistill.runs.judging import judge_missing
-from mmdistill.runs.keeper import Keeper
+from mmdistill.runs.keeper import put_finished
 from mmdistill.runs.kept_baselines import package_digest
 from mmdistill.runs.mending import whole_set
 from mmdistill.runs.saving import draw
 from mmdistill.runtime import deterministic_kernels
 from mmdistill.selections import known_bytes
 from mmdistill.settings import AT_RESUME
-from mmdistill.store import read_json
 from mmdistill.task import BudgetKind, Task
 
 
@@ -60,7 +59,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
     package_digest()  # of the code that runs, which may be edited meanwhile
     given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
-        if _is_imported(Path(resume)):
+        if is_imported(Path(resume)):
             raise ConfigError(f"{resume} holds a set that was imported, and no run to resume; 'evaluate' judges it")
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
     folder = config.folder()
@@ -105,13 +104,6 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
             first = ranks.is_first()
         if first:
             _judge_and_draw(config, task, distilled, folder, budget)
-
-
-def _is_imported(folder: Path) -> bool:
-    """Return whether a folder holds a set that another tool made; False where its file is damaged."""
-    with suppress(CheckpointError):
-        return is_finished(folder) and bool(read_json(folder / SET).get("origin"))
-    return False
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
@@ -189,12 +181,14 @@ def import_command(
         config = dataclasses.replace(config, **budget)
         folder = config.folder()
         _require_free(config, folder, None)
+
+        def write(place: Path) -> None:
+            config.save(place / CONFIG, imported=True)  # first: a set without it would pass for a run of a method
+            distilled.save(place)
+
         with sole_writer(folder):
             _require_free(config, folder, None)
-            keeper = Keeper(folder, {}, 0, time.perf_counter())
-            keeper.replaces = holds_work(folder)
-            keeper.finish(distilled.save, 0)
-            config.save(folder / CONFIG)
+            put_finished(folder, write)
             print(f"imported {distilled}")
             _judge_and_draw(config, task, distilled, folder, distilled.budget)
 

@@ -1,9 +1,11 @@
 """What a run's folder holds, by name; without torch, for which the command line's help does not wait."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.files.plain_yaml import settings_by_name
 from mmdistill.names import as_argument, first_few
 
 SAMPLES = "distilled.safetensors"
@@ -16,6 +18,8 @@ HISTORY = "history.json"
 """The loss, as it was read back."""
 CONFIG = "config.yaml"
 """The options of the command line."""
+IMPORTED = "imported"
+"""What is true among the options of a set that another tool made; no option, since no method of ours makes it."""
 LOG = "log.txt"
 """What a run printed that was started by another program."""
 CHECKPOINTS = "checkpoints"
@@ -54,6 +58,13 @@ def how_to_finish(folder: Path) -> str:
     return "" if is_finished(folder) else how_to_go_on(folder)
 
 
+def is_imported(folder: Path) -> bool:
+    """Return whether the options of a folder are those of a set that was imported; False where they are damaged."""
+    with suppress(CheckpointError, OSError):
+        return bool(settings_by_name(folder / CONFIG).get(IMPORTED))
+    return False
+
+
 def require_finished(folder: Path) -> None:
     """Refuse a folder that holds an unfinished run.
 
@@ -66,6 +77,8 @@ def require_finished(folder: Path) -> None:
 
 def how_to_go_on(folder: Path) -> str:
     """Return how the run of a folder goes on that is not finished, or is being taken further, in words."""
+    if is_imported(folder):
+        return how_to_begin_anew(folder)
     if (folder / CONFIG).is_file():
         again = f"distill --resume {as_argument(folder)}"
         if method := _method_of_a_script(folder):
@@ -85,6 +98,8 @@ def how_to_write_again(folder: Path) -> str:
 
 def how_to_begin_anew(folder: Path) -> str:
     """Return how a run is made once more in its own place, in words."""
+    if is_imported(folder):
+        return f"mmdistill import FILES ... --out {as_argument(folder)} --overwrite imports its set again"
     if not (folder / CONFIG).is_file():
         return "distill(task, ..., out=folder, overwrite=True) in Python makes it anew"
     options, out = as_argument(folder / CONFIG), as_argument(folder)

@@ -155,3 +155,10 @@ class Keeper:
             for name in FORMER:
                 for path in self.folder.glob(name):
                     patiently(path.unlink)
+
+
+def put_finished(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have the files of a run without steps written into a folder, in the place of what a former run left there."""
+    keeper = Keeper(folder, {}, 0, time.perf_counter())
+    keeper.replaces = holds_work(folder)
+    keeper.finish(write, 0)
