@@ -389,9 +389,9 @@ def _no_configuration(path: Path) -> str:
     if not holds_work(folder):
         return f"{folder} is no run folder: {path.name} is missing"
     return (
-        f"{folder} holds no {path.name}: it was removed, or the run was made in Python, where its task is known "
-        "alone; there use distill(task, ..., out=folder, resume=True), evaluate(task, DistilledSet.load(folder)), "
-        "save_evaluation for its metrics and report, and export"
+        f"{folder} holds no {path.name}, so nothing says which data and network its run is of: it was made in Python "
+        "(or the file was removed). There distill(task, ..., out=folder, resume=True) goes on with it, "
+        "evaluate(task, DistilledSet.load(folder)) judges it, save_evaluation writes its report, and export exports it"
     )
 
 

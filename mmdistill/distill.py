@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -123,7 +124,8 @@ def distill(
         overwrite: replace a run in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run, at least every ten minutes, and
             more often at first.
-        progress: called with (steps done, steps in all, loss) whenever the loss is read back; True shows a bar.
+        progress: called with (steps done, steps in all, loss) whenever the loss is read back; True shows a bar, and
+            what is to be known of how the data were read.
         name: how the set calls the method; its registered name or lower-case title by default.
         compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always; both capture
             steps on CUDA; ``off`` stays eager.
@@ -187,6 +189,9 @@ def distill(
             if finished and not goes_further and (whole := _finished(distiller, name, folder, precision == "auto")):
                 return whole
             resume = started
+        if progress is True and ranks.is_first():  # on the bar's stream
+            for note in task.describe().notes:
+                print(f"note: {note}", file=sys.stderr)
         with step_bar(f"{Path(task.describe().data).stem} {name}", visible=progress is True) as show:
             return _distilled(
                 distiller,

@@ -326,6 +326,11 @@ def test_progress_may_be_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "judging" in printed
     assert "2/2" in printed
     assert shown.results == evaluate(task, distilled, n=1, baselines=("random",), progress=False).results
+    described = replace(task.describe(), preprocessing={"notes": ["read somehow"]})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(task, "describe", lambda: described)
+        distill(task, "dm", ipc=1, settings=SHORT, progress=True)
+    assert "note: read somehow\n" in capsys.readouterr().err
     distill(task, "dm", ipc=1, settings=SHORT, progress=False)
     assert not capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"progress is called with .* got int, which cannot be; True shows a bar"):

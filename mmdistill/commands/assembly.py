@@ -27,6 +27,9 @@ from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.task import BudgetKind, Task
 
+MANY = 1000
+"""Steps that may take a CPU hours."""
+
 
 def placed(config: DistillConfig) -> DistillConfig:
     """Return a configuration whose folders of experts and of an encoder are absolute, so that a run always finds them.
@@ -80,6 +83,22 @@ def unmet_conditions(config: DistillConfig, domain: Domain, budget: int) -> dict
         return {}
     wanted = domain.conditions(canonical(name), canonical(data), budget)
     return {option: value for option, value in wanted.items() if _parts(config, option) != set(value.split("-"))}
+
+
+def shorter_way(config: DistillConfig, domain: Domain, method: Method, budget: int) -> str:
+    """Return what takes less than a method's published steps, in words; nothing where these were not taken, or are few.
+
+    It is for domains that have short schedules, since methods of the others take minutes.
+    """
+    data, name = require_data_and_method(config)
+    steps = 0 if method.solve is not None else method.settings(budget).steps
+    if config.schedule != "published" or config.steps is not None or steps < MANY or not domain.reduced:
+        return ""
+    try:
+        fewer = get_method(domain, name, data, "reduced").settings(budget).steps
+    except ConfigError:
+        return "" if canonical(data) in domain.datasets else "--steps N takes fewer"
+    return f"--schedule reduced takes {fewer:,}, and --width 32 a smaller network" if fewer < steps else ""
 
 
 def _parts(config: DistillConfig, option: str) -> set[str]:

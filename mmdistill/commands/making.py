@@ -18,6 +18,7 @@ from mmdistill.commands.assembly import (
     make_task,
     placed,
     require_own_config,
+    shorter_way,
     unmet_conditions,
 )
 from mmdistill.commands.planning import plan_rows
@@ -141,6 +142,9 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
         if unmet := unmet_conditions(config, domain, budget):
             options = " ".join(f"--{option} {value}" for option, value in unmet.items())
             print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
+        if task.device.type == "cpu" and (shorter := shorter_way(config, domain, method, budget)):
+            steps = method.settings(budget).steps
+            print(f"note: the {steps:,} steps may take hours or days on a CPU; {shorter}")
     return task, method, budget
 
 

@@ -16,7 +16,7 @@ from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.commands.assembly import chosen_method, make_task, note_of_more_steps, placed
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
-from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
+from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
@@ -143,8 +143,12 @@ def require_own_folder(config: DistillConfig) -> None:
         asked, there = ({**one, "set": " ".join(one["set"] or ())} for one in (asked, there))
         said = ", ".join(f"{name.replace('_', '-')} {there[name]} in place of {asked[name]}" for name in differing)
         ways = "choose another --out or remove it"
-        if differing == ["steps"]:
+        if differing == ["steps"] and (config.steps or 0) > (saved.steps or 0) > 0:
             ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
+        elif set(differing) <= set(EvaluateConfig.__dataclass_fields__) - {"seed"} and is_finished(folder):
+            named = {name.replace("_", "-"): asked[name] for name in differing if asked[name] is not None}
+            options = " ".join(f"--{name} {value}" for name, value in named.items())
+            ways = f"mmdistill evaluate {as_argument(folder)} {options} judges its set so; else {ways}"
         raise ConfigError(f"{folder} holds another run, of {said}; {ways}")
 
 

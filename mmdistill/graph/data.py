@@ -19,8 +19,8 @@ LARGE = 50_000
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MASKS = ("train_mask", "val_mask", "test_mask")
 FIELDS = ("x", "edge_index", "y", *MASKS)
-SPLITTING = 'T.RandomNodeSplit("test_rest", num_train_per_class=20, num_val=500)(data) of torch_geometric.transforms'
-"""What gives a graph without masks some, as the field has them."""
+SPLITTING = 'T.RandomNodeSplit("train_rest", num_val=0.2, num_test=0.2)(data) of torch_geometric.transforms'
+"""What gives a graph without masks some, of any size."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ apart by the same knowledge. Scores include it, so they compare with each other 
 count the teacher.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,11 +13,10 @@ from torch.nn import functional as F
 from mmdistill.checks import require_at_least, require_positive
 from mmdistill.image.augment import image_inputs
 from mmdistill.names import counted
+from mmdistill.networks.fit import Augment
 from mmdistill.networks.teacher import soft_labels, teacher_foretold, trained_teacher
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Task
-
-Augment = Callable[[Draws, Batch], Batch]
 
 
 @dataclass(frozen=True)

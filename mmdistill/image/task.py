@@ -23,12 +23,12 @@ from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import JudgingChoices, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
-from mmdistill.image.relabelling import Augment
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.views import Views
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import OWN, described_module, task_line
+from mmdistill.networks.fit import Augment
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
 from mmdistill.networks.statistics import settled_by_class

@@ -29,6 +29,10 @@ LONGEST_UNSHOWN = 2.0
 """Seconds after which it is read to be shown, and no more than that, if the run is in one process."""
 DIVERGED = 1000.0
 """A loss that is so many times the first one is warned of."""
+LONG = 3600.0
+"""Seconds of a run that are told of in advance."""
+TOLD_AFTER = 60.0
+"""Seconds of steps after which it is told how long the run will take."""
 LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 """What to do about it."""
 
@@ -53,6 +57,7 @@ def take_steps(
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, shown = run.compile_seconds, time.perf_counter()
     validate_every = distiller.settings.validate_every
+    pace = _Pace(run.step, steps)
     with _signals() as asked:
         while run.step < steps and not distiller.exhausted(run):
             with _failing(asked), explained(f"step {run.step + 1} of the distillation", lower):
@@ -86,7 +91,37 @@ def take_steps(
                 raise KeyboardInterrupt
             if leaving:
                 asked.pass_on()
+            pace.follow(run.step, distiller.compile_seconds)
     return asked.stop
+
+
+class _Pace:
+    """Tells once how long a run will take, where that is long.
+
+    Args:
+        step: the last step before.
+        steps: those of the whole run.
+    """
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.step, self.steps = step, steps
+        self.began = time.perf_counter()
+        self.told = not ranks.is_first()
+
+    def follow(self, step: int, compiling: float) -> None:
+        """Take note of a finished step, and of the seconds that compiling has taken so far, which do not recur."""
+        if self.told or (elapsed := time.perf_counter() - self.began - compiling) < TOLD_AFTER:
+            return
+        self.told = True
+        left = elapsed / (step - self.step) * (self.steps - step)
+        if left > LONG:
+            logger.warning(
+                "at this rate the %s steps take another %.*f hours; fewer take less (--steps, or steps among the "
+                "settings), and some data have short schedules (--schedule reduced, schedule='reduced')",
+                f"{self.steps:,}",
+                0 if left > 10 * LONG else 1,
+                left / 3600,
+            )
 
 
 def _agreed(own: tuple[bool, bool, bool], reading: bool) -> tuple[bool, ...]:

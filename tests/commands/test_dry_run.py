@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmdistill.cli import main
 from mmdistill.commands import making
@@ -33,6 +34,22 @@ def test_a_dry_run_says_what_the_run_would_do_and_does_nothing(
     (tmp_path / "own.yaml").write_text(capsys.readouterr().out)
     assert main(["distill", "--config", str(tmp_path / "own.yaml"), "--dry-run"]) == 0
     assert "DC, 7 steps, seed 3" in capsys.readouterr().out
+
+
+def test_published_steps_are_told_to_be_many_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for label in "ab":
+        for number in range(3):
+            picture = Image.new("L", (16, 16), 20 * number + (100 if label == "b" else 0))
+            (tmp_path / "own" / label).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "own" / label / f"{number}.png")
+    own = ["distill", "--data", "own", "--ipc", "1", "--width", "4", "--dry-run"]
+    assert main([*own, "--method", "dm"]) == 0
+    assert "the 20,000 steps may take hours or days on a CPU; --steps N takes fewer" in capsys.readouterr().out
+    assert main([*own, "--method", "dm", "--steps", "20000"]) == 0
+    assert "hours or days" not in capsys.readouterr().out
 
 
 def planned(capsys: pytest.CaptureFixture[str], *options: str, ipc: int = 1) -> str:

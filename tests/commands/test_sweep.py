@@ -207,11 +207,22 @@ def test_a_run_on_its_way_further_is_unfinished(tmp_path: Path, fake: Fake, caps
     assert swept(out, "--ipc", "1") == 0
     assert swept(out, "--ipc", "1", "--steps", "9") == 2  # which is for its run to do
     assert f"distill --resume {out}/digits-dm-1 --steps N takes a run further" in capsys.readouterr().err
+    assert swept(out, "--ipc", "1", "--steps", "3") == 2  # of which there is nothing to take further
+    assert "takes a run further" not in capsys.readouterr().err
     options = out / "digits-dm-1" / "config.yaml"
     options.write_text(options.read_text().replace("steps: 6", "steps: 9"))
     assert swept(out, "--ipc", "1", "--steps", "9") == 0
     assert "1 unfinished" in capsys.readouterr().out
     assert len(calls(out)) == 2
+
+
+def test_other_judging_is_that_of_evaluate(tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake("")
+    out = tmp_path / "out"
+    assert swept(out, "--ipc", "1") == 0
+    assert swept(out, "--ipc", "1", "--networks", "3", "--judge-epochs", "4") == 2
+    again = f"mmdistill evaluate {out}/digits-dm-1 --networks 3 --judge-epochs 4 judges its set so"
+    assert again in capsys.readouterr().err
 
 
 def test_a_run_folder_is_no_sweeps_folder(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,22 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import DataError
 from mmdistill.progress import StepProgress
+from mmdistill.runs import loop
 from mmdistill.runs.state import RunState
 from tests.runs.blobs import method, samples
 from tests.toys import BlobTask
+
+
+def test_it_is_told_once_how_long_a_long_run_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop, "TOLD_AFTER", 0.0)
+    task = BlobTask()
+    distill(task, method("dm"), 1)
+    assert "at this rate" not in caplog.text
+    monkeypatch.setattr(loop, "LONG", 0.0)
+    distill(task, method("dm"), 1)
+    assert caplog.text.count("at this rate the 12 steps take another 0 hours") == 1
 
 
 @pytest.fixture
