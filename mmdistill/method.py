@@ -198,7 +198,7 @@ class Method:
         idle |= set() if objective.reads_real or "real_batch" in read else {"real_batch"}
         prepares = getattr(schedule, "prepare", None) is not None  # minibatches in a way of its own
         idle |= {"augment"} if not objective.siamese and (prepares or "augment" not in read) else set()
-        idle |= {"classes_at_once"} if objective.view == "flat" else set()
+        idle |= {"classes_at_once"} if objective.view == "flat" or not objective.divided else set()
         taught = self.label == "teacher" and not schedule.gives_target
         idle |= set() if taught or "teacher_epochs" in read else {"teacher_epochs"}
         idle |= own_names(own) - read if self.parameterization is None else set()

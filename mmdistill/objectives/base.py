@@ -103,7 +103,8 @@ class Objective(nn.Module, ABC):
     ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned; without
     ``reads_scores`` it compares losses on labels with losses on classes, so labels must be distributions.
     One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients` and
-    :func:`class_means` do; ``bf16`` is refused with others. One that is ``exact`` has all products of its steps in
+    :func:`class_means` do; ``bf16`` is refused with others. One that takes all classes together, whatever
+    ``classes_at_once`` says, is not ``divided``. One that is ``exact`` has all products of its steps in
     float32 whatever the precision, because TF32 would drown a small ridge.
     """
 
@@ -115,6 +116,7 @@ class Objective(nn.Module, ABC):
     needs_target = False
     reads_real = True
     siamese = True
+    divided = True
     steady = True
     exact = False
 

@@ -43,6 +43,7 @@ class BatchNormInversion(Objective):
 
     reads_labels = False  # of the classes that group samples alone
     reads_real = False
+    divided = False
     siamese = False
 
     def __init__(

@@ -16,7 +16,7 @@ def lowering_steps(distiller: Distiller, run: RunState) -> str:
     students = [part for part in objective.modules() if isinstance(part, UnrolledObjective)]
     keeping = [part for part in students if not isinstance(part, TrajectoryMatchingConstantMemory)]
     network = not isinstance(distiller.schedule, UnreadNetwork)
-    by_class = objective.view == "classes"
+    by_class = objective.view == "classes" and objective.divided
     minibatches = bool(settings.inner_batch and (students or isinstance(distiller.schedule, TrainedNetworks)))
     ways = {
         "fewer classes at once (--classes-at-once 1, also with --resume)": (

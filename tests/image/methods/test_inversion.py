@@ -17,6 +17,7 @@ from mmdistill.networks.taught import TrainedNetwork
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.parameterizations.bounded import Bounded
 from mmdistill.registry import get_method
+from mmdistill.runs.lowering import lowering_steps
 from mmdistill.runtime import Draws
 from mmdistill.task import one_tensor
 from mmdistill.testing import check_parameterization
@@ -161,3 +162,12 @@ def test_published_commands(digits: ImageTask) -> None:
     ]
     assert (plain.steps, plain.bn_weight, plain.bn_first, plain.jitter, plain.crop_share) == (1000, 0.01, 10.0, 4, 0.0)
     assert (tiny.steps, tiny.bn_weight, tiny.crop_share) == (4000, 1.0, 0.08)
+
+
+def test_classes_in_parts_are_no_advice(digits: ImageTask) -> None:
+    sre2l, dm = (get_method(DOMAIN, name, "digits") for name in ("sre2l", "dm"))
+    assert sre2l.unread(1, ["classes_at_once"]) == ["classes_at_once"]
+    assert dm.unread(1, ["classes_at_once"]) == []
+    for method, said in ((sre2l, False), (dm, True)):
+        distiller = Distiller(digits, method.with_settings(steps=1), 1)
+        assert ("--classes-at-once" in lowering_steps(distiller, distiller.start())) == said
