@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.abilities import GivesMaps, Validates
-from mmdistill.composition import composed, noise_suggested, require_precision, require_selectable, takes_some
+from mmdistill.composition import (
+    composed,
+    noise_suggested,
+    require_given,
+    require_precision,
+    require_selectable,
+    takes_some,
+)
 from mmdistill.described import described
 from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
@@ -151,11 +158,7 @@ class Distiller:
             return objective
         self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
         objective.check(self.task)
-        if objective.needs_target and not self.schedule.gives_target:
-            raise ConfigError(
-                f"{type(objective).__name__} matches an expert's end point, which {type(self.schedule).__name__} "
-                "does not give; use a schedule of cached experts"
-            )
+        require_given(objective, self.schedule)
         return objective
 
     def initial(self) -> Parameterization:
@@ -235,6 +238,7 @@ class Distiller:
             schedule.age,
             self.precision,
             self.settings.classes_at_once,
+            schedule.accuracy,
         )
 
     def operations(self, run: RunState) -> int:
