@@ -13,7 +13,6 @@ from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 from mmdistill.execution.precision import Precision
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
-from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
@@ -47,25 +46,6 @@ def starts_from_noise(task: Task, method: Method, budget: int, settings: Setting
     except MmdistillError:
         return False
     return True
-
-
-def require_given(objective: Objective, schedule: NetworkSchedule) -> None:
-    """Refuse an objective that reads of a network what its schedule does not give.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    name = type(schedule).__name__
-    if objective.needs_target and not schedule.gives_target:
-        raise ConfigError(
-            f"{type(objective).__name__} matches an expert's end point, which {name} does not give; use a schedule of "
-            "cached experts"
-        )
-    if objective.needs_accuracy and not schedule.gives_accuracy:
-        raise ConfigError(
-            f"{type(objective).__name__} weighs by how accurate a network is, which {name} does not count; use a pool "
-            "of networks that train on real samples (EnrichedPool)"
-        )
 
 
 @contextmanager

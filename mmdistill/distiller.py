@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.abilities import GivesMaps, Validates
-from mmdistill.composition import (
-    composed,
-    noise_suggested,
-    require_given,
-    require_precision,
-    require_selectable,
-    takes_some,
-)
+from mmdistill.composition import composed, noise_suggested, require_precision, require_selectable, takes_some
 from mmdistill.described import described
 from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
@@ -33,7 +26,7 @@ from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.objectives.compiled import Compiled
-from mmdistill.objectives.losses import require_gradients, require_loss
+from mmdistill.objectives.losses import require_given, require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import is_active, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike

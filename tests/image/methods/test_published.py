@@ -227,7 +227,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "settings.syn_batch": 0,
         "settings.init": "real",
         "settings.augment": True,
-        "rates.codes": OptimizerSpec("sgd", pytest.approx(0.4 * 0.2**2)),  # type: ignore[arg-type]
+        "rates.codes": OptimizerSpec("sgd", 2 * 0.2 * 0.2**2),
         "network.__class__": EnrichedPool,
         "network.size": 100,
         "network.first": 4,
