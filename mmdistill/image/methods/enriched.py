@@ -133,14 +133,15 @@ ENRICHED_DIGITS: dict[str, Method] = {"idm": replace(_idm, settings=_digits, par
 
 
 def _reduced(ipc: int, rate: float = 0.03) -> PoolSettings:
-    """Return few steps from real tiles on a small young pool."""
+    """Return few steps from real tiles, beside two thousand minibatches for a handful of networks."""
+    few = ipc < 10
     return replace(
         _idm_settings(ipc),
-        steps=200 if ipc < 10 else 100,
+        steps=200 if few else 100,
         real_batch=32,
         optimizers={"codes": OptimizerSpec("adam", rate, cosine=True)},
         outer_steps=30,
-        inner_steps=10,
+        inner_steps=5 if few else 10,
         inner_batch=64,
         pool_recount=0,
     )
