@@ -132,14 +132,14 @@ ENRICHED_DIGITS: dict[str, Method] = {"idm": replace(_idm, settings=_digits, par
 """Short runs for the 8 x 8 digits: plain images, and none augmented."""
 
 
-def _reduced(ipc: int, rate: float = 0.03) -> PoolSettings:
-    """Return few steps from real tiles, beside two thousand minibatches for a handful of networks."""
+def _reduced(ipc: int, many: float = 0.03) -> PoolSettings:
+    """Return few steps from real tiles, at DANCE's rates, beside two thousand minibatches for a handful of networks."""
     few = ipc < 10
     return replace(
         _idm_settings(ipc),
         steps=200 if few else 100,
         real_batch=32,
-        optimizers={"codes": OptimizerSpec("adam", rate, cosine=True)},
+        optimizers={"codes": OptimizerSpec("adam", 0.03 if few else many, cosine=True)},
         outer_steps=30,
         inner_steps=5 if few else 10,
         inner_batch=64,
@@ -149,5 +149,5 @@ def _reduced(ipc: int, rate: float = 0.03) -> PoolSettings:
 
 ENRICHED_REDUCED: dict[str, Method] = {"idm": replace(_idm, settings=_reduced)}
 """For 28 x 28 greyscale images in minutes of one core."""
-ENRICHED_REDUCED_COLOUR: dict[str, Method] = {"idm": replace(_idm, settings=partial(_reduced, rate=0.01))}
+ENRICHED_REDUCED_COLOUR: dict[str, Method] = {"idm": replace(_idm, settings=partial(_reduced, many=0.01))}
 """The same for 32 x 32 images in colour."""
