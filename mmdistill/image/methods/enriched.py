@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 from mmdistill.image.methods.matching import WEIGHT_DECAY
 from mmdistill.image.storage import tiled
@@ -30,19 +31,20 @@ class PoolSettings(Settings):
     pool_recount: int = 100
 
 
-def enriched(settings: PoolSettings) -> EnrichedPool:
+def enriched(settings: Settings) -> EnrichedPool:
     """A queue of networks in training, as ``pool_*``, ``outer_steps`` and ``inner_*`` of the settings say."""
+    own = cast(PoolSettings, settings)  # of which methods on such a queue have theirs
     return EnrichedPool(
-        size=settings.pool_size,
-        first=settings.pool_first,
-        every=settings.outer_steps,
-        trained=settings.pool_trained,
-        steps=settings.inner_steps,
-        lr=settings.inner_lr,
-        momentum=settings.inner_momentum,
+        size=own.pool_size,
+        first=own.pool_first,
+        every=own.outer_steps,
+        trained=own.pool_trained,
+        steps=own.inner_steps,
+        lr=own.inner_lr,
+        momentum=own.inner_momentum,
         weight_decay=WEIGHT_DECAY,
-        batch=settings.inner_batch,
-        recount=settings.pool_recount,
+        batch=own.inner_batch,
+        recount=own.pool_recount,
     )
 
 
