@@ -120,7 +120,7 @@ def _digits(ipc: int) -> PoolSettings:
         _idm_settings(ipc),
         steps=200,
         real_batch=64,
-        optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)},
+        optimizers={"codes": OptimizerSpec("adam", 0.1, cosine=True)},
         init="herding",
         augment=False,
         outer_steps=20,
