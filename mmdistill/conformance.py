@@ -97,7 +97,8 @@ def check_single(
     """
     own = copy.deepcopy(objective).float()
     target = None if network.target is None else {name: _narrow(t) for name, t in network.target.items()}
-    lower = network._replace(state=network.state.map(_narrow), target=target)
+    accuracy = None if network.accuracy is None else _narrow(network.accuracy)
+    lower = network._replace(state=network.state.map(_narrow), target=target, accuracy=accuracy)
     syn, real = (
         ClassBatch(side.batch.map(_narrow), side.dims) if isinstance(side, ClassBatch) else side.map(_narrow)
         for side in (syn, real)

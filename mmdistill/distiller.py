@@ -26,7 +26,7 @@ from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.objectives.compiled import Compiled
-from mmdistill.objectives.losses import require_gradients, require_loss
+from mmdistill.objectives.losses import require_given, require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import is_active, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
@@ -151,11 +151,7 @@ class Distiller:
             return objective
         self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
         objective.check(self.task)
-        if objective.needs_target and not self.schedule.gives_target:
-            raise ConfigError(
-                f"{type(objective).__name__} matches an expert's end point, which {type(self.schedule).__name__} "
-                "does not give; use a schedule of cached experts"
-            )
+        require_given(objective, self.schedule)
         return objective
 
     def initial(self) -> Parameterization:
@@ -235,6 +231,7 @@ class Distiller:
             schedule.age,
             self.precision,
             self.settings.classes_at_once,
+            schedule.accuracy,
         )
 
     def operations(self, run: RunState) -> int:

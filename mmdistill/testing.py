@@ -295,6 +295,8 @@ def check_objective_on(
     syn, real = (_wide(task.sample_real(key.fold(side), classes, count)) for side in ("syn", "real"))
     target = as_float64(task.init(key.fold("target"))).params if objective.needs_target else None
     network = Network(task, as_float64(task.init(key.fold("network"))), target)
+    if objective.needs_accuracy:
+        network = network._replace(accuracy=torch.tensor(0.5, dtype=torch.float64, device=task.device))
     check_objective(
         objective,
         network,

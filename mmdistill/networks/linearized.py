@@ -147,7 +147,7 @@ def require_readout(name: str, task: Task) -> None:
             if found.shape == outputs.shape and torch.allclose(found, outputs, rtol=1e-3, atol=1e-4):
                 return
     raise ConfigError(
-        f"{name} solves for the weights of the last layer, but the outputs of the network of "
+        f"{name} reads the weights of the last layer, but the outputs of the network of "
         f"{task.describe().data!r} are no linear function of its embedding of width {embedded.shape[1]} for "
         f"{num_samples(inputs)} samples; let the network end with the nn.Linear whose input the embedding is"
     )

@@ -41,6 +41,8 @@ class ScheduleState(NamedTuple):
         target: parameters that a student starting from it shall reach, from schedules that give any; it lives for
             one outer step and is never stored.
         target_buffers: the target's running statistics, where they are not the network's; they live as long.
+        accuracy: the share of real samples that the network has been right on, from schedules that count it; a scalar
+            on the device, which lives as long.
     """
 
     network: NetworkState | None
@@ -48,6 +50,7 @@ class ScheduleState(NamedTuple):
     memory: Tensors
     target: Tensors | None = None
     target_buffers: Tensors | None = None
+    accuracy: Tensor | None = None
 
 
 EMPTY = ScheduleState(None, 0, {})
@@ -60,6 +63,8 @@ class NetworkSchedule(ABC):
 
     gives_target = False
     """Whether fetched states carry a target."""
+    gives_accuracy = False
+    """Whether they carry the network's accuracy."""
 
     def make_ready(self, task: Task) -> None:  # noqa: B027 - most schedules need nothing
         """Make what the schedule needs from the cache, before the first step; nothing by default."""

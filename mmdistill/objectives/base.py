@@ -44,6 +44,7 @@ class Network(NamedTuple):
         age: outer steps that this network has served; likewise.
         precision: the number formats, see :mod:`mmdistill.execution.precision`.
         classes_at_once: classes that class-wise objectives take together where that needs memory; 0 leaves it to them.
+        accuracy: the share of real samples that the network has been right on, a scalar, where the schedule counts it.
     """
 
     task: Task
@@ -54,6 +55,7 @@ class Network(NamedTuple):
     age: int = 0
     precision: Precision = "float32"
     classes_at_once: int = 0
+    accuracy: Tensor | None = None
 
     def lowered(self, batch: ClassBatch) -> AbstractContextManager[object]:
         """Return the context for one side of class-wise matching; where classes share inputs, bf16 alone lowers."""
@@ -95,10 +97,10 @@ class Objective(nn.Module, ABC):
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
     ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
     optimizer group ``objective`` steps them, with the weights of any modules of its own, and :meth:`learned` says
-    which go with the set. With ``needs_target`` it reads ``network.target``; without
-    ``reads_real`` its real batch is one sample; without ``siamese`` it augments by itself, and its batches come as they
-    are. One that is not ``steady`` does other work from step to step by what the host knows, or changes something
-    beside its result, so that a captured step cannot repeat it.
+    which go with the set. With ``needs_target`` it reads ``network.target``, with ``needs_accuracy`` its accuracy;
+    without ``reads_real`` its real batch is one sample; without ``siamese`` it augments by itself, and its batches come
+    as they are. One that is not ``steady`` does other work from step to step by what the host knows, or changes
+    something beside its result, so that a captured step cannot repeat it.
     One of several ``styles`` compares the samples that as many decoders make of each code. One without
     ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned; without
     ``reads_scores`` it compares losses on labels with losses on classes, so labels must be distributions.
@@ -114,6 +116,7 @@ class Objective(nn.Module, ABC):
     styles = 1
     lowers = False
     needs_target = False
+    needs_accuracy = False
     reads_real = True
     siamese = True
     divided = True

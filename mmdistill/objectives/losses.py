@@ -1,11 +1,31 @@
-"""What a step may expect of an objective's loss."""
+"""What a step may expect of an objective's loss, and an objective of the networks that it is given."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.base import Objective
+
+
+def require_given(objective: Objective, schedule: NetworkSchedule) -> None:
+    """Refuse an objective that reads of a network what its schedule does not give.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    name = type(schedule).__name__
+    if objective.needs_target and not schedule.gives_target:
+        raise ConfigError(
+            f"{type(objective).__name__} matches an expert's end point, which {name} does not give; use a schedule of "
+            "cached experts"
+        )
+    if objective.needs_accuracy and not schedule.gives_accuracy:
+        raise ConfigError(
+            f"{type(objective).__name__} weighs by how accurate a network is, which {name} does not count; use a pool "
+            "of networks that train on real samples (EnrichedPool)"
+        )
 
 
 def require_loss(objective: Objective, loss: object, learns: bool) -> None:

@@ -18,6 +18,9 @@ WORTH_COMPILING = 2000
 FEWEST_STEPS = 20
 """With ``auto``, runs of fewer steps stay eager without a look at what their steps cost."""
 
+_Read = tuple[NetworkState, Tensors | None, Tensors | None, Tensor | None, Batch | ClassBatch]
+"""What a step reads that the next one does not: the network, its target with buffers, its accuracy, real samples."""
+
 
 class Stepper:
     """Steps a run by the fastest path that works.
@@ -92,14 +95,14 @@ class Stepper:
         if active not in self._replays:
             distiller = self.distiller  # not self, which keeps the graph: cycles, and their memory, are freed late
 
-            def function(
-                key: Draws, inputs: tuple[NetworkState, Tensors | None, Tensors | None, Batch | ClassBatch]
-            ) -> tuple[Tensor, list[Tensor | None]]:
-                network, target, buffers, batch = inputs
-                return distiller.gradients(run, ScheduleState(network, 0, {}, target, buffers), batch, key)
+            def function(key: Draws, inputs: _Read) -> tuple[Tensor, list[Tensor | None]]:
+                network, target, buffers, accuracy, batch = inputs
+                state = ScheduleState(network, 0, {}, target, buffers, accuracy)
+                return distiller.gradients(run, state, batch, key)
 
             self._replays[active] = Replay(function, self._graph)
-        loss, found = self._replays[active](key, (schedule.network, schedule.target, schedule.target_buffers, real))
+        inputs: _Read = schedule.network, schedule.target, schedule.target_buffers, schedule.accuracy, real
+        loss, found = self._replays[active](key, inputs)
         return loss.clone(), found
 
 

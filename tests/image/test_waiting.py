@@ -16,7 +16,7 @@ from tests.toys import RandomTargets
 
 STEPS = 2
 METHODS = (
-    *("dm", "datadam", "dance", "dc", "dsa", "dcc", "idc", "edd"),
+    *("dm", "datadam", "dance", "idm", "dc", "dsa", "dcc", "idc", "edd"),
     *("dd", "rat-bptt", "mtt", "tesla", "ftd"),
     *("kip", "krr", "frepo", "rfad", "rcig"),
 )

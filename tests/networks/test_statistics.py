@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdistill.image import ImageTask, image_task
 from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.enriched import EnrichedPool
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
 from mmdistill.networks.minibatches import repeat_steps
 from mmdistill.networks.schedules import (
@@ -85,14 +86,22 @@ def test_a_step_of_a_pools_member_moves_them_by_the_synthetic_set(task: ImageTas
 
 
 @pytest.mark.parametrize(
-    "make", [FreshNetworks, TrainedOnS, TrainedOnT, partial(EarlyStagePool, size=1, epochs=0.1, batch=32)]
+    "make",
+    [
+        FreshNetworks,
+        TrainedOnS,
+        TrainedOnT,
+        partial(EarlyStagePool, size=1, epochs=0.1, batch=32),
+        partial(EnrichedPool, first=1, size=2, batch=32),
+    ],
 )
 def test_networks_that_are_matched_have_those_of_real_samples(
     task: ImageTask, make: Callable[[], NetworkSchedule]
 ) -> None:
     schedule = make()
     if not isinstance(schedule, FreshNetworks):
-        schedule = replace(schedule, inner_steps=2)  # type: ignore[type-var]
+        steps = "steps" if isinstance(schedule, EnrichedPool) else "inner_steps"
+        schedule = replace(schedule, **{steps: 2})  # type: ignore[type-var]
     state = EMPTY
     for step in range(2):
         key = KEY.fold("step", step)

@@ -168,7 +168,7 @@ def discrimination(params: Params, syn: list[Array], real: list[Array]) -> float
 
 
 def calibration_loss(expert: Params, syn: list[tuple[Array, Array]]) -> float:
-    """DANCE's second term: each class's mean cross entropy in the expert, summed over classes."""
+    """DANCE's second term, and IDM's: each class's mean cross entropy in a network, summed over classes."""
     total = 0.0
     for xs, targets in syn:
         for x, target in zip(xs, targets, strict=True):

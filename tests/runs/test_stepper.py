@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,13 +14,22 @@ from mmdistill.execution.capture import WARM_UP_CALLS
 from mmdistill.execution.compilation import CompileMode
 from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
+from mmdistill.networks.enriched import EnrichedPool
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.objectives.regularised import RegularisedMatching
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runs.state import RunState
 from mmdistill.runs.stepper import FEWEST_STEPS, Stepper
 from mmdistill.settings import OptimizerSpec
 from tests.execution.test_capture import RepeatedCall
 from tests.toys import BlobTask, Uncompiled
+
+COUNTED = replace(
+    CORE_METHODS["dm"],
+    objective=RegularisedMatching,
+    network=lambda settings: EnrichedPool(size=3, first=2, every=3, steps=2, batch=8),
+)
+"""Whose loss weighs by how accurate a step's network is."""
 
 
 class CapturingStepper(Stepper):
@@ -135,15 +145,17 @@ def test_on_cuda_steady_objectives_are_captured() -> None:
     assert not Stepper(distiller, "on").captures(run)
 
 
-@pytest.mark.parametrize(("name", "active"), [("dm", None), ("dc", None), ("dm", (0, 2, 3)), ("dd", None)])
+@pytest.mark.parametrize(
+    ("name", "active"), [("dm", None), ("dc", None), ("dm", (0, 2, 3)), ("dd", None), ("counted", None)]
+)
 def test_captured_steps_equal_eager_ones(name: str, active: tuple[int, int, int] | None) -> None:
     """Networks that age or are fresh, rates that change and groups that rest stay outside the graph."""
     steps = 2 * WARM_UP_CALLS + 6
     changes: dict[str, object] = {"steps": steps, "augment": False, "real_batch": 8, "outer_steps": 3, "inner_steps": 2}
     codes = OptimizerSpec("sgd", 0.1, 0.5, cosine=True, active=active)
     changes["optimizers"] = {"codes": codes, "objective": OptimizerSpec("sgd", 1e-3)}
-    method = CORE_METHODS[name].with_settings(**changes)
-    found = []
+    method = COUNTED if name == "counted" else CORE_METHODS[name]
+    method, found = method.with_settings(**changes), []
     for kind in (Stepper, CapturingStepper):
         distiller = Distiller(BlobTask(), method, 2)
         run = distiller.start()
@@ -191,7 +203,7 @@ def test_a_run_whose_compiling_failed_says_that_it_was_eager() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-@pytest.mark.parametrize("name", ["dm", "dc", "datadam"])
+@pytest.mark.parametrize("name", ["dm", "dc", "datadam", "idm"])
 def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
     task = image_task("digits", width=8)
     method = get_method(get_domain("image"), name).with_settings(steps=2, augment=False, real_batch=16)
@@ -208,7 +220,7 @@ def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.parametrize("compile", ["auto", "on"])
-@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip", "datadam"])
+@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip", "datadam", "idm"])
 def test_captured_steps_equal_eager_ones_on_cuda(name: str, compile: str) -> None:
     method = get_method(get_domain("image"), name).with_settings(steps=24, real_batch=16, inner_steps=3)
     sets = []

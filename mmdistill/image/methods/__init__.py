@@ -6,6 +6,7 @@ from itertools import chain
 from mmdistill.image.methods.aligned import ALIGNED_DIGITS, ALIGNED_METHODS, ALIGNED_PRESETS
 from mmdistill.image.methods.attention import ATTENTION_DIGITS, ATTENTION_METHODS
 from mmdistill.image.methods.calibrated import CALIBRATED_DIGITS, CALIBRATED_METHODS
+from mmdistill.image.methods.enriched import ENRICHED_DIGITS, ENRICHED_METHODS, ENRICHED_PRESETS
 from mmdistill.image.methods.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.methods.implicit import IMPLICIT_DIGITS, IMPLICIT_METHODS
 from mmdistill.image.methods.inversion import INVERSION_DIGITS, INVERSION_METHODS, INVERSION_PRESETS
@@ -25,6 +26,7 @@ METHODS = MethodTable(
         **UNROLLED_METHODS,
         **REALISTIC_METHODS,
         **CALIBRATED_METHODS,
+        **ENRICHED_METHODS,
         **ALIGNED_METHODS,
         **IMPLICIT_METHODS,
         **INVERSION_METHODS,
@@ -41,6 +43,7 @@ DIGITS: dict[str, Method] = {
     **UNROLLED_DIGITS,
     **REALISTIC_DIGITS,
     **CALIBRATED_DIGITS,
+    **ENRICHED_DIGITS,
     **ALIGNED_DIGITS,
     **IMPLICIT_DIGITS,
     **INVERSION_DIGITS,
@@ -62,6 +65,12 @@ def _by_data(*families: Mapping[str, Mapping[str, Method]]) -> dict[str, dict[st
 
 
 PRESETS = _by_data(
-    {"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, ALIGNED_PRESETS, RIDGE_PRESETS, INVERSION_PRESETS
+    {"digits": DIGITS},
+    MATCHING_PRESETS,
+    UNROLLED_PRESETS,
+    ENRICHED_PRESETS,
+    ALIGNED_PRESETS,
+    RIDGE_PRESETS,
+    INVERSION_PRESETS,
 )
 """Methods by data set name, where its settings differ."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from mmdistill.image.methods.aligned import ALIGNED_REDUCED
 from mmdistill.image.methods.attention import ATTENTION_REDUCED
 from mmdistill.image.methods.calibrated import CALIBRATED_REDUCED, CALIBRATED_REDUCED_COLOUR
+from mmdistill.image.methods.enriched import ENRICHED_REDUCED, ENRICHED_REDUCED_COLOUR
 from mmdistill.image.methods.generative import STORAGE_REDUCED
 from mmdistill.image.methods.implicit import IMPLICIT_REDUCED
 from mmdistill.image.methods.inversion import INVERSION_REDUCED, INVERSION_REDUCED_COLOUR
@@ -44,6 +45,7 @@ GREYSCALE: dict[str, Method] = {
     **UNROLLED_REDUCED,
     **REALISTIC_REDUCED,
     **CALIBRATED_REDUCED,
+    **ENRICHED_REDUCED,
     **ALIGNED_REDUCED,
     **IMPLICIT_REDUCED,
     **INVERSION_REDUCED,
@@ -56,6 +58,7 @@ COLOUR: dict[str, Method] = {
     **MATCHING_REDUCED_COLOUR,
     **REALISTIC_REDUCED_COLOUR,
     **CALIBRATED_REDUCED_COLOUR,
+    **ENRICHED_REDUCED_COLOUR,
     **INVERSION_REDUCED_COLOUR,
     "dm": replace(CORE_METHODS["dm"], settings=_dm_in_colour),
 }

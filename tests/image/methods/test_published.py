@@ -10,6 +10,7 @@ from mmdistill.image import DOMAIN
 from mmdistill.image.methods.implicit import MirroredImplicit, with_its_mirror
 from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT
 from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.enriched import EnrichedPool
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.quadratic import ConjugateGradients
 from mmdistill.networks.schedules import (
@@ -33,6 +34,7 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.inversion import BatchNormInversion
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, half_squared_error
+from mmdistill.objectives.regularised import RegularisedMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching, TrajectoryMatching
 from mmdistill.objectives.unrolled import UnrolledPerformance
@@ -219,6 +221,27 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.weight": 1.0,
         "objective.augment": COLOR_CROP_CUTOUT.of_classes,
     },
+    "idm": {
+        "settings.steps": 20_000,
+        "settings.real_batch": 256,
+        "settings.syn_batch": 0,
+        "settings.init": "real",
+        "settings.augment": True,
+        "rates.codes": OptimizerSpec("sgd", 2 * 0.2 * 0.2**2),
+        "network.__class__": EnrichedPool,
+        "network.size": 100,
+        "network.first": 4,
+        "network.every": 30,
+        "network.trained": 2,
+        "network.steps": 10,
+        "network.lr": 0.01,
+        "network.momentum": 0.9,
+        "network.weight_decay": 5e-4,
+        "network.batch": 256,
+        "network.recount": 100,
+        "objective.__class__": RegularisedMatching,
+        "objective.weight": 100 * 0.5,
+    },
     "addmem": {
         "settings.steps": 50_000,
         "settings.init": "noise",
@@ -308,7 +331,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
 
 Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD, yolky/RCIG;
 SsnL/dataset-distillation (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE;
-snu-mllab/Efficient-Dataset-Condensation (IDC); ncsu-dk-lab/Acc-DD (EDD); Hansong-Zhang/DANCE;
+snu-mllab/Efficient-Dataset-Condensation (IDC); ncsu-dk-lab/Acc-DD (EDD); Hansong-Zhang/DANCE; uitrbn/IDM;
 princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT); Huage001/DatasetFactorization (HaBa);
 ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation
 (RaT-BPTT); DataDistillation/DataDAM (its table of settings).
@@ -356,4 +379,9 @@ def test_rates_and_parts_that_follow_ipc() -> None:
     assert {ipc: composed("datadam", ipc).rates.codes.lr for ipc in (1, 50, 51)} == {1: 1, 50: 1, 51: 10}
     assert get_method(DOMAIN, "dm", "cifar100").settings(100).optimizers["codes"] == OptimizerSpec("sgd", 1.0, 0.5)
     assert {ipc: composed("dance", ipc).rates.codes.lr for ipc in (1, 10, 50)} == {1: 0.02, 10: 0.2, 50: 1.0}
+    idm = {ipc: composed("idm", ipc) for ipc in (1, 10, 50)}
+    assert {ipc: one.settings.real_batch for ipc, one in idm.items()} == {1: 5000, 10: 256, 50: 256}
+    assert {ipc: one.network.every for ipc, one in idm.items()} == {1: 5, 10: 30, 50: 30}
+    assert {ipc: one.network.recount for ipc, one in idm.items()} == {1: 100, 10: 100, 50: 500}
+    assert {ipc: one.objective.weight for ipc, one in idm.items()} == {1: 50, 10: 50, 50: 10}
     assert {ipc: composed("dd", ipc).objective.parts for ipc in (1, 5, 10, 50)} == {1: 1, 5: 5, 10: 10, 50: 10}

@@ -1,0 +1,155 @@
+"""Distribution matching on a queue of networks in training, which must classify the images: IDM."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+from mmdistill.image.methods.matching import WEIGHT_DECAY
+from mmdistill.image.storage import tiled
+from mmdistill.method import Configured, Method
+from mmdistill.networks.enriched import EnrichedPool
+from mmdistill.objectives.regularised import RegularisedMatching
+from mmdistill.settings import OptimizerSpec, Settings
+
+
+@dataclass(frozen=True)
+class PoolSettings(Settings):
+    """Settings of matching on a queue of networks; a fresh one joins every ``outer_steps``.
+
+    Args:
+        regularisation: the weight of the loss in a network that is always right; 0 matches features alone.
+        pool_size: the most networks that are held.
+        pool_first: networks in the first step.
+        pool_trained: networks that train in each step.
+        pool_recount: steps after which accuracies are counted anew; 0: never.
+    """
+
+    regularisation: float = 50.0
+    pool_size: int = 100
+    pool_first: int = 4
+    pool_trained: int = 2
+    pool_recount: int = 100
+
+
+def enriched(settings: Settings) -> EnrichedPool:
+    """A queue of networks in training, as ``pool_*``, ``outer_steps`` and ``inner_*`` of the settings say."""
+    own = cast(PoolSettings, settings)  # of which methods on such a queue have theirs
+    return EnrichedPool(
+        size=own.pool_size,
+        first=own.pool_first,
+        every=own.outer_steps,
+        trained=own.pool_trained,
+        steps=own.inner_steps,
+        lr=own.inner_lr,
+        momentum=own.inner_momentum,
+        weight_decay=WEIGHT_DECAY,
+        batch=own.inner_batch,
+        recount=own.pool_recount,
+    )
+
+
+PIXEL_DEVIATION = 0.2
+"""That of CIFAR's channels: steps of pixels are so many times those in the published code's units, which it divides."""
+
+
+def _idm_settings(ipc: int, many: float = 10.0, inner_steps: int = 10) -> PoolSettings:
+    """Return the published settings; the commands weigh the loss by .5 or .1 for each percent of accuracy.
+
+    The published code steps one optimizer of rate 0.2 and momentum 0.5 once per class: a joint step of twice the rate
+    without momentum. Its samples are normalised, here they are pixels.
+
+    Args:
+        ipc: images per class.
+        many: the weight from fifty images per class on.
+        inner_steps: minibatches from ten images per class on.
+    """
+    few, fifty = ipc < 10, ipc >= 50
+    return PoolSettings(
+        steps=20_000,
+        real_batch=5000 if few else 256,
+        optimizers={"codes": OptimizerSpec("sgd", 2 * 0.2 * PIXEL_DEVIATION**2)},
+        augment=True,
+        outer_steps=5 if few else 30,
+        inner_steps=10 if few else inner_steps,
+        inner_momentum=0.9,
+        regularisation=many if fifty else 50.0,
+        pool_recount=500 if fifty else 100,
+    )
+
+
+def _cifar100(ipc: int) -> PoolSettings:
+    """Return the commands for CIFAR-100: at ten images per class five times the training, for a weak loss."""
+    settings = _idm_settings(ipc)
+    return settings if not 10 <= ipc < 50 else replace(settings, inner_steps=50, regularisation=10.0)
+
+
+def _tiny(ipc: int) -> PoolSettings:
+    """Return the commands for Tiny-ImageNet, whose accuracies count for longer."""
+    settings = replace(_idm_settings(ipc, many=80.0), real_batch=256, outer_steps=30)
+    if ipc < 10:
+        return settings
+    fifty = ipc >= 50
+    return replace(settings, inner_steps=50 if fifty else 10, pool_recount=1000 if fifty else 500)
+
+
+ENRICHED_METHODS: dict[str, Method] = {
+    "idm": Method(
+        "IDM",
+        Configured(lambda settings: RegularisedMatching(settings.regularisation)),
+        enriched,
+        _idm_settings,
+        tiled(2),
+        summary="mean features on a queue of networks that train on T, each of which must classify the samples as it "
+        "does real ones; 2 x 2 up-sampled tiles",
+        source="Zhao et al., CVPR 2023 (one step for all classes, of pixels, which stay in their range)",
+    )
+}
+"""By method name, with published settings."""
+
+_idm = ENRICHED_METHODS["idm"]
+
+ENRICHED_PRESETS: dict[str, dict[str, Method]] = {
+    "cifar100": {"idm": replace(_idm, settings=_cifar100)},
+    "tiny-imagenet": {"idm": replace(_idm, settings=_tiny)},
+}
+"""By data set name, where the published commands differ."""
+
+
+def _digits(ipc: int) -> PoolSettings:
+    return replace(
+        _idm_settings(ipc),
+        steps=200,
+        real_batch=64,
+        optimizers={"codes": OptimizerSpec("adam", 0.1, cosine=True)},
+        init="herding",
+        augment=False,
+        outer_steps=20,
+        inner_steps=5,
+        inner_batch=64,
+        pool_recount=0,
+    )
+
+
+ENRICHED_DIGITS: dict[str, Method] = {"idm": replace(_idm, settings=_digits, parameterization=tiled(1))}
+"""Short runs for the 8 x 8 digits: plain images, and none augmented."""
+
+
+def _reduced(ipc: int, many: float = 0.03) -> PoolSettings:
+    """Return few steps from real tiles, at DANCE's rates, beside two thousand minibatches for a handful of networks."""
+    few = ipc < 10
+    return replace(
+        _idm_settings(ipc),
+        steps=200 if few else 100,
+        real_batch=32,
+        optimizers={"codes": OptimizerSpec("adam", 0.03 if few else many, cosine=True)},
+        outer_steps=30,
+        inner_steps=5 if few else 10,
+        inner_batch=64,
+        pool_recount=0,
+    )
+
+
+ENRICHED_REDUCED: dict[str, Method] = {"idm": replace(_idm, settings=_reduced)}
+"""For 28 x 28 greyscale images in minutes of one core."""
+ENRICHED_REDUCED_COLOUR: dict[str, Method] = {"idm": replace(_idm, settings=partial(_reduced, many=0.01))}
+"""The same for 32 x 32 images in colour."""

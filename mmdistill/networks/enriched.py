@@ -1,0 +1,173 @@
+"""A queue of networks that train on the real set, old and young ones together, one of which matches in each step."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from mmdistill.errors import ConfigError
+from mmdistill.labels import hard_labels, soft_cross_entropy, weighted_mean
+from mmdistill.networks.expert_loss import batches_networks
+from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.networks.stacked import Loss, Mode, stack_states, stacked_gradients
+from mmdistill.networks.statistics import copied, with_real_statistics
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Task, Tensors, one_tensor, real_samples, under
+
+PARAMS, BUFFERS, MOMENTUM = "params.", "buffers.", "momentum."
+RIGHT = "right"
+"""Real samples that each network was right on as it trained, since they were last counted anew."""
+SEEN = "seen"
+"""All real samples that it trained on since then."""
+
+
+@dataclass(frozen=True)
+class EnrichedPool(NetworkSchedule):
+    """Hold a queue of networks of which a random one serves each step, and random ones train on the real set (IDM).
+
+    Every so many steps a fresh network joins, and the oldest leaves once the queue is full. How often each network is
+    right on what it trains on is counted, and its accuracy goes with it when it serves; 0 before it has trained. All
+    networks lie in the state's tensors, stacked along a leading axis, so they are checkpointed like any schedule.
+
+    Args:
+        size: the most networks.
+        first: networks in the first step.
+        every: steps between two fresh ones.
+        trained: how many networks train in each step, or all where there are fewer.
+        steps: minibatches that they train on, each on its own.
+        lr: SGD's rate.
+        momentum: SGD's.
+        weight_decay: L2 coefficient.
+        batch: real samples of all classes in a minibatch.
+        recount: steps after which all networks' samples are counted anew, from none; 0: never.
+    Raises:
+        ConfigError: a number below 1 (steps and ``recount``: 0), or more networks in the first step than may be held.
+    Differs from: the published code counts anew whenever it evaluates, which is why.
+    Source: Zhao et al., CVPR 2023, Sec. 3.3 and published code.
+    """
+
+    gives_accuracy = True
+
+    size: int = 100
+    first: int = 4
+    every: int = 30
+    trained: int = 2
+    steps: int = 10
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int = 256
+    recount: int = 100
+    _modes: dict[int, tuple[Task, Mode]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        least = min(self.first, self.every, self.trained, self.batch)
+        if least < 1 or min(self.steps, self.recount) < 0 or self.size < self.first:
+            raise ConfigError(
+                f"a pool has at least 1 network in the first step and no more than pool_size, one joins every 1 step "
+                f"or more, and at least 1 trains on minibatches of at least 1 sample; got pool_first {self.first}, "
+                f"pool_size {self.size}, outer_steps {self.every}, pool_trained {self.trained}, inner_batch "
+                f"{self.batch}, inner_steps {self.steps} and pool_recount {self.recount}"
+            )
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        """Return the state with a random network and its accuracy; the first call draws the first ones."""
+        pool = state.memory or _stacked([task.init(draws.fold("pool", index)) for index in range(self.first)])
+        if state.age and state.age % self.every == 0:
+            pool = self._joined(pool, task.init(draws.fold("pool")), state.age)
+        member = int(draws.to("cpu").fold("member").integers(len(pool[SEEN]), 1))
+        network = with_real_statistics(task, _networks(pool).map(lambda tensor: tensor[member]), draws)
+        accuracy = pool[RIGHT][member] / pool[SEEN][member].clamp_min(1)
+        return ScheduleState(network, state.age, pool, accuracy=accuracy)
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Train random networks on the real set; the state then holds the pool alone."""
+        pool, age = state.memory, state.age + 1
+        members = draws.to("cpu").fold("trained").permutation(len(pool[SEEN]))[: self.trained].tolist()
+        pool = _replaced(pool, members, self._trained(task, _rows(pool, members), draws))
+        if self.recount and age % self.recount == 0:
+            pool |= {name: torch.zeros_like(pool[name]) for name in (RIGHT, SEEN)}
+        return ScheduleState(None, age, pool)
+
+    def _joined(self, pool: Tensors, network: NetworkState, age: int) -> Tensors:
+        """Return the pool with a fresh network, in place of the oldest one if it is full."""
+        fresh, held = _stacked([network]), len(pool[SEEN])
+        if held < self.size:
+            return {name: torch.cat([tensor, fresh[name]]) for name, tensor in pool.items()}
+        return _replaced(pool, [(self.first + age // self.every - 1) % self.size], fresh)
+
+    def _trained(self, task: Task, pool: Tensors, draws: Draws) -> Tensors:
+        """Return stacked networks after their minibatches, with all that is kept of them."""
+        state, momentum, mode = _networks(pool), under(MOMENTUM, pool), self._mode(task)
+        right, seen = pool[RIGHT], pool[SEEN]
+        for step in range(self.steps):
+            key = draws.fold("step", step)
+            drawn = [real_samples(task, key.fold("real", index), self.batch) for index in range(len(seen))]
+            batch: Batch = tree_map(lambda *tensors: torch.stack(tensors), *drawn)
+            gradients, found = stacked_gradients(_counting_loss(task, key), state, batch, {}, True, mode)
+            right, seen = right + found.pop(RIGHT), seen + batch.weight.sum(1)
+            with torch.no_grad():
+                for name, parameter in state.params.items():
+                    gradient = gradients[name].add(parameter, alpha=self.weight_decay)
+                    momentum[name] = gradient.add(momentum[name], alpha=self.momentum)
+                params = {name: tensor.sub(momentum[name], alpha=self.lr) for name, tensor in state.params.items()}
+            state = NetworkState(params, {name: buffer.detach() for name, buffer in found.items()})
+        return _named(state, momentum, right, seen)
+
+    def _mode(self, task: Task) -> Mode:
+        """Return whether the networks of a task train in one call: convolutions batched over networks slow a CPU."""
+        if task.device.type == "cpu":
+            return "loop"
+        known = self._modes.get(id(task))
+        if known is None or known[0] is not task:
+            few = real_samples(task, Draws(0, ("try",), task.device), 2)
+            known = self._modes[id(task)] = task, "vmap" if batches_networks(task, few) else "loop"
+        return known[1]
+
+
+def _counting_loss(task: Task, draws: Draws) -> Loss:
+    """Return the cross entropy of a network in training, with the samples that it was right on beside its buffers."""
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        own = NetworkState(state.params, copied(state.buffers))
+        outputs, _ = task.predict(own, batch.inputs, train=True, draws=draws)
+        targets = one_tensor(batch.targets, "a pool that trains")
+        with torch.no_grad():
+            right = ((outputs.argmax(1) == hard_labels(targets)) * batch.weight).sum()
+        return weighted_mean(soft_cross_entropy(outputs, targets), batch.weight), {**own.buffers, RIGHT: right}
+
+    return loss
+
+
+def _stacked(networks: list[NetworkState]) -> Tensors:
+    """Return fresh networks as a pool keeps them."""
+    state = stack_states(networks)
+    none = torch.zeros_like(next(iter(state.params.values())).flatten(1)[:, 0])
+    return _named(state, {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}, none, none.clone())
+
+
+def _named(state: NetworkState, momentum: Tensors, right: Tensor, seen: Tensor) -> Tensors:
+    """Return stacked networks with their momentum and counts, by the names that a pool has for them."""
+    parts = {PARAMS: state.params, BUFFERS: state.buffers, MOMENTUM: momentum}
+    tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+    return tensors | {RIGHT: right, SEEN: seen}
+
+
+def _networks(pool: Tensors) -> NetworkState:
+    """Return the networks of a pool, stacked."""
+    return NetworkState(under(PARAMS, pool), under(BUFFERS, pool))
+
+
+def _rows(pool: Tensors, members: list[int]) -> Tensors:
+    """Return some members as a pool of their own; rows are named by the host, so that nothing waits for indices."""
+    return {name: torch.stack([tensor[member] for member in members]) for name, tensor in pool.items()}
+
+
+def _replaced(pool: Tensors, members: list[int], rows: Tensors) -> Tensors:
+    """Return a pool with other rows in place of some members'; the one given stays as it is."""
+    changed = copied(pool)
+    for name, tensor in changed.items():
+        for row, member in enumerate(members):
+            tensor[member] = rows[name][row]
+    return changed
