@@ -44,7 +44,7 @@ class EnrichedPool(NetworkSchedule):
     Raises:
         ConfigError: a number below 1 (steps and ``recount``: 0), or more networks in the first step than may be held.
     Differs from: the published code counts anew whenever it evaluates, which is why.
-    Source: Zhao et al., CVPR 2023, Sec. 3.3 and published code.
+    Source: Zhao et al., CVPR 2023 (the enriched queue of models), and published code.
     """
 
     gives_accuracy = True

@@ -38,7 +38,7 @@ class RegularisedMatching(Objective):
     Raises:
         ConfigError: a negative weight, a network whose last layer is not linear, or one whose accuracy nobody counts.
         ShapeError: the class axes differ.
-    Source: Zhao et al., CVPR 2023, Sec. 3.4 and published code, whose accuracies are percentages.
+    Source: Zhao et al., CVPR 2023 (class-aware regularisation), and published code, whose accuracies are percentages.
     """
 
     reads_scores = False
