@@ -120,7 +120,56 @@ def test_what_cannot_be_matched_is_refused(task: BlobTask, network: Network) -> 
     syn, real = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
     with pytest.raises(ConfigError, match="at one frequency or more, got 0"):
         CharacteristicMatching(0)
+    with pytest.raises(ConfigError, match="two frequencies or more by a sampler, got 1"):
+        CharacteristicMatching(1, minmax=True)
     with pytest.raises(ConfigError, match=r"\(amplitude\) is between 0 and 1, got 1.5"):
         CharacteristicMatching(amplitude=1.5)
     with pytest.raises(ConfigError, match="characteristic matching reads one batch per class"):
         CharacteristicMatching()(network, flatten_classes(syn), real, KEY)
+
+
+def test_a_sampler_is_given_the_objective_s_own_gradient(task: BlobTask, network: Network) -> None:
+    sides = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
+    objective = CharacteristicMatching(6, 0.3, minmax=True)
+    objective.begin(task, KEY)
+    objective.to(torch.float64)
+    assert objective.learned() == {}
+    weight = objective.sampler.weight
+    (found,) = torch.autograd.grad(objective(network, *sides, KEY), weight)
+    for index in ((0, 1, 2), (2, 0, 3)):
+        values = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                weight[index] += step
+                values.append(float(objective(network, *sides, KEY)))
+                weight[index] -= step
+        assert float(found[index]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
+
+
+def test_a_sampler_does_not_change_what_samples_are_given(task: BlobTask, network: Network) -> None:
+    check_objective_on(task, lambda: CharacteristicMatching(6, minmax=True))
+    objective = CharacteristicMatching(6, minmax=True)
+    objective.begin(task, KEY)
+    objective.to(torch.float64)
+    syn, real = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
+    sides = [[x for x, _ in per_class(side)] for side in (syn, real)]
+    frequencies = objective.sampler(drawn(task, network, KEY, 6).double()).detach()
+    assert float(frequencies.abs().max()) < 1
+    expected = oracle.characteristic_matching(as_numpy(network), *sides, frequencies.numpy(), 0.5)
+    assert float(objective(network, syn, real, KEY).detach()) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_sampler_that_ascends_tells_the_sides_further_apart(task: BlobTask, network: Network) -> None:
+    sides = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
+    objective = CharacteristicMatching(32, minmax=True)
+    objective.begin(task, KEY)
+    objective.to(torch.float64)
+    stepping = torch.optim.SGD(objective.parameters(), 1e-2, maximize=True)
+    values = []
+    for step in range(30):
+        stepping.zero_grad()
+        value = objective(network, *sides, KEY.fold(step))
+        value.backward()  # type: ignore[no-untyped-call]
+        stepping.step()
+        values.append(float(value.detach()))
+    assert min(values[-5:]) > max(values[:5])

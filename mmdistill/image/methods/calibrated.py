@@ -27,6 +27,8 @@ DANCE_EXPERTS = FitProtocol(
 """How the published code trains its experts, for as many epochs as the settings say."""
 NCFM_EXPERTS = replace(DANCE_EXPERTS, batch=128)
 """How NCFM's does."""
+SAMPLER_RATE = OptimizerSpec("sgd", 0.001, 0.5, maximize=True)
+"""By which NCFM's sampler learns, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class CharacteristicSettings(CalibrationSettings):
     Args:
         frequencies: at how many random ones the functions are compared.
         amplitude: the share of their amplitudes in what is compared; the rest is that of their phases.
+        minmax: whether a network learns to draw frequencies at which they differ.
     """
 
     frequencies: int = 4096
     amplitude: float = 0.5
+    minmax: bool = False
 
 
 def calibrated(settings: CalibrationSettings) -> CalibratedMatching:
@@ -60,7 +64,7 @@ def calibrated(settings: CalibrationSettings) -> CalibratedMatching:
 
 def characteristic(settings: CharacteristicSettings, augment: Siamese | None = None) -> CalibratedMatching:
     """Return NCFM's objective, under an augmentation of its own or the task's."""
-    matching = CharacteristicMatching(settings.frequencies, settings.amplitude)
+    matching = CharacteristicMatching(settings.frequencies, settings.amplitude, minmax=settings.minmax)
     return CalibratedMatching(settings.calibration, matching=matching, augment=augment)
 
 
@@ -92,7 +96,10 @@ def _ncfm_settings(ipc: int) -> CharacteristicSettings:
     return CharacteristicSettings(
         steps=20_000,
         real_batch=1024,
-        optimizers={"codes": OptimizerSpec("adamw", 2 * 0.001, weight_decay=WEIGHT_DECAY, cosine=True)},
+        optimizers={
+            "codes": OptimizerSpec("adamw", 2 * 0.001, weight_decay=WEIGHT_DECAY, cosine=True),
+            "objective": SAMPLER_RATE,
+        },
         augment=True,
         experts=20,
         expert_steps=60,
@@ -120,8 +127,8 @@ CALIBRATED_METHODS: dict[str, Method] = {
         tiled(2),
         summary="characteristic functions of features at random frequencies, on networks between a start and an "
         "expert's end, which must classify the samples; 2 x 2 up-sampled tiles",
-        source="Wang et al., CVPR 2025 (both terms in one step; frequencies drawn, not learned, as its configurations "
-        "have it; experts augmented by DSA, without CutMix)",
+        source="Wang et al., CVPR 2025 (both terms in one step; frequencies are not learned, as in its configurations, "
+        "but with minmax; experts augmented by DSA, without CutMix)",
     ),
 }
 """By method name, with published settings."""
@@ -146,7 +153,7 @@ def _ncfm_digits(ipc: int) -> CharacteristicSettings:
         _ncfm_settings(ipc),
         steps=200,
         real_batch=64,
-        optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)},
+        optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True), "objective": SAMPLER_RATE},
         init="herding",
         augment=False,
         experts=5,
@@ -193,7 +200,10 @@ def _ncfm_reduced(ipc: int, many: float = 0.03) -> CharacteristicSettings:
         _ncfm_settings(ipc),
         steps=200 if ipc < 10 else 100,
         real_batch=128,
-        optimizers={"codes": OptimizerSpec("adam", 0.03 if ipc < 10 else many, cosine=True)},
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.03 if ipc < 10 else many, cosine=True),
+            "objective": SAMPLER_RATE,
+        },
         experts=5,
         expert_steps=10,
         frequencies=1024,
