@@ -195,7 +195,7 @@ def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
 
 
 def _ncfm_reduced(ipc: int, many: float = 0.03) -> CharacteristicSettings:
-    """Return few steps from real tiles, on DANCE's experts."""
+    """Return few steps from real tiles, on DANCE's experts and at its rates, which were not searched anew."""
     return replace(
         _ncfm_settings(ipc),
         steps=200 if ipc < 10 else 100,
