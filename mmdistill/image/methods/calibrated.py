@@ -127,8 +127,8 @@ CALIBRATED_METHODS: dict[str, Method] = {
         tiled(2),
         summary="characteristic functions of features at random frequencies, on networks between a start and an "
         "expert's end, which must classify the samples; 2 x 2 up-sampled tiles",
-        source="Wang et al., CVPR 2025 (both terms in one step; frequencies are not learned, as in its configurations, "
-        "but with minmax; experts augmented by DSA, without CutMix)",
+        source="Wang et al., CVPR 2025 (both terms in one step; frequencies are learned with minmax alone, which its "
+        "configurations leave out too; experts augmented by DSA, without CutMix)",
     ),
 }
 """By method name, with published settings."""
