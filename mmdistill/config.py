@@ -110,7 +110,7 @@ class DistillConfig:
         judge_batch: minibatch size of judges; the protocol's by default
         judge_precision: number formats that judges of images train in, float32 or bf16; they are tested in float32
         protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, datm, frepo, rcig, rfad, kip, idc,
-            dance, addmem, rded or sre2l (see 'mmdistill methods')
+            dance, ncfm, addmem, rded or sre2l (see 'mmdistill methods')
         whiten: ZCA whitening of images, in one paper's version: mtt, frepo or kip; none by default
         inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
         mirror: whether augmentation mirrors images; false is right for digits, letters and signs, which a mirror image

@@ -232,6 +232,14 @@ PROTOCOLS: dict[str, Protocol] = {
         unmixed=(),
         reported="the best of six checks of each judge, and over those of the run",
     ),
+    "ncfm": replace(
+        _IDC,
+        name="ncfm",
+        summary="NCFM's: as idc, by AdamW for 2000 epochs of minibatches of 128, and mixed by CutMix on MNIST too",
+        fit=FitProtocol(2000, 1e-3, "adamw", 0.9, 0.01, 128, (0.2, 0.4, 0.6, 0.8), 0.5, restart=False),
+        unmixed=(),
+        reported="the best of twenty checks of each judge",
+    ),
     "rded": _RDED,
     "sre2l": replace(
         _RDED,

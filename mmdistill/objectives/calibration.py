@@ -1,20 +1,20 @@
-"""Distribution matching whose samples a trained network also has to classify (DANCE)."""
+"""Matching whose samples a trained network also has to classify (DANCE, NCFM)."""
 
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import sum_by_classes
 from mmdistill.networks.statistics import copied
-from mmdistill.objectives.base import Network, class_sides, features_at_once, flatten_classes
-from mmdistill.objectives.distribution import DistributionMatching, Layers
+from mmdistill.objectives.base import Network, Objective, class_sides, features_at_once, flatten_classes
+from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import Siamese
 from mmdistill.objectives.trajectory import required_target
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task
 
 
-class CalibratedMatching(DistributionMatching):
-    r"""Match the mean feature of each class, and have an expert classify the synthetic samples.
+class CalibratedMatching(Objective):
+    r"""Match the features of each class, and have an expert classify the synthetic samples.
 
     .. math:: \sum_c \lVert \mu_{\theta,S,c} - \mu_{\theta,T,c} \rVert^2 + w \sum_c \frac{1}{n_c} \sum_j
         \ell(x_{S,c,j}; \theta_T)
@@ -24,13 +24,13 @@ class CalibratedMatching(DistributionMatching):
 
     Args:
         weight: w, of the expert's loss.
+        matching: what is matched, class by class, in place of mean embeddings.
         augment: an augmentation of its own instead of the task's: one for both sides of a class, and another one for
             what the expert sees. Under the task's own the expert sees the same samples.
-        layers: as of :class:`~mmdistill.objectives.distribution.DistributionMatching`.
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
-        ConfigError: a negative weight, other layers, or a network without a target.
+        ConfigError: a negative weight, matching that reads flat batches, or a network without a target.
         ShapeError: the class axes differ, or the target has other parameters than the network.
     Differs from: the published code steps the samples by the two terms in turn, class by class; here both are of the
         same samples.
@@ -38,25 +38,40 @@ class CalibratedMatching(DistributionMatching):
     """
 
     needs_target = True
-    reads_labels = True
     reads_scores = False
+    lowers = True
 
-    def __init__(self, weight: float = 1.0, *, augment: Siamese | None = None, layers: Layers = "last") -> None:
-        super().__init__(layers)
+    def __init__(
+        self, weight: float = 1.0, *, matching: Objective | None = None, augment: Siamese | None = None
+    ) -> None:
+        super().__init__()
         if not weight >= 0:
             raise ConfigError(f"the weight of the expert's loss (calibration) must not be negative, got {weight}")
+        if matching is not None and matching.view != "classes":
+            raise ConfigError(f"an expert calibrates what is matched class by class, not {type(matching).__name__}")
         self.weight = weight
+        self.matching = DistributionMatching() if matching is None else matching
         self.augment = augment
         self.siamese = augment is None
 
+    def check(self, task: Task) -> None:
+        """Refuse tasks without classes, and what the matching refuses."""
+        super().check(task)
+        self.matching.check(task)
+
+    def begin(self, task: Task, draws: Draws) -> None:
+        """Let the matching draw what it keeps."""
+        self.matching.begin(task, draws)
+
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the distance of class means plus the weighted loss of the expert, each summed over classes."""
+        """Return what is matched plus the weighted loss of the expert, each summed over classes."""
         syn, real = class_sides(syn, real, "calibrated matching")
         seen = syn
         if self.augment is not None:
             seen = self.augment(draws.fold("calibration"), syn)
             syn, real = self.augment(draws, syn), self.augment(draws, real)
-        return super().forward(network, syn, real, draws) + self.weight * calibration_loss(network, seen, draws)
+        matched: Tensor = self.matching(network, syn, real, draws)
+        return matched + self.weight * calibration_loss(network, seen, draws)
 
 
 def calibration_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tensor:

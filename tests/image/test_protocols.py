@@ -100,6 +100,8 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert plan("idc", photographs, own=False).augment == "dsa"
     dance = plan("dance", mnist)
     assert (dance.fit.batch, dance.cutmix, dance.augment) == (64, 0.5, "idc")
+    ncfm = plan("ncfm", mnist)
+    assert (ncfm.cutmix, ncfm.augment, plan("ncfm", mnist, whole=True).cutmix) == (0.5, "idc", 0)
     assert plan("addmem", photographs).augment == "none"
     rfad, kip = plan("rfad", photographs), plan("kip", photographs)
     assert (rfad.label_scale, rfad.bias_std) == (8, 0.1)
@@ -124,6 +126,16 @@ PUBLISHED_FITS = {
     "addmem": sgd(300, 0.0, 640, ()),
     "idc": sgd(1000, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
     "dance": sgd(1500, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
+    "ncfm": FitProtocol(
+        2000,
+        lr=1e-3,
+        optimizer="adamw",
+        weight_decay=0.01,
+        batch=128,
+        decay_at=(1 / 5, 2 / 5, 3 / 5, 4 / 5),
+        decay=0.5,
+        restart=False,
+    ),
     "frepo": FitProtocol(1000, 3e-4, "adam", 0.9, 0.0, 500, (), warmup=500, cosine=True),
     "rcig": FitProtocol(1000, 1e-4, "adam", 0.9, 0.0, 256, (), warmup=500, cosine=True),
     "rded": FitProtocol(300, 1e-3, "adamw", 0.9, 0.01, 50, (), cosine=True),

@@ -16,7 +16,7 @@ from tests.toys import RandomTargets
 
 STEPS = 2
 METHODS = (
-    *("dm", "datadam", "dance", "idm", "dc", "dsa", "dcc", "idc", "edd"),
+    *("dm", "datadam", "dance", "ncfm", "idm", "dc", "dsa", "dcc", "idc", "edd"),
     *("dd", "rat-bptt", "mtt", "tesla", "ftd"),
     *("kip", "krr", "frepo", "rfad", "rcig"),
 )
@@ -32,7 +32,7 @@ def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), **options: 
     if name == "dm":
         changes["syn_batch"] = 1
     method = get_method(get_domain("image"), name).with_settings(**changes)
-    if name in ("mtt", "tesla", "ftd", "dance"):  # reading experts from disk waits, of course
+    if name in ("mtt", "tesla", "ftd", "dance", "ncfm"):  # reading experts from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())
     return Distiller(task, method, 2)
 

@@ -17,6 +17,7 @@ from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.teacher import soft_labels
 from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.calibration import CalibratedMatching
+from mmdistill.objectives.characteristic import CharacteristicMatching
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
@@ -92,7 +93,10 @@ def test_an_expert_labels_by_its_own_statistics(tmp_path: Path, monkeypatch: pyt
     assert torch.allclose(run.parameterization.labels(), said, atol=1e-6)
 
 
-def test_a_run_lowers_its_loss_and_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["dance", "ncfm"])
+def test_a_run_lowers_its_loss_and_resumes_to_the_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
     task, losses = image_task("digits", width=8, judge_epochs=1), []
     settings = {"steps": 16, "real_batch": 16, "experts": 1, "expert_steps": 1, "init": "noise"}
@@ -100,16 +104,44 @@ def test_a_run_lowers_its_loss_and_resumes_to_the_bit(tmp_path: Path, monkeypatc
     def note(done: int, total: int, loss: float) -> None:
         losses.append(loss)
 
-    whole = distill(task, "dance", ipc=1, settings=settings, progress=note)
+    whole = distill(task, name, ipc=1, settings=settings, progress=note)
     assert sum(losses[-4:]) < sum(losses[:4])
     assert whole.stored_bytes == 10 * 64 * 4 + 10
     folder = tmp_path / "run"
-    distill(task, "dance", ipc=1, settings=settings, out=folder, checkpoint_every=8)
+    distill(task, name, ipc=1, settings=settings, out=folder, checkpoint_every=8)
     sorted((folder / "checkpoints").glob("*.safetensors"))[-1].unlink()
-    again = distill(task, "dance", ipc=1, settings=settings, out=folder, checkpoint_every=8, resume=True)
+    again = distill(task, name, ipc=1, settings=settings, out=folder, checkpoint_every=8, resume=True)
     assert torch.equal(again.batch.inputs, whole.batch.inputs)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="calibration is a number"):
-        distill(task, "dance", ipc=1, settings={**settings, "calibration": "much"})
+        distill(task, name, ipc=1, settings={**settings, "calibration": "much"})
+
+
+def test_frequencies_and_the_share_of_amplitudes_are_settings() -> None:
+    method = get_method(get_domain("image"), "ncfm", "digits")
+    settings = method.with_settings(frequencies=7, amplitude=0.25, calibration=2.0).settings(1)
+    objective = method.make_objective(settings)
+    assert isinstance(objective, CalibratedMatching)
+    assert isinstance(objective.matching, CharacteristicMatching)
+    assert (objective.matching.frequencies, objective.matching.amplitude, objective.weight) == (7, 0.25, 2.0)
+    assert objective.siamese  # digits' own augmentation, of which there is none
+
+
+def test_a_sampler_of_frequencies_is_part_of_a_run_but_not_of_its_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    task = image_task("digits", width=8, judge_epochs=1)
+    changes = {"steps": 4, "experts": 1, "expert_steps": 1, "real_batch": 4, "frequencies": 16, "minmax": True}
+    method = get_method(get_domain("image"), "ncfm", "digits").with_settings(**changes)
+    distiller = Distiller(task, method, 1)
+    run = distiller.start()
+    assert isinstance(run.objective, CalibratedMatching)
+    before = [p.clone() for p in run.objective.parameters()]
+    assert len(before) == 3
+    run, _ = distiller.step(run)
+    assert not any(torch.equal(p, old) for p, old in zip(run.objective.parameters(), before, strict=True))
+    assert run.objective.learned() == {}
+    assert len(run.tree()["objective"]) == 3
 
 
 def test_a_schedule_without_ends_is_refused() -> None:

@@ -41,8 +41,9 @@ def test_it_equals_its_oracle(task: BlobTask, between: Network) -> None:
 def test_without_weight_it_is_distribution_matching(task: BlobTask, between: Network) -> None:
     sides = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
     for layers in ("last", "all"):
-        plain = DistributionMatching(layers)(between, *sides, KEY)
-        assert torch.equal(CalibratedMatching(0.0, layers=layers)(between, *sides, KEY), plain)
+        matching = DistributionMatching(layers)
+        found = CalibratedMatching(0.0, matching=matching)(between, *sides, KEY)
+        assert torch.equal(found, matching(between, *sides, KEY))
 
 
 def test_shared_and_padded_samples_count_as_their_class_weights_say(task: BlobTask, between: Network) -> None:

@@ -176,6 +176,30 @@ def calibration_loss(expert: Params, syn: list[tuple[Array, Array]]) -> float:
     return total
 
 
+def characteristic_function(params: Params, xs: Array, frequency: Array) -> complex:
+    """The mean of exp(i t.z) over samples, z the last hidden layer at unit length."""
+    total = 0j
+    for x in xs:
+        feature = forward(params, x)[1]
+        angle = float(frequency @ feature) / float(np.sqrt(feature @ feature))
+        total += complex(np.cos(angle), np.sin(angle)) / len(xs)
+    return total
+
+
+def characteristic_matching(
+    params: Params, syn: list[Array], real: list[Array], frequencies: Array, amplitude: float
+) -> float:
+    """NCFM's first term: 300 times the mean root of weighted differences of amplitude and phase, over classes."""
+    total = 0.0
+    for s, r in zip(syn, real, strict=True):
+        for frequency in frequencies:
+            own, target = (characteristic_function(params, xs, frequency) for xs in (s, r))
+            apart = (abs(target) - abs(own)) ** 2
+            turned = 2 * (abs(target) * abs(own) - (target * own.conjugate()).real)
+            total += np.sqrt(amplitude * apart + (1 - amplitude) * turned) / len(frequencies)
+    return float(300 * total)
+
+
 def label_margin(labels: Array) -> float:
     """FRePo's term: minus the gap between a row's largest two values, at most 1/C, averaged over rows."""
     total = 0.0

@@ -1,4 +1,4 @@
-"""Distribution matching on networks between a start and an expert, whom the images must convince: DANCE."""
+"""Matching on networks between a start and an expert, whom the images must convince: DANCE and NCFM."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +10,8 @@ from mmdistill.methods import experts_by
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.calibration import CalibratedMatching
+from mmdistill.objectives.characteristic import CharacteristicMatching
+from mmdistill.objectives.gradient import Siamese
 from mmdistill.settings import OptimizerSpec, Settings
 
 DANCE_EXPERTS = FitProtocol(
@@ -23,6 +25,10 @@ DANCE_EXPERTS = FitProtocol(
     restart=False,
 )
 """How the published code trains its experts, for as many epochs as the settings say."""
+NCFM_EXPERTS = replace(DANCE_EXPERTS, batch=128)
+"""How NCFM's does."""
+SAMPLER_RATE = OptimizerSpec("sgd", 0.001, 0.5, maximize=True)
+"""By which NCFM's sampler learns, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,30 @@ class CalibrationSettings(Settings):
     calibration: float = 1.0
 
 
+@dataclass(frozen=True)
+class CharacteristicSettings(CalibrationSettings):
+    """Settings of characteristic functions that an expert calibrates.
+
+    Args:
+        frequencies: at how many random ones the functions are compared.
+        amplitude: the share of their amplitudes in what is compared; the rest is that of their phases.
+        minmax: whether a network learns to draw frequencies at which they differ.
+    """
+
+    frequencies: int = 4096
+    amplitude: float = 0.5
+    minmax: bool = False
+
+
 def calibrated(settings: CalibrationSettings) -> CalibratedMatching:
     """Return DANCE's objective: both sides of a class augmented alike, and what the expert sees by other draws."""
     return CalibratedMatching(settings.calibration, augment=COLOR_CROP_CUTOUT.of_classes)
+
+
+def characteristic(settings: CharacteristicSettings, augment: Siamese | None = None) -> CalibratedMatching:
+    """Return NCFM's objective, under an augmentation of its own or the task's."""
+    matching = CharacteristicMatching(settings.frequencies, settings.amplitude, minmax=settings.minmax)
+    return CalibratedMatching(settings.calibration, matching=matching, augment=augment)
 
 
 def _dance_settings(ipc: int) -> CalibrationSettings:
@@ -59,6 +86,27 @@ def _dance_settings(ipc: int) -> CalibrationSettings:
     )
 
 
+def _ncfm_settings(ipc: int) -> CharacteristicSettings:
+    """Return the published settings of all data sets of small images.
+
+    The published code steps one optimizer at a rate of 0.001 once per class and term, by as many processes as share the
+    classes, eight in its command. Where a process has one or two classes, all images move in a round about as far as by
+    a joint step of twice the rate.
+    """
+    return CharacteristicSettings(
+        steps=20_000,
+        real_batch=1024,
+        optimizers={
+            "codes": OptimizerSpec("adamw", 2 * 0.001, weight_decay=WEIGHT_DECAY, cosine=True),
+            "objective": SAMPLER_RATE,
+        },
+        augment=True,
+        experts=20,
+        expert_steps=60,
+        start_epochs=1,
+    )
+
+
 CALIBRATED_METHODS: dict[str, Method] = {
     "dance": Method(
         "DANCE",
@@ -70,11 +118,22 @@ CALIBRATED_METHODS: dict[str, Method] = {
         "2 x 2 up-sampled tiles",
         source="Zhang et al., IJCAI 2024 (both terms in one step, not in turn class by class; experts augmented by "
         "DSA, without CutMix)",
-    )
+    ),
+    "ncfm": Method(
+        "NCFM",
+        Configured(partial(characteristic, augment=COLOR_CROP_CUTOUT.of_classes)),
+        experts_by(NCFM_EXPERTS, InterpolatedExperts),
+        _ncfm_settings,
+        tiled(2),
+        summary="characteristic functions of features at random frequencies, on networks between a start and an "
+        "expert's end, which must classify the samples; 2 x 2 up-sampled tiles",
+        source="Wang et al., CVPR 2025 (both terms in one step; frequencies are learned with minmax alone, which its "
+        "configurations leave out too; experts augmented by DSA, without CutMix)",
+    ),
 }
 """By method name, with published settings."""
 
-_dance = CALIBRATED_METHODS["dance"]
+_dance, _ncfm = CALIBRATED_METHODS["dance"], CALIBRATED_METHODS["ncfm"]
 
 
 def _digits(ipc: int) -> CalibrationSettings:
@@ -89,13 +148,34 @@ def _digits(ipc: int) -> CalibrationSettings:
     )
 
 
+def _ncfm_digits(ipc: int) -> CharacteristicSettings:
+    return replace(
+        _ncfm_settings(ipc),
+        steps=200,
+        real_batch=64,
+        optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True), "objective": SAMPLER_RATE},
+        init="herding",
+        augment=False,
+        experts=5,
+        expert_steps=10,
+        frequencies=1024,
+    )
+
+
 CALIBRATED_DIGITS: dict[str, Method] = {
     "dance": replace(
         _dance,
         objective=Configured(lambda settings: CalibratedMatching(settings.calibration)),
         settings=_digits,
         parameterization=tiled(1),
-    )
+    ),
+    "ncfm": replace(
+        _ncfm,
+        objective=Configured(characteristic),
+        network=_dance.network,
+        settings=_ncfm_digits,
+        parameterization=tiled(1),
+    ),
 }
 """Short runs for the 8 x 8 digits: plain images, and none augmented."""
 
@@ -114,11 +194,30 @@ def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
     )
 
 
+def _ncfm_reduced(ipc: int, many: float = 0.03) -> CharacteristicSettings:
+    """Return few steps from real tiles, on DANCE's experts and at its rates, which were not searched anew."""
+    return replace(
+        _ncfm_settings(ipc),
+        steps=200 if ipc < 10 else 100,
+        real_batch=128,
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.03 if ipc < 10 else many, cosine=True),
+            "objective": SAMPLER_RATE,
+        },
+        experts=5,
+        expert_steps=10,
+        frequencies=1024,
+    )
+
+
+_between = experts_by(DANCE_REDUCED_EXPERTS, InterpolatedExperts)
 CALIBRATED_REDUCED: dict[str, Method] = {
-    "dance": replace(_dance, network=experts_by(DANCE_REDUCED_EXPERTS, InterpolatedExperts), settings=_reduced)
+    "dance": replace(_dance, network=_between, settings=_reduced),
+    "ncfm": replace(_ncfm, network=_between, settings=_ncfm_reduced),
 }
 """For 28 x 28 greyscale images in minutes of one core."""
 CALIBRATED_REDUCED_COLOUR: dict[str, Method] = {
-    "dance": replace(CALIBRATED_REDUCED["dance"], settings=partial(_reduced, many=0.01))
+    "dance": replace(CALIBRATED_REDUCED["dance"], settings=partial(_reduced, many=0.01)),
+    "ncfm": replace(CALIBRATED_REDUCED["ncfm"], settings=partial(_ncfm_reduced, many=0.01)),
 }
 """The same for 32 x 32 images in colour."""

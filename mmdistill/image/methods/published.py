@@ -17,6 +17,7 @@ PROTOCOL_OF = {
     "idc": "idc",
     "edd": "idc",
     "dance": "dance",
+    "ncfm": "ncfm",
     "addmem": "addmem",
     "bptt": "addmem",
     "rcig": "rcig",

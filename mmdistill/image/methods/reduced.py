@@ -63,7 +63,7 @@ COLOUR: dict[str, Method] = {
     "dm": replace(CORE_METHODS["dm"], settings=_dm_in_colour),
 }
 """MNIST's steps and rates, as they are, for ten classes in colour, but for DM's and DANCE's, which were compared on
-held-out images."""
+held-out images, and NCFM's, which are DANCE's."""
 
 REDUCED = {"mnist": GREYSCALE, "fashion-mnist": GREYSCALE, "cifar10": COLOUR, "svhn": COLOUR}
 """By data set name."""

@@ -45,6 +45,7 @@ def test_conditions_name_what_there_is() -> None:
         ("addmem", "mnist", 1, {"protocol": "addmem"}),
         ("dance", "cifar10", 10, {"protocol": "dance"}),
         ("idm", "cifar10", 10, {}),
+        ("ncfm", "cifar10", 10, {"protocol": "ncfm"}),
         ("ld", "mnist", 10, {"model": "lenet"}),
         ("ld", "cifar10", 10, {}),
         ("rded", "cifar10", 10, {"model": "convnet-bn", "protocol": "rded"}),

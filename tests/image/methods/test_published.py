@@ -27,6 +27,7 @@ from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
 from mmdistill.objectives.attention import AttentionMatching
 from mmdistill.objectives.calibration import CalibratedMatching
+from mmdistill.objectives.characteristic import CharacteristicMatching
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -220,6 +221,26 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.__class__": CalibratedMatching,
         "objective.weight": 1.0,
         "objective.augment": COLOR_CROP_CUTOUT.of_classes,
+        "objective.matching.__class__": DistributionMatching,
+        "objective.matching.layers": "last",
+    },
+    "ncfm": {
+        **TILED,
+        "settings.steps": 20_000,
+        "settings.real_batch": 1024,
+        "settings.inner_momentum": 0.0,
+        "settings.syn_batch": 0,
+        "rates.codes": OptimizerSpec("adamw", 0.002, weight_decay=5e-4, cosine=True),
+        "network.__class__": InterpolatedExperts,
+        "network.experts": 20,
+        "network.start_epochs": 1,
+        "network.recipe.protocol": FitProtocol(60, batch=128, decay_at=(2 / 3, 5 / 6), decay=0.2, restart=False),
+        "objective.__class__": CalibratedMatching,
+        "objective.weight": 1.0,
+        "objective.augment": COLOR_CROP_CUTOUT.of_classes,
+        "objective.matching.__class__": CharacteristicMatching,
+        "objective.matching.frequencies": 4096,
+        "objective.matching.amplitude": 0.5,
     },
     "idm": {
         "settings.steps": 20_000,
@@ -332,6 +353,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
 Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD, yolky/RCIG;
 SsnL/dataset-distillation (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE;
 snu-mllab/Efficient-Dataset-Condensation (IDC); ncsu-dk-lab/Acc-DD (EDD); Hansong-Zhang/DANCE; uitrbn/IDM;
+gszfwsb/NCFM;
 princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT); Huage001/DatasetFactorization (HaBa);
 ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation
 (RaT-BPTT); DataDistillation/DataDAM (its table of settings).
