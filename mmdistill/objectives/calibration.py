@@ -39,7 +39,6 @@ class CalibratedMatching(Objective):
 
     needs_target = True
     reads_scores = False
-    lowers = True
 
     def __init__(
         self, weight: float = 1.0, *, matching: Objective | None = None, augment: Siamese | None = None
@@ -53,6 +52,7 @@ class CalibratedMatching(Objective):
         self.matching = DistributionMatching() if matching is None else matching
         self.augment = augment
         self.siamese = augment is None
+        self.lowers, self.steady, self.exact = self.matching.lowers, self.matching.steady, self.matching.exact
 
     def check(self, task: Task) -> None:
         """Refuse tasks without classes, and what the matching refuses."""
