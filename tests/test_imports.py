@@ -125,11 +125,18 @@ def test_pixels_of_any_kind_are_normalised(task: Task, tmp_path: Path) -> None:
     for values, units, message in (
         (pixels / 255, None, "say whether they are pixels or normalised"),
         (pixels.float(), "pixels", "divided by 255 first"),
+        (pixels.float(), None, "divided by 255 first; of normalised ones say so"),
+        (pixels.float() + 0.25, None, "divided by 255 first; of normalised ones say so"),
+        (pixels.float() % 3, None, "of normalised ones say so"),
         (ten()[0].repeat(2, 1, 1, 1), "pixels", "they are no pixels"),
         (pixels, "normalised", "are pixels and not normalised"),
     ):
         with pytest.raises(ConfigError, match=message):
             import_set(task, {"images": values, "labels": labels}, units=units)  # type: ignore[arg-type]
+    positive = ten()[0].abs()  # which is less than any normalised image would be, and may be one all the same
+    assert torch.equal(parts(import_set(task, {"images": positive, "labels": np.arange(10)}).batch)["inputs"], positive)
+    said = import_set(task, {"images": pixels.float(), "labels": labels}, units="normalised")
+    assert torch.equal(parts(said.batch)["inputs"], pixels.float())
 
 
 def test_pictures_come_back_by_the_names_of_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
