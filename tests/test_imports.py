@@ -14,6 +14,7 @@ from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
 from mmdistill.errors import ConfigError, DataError, MmdistillWarning, ShapeError, UnsupportedError
 from mmdistill.files.saved import read_saved
+from mmdistill.imports import LABELS, names_by_role
 from mmdistill.task import Batch, Task, named_tensors
 from tests.graph.toy import planted_fields
 from tests.test_exports import distilled
@@ -229,6 +230,50 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             import_set(task, {"images": images, "labels": labels}, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (
+            ["x_cora", "y_cora", "edge_index_cora"],
+            {"features": "x_cora", "labels": "y_cora", "edges": "edge_index_cora"},
+        ),
+        (["feat_a", "label"], {"features": "feat_a", "labels": "label"}),
+        (["feat_a", "label_a"], {"features": "feat_a", "labels": "label_a"}),
+        (["A", "X", "y"], {"adjacency": "A", "features": "X", "labels": "y"}),
+        (
+            ["Cora_0.5_x_s", "Cora_0.5_y_s", "a_1"],
+            {"features": "Cora_0.5_x_s", "labels": "Cora_0.5_y_s", "adjacency": "a_1"},
+        ),
+        (["not_a_feature"], {"features": "not_a_feature"}),
+        (["what_x_means"], {}),
+        (["labels_1", "soft_labels_1"], {"labels": "labels_1"}),
+        (["soft_labels_1"], {"labels": "soft_labels_1"}),
+        (["syn_lr", "lr_teacher", "lr_img"], {"rate": "syn_lr"}),
+        (["lr_img"], {}),
+        (["whitening_matrix"], {"whitening": "whitening_matrix"}),
+    ],
+)
+def test_names_are_known_by_their_words(names: list[str], wanted: dict[str, str]) -> None:
+    roles = {
+        "features": ("x", "feat", "feature"),
+        "labels": LABELS,
+        "adjacency": ("adjacency", "adj", "a"),
+        "edges": ("edge_index",),
+        "rate": ("lr",),
+        "whitening": ("whitening.matrix",),
+    }
+    assert names_by_role(names, roles, ("lr_img", "lr_teacher")) == wanted
+
+
+def test_rates_by_which_a_set_was_made_are_not_learned_ones(task: Task) -> None:
+    images, labels = ten()
+    given = {"images": images, "labels": labels, "lr_img": torch.tensor(100.0)}
+    with pytest.warns(MmdistillWarning, match="not read: lr_img"):
+        assert not import_set(task, given).learned
+    with pytest.warns(MmdistillWarning, match="not read: lr_img"):
+        assert import_set(task, given | {"syn_lr": torch.tensor(0.5)}).learned["inner_lr"].item() == 0.5
 
 
 def test_batches_are_in_the_units_of_the_task(task: Task) -> None:

@@ -23,6 +23,8 @@ ROLES = {
     "whitening mean": ("whitening.mean",),
 }
 """What a set of images is made of, by the words that its names have."""
+OTHER_RATES = ("lr_img", "lr_lr", "lr_label", "lr_init", "lr_teacher", "lr_net")
+"""Rates by which a set was made, and none that was learned with it."""
 TOLERANCE = 1e-3
 """How far pixels may be beyond black and white, by what resampling and rounding do."""
 
@@ -49,7 +51,7 @@ def read_images(task: ImageTask, source: Source) -> Imported:
         found = read_image_folder(folders[0], None)
         parts = {"images": found.images, "labels": _named_classes(found.labels, found.classes, data)}
     else:
-        parts = by_role(_one_set(source.values(), source.which), ROLES, ("images", "labels"))
+        parts = by_role(_one_set(source.values(), source.which), ROLES, ("images", "labels"), OTHER_RATES)
     if "whitening" in parts:
         _require_whitening(parts["whitening"], data)
     images = _shaped(parts["images"], data)

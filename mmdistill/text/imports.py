@@ -6,7 +6,17 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.saved import SAFETENSORS
-from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
+from mmdistill.imports import (
+    LABELS,
+    Imported,
+    Importer,
+    Source,
+    by_role,
+    class_targets,
+    float_bytes,
+    names_by_role,
+    weighed,
+)
 from mmdistill.store import opened_tensors
 from mmdistill.task import Targets, Tensors, num_samples
 from mmdistill.text.base import TextClassification
@@ -36,7 +46,7 @@ def read_texts(task: TextClassification, source: Source) -> Imported:
     found, names = source.values(), task.data.class_names
     inputs: Tensor | Tensors
     if isinstance(task, TokenTask):
-        own = "inputs_embeds" if "inputs_embeds" in found else "vectors"
+        own = "inputs_embeds" if "inputs_embeds" in names_by_role(found, TOKENS) else "vectors"
         parts = by_role(found, TOKENS, [own, "mask", "labels"])
         vectors, mask = parts[own].float(), parts["mask"].bool()
         if vectors.shape[:-1] != mask.shape:

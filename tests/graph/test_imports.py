@@ -50,6 +50,13 @@ def test_the_three_files_of_gcond(task: GraphTask, tmp_path: Path) -> None:
     assert without.stored_bytes == 4 * 6 * 12 + 6
 
 
+def test_edges_are_known_by_a_part_of_their_names(task: GraphTask) -> None:
+    x, y, weights = condensed()
+    ends = weights.nonzero().T
+    given = {"x_cora": x, "y_cora": y, "edge_index_cora": ends, "edge_weight_cora": weights[ends[0], ends[1]]}
+    torch.testing.assert_close(inputs(import_set(task, given).batch)["adjacency"], weights)
+
+
 def test_identity_and_sparse_adjacency_and_scores_as_labels(task: GraphTask, tmp_path: Path) -> None:
     x, y, weights = condensed()
     scores = 2 * torch.randn(6, 3)
