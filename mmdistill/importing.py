@@ -71,7 +71,8 @@ def import_set(
     Raises:
         ConfigError: an option that cannot be, or that such data do not have.
         UnsupportedError: a task of one's own, into whose units samples are brought as a batch.
-        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN.
+        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN,
+            a learned rate that is no number above 0.
         ShapeError: samples of another shape than the task's.
         CheckpointError: a damaged ``learned.json``.
     """
@@ -90,6 +91,7 @@ def import_set(
     options = {"units": units, "which": which, "logits": logits or None, "inner_lr": inner_lr}
     given = {option: value for option, value in options.items() if value is not None}
     found, origin = _read(task, source, given)
+    _require_learned(found.learned)
     batch = checked_samples(found.batch)
     info = task.describe()
     require_forms(batch, info.forms)
@@ -158,6 +160,22 @@ def _files(given: Sequence[Path]) -> list[Path]:
         elif path.name not in DESCRIBING:
             found.append(path)
     return found
+
+
+def _require_learned(learned: Mapping[str, Tensor]) -> None:
+    """Refuse what cannot have been learned with a set.
+
+    Raises:
+        DataError: no number, NaN or infinite ones, or a rate that is not above 0.
+    """
+    for name, tensor in learned.items():
+        rate = name == "inner_lr"
+        values = tensor.double().flatten()
+        if not len(values) or not bool(values.isfinite().all()) or (rate and not bool((values > 0).all())):
+            raise DataError(
+                f"{name}, which was learned with the set, should be finite{' and above 0' if rate else ''}, got "
+                f"{first_few(values.tolist()) or 'nothing'}"
+            )
 
 
 def _budget(batch: Batch, unit: str, classes: int) -> int:

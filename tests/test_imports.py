@@ -276,6 +276,23 @@ def test_rates_by_which_a_set_was_made_are_not_learned_ones(task: Task) -> None:
         assert import_set(task, given | {"syn_lr": torch.tensor(0.5)}).learned["inner_lr"].item() == 0.5
 
 
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -0.1, []])
+def test_learned_rates_that_are_none_are_refused(task: Task, rate: Any, tmp_path: Path) -> None:
+    images, labels = ten()
+    with pytest.raises(DataError, match=r"inner_lr.* should be"):
+        import_set(task, {"images": images, "labels": labels, "lr": torch.as_tensor(rate)})
+    torch.save({"images": images, "labels": labels}, tmp_path / "set.pt")
+    (tmp_path / "learned.json").write_text(json.dumps({"inner_lr": rate}))
+    with pytest.raises(DataError, match=r"inner_lr.* should be"):
+        import_set(task, tmp_path)
+    (tmp_path / "learned.json").write_text(json.dumps({"ridge": rate, "inner_lr": 0.1}))
+    if rate == 0:
+        assert import_set(task, tmp_path).learned["ridge"].item() == 0
+    elif rate != -0.1:
+        with pytest.raises(DataError, match=r"ridge.* should be"):
+            import_set(task, tmp_path)
+
+
 def test_batches_are_in_the_units_of_the_task(task: Task) -> None:
     images, labels = ten()
     found = import_set(task, Batch(images, labels, torch.ones(10)), name="mine")
