@@ -210,8 +210,10 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
     Shapes:
         labels ``(n,)``, ``(n, 1)`` or ``(n, C)``; returns ``(n,)`` int64 or ``(n, C)`` float32.
     Raises:
-        DataError: other lengths, indices of classes that there are not, or numbers that are none.
+        DataError: no sample, other lengths, indices of classes that there are not, or numbers that are none.
     """
+    if not samples:
+        raise DataError("the set holds no sample")
     count = len(class_names)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape not in ((samples,), (samples, count)):

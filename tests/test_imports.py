@@ -13,8 +13,8 @@ from mmdistill.cli import main
 from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
 from mmdistill.errors import ConfigError, DataError, MmdistillWarning, ShapeError, UnsupportedError
-from mmdistill.files.saved import read_saved
-from mmdistill.imports import LABELS, names_by_role
+from mmdistill.files.saved import array_names, metadata, read_saved
+from mmdistill.imports import LABELS, class_targets, names_by_role
 from mmdistill.task import Batch, Task, named_tensors
 from tests.graph.toy import planted_fields
 from tests.test_exports import distilled
@@ -312,6 +312,12 @@ class _Code:
         return print, ("code that a file has run",)
 
 
+def test_empty_sets_are_refused() -> None:
+    for shape in ((0,), (0, 2)):
+        with pytest.raises(DataError, match="holds no sample"):
+            class_targets(torch.zeros(shape), 0, ("a", "b"))
+
+
 def test_files_run_no_code_and_damage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"images": _Code()}, tmp_path / "code.pt")
     with pytest.raises(DataError, match=r"names (builtins.)?print, which is not run; save tensors"):
@@ -325,6 +331,14 @@ def test_files_run_no_code_and_damage_is_said(tmp_path: Path, capsys: pytest.Cap
     for name in ("objects.npy", "cut.pt", "cut.npz", "cut.safetensors"):
         with pytest.raises(DataError, match="is damaged, or no such file"):
             read_saved(tmp_path / name)
+    for peek, name in ((array_names, "cut.npz"), (metadata, "cut.safetensors")):
+        with pytest.raises(DataError, match="is damaged, or no such file"):
+            peek(tmp_path / name)
+        assert not peek(tmp_path / "cut.pt")
+    (tmp_path / "folder.safetensors").mkdir()
+    for read in (read_saved, metadata):
+        with pytest.raises(DataError, match=r"folder.safetensors is a folder, and no file"):
+            read(tmp_path / "folder.safetensors")
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(DataError, match="is no file of tensors"):
         read_saved(tmp_path / "notes.txt")

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import TORCH, read_saved
 from mmdistill.graph import files
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import checked_edges
@@ -32,10 +32,8 @@ def read_values(path: Path) -> Any:
     Raises:
         DataError: it cannot be read without running code.
     """
-    if path.suffix.lower() not in TORCH:
-        return read_saved(path)
-    found = files.held(files.read_saved(path))
-    return found if isinstance(found, Tensor | list) else files.fields_of(found)
+    found = files.held(files.read_graphs(path))
+    return found if isinstance(found, Tensor | np.ndarray | list) else files.fields_of(found)
 
 
 def read_nodes(task: GraphTask, source: Source) -> Imported:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import SUFFIXES, from_array, read_saved
+from mmdistill.files.saved import SUFFIXES, array_names, from_array, read_saved
 from mmdistill.imports import Imported, Importer, Source, as_tensor, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
@@ -62,11 +62,8 @@ def _is_matrix(path: Path) -> bool:
 
 def _read_matrix(path: Path) -> Tensor:
     """Return a matrix that scipy, NumPy, torch or safetensors wrote."""
-    if path.suffix.lower() == ".npz":
-        with np.load(path, allow_pickle=False) as held:
-            sparse = "format" in held.files
-        if sparse:
-            return from_array(read_sparse(path).toarray(), str(path)).float()
+    if "format" in array_names(path):
+        return from_array(read_sparse(path).toarray(), str(path)).float()
     found = read_saved(path)
     return _matrix(found if isinstance(found, Mapping) else {path.stem: found})
 

@@ -86,6 +86,15 @@ def test_data_of_torch_geometric(task: GraphTask, tmp_path: Path) -> None:
         assert found.batch.weight.tolist() == [1, 1, 1, 1, 1, 0]
 
 
+def test_arrays_of_numpy_in_files_of_torch(task: GraphTask, tmp_path: Path) -> None:
+    x, y, weights = condensed()
+    torch.save({"x": x.numpy(), "y": y.numpy(), "adj": weights.numpy()}, tmp_path / "graph.pt")
+    for name, value in (("feat", x), ("label", y), ("adj", weights)):
+        torch.save(value.numpy(), tmp_path / f"{name}_cora.pt")
+    for source in (tmp_path / "graph.pt", sorted(tmp_path.glob("*cora.pt"))):
+        torch.testing.assert_close(inputs(import_set(task, source).batch)["adjacency"], weights)
+
+
 def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:
     x, y, weights = condensed()
     given: dict[str, Any] = {"x": x, "y": y, "adjacency": weights}
@@ -93,6 +102,7 @@ def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:
         ({"x": x[:, :5]}, r"are \(n, 12\) features, got \(6, 5\)"),
         ({"y": y + 1}, "from 0 to 2, got 1 to 3"),
         ({"y": y[:4]}, r"got \(4,\)"),
+        ({"x": x[:0], "y": y[:0]}, "holds no sample"),
         ({"adjacency": weights[:5]}, r"have an adjacency \(6, 6\), got \(5, 6\)"),
         ({"adjacency": -weights}, "edge_weight"),
         ({"x": x / 0}, "NaN or infinite"),
@@ -130,10 +140,23 @@ def test_lists_of_graphs(tmp_path: Path) -> None:
         ({"edge_index": torch.tensor([[0], [6]])}, "join nodes of two graphs"),
         ({"edge_index": torch.tensor([[0], [7]])}, "names nodes from 0 to 6"),
         ({"y": torch.tensor([0])}, "2 graphs have as many labels, got 1"),
+        ({"y": torch.tensor(0)}, "2 graphs have as many labels, got one number"),
+        ({"batch": torch.tensor([])}, "one graph after the other"),
+        ({"batch": joined["batch"].float()}, "one graph after the other"),
+        ({"batch": torch.tensor(0), "x": torch.tensor(0.0)}, "one graph after the other"),
+        ({"batch": torch.tensor([]).long(), "x": torch.randn(0, width)}, "one graph after the other"),
+        ({"edge_index": joined["edge_index"].float()}, r"whole numbers \(2, E\), got torch.float32 \(2, 8\)"),
         ({"x": torch.randn(7, width + 1)}, "features, got"),
     ):
         with pytest.raises(DataError, match=message):
             import_set(own, {name: value for name, value in {**joined, **changed}.items() if name != "ptr"})
+    small = {name: joined[name].to(torch.uint8) for name in ("batch", "edge_index")}
+    with pytest.warns(MmdistillWarning, match="not read: ptr"):
+        assert torch.equal(inputs(import_set(own, joined | small).batch)["adjacency"], inputs(found.batch)["adjacency"])
+    each = [Data(x=graph.x, edge_index=pairs, y=torch.zeros(graph.num_nodes)) for graph in graphs]
+    torch.save(each, tmp_path / "each.pt")
+    with pytest.raises(DataError, match="each graph has one class y"):
+        import_set(own, tmp_path / "each.pt")
     torch.save([], tmp_path / "none.pt")
     with pytest.raises(DataError, match="holds no graph"):
         import_set(own, tmp_path / "none.pt")

@@ -65,6 +65,13 @@ def test_what_are_no_users_of_these_data_is_refused(task: RecsysTask, tmp_path: 
     ):
         with pytest.raises(DataError, match=message):
             import_set(task, {"users": given})
+    for held in (b"cut", b""):
+        (tmp_path / "users.npz").write_bytes(held)
+        with pytest.raises(DataError, match=r"users\.npz cannot be read: it is damaged"):
+            import_set(task, tmp_path / "users.npz")
+    with (tmp_path / "users.npz").open("wb") as file:
+        np.save(file, rows)  # one array under a name of archives
+    assert import_set(task, tmp_path / "users.npz").budget == 5
     with pytest.raises(DataError, match="is called users; found a, b"):
         import_set(task, {"a": rows, "b": rows})
     pd.DataFrame({"user": [0], "item": ["none"]}).to_csv(tmp_path / "pairs.csv", index=False)

@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.errors import DataError
+from mmdistill.graph.data import INTEGERS
 from mmdistill.graph.files import fields_of
 from mmdistill.graph.imports import adjacency_of, read_values
 from mmdistill.graph.sets.task import GraphSetTask
@@ -39,8 +40,12 @@ def read_graphs(task: GraphSetTask, source: Source) -> Imported:
             raise DataError(
                 f"graph {number}: nodes of {task.graphs.name} are (n, {width}) features, got {tuple(graph['x'].shape)}"
             )
-    labels = torch.cat([graph["labels"].reshape(1, -1) for graph in graphs])
-    targets = class_targets(labels, len(graphs), task.graphs.names, source.logits)
+    labels = [graph["labels"].reshape(1, -1) for graph in graphs]
+    if len({row.shape[1] for row in labels}) > 1:
+        raise DataError(
+            "each graph has one class y, or a row of numbers, one for each class; some have more than others"
+        )
+    targets = class_targets(torch.cat(labels), len(graphs), task.graphs.names, source.logits)
     sizes = [len(graph["x"]) for graph in graphs]
     most = max(sizes)
     adjacency = torch.zeros(len(graphs), most, most)
@@ -67,22 +72,28 @@ def _apart(found: Mapping[str, Any]) -> list[Tensors]:
         DataError: no such fields, nodes that are not one graph after the other, or edges between graphs.
     """
     parts = by_role(found, ROLES | {"batch": ("batch",)}, [*ROLES, "batch"])
-    owner, ends = parts["batch"], parts["edge_index"]
-    if owner.ndim != 1 or len(owner) != len(parts["x"]) or bool((owner.diff() < 0).any()) or int(owner.min()) < 0:
+    owner, ends, labels = parts["batch"], parts["edge_index"], parts["labels"]
+    whole = owner.dtype in INTEGERS and owner.ndim == 1 and owner.shape == parts["x"].shape[:1] and len(owner)
+    owner = owner.long()  # unsigned differences are none below 0
+    if not whole or bool((owner.diff() < 0).any()) or int(owner.min()) < 0:
         raise DataError("'batch' says of each node which graph it is of, one graph after the other")
-    if ends.ndim != 2 or len(ends) != 2 or (ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(owner)):
+    if ends.dtype not in INTEGERS or ends.ndim != 2 or len(ends) != 2:
+        raise DataError(f"edge_index holds whole numbers (2, E), got {ends.dtype} {tuple(ends.shape)}")
+    ends = ends.long()  # bytes as an index are a mask
+    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(owner):
         raise DataError(f"edge_index (2, E) names nodes from 0 to {len(owner) - 1}")
     if not torch.equal(owner[ends[0]], owner[ends[1]]):
         raise DataError("some edges join nodes of two graphs")
-    if len(parts["labels"]) != int(owner.max()) + 1:
-        raise DataError(f"{int(owner.max()) + 1} graphs have as many labels, got {len(parts['labels'])}")
+    count = int(owner.max()) + 1
+    if labels.shape[:1] != (count,):
+        raise DataError(f"{count} graphs have as many labels, got {len(labels) if labels.ndim else 'one number'}")
     return [
         {
             "x": parts["x"][owner == graph],
             "edge_index": ends[:, owner[ends[0]] == graph] - int((owner < graph).sum()),
-            "labels": labels,
+            "labels": labels[graph],
         }
-        for graph, labels in enumerate(parts["labels"])
+        for graph in range(count)
     ]
 
 
