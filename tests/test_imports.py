@@ -153,6 +153,12 @@ def test_pictures_come_back_by_the_names_of_their_folders(tmp_path: Path, monkey
         (run / "export" / "images" / place).rename(run / "export" / "images" / name)
     numbered = import_set(own, run / "export" / "images")
     assert torch.equal(parts(numbered.batch)["inputs"], parts(back.batch)["inputs"])
+    for place in (run / "export" / "images").iterdir():
+        (place / "notes.txt").write_text("none")
+    with pytest.warns(MmdistillWarning, match=r"files of other kinds are not read: 2 .txt"):
+        import_set(own, run / "export" / "images")
+    for place in (run / "export" / "images").iterdir():
+        (place / "notes.txt").unlink()
     (run / "export" / "images" / "new000").rename(run / "export" / "images" / "ape-like")
     with pytest.raises(DataError, match="folder 'ape-like' is none of the classes"):
         import_set(own, run / "export" / "images")

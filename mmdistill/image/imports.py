@@ -12,7 +12,7 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.draw import class_folders
 from mmdistill.image.files import is_image_folder, read_image_folder
 from mmdistill.image.task import ImageTask
-from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
+from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, noted, weighed
 from mmdistill.names import first_few
 
 ROLES = {
@@ -49,6 +49,8 @@ def read_images(task: ImageTask, source: Source) -> Imported:
                 f"{folders[0]} has no subfolder of pictures for each class; of tensors name the files that hold them"
             )
         found = read_image_folder(folders[0], None)
+        for note in found.notes:
+            noted(note)
         parts = {"images": found.images, "labels": _named_classes(found.labels, found.classes, data)}
     else:
         parts = by_role(_one_set(source.values(), source.which), ROLES, ("images", "labels"), OTHER_RATES)
