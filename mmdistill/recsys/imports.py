@@ -89,7 +89,7 @@ def _read_log(path: Path, ids: list[str]) -> Tensor:
     weights = feedback(table["rating"]) if "rating" in table else np.ones(len(table))
     rows = torch.zeros(int(users.max()) + 1 if len(users) else 0, len(ids))
     places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].astype(str).tolist(), ids, path)
-    return rows.index_put(places, torch.as_tensor(np.asarray(weights), dtype=torch.float32))
+    return rows.index_put(places, torch.tensor(np.asarray(weights), dtype=torch.float32))
 
 
 def _placed(rows: Tensor, path: Path, ids: list[str]) -> Tensor:

@@ -26,6 +26,8 @@ def test_matrices_and_tables(task: RecsysTask, tmp_path: Path) -> None:
     user, item = np.nonzero(rows)
     names = task.data.item_ids[item]
     pd.DataFrame({"user": user, "item": names}).to_csv(tmp_path / "pairs.csv", index=False)
+    table = pd.DataFrame({"user": user, "item": names, "rating": rows[user, item]})
+    table.to_csv(tmp_path / "weights.csv", index=False)
     sources = [*sorted(tmp_path.iterdir()), {"users": rows}, {"users": sparse.csr_array(rows)}]
     for source in sources:
         found = import_set(task, source, name="theirs")
