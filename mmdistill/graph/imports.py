@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.graph import files
-from mmdistill.graph.adjacency import undirected
+from mmdistill.graph.adjacency import Adjacency, undirected
 from mmdistill.graph.data import checked_edges
 from mmdistill.graph.task import GraphTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, noted, weighed
@@ -74,11 +74,17 @@ def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
         fields = {name: parts[name] for name in ("edge_index", "edge_weight") if name in parts}
     else:
         return {}
-    edges, changes = undirected(*checked_edges(fields, "the set", nodes), nodes)
+    edges = noted_undirected(*checked_edges(fields, "the set", nodes), nodes)
+    return {"adjacency": torch.from_numpy(edges.matrix.toarray())} if len(edges.column) else {}
+
+
+def noted_undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> Adjacency:
+    """Return directed edges as undirected ones, and note what was changed."""
+    found, changes = undirected(edges, weight, nodes)
     for change in changes:
         if "isolated" not in change:
             noted(change)
-    return {"adjacency": torch.from_numpy(edges.matrix.toarray())} if len(edges.column) else {}
+    return found
 
 
 IMPORTS = Importer(

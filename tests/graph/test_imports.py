@@ -153,6 +153,12 @@ def test_lists_of_graphs(tmp_path: Path) -> None:
     small = {name: joined[name].to(torch.uint8) for name in ("batch", "edge_index")}
     with pytest.warns(MmdistillWarning, match="not read: ptr"):
         assert torch.equal(inputs(import_set(own, joined | small).batch)["adjacency"], inputs(found.batch)["adjacency"])
+    directed = [Data(x=torch.randn(size, width), edge_index=pairs[:, ::2], y=torch.tensor([0])) for size in (3, 4, 3)]
+    torch.save(directed, tmp_path / "directed.pt")
+    with pytest.warns(MmdistillWarning) as noted:
+        import_set(own, tmp_path / "directed.pt")
+    changes = [str(one.message) for one in noted if "edges" in str(one.message)]
+    assert changes == ["6 reverse edges added: the graph is treated as undirected"]
     each = [Data(x=graph.x, edge_index=pairs, y=torch.zeros(graph.num_nodes)) for graph in graphs]
     torch.save(each, tmp_path / "each.pt")
     with pytest.raises(DataError, match="each graph has one class y"):

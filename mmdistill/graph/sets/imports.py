@@ -1,15 +1,16 @@
 """Sets of graphs that other tools distilled: a list of torch-geometric's, or all of them as its ``Batch``."""
 
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.errors import DataError
-from mmdistill.graph.data import INTEGERS
+from mmdistill.graph.data import INTEGERS, checked_edges
 from mmdistill.graph.files import fields_of
-from mmdistill.graph.imports import adjacency_of, read_values
+from mmdistill.graph.imports import noted_undirected, read_values
 from mmdistill.graph.sets.task import GraphSetTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
 from mmdistill.task import Tensors
@@ -47,12 +48,14 @@ def read_graphs(task: GraphSetTask, source: Source) -> Imported:
         )
     targets = class_targets(torch.cat(labels), len(graphs), task.graphs.names, source.logits)
     sizes = [len(graph["x"]) for graph in graphs]
-    most = max(sizes)
+    most, starts = max(sizes), [0, *accumulate(sizes)]
+    ends = [checked_edges(graph, f"graph {number}", sizes[number])[0] for number, graph in enumerate(graphs)]
+    # Side by side, so that one note tells of all graphs.
+    together = torch.cat([own + start for own, start in zip(ends, starts, strict=False)], 1)
+    matrix = noted_undirected(together, None, starts[-1]).matrix
     adjacency = torch.zeros(len(graphs), most, most)
-    for own, graph, size in zip(adjacency, graphs, sizes, strict=True):
-        edges = adjacency_of({"edge_index": graph["edge_index"]}, size)
-        if edges:
-            own[:size, :size] = edges["adjacency"]
+    for own, (start, end) in zip(adjacency, pairwise(starts), strict=True):
+        own[: end - start, : end - start] = torch.from_numpy(matrix[start:end, start:end].toarray())
     inputs = {
         "x": pad_sequence([graph["x"].float() for graph in graphs], batch_first=True),
         "adjacency": adjacency,
