@@ -390,6 +390,12 @@ def test_an_imported_set_is_a_run_like_others(
     assert json.loads(Path("runs/theirs/export/learned.json").read_text()) == {"inner_lr": pytest.approx(0.02)}
 
 
+def test_units_are_known_however_they_are_spelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"images": torch.rand(10, 1, 8, 7), "labels": torch.arange(10)}, tmp_path / "set.pt")
+    assert main(["import", str(tmp_path / "set.pt"), "--data", "digits", "--model", "mlp", "--units", "Pixels"]) == 2
+    assert "images of digits are (n, 1, 8, 8)" in capsys.readouterr().err  # and not the units
+
+
 def test_an_option_of_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(planted_fields(), tmp_path / "graph.pt")
     order = ["import", str(tmp_path / "graph.pt"), "--data", str(tmp_path / "graph.pt"), "--units", "pixels"]
