@@ -52,7 +52,8 @@ def import_set(
     Args:
         task: whose data the set was distilled from.
         source: the set's file, files or folder; or its values by name, such as ``{"images": images, "labels":
-            labels}``, a torch-geometric ``Data``, or samples in the task's units as a batch.
+            labels}``; a torch-geometric ``Data``, of sets of graphs a list of them; a matrix or a table of users; or
+            samples in the task's units as a batch.
         name: what the set's method is called in reports and tables.
         units: of images: ``normalised``, as the task's networks read them (whitened where it whitens), or ``pixels``.
             Bytes are pixels; floats are normalised where some lie outside the range of pixels, and must be told apart
@@ -129,16 +130,17 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
         raise ConfigError(f"{others[0]} is not for {domain.name} data; leave it out")
     if isinstance(source, str | Path):
         source = [source]
-    to_dict = getattr(source, "to_dict", None)
-    values = to_dict() if callable(to_dict) else source
-    if isinstance(values, Mapping):
+    values = source if isinstance(source, Mapping) else importer.named(source)
+    if values is not None:
         return importer.read(task, Source(given=values, **given)), IN_PYTHON
-    if not isinstance(values, Sequence) or not values or not all(isinstance(one, str | Path) for one in values):
+    if isinstance(source, list | tuple) and any(isinstance(one, str) and not one for one in source):
+        raise ConfigError("the name of a file is empty; the current folder is '.'")
+    if not isinstance(source, Sequence) or not source or not all(isinstance(one, str | Path) for one in source):
         raise ConfigError(
             f"a set is read from files, values by name or a Batch, got {type(source).__name__}; such data are: "
             f"{importer.accepted}"
         )
-    files = _files([Path(one) for one in values])
+    files = _files([Path(one) for one in source])
     return importer.read(task, Source(files, **given)), first_few([path.name for path in files])
 
 

@@ -97,12 +97,14 @@ class Importer(NamedTuple):
         task: the class of tasks that it knows.
         accepted: one line on the files that are read.
         options: which of ``units``, ``which``, ``logits`` and ``inner_lr`` mean something to it.
+        named: returns by name what a value holds that is a set without names; None: the value is none.
     """
 
     read: Callable[[Any, Source], Imported]
     task: type
     accepted: str
     options: tuple[str, ...] = ()
+    named: Callable[[Any], Mapping[str, Any] | None] = lambda value: None
 
 
 def noted(text: str) -> None:

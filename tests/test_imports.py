@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -225,6 +226,12 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
         import_set(task, tmp_path / "run")
     with pytest.raises(ConfigError, match="files, values by name or a Batch, got int"):
         import_set(task, 3)
+    for empty in ("", [""], [images, ""]):
+        with pytest.raises(ConfigError, match="the name of a file is empty"):
+            import_set(task, empty)
+    for other in (images, [images, labels], pd.DataFrame({"images": [1]}), []):
+        with pytest.raises(ConfigError, match="files, values by name or a Batch, got"):
+            import_set(task, other)
     with pytest.raises(ConfigError, match="chooses among the sets of a file"):
         import_set(task, {"images": images, "labels": labels}, which=0)
     for options in (

@@ -58,6 +58,12 @@ def read_nodes(task: GraphTask, source: Source) -> Imported:
     return Imported(batch, size, source.learned())
 
 
+def fields_by_name(value: Any) -> Mapping[str, Any] | None:
+    """Return the fields of a graph of torch-geometric; of any other value None."""
+    own = any(base.__module__.partition(".")[0] == "torch_geometric" for base in type(value).__mro__)
+    return files.fields_of(value) if own and hasattr(value, "to_dict") else None
+
+
 def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
     """Return the weights ``(n, n)`` of undirected edges as ``adjacency``; nothing where there are none.
 
@@ -93,5 +99,6 @@ IMPORTS = Importer(
     ".pt (a torch-geometric Data), .safetensors or .npz with x, y and perhaps edge_index and edge_weight; or a file "
     "each of features (feat_...), labels (label_...) and perhaps the adjacency (adj_...)",
     ("logits",),
+    fields_by_name,
 )
 """Reads condensed graphs."""

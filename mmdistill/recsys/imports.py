@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import DataError
@@ -16,7 +17,7 @@ from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import feedback
 from mmdistill.recsys.factorisation import is_binary
-from mmdistill.recsys.files import read_table
+from mmdistill.recsys.files import read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, read_sparse
 from mmdistill.recsys.task import RecsysTask
 
@@ -39,11 +40,11 @@ def read_users(task: RecsysTask, source: Source) -> Imported:
         raise DataError("synthetic users come in one file, a matrix or a table (and items.csv beside a matrix)")
     ids = [str(one) for one in task.data.item_ids.tolist()]
     if source.given:
-        rows = _matrix(source.given)
+        rows = _given(source.given, ids)
     elif _is_matrix(others[0]):
         rows = _read_matrix(others[0])
     else:
-        rows = _read_log(others[0], ids)
+        rows = _rows(read_table(others[0])[0], ids, str(others[0]))
     if columns:
         rows = _placed(rows, columns[0], ids)
     if rows.ndim != 2 or rows.shape[1] != len(ids) or not len(rows):
@@ -82,13 +83,20 @@ def _matrix(found: Mapping[str, Any]) -> Tensor:
     return from_array(as_sparse(value).toarray(), "users").float()
 
 
-def _read_log(path: Path, ids: list[str]) -> Tensor:
+def _given(values: Mapping[str, Any], ids: list[str]) -> Tensor:
+    """Return the users of values by name: of a table that stands alone, or of a matrix."""
+    first = next(iter(values.values()))
+    if len(values) == 1 and isinstance(first, pd.DataFrame):
+        return _rows(select_columns(first, "the table")[0], ids, "the table")
+    return _matrix(values)
+
+
+def _rows(table: pd.DataFrame, ids: list[str], name: str) -> Tensor:
     """Return the users of a table as rows, in the order that they come in."""
-    table, _ = read_table(path)
     users, _ = pd.factorize(table["user"].astype(str))
     weights = feedback(table["rating"]) if "rating" in table else np.ones(len(table))
     rows = torch.zeros(int(users.max()) + 1 if len(users) else 0, len(ids))
-    places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].astype(str).tolist(), ids, path)
+    places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].astype(str).tolist(), ids, name)
     return rows.index_put(places, torch.tensor(np.asarray(weights), dtype=torch.float32))
 
 
@@ -101,11 +109,11 @@ def _placed(rows: Tensor, path: Path, ids: list[str]) -> Tensor:
     if rows.ndim != 2 or rows.shape[1] != len(names):
         raise DataError(f"{path} names {len(names)} columns, and the matrix is {tuple(rows.shape)}")
     found = torch.zeros(len(rows), len(ids))
-    found[:, _positions(names, ids, path)] = rows
+    found[:, _positions(names, ids, str(path))] = rows
     return found
 
 
-def _positions(names: list[str], ids: list[str], path: Path) -> Tensor:
+def _positions(names: list[str], ids: list[str], source: str) -> Tensor:
     """Return the places of items among the task's.
 
     Raises:
@@ -113,8 +121,14 @@ def _positions(names: list[str], ids: list[str], path: Path) -> Tensor:
     """
     places = {name: index for index, name in enumerate(ids)}
     if unknown := [name for name in names if name not in places]:
-        raise DataError(f"{path} has the item {unknown[0]!r}, which the data do not have")
+        raise DataError(f"{source} has the item {unknown[0]!r}, which the data do not have")
     return torch.tensor([places[name] for name in names], dtype=torch.long)
+
+
+def users_by_name(value: Any) -> Mapping[str, Any] | None:
+    """Return a matrix or a table by name; of any other value None."""
+    known = isinstance(value, Tensor | np.ndarray | pd.DataFrame) or sparse.issparse(value)
+    return {"users": value} if known else None
 
 
 IMPORTS = Importer(
@@ -122,5 +136,6 @@ IMPORTS = Importer(
     RecsysTask,
     f"a matrix of users x items (.npz of scipy or NumPy, .pt or .safetensors), perhaps with {COLUMNS}, or a table of "
     "user, item and perhaps weight, of any kind that interactions are read from",
+    named=users_by_name,
 )
 """Reads synthetic users."""

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from mmdistill import evaluate, graph_set_task, graph_task, import_set
-from mmdistill.errors import DataError, MmdistillWarning
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.graph.task import GraphTask
 from mmdistill.task import Batch
 from tests.graph.sets.toy import write_rings
@@ -111,6 +112,8 @@ def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:
         fields = {name: value for name, value in {**given, **changed}.items() if value is not None}
         with pytest.raises(DataError, match=message):
             import_set(task, fields)
+    with pytest.raises(ConfigError, match="values by name or a Batch, got DataFrame"):
+        import_set(task, pd.DataFrame({"x": [1], "y": [0]}))
     with pytest.raises(DataError, match=r"the set has no labels: .* called labels or label or targets"):
         import_set(task, {"x": x})
     with pytest.raises(DataError, match="2 nodes for 3 classes"), pytest.warns(MmdistillWarning, match="no sample"):
@@ -130,6 +133,8 @@ def test_lists_of_graphs(tmp_path: Path) -> None:
     assert inputs(found.batch)["present"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert torch.equal(inputs(found.batch)["adjacency"].sum((1, 2)), torch.tensor([4.0, 4.0]))
     assert (found.budget, found.stored_bytes) == (1, 4 * 7 * width + 2 + 2)
+    for given in (graphs, tuple(graphs), [graph.to_dict() for graph in graphs], {"mine": tuple(graphs)}):
+        assert torch.equal(inputs(import_set(own, given).batch)["x"], inputs(found.batch)["x"])
     with pytest.warns(MmdistillWarning, match="not read: ptr"):
         together = import_set(own, Together.from_data_list(graphs))
     for name, tensor in inputs(together.batch).items():

@@ -29,6 +29,7 @@ def test_matrices_and_tables(task: RecsysTask, tmp_path: Path) -> None:
     table = pd.DataFrame({"user": user, "item": names, "rating": rows[user, item]})
     table.to_csv(tmp_path / "weights.csv", index=False)
     sources = [*sorted(tmp_path.iterdir()), {"users": rows}, {"users": sparse.csr_array(rows)}]
+    sources += [rows, torch.from_numpy(rows), sparse.csr_array(rows), table, {"mine": table}]
     for source in sources:
         found = import_set(task, source, name="theirs")
         assert torch.equal(torch.as_tensor(found.batch.inputs), torch.from_numpy(rows))
@@ -79,5 +80,7 @@ def test_what_are_no_users_of_these_data_is_refused(task: RecsysTask, tmp_path: 
     pd.DataFrame({"user": [0], "item": ["none"]}).to_csv(tmp_path / "pairs.csv", index=False)
     with pytest.raises(DataError, match="has the item 'none'"):
         import_set(task, tmp_path / "pairs.csv")
+    with pytest.raises(DataError, match="the table has the item 'none'"):
+        import_set(task, pd.DataFrame({"user": [0], "item": ["none"]}))
     with pytest.raises(DataError, match="come in one file"):
         import_set(task, [tmp_path / "pairs.csv", tmp_path / "pairs.csv"])

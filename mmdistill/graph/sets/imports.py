@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmdistill.errors import DataError
 from mmdistill.graph.data import INTEGERS, checked_edges
 from mmdistill.graph.files import fields_of
-from mmdistill.graph.imports import noted_undirected, read_values
+from mmdistill.graph.imports import fields_by_name, noted_undirected, read_values
 from mmdistill.graph.sets.task import GraphSetTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
 from mmdistill.task import Tensors
@@ -29,7 +30,7 @@ def read_graphs(task: GraphSetTask, source: Source) -> Imported:
         DataError: other files, node features of another number, labels of other classes, or impossible edges.
     """
     found = source.values(read_values)
-    lists = [value for value in found.values() if isinstance(value, list)]
+    lists = [value for value in found.values() if isinstance(value, list | tuple)]
     if lists and len(found) > 1:
         raise DataError("graphs come as one list of them, or as one with all of them; give the files of one set")
     graphs = [by_role(fields_of(graph), ROLES, [*ROLES]) for graph in lists[0]] if lists else _apart(found)
@@ -66,6 +67,13 @@ def read_graphs(task: GraphSetTask, source: Source) -> Imported:
     features = {"x": torch.empty(sum(sizes), width)}
     size = float_bytes(batch._replace(inputs=features), len(task.graphs.names)) + (bits + 7) // 8
     return Imported(batch, size, source.learned())
+
+
+def graphs_by_name(value: Any) -> Mapping[str, Any] | None:
+    """Return a list of graphs, or the fields of all of them as one, by name; of any other value None."""
+    if isinstance(value, list | tuple) and value and not any(isinstance(one, str | Path) for one in value):
+        return {"graphs": value}
+    return fields_by_name(value)
 
 
 def _apart(found: Mapping[str, Any]) -> list[Tensors]:
@@ -106,5 +114,6 @@ IMPORTS = Importer(
     ".pt with a list of torch-geometric's Data, or of dicts, with x, edge_index and a class y each; or .safetensors "
     "or .pt with the fields of its Batch",
     ("logits",),
+    graphs_by_name,
 )
 """Reads sets of graphs."""
