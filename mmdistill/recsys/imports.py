@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.saved import SUFFIXES, array_names, from_array, read_saved
-from mmdistill.imports import Imported, Importer, Source, as_tensor, weighed
+from mmdistill.imports import Imported, Importer, Source, as_tensor, noted, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import feedback
@@ -36,6 +36,11 @@ def read_users(task: RecsysTask, source: Source) -> Imported:
     """
     columns = [path for path in source.samples if path.name == COLUMNS]
     others = [path for path in source.samples if path not in columns]
+    matrices = {path.stem for path in others if _is_matrix(path)}
+    beside = [path for path in others if path.stem in matrices and not _is_matrix(path)]  # as the export binary has
+    if beside:
+        others = [path for path in others if path not in beside]
+        noted(f"not read: {first_few([path.name for path in beside])}, beside the matrix of that name")
     if len(others) + bool(source.given) != 1:
         raise DataError("synthetic users come in one file, a matrix or a table (and items.csv beside a matrix)")
     ids = [str(one) for one in task.data.item_ids.tolist()]

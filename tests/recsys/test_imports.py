@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 
 from mmdistill import evaluate, import_set
-from mmdistill.errors import DataError
+from mmdistill.errors import DataError, MmdistillWarning
 from mmdistill.recsys import RecsysTask
 
 
@@ -56,6 +56,20 @@ def test_columns_of_a_matrix_may_be_in_another_order(task: RecsysTask, tmp_path:
     table[:5].to_csv(tmp_path / "items.csv", index=False)
     with pytest.raises(DataError, match=r"names 5 columns, and the matrix is \(5, 80\)"):
         import_set(task, [tmp_path / "mine.npy", tmp_path / "items.csv"])
+
+
+def test_a_matrix_counts_before_a_table_of_its_name(task: RecsysTask, tmp_path: Path) -> None:
+    rows = users()
+    sparse.save_npz(tmp_path / "binary.npz", sparse.csr_array(rows))
+    user, item = np.nonzero(rows)
+    table = pd.DataFrame({"user": user, "item": task.data.item_ids[item]})
+    table.to_csv(tmp_path / "binary.csv", index=False)
+    with pytest.warns(MmdistillWarning, match=r"not read: binary.csv, beside the matrix of that name"):
+        found = import_set(task, tmp_path)
+    assert torch.equal(torch.as_tensor(found.batch.inputs), torch.from_numpy(rows))
+    (tmp_path / "binary.csv").rename(tmp_path / "other.csv")
+    with pytest.raises(DataError, match="come in one file"):
+        import_set(task, tmp_path)
 
 
 def test_what_are_no_users_of_these_data_is_refused(task: RecsysTask, tmp_path: Path) -> None:
