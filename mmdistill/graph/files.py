@@ -12,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import numpy as np
 import safetensors
 import torch
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import SAFETENSORS, TORCH, read_saved, unpickling
+from mmdistill.files.saved import SAFETENSORS, TORCH, from_array, read_saved, unpickling
 from mmdistill.graph.data import FIELDS
 from mmdistill.store import opened_tensors
 
@@ -127,12 +128,18 @@ def plainly_unpickled(module: Any) -> Iterator[None]:
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
-    """Return the tensors of a saved graph by name, without running code from the file.
+    """Return the tensors of a saved graph by name, NumPy's arrays among them, without running code from the file.
 
     Raises:
         DataError: the file is damaged, holds other things than tensors in a graph, or is no graph.
     """
-    return fields_of(held(read_graphs(path)))
+    fields = fields_of(held(read_graphs(path)))
+    arrays = {name: from_array(value, str(name)) for name, value in fields.items() if _is_numbers(value)}
+    return {**fields, **arrays}
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
 def held(saved: Any) -> Any:
