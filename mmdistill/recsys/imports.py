@@ -49,7 +49,7 @@ def read_users(task: RecsysTask, source: Source) -> Imported:
     elif _is_matrix(others[0]):
         rows = _read_matrix(others[0])
     else:
-        rows = _rows(read_table(others[0])[0], ids, str(others[0]))
+        rows = _rows(read_table(others[0]), ids, str(others[0]))
     if columns:
         rows = _placed(rows, columns[0], ids)
     if rows.ndim != 2 or rows.shape[1] != len(ids) or not len(rows):
@@ -92,12 +92,15 @@ def _given(values: Mapping[str, Any], ids: list[str]) -> Tensor:
     """Return the users of values by name: of a table that stands alone, or of a matrix."""
     first = next(iter(values.values()))
     if len(values) == 1 and isinstance(first, pd.DataFrame):
-        return _rows(select_columns(first, "the table")[0], ids, "the table")
+        return _rows(select_columns(first, "the table"), ids, "the table")
     return _matrix(values)
 
 
-def _rows(table: pd.DataFrame, ids: list[str], name: str) -> Tensor:
-    """Return the users of a table as rows, in the order that they come in."""
+def _rows(read: tuple[pd.DataFrame, tuple[str, ...]], ids: list[str], name: str) -> Tensor:
+    """Return the users of a table as rows, in the order that they come in, and note what its reader says."""
+    table, notes = read
+    for note in notes:
+        noted(note)
     users, _ = pd.factorize(table["user"].astype(str))
     weights = feedback(table["rating"]) if "rating" in table else np.ones(len(table))
     rows = torch.zeros(int(users.max()) + 1 if len(users) else 0, len(ids))

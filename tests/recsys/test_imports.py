@@ -72,6 +72,14 @@ def test_a_matrix_counts_before_a_table_of_its_name(task: RecsysTask, tmp_path: 
         import_set(task, tmp_path)
 
 
+def test_columns_that_are_not_read_are_noted(task: RecsysTask, tmp_path: Path) -> None:
+    table = pd.DataFrame({"user": [0], "item": task.data.item_ids[:1], "mood": ["good"]})
+    table.to_csv(tmp_path / "pairs.csv", index=False)
+    for source in (table, tmp_path / "pairs.csv"):
+        with pytest.warns(MmdistillWarning, match="columns that are not read: 'mood'"):
+            import_set(task, source)
+
+
 def test_what_are_no_users_of_these_data_is_refused(task: RecsysTask, tmp_path: Path) -> None:
     rows = users()
     for given, message in (
