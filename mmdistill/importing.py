@@ -52,7 +52,8 @@ def import_set(
     Args:
         task: whose data the set was distilled from.
         source: the set's file, files or folder; or its values by name, such as ``{"images": images, "labels":
-            labels}``, a torch-geometric ``Data``, or samples in the task's units as a batch.
+            labels}``; a torch-geometric ``Data``, of sets of graphs a list of them; a matrix or a table of users; or
+            samples in the task's units as a batch.
         name: what the set's method is called in reports and tables.
         units: of images: ``normalised``, as the task's networks read them (whitened where it whitens), or ``pixels``.
             Bytes are pixels; floats are normalised where some lie outside the range of pixels, and must be told apart
@@ -71,7 +72,8 @@ def import_set(
     Raises:
         ConfigError: an option that cannot be, or that such data do not have.
         UnsupportedError: a task of one's own, into whose units samples are brought as a batch.
-        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN.
+        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN,
+            a learned rate that is no number above 0.
         ShapeError: samples of another shape than the task's.
         CheckpointError: a damaged ``learned.json``.
     """
@@ -90,6 +92,7 @@ def import_set(
     options = {"units": units, "which": which, "logits": logits or None, "inner_lr": inner_lr}
     given = {option: value for option, value in options.items() if value is not None}
     found, origin = _read(task, source, given)
+    _require_learned(found.learned)
     batch = checked_samples(found.batch)
     info = task.describe()
     require_forms(batch, info.forms)
@@ -127,16 +130,17 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
         raise ConfigError(f"{others[0]} is not for {domain.name} data; leave it out")
     if isinstance(source, str | Path):
         source = [source]
-    to_dict = getattr(source, "to_dict", None)
-    values = to_dict() if callable(to_dict) else source
-    if isinstance(values, Mapping):
+    values = source if isinstance(source, Mapping) else importer.named(source)
+    if values is not None:
         return importer.read(task, Source(given=values, **given)), IN_PYTHON
-    if not isinstance(values, Sequence) or not values or not all(isinstance(one, str | Path) for one in values):
+    if isinstance(source, list | tuple) and any(isinstance(one, str) and not one for one in source):
+        raise ConfigError("the name of a file is empty; the current folder is '.'")
+    if not isinstance(source, Sequence) or not source or not all(isinstance(one, str | Path) for one in source):
         raise ConfigError(
             f"a set is read from files, values by name or a Batch, got {type(source).__name__}; such data are: "
             f"{importer.accepted}"
         )
-    files = _files([Path(one) for one in values])
+    files = _files([Path(one) for one in source])
     return importer.read(task, Source(files, **given)), first_few([path.name for path in files])
 
 
@@ -158,6 +162,22 @@ def _files(given: Sequence[Path]) -> list[Path]:
         elif path.name not in DESCRIBING:
             found.append(path)
     return found
+
+
+def _require_learned(learned: Mapping[str, Tensor]) -> None:
+    """Refuse what cannot have been learned with a set.
+
+    Raises:
+        DataError: no number, NaN or infinite ones, or a rate that is not above 0.
+    """
+    for name, tensor in learned.items():
+        rate = name == "inner_lr"
+        values = tensor.double().flatten()
+        if not len(values) or not bool(values.isfinite().all()) or (rate and not bool((values > 0).all())):
+            raise DataError(
+                f"{name}, which was learned with the set, should be finite{' and above 0' if rate else ''}, got "
+                f"{first_few(values.tolist()) or 'nothing'}"
+            )
 
 
 def _budget(batch: Batch, unit: str, classes: int) -> int:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,12 +97,14 @@ class Importer(NamedTuple):
         task: the class of tasks that it knows.
         accepted: one line on the files that are read.
         options: which of ``units``, ``which``, ``logits`` and ``inner_lr`` mean something to it.
+        named: returns by name what a value holds that is a set without names; None: the value is none.
     """
 
     read: Callable[[Any, Source], Imported]
     task: type
     accepted: str
     options: tuple[str, ...] = ()
+    named: Callable[[Any], Mapping[str, Any] | None] = lambda value: None
 
 
 def noted(text: str) -> None:
@@ -127,28 +129,20 @@ def as_tensor(value: object, what: str) -> Tensor:
     return value if value.layout == torch.strided else value.to_dense()
 
 
-def by_role(found: Mapping[str, Any], roles: Mapping[str, Sequence[str]], needed: Sequence[str]) -> Tensors:
-    """Return tensors by what they are, as their names say: a name that is one of a role's words, else has one in it.
-
-    ``images_best``, ``feat_cora_0.5_1`` and ``Cora_0.25_y_s`` are known by the words images, feat and y. Values that
-    no role has are noted.
+def by_role(
+    found: Mapping[str, Any], roles: Mapping[str, Sequence[str]], needed: Sequence[str], others: Sequence[str] = ()
+) -> Tensors:
+    """Return tensors by what they are, as :func:`names_by_role` has it. Values that no role has are noted.
 
     Args:
         found: values by name.
         roles: for each role the words that it is known by, the surest first.
         needed: the roles that must be there.
+        others: words of names that have no role, though some of it has.
     Raises:
         DataError: a role that two names fit, or that none fits; a value that is no tensor.
     """
-    names: dict[str, str] = {}
-    for role, words in roles.items():
-        exact = [word for word in words if word in found]
-        near = [[name for name in found if word in _words(name)] for word in words]
-        fitting = exact[:1] or next(filter(None, near), [])
-        if len(fitting) > 1:
-            raise DataError(f"{role} are in {' and in '.join(fitting[:2])}; give the files of one set")
-        if fitting:
-            names[role] = fitting[0]
+    names = names_by_role(found, roles, others)
     if missing := [role for role in needed if role not in names]:
         words = " or ".join(roles[missing[0]][:3])
         raise DataError(
@@ -160,9 +154,54 @@ def by_role(found: Mapping[str, Any], roles: Mapping[str, Sequence[str]], needed
     return {role: as_tensor(found[name], name) for role, name in names.items()}
 
 
+def names_by_role(
+    found: Iterable[str], roles: Mapping[str, Sequence[str]], others: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return by role the name that is one of its words, else has one in it, else has a letter at one of its ends.
+
+    ``images_best``, ``edge_index_cora``, ``x_cora`` and ``Cora_0.25_y_s`` (s: synthetic) are known by the words images,
+    edge_index, x and y. Of words within others, as labels in soft_labels, the longer counts, and no name has two roles.
+
+    Raises:
+        DataError: a role that two names fit.
+    """
+    known = {word for words in (*roles.values(), others) for word in words}
+    own = {name: _longest(name, known) for name in found}
+    names: dict[str, str] = {}
+    ways: tuple[Callable[[str, str], bool], ...] = (
+        lambda name, word: name == word,
+        lambda name, word: word in own[name],
+        lambda name, word: word in _ends(name),
+    )
+    for fits in ways:
+        for role in [role for role in roles if role not in names]:
+            left = [name for name in own if name not in names.values()]
+            fitting = next(filter(None, ([name for name in left if fits(name, word)] for word in roles[role])), [])
+            if len(fitting) > 1:
+                raise DataError(f"{role} are in {' and in '.join(fitting[:2])}; give the files of one set")
+            if fitting:
+                names[role] = fitting[0]
+    return names
+
+
 def _words(name: str) -> list[str]:
     """Return the words of a name in lower case."""
-    return re.split(r"[^a-z]+", name.lower())
+    return re.findall(r"[a-z]+", name.lower())
+
+
+def _longest(name: str, known: Iterable[str]) -> set[str]:
+    """Return which of some words of more than a letter a name has, those of most words where these have several."""
+    own = _words(name)
+    runs = [(word, _words(word)) for word in known if len(word) > 1]
+    sizes = {word: len(run) for word, run in runs if run in (own[at : at + len(run)] for at in range(len(own)))}
+    return {word for word, size in sizes.items() if size == max(sizes.values())}
+
+
+def _ends(name: str) -> set[str]:
+    """Return the letters that stand at the beginning or the end of a name, or before an s at its end."""
+    own = _words(name)
+    own = own[:-1] if own[-1:] == ["s"] else own
+    return {word for word in (*own[:1], *own[-1:]) if len(word) == 1}
 
 
 def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logits: bool = False) -> Tensor:
@@ -173,8 +212,10 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
     Shapes:
         labels ``(n,)``, ``(n, 1)`` or ``(n, C)``; returns ``(n,)`` int64 or ``(n, C)`` float32.
     Raises:
-        DataError: other lengths, indices of classes that there are not, or numbers that are none.
+        DataError: no sample, other lengths, indices of classes that there are not, or numbers that are none.
     """
+    if not samples:
+        raise DataError("the set holds no sample")
     count = len(class_names)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape not in ((samples,), (samples, count)):

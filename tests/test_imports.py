@@ -1,10 +1,12 @@
 """Sets of other tools are judged, reported, compared and exported as one's own; exports come back as they were."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +15,8 @@ from mmdistill.cli import main
 from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
 from mmdistill.errors import ConfigError, DataError, MmdistillWarning, ShapeError, UnsupportedError
-from mmdistill.files.saved import read_saved
+from mmdistill.files.saved import array_names, metadata, read_saved
+from mmdistill.imports import LABELS, class_targets, names_by_role
 from mmdistill.task import Batch, Task, named_tensors
 from tests.graph.toy import planted_fields
 from tests.test_exports import distilled
@@ -62,7 +65,9 @@ def test_exports_come_back_as_they_were(name: str, tmp_path: Path, monkeypatch: 
         for key, tensor in theirs.items():
             torch.testing.assert_close(tensor, own[key], rtol=1e-5, atol=1e-5, check_dtype=False, msg=f"{format} {key}")
         whole = list((run / format).iterdir())  # as a shell gives all that an export wrote
-        assert name == "log.csv" or format == "embeds" or import_set(task, whole).origin
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "not read: binary.csv")
+            assert format == "embeds" or import_set(task, whole).origin
         assert back.budget == found.budget
         assert back.stored_bytes == found.stored_bytes
         assert back.label == found.label or found.label == "soft"
@@ -125,11 +130,18 @@ def test_pixels_of_any_kind_are_normalised(task: Task, tmp_path: Path) -> None:
     for values, units, message in (
         (pixels / 255, None, "say whether they are pixels or normalised"),
         (pixels.float(), "pixels", "divided by 255 first"),
+        (pixels.float(), None, "divided by 255 first; of normalised ones say so"),
+        (pixels.float() + 0.25, None, "divided by 255 first; of normalised ones say so"),
+        (pixels.float() % 3, None, "of normalised ones say so"),
         (ten()[0].repeat(2, 1, 1, 1), "pixels", "they are no pixels"),
         (pixels, "normalised", "are pixels and not normalised"),
     ):
         with pytest.raises(ConfigError, match=message):
             import_set(task, {"images": values, "labels": labels}, units=units)  # type: ignore[arg-type]
+    positive = ten()[0].abs()  # which is less than any normalised image would be, and may be one all the same
+    assert torch.equal(parts(import_set(task, {"images": positive, "labels": np.arange(10)}).batch)["inputs"], positive)
+    said = import_set(task, {"images": pixels.float(), "labels": labels}, units="normalised")
+    assert torch.equal(parts(said.batch)["inputs"], pixels.float())
 
 
 def test_pictures_come_back_by_the_names_of_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +157,12 @@ def test_pictures_come_back_by_the_names_of_their_folders(tmp_path: Path, monkey
         (run / "export" / "images" / place).rename(run / "export" / "images" / name)
     numbered = import_set(own, run / "export" / "images")
     assert torch.equal(parts(numbered.batch)["inputs"], parts(back.batch)["inputs"])
+    for place in (run / "export" / "images").iterdir():
+        (place / "notes.txt").write_text("none")
+    with pytest.warns(MmdistillWarning, match=r"files of other kinds are not read: 2 .txt"):
+        import_set(own, run / "export" / "images")
+    for place in (run / "export" / "images").iterdir():
+        (place / "notes.txt").unlink()
     (run / "export" / "images" / "new000").rename(run / "export" / "images" / "ape-like")
     with pytest.raises(DataError, match="folder 'ape-like' is none of the classes"):
         import_set(own, run / "export" / "images")
@@ -211,6 +229,12 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
         import_set(task, tmp_path / "run")
     with pytest.raises(ConfigError, match="files, values by name or a Batch, got int"):
         import_set(task, 3)
+    for empty in ("", [""], [images, ""]):
+        with pytest.raises(ConfigError, match="the name of a file is empty"):
+            import_set(task, empty)
+    for other in (images, [images, labels], pd.DataFrame({"images": [1]}), []):
+        with pytest.raises(ConfigError, match="files, values by name or a Batch, got"):
+            import_set(task, other)
     with pytest.raises(ConfigError, match="chooses among the sets of a file"):
         import_set(task, {"images": images, "labels": labels}, which=0)
     for options in (
@@ -222,6 +246,67 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             import_set(task, {"images": images, "labels": labels}, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (
+            ["x_cora", "y_cora", "edge_index_cora"],
+            {"features": "x_cora", "labels": "y_cora", "edges": "edge_index_cora"},
+        ),
+        (["feat_a", "label"], {"features": "feat_a", "labels": "label"}),
+        (["feat_a", "label_a"], {"features": "feat_a", "labels": "label_a"}),
+        (["A", "X", "y"], {"adjacency": "A", "features": "X", "labels": "y"}),
+        (
+            ["Cora_0.5_x_s", "Cora_0.5_y_s", "a_1"],
+            {"features": "Cora_0.5_x_s", "labels": "Cora_0.5_y_s", "adjacency": "a_1"},
+        ),
+        (["not_a_feature"], {"features": "not_a_feature"}),
+        (["what_x_means"], {}),
+        (["labels_1", "soft_labels_1"], {"labels": "labels_1"}),
+        (["soft_labels_1"], {"labels": "soft_labels_1"}),
+        (["syn_lr", "lr_teacher", "lr_img"], {"rate": "syn_lr"}),
+        (["lr_img"], {}),
+        (["whitening_matrix"], {"whitening": "whitening_matrix"}),
+    ],
+)
+def test_names_are_known_by_their_words(names: list[str], wanted: dict[str, str]) -> None:
+    roles = {
+        "features": ("x", "feat", "feature"),
+        "labels": LABELS,
+        "adjacency": ("adjacency", "adj", "a"),
+        "edges": ("edge_index",),
+        "rate": ("lr",),
+        "whitening": ("whitening.matrix",),
+    }
+    assert names_by_role(names, roles, ("lr_img", "lr_teacher")) == wanted
+
+
+def test_rates_by_which_a_set_was_made_are_not_learned_ones(task: Task) -> None:
+    images, labels = ten()
+    given = {"images": images, "labels": labels, "lr_img": torch.tensor(100.0)}
+    with pytest.warns(MmdistillWarning, match="not read: lr_img"):
+        assert not import_set(task, given).learned
+    with pytest.warns(MmdistillWarning, match="not read: lr_img"):
+        assert import_set(task, given | {"syn_lr": torch.tensor(0.5)}).learned["inner_lr"].item() == 0.5
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -0.1, []])
+def test_learned_rates_that_are_none_are_refused(task: Task, rate: Any, tmp_path: Path) -> None:
+    images, labels = ten()
+    with pytest.raises(DataError, match=r"inner_lr.* should be"):
+        import_set(task, {"images": images, "labels": labels, "lr": torch.as_tensor(rate)})
+    torch.save({"images": images, "labels": labels}, tmp_path / "set.pt")
+    (tmp_path / "learned.json").write_text(json.dumps({"inner_lr": rate}))
+    with pytest.raises(DataError, match=r"inner_lr.* should be"):
+        import_set(task, tmp_path)
+    (tmp_path / "learned.json").write_text(json.dumps({"ridge": rate, "inner_lr": 0.1}))
+    if rate == 0:
+        assert import_set(task, tmp_path).learned["ridge"].item() == 0
+    elif rate != -0.1:
+        with pytest.raises(DataError, match=r"ridge.* should be"):
+            import_set(task, tmp_path)
 
 
 def test_batches_are_in_the_units_of_the_task(task: Task) -> None:
@@ -243,6 +328,12 @@ class _Code:
         return print, ("code that a file has run",)
 
 
+def test_empty_sets_are_refused() -> None:
+    for shape in ((0,), (0, 2)):
+        with pytest.raises(DataError, match="holds no sample"):
+            class_targets(torch.zeros(shape), 0, ("a", "b"))
+
+
 def test_files_run_no_code_and_damage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"images": _Code()}, tmp_path / "code.pt")
     with pytest.raises(DataError, match=r"names (builtins.)?print, which is not run; save tensors"):
@@ -256,6 +347,14 @@ def test_files_run_no_code_and_damage_is_said(tmp_path: Path, capsys: pytest.Cap
     for name in ("objects.npy", "cut.pt", "cut.npz", "cut.safetensors"):
         with pytest.raises(DataError, match="is damaged, or no such file"):
             read_saved(tmp_path / name)
+    for peek, name in ((array_names, "cut.npz"), (metadata, "cut.safetensors")):
+        with pytest.raises(DataError, match="is damaged, or no such file"):
+            peek(tmp_path / name)
+        assert not peek(tmp_path / "cut.pt")
+    (tmp_path / "folder.safetensors").mkdir()
+    for read in (read_saved, metadata):
+        with pytest.raises(DataError, match=r"folder.safetensors is a folder, and no file"):
+            read(tmp_path / "folder.safetensors")
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(DataError, match="is no file of tensors"):
         read_saved(tmp_path / "notes.txt")
@@ -324,6 +423,12 @@ def test_a_damaged_imported_set_is_imported_again_and_never_distilled(
     assert again in capsys.readouterr().err
     assert main([*order, *options, "--overwrite"]) == 0
     assert main(["report", "runs/dm"]) == 0
+
+
+def test_units_are_known_however_they_are_spelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"images": torch.rand(10, 1, 8, 7), "labels": torch.arange(10)}, tmp_path / "set.pt")
+    assert main(["import", str(tmp_path / "set.pt"), "--data", "digits", "--model", "mlp", "--units", "Pixels"]) == 2
+    assert "images of digits are (n, 1, 8, 8)" in capsys.readouterr().err  # and not the units
 
 
 def test_an_option_of_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,6 @@
 import os
 import pickle
 import pickletools
-import threading
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,18 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import numpy as np
 import safetensors
 import torch
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import SAFETENSORS, TORCH
+from mmdistill.files.saved import SAFETENSORS, TORCH, from_array, read_saved, unpickling
 from mmdistill.graph.data import FIELDS
 from mmdistill.store import opened_tensors
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """By this variable torch runs no code from files, whatever it is asked."""
-_restricted = threading.RLock()
-"""Held while what all threads share is set so that no code is run from files."""
 
 
 def holds_list(path: Path) -> bool:
@@ -56,24 +53,27 @@ def looks_like_graph(path: Path) -> bool:
     return False
 
 
+def own_classes() -> list[Any]:
+    """Return torch-geometric's own classes, of which its graphs are made."""
+    # torch-geometric takes seconds to import and most commands never need it, hence here.
+    from torch_geometric.data import Data, HeteroData
+    from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+    from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
+
+    return [Data, HeteroData, DataEdgeAttr, DataTensorAttr, BaseStorage, EdgeStorage, GlobalStorage, NodeStorage]
+
+
 @contextmanager
 def graph_classes() -> Iterator[None]:
     """Have torch load torch-geometric's own classes, and no other code, from files, whatever a library asks of it.
 
     That holds for all threads of the process meanwhile.
     """
-    # torch-geometric takes seconds to import and most commands never need it, hence here.
-    from torch_geometric.data import Data, HeteroData
-    from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
-    from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
-
-    classes: list[Any] = [Data, HeteroData, DataEdgeAttr, DataTensorAttr]
-    classes += [BaseStorage, EdgeStorage, GlobalStorage, NodeStorage]
-    with _restricted:
+    with unpickling:
         former = os.environ.get(FORCED)
         os.environ[FORCED] = "1"
         try:
-            with torch.serialization.safe_globals(classes):
+            with torch.serialization.safe_globals(own_classes()):
                 yield
         finally:
             if former is None:
@@ -118,7 +118,7 @@ def plainly_unpickled(module: Any) -> Iterator[None]:
     def load(handle: IO[bytes], encoding: str = "ASCII") -> Any:
         return PlainUnpickler(handle, encoding=encoding).load()
 
-    with _restricted:
+    with unpickling:
         former = module.pickle
         module.pickle = SimpleNamespace(load=load)
         try:
@@ -128,18 +128,18 @@ def plainly_unpickled(module: Any) -> Iterator[None]:
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
-    """Return the tensors of a saved graph by name, without running code from the file.
+    """Return the tensors of a saved graph by name, NumPy's arrays among them, without running code from the file.
 
     Raises:
         DataError: the file is damaged, holds other things than tensors in a graph, or is no graph.
     """
-    if path.suffix.lower() == SAFETENSORS:
-        try:
-            with opened_tensors(path) as handle:
-                return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError) as error:
-            raise DataError(f"{path} cannot be read as safetensors: {error}") from error
-    return fields_of(held(read_saved(path)))
+    fields = fields_of(held(read_graphs(path)))
+    arrays = {name: from_array(value, str(name)) for name, value in fields.items() if _is_numbers(value)}
+    return {**fields, **arrays}
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
 def held(saved: Any) -> Any:
@@ -147,21 +147,17 @@ def held(saved: Any) -> Any:
     return saved[0] if isinstance(saved, tuple) and saved else saved
 
 
-def read_saved(path: Path) -> Any:
-    """Return what one of torch's files holds, without running code from it.
+def read_graphs(path: Path) -> Any:
+    """Return what a file holds, which in torch's may be torch-geometric's graphs, without running code from it.
 
     Raises:
         DataError: the file is damaged, or holds other things than tensors in graphs.
     """
-    try:
-        with graph_classes(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, which a refusal says better
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, runtime, zip and key errors alike
-        raise DataError(
-            f"{path} cannot be read as a graph of plain tensors ({type(error).__name__}); save it with "
-            "torch.save(data, path), data a torch_geometric.data.Data whose attributes are tensors, or a list of them"
-        ) from error
+    instead = (
+        "a graph of plain tensors by torch.save(data, path), data a torch_geometric.data.Data whose attributes are "
+        "tensors, or a list of them"
+    )
+    return read_saved(path, own_classes() if path.suffix.lower() in TORCH else (), instead=instead)
 
 
 def fields_of(source: Any) -> Mapping[str, Any]:

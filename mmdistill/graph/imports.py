@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import TORCH, read_saved
 from mmdistill.graph import files
-from mmdistill.graph.adjacency import undirected
+from mmdistill.graph.adjacency import Adjacency, undirected
 from mmdistill.graph.data import checked_edges
 from mmdistill.graph.task import GraphTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, noted, weighed
@@ -32,10 +32,8 @@ def read_values(path: Path) -> Any:
     Raises:
         DataError: it cannot be read without running code.
     """
-    if path.suffix.lower() not in TORCH:
-        return read_saved(path)
-    found = files.held(files.read_saved(path))
-    return found if isinstance(found, Tensor | list) else files.fields_of(found)
+    found = files.held(files.read_graphs(path))
+    return found if isinstance(found, Tensor | np.ndarray | list) else files.fields_of(found)
 
 
 def read_nodes(task: GraphTask, source: Source) -> Imported:
@@ -60,6 +58,12 @@ def read_nodes(task: GraphTask, source: Source) -> Imported:
     return Imported(batch, size, source.learned())
 
 
+def fields_by_name(value: Any) -> Mapping[str, Any] | None:
+    """Return the fields of a graph of torch-geometric; of any other value None."""
+    own = any(base.__module__.partition(".")[0] == "torch_geometric" for base in type(value).__mro__)
+    return files.fields_of(value) if own and hasattr(value, "to_dict") else None
+
+
 def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
     """Return the weights ``(n, n)`` of undirected edges as ``adjacency``; nothing where there are none.
 
@@ -76,11 +80,17 @@ def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
         fields = {name: parts[name] for name in ("edge_index", "edge_weight") if name in parts}
     else:
         return {}
-    edges, changes = undirected(*checked_edges(fields, "the set", nodes), nodes)
+    edges = noted_undirected(*checked_edges(fields, "the set", nodes), nodes)
+    return {"adjacency": torch.from_numpy(edges.matrix.toarray())} if len(edges.column) else {}
+
+
+def noted_undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> Adjacency:
+    """Return directed edges as undirected ones, and note what was changed."""
+    found, changes = undirected(edges, weight, nodes)
     for change in changes:
         if "isolated" not in change:
             noted(change)
-    return {"adjacency": torch.from_numpy(edges.matrix.toarray())} if len(edges.column) else {}
+    return found
 
 
 IMPORTS = Importer(
@@ -89,5 +99,6 @@ IMPORTS = Importer(
     ".pt (a torch-geometric Data), .safetensors or .npz with x, y and perhaps edge_index and edge_weight; or a file "
     "each of features (feat_...), labels (label_...) and perhaps the adjacency (adj_...)",
     ("logits",),
+    fields_by_name,
 )
 """Reads condensed graphs."""

@@ -12,7 +12,7 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.draw import class_folders
 from mmdistill.image.files import is_image_folder, read_image_folder
 from mmdistill.image.task import ImageTask
-from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
+from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, noted, weighed
 from mmdistill.names import first_few
 
 ROLES = {
@@ -23,6 +23,8 @@ ROLES = {
     "whitening mean": ("whitening.mean",),
 }
 """What a set of images is made of, by the words that its names have."""
+OTHER_RATES = ("lr_img", "lr_lr", "lr_label", "lr_init", "lr_teacher", "lr_net")
+"""Rates by which a set was made, and none that was learned with it."""
 TOLERANCE = 1e-3
 """How far pixels may be beyond black and white, by what resampling and rounding do."""
 
@@ -47,9 +49,11 @@ def read_images(task: ImageTask, source: Source) -> Imported:
                 f"{folders[0]} has no subfolder of pictures for each class; of tensors name the files that hold them"
             )
         found = read_image_folder(folders[0], None)
+        for note in found.notes:
+            noted(note)
         parts = {"images": found.images, "labels": _named_classes(found.labels, found.classes, data)}
     else:
-        parts = by_role(_one_set(source.values(), source.which), ROLES, ("images", "labels"))
+        parts = by_role(_one_set(source.values(), source.which), ROLES, ("images", "labels"), OTHER_RATES)
     if "whitening" in parts:
         _require_whitening(parts["whitening"], data)
     images = _shaped(parts["images"], data)
@@ -146,7 +150,8 @@ def _in_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor
     """Return images as the task's networks read them.
 
     Raises:
-        ConfigError: pixels out of their range, bytes that are said to be normalised, or floats that may be either.
+        ConfigError: pixels out of their range, bytes that are said to be normalised, or floats that may be either, or
+            that are pixels of another scale as it seems.
     """
     low, high = data.value_range
     if images.dtype == torch.uint8:
@@ -161,13 +166,21 @@ def _in_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor
             f"these images lie between {least:.3g} and {largest:.3g}, as pixels do: say whether they are pixels or "
             "normalised (--units pixels, units='pixels')"
         )
-    if units == "pixels" and not inside:
+    doubtful = units is None and data.whitening is None and _like_bytes(images, data)
+    if doubtful or (units == "pixels" and not inside):
         hint = "; bytes in floats are divided by 255 first" if high < 2 < largest and least >= 0 else ""
+        other = "; of normalised ones say so (--units normalised, units='normalised')" if doubtful else ""
         raise ConfigError(
             f"pixels of {data.name} lie between {low:g} and {high:g}, and these between {least:.3g} and "
-            f"{largest:.3g}: they are no pixels, or of another scale{hint}"
+            f"{largest:.3g}: they are no pixels, or of another scale{hint}{other}"
         )
     return data.normalise(images * data.scale) if units == "pixels" else images
+
+
+def _like_bytes(images: Tensor, data: ImageData) -> bool:
+    """Return whether floats are such as no normalised images are: none below 0, and all whole or some far too large."""
+    brightest = data.normalise(torch.full((data.shape[0], 1, 1), data.value_range[1] * data.scale)).max()
+    return bool((images >= 0).all()) and bool((images == images.round()).all() or images.max() > 5 * brightest)
 
 
 IMPORTS = Importer(

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import SUFFIXES, from_array, read_saved
-from mmdistill.imports import Imported, Importer, Source, as_tensor, weighed
+from mmdistill.files.saved import SUFFIXES, array_names, from_array, read_saved
+from mmdistill.imports import Imported, Importer, Source, as_tensor, noted, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import feedback
 from mmdistill.recsys.factorisation import is_binary
-from mmdistill.recsys.files import read_table
+from mmdistill.recsys.files import read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, read_sparse
 from mmdistill.recsys.task import RecsysTask
 
@@ -35,15 +36,20 @@ def read_users(task: RecsysTask, source: Source) -> Imported:
     """
     columns = [path for path in source.samples if path.name == COLUMNS]
     others = [path for path in source.samples if path not in columns]
+    matrices = {path.stem for path in others if _is_matrix(path)}
+    beside = [path for path in others if path.stem in matrices and not _is_matrix(path)]  # as the export binary has
+    if beside:
+        others = [path for path in others if path not in beside]
+        noted(f"not read: {first_few([path.name for path in beside])}, beside the matrix of that name")
     if len(others) + bool(source.given) != 1:
         raise DataError("synthetic users come in one file, a matrix or a table (and items.csv beside a matrix)")
     ids = [str(one) for one in task.data.item_ids.tolist()]
     if source.given:
-        rows = _matrix(source.given)
+        rows = _given(source.given, ids)
     elif _is_matrix(others[0]):
         rows = _read_matrix(others[0])
     else:
-        rows = _read_log(others[0], ids)
+        rows = _rows(read_table(others[0]), ids, str(others[0]))
     if columns:
         rows = _placed(rows, columns[0], ids)
     if rows.ndim != 2 or rows.shape[1] != len(ids) or not len(rows):
@@ -62,11 +68,8 @@ def _is_matrix(path: Path) -> bool:
 
 def _read_matrix(path: Path) -> Tensor:
     """Return a matrix that scipy, NumPy, torch or safetensors wrote."""
-    if path.suffix.lower() == ".npz":
-        with np.load(path, allow_pickle=False) as held:
-            sparse = "format" in held.files
-        if sparse:
-            return from_array(read_sparse(path).toarray(), str(path)).float()
+    if "format" in array_names(path):
+        return from_array(read_sparse(path).toarray(), str(path)).float()
     found = read_saved(path)
     return _matrix(found if isinstance(found, Mapping) else {path.stem: found})
 
@@ -85,14 +88,24 @@ def _matrix(found: Mapping[str, Any]) -> Tensor:
     return from_array(as_sparse(value).toarray(), "users").float()
 
 
-def _read_log(path: Path, ids: list[str]) -> Tensor:
-    """Return the users of a table as rows, in the order that they come in."""
-    table, _ = read_table(path)
+def _given(values: Mapping[str, Any], ids: list[str]) -> Tensor:
+    """Return the users of values by name: of a table that stands alone, or of a matrix."""
+    first = next(iter(values.values()))
+    if len(values) == 1 and isinstance(first, pd.DataFrame):
+        return _rows(select_columns(first, "the table"), ids, "the table")
+    return _matrix(values)
+
+
+def _rows(read: tuple[pd.DataFrame, tuple[str, ...]], ids: list[str], name: str) -> Tensor:
+    """Return the users of a table as rows, in the order that they come in, and note what its reader says."""
+    table, notes = read
+    for note in notes:
+        noted(note)
     users, _ = pd.factorize(table["user"].astype(str))
     weights = feedback(table["rating"]) if "rating" in table else np.ones(len(table))
     rows = torch.zeros(int(users.max()) + 1 if len(users) else 0, len(ids))
-    places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].astype(str).tolist(), ids, path)
-    return rows.index_put(places, torch.as_tensor(np.asarray(weights), dtype=torch.float32))
+    places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].astype(str).tolist(), ids, name)
+    return rows.index_put(places, torch.tensor(np.asarray(weights), dtype=torch.float32))
 
 
 def _placed(rows: Tensor, path: Path, ids: list[str]) -> Tensor:
@@ -104,11 +117,11 @@ def _placed(rows: Tensor, path: Path, ids: list[str]) -> Tensor:
     if rows.ndim != 2 or rows.shape[1] != len(names):
         raise DataError(f"{path} names {len(names)} columns, and the matrix is {tuple(rows.shape)}")
     found = torch.zeros(len(rows), len(ids))
-    found[:, _positions(names, ids, path)] = rows
+    found[:, _positions(names, ids, str(path))] = rows
     return found
 
 
-def _positions(names: list[str], ids: list[str], path: Path) -> Tensor:
+def _positions(names: list[str], ids: list[str], source: str) -> Tensor:
     """Return the places of items among the task's.
 
     Raises:
@@ -116,8 +129,14 @@ def _positions(names: list[str], ids: list[str], path: Path) -> Tensor:
     """
     places = {name: index for index, name in enumerate(ids)}
     if unknown := [name for name in names if name not in places]:
-        raise DataError(f"{path} has the item {unknown[0]!r}, which the data do not have")
+        raise DataError(f"{source} has the item {unknown[0]!r}, which the data do not have")
     return torch.tensor([places[name] for name in names], dtype=torch.long)
+
+
+def users_by_name(value: Any) -> Mapping[str, Any] | None:
+    """Return a matrix or a table by name; of any other value None."""
+    known = isinstance(value, Tensor | np.ndarray | pd.DataFrame) or sparse.issparse(value)
+    return {"users": value} if known else None
 
 
 IMPORTS = Importer(
@@ -125,5 +144,6 @@ IMPORTS = Importer(
     RecsysTask,
     f"a matrix of users x items (.npz of scipy or NumPy, .pt or .safetensors), perhaps with {COLUMNS}, or a table of "
     "user, item and perhaps weight, of any kind that interactions are read from",
+    named=users_by_name,
 )
 """Reads synthetic users."""

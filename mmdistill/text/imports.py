@@ -5,9 +5,18 @@ from pathlib import Path
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import SAFETENSORS
-from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
-from mmdistill.store import opened_tensors
+from mmdistill.files.saved import metadata
+from mmdistill.imports import (
+    LABELS,
+    Imported,
+    Importer,
+    Source,
+    by_role,
+    class_targets,
+    float_bytes,
+    names_by_role,
+    weighed,
+)
 from mmdistill.task import Targets, Tensors, num_samples
 from mmdistill.text.base import TextClassification
 from mmdistill.text.token_task import TokenTask
@@ -36,17 +45,22 @@ def read_texts(task: TextClassification, source: Source) -> Imported:
     found, names = source.values(), task.data.class_names
     inputs: Tensor | Tensors
     if isinstance(task, TokenTask):
-        own = "inputs_embeds" if "inputs_embeds" in found else "vectors"
+        own = "inputs_embeds" if "inputs_embeds" in names_by_role(found, TOKENS) else "vectors"
         parts = by_role(found, TOKENS, [own, "mask", "labels"])
         vectors, mask = parts[own].float(), parts["mask"].bool()
-        if vectors.shape[:-1] != mask.shape:
+        if vectors.ndim != 3 or vectors.shape[:-1] != mask.shape:
             shapes = f"{tuple(vectors.shape)} and {tuple(mask.shape)}"
             raise DataError(f"vectors (n, L, H) have a mask (n, L), got {shapes}")
+        width = len(task.vocabulary.mean)
+        if vectors.shape[2] != width:
+            raise DataError(f"token embeddings of the task's encoder have {width} numbers, got {tuple(vectors.shape)}")
         vectors = task.vocabulary.in_own_units(vectors) if own == "inputs_embeds" else vectors
         inputs = {"vectors": vectors * mask[..., None], "mask": mask}
     else:
         parts = by_role(found, POINTS, ["points", "labels"])
         inputs = parts["points"].float()
+        if inputs.ndim != 2:
+            raise DataError(f"points are (n, d), got {tuple(inputs.shape)}")
     targets: Targets = class_targets(parts["labels"], num_samples(inputs), names, source.logits)
     if "attention" in parts:
         targets = {"labels": targets, "attention": parts["attention"].float()}  # type: ignore[dict-item]
@@ -60,10 +74,7 @@ def _require_space(path: Path, task: TextClassification) -> None:
     Raises:
         DataError: it does.
     """
-    if path.suffix.lower() != SAFETENSORS:
-        return
-    with opened_tensors(path) as handle:
-        said = handle.metadata() or {}
+    said = metadata(path)
     own = task.describe().preprocessing
     if said.get("space", own["space"]) != own["space"]:
         raise DataError(

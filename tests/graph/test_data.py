@@ -36,6 +36,11 @@ def test_a_data_object_a_pt_file_and_safetensors_give_one_graph(tmp_path: Path) 
         assert DOMAIN.accepts(tmp_path / name)
 
 
+def test_arrays_in_files_of_torch_are_tensors(tmp_path: Path) -> None:
+    torch.save({name: value.numpy() for name, value in planted_fields().items()}, tmp_path / "arrays.pt")
+    assert load_graph(tmp_path / "arrays.pt").fingerprint == planted_graph().fingerprint
+
+
 def test_a_graph_stays_as_it_was_read_when_its_file_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "data.SafeTensors"
     safetensors.torch.save_file({k: v.contiguous() for k, v in planted_fields().items()}, path)

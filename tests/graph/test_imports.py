@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from mmdistill import evaluate, graph_set_task, graph_task, import_set
-from mmdistill.errors import DataError, MmdistillWarning
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.graph.task import GraphTask
 from mmdistill.task import Batch
 from tests.graph.sets.toy import write_rings
@@ -50,6 +51,13 @@ def test_the_three_files_of_gcond(task: GraphTask, tmp_path: Path) -> None:
     assert without.stored_bytes == 4 * 6 * 12 + 6
 
 
+def test_edges_are_known_by_a_part_of_their_names(task: GraphTask) -> None:
+    x, y, weights = condensed()
+    ends = weights.nonzero().T
+    given = {"x_cora": x, "y_cora": y, "edge_index_cora": ends, "edge_weight_cora": weights[ends[0], ends[1]]}
+    torch.testing.assert_close(inputs(import_set(task, given).batch)["adjacency"], weights)
+
+
 def test_identity_and_sparse_adjacency_and_scores_as_labels(task: GraphTask, tmp_path: Path) -> None:
     x, y, weights = condensed()
     scores = 2 * torch.randn(6, 3)
@@ -79,6 +87,15 @@ def test_data_of_torch_geometric(task: GraphTask, tmp_path: Path) -> None:
         assert found.batch.weight.tolist() == [1, 1, 1, 1, 1, 0]
 
 
+def test_arrays_of_numpy_in_files_of_torch(task: GraphTask, tmp_path: Path) -> None:
+    x, y, weights = condensed()
+    torch.save({"x": x.numpy(), "y": y.numpy(), "adj": weights.numpy()}, tmp_path / "graph.pt")
+    for name, value in (("feat", x), ("label", y), ("adj", weights)):
+        torch.save(value.numpy(), tmp_path / f"{name}_cora.pt")
+    for source in (tmp_path / "graph.pt", sorted(tmp_path.glob("*cora.pt"))):
+        torch.testing.assert_close(inputs(import_set(task, source).batch)["adjacency"], weights)
+
+
 def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:
     x, y, weights = condensed()
     given: dict[str, Any] = {"x": x, "y": y, "adjacency": weights}
@@ -86,6 +103,7 @@ def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:
         ({"x": x[:, :5]}, r"are \(n, 12\) features, got \(6, 5\)"),
         ({"y": y + 1}, "from 0 to 2, got 1 to 3"),
         ({"y": y[:4]}, r"got \(4,\)"),
+        ({"x": x[:0], "y": y[:0]}, "holds no sample"),
         ({"adjacency": weights[:5]}, r"have an adjacency \(6, 6\), got \(5, 6\)"),
         ({"adjacency": -weights}, "edge_weight"),
         ({"x": x / 0}, "NaN or infinite"),
@@ -94,6 +112,8 @@ def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:
         fields = {name: value for name, value in {**given, **changed}.items() if value is not None}
         with pytest.raises(DataError, match=message):
             import_set(task, fields)
+    with pytest.raises(ConfigError, match="values by name or a Batch, got DataFrame"):
+        import_set(task, pd.DataFrame({"x": [1], "y": [0]}))
     with pytest.raises(DataError, match=r"the set has no labels: .* called labels or label or targets"):
         import_set(task, {"x": x})
     with pytest.raises(DataError, match="2 nodes for 3 classes"), pytest.warns(MmdistillWarning, match="no sample"):
@@ -113,6 +133,8 @@ def test_lists_of_graphs(tmp_path: Path) -> None:
     assert inputs(found.batch)["present"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert torch.equal(inputs(found.batch)["adjacency"].sum((1, 2)), torch.tensor([4.0, 4.0]))
     assert (found.budget, found.stored_bytes) == (1, 4 * 7 * width + 2 + 2)
+    for given in (graphs, tuple(graphs), [graph.to_dict() for graph in graphs], {"mine": tuple(graphs)}):
+        assert torch.equal(inputs(import_set(own, given).batch)["x"], inputs(found.batch)["x"])
     with pytest.warns(MmdistillWarning, match="not read: ptr"):
         together = import_set(own, Together.from_data_list(graphs))
     for name, tensor in inputs(together.batch).items():
@@ -123,10 +145,29 @@ def test_lists_of_graphs(tmp_path: Path) -> None:
         ({"edge_index": torch.tensor([[0], [6]])}, "join nodes of two graphs"),
         ({"edge_index": torch.tensor([[0], [7]])}, "names nodes from 0 to 6"),
         ({"y": torch.tensor([0])}, "2 graphs have as many labels, got 1"),
+        ({"y": torch.tensor(0)}, "2 graphs have as many labels, got one number"),
+        ({"batch": torch.tensor([])}, "one graph after the other"),
+        ({"batch": joined["batch"].float()}, "one graph after the other"),
+        ({"batch": torch.tensor(0), "x": torch.tensor(0.0)}, "one graph after the other"),
+        ({"batch": torch.tensor([]).long(), "x": torch.randn(0, width)}, "one graph after the other"),
+        ({"edge_index": joined["edge_index"].float()}, r"whole numbers \(2, E\), got torch.float32 \(2, 8\)"),
         ({"x": torch.randn(7, width + 1)}, "features, got"),
     ):
         with pytest.raises(DataError, match=message):
             import_set(own, {name: value for name, value in {**joined, **changed}.items() if name != "ptr"})
+    small = {name: joined[name].to(torch.uint8) for name in ("batch", "edge_index")}
+    with pytest.warns(MmdistillWarning, match="not read: ptr"):
+        assert torch.equal(inputs(import_set(own, joined | small).batch)["adjacency"], inputs(found.batch)["adjacency"])
+    directed = [Data(x=torch.randn(size, width), edge_index=pairs[:, ::2], y=torch.tensor([0])) for size in (3, 4, 3)]
+    torch.save(directed, tmp_path / "directed.pt")
+    with pytest.warns(MmdistillWarning) as noted:
+        import_set(own, tmp_path / "directed.pt")
+    changes = [str(one.message) for one in noted if "edges" in str(one.message)]
+    assert changes == ["6 reverse edges added: the graph is treated as undirected"]
+    each = [Data(x=graph.x, edge_index=pairs, y=torch.zeros(graph.num_nodes)) for graph in graphs]
+    torch.save(each, tmp_path / "each.pt")
+    with pytest.raises(DataError, match="each graph has one class y"):
+        import_set(own, tmp_path / "each.pt")
     torch.save([], tmp_path / "none.pt")
     with pytest.raises(DataError, match="holds no graph"):
         import_set(own, tmp_path / "none.pt")

@@ -10,10 +10,10 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from mmdistill.files.saved import read_saved
 from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.draw import as_bytes, export_ddranking, export_tensors
-from mmdistill.image.tensor_files import read_tensors
 from mmdistill.image.whitening import fit_whitening, unit_images, whitened, whitening_matrix
 from mmdistill.runtime import Draws
 
@@ -130,7 +130,7 @@ def test_it_travels_with_the_set(data: ImageData, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="fingerprint"):
             loaded.require(image_task(data, whiten=other, width=4).describe())
     (path,) = export_tensors(result, tmp_path / "export")
-    assert torch.equal(read_tensors(path)["whitening.matrix"], matrix)
+    assert torch.equal(read_saved(path)["whitening.matrix"], matrix)
     with pytest.raises(UnsupportedError, match=r"tests on images that are normalised .* whitened \(frepo\)"):
         export_ddranking(result, tmp_path / "ddranking")
     assert not (tmp_path / "ddranking").exists()

@@ -8,7 +8,7 @@ import torch
 
 from mmdistill import evaluate, import_set, text_task
 from mmdistill.errors import DataError, ShapeError
-from tests.text.corpus import sentences
+from tests.text.corpus import sentences, token_corpus_task
 
 
 def test_points_with_labels(tmp_path: Path) -> None:
@@ -27,5 +27,26 @@ def test_points_with_labels(tmp_path: Path) -> None:
     safetensors.torch.save_file(tensors, path, {"space": "another", "encoder": "theirs"})
     with pytest.raises(DataError, match=r"is of the space of 'theirs' .another., and the task's"):
         import_set(task, path)
+    path.write_bytes(b"cut")
+    with pytest.raises(DataError, match="is damaged"):
+        import_set(task, path)
+    (tmp_path / "folder.safetensors" / "deep").mkdir(parents=True)
+    with pytest.raises(DataError, match="is a folder"):
+        import_set(task, tmp_path / "folder.safetensors")
+    for bad in (points[:0], points.sum()):
+        with pytest.raises(DataError, match=r"holds no sample|points are \(n, d\)"):
+            import_set(task, {"embeds": bad, "labels": labels[:0]})
     safetensors.torch.save_file(tensors, path)
     assert import_set(task, path).budget == 2
+
+
+def test_token_embeddings_of_another_width_are_refused(tmp_path: Path) -> None:
+    task = token_corpus_task(tmp_path)
+    wide, mask = torch.randn(3, 4, len(task.vocabulary.mean)), torch.ones(3, 4)
+    given = {"inputs_embeds_best": wide, "attention_mask": mask, "labels": torch.arange(3)}
+    found = import_set(task, given)
+    assert isinstance(found.batch.inputs, dict)
+    torch.testing.assert_close(found.batch.inputs["vectors"], task.vocabulary.in_own_units(wide))
+    for bad in (wide[..., 1:], wide[0], torch.tensor(1.0)):
+        with pytest.raises(DataError, match=r"encoder have \d+ numbers, got \(3, 4, |vectors \(n, L, H\) have a mask"):
+            import_set(task, given | {"inputs_embeds_best": bad, "attention_mask": mask.new_ones(bad.shape[:-1])})

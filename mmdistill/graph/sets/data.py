@@ -14,7 +14,7 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.saved import TORCH
-from mmdistill.graph.files import graph_classes, read_saved
+from mmdistill.graph.files import graph_classes, read_graphs
 from mmdistill.graph.sets.lists import side_by_side
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, checked_seed, data_root, tensor_digest
@@ -200,7 +200,7 @@ def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> Gr
         return _from_fields(_named(TU[key][0]), key, seed)
     folder = Path(source)
     if folder.is_file() and folder.suffix.lower() in TORCH:
-        return _from_fields(side_by_side(read_saved(folder), str(source)), str(folder.absolute()), seed)
+        return _from_fields(side_by_side(read_graphs(folder), str(source)), str(folder.absolute()), seed)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)

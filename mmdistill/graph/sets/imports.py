@@ -1,14 +1,17 @@
 """Sets of graphs that other tools distilled: a list of torch-geometric's, or all of them as its ``Batch``."""
 
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.errors import DataError
+from mmdistill.graph.data import INTEGERS, checked_edges
 from mmdistill.graph.files import fields_of
-from mmdistill.graph.imports import adjacency_of, read_values
+from mmdistill.graph.imports import fields_by_name, noted_undirected, read_values
 from mmdistill.graph.sets.task import GraphSetTask
 from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
 from mmdistill.task import Tensors
@@ -27,7 +30,7 @@ def read_graphs(task: GraphSetTask, source: Source) -> Imported:
         DataError: other files, node features of another number, labels of other classes, or impossible edges.
     """
     found = source.values(read_values)
-    lists = [value for value in found.values() if isinstance(value, list)]
+    lists = [value for value in found.values() if isinstance(value, list | tuple)]
     if lists and len(found) > 1:
         raise DataError("graphs come as one list of them, or as one with all of them; give the files of one set")
     graphs = [by_role(fields_of(graph), ROLES, [*ROLES]) for graph in lists[0]] if lists else _apart(found)
@@ -39,15 +42,21 @@ def read_graphs(task: GraphSetTask, source: Source) -> Imported:
             raise DataError(
                 f"graph {number}: nodes of {task.graphs.name} are (n, {width}) features, got {tuple(graph['x'].shape)}"
             )
-    labels = torch.cat([graph["labels"].reshape(1, -1) for graph in graphs])
-    targets = class_targets(labels, len(graphs), task.graphs.names, source.logits)
+    labels = [graph["labels"].reshape(1, -1) for graph in graphs]
+    if len({row.shape[1] for row in labels}) > 1:
+        raise DataError(
+            "each graph has one class y, or a row of numbers, one for each class; some have more than others"
+        )
+    targets = class_targets(torch.cat(labels), len(graphs), task.graphs.names, source.logits)
     sizes = [len(graph["x"]) for graph in graphs]
-    most = max(sizes)
+    most, starts = max(sizes), [0, *accumulate(sizes)]
+    ends = [checked_edges(graph, f"graph {number}", sizes[number])[0] for number, graph in enumerate(graphs)]
+    # Side by side, so that one note tells of all graphs.
+    together = torch.cat([own + start for own, start in zip(ends, starts, strict=False)], 1)
+    matrix = noted_undirected(together, None, starts[-1]).matrix
     adjacency = torch.zeros(len(graphs), most, most)
-    for own, graph, size in zip(adjacency, graphs, sizes, strict=True):
-        edges = adjacency_of({"edge_index": graph["edge_index"]}, size)
-        if edges:
-            own[:size, :size] = edges["adjacency"]
+    for own, (start, end) in zip(adjacency, pairwise(starts), strict=True):
+        own[: end - start, : end - start] = torch.from_numpy(matrix[start:end, start:end].toarray())
     inputs = {
         "x": pad_sequence([graph["x"].float() for graph in graphs], batch_first=True),
         "adjacency": adjacency,
@@ -60,6 +69,13 @@ def read_graphs(task: GraphSetTask, source: Source) -> Imported:
     return Imported(batch, size, source.learned())
 
 
+def graphs_by_name(value: Any) -> Mapping[str, Any] | None:
+    """Return a list of graphs, or the fields of all of them as one, by name; of any other value None."""
+    if isinstance(value, list | tuple) and value and not any(isinstance(one, str | Path) for one in value):
+        return {"graphs": value}
+    return fields_by_name(value)
+
+
 def _apart(found: Mapping[str, Any]) -> list[Tensors]:
     """Return each graph of what holds all of them as one.
 
@@ -67,22 +83,28 @@ def _apart(found: Mapping[str, Any]) -> list[Tensors]:
         DataError: no such fields, nodes that are not one graph after the other, or edges between graphs.
     """
     parts = by_role(found, ROLES | {"batch": ("batch",)}, [*ROLES, "batch"])
-    owner, ends = parts["batch"], parts["edge_index"]
-    if owner.ndim != 1 or len(owner) != len(parts["x"]) or bool((owner.diff() < 0).any()) or int(owner.min()) < 0:
+    owner, ends, labels = parts["batch"], parts["edge_index"], parts["labels"]
+    whole = owner.dtype in INTEGERS and owner.ndim == 1 and owner.shape == parts["x"].shape[:1] and len(owner)
+    owner = owner.long()  # unsigned differences are none below 0
+    if not whole or bool((owner.diff() < 0).any()) or int(owner.min()) < 0:
         raise DataError("'batch' says of each node which graph it is of, one graph after the other")
-    if ends.ndim != 2 or len(ends) != 2 or (ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(owner)):
+    if ends.dtype not in INTEGERS or ends.ndim != 2 or len(ends) != 2:
+        raise DataError(f"edge_index holds whole numbers (2, E), got {ends.dtype} {tuple(ends.shape)}")
+    ends = ends.long()  # bytes as an index are a mask
+    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(owner):
         raise DataError(f"edge_index (2, E) names nodes from 0 to {len(owner) - 1}")
     if not torch.equal(owner[ends[0]], owner[ends[1]]):
         raise DataError("some edges join nodes of two graphs")
-    if len(parts["labels"]) != int(owner.max()) + 1:
-        raise DataError(f"{int(owner.max()) + 1} graphs have as many labels, got {len(parts['labels'])}")
+    count = int(owner.max()) + 1
+    if labels.shape[:1] != (count,):
+        raise DataError(f"{count} graphs have as many labels, got {len(labels) if labels.ndim else 'one number'}")
     return [
         {
             "x": parts["x"][owner == graph],
             "edge_index": ends[:, owner[ends[0]] == graph] - int((owner < graph).sum()),
-            "labels": labels,
+            "labels": labels[graph],
         }
-        for graph, labels in enumerate(parts["labels"])
+        for graph in range(count)
     ]
 
 
@@ -92,5 +114,6 @@ IMPORTS = Importer(
     ".pt with a list of torch-geometric's Data, or of dicts, with x, edge_index and a class y each; or .safetensors "
     "or .pt with the fields of its Batch",
     ("logits",),
+    graphs_by_name,
 )
 """Reads sets of graphs."""
