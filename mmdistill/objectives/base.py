@@ -95,18 +95,17 @@ class Objective(nn.Module, ABC):
     """A scalar to minimise over the synthetic data, given one network (Eq. 1).
 
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
-    ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
-    optimizer group ``objective`` steps them, with the weights of any modules of its own, and :meth:`learned` says which
-    go with the set. With ``needs_target`` it reads ``network.target``, with ``needs_accuracy`` its accuracy; without
-    ``reads_real`` its real batch is one sample; without ``siamese`` it augments by itself, and its batches come as they
-    are. One that is not ``steady`` does other work from step to step by what the host knows, or changes more than its
-    result, which no captured step repeats. One of several ``styles`` compares the samples that as many decoders make of
-    each code. One without ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be
-    learned; without ``reads_scores`` it compares losses on labels with losses on classes, so labels must be
-    distributions. One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients`
-    and :func:`class_means` do; ``bf16`` is refused with others. One that takes all classes together, whatever
-    ``classes_at_once`` says, is not ``divided``. One that is ``exact`` has all products of its steps in float32
-    whatever the precision, because TF32 would drown a small ridge.
+    ``"flat"`` (a :class:`Batch` on both sides). What it learns are its parameters, which the optimizer group
+    ``objective`` steps; :meth:`learned` says which go with the set. With ``needs_target`` it reads ``network.target``,
+    with ``needs_accuracy`` its accuracy; without ``reads_real`` its real batch is one sample; without ``siamese`` it
+    augments by itself, and its batches come as they are. One that is not ``steady`` does other work from step to step
+    by what the host knows, or changes more than its result, which no captured step repeats. One of several ``styles``
+    compares the samples that as many decoders make of each code. One without ``reads_labels`` knows samples by the
+    class that groups them alone, so their labels cannot be learned; without ``reads_scores`` it compares losses on
+    labels with losses on classes, so labels must be distributions. One that ``lowers`` runs networks in bfloat16 where
+    the precision says so, as :func:`class_gradients` and :func:`class_means` do; ``bf16`` is refused with others. One
+    that takes all classes together, whatever ``classes_at_once`` says, is not ``divided``. One that is ``exact`` has
+    all products of its steps in float32 whatever the precision, because TF32 would drown a small ridge.
     """
 
     view: RealView = "classes"
