@@ -163,8 +163,8 @@ def _in_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor
     inside = low - TOLERANCE <= least and largest <= high + TOLERANCE
     if units is None and inside:
         raise ConfigError(
-            f"these images lie between {least:.3g} and {largest:.3g}, as pixels do: say whether they are pixels or "
-            "normalised (--units pixels, units='pixels')"
+            f"these images lie between {least:.3g} and {largest:.3g}, which pixels do and normalised images may: say "
+            "which they are (--units pixels or --units normalised; units= in Python)"
         )
     doubtful = units is None and data.whitening is None and _like_bytes(images, data)
     if doubtful or (units == "pixels" and not inside):
