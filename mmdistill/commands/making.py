@@ -40,7 +40,15 @@ from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
-from mmdistill.runs.folder import CONFIG, is_finished, is_imported, is_started, require_free, ways_out
+from mmdistill.runs.folder import (
+    CONFIG,
+    how_to_begin_anew,
+    is_finished,
+    is_imported,
+    is_started,
+    require_free,
+    ways_out,
+)
 from mmdistill.runs.judging import judge_missing
 from mmdistill.runs.keeper import put_finished
 from mmdistill.runs.kept_baselines import package_digest
@@ -61,7 +69,10 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
     given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
         if is_imported(Path(resume)):
-            raise ConfigError(f"{resume} holds a set that was imported, and no run to resume; 'evaluate' judges it")
+            raise ConfigError(
+                f"{resume} holds a set that was imported, and no run to resume: 'evaluate' judges it, and "
+                f"{how_to_begin_anew(Path(resume))}"
+            )
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
     folder = config.folder()
     if not dry_run:

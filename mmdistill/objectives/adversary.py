@@ -58,7 +58,7 @@ class StyleAdversary(Objective):
         self.lr = lr
         self.momentum = momentum
         self.needs_target, self.reads_real = objective.needs_target, objective.reads_real
-        self.siamese = objective.siamese
+        self.siamese, self.needs_accuracy = objective.siamese, objective.needs_accuracy
         self.lowers = objective.lowers
         self._names: dict[str, tuple[str, ...]] = {}
 

@@ -53,6 +53,7 @@ class CalibratedMatching(Objective):
         self.augment = augment
         self.siamese = augment is None
         self.lowers, self.steady, self.exact = self.matching.lowers, self.matching.steady, self.matching.exact
+        self.needs_accuracy, self.divided = self.matching.needs_accuracy, self.matching.divided
 
     def check(self, task: Task) -> None:
         """Refuse tasks without classes, and what the matching refuses."""

@@ -36,7 +36,8 @@ class CharacteristicMatching(Objective):
         frequencies: F.
         amplitude: a.
         minmax: whether a sampler draws the frequencies, whose parameters are the group ``objective``. It is given the
-            objective's own gradient, so its optimizer has to ascend (``maximize``).
+            objective's own gradient, so its optimizer has to ascend (``maximize``); that gradient takes the angles of
+            all classes at once.
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
@@ -60,6 +61,7 @@ class CharacteristicMatching(Objective):
         self.frequencies = frequencies
         self.amplitude = float(amplitude)
         self.minmax = minmax
+        self.divided = not minmax
 
     def check(self, task: Task) -> None:
         """Refuse tasks without classes, and networks without features."""

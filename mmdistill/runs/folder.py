@@ -1,5 +1,6 @@
 """What a run's folder holds, by name; without torch, for which the command line's help does not wait."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -59,9 +60,15 @@ def how_to_finish(folder: Path) -> str:
 
 
 def is_imported(folder: Path) -> bool:
-    """Return whether the options of a folder are those of a set that was imported; False where they are damaged."""
+    """Return whether a folder holds a set that was imported, by its options or by what the set says where they do not.
+
+    False where both are damaged.
+    """
     with suppress(CheckpointError, OSError):
-        return bool(settings_by_name(folder / CONFIG).get(IMPORTED))
+        if settings_by_name(folder / CONFIG).get(IMPORTED):
+            return True
+    with suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((folder / SET).read_text(encoding="utf-8")).get("origin"))
     return False
 
 

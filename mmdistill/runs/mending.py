@@ -8,7 +8,7 @@ from mmdistill.distilled import SET_VERSION, DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.runs.checkpoints import Checkpoints, steps_of
-from mmdistill.runs.folder import CHECKPOINTS, SET, how_to_begin_anew, how_to_write_again
+from mmdistill.runs.folder import CHECKPOINTS, SET, how_to_begin_anew, how_to_write_again, is_imported
 from mmdistill.store import read_json
 
 
@@ -50,6 +50,8 @@ def load_whole(folder: Path) -> DistilledSet:
 
 def advice(folder: Path) -> str:
     """Return how the damaged set of a folder is written again, in words; nothing where its checkpoints do not do it."""
+    if is_imported(folder):
+        return f"; {how_to_begin_anew(folder)}"
     return "" if _of_another_version(folder) or _why_lost(folder) else f"; {how_to_write_again(folder)}"
 
 

@@ -194,8 +194,8 @@ def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
     )
 
 
-def _ncfm_reduced(ipc: int, many: float = 0.03) -> CharacteristicSettings:
-    """Return few steps from real tiles, on DANCE's experts and at its rates, which were not searched anew."""
+def _ncfm_reduced(ipc: int, many: float = 0.03, calibration: float = 1.0) -> CharacteristicSettings:
+    """Return few steps from real tiles, on DANCE's experts and at its rates; in colour the expert's weight was tried."""
     return replace(
         _ncfm_settings(ipc),
         steps=200 if ipc < 10 else 100,
@@ -207,6 +207,7 @@ def _ncfm_reduced(ipc: int, many: float = 0.03) -> CharacteristicSettings:
         experts=5,
         expert_steps=10,
         frequencies=1024,
+        calibration=calibration,
     )
 
 
@@ -218,6 +219,6 @@ CALIBRATED_REDUCED: dict[str, Method] = {
 """For 28 x 28 greyscale images in minutes of one core."""
 CALIBRATED_REDUCED_COLOUR: dict[str, Method] = {
     "dance": replace(CALIBRATED_REDUCED["dance"], settings=partial(_reduced, many=0.01)),
-    "ncfm": replace(CALIBRATED_REDUCED["ncfm"], settings=partial(_ncfm_reduced, many=0.01)),
+    "ncfm": replace(CALIBRATED_REDUCED["ncfm"], settings=partial(_ncfm_reduced, many=0.01, calibration=4.0)),
 }
 """The same for 32 x 32 images in colour."""
