@@ -195,7 +195,7 @@ def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
 
 
 def _ncfm_reduced(ipc: int, many: float = 0.03, calibration: float = 1.0) -> CharacteristicSettings:
-    """Return few steps from real tiles, on DANCE's experts and at its rates; in colour the expert's weight was tried."""
+    """Return few steps from real tiles, on DANCE's experts at its rates; in colour the expert's weight was tried."""
     return replace(
         _ncfm_settings(ipc),
         steps=200 if ipc < 10 else 100,
