@@ -162,7 +162,7 @@ def test_a_run_made_in_python_is_exported_from_its_folder(
     (run / "config.yaml").unlink()
     assert main(["export", str(run), "--format", "embeds"]) == 0
     assert main(["export", str(run), "--format", "texts"]) == 2
-    assert "the run was made in Python" in capsys.readouterr().err
+    assert "it was made in Python" in capsys.readouterr().err
 
 
 def test_an_exporter_asks_for_the_task_of_its_set_alone(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_run_made_in_python_is_called_that(
         shutil.copy(run / name, tmp_path)
     assert main([command, str(tmp_path)]) == 2
     printed = capsys.readouterr().err
-    assert f"{tmp_path} holds no config.yaml: it was removed, or the run was made in Python" in printed
+    assert f"{tmp_path} holds no config.yaml, so nothing says which data and network its run is of" in printed
     assert "DistilledSet.load" in printed
 
 
