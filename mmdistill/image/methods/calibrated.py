@@ -183,13 +183,23 @@ DANCE_REDUCED_EXPERTS = replace(DANCE_EXPERTS, visits=6400)
 """Epochs of a hundred steps, each on images that the one before may not have seen."""
 
 
+def few_steps(ipc: int) -> int:
+    """Return the steps of a reduced schedule of tiles, DANCE's and its relatives'."""
+    return 200 if ipc < 10 else 100
+
+
+def tile_rate(ipc: int, many: float) -> OptimizerSpec:
+    """Return how these step the tiles, from ten images per class on at a rate that was tried for DANCE."""
+    return OptimizerSpec("adam", 0.03 if ipc < 10 else many, cosine=True)
+
+
 def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
     """Return few steps from real tiles, from ten images per class on at a rate of its own; both tried held out."""
     return replace(
         _dance_settings(ipc),
-        steps=200 if ipc < 10 else 100,
+        steps=few_steps(ipc),
         real_batch=32,
-        optimizers={"codes": OptimizerSpec("adam", 0.03 if ipc < 10 else many, cosine=True)},
+        optimizers={"codes": tile_rate(ipc, many)},
         expert_steps=10,
     )
 
@@ -198,12 +208,9 @@ def _ncfm_reduced(ipc: int, many: float = 0.03, calibration: float = 1.0) -> Cha
     """Return few steps from real tiles, on DANCE's experts at its rates; in colour the expert's weight was tried."""
     return replace(
         _ncfm_settings(ipc),
-        steps=200 if ipc < 10 else 100,
+        steps=few_steps(ipc),
         real_batch=128,
-        optimizers={
-            "codes": OptimizerSpec("adam", 0.03 if ipc < 10 else many, cosine=True),
-            "objective": SAMPLER_RATE,
-        },
+        optimizers={"codes": tile_rate(ipc, many), "objective": SAMPLER_RATE},
         experts=5,
         expert_steps=10,
         frequencies=1024,

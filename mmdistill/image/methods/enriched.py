@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
+from mmdistill.image.methods.calibrated import few_steps, tile_rate
 from mmdistill.image.methods.matching import WEIGHT_DECAY
 from mmdistill.image.storage import tiled
 from mmdistill.method import Configured, Method
@@ -143,9 +144,9 @@ def _reduced(ipc: int, many: float = 0.03) -> PoolSettings:
     few = ipc < 10
     return replace(
         _idm_settings(ipc),
-        steps=200 if few else 100,
+        steps=few_steps(ipc),
         real_batch=32,
-        optimizers={"codes": OptimizerSpec("adam", 0.03 if few else many, cosine=True)},
+        optimizers={"codes": tile_rate(ipc, many)},
         outer_steps=30,
         inner_steps=5 if few else 10,
         inner_batch=64,
