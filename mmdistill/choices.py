@@ -14,6 +14,8 @@ Precision = Literal["auto", "float32", "tf32", "mixed", "bf16"]
 """The number formats that a step computes in (see :mod:`mmdistill.execution.precision`)."""
 InnerOptimizer = Literal["sgd", "adam"]
 """By which unrolled students train."""
+MaskedBy = Literal["depth", "distance"]
+"""Which parameters a comparison of trajectories leaves out: the shallowest, or those that end nearest to the target."""
 TrainingPrecision = Literal["float32", "bf16"]
 """What experts and judges train in: float32, of which CUDA computes convolutions in TF32, or bfloat16."""
 SplitBy = Literal["random", "time"]

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mmdistill.method import Configured, Method, MethodTable
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
+from mmdistill.networks.difficulty import Scoring
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe
 from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.lessons import Curriculum
 from mmdistill.networks.schedules import (
     FreshNetworks,
     NetworkSchedule,
@@ -22,7 +24,7 @@ from mmdistill.objectives.base import Objective
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchingConstantMemory
+from mmdistill.objectives.trajectory import Masking, TrajectoryMatching, TrajectoryMatchingConstantMemory
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.settings import OptimizerSpec, Settings
 
@@ -69,7 +71,9 @@ def stepped_on_s(settings: Settings) -> NetworkSchedule:
 
 
 def experts_by(
-    protocol: FitProtocol = PUBLISHED, kind: type[ExpertTrajectories] = ExpertTrajectories
+    protocol: FitProtocol = PUBLISHED,
+    kind: type[ExpertTrajectories] = ExpertTrajectories,
+    scoring: Scoring = Scoring(),  # noqa: B008  # frozen
 ) -> Callable[[Settings], NetworkSchedule]:
     """Return how the settings make a schedule of experts that train by a protocol for the epochs they need.
 
@@ -77,6 +81,7 @@ def experts_by(
         protocol: how they train; its epochs, ``sam`` and ``sam_gap`` are those of the settings, and its rate, minibatch
             and ``sam_adaptive`` where these have any. Epochs are as many as the targets need, or more where asked for.
         kind: the schedule.
+        scoring: who says which samples are easy, where the settings have experts begin with these.
     """
 
     def make(settings: Settings) -> NetworkSchedule:
@@ -91,7 +96,13 @@ def experts_by(
             sam_gap=settings.expert_gap,
             sam_adaptive=protocol.sam_adaptive if adaptive is None else adaptive,
         )
+        lessons = Curriculum(settings.expert_easy, settings.expert_joining, settings.expert_leaving)
+        lessons = Curriculum(settings.expert_easy, settings.expert_joining, settings.expert_leaving)
         recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision)
+        if not lessons.is_whole:
+            recipe = ScheduledRecipe(
+                own, settings.augment, precision=settings.expert_precision, curriculum=lessons, scoring=scoring
+            )
         folder = Path(settings.expert_folder) if settings.expert_folder else None
         window = StartWindow(settings.start_first, settings.start_bound, settings.start_steps)
         return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder, window)
@@ -135,6 +146,7 @@ def trajectory_matching(kind: type[TrajectoryMatching] = TrajectoryMatching) -> 
             parts=settings.inner_parts,
             augment=settings.augment,
             unrolling=unrolling(settings),
+            masking=Masking(settings.masked, settings.masked_by),
         )
 
     return Configured(make)

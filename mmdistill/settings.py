@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from mmdistill.checks import are_numbers, is_of, require_at_least, require_below_one
 from mmdistill.choices import InitKind as InitKind
-from mmdistill.choices import InnerOptimizer, TrainingPrecision
+from mmdistill.choices import InnerOptimizer, MaskedBy, TrainingPrecision
 from mmdistill.errors import ConfigError, require_choice
 
 LEAST: Mapping[str, float] = {
@@ -36,6 +36,9 @@ LEAST: Mapping[str, float] = {
     "expert_lr": 0.0,
     "expert_batch": 0,
     "expert_epochs": 0,
+    "expert_easy": 0.0,
+    "expert_joining": 0,
+    "masked": 0.0,
     "teacher_epochs": 1,
     "ema": 0.0,
     "clip": 0.0,
@@ -142,6 +145,13 @@ class Settings:
         expert_batch: the experts' minibatch size; 0: the method's own.
         expert_epochs: epochs that experts train for at least, though no target lies so far.
         expert_precision: number formats in which missing experts train: ``float32`` or ``bf16``.
+        expert_easy: the share of each class, its easiest samples, that experts train on in their first epoch; 1: all.
+        expert_joining: the epochs in which the others join these.
+        expert_leaving: pairs of an epoch, counted from 0, and the share of each class, its easiest samples, that
+            experts no longer train on from there.
+        masked: the share of the parameters that trajectories are compared without; 0 compares all.
+        masked_by: which these are: the shallowest (``depth``), or those in which the student ends nearest to the target
+            (``distance``).
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
@@ -188,6 +198,11 @@ class Settings:
     expert_batch: int = 0
     expert_epochs: int = 0
     expert_precision: TrainingPrecision = "float32"
+    expert_easy: float = 1.0
+    expert_joining: int = 0
+    expert_leaving: tuple[tuple[int, float], ...] = ()
+    masked: float = 0.0
+    masked_by: MaskedBy = "depth"
     teacher_epochs: int = 10
     ema: float = 0.0
     clip: float = 0.0
@@ -201,9 +216,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_at_least(self, LEAST)
-        require_below_one(self, "inner_momentum")
+        require_below_one(self, "inner_momentum", "masked")
         require_choice("the start (init)", self.init, get_args(InitKind))
         require_choice("the students' optimizer (inner_optimizer)", self.inner_optimizer, get_args(InnerOptimizer))
+        require_choice("what masks parameters (masked_by)", self.masked_by, get_args(MaskedBy))
         require_choice("the experts' precision (expert_precision)", self.expert_precision, get_args(TrainingPrecision))
         if not isinstance(self.augment, bool):
             raise ConfigError(f"augment is true or false, got {self.augment!r}")
@@ -246,7 +262,8 @@ def _require_own_types(settings: Settings) -> None:
 TRAINING = tuple(
     entry.name
     for entry in fields(Settings)
-    if entry.name.startswith(("inner_", "expert", "start_")) or entry.name in ("outer_steps", "kept_steps", "ridge")
+    if entry.name.startswith(("inner_", "expert", "start_", "masked"))
+    or entry.name in ("outer_steps", "kept_steps", "ridge")
 )
 """Settings of the networks' training, which mean something only to schedules and objectives that read them."""
 

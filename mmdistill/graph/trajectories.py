@@ -11,8 +11,8 @@ from mmdistill.networks.experts import ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.objectives.trajectory import TrajectoryMatching
-from mmdistill.objectives.unrolled import InnerRate, StudentOptions
+from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryOptions
+from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.settings import Settings
 from mmdistill.task import Task, Tensors
 
@@ -33,11 +33,11 @@ def rate_unit(task: Task) -> float:
 class GraphTrajectoryMatching(TrajectoryMatching):
     """Match where a student ends that trains on synthetic nodes; its rate in SGD counts in :func:`rate_unit`.
 
-    Args: as for :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
+    Args: as for :class:`~mmdistill.objectives.trajectory.TrajectoryMatching`.
     Source: Zheng et al., NeurIPS 2023, Sec. 3.2.
     """
 
-    def __init__(self, steps: int, rate: InnerRate, **student: Unpack[StudentOptions]) -> None:
+    def __init__(self, steps: int, rate: InnerRate, **student: Unpack[TrajectoryOptions]) -> None:
         super().__init__(steps, rate, **student)
         self._measured: tuple[Task, float] | None = None
 

@@ -13,6 +13,8 @@ EXPERTS_VERSION = 3
 MANIFEST = "experts.json"
 PRECISION = "precision"
 """Under which a training's number formats are, if they are others than float32."""
+CURRICULUM = "curriculum"
+"""Under which it is which samples each epoch draws from, if not from all."""
 
 SETTING_OF = {
     "lr": "expert_lr",
@@ -22,6 +24,7 @@ SETTING_OF = {
     "sam_adaptive": "expert_adaptive",
     "augment": "augment",
     PRECISION: "expert_precision",
+    CURRICULUM: "expert_easy, expert_joining or expert_leaving",
 }
 """By the name of a training's value, the setting of a method that says it."""
 
@@ -100,8 +103,9 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
             f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
             f"{those} there and {these} in the task's network"
         )
-    there: dict[str, Any] = {PRECISION: "float32", **found["training"]}
-    here: dict[str, Any] = {PRECISION: "float32", **wanted["training"]}
+    unsaid = {PRECISION: "float32", CURRICULUM: None}
+    there: dict[str, Any] = {**unsaid, **found["training"]}
+    here: dict[str, Any] = {**unsaid, **wanted["training"]}
     for key, value in here.items() if training else ():
         if there.get(key) != value:
             way = f", or change the setting {SETTING_OF[key]}" if key in SETTING_OF else ""

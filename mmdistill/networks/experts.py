@@ -4,25 +4,25 @@ A folder holds ``experts.json``, which says what the experts are, and one safete
 tensors have a leading axis of epochs; reading one snapshot reads one row of each.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import explained
 from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
-from mmdistill.networks.architecture import described_layers
 from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock
+from mmdistill.networks.difficulty import el2n, kept_scores, scored_classes
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
     OWN,
@@ -37,16 +37,19 @@ from mmdistill.networks.expert_group import (
 )
 from mmdistill.networks.expert_loss import batches_networks, expert_loss, training_batch
 from mmdistill.networks.expert_manifest import (
-    EXPERTS_VERSION,
     MANIFEST,
-    PRECISION,
     digest,
     read_manifest,
     relatives,
     require_same,
     trained_epochs,
 )
-from mmdistill.networks.fit import FitProtocol, Reached, Standing, fit_networks, steps_of_epoch, visits_and_size
+from mmdistill.networks.expert_recipe import PUBLISHED as PUBLISHED
+from mmdistill.networks.expert_recipe import ExpertRecipe as ExpertRecipe
+from mmdistill.networks.expert_recipe import ScheduledRecipe
+from mmdistill.networks.expert_recipe import identity as identity
+from mmdistill.networks.fit import Reached, Standing, first_steps, fit_networks, visits_and_size
+from mmdistill.networks.lessons import Lessons
 from mmdistill.networks.stacked import GradientEngine, Mode, stack_states
 from mmdistill.runtime import Draws, cache_folder, remove_parts
 from mmdistill.store import opened_tensors, write_json
@@ -54,51 +57,8 @@ from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors,
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
-"""Plain SGD at a constant rate, as trajectory matching trains its experts."""
 TOGETHER = 10
 """Experts trained at once; another number draws other experts."""
-
-
-@dataclass(frozen=True)
-class ExpertRecipe:
-    """How experts are trained.
-
-    Args:
-        protocol: epochs, optimizer, minibatches.
-        augment: augment the real minibatches per sample.
-        seed: of initialisations, orders and augmentation; the experts do not depend on the distillation's seed.
-        precision: what their networks compute in; parameters are float32.
-    """
-
-    protocol: FitProtocol = PUBLISHED
-    augment: bool = True
-    seed: int = 0
-    precision: TrainingPrecision = "float32"
-
-    def of_epochs(self, epochs: int) -> "ExpertRecipe":
-        """Return the same training for so many epochs."""
-        return replace(self, protocol=replace(self.protocol, epochs=epochs))
-
-
-def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
-    """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
-    info = task.describe()
-    state = task.init(Draws(0, device=task.device))
-    training: dict[str, Any] = {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed}
-    if recipe.precision != "float32":  # what has no precision is of float32, as all were once
-        training[PRECISION] = recipe.precision
-    found = {
-        "version": EXPERTS_VERSION,
-        "data": Path(info.data).name,
-        "fingerprint": info.fingerprint,
-        "preprocessing": info.prepared,
-        "architecture": state.shapes(),
-        "layers": described_layers(task),
-        "training": training,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return plain
 
 
 def cache_name(task: Task, manifest: dict[str, Any]) -> str:
@@ -268,7 +228,7 @@ def train_experts(
             write_json(folder / MANIFEST, wanted)
         if groups := open_groups(folder, count, together):
             trainer = _Trainer(task, folder, recipe, mode, wanted)
-            clock = TrainingClock(len(groups) * trainer.steps, progress)
+            clock = TrainingClock(len(groups) * trainer.first[-1], progress)
             for group in groups:
                 with explained(
                     f"training {len(group)} networks together", "fewer at once (--together) or less --width"
@@ -315,7 +275,28 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
     found = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}"
     if not missing:
         return f"{found}, in {folder}"
-    return f"{found}, {'' if missing == count else f'{missing:,} of them '}to be trained first in {folder}"
+    first = f"{'' if missing == count else f'{missing:,} of them '}to be trained first in {folder}"
+    if recipe.curriculum is None:
+        return f"{found}, {first}"
+    own, scorers = recipe.scorers, recipe.scoring.networks
+    there = is_complete(serving_folder(task, own, scorers), scorers)
+    before = (
+        "" if there else f", after {scorers} networks of {counted(own.protocol.epochs, 'epoch')} that score difficulty"
+    )
+    return f"{found}, {first}{before}"
+
+
+def scored(task: Task, recipe: ScheduledRecipe, data: Batch) -> Tensor:
+    """Return how hard the training samples are, ``(n,)``, from the cache folder where it is known there.
+
+    First, the networks that say it train where they are missing. They are cached as experts are.
+    """
+    own, count = recipe.scorers, recipe.scoring.networks
+    folder = serving_folder(task, own, count)
+    networks = open_experts(task, folder, count, own, called="networks that score difficulty")
+    states = (networks.snapshot(index, own.protocol.epochs) for index in range(count))
+    name = f"el2n-{count}-{own.protocol.epochs}.safetensors"
+    return kept_scores(networks.folder / name, data.weight.shape[0], partial(el2n, task, data, states))
 
 
 class _Trainer:
@@ -336,8 +317,9 @@ class _Trainer:
         self.data = training_batch(task)
         self.whole = shares_inputs(self.data)  # then networks see all samples at once, as they are
         self.protocol = replace(recipe.protocol, batch=None, visits=None) if self.whole else recipe.protocol
-        self.steps = self.protocol.epochs * steps_of_epoch(self.protocol, self.data.weight.shape[0])
-        """Of a group's training."""
+        self.lessons = None if recipe.scheduled is None else self._lessons(recipe.scheduled)
+        self.first = first_steps(self.protocol, self.data.weight.shape[0], self.lessons)
+        """The step that each epoch of a group's training begins with, and how many there are."""
         self.pure = batches_networks(task, self.data)
         self._operations: int | None = None
         # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
@@ -349,7 +331,7 @@ class _Trainer:
         kept = ExpertGroup(self.folder, group, digest(self.manifest))
         reached = kept.reached(self.task.device) or self._begun(kept, group)
         if reached is not None:
-            clock.skip(reached.epoch * (self.steps // self.protocol.epochs) + reached.step)
+            clock.skip(self.first[reached.epoch] + reached.step)
 
         def observe(at: Standing) -> None:
             kept.note(at)
@@ -372,6 +354,7 @@ class _Trainer:
             noise=None if self.pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
             observe=observe,
             reached=reached,
+            lessons=self.lessons,
             mode=self.mode,
             compile="auto" if self.pure else "off",
         )
@@ -390,13 +373,25 @@ class _Trainer:
         if self._operations is None:
             size = visits_and_size(self.protocol, self.data.weight.shape[0])[1]
             batch = self.data if self.whole else take(self.data, slice(size))
-            engine = GradientEngine(self.loss, False, self.mode, "auto", self.steps)
+            engine = GradientEngine(self.loss, False, self.mode, "auto", self.first[-1])
             self._operations = engine.operations_of(stack_states([self.task.init(Draws(0))]), batch, {})
-        per_epoch = self.steps // self.protocol.epochs
-        paths = {
-            GradientEngine.repays(per_epoch * of, networks, self._operations) for of in (self.protocol.epochs, epochs)
-        }
+        of = (replace(self.protocol, epochs=number) for number in (self.protocol.epochs, epochs))
+        steps = [first_steps(protocol, self.data.weight.shape[0], self.lessons)[-1] for protocol in of]
+        paths = {GradientEngine.repays(number, networks, self._operations) for number in steps}
         return len(paths) == 1
+
+    def _lessons(self, recipe: ScheduledRecipe) -> Lessons:
+        """Return which samples the epochs draw from, of a difficulty that is scored when the first one begins.
+
+        Raises:
+            ConfigError: samples that train all at once, or without classes.
+        """
+        if self.whole:
+            raise ConfigError(
+                "samples that share inputs, as a graph's nodes do, train all at once, so experts have no curriculum; "
+                "leave expert_easy, expert_joining and expert_leaving out"
+            )
+        return Lessons(recipe.curriculum, scored_classes(self.data), partial(scored, self.task, recipe, self.data))
 
     def _begun(self, kept: ExpertGroup, group: Sequence[int]) -> Reached | None:
         """Return where a group's training stands after the epochs that are cached of a shorter one; None without any.

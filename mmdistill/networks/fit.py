@@ -1,8 +1,10 @@
 """Train many networks at once on one small set: the engine under evaluation."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from mmdistill.checks import require_at_least
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.execution.allocator import keep_freed_memory
+from mmdistill.networks.lessons import Lessons
 from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
@@ -146,16 +149,24 @@ def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
     return rate
 
 
-def steps_of_epoch(protocol: FitProtocol, count: int) -> int:
-    """Return how many steps an epoch on so many samples takes."""
-    visits, size = visits_and_size(protocol, count)
+def steps_of_epoch(protocol: FitProtocol, count: int, *, whole: bool = False) -> int:
+    """Return how many steps an epoch on so many samples takes, perhaps on whole minibatches alone."""
+    visits, size = visits_and_size(protocol, count, whole=whole)
     return math.ceil(visits / size)
 
 
-def visits_and_size(protocol: FitProtocol, count: int) -> tuple[int, int]:
+def visits_and_size(protocol: FitProtocol, count: int, *, whole: bool = False) -> tuple[int, int]:
     """Return how many of so many samples an epoch draws, and how many a minibatch has."""
     visits = count if protocol.visits is None else min(protocol.visits, count)
-    return visits, visits if protocol.batch is None else min(protocol.batch, visits)
+    size = visits if protocol.batch is None else min(protocol.batch, visits)
+    return visits - visits % size if whole else visits, size
+
+
+def first_steps(protocol: FitProtocol, count: int, lessons: Lessons | None = None) -> list[int]:
+    """Return the step that each epoch begins with, and in the end how many steps there are, on so many samples."""
+    counts = (count if lessons is None else lessons.count(epoch) for epoch in range(protocol.epochs))
+    whole = lessons is not None
+    return list(accumulate((steps_of_epoch(protocol, own, whole=whole) for own in counts), initial=0))
 
 
 def _decay_epochs(protocol: FitProtocol) -> set[int]:
@@ -189,8 +200,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def _augment_all(augment: Augment, draws: Draws, batch: Batch) -> Batch:
     """Augment all networks' minibatches in one call."""
-    shape = batch.weight.shape
-    flat = augment(draws, batch.map(lambda t: t.flatten(0, 1)))
+    flat, shape = augment(draws, batch.map(lambda t: t.flatten(0, 1))), batch.weight.shape
     return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
 
 
@@ -201,27 +211,34 @@ class _Minibatches:
         data: the samples.
         protocol: how many samples an epoch and a minibatch have.
         n: how many networks.
-        augment: see :func:`fit_networks`.
+        augment: see :func:`fit_networks`, like the following.
+        lessons: which samples an epoch draws from.
     Raises:
         ConfigError: minibatches of samples that share inputs.
     """
 
-    def __init__(self, data: Batch, protocol: FitProtocol, n: int, augment: Augment | None) -> None:
-        self.data, self.n, self.augment = data, n, augment
+    def __init__(
+        self, data: Batch, protocol: FitProtocol, n: int, augment: Augment | None, lessons: Lessons | None
+    ) -> None:
+        self.data, self.protocol, self.n, self.augment, self.lessons = data, protocol, n, augment, lessons
         self.count = data.weight.shape[0]
-        self.visits, self.size = visits_and_size(protocol, self.count)
-        self.per_epoch = steps_of_epoch(protocol, self.count)
-        self.apart = self.size < self.count or augment is not None
+        self.first = first_steps(protocol, self.count, lessons)
+        size = visits_and_size(protocol, self.count)[1]
+        self.apart = size < self.count or augment is not None or lessons is not None
         """Whether each network has minibatches of its own; else all take the whole data in each step."""
         if self.apart and shares_inputs(data):
             raise ConfigError("samples that share inputs, as a graph's nodes do, train all at once and as they are")
 
-    def of_epoch(self, key: Draws, step: int = 0) -> Iterator[tuple[Draws, Batch]]:
+    def of_epoch(self, key: Draws, epoch: int, step: int = 0) -> Iterator[tuple[Draws, Batch]]:
         """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own, from a step on."""
-        order = key.fold("order").uniform(self.n, self.count).argsort(1)[:, : self.visits] if self.apart else None
-        for start in range(step * self.size, self.visits, self.size):
+        rows = None if self.lessons is None else self.lessons.rows(epoch).to(self.data.weight.device)
+        count = self.count if rows is None else len(rows)
+        visits, size = visits_and_size(self.protocol, count, whole=rows is not None)
+        order = key.fold("order").uniform(self.n, count).argsort(1)[:, :visits] if self.apart else None
+        order = order if rows is None or order is None else rows[order]
+        for start in range(step * size, visits, size):
             step_key = key.fold(start)
-            batch = self.data if order is None else take(self.data, order[:, start : start + self.size])
+            batch = self.data if order is None else take(self.data, order[:, start : start + size])
             if self.augment is not None:
                 batch = _augment_all(self.augment, step_key.fold("augment"), batch)
             yield step_key, batch
@@ -251,9 +268,10 @@ class _Training:
         """The live networks."""
         return NetworkState(self.params, self.buffers)
 
-    def standing(self, per_epoch: int) -> Standing:
-        """Return where the training stands, with so many steps in an epoch."""
-        return Standing(*divmod(self.step, per_epoch), self.state, self.optimizer)
+    def standing(self, first: Sequence[int]) -> Standing:
+        """Return where the training stands, of epochs that begin with these steps."""
+        epoch = bisect_right(first, self.step) - 1
+        return Standing(epoch, self.step - first[epoch], self.state, self.optimizer)
 
     def begin_epoch(self, epoch: int, *, anew: bool) -> None:
         """Step the rate down where that is due; an epoch that goes on keeps its optimizer."""
@@ -294,6 +312,7 @@ def fit_networks(
     selection: Selection | None = None,
     observe: Observer | None = None,
     reached: Reached | None = None,
+    lessons: Lessons | None = None,
     mode: Mode = "vmap",
     compile: Literal["auto", "off"] = "off",
 ) -> NetworkState:
@@ -312,6 +331,7 @@ def fit_networks(
         observe: called before the first step and after each one; the networks go on changing in place, so copy what is
             to stay.
         reached: go on from there as if nothing had been between; not with a selection.
+        lessons: which samples each epoch draws from, in whole minibatches, so that all have one shape; None: from all.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
         compile: ``auto`` compiles the loss where that repays, on the CPU in mode ``loop``; on CUDA all networks' steps
@@ -327,37 +347,35 @@ def fit_networks(
         raise ConfigError(f"training needs at least one network and one sample, got {n} networks and {count} samples")
     if selection is not None and reached is not None:
         raise ConfigError("what a training selected from before is not kept, so none goes on with a selection")
-    minibatches = _Minibatches(data, protocol, n, augment)
+    minibatches = _Minibatches(data, protocol, n, augment, lessons)
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
     if reached is not None:
         state = NetworkState(  # in the order that the optimizer knows
             *({name: there[name] for name in part} for part, there in zip(state, reached.state, strict=True))
         )
     begin, skipped = (0, 0) if reached is None else (reached.epoch, reached.step)
-    steps = protocol.epochs * minibatches.per_epoch
+    steps = minibatches.first[-1]
     engine = GradientEngine(loss, minibatches.apart, mode, compile, steps)
-    training = _Training(protocol, state, engine, steps, begin * minibatches.per_epoch + skipped)
+    training = _Training(protocol, state, engine, steps, minibatches.first[begin] + skipped)
     if reached is not None:
         if reached.optimizer is not None:
             training.optimizer.load_state_dict(reached.optimizer)
     elif observe is not None:
-        observe(training.standing(minibatches.per_epoch))
-    device = data.weight.device
-    if device.type == "cpu":
+        observe(training.standing(minibatches.first))
+    if (device := data.weight.device).type == "cpu":
         keep_freed_memory()
     best: Best | None = None
     for epoch in range(begin, protocol.epochs):
         training.begin_epoch(epoch, anew=not skipped)
-        for key, batch in minibatches.of_epoch(draws.fold("epoch", epoch).to(device), skipped):
+        for key, batch in minibatches.of_epoch(draws.fold("epoch", epoch).to(device), epoch, skipped):
             training.take_step(key, batch, noise(key.fold("noise"), n) if noise is not None else {})
             if observe is not None:
-                observe(training.standing(minibatches.per_epoch))
+                observe(training.standing(minibatches.first))
         skipped = 0
         tell_watchers(epoch + 1, protocol.epochs)
         if selection is not None and is_scored(epoch + 1, protocol.epochs, selection.every):
             best = better_of(best, selection.score(training.state), training.state)
-    for parameter in training.params.values():
-        parameter.grad = None
+    training.optimizer.zero_grad()
     return training.state if best is None else best.state
 
 
@@ -398,6 +416,5 @@ def fit_steps(
         current = NetworkState(state.params, buffers)
         gradients, buffers = stacked_gradients(loss, current, take(steps, index), {}, False, mode)
         _step(optimizer, state.params, gradients)
-    for parameter in state.params.values():
-        parameter.grad = None
+    optimizer.zero_grad()
     return NetworkState(state.params, buffers)

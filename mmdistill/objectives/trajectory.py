@@ -1,16 +1,70 @@
 """Multi-step parameter matching: where a student ends against where an expert ended (Eq. 12, 13)."""
 
-from typing import Unpack
+from dataclasses import dataclass
+from typing import NamedTuple, Unpack, get_args
 
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.checks import require_below_one
+from mmdistill.choices import MaskedBy
+from mmdistill.errors import ConfigError, ShapeError, require_choice
 from mmdistill.networks.unroll import StepLoss, unroll_held
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate, StudentOptions, UnrolledObjective
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Tensors
+
+
+class Ends(NamedTuple):
+    """Where a student ends, where an expert ends, and where both began: trees of the same tensors."""
+
+    end: Tensors
+    target: Tensors
+    start: Tensors
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which parameters trajectories are compared without (PAD).
+
+    Args:
+        share: of all parameters, rounded down to a whole number of them.
+        by: ``depth`` leaves out the first ones in the order of the network's layers, in which one layer may be cut;
+            ``distance`` leaves out those in which the student ends nearest to the target, chosen without a gradient.
+    Raises:
+        ConfigError: a share of 1 or more, or an unknown choice.
+    Source: Li et al., 2024 (PAD), Sec. 3.2, which leaves out the shallow layers; its published code reads the same
+    share and leaves out what is nearest.
+    """
+
+    share: float = 0.0
+    by: MaskedBy = "depth"
+
+    def __post_init__(self) -> None:
+        require_below_one(self, "share")
+        require_choice("what masks parameters (masked_by)", self.by, get_args(MaskedBy))
+
+    def kept(self, ends: Ends) -> Ends:
+        """Return what is compared, of trees in the order of depth."""
+        left = int(self.share * sum(tensor.numel() for tensor in ends.start.values()))
+        if not left:
+            return ends
+        if self.by == "depth":
+            return Ends(*(without_first(tree, left) for tree in ends))
+        end, target, start = (torch.cat([tensor.flatten() for tensor in tree.values()]) for tree in ends)
+        distances = (end.detach() - target).square()
+        rows = distances.topk(len(distances) - left, sorted=False).indices
+        return Ends(*({"kept": flat[rows]} for flat in (end, target, start)))
+
+
+ALL_COMPARED = Masking()
+
+
+class TrajectoryOptions(StudentOptions, total=False):
+    """What else an objective that compares trajectories may be given, see :class:`TrajectoryMatching`."""
+
+    masking: Masking
 
 
 class TrajectoryMatching(UnrolledObjective):
@@ -20,7 +74,11 @@ class TrajectoryMatching(UnrolledObjective):
 
     The start is the network's state, the end its ``target``; both come from a schedule of experts.
 
-    Args: as for :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
+    Args:
+        masking: which parameters both distances leave out.
+
+    All others are those of :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
+
     Shapes:
         flat batches, of which the real one is not read; returns a scalar.
     Raises:
@@ -31,11 +89,25 @@ class TrajectoryMatching(UnrolledObjective):
 
     needs_target = True
     reads_real = False
+    masking = ALL_COMPARED
+    """An attribute of those with another one alone, so that the others are described as they were without masks."""
+
+    def __init__(
+        self, steps: int, rate: InnerRate, *, masking: Masking = ALL_COMPARED, **student: Unpack[StudentOptions]
+    ) -> None:
+        super().__init__(steps, rate, **student)
+        if masking.share:
+            self.masking = masking
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the normalised squared distance."""
+        return normalised_distance(*self.ends(network, syn, draws))
+
+    def ends(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Ends:
+        """Return what is compared, after the student's training."""
         start, target = network.state.params, required_target(network)
-        return normalised_distance(self.train_student(network, syn, draws), target, start)
+        end = self.train_student(network, syn, draws)
+        return self.masking.kept(Ends(*({name: tree[name] for name in start} for tree in (end, target, start))))
 
 
 class TrajectoryMatchingConstantMemory(TrajectoryMatching):
@@ -47,14 +119,14 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
 
     Differs from: the published code, whose images get half of this gradient; their rates here are half of its rates.
 
-    Args: as for :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
+    Args: as for :class:`TrajectoryMatching`.
     Shapes: those of :class:`TrajectoryMatching`.
     Raises:
         ConfigError: truncation or kept activations, which have no meaning here, or another optimizer than SGD.
     Source: Cui et al., ICML 2023, Sec. 3; survey Sec. 3.3.3.
     """
 
-    def __init__(self, steps: int, rate: InnerRate, **student: Unpack[StudentOptions]) -> None:
+    def __init__(self, steps: int, rate: InnerRate, **student: Unpack[TrajectoryOptions]) -> None:
         super().__init__(steps, rate, **student)
         if self.unrolling.truncate is not None or self.unrolling.keep:
             raise ConfigError("later states are held fixed already, so there is nothing to truncate or keep")
@@ -71,22 +143,22 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
 
     A parameter is left out of both distances while its similarity ``min(s / t, t / s)`` between the student's end s and
     the expert's end t is below a threshold; the choice itself has no gradient. Where all would be left out, all count.
+    What a mask leaves out is left out before.
 
     Args:
-        steps: T, the student's steps.
-        rate: its learning rate.
         threshold: below 1; similarities lie at 1 for equal parameters and below 0 for other signs.
-        batch: the student's minibatch size.
-        parts: a fixed partition instead of drawn minibatches.
-        augment: augment each step's samples.
-        unrolling: momentum, truncation and how to differentiate.
+
+    All others are those of :class:`TrajectoryMatching`.
+
     Shapes: those of :class:`TrajectoryMatching`.
     Raises:
         ConfigError: a threshold of 1 or more, which leaves nothing.
     Source: Li et al., 2022 (DDPP); survey Sec. 3.3.3.
     """
 
-    def __init__(self, steps: int, rate: InnerRate, threshold: float = 0.1, **student: Unpack[StudentOptions]) -> None:
+    def __init__(
+        self, steps: int, rate: InnerRate, threshold: float = 0.1, **student: Unpack[TrajectoryOptions]
+    ) -> None:
         super().__init__(steps, rate, **student)
         if not threshold < 1:
             raise ConfigError(f"equal parameters have similarity 1, so a threshold of {threshold} leaves nothing")
@@ -94,8 +166,7 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the normalised squared distance over the parameters that are kept."""
-        start, target = network.state.params, required_target(network)
-        end = self.train_student(network, syn, draws)
+        end, target, start = self.ends(network, syn, draws)
         kept = {name: similarity(end[name].detach(), target[name]) >= self.threshold for name in end}
         some = torch.stack([mask.any() for mask in kept.values()]).any()
         weight = {name: (mask | ~some).to(target[name].dtype) for name, mask in kept.items()}
@@ -103,7 +174,7 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
         def masked(params: Tensors) -> Tensors:
             return {name: weight[name] * tensor for name, tensor in params.items()}
 
-        return normalised_distance(masked(end), masked({name: target[name] for name in end}), masked(start))
+        return normalised_distance(masked(end), masked(target), masked(start))
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -111,6 +182,17 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     smaller, larger = torch.minimum(a.abs(), b.abs()), torch.maximum(a.abs(), b.abs())
     ratio = torch.where(larger > 0, smaller / larger, 1.0)
     return torch.where(a * b < 0, -1 / ratio, ratio)
+
+
+def without_first(params: Tensors, count: int) -> Tensors:
+    """Return parameters without so many of the first ones; the tensor that is cut is flat."""
+    found = {}
+    for name, tensor in params.items():
+        cut = min(count, tensor.numel())
+        count -= cut
+        if cut < tensor.numel():
+            found[name] = tensor.flatten()[cut:] if cut else tensor
+    return found
 
 
 def required_target(network: Network) -> Tensors:

@@ -1,0 +1,95 @@
+"""How hard real samples are to learn: the error that networks make early in their training (EL2N)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.labels import as_probabilities, hard_labels
+from mmdistill.networks.fit import FitProtocol
+from mmdistill.store import opened_tensors, write_tensors
+from mmdistill.task import Batch, NetworkState, Task, take
+
+SCORED = 1024
+"""Samples whose difficulty a network says at once."""
+SCORERS_SEED = 1
+"""Other networks than experts and teachers are."""
+SCORES = "scores"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which networks say how hard samples are.
+
+    Args:
+        networks: how many.
+        protocol: how each of them trains on the real data.
+    Source: Paul et al., NeurIPS 2021: ten networks, after twenty of two hundred epochs.
+    """
+
+    networks: int = 10
+    protocol: FitProtocol = FitProtocol(epochs=20, momentum=0.9, weight_decay=0.0, decay_at=())  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        if min(self.networks, self.protocol.epochs) < 1:
+            raise ConfigError(
+                f"difficulty is scored by a network and after an epoch or more, got {self.networks} networks and "
+                f"{self.protocol.epochs} epochs"
+            )
+
+
+def scored_classes(batch: Batch) -> Tensor:
+    """Return the samples' classes, ``(n,)`` int64.
+
+    Raises:
+        ConfigError: samples without classes.
+    """
+    targets = batch.targets
+    if not isinstance(targets, Tensor) or targets.ndim > 2:
+        raise ConfigError("difficulty is scored by class, and these samples have none; leave expert_easy and so on out")
+    return hard_labels(targets)
+
+
+@torch.no_grad()
+def el2n(task: Task, data: Batch, networks: Iterable[NetworkState]) -> Tensor:
+    r"""Return each sample's mean error over some networks (EL2N), higher for harder ones.
+
+    .. math:: \frac{1}{K} \sum_k \| \mathrm{softmax}\, f_{\theta_k}(x) - y \|_2
+
+    Args:
+        task: the networks' own.
+        data: the samples, as networks train on them.
+        networks: early in their training.
+    Shapes:
+        n samples; returns ``(n,)``.
+    Source: Paul et al., NeurIPS 2021, Sec. 2.2.
+    """
+    parts = torch.split(torch.arange(data.weight.shape[0], device=data.weight.device), SCORED)
+    classes = scored_classes(data)
+    total, number = torch.zeros_like(data.weight), 0
+    for network in networks:
+        errors = []
+        for part in parts:
+            said = task.predict(network, take(data, part).inputs)[0].softmax(-1)
+            errors.append((said - as_probabilities(classes[part], said.shape[1])).norm(dim=1))
+        total, number = total + torch.cat(errors), number + 1
+    return total / number
+
+
+def kept_scores(path: Path, count: int, make: Callable[[], Tensor]) -> Tensor:
+    """Return the scores of so many samples that a file keeps; they are made where it does not exist or is of others."""
+    if path.exists():
+        try:
+            with opened_tensors(path) as handle:
+                found: Tensor = handle.get_tensor(SCORES)
+            if found.shape == (count,):
+                return found
+        except (CheckpointError, safetensors.SafetensorError, OSError):  # which is written anew
+            pass
+    made = make().cpu()
+    write_tensors(path, {SCORES: made})
+    return made

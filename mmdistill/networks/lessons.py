@@ -1,0 +1,140 @@
+"""Which samples an epoch of a training draws from: the easy ones first, and in the end without the easiest (PAD)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from mmdistill.checks import is_of, require_at_least
+from mmdistill.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """By epoch, the part of each class that is trained on, in the order of difficulty.
+
+    Epoch e of the first ``joining`` draws from the easiest ``easy + (1 - easy) e / joining`` of each class, later ones
+    from all. From the epochs of ``leaving`` on, a share of the easiest is left out.
+
+    Args:
+        easy: the share of each class, its easiest samples, that the first epoch draws from.
+        joining: the epochs in which the others join, evenly.
+        leaving: pairs of an epoch, counted from 0, and the share of the easiest that is left out from there on, instead
+            of what was before.
+    Raises:
+        ConfigError: a share out of range, epochs out of order, others that never join, or an epoch of no samples.
+    Source: Li et al., 2024 (PAD), Sec. 3.1, with the stages of its published code.
+    """
+
+    easy: float = 1.0
+    joining: int = 0
+    leaving: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"easy": 0.0, "joining": 0})
+        if not 0 < self.easy <= 1 or (self.easy < 1 and not self.joining):
+            raise ConfigError(
+                f"experts begin with a share of each class (expert_easy) above 0 and of at most 1, and below 1 the "
+                f"others join in some epochs (expert_joining), got {self.easy} and {self.joining}"
+            )
+        object.__setattr__(self, "leaving", _stages(self.leaving))
+        for epoch, _ in self.leaving:
+            first, until = self.part(epoch)
+            if first >= until:
+                raise ConfigError(
+                    f"in epoch {epoch} the easiest {first:g} of each class have left (expert_leaving), and only the "
+                    f"easiest {until:g} have joined (expert_easy, expert_joining), so no sample is left"
+                )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every epoch draws from all samples."""
+        return self.easy == 1 and not self.leaving
+
+    def part(self, epoch: int) -> tuple[float, float]:
+        """Return the shares of a class, in the order of difficulty, between which an epoch's samples lie."""
+        first = next((share for begin, share in reversed(self.leaving) if epoch >= begin), 0.0)
+        until = self.easy + (1 - self.easy) * epoch / self.joining if epoch < self.joining else 1.0
+        return first, until
+
+    def bounds(self, sizes: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the ranks within its class from which on, and before which, an epoch's samples lie.
+
+        Shapes:
+            sizes of the classes ``(C,)``; returns two ``(C,)`` int64.
+        """
+        first, until = self.part(epoch)
+        return (sizes.double() * first).long(), (sizes.double() * until).long()
+
+
+class Lessons:
+    """A curriculum on given samples.
+
+    Args:
+        curriculum: which part of each class an epoch draws from.
+        labels: the samples' classes.
+        scores: gives their difficulty, once a training needs to know it; how many there are is known without.
+    Shapes:
+        labels ``(n,)`` int64; scores ``(n,)``, higher ones of harder samples.
+    """
+
+    def __init__(self, curriculum: Curriculum, labels: Tensor, scores: Callable[[], Tensor]) -> None:
+        self.curriculum = curriculum
+        self.labels = labels.cpu()
+        self.sizes = torch.bincount(self.labels)
+        self._scores = scores
+        self._ranks: Tensor | None = None
+
+    def count(self, epoch: int) -> int:
+        """Return how many samples an epoch draws from.
+
+        Raises:
+            ConfigError: none, since classes are too small.
+        """
+        first, until = self.curriculum.bounds(self.sizes, epoch)
+        found = int((until - first).sum())
+        if not found:
+            raise ConfigError(f"the classes are too small for the part of them that epoch {epoch} trains on")
+        return found
+
+    def rows(self, epoch: int) -> Tensor:
+        """Return the samples that an epoch draws from, ``(count,)`` int64 on the host, in their order."""
+        if self._ranks is None:
+            self._ranks = ranks_in_class(self.labels, self._scores().cpu())
+        first, until = (bound[self.labels] for bound in self.curriculum.bounds(self.sizes, epoch))
+        return ((self._ranks >= first) & (self._ranks < until)).nonzero().flatten()
+
+
+def ranks_in_class(labels: Tensor, scores: Tensor) -> Tensor:
+    """Return each sample's place within its class by ascending score; of equal ones, the earlier comes first.
+
+    Shapes:
+        labels and scores ``(n,)``; returns ``(n,)`` int64.
+    """
+    order = scores.argsort(stable=True)
+    order = order[labels[order].argsort(stable=True)]  # class after class
+    sizes = torch.bincount(labels)
+    begins = sizes.cumsum(0) - sizes
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order)) - begins[labels[order]]
+    return ranks
+
+
+def _stages(given: Sequence[Sequence[float]]) -> tuple[tuple[int, float], ...]:
+    """Return pairs of epochs and shares.
+
+    Raises:
+        ConfigError: they are none, or out of order.
+    """
+    fits = isinstance(given, tuple | list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in given)
+    if not fits or not all(is_of(pair[0], Integral) and is_of(pair[1], Real) and 0 <= pair[1] < 1 for pair in given):
+        raise ConfigError(
+            f"what leaves (expert_leaving) are pairs of an epoch and a share of at least 0 and below 1, got {given!r}"
+        )
+    found = tuple((int(epoch), float(share)) for epoch, share in given)
+    epochs = [epoch for epoch, _ in found]
+    if epochs != sorted(set(epochs)) or min(epochs, default=0) < 0:
+        raise ConfigError(f"the epochs of what leaves (expert_leaving) ascend from 0 on, got {epochs}")
+    return found
