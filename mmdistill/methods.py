@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mmdistill.method import Configured, Method, MethodTable
-from mmdistill.networks.difficulty import Scoring
+from mmdistill.networks.difficulty import BY_TEN, Scoring
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.lessons import Curriculum
@@ -73,7 +73,7 @@ def stepped_on_s(settings: Settings) -> NetworkSchedule:
 def experts_by(
     protocol: FitProtocol = PUBLISHED,
     kind: type[ExpertTrajectories] = ExpertTrajectories,
-    scoring: Scoring = Scoring(),  # noqa: B008  # frozen
+    scoring: Scoring = BY_TEN,
 ) -> Callable[[Settings], NetworkSchedule]:
     """Return how the settings make a schedule of experts that train by a protocol for the epochs they need.
 

@@ -19,6 +19,8 @@ SCORED = 1024
 SCORERS_SEED = 1
 """Other networks than experts and teachers are."""
 SCORES = "scores"
+SCORERS = FitProtocol(epochs=20, momentum=0.9, weight_decay=0.0, decay_at=())
+"""With momentum, unlike experts: of these networks no way matters, only what they know early."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Scoring:
     """
 
     networks: int = 10
-    protocol: FitProtocol = FitProtocol(epochs=20, momentum=0.9, weight_decay=0.0, decay_at=())  # noqa: RUF009  # frozen
+    protocol: FitProtocol = SCORERS
 
     def __post_init__(self) -> None:
         if min(self.networks, self.protocol.epochs) < 1:
@@ -40,6 +42,9 @@ class Scoring:
                 f"difficulty is scored by a network and after an epoch or more, got {self.networks} networks and "
                 f"{self.protocol.epochs} epochs"
             )
+
+
+BY_TEN = Scoring()
 
 
 def scored_classes(batch: Batch) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 
 from mmdistill.choices import TrainingPrecision
 from mmdistill.networks.architecture import described_layers
-from mmdistill.networks.difficulty import SCORERS_SEED, Scoring
+from mmdistill.networks.difficulty import BY_TEN, SCORERS_SEED, Scoring
 from mmdistill.networks.expert_manifest import CURRICULUM, EXPERTS_VERSION, PRECISION
 from mmdistill.networks.fit import FitProtocol
-from mmdistill.networks.lessons import Curriculum
+from mmdistill.networks.lessons import ALL_SAMPLES, Curriculum
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
@@ -57,8 +57,8 @@ class ScheduledRecipe(ExpertRecipe):
     All others are those of :class:`ExpertRecipe`.
     """
 
-    curriculum: Curriculum = Curriculum()
-    scoring: Scoring = Scoring()
+    curriculum: Curriculum = ALL_SAMPLES
+    scoring: Scoring = BY_TEN
 
     @property
     def scheduled(self) -> "ScheduledRecipe | None":

@@ -276,14 +276,11 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
     if not missing:
         return f"{found}, in {folder}"
     first = f"{'' if missing == count else f'{missing:,} of them '}to be trained first in {folder}"
-    if recipe.curriculum is None:
+    own = recipe.scheduled
+    if own is None or is_complete(serving_folder(task, own.scorers, own.scoring.networks), own.scoring.networks):
         return f"{found}, {first}"
-    own, scorers = recipe.scorers, recipe.scoring.networks
-    there = is_complete(serving_folder(task, own, scorers), scorers)
-    before = (
-        "" if there else f", after {scorers} networks of {counted(own.protocol.epochs, 'epoch')} that score difficulty"
-    )
-    return f"{found}, {first}{before}"
+    scored_by = f"{own.scoring.networks} networks of {counted(own.scoring.protocol.epochs, 'epoch')}"
+    return f"{found}, {first}, after {scored_by} that score difficulty"
 
 
 def scored(task: Task, recipe: ScheduledRecipe, data: Batch) -> Tensor:

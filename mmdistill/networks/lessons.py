@@ -138,3 +138,6 @@ def _stages(given: Sequence[Sequence[float]]) -> tuple[tuple[int, float], ...]:
     if epochs != sorted(set(epochs)) or min(epochs, default=0) < 0:
         raise ConfigError(f"the epochs of what leaves (expert_leaving) ascend from 0 on, got {epochs}")
     return found
+
+
+ALL_SAMPLES = Curriculum()

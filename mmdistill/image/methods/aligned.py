@@ -1,4 +1,4 @@
-"""Trajectory matching whose difficulty is aligned with the size of the set (DATM), with its published settings."""
+"""Trajectory matching whose difficulty is aligned with the size of the set (DATM, PAD), with published settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,13 +9,14 @@ from mmdistill.image.methods.unrolled_digits import DIGITS_FAST_EXPERTS, EARLY_E
 from mmdistill.image.methods.unrolled_reduced import REDUCED_EXPERTS
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS, experts_by, row_of
+from mmdistill.networks.difficulty import BY_TEN, Scoring
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.parameterizations.known import known_samples
 from mmdistill.settings import OptimizerSpec, Settings
 
 
 class AlignedRow(NamedTuple):
-    """A published configuration of DATM; rates are SGD's, with momentum 0.5 and for labels 0.9."""
+    """A published configuration of DATM or PAD; rates are SGD's, with momentum 0.5 and for labels 0.9."""
 
     inner_steps: int
     expert_steps: int
@@ -28,6 +29,7 @@ class AlignedRow(NamedTuple):
     rate_lr: float
     inner_batch: int = 0
     skip_above: float = 1.0
+    masked: float = 0.0
 
 
 DATM_CIFAR10 = {
@@ -48,6 +50,22 @@ DATM_TINY = {
     10: AlignedRow(40, 2, 10, 0, 50, 0, 100.0, 10.0, 1e-4, inner_batch=500),
     50: AlignedRow(20, 2, 40, 0, 70, 0, 100.0, 10.0, 1e-4, inner_batch=1000),
 }
+
+
+PAD_CIFAR10 = {
+    1: DATM_CIFAR10[1],
+    10: DATM_CIFAR10[10]._replace(masked=0.5),
+    50: DATM_CIFAR10[50]._replace(masked=0.25, expert_steps=3),
+    500: AlignedRow(40, 2, 40, 60, 70, 2000, 50.0, 10.0, 1e-5, inner_batch=1000, masked=0.5),
+    1000: DATM_CIFAR10[1000]._replace(masked=0.5),
+}
+PAD_CIFAR100 = {
+    1: DATM_CIFAR100[1]._replace(masked=0.5, start_bound=20, start_epochs=30),
+    10: DATM_CIFAR100[10]._replace(masked=0.5),
+    50: DATM_CIFAR100[50],
+    100: DATM_CIFAR100[100]._replace(masked=0.5),
+}
+PAD_TINY = {ipc: row._replace(masked=0.5) for ipc, row in DATM_TINY.items()}
 
 
 def datm_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
@@ -81,14 +99,30 @@ def datm_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
             start_bound=row.start_bound,
             start_steps=row.start_steps,
             skip_above=row.skip_above,
+            masked=row.masked,
         )
 
     return settings
 
 
-def aligned(protocol: FitProtocol, settings: Callable[[int], Settings]) -> Method:
+def pad_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
+    """Return the settings of a table by ipc, of experts that begin with what is easy and end without it.
+
+    There is one command for experts, CIFAR-10's with ten images per class or any other number, which other data take
+    too.
+    """
+
+    def settings(ipc: int) -> Settings:
+        return replace(
+            datm_settings(table)(ipc), expert_easy=0.75, expert_joining=20, expert_leaving=((41, 0.1), (61, 0.2))
+        )
+
+    return settings
+
+
+def aligned(protocol: FitProtocol, settings: Callable[[int], Settings], scoring: Scoring = BY_TEN) -> Method:
     """Return DATM with experts that train by a protocol, by which samples are chosen and labelled as well."""
-    experts = experts_by(protocol)
+    experts = experts_by(protocol, scoring=scoring)
     return replace(
         CORE_METHODS["mtt"],
         title="DATM",
@@ -102,10 +136,36 @@ def aligned(protocol: FitProtocol, settings: Callable[[int], Settings]) -> Metho
     )
 
 
-ALIGNED_METHODS = {"datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR10))}
+def prioritized(protocol: FitProtocol, settings: Callable[[int], Settings], scoring: Scoring = BY_TEN) -> Method:
+    """Return PAD: DATM with settings that mask parameters and choose the samples that experts see.
+
+    Args:
+        protocol: how experts train.
+        settings: PAD's.
+        scoring: who says how hard samples are.
+    """
+    return replace(
+        aligned(protocol, settings, scoring),
+        title="PAD",
+        summary="DATM from experts that begin with easy images and end without them; compares deep parameters alone",
+        source="Li et al., 2024 (difficulty by networks trained here, not by the published lists; masks by depth, as "
+        "the paper has them, where the published code masks by distance)",
+    )
+
+
+ALIGNED_METHODS = {
+    "datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR10)),
+    "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_CIFAR10)),
+}
 ALIGNED_PRESETS = {
-    "cifar100": {"datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR100))},
-    "tiny-imagenet": {"datm": aligned(FTD_EXPERTS, datm_settings(DATM_TINY))},
+    "cifar100": {
+        "datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR100)),
+        "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_CIFAR100)),
+    },
+    "tiny-imagenet": {
+        "datm": aligned(FTD_EXPERTS, datm_settings(DATM_TINY)),
+        "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_TINY)),
+    },
 }
 """Published settings by data set name, where they differ from those of CIFAR-10."""
 
@@ -131,7 +191,23 @@ def _digits(ipc: int) -> Settings:
     )
 
 
-ALIGNED_DIGITS = {"datm": aligned(DIGITS_FAST_EXPERTS, _digits)}
+def _scheduled(settings: Settings, ipc: int) -> Settings:
+    """Return settings with PAD's mask for CIFAR-10, and its stages in the same shares of the experts' epochs."""
+    epochs = settings.expert_epochs
+    return replace(
+        settings,
+        masked=row_of(PAD_CIFAR10, ipc).masked,
+        expert_easy=0.75,
+        expert_joining=round(0.2 * epochs),
+        expert_leaving=((round(0.4 * epochs), 0.1), (round(0.6 * epochs), 0.2)),
+    )
+
+
+_few_scorers = Scoring(5, replace(DIGITS_FAST_EXPERTS, epochs=4))
+ALIGNED_DIGITS = {
+    "datm": aligned(DIGITS_FAST_EXPERTS, _digits),
+    "pad": prioritized(DIGITS_FAST_EXPERTS, lambda ipc: _scheduled(_digits(ipc), ipc), _few_scorers),
+}
 """MTT's rates for the digits, which were chosen on a validation split."""
 
 
@@ -168,5 +244,10 @@ def _reduced(ipc: int) -> Settings:
     )
 
 
-ALIGNED_REDUCED = {"datm": aligned(replace(REDUCED_EXPERTS, sam_adaptive=True), _reduced)}
+_flat_experts = replace(REDUCED_EXPERTS, sam_adaptive=True)
+_reduced_scorers = Scoring(5, replace(REDUCED_EXPERTS, epochs=5, lr=0.02, momentum=0.9))
+ALIGNED_REDUCED = {
+    "datm": aligned(_flat_experts, _reduced),
+    "pad": prioritized(_flat_experts, lambda ipc: _scheduled(_reduced(ipc), ipc), _reduced_scorers),
+}
 """For 28 x 28 greyscale images, at width 16 or 32; the start of one image per class was compared on held-out images."""

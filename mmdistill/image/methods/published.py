@@ -10,6 +10,7 @@ PROTOCOL_OF = {
     "tesla": "mtt",
     "haba": "mtt",
     "datm": "datm",
+    "pad": "datm",
     "frepo": "frepo",
     "rfad": "rfad",
     "kip": "kip",
@@ -42,6 +43,7 @@ Cells = dict[str, tuple[int, ...]]
 """Data sets with their images per class."""
 _CIFAR: Cells = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50)}
 _MTT: dict[str, Cells] = {"mtt": {"cifar10": (1, 10), "cifar100": (1, 50)}}
+_DATM: Cells = {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100), "tiny-imagenet": (1, 10, 50)}
 _KIP: dict[str, Cells] = {"kip": _CIFAR}
 WHITENING_OF: dict[str, dict[str, Cells]] = {
     "mtt": _MTT,
@@ -49,7 +51,8 @@ WHITENING_OF: dict[str, dict[str, Cells]] = {
     "ftd": {"mtt": {"cifar10": (1, 10), "cifar100": (1, 10, 50)}},
     "haba": {"mtt": {"cifar10": (2, 10, 11, 50, 51), "cifar100": (2, 50, 51)}},  # of as many bases, or one fewer
     "tesla": {"mtt": {"cifar10": (10,), "cifar100": (1, 50)}},
-    "datm": {"mtt": {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100), "tiny-imagenet": (1, 10, 50)}},
+    "datm": {"mtt": _DATM},
+    "pad": {"mtt": _DATM},
     "frepo": {"frepo": {**_CIFAR, "tiny-imagenet": (1, 10)}},
     "rcig": {"frepo": {**_CIFAR, "tiny-imagenet": (1, 10)}},
     "rfad": {"frepo": _CIFAR, "kip": {"svhn": (1, 10, 50)}},
