@@ -22,7 +22,9 @@ METHODS = (
 )
 
 
-def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), **options: Any) -> Distiller:
+def distiller_of(
+    name: str, shape: tuple[int, int, int] = (1, 8, 8), masked: float = 0.0, masked_by: str = "depth", **options: Any
+) -> Distiller:
     labels = torch.arange(10).repeat_interleave(8)
     images = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(0))
     task = image_task((images, labels), test=(images[::8], labels[::8]), **{"width": 8, **options})
@@ -31,6 +33,8 @@ def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), **options: 
         changes["inner_window"] = 1
     if name == "dm":
         changes["syn_batch"] = 1
+    if masked:
+        changes |= {"masked": masked, "masked_by": masked_by}
     method = get_method(get_domain("image"), name).with_settings(**changes)
     if name in ("mtt", "tesla", "ftd", "dance", "ncfm"):  # reading experts from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())
@@ -47,6 +51,16 @@ def begun(distiller: Distiller) -> RunState:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing(name: str) -> None:
     distiller = distiller_of(name)
+    run = begun(distiller)
+    with on_meta(distiller, run), NoTransfers():
+        for _ in range(STEPS):
+            run, loss = distiller.step(run)
+        assert loss.device == META
+
+
+@pytest.mark.parametrize("by", ["depth", "distance"])
+def test_a_masked_step_waits_for_nothing(by: str) -> None:
+    distiller = distiller_of("mtt", masked=0.5, masked_by=by)
     run = begun(distiller)
     with on_meta(distiller, run), NoTransfers():
         for _ in range(STEPS):

@@ -52,6 +52,25 @@ def pruned_trajectory(params: Params, target: Params, steps: Steps, rates: list[
     return reached / moved
 
 
+def masked_trajectory(
+    params: Params, target: Params, steps: Steps, rates: list[float], share: float, by: str, threshold: float = -np.inf
+) -> float:
+    """PAD: Eq. 13 without a share of all parameters, the first or the nearest ones; then without DDPP's."""
+    end = student(params, steps, rates)
+    rows = []
+    for name in params:
+        for s, t, first in zip(end[name].ravel(), target[name].ravel(), params[name].ravel(), strict=True):
+            rows.append((float((s - t) ** 2), float((first - t) ** 2), float(min(s / t, t / s))))
+    if by == "distance":
+        rows.sort()
+    reached = moved = 0.0
+    for place, (to_end, to_start, similar) in enumerate(rows):
+        if place >= int(share * len(rows)) and similar >= threshold:
+            reached += to_end
+            moved += to_start
+    return reached / moved
+
+
 def sharpness_aware_step(
     params: Params, xs: Array, targets: Array, rate: float, rho: float, gap: float, adaptive: bool
 ) -> Params:

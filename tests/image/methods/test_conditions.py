@@ -42,6 +42,7 @@ def test_conditions_name_what_there_is() -> None:
         ("rcig", "cifar10", 1, {"model": "freponet-softplus", "protocol": "rcig", "whiten": "frepo"}),
         ("datm", "cifar10", 500, {"protocol": "datm", "whiten": "mtt"}),
         ("datm", "mnist", 1, {"protocol": "datm"}),
+        ("pad", "cifar10", 10, {"protocol": "datm", "whiten": "mtt"}),
         ("addmem", "mnist", 1, {"protocol": "addmem"}),
         ("dance", "cifar10", 10, {"protocol": "dance"}),
         ("idm", "cifar10", 10, {}),
