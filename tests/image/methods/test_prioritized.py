@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
+from mmdistill.errors import MmdistillError
 from mmdistill.image import DOMAIN, image_task
 from mmdistill.networks.difficulty import Scoring
 from mmdistill.networks.fit import FitProtocol
@@ -77,3 +78,17 @@ def test_pad_runs_on_digits(ipc: int, tmp_path: Path, monkeypatch: pytest.Monkey
     assert isinstance(made.batch.targets, Tensor)
     torch.testing.assert_close(made.batch.targets.sum(1), torch.ones(10 * ipc))
     assert len(list((tmp_path / "experts").iterdir())) == 2  # experts, and who scores for them
+
+
+def test_a_run_goes_on_with_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    digits = image_task("digits", model="mlp", width=4, judge_epochs=2)
+    few = {"inner_steps": 3, "experts": 2}
+    whole = distill(digits, "pad", ipc=10, settings={**few, "steps": 3})
+    distill(digits, "pad", ipc=10, settings={**few, "steps": 1}, out=tmp_path / "run")
+    again = distill(digits, "pad", ipc=10, settings={**few, "steps": 3}, out=tmp_path / "run", resume=True)
+    assert isinstance(again.batch.inputs, Tensor)
+    assert isinstance(whole.batch.inputs, Tensor)
+    assert torch.equal(again.batch.inputs, whole.batch.inputs)
+    with pytest.raises(MmdistillError, match="masked"):
+        distill(digits, "pad", ipc=10, settings={**few, "masked": 0.1}, out=tmp_path / "run", resume=True)
