@@ -236,9 +236,10 @@ def test_interrupted_scheduled_experts_end_alike(after: int, tmp_path: Path, mon
     train_experts(task, tmp_path / "whole", 3, RECIPE, together=2)
     with pytest.raises(KeyboardInterrupt):
         train_experts(task, tmp_path / "own", 3, RECIPE, together=2, progress=stopped_after(after))
-    ticks: list[int] = []
-    train_experts(task, tmp_path / "own", 3, RECIPE, together=2, progress=lambda *seen: ticks.append(seen[0]))
+    ticks: list[tuple[int, int]] = []
+    train_experts(task, tmp_path / "own", 3, RECIPE, together=2, progress=lambda *seen: ticks.append(seen[:2]))
     assert len(ticks) == 2 * sum(STEPS) - after
+    assert ticks[-1] == (len(ticks), len(ticks))
     assert contents(tmp_path / "own") == contents(tmp_path / "whole")
 
 
