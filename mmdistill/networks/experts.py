@@ -88,6 +88,8 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     training: dict[str, Any] = {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed}
     if recipe.precision != "float32":  # what has no precision is of float32, as all were once
         training[PRECISION] = recipe.precision
+    if recipe.protocol.passes == 1:  # as it was before there were others
+        del training["passes"]
     found = {
         "version": EXPERTS_VERSION,
         "data": Path(info.data).name,

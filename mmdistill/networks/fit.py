@@ -24,7 +24,7 @@ class FitProtocol:
     """How a judge is trained.
 
     Args:
-        epochs: passes over the data.
+        epochs: in which the data are passed over.
         lr: learning rate.
         optimizer: ``sgd``, ``adam`` or ``adamw``.
         momentum: for SGD.
@@ -36,7 +36,8 @@ class FitProtocol:
         restart: whether the optimizer does start afresh there; otherwise only the rate changes.
         warmup: steps in which the rate rises linearly from 0.
         cosine: after them, anneal the rate to a hundredth over the rest of the training.
-        visits: samples that an epoch draws, without replacement; None draws all.
+        visits: samples that a pass draws, without replacement; None draws all.
+        passes: how often an epoch passes over the data: where a pass is a step, an epoch is so worth keeping.
         sam: rho of sharpness-aware minimisation: each gradient is taken at the parameters moved by rho up the loss
             (Foret et al., ICLR 2021); 0 is plain training.
         sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): so much of the gradient at the parameters
@@ -64,11 +65,12 @@ class FitProtocol:
     sam_gap: float = 0.0
     sam_adaptive: bool = False
     faster: tuple[tuple[str, float], ...] = ()
+    passes: int = 1
 
     def __post_init__(self) -> None:
         require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw"))
         require_at_least(self, dict.fromkeys(("lr", "momentum", "weight_decay", "decay", "sam", "sam_gap"), 0.0))
-        whole = {"epochs": 0, "warmup": 0, "batch": 1, "visits": 1}
+        whole = {"epochs": 0, "warmup": 0, "batch": 1, "visits": 1, "passes": 1}
         require_at_least(self, {name: least for name, least in whole.items() if getattr(self, name) is not None})
         if not all(0 <= at <= 1 for at in self.decay_at):
             raise ConfigError(f"decay_at are fractions of the epochs, got {self.decay_at}")
@@ -149,11 +151,11 @@ def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
 def steps_of_epoch(protocol: FitProtocol, count: int) -> int:
     """Return how many steps an epoch on so many samples takes."""
     visits, size = visits_and_size(protocol, count)
-    return math.ceil(visits / size)
+    return protocol.passes * math.ceil(visits / size)
 
 
 def visits_and_size(protocol: FitProtocol, count: int) -> tuple[int, int]:
-    """Return how many of so many samples an epoch draws, and how many a minibatch has."""
+    """Return how many of so many samples a pass over them draws, and how many a minibatch has."""
     visits = count if protocol.visits is None else min(protocol.visits, count)
     return visits, visits if protocol.batch is None else min(protocol.batch, visits)
 
@@ -210,6 +212,7 @@ class _Minibatches:
         self.data, self.n, self.augment = data, n, augment
         self.count = data.weight.shape[0]
         self.visits, self.size = visits_and_size(protocol, self.count)
+        self.passes = protocol.passes
         self.per_epoch = steps_of_epoch(protocol, self.count)
         self.apart = self.size < self.count or augment is not None
         """Whether each network has minibatches of its own; else all take the whole data in each step."""
@@ -218,6 +221,11 @@ class _Minibatches:
 
     def of_epoch(self, key: Draws, step: int = 0) -> Iterator[tuple[Draws, Batch]]:
         """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own, from a step on."""
+        first, begun = divmod(step, self.per_epoch // self.passes)
+        for number in range(first, self.passes):
+            yield from self._of_pass(key.fold("pass", number) if number else key, begun if number == first else 0)
+
+    def _of_pass(self, key: Draws, step: int) -> Iterator[tuple[Draws, Batch]]:
         order = key.fold("order").uniform(self.n, self.count).argsort(1)[:, : self.visits] if self.apart else None
         for start in range(step * self.size, self.visits, self.size):
             step_key = key.fold(start)
