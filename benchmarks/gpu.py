@@ -38,6 +38,7 @@ from mmdistill.execution.compilation import CompileMode
 from mmdistill.execution.precision import Precision
 from mmdistill.image import ImageTask
 from mmdistill.networks import fit
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.runtime import describe_device
 from mmdistill.settings import OptimizerSpec
 from mmdistill.store import read_json, write_json
@@ -160,7 +161,7 @@ def check_waiting(task: ImageTask, name: str) -> str:
 def check_judges(task: ImageTask) -> str:
     """Return how far networks trained by replays on several streams are from those of the sequential loop."""
     data = task.select(torch.arange(40, device=task.device))
-    protocol = fit.FitProtocol(60, batch=16)
+    protocol = FitProtocol(60, batch=16)
 
     def loss(state: Any, batch: Any, noise: Any) -> Any:
         return task.loss(state, batch, train=True), state.buffers

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.networks.difficulty import BY_TEN, Scoring
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.lessons import Curriculum
 from mmdistill.networks.schedules import (
     FreshNetworks,
@@ -96,7 +96,6 @@ def experts_by(
             sam_gap=settings.expert_gap,
             sam_adaptive=protocol.sam_adaptive if adaptive is None else adaptive,
         )
-        lessons = Curriculum(settings.expert_easy, settings.expert_joining, settings.expert_leaving)
         lessons = Curriculum(settings.expert_easy, settings.expert_joining, settings.expert_leaving)
         recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision)
         if not lessons.is_whole:

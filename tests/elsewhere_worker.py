@@ -18,7 +18,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.evaluation import Evaluation
 from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.sets import graph_set_task
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
 from mmdistill.task import Task

@@ -18,7 +18,7 @@ from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.graph.sets.task import PROTOCOL
 from mmdistill.image import load
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.recsys import RecsysTask, load_interactions
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.vae import VaeProtocol

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 from mmdistill.distilled import DistilledSet
 from mmdistill.execution.compilation import Program
 from mmdistill.labels import soft_cross_entropy, weighted_mean
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import FreshNetworks, ScheduleState
 from mmdistill.runtime import Draws

@@ -34,7 +34,8 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.importing import import_set
 from mmdistill.method import Method
 from mmdistill.names import as_argument, assignments, canonical
-from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
+from mmdistill.networks.expert_recipe import ExpertRecipe
+from mmdistill.networks.experts import Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located

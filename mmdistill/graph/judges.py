@@ -23,7 +23,8 @@ from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
 from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import target_loss, weighted_mean
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.selection import Selection, is_scored
 from mmdistill.networks.stacked import state_at
 from mmdistill.networks.watching import tell_watchers

@@ -225,8 +225,15 @@ class GraphTask:
         return propagated_means(self, counts, draws)
 
     def training_batch(self) -> Batch:
-        """Return all training nodes as networks train on them."""
-        return self._flat(torch.arange(len(self._labels)))
+        """Return all training nodes as networks train on them, of two layers with their neighbourhood where it is less.
+
+        One of as many nodes would pass for samples that can be taken apart, so networks read the graph in place of it.
+        """
+        near = self.scene.neighbourhoods([self._nodes]) if self.network.two_layers else None
+        if near is None or near["x"].shape[1] == len(self._nodes):
+            return self._flat(torch.arange(len(self._labels)))
+        whole = torch.ones(len(self._nodes), device=self.device)
+        return Batch({name: tensor[0] for name, tensor in near.items()}, self.parts["train"].classes, whole)
 
     def seen(self, nodes: Tensor, targets: Tensor) -> Batch:
         """Return any nodes of the graph that training sees, with targets of the caller's, in the network's input form.
@@ -384,7 +391,7 @@ def graph_task(
         else:
             _require_no_hops(hops, name)
         hops = HOPS if hops is None else hops
-        network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)
+        network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.0, hops, device)
     own = in_place_of(protocol, protocol_for(graph))
     if judge_epochs is not None:
         protocol = replace(protocol or protocol_for(graph), epochs=judge_epochs)

@@ -1,37 +1,46 @@
-"""Trajectory matching on a graph: rates in a unit of the graph's own, so that one preset suits features of any size."""
+"""Trajectory matching on a graph: SGC's rates in a unit of the graph's own, and students in closed form."""
 
 from dataclasses import replace
 from typing import Unpack
 
 from torch import Tensor
 
+from mmdistill.graph.models import SGC
+from mmdistill.graph.students import trained_in_closed_form, trains_in_closed_form
 from mmdistill.graph.task import GraphTask
 from mmdistill.methods import experts_by, trajectory_matching
-from mmdistill.networks.experts import ExpertRecipe
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.expert_recipe import ExpertRecipe
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryOptions
 from mmdistill.objectives.unrolled import InnerRate
+from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Task, Tensors
 
-EXPERTS = FitProtocol(epochs=1, lr=1.0, momentum=0.0, weight_decay=0.0, batch=None, decay_at=())
+STEPS_OF_EPOCH = 100
+"""Steps on the whole graph between two networks of an expert that are kept."""
+EXPERTS = FitProtocol(epochs=1, lr=1.0, momentum=0.0, weight_decay=0.0, batch=None, decay_at=(), passes=STEPS_OF_EPOCH)
 """Full-batch SGD on the labelled nodes; the rate is the settings' own."""
 
 
 def rate_unit(task: Task) -> float:
-    """Return one over the mean squared length of the training nodes' propagated features; 1 for other tasks.
+    """Return one over the mean squared length of the training nodes' propagated features for SGC; 1 for other networks.
 
-    Steps of softmax regression are stable up to a few times this rate.
+    Steps of softmax regression are stable up to a few times this rate, so that one preset suits features of any size.
     """
-    if not isinstance(task, GraphTask):
+    if not (isinstance(task, GraphTask) and isinstance(task.network, SGC)):
         return 1.0
     return 1.0 / max(float(task.embedding().square().sum(1).mean()), 1e-12)
 
 
 class GraphTrajectoryMatching(TrajectoryMatching):
     """Match where a student ends that trains on synthetic nodes; its rate in SGD counts in :func:`rate_unit`.
+
+    A student of two layers or an SGC that takes plain steps on all nodes trains in closed form, any other one step by
+    step through its network, with the same result.
 
     Args: as for :class:`~mmdistill.objectives.trajectory.TrajectoryMatching`.
     Source: Zheng et al., NeurIPS 2023, Sec. 3.2.
@@ -61,6 +70,20 @@ class GraphTrajectoryMatching(TrajectoryMatching):
         """Return the rate of the task's students in its unit."""
         return super().student_rate(task) * self._unit(task)
 
+    def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
+        """Return the parameters of a student that started at the network and took all steps, differentiably."""
+        flat = flatten_classes(syn)
+        if not (self._steps_are_plain(network, flat) and trains_in_closed_form(network.task, flat)):
+            return super().train_student(network, syn, draws)
+        return trained_in_closed_form(network.state.params, flat, self.student_rate(network.task), self.steps)
+
+    def _steps_are_plain(self, network: Network, syn: Batch) -> bool:
+        """Return whether each step is one of SGD on all samples, at one rate and with all gradients."""
+        unrolling = self.unrolling
+        whole = self.parts == 1 and (self.batch is None or self.batch >= len(syn.weight))
+        sgd = unrolling.optimizer == "sgd" and not unrolling.momentum and unrolling.truncate is None
+        return whole and sgd and not self.rate.value.ndim and network.precision != "bf16"
+
 
 class GraphExperts(ExpertTrajectories):
     """Experts that train on the labelled nodes of the real graph; their rate counts in :func:`rate_unit`.
@@ -75,7 +98,7 @@ class GraphExperts(ExpertTrajectories):
 
 
 def graph_experts(settings: Settings) -> NetworkSchedule:
-    """Experts on the real graph that train at the student's first rate."""
+    """Experts on the real graph that train at the student's first rate where they have none of their own."""
     return experts_by(replace(EXPERTS, lr=settings.inner_lr), GraphExperts)(settings)
 
 

@@ -28,7 +28,8 @@ from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Occasion, Plan, Protocol
 from mmdistill.image.relabelling import divergence
 from mmdistill.labels import regression_targets, target_loss, weighted_mean
-from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
+from mmdistill.networks.fit import fit_networks, fit_steps
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule, redrawn
 from mmdistill.networks.stacked import Loss, Mode, state_at

@@ -19,7 +19,7 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.models import NetworkKind
 from mmdistill.image.relabelling import Relabelling
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 
 Augmentation = Literal["dsa", "dc", "idc", "rded", "sre2l", "none"]
 CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)

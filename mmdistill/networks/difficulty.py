@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import as_probabilities, hard_labels
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.store import opened_tensors, write_tensors
 from mmdistill.task import Batch, NetworkState, Task, take
 

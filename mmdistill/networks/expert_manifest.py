@@ -13,6 +13,8 @@ EXPERTS_VERSION = 3
 MANIFEST = "experts.json"
 PRECISION = "precision"
 """Under which a training's number formats are, if they are others than float32."""
+PASSES = "passes"
+"""Under which a training's passes of an epoch are, if they are several."""
 CURRICULUM = "curriculum"
 """Under which it is which samples each epoch draws from, if not from all."""
 
@@ -103,7 +105,7 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
             f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
             f"{those} there and {these} in the task's network"
         )
-    unsaid = {PRECISION: "float32", CURRICULUM: None}
+    unsaid = {PRECISION: "float32", PASSES: 1, CURRICULUM: None}
     there: dict[str, Any] = {**unsaid, **found["training"]}
     here: dict[str, Any] = {**unsaid, **wanted["training"]}
     for key, value in here.items() if training else ():

@@ -8,8 +8,8 @@ from typing import Any
 from mmdistill.choices import TrainingPrecision
 from mmdistill.networks.architecture import described_layers
 from mmdistill.networks.difficulty import BY_TEN, SCORERS_SEED, Scoring
-from mmdistill.networks.expert_manifest import CURRICULUM, EXPERTS_VERSION, PRECISION
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.expert_manifest import CURRICULUM, EXPERTS_VERSION, PASSES, PRECISION
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.lessons import ALL_SAMPLES, Curriculum
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
@@ -78,6 +78,8 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     training: dict[str, Any] = {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed}
     if recipe.precision != "float32":  # what has no precision is of float32, as all were once
         training[PRECISION] = recipe.precision
+    if recipe.protocol.passes == 1:  # as it was before there were others
+        del training[PASSES]
     if (own := recipe.scheduled) is not None:
         training[CURRICULUM] = {**asdict(own.curriculum), "scoring": asdict(own.scoring)}
     found = {

@@ -44,11 +44,9 @@ from mmdistill.networks.expert_manifest import (
     require_same,
     trained_epochs,
 )
-from mmdistill.networks.expert_recipe import PUBLISHED as PUBLISHED
-from mmdistill.networks.expert_recipe import ExpertRecipe as ExpertRecipe
-from mmdistill.networks.expert_recipe import ScheduledRecipe
-from mmdistill.networks.expert_recipe import identity as identity
-from mmdistill.networks.fit import Reached, Standing, first_steps, fit_networks, visits_and_size
+from mmdistill.networks.expert_recipe import ExpertRecipe, ScheduledRecipe, identity
+from mmdistill.networks.fit import Reached, Standing, fit_networks
+from mmdistill.networks.fit_protocol import first_steps, visits_and_size
 from mmdistill.networks.lessons import Lessons
 from mmdistill.networks.stacked import GradientEngine, Mode, stack_states
 from mmdistill.runtime import Draws, cache_folder, remove_parts

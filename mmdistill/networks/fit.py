@@ -1,18 +1,23 @@
 """Train many networks at once on one small set: the engine under evaluation."""
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmdistill.checks import require_at_least
-from mmdistill.errors import ConfigError, require_choice
+from mmdistill.errors import ConfigError
 from mmdistill.execution.allocator import keep_freed_memory
+from mmdistill.networks.fit_protocol import (
+    FitProtocol,
+    decay_epochs,
+    epoch_rate,
+    first_steps,
+    rate_factor,
+    visits_and_size,
+)
 from mmdistill.networks.lessons import Lessons
 from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
@@ -20,71 +25,6 @@ from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states,
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
-
-
-@dataclass(frozen=True)
-class FitProtocol:
-    """How a judge is trained.
-
-    Args:
-        epochs: passes over the data.
-        lr: learning rate.
-        optimizer: ``sgd``, ``adam`` or ``adamw``.
-        momentum: for SGD.
-        weight_decay: L2 coefficient (decoupled for AdamW).
-        batch: minibatch size; None takes all samples each step.
-        decay_at: fractions of the epochs at which the rate is multiplied by ``decay`` and the optimizer starts
-            afresh, momentum included, as the field's evaluators do.
-        decay: the factor.
-        restart: whether the optimizer does start afresh there; otherwise only the rate changes.
-        warmup: steps in which the rate rises linearly from 0.
-        cosine: after them, anneal the rate to a hundredth over the rest of the training.
-        visits: samples that an epoch draws, without replacement; None draws all.
-        sam: rho of sharpness-aware minimisation: each gradient is taken at the parameters moved by rho up the loss
-            (Foret et al., ICLR 2021); 0 is plain training.
-        sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): so much of the gradient at the parameters
-            themselves, as far as it is orthogonal to the other one, is ascended.
-        sam_adaptive: move each parameter in proportion to its square (Kwon et al., ICML 2021).
-        faster: prefixes of parameters' names with factors of their rate: a new head on a pre-trained body, say
-            (discriminative rates, Howard and Ruder, ACL 2018).
-    Raises:
-        ConfigError: a value out of range, or an unknown optimizer.
-    """
-
-    epochs: int
-    lr: float = 0.01
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch: int | None = 256
-    decay_at: tuple[float, ...] = (0.5,)
-    decay: float = 0.1
-    restart: bool = True
-    warmup: int = 0
-    cosine: bool = False
-    visits: int | None = None
-    sam: float = 0.0
-    sam_gap: float = 0.0
-    sam_adaptive: bool = False
-    faster: tuple[tuple[str, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw"))
-        require_at_least(self, dict.fromkeys(("lr", "momentum", "weight_decay", "decay", "sam", "sam_gap"), 0.0))
-        whole = {"epochs": 0, "warmup": 0, "batch": 1, "visits": 1}
-        require_at_least(self, {name: least for name, least in whole.items() if getattr(self, name) is not None})
-        if not all(0 <= at <= 1 for at in self.decay_at):
-            raise ConfigError(f"decay_at are fractions of the epochs, got {self.decay_at}")
-
-    @property
-    def open_ended(self) -> bool:
-        """Whether a training is how any longer one begins: nothing in it depends on how many epochs there will be."""
-        return not (self.decay_at or self.cosine)
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether its optimizer keeps nothing from step to step, so that the networks are all that going on needs."""
-        return self.optimizer == "sgd" and not self.momentum
 
 
 @dataclass(frozen=True)
@@ -127,50 +67,6 @@ Augment = Callable[[Draws, Batch], Batch]
 
 FACTOR = "factor"
 """Under which an optimizer's group keeps the factor of its rate."""
-COSINE_FLOOR = 0.01
-"""Of the rate, where annealing ends."""
-
-
-def rate_factor(protocol: FitProtocol, step: int, steps: int) -> float:
-    """Return what a protocol's rate is multiplied by at a step of so many, steps down at ``decay_at`` aside."""
-    if step < protocol.warmup:
-        return step / protocol.warmup
-    if not protocol.cosine:
-        return 1.0
-    share = (step - protocol.warmup) / max(steps - protocol.warmup, 1)
-    return COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
-    """Return a protocol's rate in an epoch, steps down at ``decay_at`` included, warm-up and annealing aside."""
-    rate = protocol.lr
-    for _ in range(sum(0 < at <= epoch for at in _decay_epochs(protocol))):
-        rate *= protocol.decay
-    return rate
-
-
-def steps_of_epoch(protocol: FitProtocol, count: int, *, whole: bool = False) -> int:
-    """Return how many steps an epoch on so many samples takes, perhaps on whole minibatches alone."""
-    visits, size = visits_and_size(protocol, count, whole=whole)
-    return math.ceil(visits / size)
-
-
-def visits_and_size(protocol: FitProtocol, count: int, *, whole: bool = False) -> tuple[int, int]:
-    """Return how many of so many samples an epoch draws, and how many a minibatch has."""
-    visits = count if protocol.visits is None else min(protocol.visits, count)
-    size = visits if protocol.batch is None else min(protocol.batch, visits)
-    return visits - visits % size if whole else visits, size
-
-
-def first_steps(protocol: FitProtocol, count: int, lessons: Lessons | None = None) -> list[int]:
-    """Return the step that each epoch begins with, and in the end how many steps there are, on so many samples."""
-    counts = (count if lessons is None else lessons.count(epoch) for epoch in range(protocol.epochs))
-    whole = lessons is not None
-    return list(accumulate((steps_of_epoch(protocol, own, whole=whole) for own in counts), initial=0))
-
-
-def _decay_epochs(protocol: FitProtocol) -> set[int]:
-    return {int(protocol.epochs * fraction) for fraction in protocol.decay_at}
 
 
 def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim.Optimizer:
@@ -232,6 +128,13 @@ class _Minibatches:
     def of_epoch(self, key: Draws, epoch: int, step: int = 0) -> Iterator[tuple[Draws, Batch]]:
         """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own, from a step on."""
         rows = None if self.lessons is None else self.lessons.rows(epoch).to(self.data.weight.device)
+        per_pass = (self.first[epoch + 1] - self.first[epoch]) // self.protocol.passes
+        first, begun = divmod(step, per_pass)
+        for number in range(first, self.protocol.passes):
+            own = key.fold("pass", number) if number else key
+            yield from self._of_pass(own, rows, begun if number == first else 0)
+
+    def _of_pass(self, key: Draws, rows: Tensor | None, step: int) -> Iterator[tuple[Draws, Batch]]:
         count = self.count if rows is None else len(rows)
         visits, size = visits_and_size(self.protocol, count, whole=rows is not None)
         order = key.fold("order").uniform(self.n, count).argsort(1)[:, :visits] if self.apart else None
@@ -276,7 +179,7 @@ class _Training:
     def begin_epoch(self, epoch: int, *, anew: bool) -> None:
         """Step the rate down where that is due; an epoch that goes on keeps its optimizer."""
         self.rate = epoch_rate(self.protocol, epoch)
-        if anew and self.protocol.restart and epoch > 0 and epoch in _decay_epochs(self.protocol):
+        if anew and self.protocol.restart and epoch > 0 and epoch in decay_epochs(self.protocol):
             self.optimizer = _optimizer(self.protocol, self.params, self.rate)
 
     def take_step(self, key: Draws, batch: Batch, noise: Tensors) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, experts_foretold, open_experts, serving_folder
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.experts import experts_foretold, open_experts, serving_folder
 from mmdistill.task import Inputs, NetworkState, Task
 
 TRAINING = replace(PUBLISHED, momentum=0.9)

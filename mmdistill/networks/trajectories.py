@@ -5,14 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
-from mmdistill.networks.experts import (
-    ExpertRecipe,
-    Experts,
-    experts_foretold,
-    is_complete,
-    open_experts,
-    serving_folder,
-)
+from mmdistill.networks.expert_recipe import ExpertRecipe
+from mmdistill.networks.experts import Experts, experts_foretold, is_complete, open_experts, serving_folder
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.runtime import Draws

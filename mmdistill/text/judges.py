@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.labels import are_probabilities, as_probabilities, regression_targets, soft_cross_entropy, weighted_mean
-from mmdistill.networks.fit import FitProtocol, steps_of_epoch
+from mmdistill.networks.fit_protocol import FitProtocol, steps_of_epoch
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Loss
 from mmdistill.task import Batch, Inputs, NetworkState, Tensors, one_tensor

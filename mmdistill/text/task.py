@@ -19,7 +19,8 @@ from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
 from mmdistill.networks.architecture import OWN
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network

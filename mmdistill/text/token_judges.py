@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.classification import collapse_note, scored
-from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
+from mmdistill.networks.fit import fit_networks, fit_steps
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import state_at

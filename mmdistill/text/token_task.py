@@ -14,7 +14,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import OWN
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device

@@ -13,7 +13,8 @@ from mmdistill.graph.scene import Part, Scene
 from mmdistill.graph.task import graph_task
 from mmdistill.graph.teacher import TeacherRecipe, _Perceptron, teach, teacher_loss
 from mmdistill.labels import one_hot
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.runtime import Draws
 from tests.graph.toy import planted_fields, planted_graph
 from tests.oracles.graph import averaged_hops, consistent_predictions

@@ -27,7 +27,8 @@ from mmdistill.image.protocols import (
     find_protocol,
     plan_for,
 )
-from mmdistill.networks.fit import FitProtocol, fit_networks, rate_factor
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol, rate_factor
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores

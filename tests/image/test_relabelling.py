@@ -20,7 +20,8 @@ from mmdistill.image.judge import training_loss
 from mmdistill.image.protocols import PROTOCOLS, JudgingChoices, Occasion, Protocol, plan_for
 from mmdistill.image.relabelling import Relabelling
 from mmdistill.image.views import Views
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors

@@ -11,15 +11,9 @@ from mmdistill.errors import CheckpointError
 from mmdistill.execution import compilation
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks import expert_group
-from mmdistill.networks.experts import (
-    PUBLISHED,
-    ExpertRecipe,
-    default_folder,
-    open_experts,
-    serving_folder,
-    train_experts,
-)
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.experts import default_folder, open_experts, serving_folder, train_experts
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.task import Task

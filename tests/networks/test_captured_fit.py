@@ -11,7 +11,8 @@ from mmdistill.execution.streams import side_streams
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks import stacked
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors

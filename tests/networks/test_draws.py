@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import EMPTY, AccuracyDriven, TrainedOnS, TrainedOnT
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors

@@ -17,8 +17,10 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.image import image_task
 from mmdistill.networks import expert_group
 from mmdistill.networks.expert_group import STATE
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
-from mmdistill.networks.fit import FitProtocol, Standing
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.experts import train_experts
+from mmdistill.networks.fit import Standing
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.runtime import Draws
 from mmdistill.task import Task, Tensors
 from tests.toys import BlobTask

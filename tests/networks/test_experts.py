@@ -19,14 +19,8 @@ from mmdistill.networks import clock, trajectories
 from mmdistill.networks import experts as module
 from mmdistill.networks.expert_group import open_groups
 from mmdistill.networks.expert_loss import expert_loss
-from mmdistill.networks.experts import (
-    PUBLISHED,
-    ExpertRecipe,
-    Experts,
-    default_folder,
-    open_experts,
-    train_experts,
-)
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.experts import Experts, default_folder, open_experts, train_experts
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.trajectories import ExpertTrajectories

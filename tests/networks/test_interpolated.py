@@ -12,7 +12,8 @@ from mmdistill.errors import ConfigError
 from mmdistill.image import image_task
 from mmdistill.method import Method
 from mmdistill.methods import experts_by, fresh
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.experts import train_experts
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.teacher import soft_labels
 from mmdistill.networks.trajectories import InterpolatedExperts

@@ -23,7 +23,8 @@ from mmdistill.networks.experts import (
     serving_folder,
     train_experts,
 )
-from mmdistill.networks.fit import FitProtocol, Standing, fit_networks
+from mmdistill.networks.fit import Standing, fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.lessons import Curriculum, Lessons, ranks_in_class
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.runtime import Draws

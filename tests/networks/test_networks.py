@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.execution.precision import Precision
 from mmdistill.networks.architecture import described_module
-from mmdistill.networks.fit import FitProtocol, epoch_rate, fit_networks, fit_steps
+from mmdistill.networks.fit import Reached, Standing, fit_networks, fit_steps
+from mmdistill.networks.fit_protocol import FitProtocol, epoch_rate
 from mmdistill.networks.module import FunctionalModule, noted_starts
 from mmdistill.networks.schedules import (
     EMPTY,
@@ -119,6 +120,52 @@ def test_gradients_may_be_laid_out_otherwise_than_parameters(optimizer: str) -> 
         ).params["weight"]
 
     assert torch.allclose(fitted(torch.channels_last), fitted(torch.contiguous_format))
+
+
+def test_an_epoch_may_pass_over_the_data_several_times() -> None:
+    """Of steps on all samples, one of three passes is three epochs."""
+    task = BlobTask(dtype=torch.float64)
+    protocol = FitProtocol(2, lr=0.1, momentum=0.0, batch=None, decay_at=(), passes=3)
+    steps = FitProtocol(6, lr=0.1, momentum=0.0, batch=None, decay_at=())
+    whole = data(task)
+
+    def trained(protocol: FitProtocol) -> NetworkState:
+        return fit_networks(task.init, lambda s, b, z: (task.loss(s, b), s.buffers), whole, protocol, 2, KEY)
+
+    found, wanted = trained(protocol), trained(steps)
+    assert all(torch.equal(tensor, wanted.params[name]) for name, tensor in found.params.items())
+
+
+def test_a_training_goes_on_within_the_passes_of_an_epoch() -> None:
+    """With minibatches, which each pass draws anew, and from any step of an epoch."""
+    task = BlobTask(dtype=torch.float64)
+    protocol = FitProtocol(2, lr=0.1, momentum=0.0, batch=40, decay_at=(), passes=3)
+    stands: list[Reached] = []
+    seen: list[Tensor] = []
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        assert isinstance(batch.inputs, Tensor)
+        seen.append(batch.inputs.detach().clone())
+        return task.loss(state, batch), state.buffers
+
+    def note(at: Standing) -> None:
+        state = NetworkState({name: t.detach().clone() for name, t in at.state.params.items()}, {})
+        stands.append(Reached(at.epoch, at.step, state, None))
+
+    def trained(reached: Reached | None = None) -> NetworkState:
+        observe = note if reached is None else None
+        return fit_networks(
+            task.init, loss, data(task, 90), protocol, 1, KEY, mode="loop", observe=observe, reached=reached
+        )
+
+    end = trained()
+    assert [(at.epoch, at.step) for at in stands][:4] == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert len(stands) == 1 + 2 * 3 * 3  # of 90 samples, three minibatches a pass
+    assert torch.equal(torch.cat(seen[:3]).sort(0).values, torch.cat(seen[3:6]).sort(0).values)
+    assert not torch.equal(seen[0], seen[3])
+    for index in (1, 4, 9, 14):
+        again = trained(stands[index])
+        assert all(torch.equal(tensor, end.params[name]) for name, tensor in again.params.items())
 
 
 def test_selection_keeps_each_network_at_its_own_best_epoch() -> None:
@@ -624,6 +671,7 @@ def test_deciding_whether_to_compile_moves_no_statistics() -> None:
     "wrong",
     [
         {"visits": 0},
+        {"passes": 0},
         {"warmup": -1},
         {"optimizer": "foo"},
         {"decay_at": (2.0,)},
@@ -659,7 +707,8 @@ def test_layers_are_as_before_when_threads_have_noted_how_they_start() -> None:
 
 
 def test_a_head_may_learn_faster_than_its_body() -> None:
-    from mmdistill.networks.fit import FitProtocol, _optimizer, _set_rate
+    from mmdistill.networks.fit import _optimizer, _set_rate
+    from mmdistill.networks.fit_protocol import FitProtocol
 
     params = {"body.weight": torch.zeros(1, 2), "head.weight": torch.zeros(1, 2), "head.bias": torch.zeros(1, 1)}
     protocol = FitProtocol(1, optimizer="adam", weight_decay=0.0, faster=(("head.", 10.0),))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mmdistill.image import ImageTask, image_task
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.enriched import EnrichedPool
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.experts import train_experts
 from mmdistill.networks.minibatches import repeat_steps
 from mmdistill.networks.schedules import (
     EMPTY,

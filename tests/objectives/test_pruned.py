@@ -13,8 +13,10 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, image_task
 from mmdistill.methods import CORE_METHODS
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.experts import default_folder
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import state_at
 from mmdistill.objectives.base import Network

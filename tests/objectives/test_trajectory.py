@@ -15,8 +15,8 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, fresh
-from mmdistill.networks.experts import ExpertRecipe
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.expert_recipe import ExpertRecipe
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network

@@ -27,7 +27,8 @@ from mmdistill.image.generator import (
 from mmdistill.image.methods.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
 from mmdistill.labels import FixedLabels
 from mmdistill.networks import clock
-from mmdistill.networks.experts import ExpertRecipe, default_folder
+from mmdistill.networks.expert_recipe import ExpertRecipe
+from mmdistill.networks.experts import default_folder
 from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.generated import GeneratedSamples, Inversion, invert

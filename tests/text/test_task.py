@@ -15,9 +15,8 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import soft_cross_entropy, weighted_mean
-from mmdistill.networks import experts
-from mmdistill.networks.experts import ExpertRecipe
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.expert_recipe import ExpertRecipe, identity
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
@@ -155,7 +154,7 @@ def test_augmentation_is_shared_or_per_sample() -> None:
 
 def test_noise_is_part_of_what_experts_and_checkpoints_are(tmp_path: Path) -> None:
     weak, strong, none = small_task(noise=0.1), small_task(noise=2.0), small_task()
-    assert experts.identity(weak, ExpertRecipe()) != experts.identity(strong, ExpertRecipe())
+    assert identity(weak, ExpertRecipe()) != identity(strong, ExpertRecipe())
     assert "augmentation" not in none.describe().preprocessing  # what is kept of tasks without noise stays theirs
 
     def stop(done: int, steps: int, loss: float) -> None:

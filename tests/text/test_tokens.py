@@ -14,7 +14,7 @@ from mmdistill.errors import CheckpointError, ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import FixedLabels
 from mmdistill.method import Method
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.performance import KernelRidgeMatching

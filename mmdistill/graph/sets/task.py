@@ -21,7 +21,8 @@ from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import task_line
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import fit_networks
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.selection import Selection
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, checked_seed, choose_device

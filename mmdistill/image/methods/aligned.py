@@ -10,7 +10,7 @@ from mmdistill.image.methods.unrolled_reduced import REDUCED_EXPERTS
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS, experts_by, row_of
 from mmdistill.networks.difficulty import BY_TEN, Scoring
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.parameterizations.known import known_samples
 from mmdistill.settings import OptimizerSpec, Settings
 

@@ -7,7 +7,7 @@ from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT, WEIGHT_DECAY
 from mmdistill.image.storage import tiled
 from mmdistill.method import Configured, Method
 from mmdistill.methods import experts_by
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.calibration import CalibratedMatching
 from mmdistill.objectives.characteristic import CharacteristicMatching

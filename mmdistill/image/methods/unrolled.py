@@ -22,7 +22,7 @@ from mmdistill.methods import (
     tabulated,
     trajectory_matching,
 )
-from mmdistill.networks.experts import PUBLISHED
+from mmdistill.networks.expert_recipe import PUBLISHED
 from mmdistill.objectives.adversary import StyleAdversary
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching
 from mmdistill.parameterizations.base import Parameterization

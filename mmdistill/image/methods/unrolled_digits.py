@@ -7,7 +7,7 @@ from mmdistill.image.methods.unrolled import UNROLLED_METHODS, ld_settings
 from mmdistill.image.storage import addressed
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by, trained_on_s
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.settings import OptimizerSpec, Settings
 

@@ -7,7 +7,7 @@ from mmdistill.image.methods.unrolled_digits import EARLY_EPOCHS, SHORT_LD, expe
 from mmdistill.image.storage import addressed
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.settings import OptimizerSpec, Settings
 
 REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.01, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)

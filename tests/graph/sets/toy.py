@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.runtime import Draws
 
 ATTRIBUTES = 6

@@ -17,8 +17,8 @@ from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.methods.aligned import aligned
 from mmdistill.labels import SoftmaxLabels
 from mmdistill.method import Method
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.trajectories import ExpertTrajectories, StartWindow
 from mmdistill.networks.unroll import Unrolling

@@ -10,7 +10,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import MmdistillError
 from mmdistill.image import DOMAIN, image_task
 from mmdistill.networks.difficulty import Scoring
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.lessons import Curriculum
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.objectives.trajectory import Masking, TrajectoryMatching

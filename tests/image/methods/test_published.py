@@ -11,7 +11,7 @@ from mmdistill.image.methods.implicit import MirroredImplicit, with_its_mirror
 from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.enriched import EnrichedPool
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.quadratic import ConjugateGradients
 from mmdistill.networks.schedules import (
     AccuracyDriven,

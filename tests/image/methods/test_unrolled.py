@@ -13,7 +13,7 @@ from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.methods.unrolled import FTD_CIFAR10, MTT_CIFAR100
 from mmdistill.methods import TESLA_CIFAR10
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.registry import get_method, get_parameterization

@@ -1,0 +1,108 @@
+"""Students that train on a few nodes without edges, in closed form: their steps read no feature.
+
+Steps move the first weight within the span of the nodes' features: it is ``W + X^T C``, and what it makes of the nodes
+``X W + (X X^T) C``. A step moves C by the gradient with respect to that. So of n nodes with d features a step takes n^2
+multiplications for each unit in place of n d, and there is no double backward: it is differentiated as it stands.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmdistill.graph.models import GCN, SGC
+from mmdistill.labels import as_probabilities, is_distribution
+from mmdistill.task import Batch, Task, Tensors, one_tensor
+
+SEGMENT = 50
+"""Steps between two points that the forward pass keeps; the backward pass repeats one stretch of them at a time."""
+
+
+class Standing(NamedTuple):
+    """A student between two steps.
+
+    Shapes:
+        moved ``(n, h)``, C of the first weight; bias ``(h,)``; of two layers second ``(C, h)`` and second_bias
+        ``(C,)``, of one ``(0, h)`` and ``(0,)``.
+    """
+
+    moved: Tensor
+    bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+
+
+class Lesson(NamedTuple):
+    """What all steps of a student are taken on.
+
+    Shapes:
+        gram ``(n, n)``, the features' products; before ``(n, h)``, what the first weight made of the nodes at the
+        start; targets ``(n, C)``; share ``(n, 1)``, of each node in the loss; rate ``()``.
+    """
+
+    gram: Tensor
+    before: Tensor
+    targets: Tensor
+    share: Tensor
+    rate: Tensor
+
+
+def trains_in_closed_form(task: Task, syn: Batch) -> bool:
+    """Return whether a task's students are GCNs or perceptrons of two layers or SGCs, and the nodes have no edges."""
+    network = getattr(task, "network", None)
+    plain = isinstance(network, SGC) or (isinstance(network, GCN) and not network.dropout)
+    return plain and isinstance(syn.inputs, dict) and set(syn.inputs) == {"x"}
+
+
+def trained_in_closed_form(start: Tensors, syn: Batch, rate: Tensor, steps: int) -> Tensors:
+    """Return the parameters of such a student after steps of SGD on all nodes, differentiably.
+
+    Args:
+        start: its parameters at first.
+        syn: nodes without edges, by any targets of :func:`~mmdistill.labels.target_loss`.
+        rate: the learning rate, one for all steps.
+        steps: T.
+    Shapes:
+        syn.inputs["x"] ``(n, d)``; start and result as the network's parameters.
+    """
+    inputs, names = syn.inputs, tuple(start)
+    assert isinstance(inputs, dict)
+    x, (first, bias) = inputs["x"], (start[name] for name in names[:2])
+    second, second_bias = (start[name] for name in names[2:]) if names[2:] else (first[:0, :0], bias[:0])
+    targets = as_probabilities(one_tensor(syn.targets), (second_bias if names[2:] else bias).shape[0]).to(x.dtype)
+    lesson = Lesson(x @ x.mT, x @ first.mT, targets, (syn.weight / syn.weight.sum())[:, None].to(x.dtype), rate)
+    now = Standing(torch.zeros_like(lesson.before), bias, second, second_bias)
+    for begun in range(0, steps, SEGMENT):
+        number = min(SEGMENT, steps - begun)
+        now = checkpoint(_after, number, *now, *lesson, use_reentrant=False, preserve_rng_state=False)
+    ends = (first + now.moved.mT @ x, now.bias, now.second, now.second_bias)
+    return dict(zip(names, ends, strict=False))
+
+
+def _after(steps: int, *tensors: Tensor) -> Standing:
+    """Return where a student stands after some more steps."""
+    now, lesson = Standing(*tensors[:4]), Lesson(*tensors[4:])
+    proper = is_distribution(lesson.targets)[:, None]
+    for _ in range(steps):
+        now = _step(now, lesson, proper)
+    return now
+
+
+def _step(now: Standing, lesson: Lesson, proper: Tensor) -> Standing:
+    """Return where a student stands after one more step.
+
+    Rows of targets that are proper distributions are learned by cross entropy, others by squared errors.
+    """
+    units = lesson.before + lesson.gram @ now.moved + now.bias
+    two = bool(now.second_bias.numel())
+    hidden = units.relu() if two else units
+    logits = hidden @ now.second.mT + now.second_bias if two else units
+    error = lesson.share * (torch.where(proper, logits.softmax(1), logits) - lesson.targets)
+    push = error @ now.second * (units > 0) if two else error
+    return Standing(
+        now.moved - lesson.rate * push,
+        now.bias - lesson.rate * push.sum(0),
+        now.second - lesson.rate * (error.mT @ hidden) if two else now.second,
+        now.second_bias - lesson.rate * error.sum(0) if two else now.second_bias,
+    )

@@ -1,0 +1,123 @@
+"""How networks train on a set: epochs, minibatches, optimizer and rates."""
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+from mmdistill.checks import require_at_least
+from mmdistill.errors import ConfigError, require_choice
+from mmdistill.networks.lessons import Lessons
+
+COSINE_FLOOR = 0.01
+"""Of the rate, where annealing ends."""
+
+
+@dataclass(frozen=True)
+class FitProtocol:
+    """How a judge is trained.
+
+    Args:
+        epochs: in which the data are passed over.
+        lr: learning rate.
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        momentum: for SGD.
+        weight_decay: L2 coefficient (decoupled for AdamW).
+        batch: minibatch size; None takes all samples each step.
+        decay_at: fractions of the epochs at which the rate is multiplied by ``decay`` and the optimizer starts
+            afresh, momentum included, as the field's evaluators do.
+        decay: the factor.
+        restart: whether the optimizer does start afresh there; otherwise only the rate changes.
+        warmup: steps in which the rate rises linearly from 0.
+        cosine: after them, anneal the rate to a hundredth over the rest of the training.
+        visits: samples that a pass draws, without replacement; None draws all.
+        passes: how often an epoch passes over the data: where a pass is a step, an epoch is so worth keeping.
+        sam: rho of sharpness-aware minimisation: each gradient is taken at the parameters moved by rho up the loss
+            (Foret et al., ICLR 2021); 0 is plain training.
+        sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): so much of the gradient at the parameters
+            themselves, as far as it is orthogonal to the other one, is ascended.
+        sam_adaptive: move each parameter in proportion to its square (Kwon et al., ICML 2021).
+        faster: prefixes of parameters' names with factors of their rate: a new head on a pre-trained body, say
+            (discriminative rates, Howard and Ruder, ACL 2018).
+    Raises:
+        ConfigError: a value out of range, or an unknown optimizer.
+    """
+
+    epochs: int
+    lr: float = 0.01
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int | None = 256
+    decay_at: tuple[float, ...] = (0.5,)
+    decay: float = 0.1
+    restart: bool = True
+    warmup: int = 0
+    cosine: bool = False
+    visits: int | None = None
+    sam: float = 0.0
+    sam_gap: float = 0.0
+    sam_adaptive: bool = False
+    faster: tuple[tuple[str, float], ...] = ()
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw"))
+        require_at_least(self, dict.fromkeys(("lr", "momentum", "weight_decay", "decay", "sam", "sam_gap"), 0.0))
+        whole = {"epochs": 0, "warmup": 0, "batch": 1, "visits": 1, "passes": 1}
+        require_at_least(self, {name: least for name, least in whole.items() if getattr(self, name) is not None})
+        if not all(0 <= at <= 1 for at in self.decay_at):
+            raise ConfigError(f"decay_at are fractions of the epochs, got {self.decay_at}")
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether a training is how any longer one begins: nothing in it depends on how many epochs there will be."""
+        return not (self.decay_at or self.cosine)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether its optimizer keeps nothing from step to step, so that the networks are all that going on needs."""
+        return self.optimizer == "sgd" and not self.momentum
+
+
+def rate_factor(protocol: FitProtocol, step: int, steps: int) -> float:
+    """Return what a protocol's rate is multiplied by at a step of so many, steps down at ``decay_at`` aside."""
+    if step < protocol.warmup:
+        return step / protocol.warmup
+    if not protocol.cosine:
+        return 1.0
+    share = (step - protocol.warmup) / max(steps - protocol.warmup, 1)
+    return COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
+    """Return a protocol's rate in an epoch, steps down at ``decay_at`` included, warm-up and annealing aside."""
+    rate = protocol.lr
+    for _ in range(sum(0 < at <= epoch for at in decay_epochs(protocol))):
+        rate *= protocol.decay
+    return rate
+
+
+def steps_of_epoch(protocol: FitProtocol, count: int, *, whole: bool = False) -> int:
+    """Return how many steps an epoch on so many samples takes, perhaps on whole minibatches alone."""
+    visits, size = visits_and_size(protocol, count, whole=whole)
+    return protocol.passes * math.ceil(visits / size)
+
+
+def visits_and_size(protocol: FitProtocol, count: int, *, whole: bool = False) -> tuple[int, int]:
+    """Return how many of so many samples a pass over them draws, and how many a minibatch has."""
+    visits = count if protocol.visits is None else min(protocol.visits, count)
+    size = visits if protocol.batch is None else min(protocol.batch, visits)
+    return visits - visits % size if whole else visits, size
+
+
+def first_steps(protocol: FitProtocol, count: int, lessons: Lessons | None = None) -> list[int]:
+    """Return the step that each epoch begins with, and in the end how many steps there are, on so many samples."""
+    counts = (count if lessons is None else lessons.count(epoch) for epoch in range(protocol.epochs))
+    whole = lessons is not None
+    return list(accumulate((steps_of_epoch(protocol, own, whole=whole) for own in counts), initial=0))
+
+
+def decay_epochs(protocol: FitProtocol) -> set[int]:
+    """Return the epochs in which a protocol's rate steps down."""
+    return {int(protocol.epochs * fraction) for fraction in protocol.decay_at}
