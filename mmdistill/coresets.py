@@ -124,7 +124,7 @@ def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor
         order = [int((points - points.mean(0)).square().sum(1).argmin())]
         nearest = (points - points[order[0]]).square().sum(1)
         for _ in range(1, wanted):
-            nearest[order] = -1.0  # never again, even where all others coincide with chosen ones
+            nearest[order[-1]] = -1.0  # never again, even where all others coincide with chosen ones
             order.append(int(nearest.argmax()))
             nearest = torch.minimum(nearest, (points - points[order[-1]]).square().sum(1))
         return order

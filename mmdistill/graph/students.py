@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmdistill.graph.models import GCN, SGC
+from mmdistill.graph.models import GCN, SGC, named
 from mmdistill.labels import as_probabilities, is_distribution
 from mmdistill.task import Batch, Task, Tensors, one_tensor
 
@@ -66,9 +66,8 @@ def trained_in_closed_form(start: Tensors, syn: Batch, rate: Tensor, steps: int)
     Shapes:
         syn.inputs["x"] ``(n, d)``; start and result as the network's parameters.
     """
-    inputs, names = syn.inputs, tuple(start)
-    assert isinstance(inputs, dict)
-    x, (first, bias) = inputs["x"], (start[name] for name in names[:2])
+    x, names = named(syn.inputs)["x"], tuple(start)
+    first, bias = (start[name] for name in names[:2])
     second, second_bias = (start[name] for name in names[2:]) if names[2:] else (first[:0, :0], bias[:0])
     targets = as_probabilities(one_tensor(syn.targets), (second_bias if names[2:] else bias).shape[0]).to(x.dtype)
     lesson = Lesson(x @ x.mT, x @ first.mT, targets, (syn.weight / syn.weight.sum())[:, None].to(x.dtype), rate)
