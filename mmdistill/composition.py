@@ -64,16 +64,13 @@ def noise_suggested(task: Task, method: Method, budget: int, settings: Settings)
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:
-    """Refuse settings by which no step could be chosen as they say: by validation, or by an average of all.
+    """Refuse settings by which no step could be chosen or averaged as they say.
 
     Raises:
-        ConfigError: saying which do not go together, or that the task cannot validate.
+        ConfigError: saying which of them, or that the task cannot validate.
     """
-    if not 0 <= settings.ema < 1 or (settings.ema and settings.validate_every):
-        raise ConfigError(
-            f"ema is a decay in [0, 1) and cannot go with validate_every, got {settings.ema} and "
-            f"{settings.validate_every}"
-        )
+    if not 0 <= settings.ema < 1:
+        raise ConfigError(f"ema is a decay in [0, 1), got {settings.ema}")
     if settings.patience and not settings.validate_every:
         raise ConfigError(
             f"patience counts validations, and without validate_every there are none; got a patience of "

@@ -317,7 +317,7 @@ def _distilled(
     def write(place: Path) -> None:
         history = {"step": [step for step, _ in run.history], "loss": [value for _, value in run.history]}
         write_json(place / HISTORY, history)
-        with distiller.selected(run):
+        with run.selected():
             save_codes(place / CODES, run.parameterization, distiller.draws.seed)
         result.save(place)  # last, since its distilled.json says that a run is finished
 

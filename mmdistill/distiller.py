@@ -355,10 +355,11 @@ class Distiller:
         Without validation data the last step stays.
         """
         assert isinstance(self.task, Validates)
-        own = self.task.validate(self._finished(run, run.step), self.draws.fold("validate"), run.objective.learned())
-        score = ranks.gathered(own)[0]
-        if score is not None and (run.best is None or score > run.best["score"]):
-            run.best = {"score": score, "step": run.step, **run.held()}
+        with run.averaged():
+            found = self._finished(run, run.step)
+            score = ranks.gathered(self.task.validate(found, self.draws.fold("validate"), run.objective.learned()))[0]
+            if score is not None and (run.best is None or score > run.best["score"]):
+                run.best = {"score": score, "step": run.step, **run.held()}
 
     def _finished(self, run: RunState, step: int) -> Batch:
         """Return the samples as a set of so many steps holds them, with its labels."""
@@ -368,26 +369,9 @@ class Distiller:
                 ranks.share(batch.targets)  # by the last step's teacher, which each rank has drawn by itself
         return batch
 
-    @contextmanager
-    def selected(self, run: RunState) -> Iterator[int]:
-        """Hold in the run what its set is made of, and yield the step that this is of.
-
-        It is the running average, the best step by validation, or the last; afterwards the run goes on as it was.
-        """
-        if run.average is None and run.best is None:
-            yield run.step
-            return
-        own = run.held()
-        best = run.best or {**own, "parameterization": run.average, "step": run.step}
-        try:
-            run.hold(best)
-            yield best["step"]
-        finally:
-            run.hold(own)
-
     def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
-        """Return the set of a run, of the step that is :meth:`selected`; the run stays as it is."""
-        with self.selected(run) as step:
+        """Return the set of a run, of the step that it has selected; the run stays as it is."""
+        with run.selected() as step:
             batch = self._finished(run, step)
             return DistilledSet(
                 detached(batch),

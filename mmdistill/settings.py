@@ -153,7 +153,7 @@ class Settings:
         masked_by: which these are: the shallowest (``depth``), or those in which the student ends nearest to the target
             (``distance``).
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
-        ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
+        ema: decay of a running average of all that is stored, which is then validated and the result; 0 keeps steps.
         clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
         skip_above: a step of a higher loss changes nothing, of trajectories one that ends further from the target than
             it began; 0 takes every step. The host waits for each step to know.

@@ -98,6 +98,7 @@ def _sfgc_settings(nodes: int) -> Settings:
         expert_lr=0.4,
         expert_steps=30,
         start_epochs=1,
+        ema=0.9,
         validate_every=25,
     )
 

@@ -1,6 +1,7 @@
 """The state of a run: what a step updates, and what resuming needs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -65,6 +66,36 @@ class RunState:
         """Give both modules the states that :meth:`held` returned."""
         self.parameterization.load_state_dict(states["parameterization"])
         self.objective.load_state_dict(states["objective"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Hold the running average of the samples, where there is one; afterwards the run goes on as it was."""
+        if self.average is None:
+            yield
+            return
+        own = self.held()
+        try:
+            self.hold({**own, "parameterization": self.average})
+            yield
+        finally:
+            self.hold(own)
+
+    @contextmanager
+    def selected(self) -> Iterator[int]:
+        """Hold what the set is made of, and yield the step that this is of; afterwards the run goes on as it was.
+
+        It is the best step by validation or the last, of each the running average, where there is one.
+        """
+        if self.best is None:
+            with self.averaged():
+                yield self.step
+            return
+        own = self.held()
+        try:
+            self.hold(self.best)
+            yield self.best["step"]
+        finally:
+            self.hold(own)
 
     def share(self) -> None:
         """Give all ranks the first one's start, which kernels of a device may round differently on each."""

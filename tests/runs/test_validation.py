@@ -63,6 +63,27 @@ def test_a_set_that_is_taken_on_the_way_leaves_the_run_as_it_is() -> None:
         assert torch.equal(samples(taken), before)
 
 
+def test_averages_are_validated_and_the_best_of_them_is_the_set() -> None:
+    """Whatever the samples themselves are by then; a run that ends at that step gives the same set."""
+    seen: list[Tensor] = []
+
+    class Listening(Validated):
+        def validate(self, synthetic: object, draws: object, learned: object) -> float:
+            assert isinstance(synthetic, Batch)
+            assert isinstance(synthetic.inputs, Tensor)
+            seen.append(synthetic.inputs.clone())
+            return -abs(len(seen) - 2.0)  # the second one is the best
+
+    averaged = method("dm", ema=0.9, validate_every=2, steps=6)
+    found = distill(Listening(), averaged, ipc=2)
+    assert found.steps == 4
+    assert torch.equal(samples(found), seen[1])
+    ended = distill(Validated(), averaged.with_settings(steps=4, validate_every=0), ipc=2)
+    assert torch.equal(samples(found), samples(ended))
+    live = distill(Validated(), averaged.with_settings(steps=4, validate_every=0, ema=0.0), ipc=2)
+    assert not torch.equal(samples(found), samples(live))
+
+
 def test_validation_keeps_what_the_objective_learned_by_the_best_step() -> None:
     rates = {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
     task, dd = Validated(), method("dd", inner_steps=2, optimizers=rates)
