@@ -15,6 +15,10 @@ from mmdistill.graph.models import GCN, SGC
 from mmdistill.labels import as_probabilities, is_distribution
 from mmdistill.task import Batch, Task, Tensors, one_tensor
 
+ONE_LAYER = ("weight", "bias")
+"""What an SGC calls its parameters."""
+TWO_LAYERS = ("first.weight", "first.bias", "second.weight", "second.bias")
+"""What a GCN or a perceptron calls its own."""
 SEGMENT = 50
 """Steps between two points that the forward pass keeps; the backward pass repeats one stretch of them at a time."""
 
@@ -66,11 +70,11 @@ def trained_in_closed_form(start: Tensors, syn: Batch, rate: Tensor, steps: int)
     Shapes:
         syn.inputs["x"] ``(n, d)``; start and result as the network's parameters.
     """
-    inputs, names = syn.inputs, tuple(start)
+    inputs, names = syn.inputs, TWO_LAYERS if TWO_LAYERS[0] in start else ONE_LAYER
     assert isinstance(inputs, dict)
     x, (first, bias) = inputs["x"], (start[name] for name in names[:2])
     second, second_bias = (start[name] for name in names[2:]) if names[2:] else (first[:0, :0], bias[:0])
-    targets = as_probabilities(one_tensor(syn.targets), (second_bias if names[2:] else bias).shape[0]).to(x.dtype)
+    targets = as_probabilities(one_tensor(syn.targets), len(start[names[-1]])).to(x.dtype)
     lesson = Lesson(x @ x.mT, x @ first.mT, targets, (syn.weight / syn.weight.sum())[:, None].to(x.dtype), rate)
     now = Standing(torch.zeros_like(lesson.before), bias, second, second_bias)
     for begun in range(0, steps, SEGMENT):
@@ -92,13 +96,15 @@ def _after(steps: int, *tensors: Tensor) -> Standing:
 def _step(now: Standing, lesson: Lesson, proper: Tensor) -> Standing:
     """Return where a student stands after one more step.
 
-    Rows of targets that are proper distributions are learned by cross entropy, others by squared errors.
+    Rows of targets that are proper distributions are learned by cross entropy, others by squared errors. Such rows may
+    miss a sum of 1 by rounding, and where labels are learned, their sum has a gradient too.
     """
     units = lesson.before + lesson.gram @ now.moved + now.bias
     two = bool(now.second_bias.numel())
     hidden = units.relu() if two else units
     logits = hidden @ now.second.mT + now.second_bias if two else units
-    error = lesson.share * (torch.where(proper, logits.softmax(1), logits) - lesson.targets)
+    predicted = torch.where(proper, logits.softmax(1) * lesson.targets.sum(1, keepdim=True), logits)
+    error = lesson.share * (predicted - lesson.targets)
     push = error @ now.second * (units > 0) if two else error
     return Standing(
         now.moved - lesson.rate * push,
