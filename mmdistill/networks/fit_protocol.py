@@ -1,11 +1,12 @@
 """How networks train on a set: epochs, minibatches, optimizer and rates."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
 from mmdistill.checks import require_at_least
+from mmdistill.described import UNSAID
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.lessons import Lessons
 
@@ -59,7 +60,7 @@ class FitProtocol:
     sam_gap: float = 0.0
     sam_adaptive: bool = False
     faster: tuple[tuple[str, float], ...] = ()
-    passes: int = 1
+    passes: int = field(default=1, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw"))
