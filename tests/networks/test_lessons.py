@@ -13,7 +13,7 @@ from mmdistill.described import described
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks import expert_group, experts
-from mmdistill.networks.difficulty import Scoring, el2n, kept_scores, scored_classes
+from mmdistill.networks.difficulty import SCORERS_SEED, Scoring, el2n, kept_scores, scored_classes
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe, identity
 from mmdistill.networks.experts import (
     default_folder,
@@ -199,7 +199,12 @@ def test_easy_samples_are_those_that_networks_learn_first(cache: Path) -> None:
 def test_scheduled_experts_are_others_and_say_what_they_wait_for(cache: Path) -> None:
     task = BlobTask()
     plain = ExpertRecipe(RECIPE.protocol)
-    assert "curriculum" not in identity(task, plain)["training"]
+    assert not {"curriculum", "passes"} & set(identity(task, plain)["training"])  # as before there were any
+    several = replace(plain, protocol=replace(plain.protocol, passes=3))
+    assert identity(task, several)["training"]["passes"] == 3
+    scorers = replace(RECIPE, augment=False, seed=0, precision="bf16").scorers
+    assert scorers == ExpertRecipe(SCORING.protocol, False, SCORERS_SEED, "bf16")
+    assert scorers.seed != plain.seed
     assert identity(task, RECIPE)["training"]["curriculum"]["leaving"] == [[3, 0.2], [4, 0.4]]
     folder = default_folder(task, RECIPE)
     others = [
