@@ -2,7 +2,7 @@
 
 Steps move the first weight within the span of the nodes' features: it is ``W + X^T C``, and what it makes of the nodes
 ``X W + (X X^T) C``. A step moves C by the gradient with respect to that. So of n nodes with d features a step takes n^2
-multiplications for each unit in place of 2 n d. Of more than 2 d nodes, where these are the more, steps move W itself.
+multiplications for each unit in place of 2 n d. Of more than 2 d nodes that would be more, so steps move W itself.
 """
 
 from typing import Any, NamedTuple
