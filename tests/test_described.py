@@ -22,6 +22,7 @@ from mmdistill.image.methods.matching import COLOR_CROP, COLOR_CROP_CUTOUT
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, fresh
 from mmdistill.metrics import metrics_document
+from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic, TrainedOnS
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides
@@ -111,6 +112,14 @@ def test_a_description_says_what_is_set_and_nothing_of_memory() -> None:
     assert not {"scale", "training", "reads_labels", "view"} & set(found)
     assert "0x" not in json.dumps(found)
     assert json.loads(json.dumps(found)) == described(Composed(3, Options(1.5)))
+
+
+def test_fields_that_came_later_are_described_where_they_are_set() -> None:
+    """So that runs of before are repetitions of those that leave them out."""
+    assert "passes" not in described(FitProtocol(2))
+    assert described(FitProtocol(2, passes=3))["passes"] == 3
+    made = CORE_METHODS["mtt"].make_schedule(CORE_METHODS["mtt"].settings(1))
+    assert "passes" not in json.dumps(described(made))
 
 
 def scaled(factor: float) -> Callable[[Tensor], Tensor]:

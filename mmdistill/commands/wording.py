@@ -18,7 +18,7 @@ from mmdistill.choices import Units
 from mmdistill.config import DistillConfig, SweepConfig, assignable, read_settings
 from mmdistill.errors import MmdistillWarning, did_you_mean
 
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list"}
 """What options take, in words."""
 GROUPS = {
     "what is distilled, and how": (

@@ -1,11 +1,11 @@
-"""Students that train on a few nodes without edges, in closed form: their steps read no feature.
+"""Students that train on a few nodes without edges, in closed form: no gradient is differentiated.
 
 Steps move the first weight within the span of the nodes' features: it is ``W + X^T C``, and what it makes of the nodes
 ``X W + (X X^T) C``. A step moves C by the gradient with respect to that. So of n nodes with d features a step takes n^2
-multiplications for each unit in place of n d, and there is no double backward: it is differentiated as it stands.
+multiplications for each unit in place of 2 n d. Of more than 2 d nodes that would be more, so steps move W itself.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from mmdistill.graph.models import GCN, SGC, named
 from mmdistill.labels import as_probabilities, is_distribution
 from mmdistill.task import Batch, Task, Tensors, one_tensor
 
+ONE_LAYER = ("weight", "bias")
+"""What an SGC calls its parameters."""
+TWO_LAYERS = ("first.weight", "first.bias", "second.weight", "second.bias")
+"""What a GCN or a perceptron calls its own."""
 SEGMENT = 50
 """Steps between two points that the forward pass keeps; the backward pass repeats one stretch of them at a time."""
 
@@ -23,8 +27,8 @@ class Standing(NamedTuple):
     """A student between two steps.
 
     Shapes:
-        moved ``(n, h)``, C of the first weight; bias ``(h,)``; of two layers second ``(C, h)`` and second_bias
-        ``(C,)``, of one ``(0, h)`` and ``(0,)``.
+        moved ``(n, h)``, C of the first weight, or ``(d, h)``, how far this has moved itself; bias ``(h,)``; of two
+        layers second ``(C, h)`` and second_bias ``(C,)``, of one ``(0, h)`` and ``(0,)``.
     """
 
     moved: Tensor
@@ -37,11 +41,13 @@ class Lesson(NamedTuple):
     """What all steps of a student are taken on.
 
     Shapes:
-        gram ``(n, n)``, the features' products; before ``(n, h)``, what the first weight made of the nodes at the
-        start; targets ``(n, C)``; share ``(n, 1)``, of each node in the loss; rate ``()``.
+        read ``(n, n)``, the features' products, by which C is read, or ``(n, d)``, the features; moving None, or where
+        steps move the weight itself ``(d, n)``, the features again; before ``(n, h)``, what the first weight made of
+        the nodes at the start; targets ``(n, C)``; share ``(n, 1)``, of each node in the loss; rate ``()``.
     """
 
-    gram: Tensor
+    read: Tensor
+    moving: Tensor | None
     before: Tensor
     targets: Tensor
     share: Tensor
@@ -66,22 +72,25 @@ def trained_in_closed_form(start: Tensors, syn: Batch, rate: Tensor, steps: int)
     Shapes:
         syn.inputs["x"] ``(n, d)``; start and result as the network's parameters.
     """
-    x, names = named(syn.inputs)["x"], tuple(start)
+    x, names = named(syn.inputs)["x"], TWO_LAYERS if TWO_LAYERS[0] in start else ONE_LAYER
     first, bias = (start[name] for name in names[:2])
     second, second_bias = (start[name] for name in names[2:]) if names[2:] else (first[:0, :0], bias[:0])
-    targets = as_probabilities(one_tensor(syn.targets), (second_bias if names[2:] else bias).shape[0]).to(x.dtype)
-    lesson = Lesson(x @ x.mT, x @ first.mT, targets, (syn.weight / syn.weight.sum())[:, None].to(x.dtype), rate)
-    now = Standing(torch.zeros_like(lesson.before), bias, second, second_bias)
+    targets = as_probabilities(one_tensor(syn.targets), len(start[names[-1]])).to(x.dtype)
+    read, moving = (x @ x.mT, None) if len(x) <= 2 * x.shape[1] else (x, x.mT)
+    share = (syn.weight / syn.weight.sum())[:, None].to(x.dtype)
+    lesson = Lesson(read, moving, x @ first.mT, targets, share, rate)
+    now = Standing(x.new_zeros(read.shape[1], len(first)), bias, second, second_bias)
     for begun in range(0, steps, SEGMENT):
         number = min(SEGMENT, steps - begun)
         now = checkpoint(_after, number, *now, *lesson, use_reentrant=False, preserve_rng_state=False)
-    ends = (first + now.moved.mT @ x, now.bias, now.second, now.second_bias)
+    moved = now.moved.mT @ x if moving is None else now.moved.mT
+    ends = (first + moved, now.bias, now.second, now.second_bias)
     return dict(zip(names, ends, strict=False))
 
 
-def _after(steps: int, *tensors: Tensor) -> Standing:
-    """Return where a student stands after some more steps."""
-    now, lesson = Standing(*tensors[:4]), Lesson(*tensors[4:])
+def _after(steps: int, *given: Any) -> Standing:
+    """Return where a student stands after some more steps, given one's and a lesson's parts."""
+    now, lesson = Standing(*given[:4]), Lesson(*given[4:])
     proper = is_distribution(lesson.targets)[:, None]
     for _ in range(steps):
         now = _step(now, lesson, proper)
@@ -91,16 +100,18 @@ def _after(steps: int, *tensors: Tensor) -> Standing:
 def _step(now: Standing, lesson: Lesson, proper: Tensor) -> Standing:
     """Return where a student stands after one more step.
 
-    Rows of targets that are proper distributions are learned by cross entropy, others by squared errors.
+    Rows of targets that are proper distributions are learned by cross entropy, others by squared errors. Such rows may
+    miss a sum of 1 by rounding, and where labels are learned, their sum has a gradient too.
     """
-    units = lesson.before + lesson.gram @ now.moved + now.bias
+    units = lesson.before + lesson.read @ now.moved + now.bias
     two = bool(now.second_bias.numel())
     hidden = units.relu() if two else units
     logits = hidden @ now.second.mT + now.second_bias if two else units
-    error = lesson.share * (torch.where(proper, logits.softmax(1), logits) - lesson.targets)
+    predicted = torch.where(proper, logits.softmax(1) * lesson.targets.sum(1, keepdim=True), logits)
+    error = lesson.share * (predicted - lesson.targets)
     push = error @ now.second * (units > 0) if two else error
     return Standing(
-        now.moved - lesson.rate * push,
+        now.moved - lesson.rate * (push if lesson.moving is None else lesson.moving @ push),
         now.bias - lesson.rate * push.sum(0),
         now.second - lesson.rate * (error.mT @ hidden) if two else now.second,
         now.second_bias - lesson.rate * error.sum(0) if two else now.second_bias,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.labels import as_probabilities, hard_labels
+from mmdistill.labels import are_probabilities, as_probabilities, hard_labels
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.store import opened_tensors, write_tensors
 from mmdistill.task import Batch, NetworkState, Task, take
@@ -54,7 +54,7 @@ def scored_classes(batch: Batch) -> Tensor:
         ConfigError: samples without classes.
     """
     targets = batch.targets
-    if not isinstance(targets, Tensor) or targets.ndim > 2:
+    if not isinstance(targets, Tensor) or targets.ndim > 2 or not are_probabilities(targets):
         raise ConfigError("difficulty is scored by class, and these samples have none; leave expert_easy and so on out")
     return hard_labels(targets)
 

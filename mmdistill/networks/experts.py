@@ -263,6 +263,7 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
         called: what to say in place of the count.
     Raises:
         CheckpointError: the folder holds others, or damaged ones, as :func:`open_experts` says it.
+        ConfigError: as :func:`lessons_on`.
     """
     recipe = longer(recipe, folder)
     if is_complete(folder, count):
@@ -275,10 +276,27 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
         return f"{found}, in {folder}"
     first = f"{'' if missing == count else f'{missing:,} of them '}to be trained first in {folder}"
     own = recipe.scheduled
+    if own is not None:
+        data = training_batch(task)
+        first_steps(own.protocol, data.weight.shape[0], lessons_on(task, own, data))
     if own is None or is_complete(serving_folder(task, own.scorers, own.scoring.networks), own.scoring.networks):
         return f"{found}, {first}"
     scored_by = f"{own.scoring.networks} networks of {counted(own.scoring.protocol.epochs, 'epoch')}"
     return f"{found}, {first}, after {scored_by} that score difficulty"
+
+
+def lessons_on(task: Task, recipe: ScheduledRecipe, data: Batch) -> Lessons:
+    """Return which training samples the epochs draw from, of a difficulty that is scored when the first one begins.
+
+    Raises:
+        ConfigError: samples that train all at once, or without classes.
+    """
+    if shares_inputs(data):
+        raise ConfigError(
+            "samples that share inputs, as a graph's nodes do, train all at once, so experts have no curriculum; "
+            "leave expert_easy, expert_joining and expert_leaving out"
+        )
+    return Lessons(recipe.curriculum, scored_classes(data), partial(scored, task, recipe, data))
 
 
 def scored(task: Task, recipe: ScheduledRecipe, data: Batch) -> Tensor:
@@ -312,7 +330,7 @@ class _Trainer:
         self.data = training_batch(task)
         self.whole = shares_inputs(self.data)  # then networks see all samples at once, as they are
         self.protocol = replace(recipe.protocol, batch=None, visits=None) if self.whole else recipe.protocol
-        self.lessons = None if recipe.scheduled is None else self._lessons(recipe.scheduled)
+        self.lessons = None if recipe.scheduled is None else lessons_on(task, recipe.scheduled, self.data)
         self.first = first_steps(self.protocol, self.data.weight.shape[0], self.lessons)
         """The step that each epoch of a group's training begins with, and how many there are."""
         self.pure = batches_networks(task, self.data)
@@ -374,19 +392,6 @@ class _Trainer:
         steps = [first_steps(protocol, self.data.weight.shape[0], self.lessons)[-1] for protocol in of]
         paths = {GradientEngine.repays(number, networks, self._operations) for number in steps}
         return len(paths) == 1
-
-    def _lessons(self, recipe: ScheduledRecipe) -> Lessons:
-        """Return which samples the epochs draw from, of a difficulty that is scored when the first one begins.
-
-        Raises:
-            ConfigError: samples that train all at once, or without classes.
-        """
-        if self.whole:
-            raise ConfigError(
-                "samples that share inputs, as a graph's nodes do, train all at once, so experts have no curriculum; "
-                "leave expert_easy, expert_joining and expert_leaving out"
-            )
-        return Lessons(recipe.curriculum, scored_classes(self.data), partial(scored, self.task, recipe, self.data))
 
     def _begun(self, kept: ExpertGroup, group: Sequence[int]) -> Reached | None:
         """Return where a group's training stands after the epochs that are cached of a shorter one; None without any.

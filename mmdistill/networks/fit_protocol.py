@@ -1,11 +1,12 @@
 """How networks train on a set: epochs, minibatches, optimizer and rates."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
 from mmdistill.checks import require_at_least
+from mmdistill.described import UNSAID
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.lessons import Lessons
 
@@ -31,7 +32,7 @@ class FitProtocol:
         warmup: steps in which the rate rises linearly from 0.
         cosine: after them, anneal the rate to a hundredth over the rest of the training.
         visits: samples that a pass draws, without replacement; None draws all.
-        passes: how often an epoch passes over the data: where a pass is a step, an epoch is so worth keeping.
+        passes: how often an epoch passes over the data, so that one of few steps is worth keeping.
         sam: rho of sharpness-aware minimisation: each gradient is taken at the parameters moved by rho up the loss
             (Foret et al., ICLR 2021); 0 is plain training.
         sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): so much of the gradient at the parameters
@@ -59,7 +60,7 @@ class FitProtocol:
     sam_gap: float = 0.0
     sam_adaptive: bool = False
     faster: tuple[tuple[str, float], ...] = ()
-    passes: int = 1
+    passes: int = field(default=1, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw"))

@@ -86,6 +86,7 @@ def test_values_are_of_the_fields_types(given: str, value: object) -> None:
         ("scale=big", "--set scale takes a number, got 'big'"),
         ("kind=z", "--set kind takes x, y, got 'z'"),
         ("expert_adaptive=maybe", "--set expert_adaptive takes true or false, got 'maybe'"),
+        ("expert_leaving=3", "--set expert_leaving takes a list, got '3'"),
         ("levels=[1.5]", "--set levels"),
         ("scael=1", r"Scaled has no setting 'scael' for --set; did you mean 'scale'\? \(it takes: .*levels.*scale"),
         ("real_batch=3", "no setting 'real_batch' for --set; there is the option --real-batch"),

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ import torch
 from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.graph.data import graph_from_fields
+from mmdistill.graph import DOMAIN
+from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.synthetic import SyntheticGraph
 from mmdistill.graph.task import GraphTask, graph_task
@@ -95,14 +97,65 @@ def test_networks_of_two_layers_train_on_a_neighbourhood_as_on_the_graph() -> No
     assert float(own.loss(state, near)) == pytest.approx(float(own.loss(state, whole)), rel=1e-5)
 
 
-def test_networks_read_the_graph_where_training_nodes_have_no_others_near() -> None:
+def among_themselves() -> GraphData:
+    """A graph whose training nodes have no other neighbours, and features enough for their neighbourhood to be less."""
+    fields = planted_fields()
+    source, end = fields["edge_index"]
+    mask = fields["train_mask"]
+    return planted_graph(x=Draws(3).normal(120, 200), edge_index=fields["edge_index"][:, mask[source] == mask[end]])
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [graph_from_fields(planted_fields(), "planted", inductive=True), among_themselves()],
+    ids=["alone", "apart"],
+)
+def test_networks_read_the_graph_where_training_nodes_have_no_others_near(graph: GraphData) -> None:
     """Rows of as many nodes as are trained on would pass for samples that can be taken apart."""
-    alone = graph_task(graph_from_fields(planted_fields(), "planted", inductive=True), model="gcn", width=8)
-    assert len(alone.scene) == len(alone.graph.train)
-    found = alone.training_batch()
+    own = graph_task(graph, model="gcn", width=8)
+    found = own.training_batch()
     assert shares_inputs(found)
     assert isinstance(found.inputs, dict)
     assert "second" not in found.inputs
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {},
+        {"batch": 4},
+        {"parts": 2},
+        {"unrolling": Unrolling(momentum=0.5)},
+        {"unrolling": Unrolling(truncate=2)},
+        {"unrolling": Unrolling(optimizer="adam")},
+        {"rates": 5},
+    ],
+    ids=lambda student: next(iter(student), "plain"),
+)
+@pytest.mark.parametrize("model", ["sgc", "gcn"])
+def test_students_end_alike_in_closed_form_and_step_by_step(model: str, student: dict[str, Any]) -> None:
+    """Whatever steps they take; those that are not plain have no closed form."""
+    own, options = task(model), dict(student)
+    rate = InnerRate(0.1, options.pop("rates", None), learn="adam" not in str(options))
+    graph, plain = (kind(5, rate, **options) for kind in (GraphTrajectoryMatching, TrajectoryMatching))
+    start, x = own.init(Draws(5)), own.training_batch().inputs["x"][:8].clone().requires_grad_()  # type: ignore[index]
+    syn = Batch({"x": x}, own._labels[:8], torch.ones(8))
+    unit = rate_unit(own) if graph.unrolling.optimizer == "sgd" else 1.0
+    network, found = Network(own, start, own.init(Draws(6)).params), []
+    graph.check(own)
+    for objective in (graph, plain):
+        end = objective.train_student(network, syn, Draws(7))
+        (slope,) = torch.autograd.grad(end[next(iter(start.params))].sum(), x)
+        found.append([*end.values(), slope])
+        with torch.no_grad():
+            rate.value.mul_(unit)  # for the second, which has none
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_published_numbers_belong_to_a_gcn() -> None:
+    assert DOMAIN.conditions("sfgc", "cora", 70) == {"model": "gcn"}
+    assert DOMAIN.conditions("gcond", "cora", 70) == {}
 
 
 def test_the_rate_counts_in_the_lengths_of_propagated_features() -> None:
@@ -110,6 +163,7 @@ def test_the_rate_counts_in_the_lengths_of_propagated_features() -> None:
     own, larger = graph_task(graph), graph_task(planted_graph(x=10 * graph.x))
     assert rate_unit(own) == pytest.approx(1 / float(own.embedding().square().sum(1).mean()))
     assert rate_unit(own) == pytest.approx(100 * rate_unit(larger), rel=1e-4)
+    assert rate_unit(task("gcn")) == rate_unit(task("mlp")) == 1.0
     assert rate_unit(BlobTask()) == 1.0
 
 

@@ -13,7 +13,7 @@ from mmdistill.described import described
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks import expert_group, experts
-from mmdistill.networks.difficulty import Scoring, el2n, kept_scores, scored_classes
+from mmdistill.networks.difficulty import SCORERS_SEED, Scoring, el2n, kept_scores, scored_classes
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe, identity
 from mmdistill.networks.experts import (
     default_folder,
@@ -199,7 +199,12 @@ def test_easy_samples_are_those_that_networks_learn_first(cache: Path) -> None:
 def test_scheduled_experts_are_others_and_say_what_they_wait_for(cache: Path) -> None:
     task = BlobTask()
     plain = ExpertRecipe(RECIPE.protocol)
-    assert "curriculum" not in identity(task, plain)["training"]
+    assert not {"curriculum", "passes"} & set(identity(task, plain)["training"])  # as before there were any
+    several = replace(plain, protocol=replace(plain.protocol, passes=3))
+    assert identity(task, several)["training"]["passes"] == 3
+    scorers = replace(RECIPE, augment=False, seed=0, precision="bf16").scorers
+    assert scorers == ExpertRecipe(SCORING.protocol, False, SCORERS_SEED, "bf16")
+    assert scorers.seed != plain.seed
     assert identity(task, RECIPE)["training"]["curriculum"]["leaving"] == [[3, 0.2], [4, 0.4]]
     folder = default_folder(task, RECIPE)
     others = [
@@ -275,9 +280,20 @@ def test_settings_choose_the_stages(cache: Path) -> None:
 
 def test_samples_that_train_at_once_have_no_curriculum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(experts, "shares_inputs", lambda batch: True)
-    with pytest.raises(ConfigError, match="train all at once, so experts have no curriculum"):
-        train_experts(BlobTask(), tmp_path, 1, RECIPE)
+    for refused in (train_experts, experts_foretold):
+        with pytest.raises(ConfigError, match="train all at once, so experts have no curriculum"):
+            refused(BlobTask(), tmp_path, 1, RECIPE)
     monkeypatch.undo()
-    unclassed = Batch(torch.ones(3, 2), {"a": torch.ones(3)}, torch.ones(3))
-    with pytest.raises(ConfigError, match="these samples have none"):
-        scored_classes(unclassed)
+    scores, parts = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), {"a": torch.ones(2)}  # an interaction of a user's, say
+    for targets in (scores, parts):
+        with pytest.raises(ConfigError, match="these samples have none"):
+            scored_classes(Batch(torch.ones(2, 2), targets, torch.ones(2)))
+
+
+def test_classes_too_small_for_an_epoch_are_refused_before_anything_trains(cache: Path) -> None:
+    task = BlobTask()
+    few = replace(RECIPE, curriculum=Curriculum(0.01, 3))  # of thirty samples of each class
+    for refused in (train_experts, experts_foretold):
+        with pytest.raises(ConfigError, match="too small for the part of them that epoch 0"):
+            refused(task, default_folder(task, few), 1, few)
+    assert not list(cache.rglob("*.safetensors"))
