@@ -66,6 +66,7 @@ def prepared(row: str, device: str = "cpu") -> Prepared:
     data, name, budget, overrides = parse_row(row)
     domain = domain_of(data)
     options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
+    options = {"model": domain.networks.get(name), **options}
     task = domain.make_task(data, TaskOptions(device=device, **options))
     schedule, precision = overrides.pop("schedule", "published"), overrides.pop("precision", "auto")
     storage, label = overrides.pop("parameterization", None), overrides.pop("label", None)

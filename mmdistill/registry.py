@@ -142,6 +142,8 @@ class Domain:
         instead: of those that mean nothing to it, what there is in their place, in words.
         protocols: ways of training judges by name, a line each.
         taxonomy: by method name, the rows of Table 1.
+        networks: by method name, the network that the commands distil with unless another is asked for, where it is not
+            the domain's default.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
         shortcoming: what keeps a path that is nearly this domain's data from being read, in words; empty for others.
         network_added: whether a user's code added the network of a name, or a judge's; it may change with that code.
@@ -169,6 +171,7 @@ class Domain:
     instead: Mapping[str, str] = field(default_factory=dict)
     protocols: Mapping[str, str] = field(default_factory=dict)
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
+    networks: Mapping[str, str] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
     shortcoming: Callable[[Path], str] = lambda path: ""
     network_added: Callable[[str], bool] = lambda name: False

@@ -91,7 +91,7 @@ def test_rehearsals_train_nothing(kind: str, tmp_path: Path, nothing_trains: Non
         ("graph", 6, "gcond", "unrestricted", {}),
         ("graph", 6, "gcdm-x", "soft", {}),
         ("graph", 6, "krr", None, {"init": "craig"}),
-        ("graph", 6, "sfgc", None, {"init": "k-center"}),
+        ("graph", 6, "krr", None, {"init": "k-center"}),
         ("graph", 50, "gcdm-x", None, {}),
         ("graph", 50, "krr", None, {}),
         ("graph", 50, "propagated-means", None, {}),

@@ -212,9 +212,4 @@ METHODS = MethodTable(
 )
 
 NETWORK_OF = {"sfgc": "gcn"}
-"""The network that published numbers belong to, where it is not SGC."""
-
-
-def conditions(method: str, data: str, nodes: int) -> dict[str, str]:
-    """Return the options, by name, that published numbers of a method belong to where they are not the default."""
-    return {"model": NETWORK_OF[method]} if method in NETWORK_OF else {}
+"""The network of a method by name, where it is not SGC."""

@@ -1,5 +1,6 @@
 """Trajectory matching on a graph: SGC's rates in a unit of the graph's own, and students in closed form."""
 
+import logging
 from dataclasses import replace
 from typing import Unpack
 
@@ -19,6 +20,8 @@ from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, Task, Tensors
+
+logger = logging.getLogger(__name__)
 
 STEPS_OF_EPOCH = 100
 """Steps on the whole graph between two networks of an expert that are kept."""
@@ -53,6 +56,8 @@ class GraphTrajectoryMatching(TrajectoryMatching):
     def check(self, task: Task) -> None:
         """Refuse what cannot be, and measure the unit of the graph's rates."""
         super().check(task)
+        if isinstance(task, GraphTask) and isinstance(task.network, SGC):
+            logger.warning("trajectories of an SGC make a poor set: distil with a GCN (model='gcn', --model gcn)")
         self._unit(task)
 
     def _unit(self, task: Task) -> float:

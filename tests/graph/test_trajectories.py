@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mmdistill.cli import main
+from mmdistill.commands.assembly import make_task
+from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.graph import DOMAIN
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.synthetic import SyntheticGraph
@@ -153,9 +154,25 @@ def test_students_end_alike_in_closed_form_and_step_by_step(model: str, student:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_published_numbers_belong_to_a_gcn() -> None:
-    assert DOMAIN.conditions("sfgc", "cora", 70) == {"model": "gcn"}
-    assert DOMAIN.conditions("gcond", "cora", 70) == {}
+def test_the_commands_distil_by_a_gcn_unless_another_network_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "graph.pt"
+    torch.save(planted_fields(), path)
+    for method, model, network in (
+        ("sfgc", None, "gcn"),
+        ("SFGC", None, "gcn"),
+        ("sfgc", "sgc", "sgc"),
+        ("gcond", None, "sgc"),
+    ):
+        _, found = make_task(DistillConfig(data=str(path), method=method, model=model, device="cpu"))
+        assert isinstance(found, GraphTask)
+        assert found.network_name == network
+
+
+def test_an_sgc_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for model in ("gcn", "sgc"):
+        assert not caplog.messages
+        GraphTrajectoryMatching(4, InnerRate(0.3)).check(task(model))
+    assert "model='gcn'" in caplog.text
 
 
 def test_the_rate_counts_in_the_lengths_of_propagated_features() -> None:
@@ -198,7 +215,7 @@ def test_the_command_trains_the_experts_that_distilling_looks_for(
     assert main(["experts", "--data", str(path), "--method", "sfgc", "--device", "cpu"]) == 0
     schedule = graph_experts(few.settings(1))
     assert isinstance(schedule, GraphExperts)
-    assert is_complete(schedule.folder_for(graph_task(str(path))), FEW["experts"])
+    assert is_complete(schedule.folder_for(graph_task(str(path), model="gcn")), FEW["experts"])
 
 
 def test_a_run_lowers_the_distance_and_carries_its_rate() -> None:
