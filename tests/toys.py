@@ -15,6 +15,7 @@ from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import FreshNetworks, ScheduleState
+from mmdistill.objectives.base import Network
 from mmdistill.runtime import Draws
 from mmdistill.task import (
     Batch,
@@ -162,3 +163,15 @@ class Uncompiled(Program[..., object]):
     def _first(self, kind: object, *args: object, **kwargs: object) -> object:
         self.seconds += 1.0
         return self.function(*args, **kwargs)
+
+
+def matched_network(task: BlobTask, key: Draws) -> Network:
+    """Return a network with a target that trajectories are compared with."""
+    return Network(task, task.init(key.fold("net")), task.init(key.fold("end")).params)
+
+
+def six_samples(task: BlobTask, key: Draws) -> Batch:
+    """Return real samples that stand for synthetic ones."""
+    batch = task.sample_real(key.fold("syn"), None, 6)
+    assert isinstance(batch, Batch)
+    return batch

@@ -70,15 +70,8 @@ class RunState:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Hold the running average of the samples, where there is one; afterwards the run goes on as it was."""
-        if self.average is None:
+        with self._holding({} if self.average is None else {"parameterization": self.average}):
             yield
-            return
-        own = self.held()
-        try:
-            self.hold({**own, "parameterization": self.average})
-            yield
-        finally:
-            self.hold(own)
 
     @contextmanager
     def selected(self) -> Iterator[int]:
@@ -90,12 +83,20 @@ class RunState:
             with self.averaged():
                 yield self.step
             return
-        own = self.held()
-        try:
-            self.hold(self.best)
+        with self._holding(self.best):
             yield self.best["step"]
+
+    @contextmanager
+    def _holding(self, states: Mapping[str, Any]) -> Iterator[None]:
+        """Hold some modules' states and then again what was held before; nothing is copied where there are none."""
+        own = self.held() if states else {}
+        try:
+            if states:
+                self.hold({**own, **states})
+            yield
         finally:
-            self.hold(own)
+            if states:
+                self.hold(own)
 
     def share(self) -> None:
         """Give all ranks the first one's start, which kernels of a device may round differently on each."""

@@ -26,7 +26,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Tensors
 from mmdistill.testing import check_objective
 from tests.oracles import unroll as oracle
-from tests.toys import BlobTask
+from tests.toys import BlobTask, matched_network, six_samples
 
 KEY = Draws(31)
 RATE = 0.25
@@ -35,14 +35,12 @@ WAYS: tuple[MaskedBy, ...] = ("depth", "distance")
 
 @pytest.fixture(scope="module")
 def network(task: BlobTask) -> Network:
-    return Network(task, task.init(KEY.fold("net")), task.init(KEY.fold("end")).params)
+    return matched_network(task, KEY)
 
 
 @pytest.fixture(scope="module")
 def syn(task: BlobTask) -> Batch:
-    batch = task.sample_real(KEY.fold("syn"), None, 6)
-    assert isinstance(batch, Batch)
-    return batch
+    return six_samples(task, KEY)
 
 
 def rate() -> InnerRate:
