@@ -8,23 +8,25 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from mmdistill.abilities import GivesMaps, Validates
+from mmdistill.abilities import Validates
 from mmdistill.composition import composed, noise_suggested, require_precision, require_selectable, takes_some
 from mmdistill.described import described
 from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
 from mmdistill.execution import ranks
 from mmdistill.execution.allocator import keep_freed_memory
-from mmdistill.execution.compilation import Program, operations
+from mmdistill.execution.capture import Graph
+from mmdistill.execution.compilation import operations
 from mmdistill.execution.precision import Precision, matrix_products, resolved
 from mmdistill.execution.second_order import differentiable_again
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
 from mmdistill.networks.architecture import network_title, own_network
-from mmdistill.networks.schedules import EMPTY, ScheduleState, require_advanced
+from mmdistill.networks.schedules import EMPTY, ScheduleState, Synthetic, require_advanced
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
-from mmdistill.objectives.base import Network, Objective, batched_gradients, gradient_of_one
+from mmdistill.networks.training import Trainer
+from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.compiled import Compiled
 from mmdistill.objectives.losses import require_given, require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
@@ -36,7 +38,7 @@ from mmdistill.runs.state import RunState, follow, is_in_vain
 from mmdistill.runtime import Draws, describe_device, peak_memory_bytes
 from mmdistill.settings import Settings, require_plain
 from mmdistill.store import detached
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, augmented, real_classes, real_samples
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, augmented, real_classes, real_samples
 
 
 class Distiller:
@@ -77,28 +79,25 @@ class Distiller:
         """A user's own network and, once the run starts, the objective and the schedule, as plain values."""
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
+        self._graph: Callable[[], Graph] | None = None
+        self._trainer: Trainer | None = None
         if task.device.type == "cpu":
             keep_freed_memory()
         self._teacher: NetworkState | None = None
 
     def compile(self) -> None:
         """Compile what objectives ask of the network most; each function is compiled when it is first called."""
-        task = self.task
+        self._compiled = Compiled.of(self.task)
 
-        def class_gradients(state: NetworkState, batch: ClassBatch) -> Tensors:
-            return batched_gradients(task, state, batch)
-
-        def gradient(state: NetworkState, batch: Batch) -> Tensors:
-            return gradient_of_one(task, state, batch)
-
-        maps = Program(task.maps) if isinstance(task, GivesMaps) else None
-        of_classes, of_one = Program(class_gradients), Program(gradient)
-        self._compiled = Compiled(Program(task.features), Program(task.loss), of_classes, of_one, maps)
+    def capture(self, graph: Callable[[], Graph]) -> None:
+        """Capture how networks train between steps in such graphs; a step itself is its caller's to capture."""
+        self._graph = graph
 
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling has taken so far."""
-        return sum(program.seconds for program in self._compiled or () if isinstance(program, Program))
+        matched = 0.0 if self._compiled is None else self._compiled.seconds
+        return matched + (0.0 if self._trainer is None else self._trainer.compile_seconds)
 
     @property
     def uses_compiled(self) -> bool:
@@ -243,12 +242,33 @@ class Distiller:
         before = run.held()
         first = replace(run, step=0, schedule=EMPTY)
         key = self.key(first)
-        schedule = self.schedule.fetch(self.task, EMPTY, key.fold("network"))
+        schedule = self._fetched(first, EMPTY, key)
         real = self.real(first, key)
         with self._numerics(first):
             count = operations(lambda: self.gradients(first, schedule, real, key))[1]
         run.hold(before)
         return count
+
+    def _fetched(self, run: RunState, schedule: ScheduleState, key: Draws) -> ScheduleState:
+        """Return the schedule's state with a step's network.
+
+        What trains for it is never compiled, so that a run that goes on makes the networks again that it began with.
+        """
+        with Trainer(self.task, self._training_precision(run)).training():
+            return self.schedule.fetch(self.task, schedule, key.fold("network"))
+
+    def _advanced(self, run: RunState, schedule: ScheduleState, syn: Synthetic, key: Draws) -> ScheduleState:
+        """Return the schedule's state after a step, whose network trains as fast as the step is computed."""
+        if self._trainer is None:
+            compiles, precision = self._compiled is not None, self._training_precision(run)
+            self._trainer = Trainer(self.task, precision, compiles=compiles, graph=self._graph)
+        with self._trainer.training():
+            advanced = self.schedule.advance(self.task, schedule, syn, key.fold("inner"))
+        return require_advanced(self.schedule, schedule, advanced)
+
+    def _training_precision(self, run: RunState) -> Precision:
+        """Return the number formats in which networks train."""
+        return "float32" if run.objective.exact else self.precision
 
     @contextmanager
     def _numerics(self, run: RunState) -> Iterator[None]:
@@ -270,7 +290,7 @@ class Distiller:
         """
         key = self.key(run)
         with self._numerics(run):
-            schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+            schedule = self._fetched(run, run.schedule, key)
             loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
             if run.step == 0:
                 require_start(run, self.active(run), loss, found, key.fold("synthetic"))
@@ -286,8 +306,7 @@ class Distiller:
                 return decoded
 
             began = time.perf_counter()
-            advanced = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
-            run.schedule = require_advanced(self.schedule, schedule, advanced)
+            run.schedule = self._advanced(run, schedule, current, key)
             if run.inner_seconds is not None:
                 run.inner_seconds += time.perf_counter() - began
             run.finite &= torch.isfinite(loss)

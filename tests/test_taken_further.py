@@ -161,7 +161,7 @@ def test_what_patience_ended_stays_as_it_is(tmp_path: Path) -> None:
 def test_on_a_cpu_a_run_goes_on_as_its_steps_ran(begun: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else some of its steps would be rounded otherwise than the others."""
     monkeypatch.setattr("mmdistill.execution.compilation.WORTH_OPERATIONS", 1e30 if begun == "compiled" else 1.0)
-    monkeypatch.setattr("mmdistill.distiller.Program", Uncompiled)
+    monkeypatch.setattr("mmdistill.objectives.compiled.Program", Uncompiled)
     distiller = Distiller(BlobTask(), method("dm", steps=400), 1)
     run = distiller.start()
     run.step, run.path = 3, begun

@@ -31,7 +31,8 @@ def resolved(precision: Precision, device: torch.device) -> Precision:
 def lowered(precision: Precision, device: torch.device, *, graph: bool) -> AbstractContextManager[object]:
     """Return the context in which a network runs in bfloat16 where its precision says so.
 
-    ``mixed`` lowers only what keeps no graph: the real side of class-wise matching, which averages over many samples.
+    ``mixed`` lowers only what keeps no graph: the real side of class-wise matching, which averages over many samples,
+    and how networks train between steps.
 
     Args:
         precision: see :func:`resolved`.

@@ -10,10 +10,11 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels, soft_cross_entropy, weighted_mean
 from mmdistill.networks.expert_loss import batches_networks
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
-from mmdistill.networks.stacked import Loss, Mode, stack_states, stacked_gradients
+from mmdistill.networks.stacked import Mode, stack_states, stacked_gradients, state_at
 from mmdistill.networks.statistics import copied, with_real_statistics
+from mmdistill.networks.training import network_gradients
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors, one_tensor, real_samples, under
+from mmdistill.task import Batch, NetworkState, Task, Tensors, one_tensor, real_samples, take, under
 
 PARAMS, BUFFERS, MOMENTUM = "params.", "buffers.", "momentum."
 RIGHT = "right"
@@ -105,7 +106,7 @@ class EnrichedPool(NetworkSchedule):
             key = draws.fold("step", step)
             drawn = [real_samples(task, key.fold("real", index), self.batch) for index in range(len(seen))]
             batch: Batch = tree_map(lambda *tensors: torch.stack(tensors), *drawn)
-            gradients, found = stacked_gradients(_counting_loss(task, key), state, batch, {}, True, mode)
+            gradients, found = _gradients(task, state, batch, key, mode)
             right, seen = right + found.pop(RIGHT), seen + batch.weight.sum(1)
             with torch.no_grad():
                 for name, parameter in state.params.items():
@@ -126,18 +127,27 @@ class EnrichedPool(NetworkSchedule):
         return known[1]
 
 
-def _counting_loss(task: Task, draws: Draws) -> Loss:
-    """Return the cross entropy of a network in training, with the samples that it was right on beside its buffers."""
+def counting_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
+    """Return the cross entropy of a network in training, and beside its buffers the samples that it was right on."""
+    outputs, _ = task.predict(state, batch.inputs, train=True, draws=draws)
+    targets = one_tensor(batch.targets, "a pool that trains")
+    with torch.no_grad():
+        right = ((outputs.argmax(1) == hard_labels(targets)) * batch.weight).sum()
+    return weighted_mean(soft_cross_entropy(outputs, targets), batch.weight), {**state.buffers, RIGHT: right}
 
-    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        own = NetworkState(state.params, copied(state.buffers))
-        outputs, _ = task.predict(own, batch.inputs, train=True, draws=draws)
-        targets = one_tensor(batch.targets, "a pool that trains")
-        with torch.no_grad():
-            right = ((outputs.argmax(1) == hard_labels(targets)) * batch.weight).sum()
-        return weighted_mean(soft_cross_entropy(outputs, targets), batch.weight), {**own.buffers, RIGHT: right}
 
-    return loss
+def _gradients(task: Task, state: NetworkState, batch: Batch, draws: Draws, mode: Mode) -> tuple[Tensors, Tensors]:
+    """Return the gradients of stacked networks, and what goes with their losses."""
+    if mode == "loop":
+        members = range(len(batch.weight))
+        found = [network_gradients(counting_loss, task, state_at(state, n), take(batch, n), draws) for n in members]
+        stacked = stack_states([NetworkState(*each) for each in found])
+        return stacked.params, stacked.buffers
+
+    def loss(state: NetworkState, batch: Batch, _: Tensors) -> tuple[Tensor, Tensors]:
+        return counting_loss(task, NetworkState(state.params, copied(state.buffers)), batch, draws)
+
+    return stacked_gradients(loss, state, batch, {}, True, "vmap")
 
 
 def _stacked(networks: list[NetworkState]) -> Tensors:

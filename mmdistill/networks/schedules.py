@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.execution.portions import features_by_portions
 from mmdistill.labels import hard_labels
-from mmdistill.networks.gradients import gradients_by_name
-from mmdistill.networks.statistics import copied, with_real_statistics
+from mmdistill.networks.statistics import with_real_statistics
+from mmdistill.networks.training import network_gradients, network_outputs, training_loss
 from mmdistill.runtime import Draws
 from mmdistill.task import (
     Batch,
@@ -347,7 +346,7 @@ class TrainedOnT(TrainedNetworks):
 def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:
     """Return the share of samples whose largest output is at their class (the largest soft label), a scalar."""
     classes = hard_labels(one_tensor(batch.targets, "accuracy"))
-    found = features_by_portions(lambda inputs: task.predict(network, inputs)[0], batch.inputs).argmax(1)
+    found = network_outputs(task, network, batch.inputs).argmax(1)
     return ((found == classes) * batch.weight).sum() / batch.weight.sum()
 
 
@@ -373,15 +372,11 @@ def sgd_step(
         a flat batch; momentum by parameter in the parameter's shape, empty before the first step and, as what is
         returned, without ``beta``.
     """
-    buffers = copied(network.buffers)
-    gradients = gradients_by_name(
-        lambda params: task.loss(NetworkState(params, buffers), batch, train=True, draws=draws), network.params
-    )
+    gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
     with torch.no_grad():
         if weight_decay:
             gradients = {name: g + weight_decay * network.params[name] for name, g in gradients.items()}
         if beta:
             gradients = {n: beta * momentum[n] + g if n in momentum else g for n, g in gradients.items()}
         params = {name: p - lr * gradients[name] for name, p in network.params.items()}
-    moved = {name: buffer.detach() for name, buffer in buffers.items()}
-    return NetworkState(params, moved), gradients if beta else {}
+    return NetworkState(params, buffers), gradients if beta else {}

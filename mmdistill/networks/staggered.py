@@ -8,10 +8,9 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import regression_targets, weighted_mean
-from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.inner import Adam
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
-from mmdistill.networks.statistics import copied
+from mmdistill.networks.training import network_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, augmented, num_samples, one_tensor, take, under
 
@@ -110,7 +109,7 @@ class NetworkPool(NetworkSchedule):
             syn = take(syn, draws.fold("order").to(syn.weight.device).permutation(count)[: self.batch])
         if self.augment:
             syn = augmented(task, draws.fold("augment"), syn, shared=False)
-        gradients, buffers = regression_gradients(task, network, syn, draws)
+        gradients, buffers = network_gradients(regression_loss, task, network, syn, draws)
         steps, adam = pool[f"{member}.steps"], Adam()
         updated: Tensors = {f"{member}.steps": steps + 1}
         for name, parameter in network.params.items():
@@ -152,17 +151,11 @@ class BusyPool(NetworkPool):
         return syn if self.join is None else self.join(task, syn)
 
 
-def regression_gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> tuple[Tensors, Tensors]:
-    """Return the gradients of half the summed squared error per sample, averaged, and the updated buffers."""
-    buffers = copied(network.buffers)
-
-    def loss(params: Tensors) -> Tensor:
-        output, _ = task.predict(NetworkState(params, buffers), batch.inputs, train=True, draws=draws)
-        goal = regression_targets(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
-        return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight)
-
-    gradients = gradients_by_name(loss, network.params)
-    return gradients, {name: buffer.detach() for name, buffer in buffers.items()}
+def regression_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
+    """Return half the summed squared error per sample, averaged, and the moved buffers."""
+    output, _ = task.predict(state, batch.inputs, train=True, draws=draws)
+    goal = regression_targets(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
+    return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), state.buffers
 
 
 def _member(index: int, network: NetworkState) -> Tensors:

@@ -14,7 +14,7 @@ from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.execution.portions import CACHED
 from mmdistill.execution.precision import Precision, lowered
 from mmdistill.networks.gradients import gradients_by_name
-from mmdistill.objectives.compiled import Compiled
+from mmdistill.objectives.compiled import Compiled, batched_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples, real_samples
 
@@ -28,8 +28,6 @@ FEWEST = 16
 """Classes that it takes together then, and whose gradients are averaged together, however large the network."""
 ON_DEVICE = 1 << 23
 """Numbers of inputs (2,700 images of 3 x 32 x 32) that other devices take at once: 10 GiB of the ConvNet's graph."""
-UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape", "expected scalar type")
-"""What torch's errors say of a network that cannot be batched over classes."""
 
 
 class Network(NamedTuple):
@@ -272,37 +270,6 @@ def _together(network: Network, batch: ClassBatch) -> Tensors:
     if network.compiled is not None:
         return network.compiled.class_gradients(network.state, batch)
     return batched_gradients(network.task, network.state, batch)
-
-
-def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Tensors:
-    """Return the gradients of all C classes in one batched call, each ``(C, *parameter)``.
-
-    Raises:
-        UnsupportedError: the network cannot take several classes at once.
-    """
-
-    def loss(params: Tensors, one: Batch) -> Tensor:
-        return task.loss(NetworkState(params, state.buffers), one)
-
-    in_dims = (None, Batch(*batch.dims))  # type: ignore[arg-type]
-    try:
-        result: Tensors = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(state.params, batch.batch)
-    except RuntimeError as error:
-        if not any(word in str(error) for word in UNBATCHABLE):
-            raise
-        raise UnsupportedError(
-            f"the network cannot take several classes at once ({str(error).splitlines()[0]:.200}); let it take one at "
-            "a time: --classes-at-once 1, or settings={'classes_at_once': 1}"
-        ) from error
-    return result
-
-
-def gradient_of_one(task: Task, state: NetworkState, batch: Batch) -> Tensors:
-    """Return the gradient of one class as a function that can be compiled, and what it returns differentiated."""
-    result: Tensors = torch.func.grad(lambda params: task.loss(NetworkState(params, state.buffers), batch))(
-        state.params
-    )
-    return result
 
 
 def _gradient(network: Network, batch: Batch) -> Tensors:

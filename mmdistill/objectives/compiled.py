@@ -1,12 +1,18 @@
-"""Compiled forms of what objectives ask of networks."""
+"""What objectives ask of networks, as functions that can be compiled."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from mmdistill.abilities import MapReader
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Tensors
+from mmdistill.abilities import GivesMaps, MapReader
+from mmdistill.errors import UnsupportedError
+from mmdistill.execution.compilation import Program
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
+
+UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape", "expected scalar type")
+"""What torch's errors say of a network that cannot be batched over classes."""
 
 
 class Compiled(NamedTuple):
@@ -25,3 +31,52 @@ class Compiled(NamedTuple):
     class_gradients: Callable[[NetworkState, ClassBatch], Tensors]
     gradient: Callable[[NetworkState, Batch], Tensors]
     maps: Callable[[NetworkState, Inputs, MapReader], tuple[Tensor, ...]] | None = None
+
+    @classmethod
+    def of(cls, task: Task) -> "Compiled":
+        """Return the compiled forms of a task's functions."""
+
+        def class_gradients(state: NetworkState, batch: ClassBatch) -> Tensors:
+            return batched_gradients(task, state, batch)
+
+        def gradient(state: NetworkState, batch: Batch) -> Tensors:
+            return gradient_of_one(task, state, batch)
+
+        maps = Program(task.maps) if isinstance(task, GivesMaps) else None
+        return cls(Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient), maps)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that compiling has taken so far."""
+        return sum(program.seconds for program in self if isinstance(program, Program))
+
+
+def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Tensors:
+    """Return the gradients of all C classes in one batched call, each ``(C, *parameter)``.
+
+    Raises:
+        UnsupportedError: the network cannot take several classes at once.
+    """
+
+    def loss(params: Tensors, one: Batch) -> Tensor:
+        return task.loss(NetworkState(params, state.buffers), one)
+
+    in_dims = (None, Batch(*batch.dims))  # type: ignore[arg-type]
+    try:
+        result: Tensors = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(state.params, batch.batch)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in UNBATCHABLE):
+            raise
+        raise UnsupportedError(
+            f"the network cannot take several classes at once ({str(error).splitlines()[0]:.200}); let it take one at "
+            "a time: --classes-at-once 1, or settings={'classes_at_once': 1}"
+        ) from error
+    return result
+
+
+def gradient_of_one(task: Task, state: NetworkState, batch: Batch) -> Tensors:
+    """Return the gradient of one class as a function that can be compiled, and what it returns differentiated."""
+    result: Tensors = torch.func.grad(lambda params: task.loss(NetworkState(params, state.buffers), batch))(
+        state.params
+    )
+    return result

@@ -26,7 +26,8 @@ class Stepper:
     """Steps a run by the fastest path that works.
 
     Drawing the network and the real batch, the optimizers' steps and the network's own training stay outside the graph,
-    so networks may age, groups rest and rates change from step to step.
+    so networks may age, groups rest and rates change from step to step. The gradients by which a network trains have
+    graphs of their own.
 
     Args:
         distiller: the run's distiller.
@@ -57,8 +58,12 @@ class Stepper:
 
     def captures(self, run: RunState) -> bool:
         """Return whether steps shall be captured."""
+        return self._records() and run.objective.steady
+
+    def _records(self) -> bool:
+        """Return whether anything shall be captured."""
         wanted = self.mode == "on" or (self.mode == "auto" and self.distiller.steps >= FEWEST_STEPS)
-        return wanted and self.distiller.task.device.type == "cuda" and run.objective.steady
+        return wanted and self.distiller.task.device.type == "cuda"
 
     def _repays(self, run: RunState) -> bool:
         """Return whether compiling repays its time; on a CPU a run goes on as its steps ran so far, to the bit."""
@@ -76,6 +81,8 @@ class Stepper:
             self._began = True
             if self._repays(run):
                 self.distiller.compile()
+            if self._records():
+                self.distiller.capture(self._graph)
         return self.distiller.step(run, self._gradients if self.captures(run) else None)
 
     def _gradients(

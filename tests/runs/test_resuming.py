@@ -101,7 +101,7 @@ def test_checkpoints_and_sets_that_measured_no_setup_are_taken_as_they_are(tmp_p
 
 
 def test_resuming_what_is_finished_tells_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdistill.distiller.Program", Uncompiled)
+    monkeypatch.setattr("mmdistill.objectives.compiled.Program", Uncompiled)
     assert distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, compile="on").path == "compiled"
     assert distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True).path == "compiled"
 

@@ -35,8 +35,8 @@ COUNTED = replace(
 class CapturingStepper(Stepper):
     """Captures on the CPU too, where a stand-in for the graph repeats calls."""
 
-    def captures(self, run: RunState) -> bool:
-        return run.objective.steady
+    def _records(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("name", ["dm", "dd"])
@@ -176,7 +176,7 @@ def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.Monkey
             asked.append(self.function.__name__)
             return super()._first(kind, *args, **kwargs)
 
-    monkeypatch.setattr("mmdistill.distiller.Program", Kept)
+    monkeypatch.setattr("mmdistill.objectives.compiled.Program", Kept)
     losses = []
     for worth, path in ((1e30, "eager"), (1.0, "compiled")):
         monkeypatch.setattr("mmdistill.execution.compilation.WORTH_OPERATIONS", worth)

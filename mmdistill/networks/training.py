@@ -1,0 +1,181 @@
+"""Gradients by which networks train between the steps of a run: in its number formats, compiled and captured as it is.
+
+Schedules ask :func:`network_gradients` and :func:`network_outputs`: plain autograd in float32, unless a
+:class:`Trainer` is at work.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+from mmdistill.execution.capture import Graph, Replay
+from mmdistill.execution.compilation import Program
+from mmdistill.execution.portions import features_by_portions
+from mmdistill.execution.precision import Precision, lowered
+from mmdistill.networks.expert_loss import batches_networks
+from mmdistill.networks.gradients import gradients_by_name
+from mmdistill.networks.statistics import copied
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors, shares_inputs
+
+NetworkLoss = Callable[[Task, NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
+"""``(task, state, batch, key) -> (scalar loss, what goes with it)``; the state's buffers may be moved in place.
+
+A function of a module, so that a run compiles it once. The key draws dropout's masks.
+"""
+
+
+def training_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
+    """Return the task's own loss in training, with the moved buffers."""
+    return task.loss(state, batch, train=True, draws=draws), state.buffers
+
+
+class Trainer:
+    """Computes gradients of a task's networks in training by the fastest path that works.
+
+    Where the precision lowers what is not differentiated again they are computed in bfloat16, as the real side of
+    class-wise matching is; parameters, gradients and steps stay in float32. Losses that cannot be batched over networks
+    (with dropout, say, or of linked samples) are neither compiled nor captured.
+
+    Args:
+        task: the task.
+        precision: the number formats, see :mod:`mmdistill.execution.precision`.
+        compiles: whether losses are compiled.
+        graph: makes the graphs that gradients are captured in; None: they are not.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        precision: Precision = "float32",
+        *,
+        compiles: bool = False,
+        graph: Callable[[], Graph] | None = None,
+    ) -> None:
+        self.task, self.precision, self.compiles, self.graph = task, precision, compiles, graph
+        self._programs: list[Program[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]] = []
+        self._paths: dict[NetworkLoss, _Path] = {}
+        self._predict: Program[[NetworkState, Inputs], Tensor] | None = None
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling has taken so far."""
+        predicting = 0.0 if self._predict is None else self._predict.seconds
+        return predicting + sum(program.seconds for program in self._programs)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Let :func:`network_gradients` of the task's networks be computed here meanwhile."""
+        token = _trainer.set(self)
+        try:
+            yield
+        finally:
+            _trainer.reset(token)
+
+    def gradients(
+        self, loss: NetworkLoss, network: NetworkState, batch: Batch, draws: Draws | None
+    ) -> tuple[Tensors, Tensors]:
+        """Return what :func:`network_gradients` does."""
+        linked = self.precision == "mixed" and shares_inputs(batch)  # products of sparse matrices stay in float32
+        if loss not in self._paths:
+            self._paths[loss] = self._path(loss, batch)
+        with lowered(self.precision, self.task.device, graph=linked):
+            return self._paths[loss](network, batch, draws)
+
+    def outputs(self, network: NetworkState, inputs: Inputs) -> Tensor:
+        """Return what :func:`network_outputs` does."""
+        task = self.task
+
+        def predict(state: NetworkState, inputs: Inputs) -> Tensor:
+            return task.predict(state, inputs)[0]
+
+        if self.compiles and self._predict is None and isinstance(inputs, Tensor):
+            self._predict = Program(predict)
+        chosen = predict if self._predict is None else self._predict
+        with lowered(self.precision, task.device, graph=not isinstance(inputs, Tensor)):
+            return features_by_portions(lambda part: chosen(network, part), inputs).float()
+
+    def _path(self, loss: NetworkLoss, batch: Batch) -> "_Path":
+        """Return the fastest path to the gradients of a loss, by the first batch."""
+        task = self.task
+
+        def value(state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
+            own = NetworkState(state.params, copied(state.buffers))
+            return loss(task, own, batch, draws)
+
+        def plain(network: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensors, Tensors]:
+            return _gradients(value, network, batch, draws)
+
+        if not (self.compiles or self.graph) or not batches_networks(task, batch):
+            return plain
+        chosen: _Value = value
+        if self.compiles:
+            chosen = program = Program(value)
+            self._programs.append(program)
+
+        def keyless(_: Draws | None, inputs: tuple[NetworkState, Batch]) -> tuple[Tensors, Tensors]:
+            return _gradients(chosen, *inputs, None)
+
+        if self.graph is None:
+            return lambda network, batch, draws: keyless(draws, (network, batch))
+        replay = Replay(keyless, self.graph)
+
+        def replayed(network: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensors, Tensors]:
+            found = replay(draws or Draws(0, device=task.device), (network, batch))
+            gradients, beside = (copied(tensors) for tensors in found)  # which the next replay overwrites
+            return gradients, beside
+
+        return replayed
+
+
+_Value = Callable[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
+_Path = Callable[[NetworkState, Batch, Draws | None], tuple[Tensors, Tensors]]
+_trainer: ContextVar[Trainer | None] = ContextVar("trainer", default=None)
+"""Of this thread alone."""
+
+
+def network_gradients(
+    loss: NetworkLoss, task: Task, network: NetworkState, batch: Batch, draws: Draws | None
+) -> tuple[Tensors, Tensors]:
+    """Return a loss's gradients with respect to a network's parameters, by name, and what the loss returns beside it.
+
+    Nothing that is returned belongs to a graph, and the network stays as it is.
+
+    Args:
+        loss: see :data:`NetworkLoss`.
+        task: the task.
+        network: the network.
+        batch: a flat batch.
+        draws: the key of dropout's masks.
+    """
+    return _at_work(task).gradients(loss, network, batch, draws)
+
+
+def network_outputs(task: Task, network: NetworkState, inputs: Inputs) -> Tensor:
+    """Return a network's outputs without a graph, as it gives them when it is tested; on a CPU in portions.
+
+    Shapes:
+        n samples to ``(n, C)``.
+    """
+    return _at_work(task).outputs(network, inputs)
+
+
+def _at_work(task: Task) -> Trainer:
+    """Return the trainer of a task's networks, a plain one if there is none."""
+    trainer = _trainer.get()
+    return Trainer(task) if trainer is None or trainer.task is not task else trainer
+
+
+def _gradients(value: _Value, network: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensors, Tensors]:
+    """Return the gradients of a loss, by plain autograd, and what it returns beside it."""
+    beside: Tensors = {}
+
+    def loss(params: Tensors) -> Tensor:
+        found, others = value(NetworkState(params, network.buffers), batch, draws)
+        beside.update(others)
+        return found
+
+    gradients = gradients_by_name(loss, network.params)
+    return gradients, {name: tensor.detach() for name, tensor in beside.items()}

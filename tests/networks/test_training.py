@@ -1,0 +1,180 @@
+"""How networks train between steps: in which number formats, compiled and captured, and that it is the same."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.distiller import Distiller
+from mmdistill.execution.capture import WARM_UP_CALLS
+from mmdistill.image import image_task
+from mmdistill.image.task import ImageTask
+from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.enriched import RIGHT, counting_loss
+from mmdistill.networks.gradients import gradients_by_name
+from mmdistill.networks.schedules import accuracy
+from mmdistill.networks.staggered import regression_loss
+from mmdistill.networks.statistics import copied
+from mmdistill.networks.training import NetworkLoss, Trainer, network_gradients, network_outputs, training_loss
+from mmdistill.registry import get_domain, get_method
+from mmdistill.runs.stepper import Stepper
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Tensors, real_samples
+from tests.execution.test_capture import RepeatedCall
+from tests.toys import BlobTask, Uncompiled
+
+KEY = Draws(3, ("training",))
+LOSSES: list[NetworkLoss] = [training_loss, regression_loss, counting_loss]
+
+
+def small_images(model: Callable[[], nn.Module] | str) -> ImageTask:
+    images = KEY.fold("images").uniform(40, 1, 8, 8)
+    data = images, torch.arange(40) % 10
+    return image_task(data, test=data, model=model, judge_epochs=1)
+
+
+def drawn(task: BlobTask | ImageTask, n: int = 12) -> tuple[NetworkState, Batch]:
+    return task.init(KEY.fold("net")), real_samples(task, KEY.fold("real"), n)
+
+
+def gap(found: Tensors, expected: Tensors) -> float:
+    """The distance of two trees as a share of the second one's norm."""
+    assert found.keys() == expected.keys()
+    distance = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
+    return float((distance / sum(float(tensor.square().sum()) for tensor in expected.values())) ** 0.5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_are_those_of_plain_autograd(loss: NetworkLoss) -> None:
+    task = BlobTask(dtype=torch.float64)
+    network, batch = drawn(task)
+    network = network.map(Tensor.double)
+    gradients, _ = network_gradients(loss, task, network, batch, None)
+    expected = gradients_by_name(lambda params: loss(task, NetworkState(params, {}), batch, None)[0], network.params)
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "mixed", "bf16"])
+def test_networks_train_in_the_formats_of_the_run(precision: Any) -> None:
+    """What is multiplied is lowered; parameters and gradients stay in float32."""
+    task, seen = small_images("convnet-w8"), []
+    task.network.module.get_submodule("classifier").register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    network, batch = drawn(task)
+    expected, _ = network_gradients(training_loss, task, network, batch, None)
+    with Trainer(task, precision).training():
+        found, _ = network_gradients(training_loss, task, network, batch, None)
+        outputs = network_outputs(task, network, batch.inputs)
+    lowered = precision in ("mixed", "bf16")
+    assert seen == [torch.float32, *[torch.bfloat16 if lowered else torch.float32] * 2]
+    assert {tensor.dtype for tensor in (*found.values(), outputs)} == {torch.float32}
+    assert gap(found, expected) < 0.05 if lowered else gap(found, expected) == 0
+
+
+def test_samples_that_share_inputs_are_lowered_by_bf16_alone() -> None:
+    """As where classes are matched: products of sparse matrices stay in float32 under mixed."""
+    task, formats = BlobTask(), []
+    network, batch = drawn(task)
+    linked = batch._replace(inputs={"x": batch.inputs, "adjacency": torch.eye(3)})
+
+    def loss(*_: object) -> tuple[Tensor, Tensors]:
+        formats.append(torch.is_autocast_enabled("cpu"))
+        return next(iter(network.params.values())).sum() * 0 + torch.zeros((), requires_grad=True), {}
+
+    for precision in ("mixed", "bf16"):
+        with Trainer(task, precision).training():  # type: ignore[arg-type]
+            network_gradients(loss, task, network, linked, None)
+    assert formats == [False, True]
+
+
+@pytest.mark.parametrize("model", ["convnet-w8", "convnet-w8-bn"])
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_networks_train_alike(model: str) -> None:
+    task = small_images(model)
+    network, batch = drawn(task)
+    before = copied(network.buffers)
+    expected = network_gradients(counting_loss, task, network, batch, None)
+    trainer = Trainer(task, compiles=True)
+    with trainer.training():
+        found = network_gradients(counting_loss, task, network, batch, None)
+        right = accuracy(task, network, batch)
+    assert trainer.compile_seconds > 0
+    assert gap(found[0], expected[0]) < 1e-5
+    assert found[1].keys() == {RIGHT, *before}
+    assert all(torch.allclose(found[1][name], expected[1][name], rtol=1e-5) for name in found[1])
+    assert right == accuracy(task, network, batch)
+    assert all(torch.equal(network.buffers[name], tensor) for name, tensor in before.items())
+
+
+def test_what_a_replay_returns_stays() -> None:
+    task = BlobTask()
+    network = task.init(KEY.fold("net"))
+    batches = [real_samples(task, KEY.fold("real", call), 6) for call in range(WARM_UP_CALLS + 6)]
+    with Trainer(task, graph=RepeatedCall).training():
+        found = [network_gradients(counting_loss, task, network, batch, KEY) for batch in batches]
+    for batch, (gradients, beside) in zip(batches, found, strict=True):
+        expected, counted = network_gradients(counting_loss, task, network, batch, KEY)
+        assert gap(gradients, expected) == 0
+        assert beside[RIGHT] == counted[RIGHT]
+
+
+def test_dropout_follows_its_key_where_the_rest_would_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dropping() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+    task = small_images(dropping)
+    network, batch = drawn(task)
+    expected = [network_gradients(training_loss, task, network, batch, KEY.fold(call))[0] for call in range(8)]
+    monkeypatch.setattr("mmdistill.networks.training.Program", pytest.fail)
+    with Trainer(task, compiles=True, graph=RepeatedCall).training():
+        for call, plain in enumerate(expected):
+            found, _ = network_gradients(training_loss, task, network, batch, KEY.fold(call))
+            assert gap(found, plain) == 0
+    assert gap(expected[0], expected[1]) > 0.1
+
+
+def test_a_trainer_is_of_one_task_and_while_it_is_at_work() -> None:
+    task, other = small_images("convnet-w8"), small_images("convnet-w8")
+    network, batch = drawn(task)
+    trainer, asked = Trainer(task, "bf16"), partial(network_gradients, training_loss)
+    plain, _ = asked(task, network, batch, None)
+    with trainer.training():
+        assert gap(asked(task, network, batch, None)[0], plain) > 0
+        assert gap(asked(other, network, batch, None)[0], plain) == 0
+    assert gap(asked(task, network, batch, None)[0], plain) == 0
+
+
+@pytest.mark.parametrize("name", ["dc", "idm", "frepo", "cafe"])
+def test_a_compiled_run_compiles_how_its_networks_train(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Kept(Uncompiled):
+        def _first(self, kind: object, *args: object, **kwargs: object) -> object:
+            asked.append(self.function.__name__)
+            return super()._first(kind, *args, **kwargs)
+
+    monkeypatch.setattr("mmdistill.networks.training.Program", Kept)
+    monkeypatch.setattr("mmdistill.objectives.compiled.Program", Uncompiled)
+    changes = {"steps": 2, "real_batch": 8, "outer_steps": 3, "inner_steps": 2, "augment": False}
+    method = get_method(get_domain("image"), name).with_settings(**changes)
+    distiller = Distiller(image_task("digits", width=4), method, 1)
+    Stepper(distiller, "on")(distiller.start())
+    assert set(asked) == ({"value", "predict"} if name == "cafe" else {"value"})
+    assert distiller.compile_seconds >= len(asked)
+
+
+def test_what_a_step_begins_with_never_depends_on_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on makes its pool again when it already knows that it compiles."""
+    pools = []
+    monkeypatch.setattr("mmdistill.networks.training.Program", pytest.fail)
+    monkeypatch.setattr("mmdistill.objectives.compiled.Program", Uncompiled)
+    for mode in ("off", "on"):
+        method = get_method(get_domain("image"), "edd").with_settings(steps=2, real_batch=8, inner_steps=0)
+        distiller = Distiller(image_task("digits", width=4), method, 1, precision="mixed")
+        Stepper(distiller, mode)(distiller.start())  # type: ignore[arg-type]
+        assert isinstance(distiller.schedule, EarlyStagePool)
+        pools.append(distiller.schedule.pool(distiller.task, distiller.draws))
+    for one, other in zip(*pools, strict=True):
+        assert all(torch.equal(one.params[name], other.params[name]) for name in one.params)
