@@ -60,6 +60,8 @@ MTT = {1: (50, 10), 10: (30, 100), 50: (30, 500)}
 """Student steps and minibatch by ipc."""
 FLAT_BATCH = {"frepo": 1024, "kip": 5000, "dd": 1024}
 DD_STEPS = 30
+EPOCHS = {10: 50, 50: 10}
+"""Epochs that DC's network trains for between two steps, by ipc; at one image per class it is drawn anew instead."""
 STEPS_TOGETHER = 5
 """Of ours on CUDA, timed together: in a run nothing waits for the device between steps either."""
 WARM_UP = 8
@@ -133,6 +135,8 @@ def settings_of(method: Method, name: str, ipc: int, real_batch: int) -> Setting
     settings = replace(method.settings(ipc), steps=1_000_000, real_batch=real_batch, init="noise", outer_steps=1)
     if name in ("kip", "frepo"):  # the textbook steps plainly, and the image alone
         settings = replace(settings, optimizers={"codes": OptimizerSpec("sgd", 0.0)})
+    if name == "dc-epochs":
+        return replace(settings, outer_steps=settings.steps, inner_steps=EPOCHS.get(ipc, 50))
     if name == "mtt":
         steps, batch = MTT[ipc]
         return replace(settings, inner_steps=steps, inner_batch=batch, inner_lr=0.01, augment=True)
@@ -164,7 +168,7 @@ def contest(
         changes: of ours' settings, such as its knobs.
     """
     domain = get_domain("image")
-    method = get_method(domain, name)
+    method = get_method(domain, name.removesuffix("-epochs"))
     if name in ("dm", "dc", "dsa"):
         method = replace(method, network=fresh)
     elif name == "mtt":
@@ -178,10 +182,12 @@ def contest(
     stepper, run = Stepper(distiller, compile), distiller.start()
     p = problem_of(task, ipc, drawn)
     steps, batch = MTT.get(ipc, (30, 10 * ipc))
+    network = p.make()
     plain: dict[str, Callable[[], Tensor]] = {
         "dm": lambda: textbook.dm(p),
         "dc": lambda: textbook.dc(p),
         "dsa": lambda: textbook.dc(p, siamese=True),
+        "dc-epochs": lambda: textbook.dc_and_epochs(p, network, EPOCHS.get(ipc, 50)),
         "mtt": lambda: textbook.mtt(p, steps, batch, 0.01),
         "dd": lambda: textbook.dd(p, DD_STEPS, 0.02, 0.9),
         "frepo": lambda: textbook.frepo(p),

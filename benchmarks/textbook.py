@@ -298,19 +298,29 @@ def kip(p: Problem) -> Tensor:
     return p.stepped(ridge_loss(ntk(s, s), ntk(x, s), p.targets, y, p.classes, 1e-6))
 
 
+def train(p: Problem, net: nn.Module, epochs: int, batch: int, momentum: float, decay: float, siamese: bool) -> None:
+    """Train a network on the synthetic images, minibatch by minibatch."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=momentum, weight_decay=decay)
+    for _epoch in range(epochs):
+        for index in torch.randperm(len(p.synthetic), device=p.images.device).split(batch):
+            x = p.synthetic.detach()[index]
+            if siamese:
+                x = augmented(x, random.randrange(2**31))
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), p.targets[index]).backward()
+            optimizer.step()
+
+
+def dc_and_epochs(p: Problem, net: nn.Module, epochs: int) -> Tensor:
+    """Gradient matching at a network that then trains on the images for some epochs, as it does between two steps."""
+    loss = dc(p, net)
+    train(p, net, epochs, 256, 0.0, 0.0, siamese=False)
+    return loss
+
+
 def evaluation(p: Problem, networks: int, epochs: int, batch: int, siamese: bool) -> list[nn.Module]:
     """Train networks one after the other on the synthetic images."""
-    found = []
-    for _ in range(networks):
-        net = p.make()
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        for _epoch in range(epochs):
-            for index in torch.randperm(len(p.synthetic), device=p.images.device).split(batch):
-                x = p.synthetic.detach()[index]
-                if siamese:
-                    x = augmented(x, random.randrange(2**31))
-                optimizer.zero_grad()
-                F.cross_entropy(net(x), p.targets[index]).backward()
-                optimizer.step()
-        found.append(net)
+    found = [p.make() for _ in range(networks)]
+    for net in found:
+        train(p, net, epochs, batch, 0.9, 5e-4, siamese)
     return found

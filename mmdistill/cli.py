@@ -83,8 +83,8 @@ def _distill_parser() -> Parser:
         default=None,
         metavar="FOLDER",
         help="continue the interrupted run in this folder with its own options; beside it only --steps may be given, "
-        "which takes a run further, finished or not (but none whose rates are annealed over its steps), and "
-        "--classes-at-once and --kept-steps, which bound memory",
+        "which takes a run further, finished or not, or ends an unfinished one earlier (none whose rates are annealed "
+        "over its steps), and --classes-at-once and --kept-steps, which bound memory",
     )
     _add_file_and_plan(
         parser,

@@ -101,6 +101,22 @@ def interrupted_at(step: int) -> Callable[[int, int, float], None]:
     return stop
 
 
+@pytest.mark.parametrize("steps", [6, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_that_ends_earlier_has_the_set_of_a_shorter_one(kind: str, steps: int, tmp_path: Path) -> None:
+    task, full = KINDS[kind]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    distill(task(), full, ipc=2, seed=3, settings={"steps": steps}, out=whole)
+    with pytest.raises(KeyboardInterrupt):
+        distill(task(), full, ipc=2, seed=3, settings={"steps": 17}, out=stopped, progress=interrupted_at(5))
+    with pytest.raises(CheckpointError, match="of a run of 17 steps and has taken 6, so it ends at 6 or later"):
+        distill(task(), full, ipc=2, seed=3, settings={"steps": 4}, out=stopped, resume=True)
+    found = distill(task(), full, ipc=2, seed=3, settings={"steps": steps}, out=stopped, resume=True)
+    assert (stopped / SET).read_bytes() == (whole / SET).read_bytes()
+    assert (found.taken, found.settings["steps"]) == (steps, steps)
+    assert DistilledSet.load(stopped).steps == DistilledSet.load(whole).steps
+
+
 @pytest.mark.parametrize("steps", [7, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_longer_run_has_the_set_of_one_that_was_as_long_from_the_start(kind: str, steps: int, tmp_path: Path) -> None:
@@ -177,11 +193,11 @@ def warmed(settings: Settings) -> GradientMatching:
 REFUSED = {
     "rate": (
         method("dc", optimizers={"codes": replace(CODES, cosine=True)}),
-        "the rate of its codes is annealed over its steps, so a longer run is another one from the first step",
+        "the rate of its codes is annealed over its steps, so such a run is another one from the first step",
     ),
     "objective": (
         replace(method("dc"), objective=Configured(warmed)),
-        r"its described\.objective\.warm_up\.steps is 1, not 3, so a longer run is another one",
+        r"its described\.objective\.warm_up\.steps is 1, not 3, so such a run is another one",
     ),
 }
 
@@ -204,7 +220,7 @@ def test_what_no_step_learns_is_in_no_ones_way(tmp_path: Path) -> None:
 
 def test_other_runs_and_fewer_steps_are_refused_by_name(tmp_path: Path) -> None:
     distill(BlobTask(), method(), ipc=1, out=tmp_path)
-    with pytest.raises(CheckpointError, match="of a run of 12 steps, which can only be taken further; 7 are fewer"):
+    with pytest.raises(CheckpointError, match="a finished run of 12 steps, which can only be taken further; 7 are"):
         distill(BlobTask(), method(steps=7), ipc=1, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"belongs to another run: its settings\.inner_lr is 0\.01, not 0\.5"):
         distill(BlobTask(), method(steps=20, inner_lr=0.5), ipc=1, out=tmp_path, resume=True)
@@ -232,7 +248,7 @@ def test_auto_takes_no_finished_run_further_but_goes_on_with_one_that_is(tmp_pat
     assert "goes on from there" in stopped.value.__notes__[0]
     assert (tmp_path / SET).read_bytes() == before
     assert distill(BlobTask(), short, ipc=1, out=tmp_path, resume="auto").steps == 6  # which is still there
-    with pytest.raises(CheckpointError, match="of a run of 12 steps"):
+    with pytest.raises(CheckpointError, match="of a run of 12 steps and has taken 10, so it ends at 10 or later"):
         distill(BlobTask(), short, ipc=1, out=tmp_path, resume=True)
     assert distill(BlobTask(), full, ipc=1, out=tmp_path, resume="auto").steps == 12
     assert distill(BlobTask(), full, ipc=1, out=tmp_path, resume="auto").steps == 12
@@ -379,7 +395,7 @@ def test_fewer_steps_and_runs_that_are_annealed_are_refused_and_leave_all_as_it_
 ) -> None:
     before = {path: path.read_bytes() for path in commanded.rglob("*") if path.is_file()}
     assert resumed(commanded / "run", "--steps", "3") == 2
-    assert "of a run of 6 steps, which can only be taken further; 3 are fewer" in capsys.readouterr().err
+    assert "of a finished run of 6 steps, which can only be taken further; 3 are fewer" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in commanded.rglob("*") if path.is_file()} == before
     what = ["--data", "digits", "--method", "frepo", "--ipc", "1", "--steps", "2", *FAST]
     assert main(["distill", *what, "--out", str(tmp_path)]) == 0

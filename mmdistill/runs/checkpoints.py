@@ -99,22 +99,32 @@ class Checkpoints:
                 run.load(trees[name]["run"], device)
                 return float(trees[name]["seconds"])
         if everywhere:
-            raise CheckpointError(
-                f"{self.folder / max(everywhere)} has its run's last step as the best one, which more steps would not "
-                "have validated there, and no earlier checkpoint is left; begin the longer run in another folder"
-            )
+            raise CheckpointError(f"{self.folder / max(everywhere)} {self._why_not(trees[max(everywhere)])}")
         if damage:
             raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
 
     def _comes_by(self, path: Path, tree: Mapping[str, Any]) -> bool:
-        """Refuse a checkpoint of another run; return whether this run, which may be longer, comes by its state.
+        """Refuse a checkpoint of another run; return whether this run, of more or fewer steps, comes by its state.
 
         The last step is validated wherever it falls. Where it was the best, a longer run has another best step by then.
         """
-        require_begun_alike(path, json.loads(tree["identity"]), self.identity, tree["run"]["optimizers"])
-        best, settings = tree["run"]["best"], cast(Mapping[str, Any], self.identity["settings"])
-        return best is None or best["step"] % settings["validate_every"] == 0 or best["step"] == settings["steps"]
+        run, settings = tree["run"], cast(Mapping[str, Any], self.identity["settings"])
+        require_begun_alike(path, json.loads(tree["identity"]), self.identity, run["optimizers"], run["step"])
+        best = run["best"]
+        validated = best is None or best["step"] % settings["validate_every"] == 0 or best["step"] == settings["steps"]
+        return validated and bool(run["step"] <= settings["steps"])
+
+    def _why_not(self, tree: Mapping[str, Any]) -> str:
+        """Return in words why this run does not come by a checkpoint's state, where it began like its run."""
+        taken, asked = tree["run"]["step"], cast(Mapping[str, Any], self.identity["settings"])["steps"]
+        if taken > asked:
+            whole = steps_of(json.loads(tree["identity"]))
+            return f"is of a run of {whole:,} steps and has taken {taken:,}, so it ends at {taken:,} or later"
+        return (
+            "has its run's last step as the best one, which more steps would not have validated there, and no earlier "
+            "checkpoint is left; begin the longer run in another folder"
+        )
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest readable checkpoint and what it says of its run; None where there is none."""
@@ -156,14 +166,19 @@ def steps_of(said: Mapping[str, Any]) -> int | None:
     return steps
 
 
-def require_begun_alike(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str]) -> None:
-    """Refuse what a checkpoint says of its run, unless this one comes by its state: the same, or one of more steps.
+def require_begun_alike(
+    path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str], taken: int
+) -> None:
+    """Refuse what a checkpoint says of its run, unless this one begins so: the same, one of more steps, or of fewer.
+
+    A finished run is not of fewer.
 
     Args:
         path: of the checkpoint.
         saved: what it says.
         own: what it would say, were it this run's.
         learned: the groups that its steps learn.
+        taken: the steps that it has taken.
     Raises:
         CheckpointError: naming what differs, or what depends on how many steps the run will have taken in the end.
     """
@@ -173,10 +188,10 @@ def require_begun_alike(path: Path, saved: Mapping[str, Any], own: Mapping[str, 
         return
     alike = {**saved, "settings": {**saved["settings"], "steps": asked}, DESCRIBED: own[DESCRIBED]}
     require_same(path, alike, own)
-    if asked < steps:
+    if asked < steps == taken:
         raise CheckpointError(
-            f"{path} is of a run of {steps:,} steps, which can only be taken further; {asked:,} are fewer: begin the "
-            "shorter run in another folder"
+            f"{path} is of a finished run of {steps:,} steps, which can only be taken further; {asked:,} are fewer: "
+            "begin the shorter run in another folder"
         )
     rates = [group for group in annealed(saved["settings"]) if group in learned]
     if rates:
@@ -186,7 +201,7 @@ def require_begun_alike(path: Path, saved: Mapping[str, Any], own: Mapping[str, 
     else:
         return
     raise CheckpointError(
-        f"{path} is of a run of {steps:,} steps, which cannot be taken to {asked:,}: {reason}, so a longer run is "
+        f"{path} is of a run of {steps:,} steps, which cannot be taken to {asked:,}: {reason}, so such a run is "
         "another one from the first step; begin it in another folder"
     )
 

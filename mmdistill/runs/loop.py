@@ -117,7 +117,8 @@ class _Pace:
         if left > LONG:
             logger.warning(
                 "at this rate the %s steps take another %.*f hours; fewer take less (--steps, or steps among the "
-                "settings), and some data have short schedules (--schedule reduced, schedule='reduced')",
+                "settings; a stopped run ends earlier so, too), and some data have short schedules (--schedule "
+                "reduced, schedule='reduced')",
                 f"{self.steps:,}",
                 0 if left > 10 * LONG else 1,
                 left / 3600,
