@@ -117,7 +117,7 @@ class Row:
 def table() -> list[Row]:
     """Return all rows, the most telling ones first."""
     rows = [Row("dm", 10, 16), Row("dc", 10, 18), Row("mtt", 10, 8, "tf32"), Row("evaluate", 10, 8)]
-    rows += [Row("dsa", 10, 22), Row("frepo", 10, 5), Row("kip", 10, 5), Row("dd", 10, 5)]
+    rows += [Row("dsa", 10, 22), Row("frepo", 10, 5), Row("kip", 10, 5), Row("dd", 10, 5), Row("dc-epochs", 10, 18)]
     rows += [Row("dm", ipc, target) for ipc, target in ((1, 20), (50, 15))]
     rows += [Row("dc", ipc, target) for ipc, target in ((1, 20), (50, 15))]
     rows += [Row("dsa", ipc, target) for ipc, target in ((1, 25), (50, 18))]
@@ -177,7 +177,7 @@ def check_judges(task: ImageTask) -> str:
 def checks(task: ImageTask) -> dict[str, Callable[[], str]]:
     """Return all checks by name."""
     calls: dict[str, Callable[[], str]] = {}
-    for name in ("dm", "dc", "dsa", "mtt", "dd", "frepo", "kip"):
+    for name in ("dm", "dc", "dsa", "mtt", "dd", "frepo", "kip", "dc-epochs"):
         if name == "dsa":
             calls["judges"] = lambda: check_judges(task)
         calls[f"replays of {name}"] = lambda name=name: check_replays(task, name)  # type: ignore[misc]

@@ -121,7 +121,7 @@ def test_the_most_telling_rows_come_directly_after_their_checks(
     first = "replays of dm", "waiting of dm", "dm ipc 10 auto", "replays of dc", "waiting of dc", "dc ipc 10 auto"
     for name, line in zip((*first, "judges", "evaluate ipc 10 auto", "replays of dsa"), done, strict=False):
         assert line.startswith(name)
-    assert len(done) == 15 + len(gpu.table())
+    assert len(done) == 17 + len(gpu.table())
 
 
 def test_what_was_warned_of_stands_beside_what_was_found(
