@@ -12,7 +12,10 @@ from torch.utils import backend_registration
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="torch has no such devices yet"
 )
-@pytest.mark.parametrize("domain", ["image", "graph", "graph-set", "text", "recsys"])
+@pytest.mark.parametrize(
+    "domain",
+    ["image", "graph", *(pytest.param(name, marks=pytest.mark.slow) for name in ("graph-set", "text", "recsys"))],
+)
 def test_a_run_on_another_device_is_that_of_the_cpu(domain: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.elsewhere_worker", str(tmp_path), domain]
     place = {**os.environ, "MMDISTILL_CACHE": str(tmp_path / "cache")}
