@@ -200,6 +200,17 @@ def test_what_compiles_later_trains_so_too(monkeypatch: pytest.MonkeyPatch) -> N
     assert [trainer.compiles for trainer in asked] == [False, True]
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_networks_beside_exact_objectives_train_in_float32(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = get_method(get_domain("image"), "dc").with_settings(steps=4, real_batch=8, outer_steps=9, inner_steps=1)
+    distiller = Distiller(image_task("digits", width=4), method, 1, precision="mixed")
+    run, asked = distiller.start(), list[Trainer]()
+    run.objective.exact = exact
+    monkeypatch.setattr(Trainer, "training", recorded(Trainer.training, asked))
+    distiller.step(run)
+    assert [trainer.precision for trainer in asked] == ["float32" if exact else "mixed"] * 2
+
+
 def test_a_trainer_is_of_one_task_and_while_it_is_at_work() -> None:
     task, other = small_images("convnet-w8"), small_images("convnet-w8")
     network, batch = drawn(task)
