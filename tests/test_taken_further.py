@@ -211,6 +211,9 @@ def test_what_patience_ended_stays_as_it_is(tmp_path: Path) -> None:
     found = distill(Validated(), full, ipc=2, settings={"steps": 40}, out=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / SET).read_bytes() == (tmp_path / "whole" / SET).read_bytes()
     assert (found.steps, found.taken, found.settings["steps"]) == (6, 14, 40)
+    for steps in (13, 20):
+        with pytest.raises(CheckpointError, match=f"is of a finished run of 40 steps, .* {steps} are fewer"):
+            distill(Validated(), full, ipc=2, settings={"steps": steps}, out=tmp_path / "whole", resume=True)
 
 
 @pytest.mark.parametrize("begun", ["eager", "compiled"])

@@ -116,7 +116,9 @@ class Checkpoints:
         The last step is validated wherever it falls. Where it was the best, a longer run has another best step by then.
         """
         run, settings = tree["run"], self._settings
-        require_begun_alike(path, json.loads(tree["identity"]), self.identity, run["optimizers"], run["step"])
+        said = json.loads(tree["identity"])
+        ended = steps_of(said) is not None and _has_ended(tree)
+        require_begun_alike(path, said, self.identity, run["optimizers"], ended)
         best, every = run["best"], settings["validate_every"]
         validated = best is None or best["step"] % every == 0 or best["step"] == settings["steps"]
         lacks = bool(every) and self._ends_at(tree) and run["step"] % every > 0
@@ -162,13 +164,11 @@ class Checkpoints:
             return "there is no checkpoint of its run, or it took no steps"
         try:
             tree = load_tree(paths[-1])
-            run, settings = tree["run"], completed(json.loads(tree["identity"])["settings"])
-            patience = int(settings["patience"]) * int(settings["validate_every"])
-            if run["step"] == settings["steps"] or is_in_vain(run["step"], run["best"], patience):
+            if _has_ended(tree):
                 return ""
         except CheckpointError as error:
             return str(error)
-        return f"{paths[-1]} is of step {run['step']:,} of {settings['steps']:,}"
+        return f"{paths[-1]} is of step {tree['run']['step']:,} of {steps_of(json.loads(tree['identity'])):,}"
 
     def require_own(self) -> None:
         """Refuse a folder whose newest readable checkpoint is of another run; there may be none.
@@ -180,6 +180,13 @@ class Checkpoints:
             require_same(*found, self.identity)
 
 
+def _has_ended(tree: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is of its run's end, be it the last step or the one that patience ended."""
+    run, settings = tree["run"], completed(json.loads(tree["identity"])["settings"])
+    patience = int(settings["patience"]) * int(settings["validate_every"])
+    return bool(run["step"] == settings["steps"]) or is_in_vain(run["step"], run["best"], patience)
+
+
 def steps_of(said: Mapping[str, Any]) -> int | None:
     """Return of how many steps a run is by what a checkpoint or a set says of it; None where it does not."""
     settings = said.get("settings")
@@ -188,7 +195,7 @@ def steps_of(said: Mapping[str, Any]) -> int | None:
 
 
 def require_begun_alike(
-    path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str], taken: int
+    path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str], ended: bool
 ) -> None:
     """Refuse what a checkpoint says of its run, unless this one begins so: the same, one of more steps, or of fewer.
 
@@ -199,7 +206,7 @@ def require_begun_alike(
         saved: what it says.
         own: what it would say, were it this run's.
         learned: the groups that its steps learn.
-        taken: the steps that it has taken.
+        ended: whether it is of the end of its run, by patience or by the last step.
     Raises:
         CheckpointError: naming what differs, or what depends on how many steps the run will have taken in the end.
     """
@@ -209,7 +216,7 @@ def require_begun_alike(
         return
     alike = {**saved, "settings": {**saved["settings"], "steps": asked}, DESCRIBED: own[DESCRIBED]}
     require_same(path, alike, own)
-    if asked < steps == taken:
+    if asked < steps and ended:
         raise CheckpointError(
             f"{path} is of a finished run of {steps:,} steps, which can only be taken further; {asked:,} are fewer: "
             "begin the shorter run in another folder"
