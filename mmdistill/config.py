@@ -46,7 +46,7 @@ class DistillConfig:
         compile: auto compiles runs that are long enough to repay it, on compiles always, off never; auto and on
             also capture steps as CUDA graphs on CUDA
         precision: number formats - float32, tf32 (CUDA), mixed (bf16 for what is not differentiated again: real samples
-            matched class by class, networks that train between steps; up to three times as fast for wide networks, also
+            matched class by class, networks that train between steps; up to 2.6 times as fast for wide networks, also
             on CPUs with AMX or AVX512-BF16) or bf16; auto is float32 on the CPU and mixed on CUDA
         model: network to distil with, such as convnet, resnet18 or mlp (images), gcn (graphs), textcnn (texts); the
             domain's own by default

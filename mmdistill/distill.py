@@ -117,10 +117,10 @@ def distill(
         settings: overrides of these settings, by field name of :class:`Settings`; ``lr`` is the learning rate of the
             samples.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
-        resume: continue from the newest checkpoint in ``out``, also to more steps than its run had, where these change
-            nothing before it; ``"auto"`` does so where a run is unfinished, begins where there is none, and returns the
-            set of a finished one, so that one call serves all three. It replaces nothing, so ``overwrite`` does not go
-            with it.
+        resume: continue from the newest checkpoint in ``out``, also to more steps than its run had or, while that is
+            unfinished, to fewer, where their number changes nothing before it; ``"auto"`` does so where a run is
+            unfinished, begins where there is none, and returns the set of a finished one, so that one call serves all
+            three. It replaces nothing, so ``overwrite`` does not go with it.
         overwrite: replace a run in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run, at least every ten minutes, and
             more often at first.

@@ -87,11 +87,11 @@ class Distiller:
 
     def compile(self) -> None:
         """Compile what objectives ask of the network most; each function is compiled when it is first called."""
-        self._compiled = Compiled.of(self.task)
+        self._compiled, self._trainer = Compiled.of(self.task), None
 
     def capture(self, graph: Callable[[], Graph]) -> None:
         """Capture how networks train between steps in such graphs; a step itself is its caller's to capture."""
-        self._graph = graph
+        self._graph, self._trainer = graph, None
 
     @property
     def compile_seconds(self) -> float:
@@ -242,9 +242,9 @@ class Distiller:
         before = run.held()
         first = replace(run, step=0, schedule=EMPTY)
         key = self.key(first)
-        schedule = self._fetched(first, EMPTY, key)
         real = self.real(first, key)
         with self._numerics(first):
+            schedule = self._fetched(first, EMPTY, key)
             count = operations(lambda: self.gradients(first, schedule, real, key))[1]
         run.hold(before)
         return count

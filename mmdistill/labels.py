@@ -229,6 +229,11 @@ def are_probabilities(targets: Tensor) -> bool:
     return not targets.is_floating_point() or bool(is_distribution(targets).all())
 
 
+def in_full(logits: Tensor) -> Tensor:
+    """Return logits in float32 where they are in bfloat16, since a logarithm or a difference of 8 bits is coarse."""
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
 def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return cross entropy for class indices and distributions, half the squared error for any other row of targets.
 
@@ -238,7 +243,7 @@ def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Shapes:
         logits ``(..., C)``; targets ``(...,)`` int64 or ``(..., C)`` float; returns ``(...,)``.
     """
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits  # which a logarithm of 8 bits would coarsen
+    logits = in_full(logits)
     entropy = soft_cross_entropy(logits, targets)
     if not targets.is_floating_point():
         return entropy

@@ -109,12 +109,52 @@ def test_a_stopped_run_that_ends_earlier_has_the_set_of_a_shorter_one(kind: str,
     distill(task(), full, ipc=2, seed=3, settings={"steps": steps}, out=whole)
     with pytest.raises(KeyboardInterrupt):
         distill(task(), full, ipc=2, seed=3, settings={"steps": 17}, out=stopped, progress=interrupted_at(5))
-    with pytest.raises(CheckpointError, match="of a run of 17 steps and has taken 6, so it ends at 6 or later"):
+    with pytest.raises(CheckpointError, match="of a run of 17 steps and has taken 5, so it ends at 5 or later"):
         distill(task(), full, ipc=2, seed=3, settings={"steps": 4}, out=stopped, resume=True)
     found = distill(task(), full, ipc=2, seed=3, settings={"steps": steps}, out=stopped, resume=True)
     assert (stopped / SET).read_bytes() == (whole / SET).read_bytes()
     assert (found.taken, found.settings["steps"]) == (steps, steps)
     assert DistilledSet.load(stopped).steps == DistilledSet.load(whole).steps
+
+
+@pytest.mark.parametrize("kind", ["validated", "validated elsewhere"])
+def test_a_run_that_ends_where_it_was_stopped_has_its_last_step_validated(kind: str, tmp_path: Path) -> None:
+    task, full = KINDS[kind]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    distill(task(), full, ipc=2, seed=3, settings={"steps": 7}, out=whole)
+    with pytest.raises(KeyboardInterrupt):
+        distill(task(), full, ipc=2, seed=3, settings={"steps": 17}, out=stopped, progress=interrupted_at(6))
+    earlier = stopped / "checkpoints" / "step-00000006.safetensors"
+    earlier.rename(tmp_path / "6")
+    with pytest.raises(CheckpointError, match=r"17 steps, which did not validate step 7, .* let it end at 8 or later"):
+        distill(task(), full, ipc=2, seed=3, settings={"steps": 7}, out=stopped, resume=True)
+    (tmp_path / "6").rename(earlier)
+    distill(task(), full, ipc=2, seed=3, settings={"steps": 7}, out=stopped, resume=True)
+    assert (stopped / SET).read_bytes() == (whole / SET).read_bytes()
+    assert DistilledSet.load(stopped).steps == DistilledSet.load(whole).steps == 7
+
+
+@pytest.mark.parametrize("steps", [8, 9])
+def test_checkpoints_that_a_run_went_back_behind_are_gone(steps: int, tmp_path: Path) -> None:
+    full, whole, stopped = method("dm"), tmp_path / "whole", tmp_path / "stopped"
+    distill(BlobTask(), full, ipc=1, settings={"steps": steps}, out=whole)
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            BlobTask(),
+            full,
+            ipc=1,
+            settings={"steps": 30},
+            out=stopped,
+            checkpoint_every=4 if steps == 8 else 7,
+            progress=interrupted_at(9),
+        )
+    with pytest.raises(CheckpointError, match=rf"has taken {8 if steps == 8 else 7}, so it ends at"):
+        distill(BlobTask(), full, ipc=1, settings={"steps": 6}, out=stopped, resume=True)
+    distill(BlobTask(), full, ipc=1, settings={"steps": steps}, out=stopped, checkpoint_every=7, resume=True)
+    assert sorted(path.name for path in (stopped / "checkpoints").iterdir())[-1] == f"step-{steps:08d}.safetensors"
+    (stopped / "distilled.json").write_text("{")
+    distill(BlobTask(), full, ipc=1, settings={"steps": steps}, out=stopped, resume="auto")
+    assert (stopped / SET).read_bytes() == (whole / SET).read_bytes()
 
 
 @pytest.mark.parametrize("steps", [7, 8])
@@ -171,6 +211,9 @@ def test_what_patience_ended_stays_as_it_is(tmp_path: Path) -> None:
     found = distill(Validated(), full, ipc=2, settings={"steps": 40}, out=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / SET).read_bytes() == (tmp_path / "whole" / SET).read_bytes()
     assert (found.steps, found.taken, found.settings["steps"]) == (6, 14, 40)
+    for steps in (13, 20):
+        with pytest.raises(CheckpointError, match=f"is of a finished run of 40 steps, .* {steps} are fewer"):
+            distill(Validated(), full, ipc=2, settings={"steps": steps}, out=tmp_path / "whole", resume=True)
 
 
 @pytest.mark.parametrize("begun", ["eager", "compiled"])
@@ -248,7 +291,7 @@ def test_auto_takes_no_finished_run_further_but_goes_on_with_one_that_is(tmp_pat
     assert "goes on from there" in stopped.value.__notes__[0]
     assert (tmp_path / SET).read_bytes() == before
     assert distill(BlobTask(), short, ipc=1, out=tmp_path, resume="auto").steps == 6  # which is still there
-    with pytest.raises(CheckpointError, match="of a run of 12 steps and has taken 10, so it ends at 10 or later"):
+    with pytest.raises(CheckpointError, match="of a run of 12 steps and has taken 9, so it ends at 9 or later"):
         distill(BlobTask(), short, ipc=1, out=tmp_path, resume=True)
     assert distill(BlobTask(), full, ipc=1, out=tmp_path, resume="auto").steps == 12
     assert distill(BlobTask(), full, ipc=1, out=tmp_path, resume="auto").steps == 12

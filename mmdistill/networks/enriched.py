@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mmdistill.errors import ConfigError
-from mmdistill.labels import hard_labels, soft_cross_entropy, weighted_mean
+from mmdistill.labels import hard_labels, in_full, soft_cross_entropy, weighted_mean
 from mmdistill.networks.expert_loss import batches_networks
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.stacked import Mode, stack_states, stacked_gradients, state_at
@@ -129,7 +129,7 @@ class EnrichedPool(NetworkSchedule):
 
 def counting_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
     """Return the cross entropy of a network in training, and beside its buffers the samples that it was right on."""
-    outputs, _ = task.predict(state, batch.inputs, train=True, draws=draws)
+    outputs = in_full(task.predict(state, batch.inputs, train=True, draws=draws)[0])
     targets = one_tensor(batch.targets, "a pool that trains")
     with torch.no_grad():
         right = ((outputs.argmax(1) == hard_labels(targets)) * batch.weight).sum()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.labels import regression_targets, weighted_mean
+from mmdistill.labels import in_full, regression_targets, weighted_mean
 from mmdistill.networks.inner import Adam
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.training import network_gradients
@@ -153,7 +153,7 @@ class BusyPool(NetworkPool):
 
 def regression_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
     """Return half the summed squared error per sample, averaged, and the moved buffers."""
-    output, _ = task.predict(state, batch.inputs, train=True, draws=draws)
+    output = in_full(task.predict(state, batch.inputs, train=True, draws=draws)[0])
     goal = regression_targets(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
     return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), state.buffers
 

@@ -7,6 +7,7 @@ Schedules ask :func:`network_gradients` and :func:`network_outputs`: plain autog
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from mmdistill.execution.capture import Graph, Replay
 from mmdistill.execution.compilation import Program
 from mmdistill.execution.portions import features_by_portions
 from mmdistill.execution.precision import Precision, lowered
+from mmdistill.labels import in_full
 from mmdistill.networks.expert_loss import batches_networks
 from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.statistics import copied
@@ -23,8 +25,12 @@ from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors, shares_in
 NetworkLoss = Callable[[Task, NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
 """``(task, state, batch, key) -> (scalar loss, what goes with it)``; the state's buffers may be moved in place.
 
-A function of a module, so that a run compiles it once. The key draws dropout's masks.
+A function of a module, so that a run compiles it once. The key is for the task, which draws dropout's masks by it, and
+None where networks draw none; what else is random goes into the batch.
 """
+
+LOSSES = 8
+"""Losses that a trainer compiles or captures; further ones, such as closures of each step, are not kept."""
 
 
 def training_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
@@ -79,10 +85,11 @@ class Trainer:
     ) -> tuple[Tensors, Tensors]:
         """Return what :func:`network_gradients` does."""
         linked = self.precision == "mixed" and shares_inputs(batch)  # products of sparse matrices stay in float32
-        if loss not in self._paths:
-            self._paths[loss] = self._path(loss, batch)
+        path = self._paths.get(loss)
+        if path is None and len(self._paths) < LOSSES:
+            path = self._paths[loss] = self._path(loss, batch)
         with lowered(self.precision, self.task.device, graph=linked):
-            return self._paths[loss](network, batch, draws)
+            return (path or self._plain(loss))(network, batch, draws)
 
     def outputs(self, network: NetworkState, inputs: Inputs) -> Tensor:
         """Return what :func:`network_outputs` does."""
@@ -95,35 +102,40 @@ class Trainer:
             self._predict = Program(predict)
         chosen = predict if self._predict is None else self._predict
         with lowered(self.precision, task.device, graph=not isinstance(inputs, Tensor)):
-            return features_by_portions(lambda part: chosen(network, part), inputs).float()
+            found = features_by_portions(lambda part: chosen(network, part), inputs)
+        return in_full(found)
 
-    def _path(self, loss: NetworkLoss, batch: Batch) -> "_Path":
-        """Return the fastest path to the gradients of a loss, by the first batch."""
+    def _valued(self, loss: NetworkLoss) -> "_Value":
+        """Return a loss that leaves the network's buffers as they are."""
         task = self.task
 
         def value(state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
-            own = NetworkState(state.params, copied(state.buffers))
-            return loss(task, own, batch, draws)
+            return loss(task, NetworkState(state.params, copied(state.buffers)), batch, draws)
 
-        def plain(network: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensors, Tensors]:
-            return _gradients(value, network, batch, draws)
+        return value
 
-        if not (self.compiles or self.graph) or not batches_networks(task, batch):
-            return plain
-        chosen: _Value = value
+    def _plain(self, loss: NetworkLoss) -> "_Path":
+        """Return the eager path to a loss's gradients."""
+        return partial(_gradients, self._valued(loss))
+
+    def _path(self, loss: NetworkLoss, batch: Batch) -> "_Path":
+        """Return the fastest path to the gradients of a loss, by the first batch."""
+        if not (self.compiles or self.graph) or not batches_networks(self.task, batch):
+            return self._plain(loss)
+        chosen = self._valued(loss)
         if self.compiles:
-            chosen = program = Program(value)
+            chosen = program = Program(chosen)
             self._programs.append(program)
 
-        def keyless(_: Draws | None, inputs: tuple[NetworkState, Batch]) -> tuple[Tensors, Tensors]:
+        def keyless(_: Draws, inputs: tuple[NetworkState, Batch]) -> tuple[Tensors, Tensors]:
             return _gradients(chosen, *inputs, None)
 
         if self.graph is None:
-            return lambda network, batch, draws: keyless(draws, (network, batch))
-        replay = Replay(keyless, self.graph)
+            return lambda network, batch, _: _gradients(chosen, network, batch, None)
+        replay, key = Replay(keyless, self.graph), Draws(0, device=self.task.device)  # by which nothing is drawn
 
-        def replayed(network: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensors, Tensors]:
-            found = replay(draws or Draws(0, device=task.device), (network, batch))
+        def replayed(network: NetworkState, batch: Batch, _: Draws | None) -> tuple[Tensors, Tensors]:
+            found = replay(key, (network, batch))
             gradients, beside = (copied(tensors) for tensors in found)  # which the next replay overwrites
             return gradients, beside
 

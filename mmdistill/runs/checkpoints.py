@@ -50,11 +50,13 @@ class Checkpoints:
             patiently(partial(path.unlink, missing_ok=True))
 
     def save(self, run: RunState, seconds: float) -> None:
-        """Write a checkpoint and drop all but the newest."""
-        self.write(run.tree(), seconds)
-        for path in self.paths()[:-KEPT_CHECKPOINTS]:
-            with suppress(PermissionError):  # on Windows, while another program holds it; the next save removes it
-                path.unlink(missing_ok=True)
+        """Write a checkpoint and drop all but the newest up to it: a run that went back has left later ones behind."""
+        own, paths = self.write(run.tree(), seconds), self.paths()
+        kept = paths[: paths.index(own) + 1][-KEPT_CHECKPOINTS:]
+        for path in paths:
+            if path not in kept:
+                with suppress(PermissionError):  # on Windows, while another program holds it; the next save removes it
+                    path.unlink(missing_ok=True)
 
     def begin(self, run: RunState, seconds: float, remove: Callable[[], None]) -> None:
         """Write the first checkpoint of a run that takes the place of an earlier one, which stays if that fails.
@@ -97,9 +99,13 @@ class Checkpoints:
         for name in sorted(everywhere, reverse=True):
             if self._comes_by(self.folder / name, trees[name]):
                 run.load(trees[name]["run"], device)
-                return float(trees[name]["seconds"])
+                seconds = float(trees[name]["seconds"])
+                if self._ends_at(trees[name]):  # and has no step left after which its own would be saved
+                    self.save(run, seconds)
+                return seconds
         if everywhere:
-            raise CheckpointError(f"{self.folder / max(everywhere)} {self._why_not(trees[max(everywhere)])}")
+            oldest = min(everywhere)
+            raise CheckpointError(f"{self.folder / oldest} {self._why_not(trees[oldest])}")
         if damage:
             raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
@@ -109,18 +115,35 @@ class Checkpoints:
 
         The last step is validated wherever it falls. Where it was the best, a longer run has another best step by then.
         """
-        run, settings = tree["run"], cast(Mapping[str, Any], self.identity["settings"])
-        require_begun_alike(path, json.loads(tree["identity"]), self.identity, run["optimizers"], run["step"])
-        best = run["best"]
-        validated = best is None or best["step"] % settings["validate_every"] == 0 or best["step"] == settings["steps"]
-        return validated and bool(run["step"] <= settings["steps"])
+        run, settings = tree["run"], self._settings
+        said = json.loads(tree["identity"])
+        ended = steps_of(said) is not None and _has_ended(tree)
+        require_begun_alike(path, said, self.identity, run["optimizers"], ended)
+        best, every = run["best"], settings["validate_every"]
+        validated = best is None or best["step"] % every == 0 or best["step"] == settings["steps"]
+        lacks = bool(every) and self._ends_at(tree) and run["step"] % every > 0
+        return validated and not lacks and bool(run["step"] <= settings["steps"])
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        return cast(Mapping[str, Any], self.identity["settings"])
+
+    def _ends_at(self, tree: Mapping[str, Any]) -> bool:
+        """Return whether a checkpoint is of this run's last step and of a run that had more."""
+        asked: int = self._settings["steps"]
+        return bool(tree["run"]["step"] == asked != steps_of(json.loads(tree["identity"])))
 
     def _why_not(self, tree: Mapping[str, Any]) -> str:
         """Return in words why this run does not come by a checkpoint's state, where it began like its run."""
-        taken, asked = tree["run"]["step"], cast(Mapping[str, Any], self.identity["settings"])["steps"]
+        taken, asked = tree["run"]["step"], self._settings["steps"]
+        whole = steps_of(json.loads(tree["identity"]))
         if taken > asked:
-            whole = steps_of(json.loads(tree["identity"]))
             return f"is of a run of {whole:,} steps and has taken {taken:,}, so it ends at {taken:,} or later"
+        if self._ends_at(tree):
+            return (
+                f"is of a run of {whole:,} steps, which did not validate step {taken:,}, as one that ends there does, "
+                f"and no earlier checkpoint is left; let it end at {taken + 1:,} or later"
+            )
         return (
             "has its run's last step as the best one, which more steps would not have validated there, and no earlier "
             "checkpoint is left; begin the longer run in another folder"
@@ -141,13 +164,11 @@ class Checkpoints:
             return "there is no checkpoint of its run, or it took no steps"
         try:
             tree = load_tree(paths[-1])
-            run, settings = tree["run"], completed(json.loads(tree["identity"])["settings"])
-            patience = int(settings["patience"]) * int(settings["validate_every"])
-            if run["step"] == settings["steps"] or is_in_vain(run["step"], run["best"], patience):
+            if _has_ended(tree):
                 return ""
         except CheckpointError as error:
             return str(error)
-        return f"{paths[-1]} is of step {run['step']:,} of {settings['steps']:,}"
+        return f"{paths[-1]} is of step {tree['run']['step']:,} of {steps_of(json.loads(tree['identity'])):,}"
 
     def require_own(self) -> None:
         """Refuse a folder whose newest readable checkpoint is of another run; there may be none.
@@ -159,6 +180,13 @@ class Checkpoints:
             require_same(*found, self.identity)
 
 
+def _has_ended(tree: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is of its run's end, be it the last step or the one that patience ended."""
+    run, settings = tree["run"], completed(json.loads(tree["identity"])["settings"])
+    patience = int(settings["patience"]) * int(settings["validate_every"])
+    return bool(run["step"] == settings["steps"]) or is_in_vain(run["step"], run["best"], patience)
+
+
 def steps_of(said: Mapping[str, Any]) -> int | None:
     """Return of how many steps a run is by what a checkpoint or a set says of it; None where it does not."""
     settings = said.get("settings")
@@ -167,7 +195,7 @@ def steps_of(said: Mapping[str, Any]) -> int | None:
 
 
 def require_begun_alike(
-    path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str], taken: int
+    path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str], ended: bool
 ) -> None:
     """Refuse what a checkpoint says of its run, unless this one begins so: the same, one of more steps, or of fewer.
 
@@ -178,7 +206,7 @@ def require_begun_alike(
         saved: what it says.
         own: what it would say, were it this run's.
         learned: the groups that its steps learn.
-        taken: the steps that it has taken.
+        ended: whether it is of the end of its run, by patience or by the last step.
     Raises:
         CheckpointError: naming what differs, or what depends on how many steps the run will have taken in the end.
     """
@@ -188,7 +216,7 @@ def require_begun_alike(
         return
     alike = {**saved, "settings": {**saved["settings"], "steps": asked}, DESCRIBED: own[DESCRIBED]}
     require_same(path, alike, own)
-    if asked < steps == taken:
+    if asked < steps and ended:
         raise CheckpointError(
             f"{path} is of a finished run of {steps:,} steps, which can only be taken further; {asked:,} are fewer: "
             "begin the shorter run in another folder"

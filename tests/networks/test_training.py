@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmdistill.distiller import Distiller
 from mmdistill.execution.capture import WARM_UP_CALLS
+from mmdistill.execution.precision import lowered
 from mmdistill.image import image_task
 from mmdistill.image.task import ImageTask
 from mmdistill.networks.early import EarlyStagePool
@@ -18,7 +19,14 @@ from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.schedules import accuracy
 from mmdistill.networks.staggered import regression_loss
 from mmdistill.networks.statistics import copied
-from mmdistill.networks.training import NetworkLoss, Trainer, network_gradients, network_outputs, training_loss
+from mmdistill.networks.training import (
+    LOSSES,
+    NetworkLoss,
+    Trainer,
+    network_gradients,
+    network_outputs,
+    training_loss,
+)
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws
@@ -27,7 +35,7 @@ from tests.execution.test_capture import RepeatedCall
 from tests.toys import BlobTask, Uncompiled
 
 KEY = Draws(3, ("training",))
-LOSSES: list[NetworkLoss] = [training_loss, regression_loss, counting_loss]
+GIVEN: list[NetworkLoss] = [training_loss, regression_loss, counting_loss]
 
 
 def small_images(model: Callable[[], nn.Module] | str) -> ImageTask:
@@ -47,7 +55,15 @@ def gap(found: Tensors, expected: Tensors) -> float:
     return float((distance / sum(float(tensor.square().sum()) for tensor in expected.values())) ** 0.5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+def recorded(function: Callable[[Trainer], Any], asked: list[Trainer]) -> Callable[[Trainer], Any]:
+    def noting(trainer: Trainer) -> Any:
+        asked.append(trainer)
+        return function(trainer)
+
+    return noting
+
+
+@pytest.mark.parametrize("loss", GIVEN)
 def test_gradients_are_those_of_plain_autograd(loss: NetworkLoss) -> None:
     task = BlobTask(dtype=torch.float64)
     network, batch = drawn(task)
@@ -71,6 +87,20 @@ def test_networks_train_in_the_formats_of_the_run(precision: Any) -> None:
     assert seen == [torch.float32, *[torch.bfloat16 if lowered else torch.float32] * 2]
     assert {tensor.dtype for tensor in (*found.values(), outputs)} == {torch.float32}
     assert gap(found, expected) < 0.05 if lowered else gap(found, expected) == 0
+
+
+@pytest.mark.parametrize("loss", GIVEN)
+def test_losses_of_lowered_networks_are_taken_in_full(loss: NetworkLoss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a logarithm, or a difference from a target, would keep 8 bits."""
+    task = small_images("convnet-w8")
+    network, batch = drawn(task)
+    with lowered("bf16", task.device, graph=True):
+        outputs, buffers = task.predict(network, batch.inputs, train=True)
+        monkeypatch.setattr(task, "predict", lambda *args, **kwargs: (outputs, buffers))
+        found, _ = loss(task, network, batch, None)
+    assert outputs.dtype == torch.bfloat16
+    monkeypatch.setattr(task, "predict", lambda *args, **kwargs: (outputs.double(), buffers))
+    assert torch.allclose(found.double(), loss(task, network, batch, None)[0].double(), rtol=1e-6)
 
 
 def test_samples_that_share_inputs_are_lowered_by_bf16_alone() -> None:
@@ -133,6 +163,52 @@ def test_dropout_follows_its_key_where_the_rest_would_be_captured(monkeypatch: p
             found, _ = network_gradients(training_loss, task, network, batch, KEY.fold(call))
             assert gap(found, plain) == 0
     assert gap(expected[0], expected[1]) > 0.1
+
+
+def test_losses_that_are_made_in_each_step_stay_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.networks.training.Program", Uncompiled)
+    task = BlobTask()
+    network, batch = drawn(task)
+    expected, _ = network_gradients(training_loss, task, network, batch, None)
+    trainer = Trainer(task, compiles=True)
+    spent = []
+    with trainer.training():
+        for _ in range(LOSSES + 3):
+            found, _ = network_gradients(lambda *given: training_loss(*given), task, network, batch, None)
+            assert gap(found, expected) == 0
+            spent.append(trainer.compile_seconds)
+    assert spent[-4] == spent[-1] > spent[-5] > 0
+
+
+def test_outputs_keep_the_format_of_the_network() -> None:
+    task = BlobTask(dtype=torch.float64)
+    network, batch = drawn(task)
+    assert network_outputs(task, network.map(Tensor.double), batch.inputs).dtype == torch.float64
+
+
+def test_what_compiles_later_trains_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.networks.training.Program", Uncompiled)
+    monkeypatch.setattr("mmdistill.objectives.compiled.Program", Uncompiled)
+    method = get_method(get_domain("image"), "dc").with_settings(steps=4, real_batch=8, outer_steps=9, inner_steps=1)
+    distiller = Distiller(image_task("digits", width=4), method, 1)
+    run, _ = distiller.step(distiller.start())
+    assert distiller.compile_seconds == 0
+    distiller.compile()
+    asked: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "training", recorded(Trainer.training, asked))
+    distiller.step(run)
+    assert [trainer.compiles for trainer in asked] == [False, True]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_networks_beside_exact_objectives_train_in_float32(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = get_method(get_domain("image"), "dc").with_settings(steps=4, real_batch=8, outer_steps=9, inner_steps=1)
+    distiller = Distiller(image_task("digits", width=4), method, 1, precision="mixed")
+    run, asked = distiller.start(), list[Trainer]()
+    run.objective.exact = exact
+    monkeypatch.setattr(Trainer, "training", recorded(Trainer.training, asked))
+    distiller.step(run)
+    assert [trainer.precision for trainer in asked] == ["float32" if exact else "mixed"] * 2
 
 
 def test_a_trainer_is_of_one_task_and_while_it_is_at_work() -> None:

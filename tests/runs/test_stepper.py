@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch._inductor.config
 from torch import nn
 
 from mmdistill.distiller import Distiller
-from mmdistill.execution.capture import WARM_UP_CALLS
+from mmdistill.execution.capture import WARM_UP_CALLS, Replay
 from mmdistill.execution.compilation import CompileMode
 from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
@@ -53,6 +54,36 @@ def test_graphs_are_freed_with_the_stepper(name: str) -> None:
         (held,) = (weakref.ref(replay) for replay in stepper._replays.values())
         del stepper
         assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_networks_train_by_graphs_that_are_freed_with_the_distiller(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Replay]] = []
+
+    def noted(*args: Any) -> Replay:
+        replay = Replay(*args)
+        made.append(weakref.ref(replay))
+        return replay
+
+    monkeypatch.setattr("mmdistill.networks.training.Replay", noted)
+    settings = {"steps": 9, "outer_steps": 99, "inner_steps": 4, "augment": False, "real_batch": 8}
+    gc.collect()
+    gc.disable()
+    try:
+        found = []
+        for kind in (Stepper, CapturingStepper):
+            distiller = Distiller(BlobTask(), CORE_METHODS["dc"].with_settings(**settings), 1)
+            run, stepper = distiller.start(), kind(distiller, "off", RepeatedCall)
+            for _ in range(3):
+                run, loss = stepper(run)
+            found.append(loss)
+        assert torch.equal(*found)
+        replay = made[0]()
+        assert replay is not None
+        assert replay.captured
+        del replay, stepper, distiller, run
+        assert [held() for held in made] == [None]
     finally:
         gc.enable()
 
