@@ -60,8 +60,8 @@ MTT = {1: (50, 10), 10: (30, 100), 50: (30, 500)}
 """Student steps and minibatch by ipc."""
 FLAT_BATCH = {"frepo": 1024, "kip": 5000, "dd": 1024}
 DD_STEPS = 30
-EPOCHS = {10: 50, 50: 10}
-"""Epochs that DC's network trains for between two steps, by ipc; at one image per class it is drawn anew instead."""
+EPOCHS = {50: 10}
+"""Epochs that DC's network trains for between two steps, by ipc, 50 for others; at one image per class none."""
 STEPS_TOGETHER = 5
 """Of ours on CUDA, timed together: in a run nothing waits for the device between steps either."""
 WARM_UP = 8
