@@ -170,7 +170,7 @@ def test_the_margin_is_cut_at_half() -> None:
 def test_mirror_images_train_too() -> None:
     images, labels = KEY.uniform(30, 3, 2, 2), torch.arange(30) % 3
     task = image_task(
-        (images, labels), test=(images, labels), model=lambda: nn.Sequential(nn.Flatten(), *smooth_mlp(inputs=12))
+        (images, labels), test=(images, labels), model=lambda: nn.Sequential(nn.Flatten(), *smooth_mlp(4, inputs=12))
     )
     task = ImageTask(replace(task.data, mirror=True), task.network, task.model, task.device)
     network = Network(task, as_float64(task.init(KEY)))
