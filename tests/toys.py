@@ -165,6 +165,17 @@ class Uncompiled(Program[..., object]):
         return self.function(*args, **kwargs)
 
 
+def noting(asked: list[str]) -> type[Uncompiled]:
+    """Return programs that count as compiled, and note the names of the functions that would be."""
+
+    class Noted(Uncompiled):
+        def _first(self, kind: object, *args: object, **kwargs: object) -> object:
+            asked.append(self.function.__name__)
+            return super()._first(kind, *args, **kwargs)
+
+    return Noted
+
+
 def matched_network(task: BlobTask, key: Draws) -> Network:
     """Return a network with a target that trajectories are compared with."""
     return Network(task, task.init(key.fold("net")), task.init(key.fold("end")).params)

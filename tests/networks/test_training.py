@@ -32,7 +32,7 @@ from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, real_samples
 from tests.execution.test_capture import RepeatedCall
-from tests.toys import BlobTask, Uncompiled
+from tests.toys import BlobTask, Uncompiled, noting
 
 KEY = Draws(3, ("training",))
 GIVEN: list[NetworkLoss] = [training_loss, regression_loss, counting_loss]
@@ -225,13 +225,7 @@ def test_a_trainer_is_of_one_task_and_while_it_is_at_work() -> None:
 @pytest.mark.parametrize("name", ["dc", "idm", "frepo", "cafe"])
 def test_a_compiled_run_compiles_how_its_networks_train(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-
-    class Kept(Uncompiled):
-        def _first(self, kind: object, *args: object, **kwargs: object) -> object:
-            asked.append(self.function.__name__)
-            return super()._first(kind, *args, **kwargs)
-
-    monkeypatch.setattr("mmdistill.networks.training.Program", Kept)
+    monkeypatch.setattr("mmdistill.networks.training.Program", noting(asked))
     monkeypatch.setattr("mmdistill.objectives.compiled.Program", Uncompiled)
     changes = {"steps": 2, "real_batch": 8, "outer_steps": 3, "inner_steps": 2, "augment": False}
     method = get_method(get_domain("image"), name).with_settings(**changes)

@@ -23,7 +23,7 @@ from mmdistill.runs.state import RunState
 from mmdistill.runs.stepper import FEWEST_STEPS, Stepper
 from mmdistill.settings import OptimizerSpec
 from tests.execution.test_capture import RepeatedCall
-from tests.toys import BlobTask, Uncompiled
+from tests.toys import BlobTask, noting
 
 COUNTED = replace(
     CORE_METHODS["dm"],
@@ -201,13 +201,7 @@ def test_captured_steps_equal_eager_ones(name: str, active: tuple[int, int, int]
 
 def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-
-    class Kept(Uncompiled):
-        def _first(self, kind: object, *args: object, **kwargs: object) -> object:
-            asked.append(self.function.__name__)
-            return super()._first(kind, *args, **kwargs)
-
-    monkeypatch.setattr("mmdistill.objectives.compiled.Program", Kept)
+    monkeypatch.setattr("mmdistill.objectives.compiled.Program", noting(asked))
     losses = []
     for worth, path in ((1e30, "eager"), (1.0, "compiled")):
         monkeypatch.setattr("mmdistill.execution.compilation.WORTH_OPERATIONS", worth)
