@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.unroll import Layout
+from mmdistill.networks.inner_steps import Layout
 from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Task, Tensors, num_samples, real_samples
 

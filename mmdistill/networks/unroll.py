@@ -8,27 +8,30 @@ directional derivative of the loss, and ``lam - lr ds/dtheta``, ``-lr ds/dx`` an
 and lr. In forward mode no gradient is ever differentiated: that is reverse over forward.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdistill.choices import InnerOptimizer
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
-from mmdistill.execution.compilation import uncounted
-from mmdistill.networks.convolutions import TwiceDifferentiable
-from mmdistill.networks.forward_mode import ExactNorms
-from mmdistill.networks.gradients import require_reached_from
+from mmdistill.errors import ConfigError, ShapeError, require_choice
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
+from mmdistill.networks.inner_steps import (
+    DiffMode,
+    InnerStep,
+    Layout,
+    flat_leaves,
+    portion_of,
+    pull,
+    recorded_bytes,
+    total,
+)
+from mmdistill.networks.inner_steps import StepLoss as StepLoss
 from mmdistill.runtime import spare_memory_bytes
-from mmdistill.task import Batch, Inputs, Targets, Tensors, tensors_of
-
-StepLoss = Callable[[Tensors, Batch, int], Tensor]
-"""``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
-DiffMode = Literal["auto", "forward", "reverse"]
+from mmdistill.task import Batch, Tensors
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Unrolling:
     optimizer: InnerOptimizer = "sgd"
     _measured: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
+    _portions: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Samples of a step that are taken at once, found once likewise."""
     _closed: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     """Holds something once a loss has been found to depend on nothing but its arguments to which gradients should go.
     """
@@ -126,126 +131,15 @@ def unroll_held(
     return problem.layout.unflatten(result)
 
 
-class Layout(NamedTuple):
-    """How a parameter vector is cut into named tensors."""
-
-    names: tuple[str, ...]
-    shapes: tuple[torch.Size, ...]
-
-    @staticmethod
-    def of(params: Tensors) -> "Layout":
-        """Return the layout of some parameters."""
-        return Layout(tuple(params), tuple(tensor.shape for tensor in params.values()))
-
-    def flatten(self, params: Tensors) -> Tensor:
-        """Return the parameters as one vector."""
-        return torch.cat([params[name].reshape(-1) for name in self.names])
-
-    def unflatten(self, vector: Tensor) -> Tensors:
-        """Return views of a vector."""
-        parts = torch.split(vector, [shape.numel() for shape in self.shapes])
-        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
-
-
-class _Recorded(NamedTuple):
-    """One step with its graph: the gradient and what it depends on."""
-
-    gradient: Tensor
-    theta: Tensor
-    chosen: list[Tensor]
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """The inner loss as a function of a parameter vector and a flat list of batch tensors."""
-
-    loss: StepLoss
-    layout: Layout
-    rebuild: Callable[[Sequence[Tensor]], Batch]
-    closed: list[bool] | None
-    """Where it is noted that a step's graph has been looked through; None: it need not be."""
-
-    def value(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
-        return self.loss(self.layout.unflatten(theta), self.rebuild(leaves), step)
-
-    def gradient(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
-        with torch.enable_grad():
-            theta = theta.detach().requires_grad_()
-            value = self.value(theta, [leaf.detach() for leaf in leaves], step)
-            self.check(value, [theta])
-            (gradient,) = torch.autograd.grad(value, theta)
-        return gradient
-
-    def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
-        """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
-        if self.closed is not None and not self.closed:
-            require_reached_from(value, known)
-            self.closed.append(True)
-
-    def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> _Recorded:
-        """Return the gradient with its graph to theta and the chosen leaves."""
-        with torch.enable_grad():
-            theta = theta.detach().requires_grad_()
-            fresh = [t.detach().requires_grad_(index in chosen) for index, t in enumerate(leaves)]
-            with TwiceDifferentiable():
-                value = self.value(theta, fresh, step)
-            self.check(value, [theta, *fresh])
-            (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
-        return _Recorded(gradient, theta, [fresh[index] for index in chosen])
-
-    def slope(
-        self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int], mode: DiffMode
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return ``s = <g, direction>`` and its gradients with respect to theta and the chosen leaves."""
-        if mode == "forward" or (mode == "auto" and theta.is_cuda):
-            try:
-                return self._forward_slope(theta, leaves, step, direction, chosen)
-            except NotImplementedError as error:
-                if mode == "forward":
-                    reason = str(error).split(" because")[0]
-                    raise UnsupportedError(
-                        f"this network lacks forward-mode derivatives ({reason}): use mode='reverse'"
-                    ) from error
-        recorded = self.record(theta, leaves, step, chosen)
-        return _pull(recorded, direction, [recorded.theta, *recorded.chosen])
-
-    def _forward_slope(
-        self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the same by reverse over forward mode."""
-
-        def directional(theta: Tensor, moved: tuple[Tensor, ...]) -> Tensor:
-            full = list(leaves)
-            for index, tensor in zip(chosen, moved, strict=True):
-                full[index] = tensor
-            with ExactNorms():
-                tangent: Tensor = torch.func.jvp(lambda p: self.value(p, full, step), (theta,), (direction,))[1]
-            return tangent
-
-        moved = tuple(leaves[index] for index in chosen)
-        (along, others), s = torch.func.grad_and_value(directional, argnums=(0, 1))(theta, moved)
-        return s, [along, *others]
-
-
-def _pull(recorded: _Recorded, direction: Tensor, sources: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return ``<g, direction>`` of a recorded step and its gradients with respect to some of its sources."""
-    gradient = recorded.gradient
-    found: Sequence[Tensor | None] = [None] * len(sources)
-    if gradient.requires_grad and sources:  # it does not where the loss is linear in theta and nothing else moves
-        found = torch.autograd.grad(gradient, sources, direction, allow_unused=True)
-    pulled = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
-    return gradient.detach() @ direction, pulled
-
-
 def _pose(
     loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling
-) -> tuple[_Problem, Tensor, Tensor, list[Tensor]]:
+) -> tuple[InnerStep, Tensor, Tensor, list[Tensor]]:
     """Check the arguments and bring them into flat form."""
     dtypes = {tensor.dtype for tensor in params.values()}
     if len(dtypes) != 1:
         raise ShapeError(f"unrolling needs parameters of one dtype, got {sorted(map(str, dtypes)) or 'none'}")
     count = steps.weight.shape[0] if steps.weight.ndim == 2 else 0
-    leaves, rebuild = _leaves(steps)
+    leaves, rebuild = flat_leaves(steps)
     if count < 1 or any(leaf.shape[:1] != (count,) for leaf in leaves):
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
         raise ShapeError(f"step batches have axes (steps, samples, ...) with at least one step, got {shapes}")
@@ -255,49 +149,34 @@ def _pose(
     if rates.shape not in ((), (count,)):
         raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
     closed = unrolling._closed if torch.is_grad_enabled() else None
-    return _Problem(loss, layout, rebuild, closed), theta, rates.expand(count), leaves
-
-
-def _leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:
-    """Return a batch's tensors in one list, and how to put such a list back together."""
-    parts: list[Inputs | Targets] = [batch.inputs, batch.targets]
-    names = [tuple(part) if isinstance(part, dict) else None for part in parts]
-    leaves = [tensor for part in parts for tensor in tensors_of(part)]
-
-    def rebuild(found: Sequence[Tensor]) -> Batch:
-        rest = iter(found)
-        inputs, targets = (next(rest) if own is None else {name: next(rest) for name in own} for own in names)
-        return Batch(inputs, targets, next(rest))
-
-    return [*leaves, batch.weight], rebuild
+    problem = InnerStep(loss, layout, rebuild, closed)
+    if not theta.is_cuda and unrolling.mode != "forward":
+        chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
+        kind = _kind(problem, theta, leaves, chosen)
+        if kind not in unrolling._portions:
+            alone = replace(problem, closed=None)
+            unrolling._portions[kind] = portion_of(alone, theta.detach(), [t.detach() for t in _at(leaves, 0)], chosen)
+        problem = replace(problem, portion=unrolling._portions[kind])
+    return problem, theta, rates.expand(count), leaves
 
 
 def _at(leaves: Sequence[Tensor], step: int) -> list[Tensor]:
     return [leaf[step] for leaf in leaves]
 
 
+def _kind(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int]) -> object:
+    """Return what the memory of a step depends on."""
+    return (problem.layout, theta.dtype, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves), tuple(chosen))
+
+
 def _affordable(
-    problem: _Problem, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int], measured: dict[object, int]
+    problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int], measured: dict[object, int]
 ) -> int:
     """Return how many steps' activations fit into the memory for them."""
-    shapes = (problem.layout, theta.dtype, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves), tuple(chosen))
-    if shapes not in measured:
-        with uncounted():
-            measured[shapes] = _recorded_bytes(problem, theta, leaves, chosen)
-    return spare_memory_bytes() // max(measured[shapes], 1)
-
-
-def _recorded_bytes(problem: _Problem, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int]) -> int:
-    """Return the bytes that a recorded step keeps, by recording the first for nothing else."""
-    storages: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # a node that keeps its own output would keep itself, and all it saved, for good
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        problem.record(theta, _at(leaves, 0), 0, chosen)
-    return sum(storages.values())
+    kind = _kind(problem, theta, leaves, chosen)
+    if kind not in measured:
+        measured[kind] = recorded_bytes(problem, theta, _at(leaves, 0), chosen)
+    return spare_memory_bytes() // max(measured[kind], 1)
 
 
 class _Cotangents:
@@ -320,7 +199,7 @@ class _Unroll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, problem: _Problem, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
+        ctx: Any, problem: InnerStep, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
     ) -> Tensor:
         count, rule = len(rates), unrolling.rule()
         first = max(count - (unrolling.truncate or count), 0)
@@ -336,7 +215,7 @@ class _Unroll(torch.autograd.Function):
         for step in range(count):
             if differentiated and step >= max(first, count - recorded):
                 ctx.recorded[step] = problem.record(theta, _at(leaves, step), step, chosen)
-                gradient = ctx.recorded[step].gradient.detach()
+                gradient = total(ctx.recorded[step])
             else:
                 gradient = problem.gradient(theta, _at(leaves, step), step)
             before = theta
@@ -363,14 +242,13 @@ class _Unroll(torch.autograd.Function):
             own = tuple(kept[(step - first) * each :][:each])
             direction, scale, carried, by_rate = rule.pull(adjoint, carried, own, rates[step], step)
             if step in ctx.recorded:
-                recorded = ctx.recorded.pop(step)
-                s, pulled = _pull(recorded, direction, [recorded.theta, *recorded.chosen])
+                pulled = pull(ctx.recorded.pop(step), direction)
             else:
                 theta = trail[step - first]
-                s, pulled = problem.slope(theta, _at(leaves, step), step, direction, result.chosen, unrolling.mode)
-            result.rates[step] = -s if by_rate is None else by_rate
-            result.set(step, scale, pulled[1:])
-            adjoint = adjoint + scale * pulled[0]
+                pulled = problem.slope(theta, _at(leaves, step), step, direction, result.chosen, unrolling.mode)
+            result.rates[step] = -pulled.slope if by_rate is None else by_rate
+            result.set(step, scale, pulled.chosen)
+            adjoint = adjoint + scale * pulled.theta
         return (
             None,
             None,
@@ -385,7 +263,7 @@ class _HeldUnroll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, problem: _Problem, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
+        ctx: Any, problem: InnerStep, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
     ) -> Tensor:
         ctx.problem, ctx.unrolling = problem, unrolling
         ctx.save_for_backward(theta, rates, *leaves)
@@ -410,8 +288,8 @@ class _HeldUnroll(torch.autograd.Function):
         memory = rule.start(theta)
         for step, share in enumerate(shares):
             recorded = problem.record(theta, _at(leaves, step), step, result.chosen)
-            gradient = recorded.gradient.detach()
-            result.set(step, -share, _pull(recorded, adjoint, recorded.chosen)[1])
+            gradient = total(recorded)
+            result.set(step, -share, pull(recorded, adjoint, of_theta=False).chosen)
             theta, memory = rule.step(theta, memory, gradient, rates[step], step)
             result.rates[step] = -(adjoint @ (memory[0] if memory else gradient))
         leaf_cotangents = (result.leaves.get(index) for index in range(len(leaves)))

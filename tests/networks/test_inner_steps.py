@@ -1,0 +1,163 @@
+"""Steps in portions: as the whole, only where samples know nothing of each other, and of a size that fits caches."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.networks import inner_steps
+from mmdistill.networks.inner_steps import InnerStep, Layout, StepLoss, flat_leaves, portion_of, recorded_bytes
+from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
+from mmdistill.task import Batch, Tensors
+from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, peak_bytes, plain, terminal
+from tests.toys import smooth_mlp
+
+SAMPLES = 13
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portions of four samples at most, wherever portions are allowed."""
+    monkeypatch.setattr(inner_steps, "recorded_bytes", lambda _, __, leaves, ___: len(leaves[-1]))
+    monkeypatch.setattr(inner_steps, "PORTION_BYTES", 4)
+
+
+def without_weights(problem: Problem) -> Problem:
+    """A problem whose weights are constants, of which the first four samples of a step and one more have none."""
+    problem.weight = problem.weight.detach().clone()
+    problem.weight[:, :4] = 0
+    problem.weight[1, 7] = 0
+    return problem
+
+
+def posed(problem: Problem, loss: StepLoss | None = None) -> tuple[InnerStep, Tensor, list[Tensor]]:
+    """The first step of a problem."""
+    layout = Layout.of(problem.params)
+    leaves, rebuild = flat_leaves(problem.batch)
+    step = InnerStep(loss or problem.loss, layout, rebuild, None)
+    return step, layout.flatten(problem.params).detach(), [leaf[0].detach() for leaf in leaves]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("keep", [0, 2, None])
+@pytest.mark.parametrize("factory", [lambda: smooth_mlp(6, 16), Conv])
+def test_portions_give_the_gradients_of_the_whole(factory: Callable[[], nn.Module], keep: int | None) -> None:
+    problem, seen = without_weights(Problem(factory, samples=SAMPLES)), []
+
+    def noted(params: Tensors, batch: Batch, step: int) -> Tensor:
+        seen.append(len(batch.weight))
+        return problem.loss(params, batch, step)
+
+    options = Unrolling(0.9, keep=keep)
+    ends = unroll(noted, problem.params, problem.batch, problem.rates, options)
+    assert max(seen[-STEPS:]) == 4
+    expected = plain(problem.loss, problem.params, problem.batch, problem.rates, 0.9)
+    leaves = [problem.inputs, problem.labels, problem.rates, *problem.params.values()]
+    assert_equal_gradients(terminal(expected), terminal(ends), leaves)
+    (moved,) = torch.autograd.grad(
+        terminal(unroll(noted, problem.params, problem.batch, problem.rates, options)), problem.inputs
+    )
+    assert not moved[:, :4].any()  # a portion of which no sample counts
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_portions_with_held_states(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, found = without_weights(Problem(Conv, samples=SAMPLES)), []
+    leaves = [problem.inputs, problem.labels, problem.rates]
+    for size in (SAMPLES, 4):
+        monkeypatch.setattr(inner_steps, "PORTION_BYTES", size)
+        ends = unroll_held(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(beta))
+        found.append(torch.autograd.grad(terminal(ends), leaves))
+    for whole, parts in zip(*found, strict=True):
+        assert not torch.equal(whole, parts)
+        torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small")
+def test_weights_that_are_learned_are_taken_together() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), samples=SAMPLES)
+    expected = plain(problem.loss, problem.params, problem.batch, problem.rates)
+    found = unroll(problem.loss, problem.params, problem.batch, problem.rates)
+    assert_equal_gradients(terminal(expected), terminal(found), problem.leaves(theta=True))
+
+
+@pytest.mark.usefixtures("small")
+def test_all_weights_zero_are_no_finite_step() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), samples=SAMPLES)
+    problem.weight = torch.zeros_like(problem.weight)
+    ends = unroll(problem.loss, problem.params, problem.batch, problem.rates)
+    whole = plain(problem.loss, problem.params, problem.batch, problem.rates)
+    for name, end in ends.items():
+        torch.testing.assert_close(end, whole[name], equal_nan=True)
+
+
+class Normed(nn.Module):
+    """A network whose batch norm keeps no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x)
+        return result
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_no_mean_over_single_samples_is_taken_whole() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), samples=SAMPLES)
+    assert portion_of(*posed(problem), [0]) == 4
+    weights = len(posed(problem)[2]) - 1
+    assert portion_of(*posed(problem), [0, weights]) == 0
+
+    def dropped(params: Tensors, batch: Batch, step: int) -> Tensor:
+        mask = KEY.fold("mask", step).uniform(*batch.weight.shape) > 0.5
+        return problem.loss(params, batch._replace(weight=batch.weight * mask), step) + mask.sum()
+
+    def added(params: Tensors, batch: Batch, step: int) -> Tensor:
+        return problem.loss(params, batch, step) * batch.weight.sum()
+
+    def linked(params: Tensors, batch: Batch, step: int) -> Tensor:
+        assert isinstance(batch.inputs, Tensor)
+        return problem.loss(params, batch._replace(inputs=batch.inputs + 1e-6 * batch.inputs.roll(1, 0)), step)
+
+    for loss in (dropped, added, linked):
+        assert portion_of(*posed(problem, loss), [0]) == 0
+    assert portion_of(*posed(Problem(Normed, samples=SAMPLES)), [0]) == 0
+    few = Problem(lambda: smooth_mlp(6, 16), samples=8)
+    assert portion_of(*posed(few), [0]) == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_tokens_are_taken_whole() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), samples=SAMPLES)
+
+    def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
+        assert isinstance(batch.inputs, Tensor)
+        return problem.loss(params, batch._replace(inputs=batch.inputs.double()), step)
+
+    step, theta, leaves = posed(problem, loss)
+    assert portion_of(step, theta, leaves, []) == 4
+    leaves[0] = torch.ones(SAMPLES, 16, dtype=torch.long)
+    assert portion_of(step, theta, leaves, []) == 0
+
+
+def test_portions_are_of_one_size_and_fill_what_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, theta, leaves = posed(Problem(Conv, samples=100))
+    less, more = (recorded_bytes(step, theta, [leaf[:count] for leaf in leaves], [0]) for count in (50, 100))
+    each = (more - less) / 50
+    for samples, expected in ((200, 0), (100, 0), (99, 50), (40, 34), (10, 10), (0.1, 1)):
+        monkeypatch.setattr(inner_steps, "PORTION_BYTES", int(samples * each) + 1)
+        assert portion_of(step, theta, leaves, [0]) % 100 == expected, samples
+
+
+def test_a_step_needs_the_memory_of_one_portion() -> None:
+    step, theta, leaves = posed(Problem(Conv, samples=100))
+    whole, parts = (
+        peak_bytes(lambda own=replace(step, portion=size): own.slope(theta, leaves, 0, theta, [0], "reverse"))  # type: ignore[misc]
+        for size in (0, 20)
+    )
+    assert parts < 0.5 * whole
