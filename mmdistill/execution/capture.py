@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from mmdistill import runtime
 from mmdistill.errors import MmdistillError, MmdistillWarning
@@ -361,6 +361,14 @@ def copy_into(places: list[Tensor], values: list[Tensor], groups: list[list[int]
     """Copy values to their places, in one operation for each group of :func:`alike`."""
     for group in groups:
         torch._foreach_copy_([places[at] for at in group], [values[at] for at in group], non_blocking=True)
+
+
+def copied_together(tree: Any) -> Any:
+    """Return copies of a tree of tensors, such as results that are to stay."""
+    values, structure = tree_flatten(tree)
+    copies = [torch.empty_like(value) for value in values]
+    copy_into(copies, values, alike(values))
+    return tree_unflatten(copies, structure)
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
