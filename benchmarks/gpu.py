@@ -177,7 +177,7 @@ def check_judges(task: ImageTask) -> str:
 def checks(task: ImageTask) -> dict[str, Callable[[], str]]:
     """Return all checks by name."""
     calls: dict[str, Callable[[], str]] = {}
-    for name in ("dm", "dc", "dsa", "mtt", "dd", "frepo", "kip", "dc-epochs"):
+    for name in ("dm", "dc", "dsa", "mtt", "dd", "frepo", "kip", "rcig", "dc-epochs"):
         if name == "dsa":
             calls["judges"] = lambda: check_judges(task)
         calls[f"replays of {name}"] = lambda name=name: check_replays(task, name)  # type: ignore[misc]

@@ -156,7 +156,7 @@ def contest(
     precision: Precision = "auto",
     changes: Mapping[str, Any] | None = None,
 ) -> Contest:
-    """Return a method's two steps.
+    """Return a method's two steps; the textbook has none of RCIG, whose own can still be checked.
 
     Args:
         task: of random images.
@@ -193,7 +193,7 @@ def contest(
         "frepo": lambda: textbook.frepo(p),
         "kip": lambda: textbook.kip(p),
     }
-    return Contest(lambda: stepper(run), plain[name], lambda: stepper.path)
+    return Contest(lambda: stepper(run), lambda: plain[name](), lambda: stepper.path)
 
 
 def judging(

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,6 +41,21 @@ class NoTransfers(TorchDispatchMode):
         places = {tensor.device.type for tensor in tensors}
         if len(places) > 1:
             raise TransferError(f"{func} between {' and '.join(sorted(places))}")
+        return out
+
+
+class NoHostValues(TorchFunctionMode):
+    """Refuses tensors of the device that are made of values of the host, which a captured call may not read.
+
+    Such a copy reaches no dispatch mode.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor) and out.device == META and not isinstance(args[0], Tensor):
+            raise TransferError(f"{func.__name__} copies {args[0]} from the host")
         return out
 
 

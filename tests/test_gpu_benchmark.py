@@ -121,7 +121,7 @@ def test_the_most_telling_rows_come_directly_after_their_checks(
     first = "replays of dm", "waiting of dm", "dm ipc 10 auto", "replays of dc", "waiting of dc", "dc ipc 10 auto"
     for name, line in zip((*first, "judges", "evaluate ipc 10 auto", "replays of dsa"), done, strict=False):
         assert line.startswith(name)
-    assert len(done) == 17 + len(gpu.table())
+    assert len(done) == 19 + len(gpu.table())
 
 
 def test_what_was_warned_of_stands_beside_what_was_found(
@@ -165,7 +165,7 @@ class WrongReplays(Stepper):
         return loss, [None if gradient is None else 1.01 * gradient for gradient in found]
 
 
-@pytest.mark.parametrize("name", ["frepo", "kip"])
+@pytest.mark.parametrize("name", ["frepo", "kip", pytest.param("rcig", marks=pytest.mark.slow)])
 def test_checks_of_replays_find_wrong_gradients(name: str, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "CHECKED_STEPS", 20)
     task = gpu.speed.make_task((3, 8, 8), 8, 16, torch.device("cpu"))

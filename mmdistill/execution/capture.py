@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from mmdistill import runtime
 from mmdistill.errors import MmdistillError, MmdistillWarning
@@ -283,6 +283,7 @@ class _Capture:
         self._graph: Graph | None = None
         self._generators: Generators | None = None
         self._inputs: list[Tensor] = []
+        self._groups: list[list[int]] = []
         self._results: Any = None
         self._calls = 0
         self._replays = 0
@@ -316,6 +317,7 @@ class _Capture:
             self._results = graph.capture(lambda: self.function(key, own), generators.generators)
         generators.require_all()
         self._graph, self._inputs = graph, _tensors(own)
+        self._groups = alike(self._inputs)
         return self.function(key, inputs)
 
     def _checked(self, generators: Generators, key: Draws, inputs: Any) -> Any:
@@ -336,13 +338,37 @@ class _Capture:
 
     def _replayed(self, generators: Generators, key: Draws, inputs: Any) -> Any:
         """Return the results of a replay with other inputs and another key."""
-        if leaves := _tensors(inputs):
-            with torch.no_grad():
-                torch._foreach_copy_(self._inputs, leaves, non_blocking=True)
+        copy_into(self._inputs, _tensors(inputs), self._groups)
         generators.seed(key)
         assert self._graph is not None
         self._graph.replay()
         return self._results
+
+
+def alike(tensors: list[Tensor]) -> list[list[int]]:
+    """Return the positions of tensors, together where the device and the number format are the same.
+
+    CUDA's fused operations on lists take no others.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(position)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def copy_into(places: list[Tensor], values: list[Tensor], groups: list[list[int]]) -> None:
+    """Copy values to their places, in one operation for each group of :func:`alike`."""
+    for group in groups:
+        torch._foreach_copy_([places[at] for at in group], [values[at] for at in group], non_blocking=True)
+
+
+def copied_together(tree: Any) -> Any:
+    """Return copies of a tree of tensors, such as results that are to stay."""
+    values, structure = tree_flatten(tree)
+    copies = [torch.empty_like(value) for value in values]
+    copy_into(copies, values, alike(values))
+    return tree_unflatten(copies, structure)
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

@@ -373,10 +373,20 @@ def sgd_step(
         returned, without ``beta``.
     """
     gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
-    with torch.no_grad():
-        if weight_decay:
-            gradients = {name: g + weight_decay * network.params[name] for name, g in gradients.items()}
-        if beta:
-            gradients = {n: beta * momentum[n] + g if n in momentum else g for n, g in gradients.items()}
-        params = {name: p - lr * gradients[name] for name, p in network.params.items()}
-    return NetworkState(params, buffers), gradients if beta else {}
+    params, momentum = sgd_update(network.params, gradients, momentum, lr, beta, weight_decay)
+    return NetworkState(params, buffers), momentum
+
+
+@torch.no_grad()
+def sgd_update(
+    params: Tensors, gradients: Tensors, momentum: Tensors, lr: float, beta: float, weight_decay: float = 0.0
+) -> tuple[Tensors, Tensors]:
+    """Return parameters and momentum buffers after :func:`sgd_step`, by operations on all parameters at once."""
+    names, values = list(params), list(params.values())
+    change = tuple(gradients[name] for name in names)
+    if weight_decay:
+        change = torch._foreach_add(change, torch._foreach_mul(values, weight_decay))
+    if beta and momentum:
+        change = torch._foreach_add(torch._foreach_mul([momentum[name] for name in names], beta), change)
+    moved = torch._foreach_sub(values, torch._foreach_mul(change, lr))
+    return dict(zip(names, moved, strict=True)), dict(zip(names, change, strict=True)) if beta else {}

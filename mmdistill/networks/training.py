@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from mmdistill.execution.capture import Graph, Replay
+from mmdistill.execution.capture import Graph, Replay, copied_together
 from mmdistill.execution.compilation import Program
 from mmdistill.execution.portions import features_by_portions
 from mmdistill.execution.precision import Precision, lowered
@@ -135,8 +135,7 @@ class Trainer:
         replay, key = Replay(keyless, self.graph), Draws(0, device=self.task.device)  # by which nothing is drawn
 
         def replayed(network: NetworkState, batch: Batch, _: Draws | None) -> tuple[Tensors, Tensors]:
-            found = replay(key, (network, batch))
-            gradients, beside = (copied(tensors) for tensors in found)  # which the next replay overwrites
+            gradients, beside = copied_together(replay(key, (network, batch)))  # which the next replay overwrites
             return gradients, beside
 
         return replayed

@@ -113,7 +113,7 @@ def ridge_factor(kernel: Tensor, ridge: Tensor | float, scale: RidgeScale) -> Te
     """Return Cholesky's factor of K + lambda I in float64, ``(n, n)``; see :func:`ridge_solution`."""
     k = kernel.double()
     n = k.shape[0]
-    amount = ridge * k.diagonal().mean() if scale == "trace" else torch.as_tensor(ridge, dtype=k.dtype, device=k.device)
+    amount = ridge * k.diagonal().mean() if scale == "trace" else ridge
     factor, info = torch.linalg.cholesky_ex(k + amount * torch.eye(n, dtype=k.dtype, device=k.device))
     return torch.where(info == 0, factor, torch.nan)
 

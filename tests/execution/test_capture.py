@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmdistill import runtime
@@ -141,6 +142,33 @@ def test_replays_equal_eager_calls_of_any_key_and_input() -> None:
         other = torch.ones(size, 3), {"y": torch.ones(1)}
         assert replay(Draws(3).fold("step", 99), other)["sum"].shape == (size, 3)
     assert (len(graphs), graphs[0].replays) == (1, 4)
+
+
+class ListCopies(TorchDispatchMode):
+    """Notes the number formats of lists of tensors that are copied in one operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formats: list[list[torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._foreach_copy_.default:
+            self.formats.append([tensor.dtype for tensor in args[0]])
+        return func(*args, **(kwargs or {}))
+
+
+def test_inputs_of_one_format_are_copied_together() -> None:
+    """CUDA copies lists of several formats one tensor after the other."""
+
+    def function(key: Draws, inputs: list[Tensor]) -> Tensor:
+        return torch.stack([x.double().sum() for x in inputs])
+
+    replay = Replay(function, RepeatedCall)
+    for step in range(EAGER + 2):
+        inputs = [torch.full((2,), step).to(d) for d in (torch.float32, torch.int64, torch.float32, torch.float64)]
+        with ListCopies() as noted:
+            assert torch.equal(replay(Draws(3), inputs), function(Draws(3), inputs))
+    assert noted.formats == [[torch.float32] * 2, [torch.int64], [torch.float64]]
 
 
 def test_a_function_of_its_key_alone_is_replayed() -> None:

@@ -11,7 +11,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.image import image_task, pixels
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runs.state import RunState
-from tests.meta import META, NoTransfers, TransferError, on_meta
+from tests.meta import META, NoHostValues, NoTransfers, TransferError, on_meta
 from tests.toys import RandomTargets
 
 STEPS = 2
@@ -52,7 +52,7 @@ def begun(distiller: Distiller) -> RunState:
 def test_a_step_waits_for_nothing(name: str) -> None:
     distiller = distiller_of(name)
     run = begun(distiller)
-    with on_meta(distiller, run), NoTransfers():
+    with on_meta(distiller, run), NoTransfers(), NoHostValues():
         for _ in range(STEPS):
             run, loss = distiller.step(run)
         assert loss.device == META
@@ -91,5 +91,7 @@ def test_the_test_sees_waiting() -> None:
         torch.ones(3).to(META)
     with pytest.raises(RuntimeError, match="meta"):
         there.sum().item()
+    with pytest.raises(TransferError, match="as_tensor copies"), NoHostValues():
+        torch.as_tensor(0.5, device=META)
     with pytest.raises(TransferError, match="factorisation"), NoTransfers():
         torch.linalg.solve(there.diag(), there)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mmdistill.distiller import Distiller
 from mmdistill.execution.capture import WARM_UP_CALLS
@@ -31,7 +32,7 @@ from mmdistill.registry import get_domain, get_method
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, real_samples
-from tests.execution.test_capture import RepeatedCall
+from tests.execution.test_capture import ListCopies, RepeatedCall
 from tests.toys import BlobTask, Uncompiled, noting
 
 KEY = Draws(3, ("training",))
@@ -148,6 +149,20 @@ def test_what_a_replay_returns_stays() -> None:
         expected, counted = network_gradients(counting_loss, task, network, batch, KEY)
         assert gap(gradients, expected) == 0
         assert beside[RIGHT] == counted[RIGHT]
+
+
+def test_what_a_replay_returns_is_copied_together() -> None:
+    """Not tensor by tensor: gradients and counts are of one number format."""
+    task = BlobTask()
+    network, batch = drawn(task)
+    given = len(tree_leaves((network, batch)))
+    with Trainer(task, graph=RepeatedCall).training():
+        for _ in range(WARM_UP_CALLS + 4):
+            with ListCopies() as noted:
+                gradients, beside = network_gradients(counting_loss, task, network, batch, None)
+    assert list(gradients) == list(network.params)
+    inputs, results = sum(map(len, noted.formats[:-1])), noted.formats[-1]
+    assert (inputs, results) == (given, [torch.float32] * len([*gradients, *beside]))
 
 
 def test_dropout_follows_its_key_where_the_rest_would_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:

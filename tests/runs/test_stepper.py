@@ -245,7 +245,7 @@ def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.parametrize("compile", ["auto", "on"])
-@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip", "datadam", "idm"])
+@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip", "rcig", "datadam", "idm"])
 def test_captured_steps_equal_eager_ones_on_cuda(name: str, compile: str) -> None:
     method = get_method(get_domain("image"), name).with_settings(steps=24, real_batch=16, inner_steps=3)
     sets = []
