@@ -16,7 +16,6 @@ from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.runs.state import grouped
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Task
@@ -99,6 +98,12 @@ def composed(
     groups = grouped(parameterization, objective) if settings.steps and method.solve is None else {}
     require_groups(settings, groups)
     return make_optimizers(method, settings, groups)
+
+
+def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
+    """Return what is learned of samples and an objective, by optimizer group."""
+    groups, own = parameterization.groups(), list(objective.parameters())
+    return {**groups, "objective": own} if own else groups
 
 
 def require_composition(
