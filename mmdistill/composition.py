@@ -63,13 +63,11 @@ def noise_suggested(task: Task, method: Method, budget: int, settings: Settings)
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:
-    """Refuse settings by which no step could be chosen or averaged as they say.
+    """Refuse settings by which no step could be chosen as they say.
 
     Raises:
         ConfigError: saying which of them, or that the task cannot validate.
     """
-    if not 0 <= settings.ema < 1:
-        raise ConfigError(f"ema is a decay in [0, 1), got {settings.ema}")
     if settings.patience and not settings.validate_every:
         raise ConfigError(
             f"patience counts validations, and without validate_every there are none; got a patience of "
