@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
@@ -154,3 +156,16 @@ def require_checkpoint_every(steps: int) -> None:
     """
     if not is_of(steps, Integral) or steps < 0:
         raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {steps}")
+
+
+def has_type(value: object, kind: Any) -> bool:
+    """Return whether a value that a file holds is of a field's type, as its annotation says it."""
+    if get_origin(kind) in (UnionType, Union):
+        return any(has_type(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -16,7 +16,6 @@ from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.runs.state import grouped
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Task
@@ -64,13 +63,11 @@ def noise_suggested(task: Task, method: Method, budget: int, settings: Settings)
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:
-    """Refuse settings by which no step could be chosen or averaged as they say.
+    """Refuse settings by which no step could be chosen as they say.
 
     Raises:
         ConfigError: saying which of them, or that the task cannot validate.
     """
-    if not 0 <= settings.ema < 1:
-        raise ConfigError(f"ema is a decay in [0, 1), got {settings.ema}")
     if settings.patience and not settings.validate_every:
         raise ConfigError(
             f"patience counts validations, and without validate_every there are none; got a patience of "
@@ -99,6 +96,12 @@ def composed(
     groups = grouped(parameterization, objective) if settings.steps and method.solve is None else {}
     require_groups(settings, groups)
     return make_optimizers(method, settings, groups)
+
+
+def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
+    """Return what is learned of samples and an objective, by optimizer group."""
+    groups, own = parameterization.groups(), list(objective.parameters())
+    return {**groups, "objective": own} if own else groups
 
 
 def require_composition(

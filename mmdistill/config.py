@@ -3,12 +3,11 @@
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from mmdistill.checks import require_checkpoint_every
+from mmdistill.checks import has_type, require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 from mmdistill.files.plain_yaml import settings_by_name
@@ -215,6 +214,11 @@ class DistillConfig:
         """Return the budget by its unit, ``{"ipc": 10}``; where several are given, all of them."""
         return {unit: budget for unit in BUDGETS if (budget := getattr(self, unit)) is not None}
 
+    @property
+    def count(self) -> int:
+        """How many samples per class, nodes or users there are to be; 1 where none of them is given."""
+        return self.ipc or self.nodes or self.users or 1
+
     def overrides(self) -> dict[str, object]:
         """Return the settings that replace the method's own."""
         return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
@@ -378,7 +382,7 @@ def read_options(path: Path) -> dict[str, Any]:
     content = read_settings(path, (*kinds, IMPORTED))
     content.pop(IMPORTED, None)
     for name, value in content.items():
-        if not _fits(value, kinds[name]):
+        if not has_type(value, kinds[name]):
             raise CheckpointError(f"{path} has {name}: {value!r:.80}, which cannot be; mend or remove the line")
     return content
 
@@ -393,19 +397,6 @@ def _no_configuration(path: Path) -> str:
         "(or the file was removed). There distill(task, ..., out=folder, resume=True) goes on with it, "
         "evaluate(task, DistilledSet.load(folder)) judges it, save_evaluation writes its report, and export exports it"
     )
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Return whether a value is of a field's type."""
-    if get_origin(kind) in (UnionType, Union):
-        return any(_fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
-    if isinstance(value, bool) or kind is bool:
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def require_data_and_method(config: DistillConfig) -> tuple[str, str]:

@@ -38,7 +38,7 @@ from mmdistill.runs.mending import whole_set
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.store import read_json, write_json
-from mmdistill.task import Task, require_task
+from mmdistill.task import Task, TaskInfo, require_task
 
 logger = logging.getLogger(__name__)
 
@@ -236,9 +236,7 @@ def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool
         Checkpoints(folder / CHECKPOINTS, own).require_own()
         return None
     saved = {
-        "fingerprint": found.info.fingerprint,
-        "units": found.info.units,
-        AUGMENTATION: found.info.preprocessing.get("augmentation"),
+        **_of_data(found.info),
         **({"network": found.network} if found.network else {}),
         "method": found.method,
         "parameterization": found.parameterization,
@@ -341,13 +339,19 @@ def _interruptions_noted(keeper: Keeper | None, again: str) -> Iterator[None]:
         raise
 
 
-def identity(distiller: Distiller, name: str) -> dict[str, object]:
-    """Return what a checkpoint must share with the run that resumes it, as plain values."""
-    info = distiller.task.describe()
-    found = {
+def _of_data(info: TaskInfo) -> dict[str, object]:
+    """Return what tells the data of one run from those of another, as a task or a set describes them."""
+    return {
         "fingerprint": info.fingerprint,
         "units": info.units,
         AUGMENTATION: info.preprocessing.get("augmentation"),
+    }
+
+
+def identity(distiller: Distiller, name: str) -> dict[str, object]:
+    """Return what a checkpoint must share with the run that resumes it, as plain values."""
+    found = {
+        **_of_data(distiller.task.describe()),
         "method": name,
         "parameterization": distiller.method.storage,
         "label": distiller.method.label,

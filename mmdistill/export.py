@@ -8,6 +8,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.locks import sole_writer
+from mmdistill.imports import LEARNED
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import get_domain
 from mmdistill.runtime import remove_parts
@@ -53,7 +54,7 @@ def export(
         written = domain.exports[key](distilled, folder, task)
         if distilled.learned:
             learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
-            write_json(folder / "learned.json", learned)
-            written = [*written, folder / "learned.json"]
+            write_json(folder / LEARNED, learned)
+            written = [*written, folder / LEARNED]
         exports.record(folder, identity, written)
     return written

@@ -11,6 +11,8 @@ from mmdistill.runs.written import note_written, written_files
 from mmdistill.store import read_json
 from mmdistill.task import Task
 
+PREPROCESSING = "preprocessing.json"
+"""Says in which units an export's samples are, for test data of other tools."""
 LISTING = "export.json"
 """Says of which set the exports in a folder are, and which files they wrote."""
 

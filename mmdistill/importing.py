@@ -14,7 +14,7 @@ from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
-from mmdistill.exports import LISTING
+from mmdistill.exports import LISTING, PREPROCESSING
 from mmdistill.imports import Imported, Source, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
@@ -28,7 +28,7 @@ IMPORTED = "imported"
 """What the method of a set is called whose user does not say it."""
 IN_PYTHON = "values in Python"
 """Where a set comes from that is in no file."""
-DESCRIBING = (LISTING, "preprocessing.json")
+DESCRIBING = (LISTING, PREPROCESSING)
 """What exports write that says how a set was made and used, and is no part of it."""
 
 

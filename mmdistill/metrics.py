@@ -107,6 +107,11 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return document
 
 
+def former_metrics(path: Path) -> dict[str, Any]:
+    """Return what :func:`read_metrics` reads, or nothing where nothing was judged."""
+    return read_metrics(path) if path.exists() else {}
+
+
 def fits(found: object, types: Mapping[str, type]) -> bool:
     """Return whether a mapping has values of some types; of what an entry may lack, where it has it."""
     if not isinstance(found, Mapping):

@@ -216,7 +216,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_at_least(self, LEAST)
-        require_below_one(self, "inner_momentum", "masked")
+        require_below_one(self, "inner_momentum", "masked", "ema")
         require_choice("the start (init)", self.init, get_args(InitKind))
         require_choice("the students' optimizer (inner_optimizer)", self.inner_optimizer, get_args(InnerOptimizer))
         require_choice("what masks parameters (masked_by)", self.masked_by, get_args(MaskedBy))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -16,6 +17,7 @@ PACKAGE = Path(mmdistill.__file__).parent
 DOMAINS = ("image", "graph", "text", "recsys")
 
 
+@cache
 def imported(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):

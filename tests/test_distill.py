@@ -200,6 +200,7 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"outer_steps": 0}, "outer_steps is"),
         ({"patience": -1}, "patience is"),
         ({"inner_momentum": 2.0}, "inner_momentum is at least 0 and below 1, got 2"),
+        ({"ema": 1.0}, "ema is at least 0 and below 1, got 1"),
         ({"inner_lr": float("nan")}, "inner_lr is a number of at least 0, got nan"),
         ({"clip": -1.0}, "clip is"),
         ({"augment": "no"}, "augment is true or false, got 'no'"),

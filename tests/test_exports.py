@@ -121,6 +121,7 @@ def test_exports_need_no_data_but_those_of_real_samples(
         assert content(tmp_path / "task" / format) == own
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode elsewhere")
 @pytest.mark.parametrize("name", ["pictures", "graph.pt", "log.csv", "points"])
 def test_names_of_files_need_be_no_utf8(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

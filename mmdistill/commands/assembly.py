@@ -73,7 +73,7 @@ def chosen_method(config: DistillConfig, domain: Domain, classes: int | None) ->
     storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
     if config.set is not None:
-        settings |= assigned(config.set, method.settings(config.ipc or config.nodes or config.users or 1), method.title)
+        settings |= assigned(config.set, method.settings(config.count), method.title)
     return method.customised(storage, config.label, settings)
 
 

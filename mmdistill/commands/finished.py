@@ -15,8 +15,9 @@ from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first
 from mmdistill.evaluate import find_baselines
 from mmdistill.export import export
 from mmdistill.files.locks import sole_writer
-from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
+from mmdistill.metrics import dropped_baselines, former_metrics, of_same_test, read_metrics
 from mmdistill.names import canonical, first_few, split_names, unknown_name
+from mmdistill.networks.minibatches import carries_steps
 from mmdistill.reporting.comparison import judged_runs, judges_of, read_runs, repeated, runs_in, without_scores
 from mmdistill.reporting.pivot import pivot, write_latex
 from mmdistill.reporting.report import summary, write_comparison, write_report
@@ -145,11 +146,12 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
     """Judge a finished run's set as its configuration, changed for judging, says, and add to its metrics."""
     task, path = _task_of(config, distilled, asked.device), folder / METRICS
     asks = isinstance(task, AsksTeacher) and task.judging_teacher(task.judges[0])
-    if "inner_parts" in distilled.learned and not asks and (asked.judge_epochs or asked.judge_batch or asked.protocol):
+    own_steps = carries_steps(distilled.learned) and not asks
+    if own_steps and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(folder):
         require_held(distilled, folder)  # which another process may have replaced
-        judged = read_metrics(path) if path.exists() else {}  # again, since another process may have judged
+        judged = former_metrics(path)  # again, since another process may have judged
         previous = of_same_test(judged, task)
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
@@ -184,7 +186,7 @@ def _report(folder: Path) -> None:
     config, distilled = _read_run(folder)
     task = _task_of(config, distilled)
     pictures = draw(task, distilled, folder)
-    metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
+    metrics = former_metrics(folder / METRICS)
     for path in write_report(folder, distilled, metrics, pictures):
         print(path)
 

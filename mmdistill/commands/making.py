@@ -255,7 +255,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     config = placed(config)
     domain, task = make_task(config)
     method = chosen_method(config, domain, task.num_classes)
-    schedule = _expert_schedule(domain, method, config.ipc or config.nodes or 1)
+    schedule = _expert_schedule(domain, method, config.count)
     wanted, folder = schedule.experts, schedule.folder_for(task)
     recipe = _recipe_of_epochs(schedule, task, method.title, epochs)
     if is_complete(folder, wanted):

@@ -12,6 +12,7 @@ from mmdistill.execution.memory import explained
 from mmdistill.method import Method
 from mmdistill.names import counted
 from mmdistill.networks.architecture import network_title
+from mmdistill.networks.minibatches import carries_steps
 from mmdistill.networks.teacher import teacher_foretold
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.parameterizations.base import Parameterization
@@ -138,4 +139,4 @@ def _judges_teacher(task: Task, judges: list[str]) -> str:
 
 def _carries_steps(method: Method, settings: Settings) -> bool:
     """Return whether the method's sets carry the steps that students take, which judges then take too."""
-    return method.solve is None and "inner_parts" in method.make_objective(settings).learned()
+    return method.solve is None and carries_steps(method.make_objective(settings).learned())

@@ -20,7 +20,7 @@ from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
-from mmdistill.metrics import read_metrics, recorded
+from mmdistill.metrics import former_metrics, read_metrics, recorded
 from mmdistill.names import as_argument, canonical, split_names
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
@@ -190,7 +190,7 @@ def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfi
     of_each = {str(config.method): config for config in configs}
     for name, config in of_each.items():
         try:
-            chosen_method(config, domain, task.num_classes).settings(config.ipc or config.nodes or config.users or 1)
+            chosen_method(config, domain, task.num_classes).settings(config.count)
         except ConfigError as error:
             refused[name] = error
     if not refused:
@@ -228,7 +228,7 @@ def state(config: DistillConfig, task: Task) -> str:
     found = whole_set(folder, lambda text: print(f"note: {text}"))
     if found is None or note_of_more_steps(config, found, folder):
         return "unfinished"
-    metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
+    metrics = former_metrics(folder / METRICS)
     judges = find_judges(task, config.judge_names(), found.judge)
     lacking = missing(task, judges, find_baselines(task, config.baselines), metrics, chosen_judging(task))
     return "not judged" if lacking else FINISHED

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import exporter
+from mmdistill.exports import PREPROCESSING, exporter
 from mmdistill.graph.models import HOPS
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
@@ -198,7 +198,7 @@ def graph_tensors(batch: Batch) -> Tensors:
 
 def write_preprocessing(info: TaskInfo, folder: Path) -> Path:
     """Write ``preprocessing.json``: class names, how real features became what they are here, and by which numbers."""
-    path = folder / "preprocessing.json"
+    path = folder / PREPROCESSING
     names = sorted(info.tensors, reverse=True)  # the mean first; sets that were read have them in an order of their own
     numbers = {name: info.tensors[name].tolist() for name in names}
     write_json(path, {"data": info.data, "class_names": info.class_names, "notes": info.notes, **numbers})

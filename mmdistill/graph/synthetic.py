@@ -101,10 +101,6 @@ class SyntheticGraph(Parameterization):
         if self.decoder is not None:
             self.decoder.project()
 
-    def stored_numel(self) -> int:
-        """Return the numbers of the finished graph: of a structure, the generated edges are kept, not the generator."""
-        return sum(tensor.numel() for tensor in self._kept()) + self._pairs()
-
     def stored_bytes(self) -> int:
         """Return the bytes of the finished graph, an edge weight being a float32."""
         return sum(stored_tensor_bytes(tensor) for tensor in self._kept()) + 4 * self._pairs()

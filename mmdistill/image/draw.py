@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.exports import exporter, task_exporter
+from mmdistill.exports import PREPROCESSING, exporter, task_exporter
 from mmdistill.image.augment import strengths_in_use
 from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
@@ -315,7 +315,7 @@ def _save_units(info: TaskInfo, folder: Path) -> Path:
         units["augmentation"] = strengths_in_use(augmentation)
     if info.tensors:
         units["note"] = "images are whitened; the matrix for test images is in the export 'tensors'"
-    path = folder / "preprocessing.json"
+    path = folder / PREPROCESSING
     write_json(path, units)
     return path
 

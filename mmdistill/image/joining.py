@@ -11,6 +11,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.image.augment import image_inputs
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import are_probabilities, as_probabilities
+from mmdistill.networks.minibatches import carries_steps
 from mmdistill.task import Batch, one_tensor
 
 
@@ -79,7 +80,7 @@ def _renumbered(task: ImageTask, one: DistilledSet) -> Batch:
             f"the labels of {one.method} are scores, which say nothing of classes that other sets have: take a method "
             "or a label with class indices or probabilities"
         )
-    if "inner_parts" in one.learned:
+    if carries_steps(one.learned):
         raise UnsupportedError(f"the set of {one.method} is used by its own steps in a fixed order, alone")
     places = torch.tensor([names.index(name) for name in one.info.class_names])
     if not targets.is_floating_point():

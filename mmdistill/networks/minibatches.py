@@ -93,10 +93,15 @@ class LearnedSteps(NamedTuple):
     momentum: float
 
 
+def carries_steps(learned: Mapping[str, Tensor]) -> bool:
+    """Return whether what was learned with a set are steps of its own: a rate for each, their order and momentum."""
+    return {"inner_lr", "inner_parts", "inner_momentum"} <= learned.keys() and learned["inner_lr"].ndim == 1
+
+
 def learned_steps(data: Batch, learned: Mapping[str, Tensor]) -> LearnedSteps | None:
-    """Return the steps that a set carries, or None where it carries no rate for each, or no order."""
-    rates = learned.get("inner_lr")
-    if rates is None or rates.ndim != 1 or not {"inner_parts", "inner_momentum"} <= learned.keys():
+    """Return the steps that a set carries, or None where it carries none."""
+    if not carries_steps(learned):
         return None
+    rates = learned["inner_lr"]
     order = fixed_order(data.weight.shape[0], len(rates), int(learned["inner_parts"]), data.weight.device)
     return LearnedSteps(gather_steps(data, order), tuple(rates.tolist()), float(learned["inner_momentum"]))

@@ -153,12 +153,11 @@ class Parameterization(nn.Module, ABC):
         """
         raise UnsupportedError(f"{cls.__name__} gives no plain values to be rebuilt from")
 
-    def stored_numel(self) -> int:
-        """Return how many numbers must be kept to regenerate every sample, decoder and labels included."""
-        return sum(tensor.numel() for tensor in self.state_dict().values())
-
     def stored_bytes(self) -> int:
-        """Return the bytes of these numbers; class indices count one byte each up to 256 classes, as images do."""
+        """Return the bytes that regenerate all samples, decoder and labels included.
+
+        Class indices count one byte each up to 256 classes, as images do.
+        """
         return sum(stored_tensor_bytes(tensor) for tensor in self.state_dict().values())
 
 

@@ -63,12 +63,8 @@ class Transformed(Raw):
         batch = super().forward(draws)
         return batch._replace(inputs=self.decoder(batch.inputs))
 
-    def stored_numel(self) -> int:
-        """Return the numbers of the mapped samples and their labels."""
-        return sum(tensor.numel() for tensor in self._kept())
-
     def stored_bytes(self) -> int:
-        """Return the bytes of these numbers."""
+        """Return the bytes of the mapped samples and their labels."""
         return sum(stored_tensor_bytes(tensor) for tensor in self._kept())
 
     def _kept(self) -> list[Tensor]:

@@ -15,6 +15,7 @@ from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
 from mmdistill.recsys.draw import SMALLEST_WEIGHT, synthetic_rows
 from mmdistill.recsys.factorisation import heaviest
+from mmdistill.recsys.imports import COLUMNS
 from mmdistill.runtime import atomic_write
 from mmdistill.store import write_tensors, write_text
 
@@ -95,7 +96,7 @@ def _matrix(path: Path, matrix: sparse.csr_array) -> Path:
 
 
 def _columns(ids: Ids, folder: Path) -> Path:
-    return _table(folder / "items.csv", pd.DataFrame({"column": np.arange(len(ids)), "item_id": ids}))
+    return _table(folder / COLUMNS, pd.DataFrame({"column": np.arange(len(ids)), "item_id": ids}))
 
 
 def _table(path: Path, table: pd.DataFrame, separator: str = ",") -> Path:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.objectives.performance import RidgeScale, ridge_factor
 from mmdistill.recsys.metrics import Judged, Scorer
 
 MAX_EXACT = 20_000
@@ -81,8 +82,8 @@ class InfiniteAutoencoder(Recommender):
 
     def scorer(self, ridge: float) -> Scorer:
         """Solve in float64 and return the function from known interactions to scores."""
-        shift = ridge * float(self.gram.diagonal().mean())
-        coefficients = spd_solve(shifted(self.gram, shift), self.rows.double()).to(self.rows.dtype)
+        factor = positive_factor(self.gram, ridge, "trace")
+        coefficients = torch.cholesky_solve(self.rows.double(), factor).to(self.rows.dtype)
 
         def score(known: Tensor) -> Tensor:
             with torch.no_grad():
@@ -133,7 +134,7 @@ class Ease(Recommender):
 
     def _primal(self, ridge: float) -> Scorer:
         # Its diagonal is what EASE divides by, so that solving for some right-hand side would not do.
-        inverse = torch.cholesky_inverse(cholesky(shifted(self.gram, ridge)))
+        inverse = torch.cholesky_inverse(positive_factor(self.gram, ridge, "absolute"))
         weights = -inverse / inverse.diagonal()
         weights.fill_diagonal_(0)
         weights = weights.float()
@@ -145,7 +146,7 @@ class Ease(Recommender):
         return score
 
     def _dual(self, ridge: float) -> Scorer:
-        solved = spd_solve(shifted(self.gram, ridge), self.rows)
+        solved = torch.cholesky_solve(self.rows, positive_factor(self.gram, ridge, "absolute"))
         own = (self.rows * solved).sum(0)
         scale = (1 / (1 - own)).float()
         rows, solved, own = self.rows.float(), solved.float(), own.float()
@@ -188,36 +189,13 @@ def require_solvable(size: int, name: str, unit: str) -> None:
         )
 
 
-def shifted(matrix: Tensor, amount: float) -> Tensor:
-    """Return a copy of a square matrix with an amount added to its diagonal.
-
-    Shapes:
-        matrix ``(n, n)``; returns the same shape.
-    """
-    copy = matrix.clone()
-    copy.diagonal().add_(amount)
-    return copy
-
-
-def cholesky(matrix: Tensor) -> Tensor:
-    """Return the lower Cholesky factor.
+def positive_factor(gram: Tensor, ridge: float, scale: RidgeScale) -> Tensor:
+    """Return :func:`ridge_factor`'s lower Cholesky factor, ``(n, n)`` in float64.
 
     Raises:
         NonFiniteError: the matrix is not positive definite (or not finite).
     """
-    factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0 or not bool(matrix.diagonal().isfinite().all()):
+    factor = ridge_factor(gram, ridge, scale)
+    if not bool(factor.diagonal().isfinite().all()):
         raise NonFiniteError("the ridge system is not positive definite; use a larger ridge")
     return factor
-
-
-def spd_solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve a symmetric positive definite system by Cholesky.
-
-    Shapes:
-        matrix ``(n, n)``; right ``(n, k)``; returns ``(n, k)``.
-    Raises:
-        NonFiniteError: the matrix is not positive definite (or not finite).
-    """
-    return torch.cholesky_solve(right, cholesky(matrix))

@@ -167,13 +167,9 @@ class BinaryInteractions(InteractionPrior):
         rows: Tensor = _StraightThroughTop.apply(self.logits, self.interactions_per_user)  # type: ignore[no-untyped-call]
         return rows
 
-    def stored_numel(self) -> int:
-        """Return the number of stored indices."""
-        return self.logits.shape[0] * self.interactions_per_user
-
     def stored_bytes(self) -> int:
         """Return the bytes of the indices of each user's items, in the smallest integer type that holds them."""
-        return self.stored_numel() * index_bytes(self.logits.shape[1])
+        return self.logits.shape[0] * self.interactions_per_user * index_bytes(self.logits.shape[1])
 
 
 def at_least_one(interactions_per_user: int) -> int:

@@ -14,7 +14,7 @@ from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
 from mmdistill.reporting.figures import caption_of, one_plot, save_figure
 from mmdistill.reporting.tabular import aligned, html_row, html_table, markdown_cell, markdown_row, unmarked
-from mmdistill.runs.folder import DRAWN, PICTURES
+from mmdistill.runs.folder import DRAWN, HISTORY, PAGE, PICTURES, REPORT
 from mmdistill.runs.written import note_written
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import read_json, write_text
@@ -149,7 +149,7 @@ def draw_curve(folder: Path) -> Path | None:
     Raises:
         CheckpointError: the history is damaged.
     """
-    path = folder / "history.json"
+    path = folder / HISTORY
     history = read_json(path) if path.exists() else {}
     steps, losses = history.get("step", []), history.get("loss", [])
     fits = isinstance(steps, list) and isinstance(losses, list) and len(steps) == len(losses)
@@ -216,7 +216,7 @@ def write_report(
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."
-    markdown, page = folder / "report.md", folder / "report.html"
+    markdown, page = folder / REPORT, folder / PAGE
     write_text(markdown, _markdown(folder, title, facts, results, caption, notes, shown, classes))
     head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
     write_text(page, _html(title, head, results, caption, notes, shown, classes))

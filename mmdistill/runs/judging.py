@@ -9,7 +9,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Evaluation
-from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
+from mmdistill.metrics import former_metrics, judging_of, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.progress import judging_bar
 from mmdistill.runs.folder import METRICS
 from mmdistill.runs.kept_baselines import KeptBaselines
@@ -117,7 +117,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     Baselines that another run has judged alike are taken from the cache (:class:`KeptBaselines`).
     """
     path = folder / METRICS
-    metrics = of_same_test(read_metrics(path) if path.exists() else {}, task)
+    metrics = of_same_test(former_metrics(path), task)
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), find_baselines(task, config.baselines)
     judging = chosen_judging(task)
     kept = KeptBaselines(config, task, judging, config.networks, config.networks_at_once, config.seed)

@@ -15,7 +15,19 @@ from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.parameterizations.codes import CODES
 from mmdistill.runs.checkpoints import Checkpoints, steps_of
-from mmdistill.runs.folder import CHECKPOINTS, DRAWN, EXPORT, HISTORY, METRICS, SAMPLES, SET, STAGED, holds_work
+from mmdistill.runs.folder import (
+    CHECKPOINTS,
+    DRAWN,
+    EXPORT,
+    HISTORY,
+    METRICS,
+    PAGE,
+    REPORT,
+    SAMPLES,
+    SET,
+    STAGED,
+    holds_work,
+)
 from mmdistill.runs.state import RunState
 from mmdistill.runs.written import remove_written
 from mmdistill.runtime import patiently, remove_parts
@@ -23,7 +35,7 @@ from mmdistill.store import kept_tree, read_json
 
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
-FORMER = ("report.md", "report.html", METRICS, HISTORY, SET, SAMPLES, CODES)
+FORMER = (REPORT, PAGE, METRICS, HISTORY, SET, SAMPLES, CODES)
 """What a run removes of a former one in its folder, so that nobody takes it for its own.
 
 Its pictures and exports go too, by the listings that note them. The set goes after all that was made of it, so that no

@@ -14,7 +14,7 @@ from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError, req
 from mmdistill.evaluation import Evaluation
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.locks import sole_writer
-from mmdistill.metrics import metrics_document, read_metrics
+from mmdistill.metrics import former_metrics, metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.reporting.report import write_report
@@ -63,7 +63,7 @@ def save_evaluation(
     with sole_writer(folder):
         path, held = folder / METRICS, is_finished(folder)
         _keep_set(distilled, folder)
-        previous = read_metrics(path) if held and path.exists() else {}  # not what is left of a set that is gone
+        previous = former_metrics(path) if held else {}  # not what is left of a set that is gone
         write_json(path, metrics_document(distilled, evaluation, previous, judging, task))
         drawn: list[Path] = []
         with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdistill.composition import grouped
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.networks.schedules import ScheduleState
@@ -171,9 +172,3 @@ def follow(average: Tensors, current: Tensors, decay: float) -> None:
             average[name].lerp_(tensor.detach(), 1 - decay)
         else:
             average[name].copy_(tensor)
-
-
-def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
-    """Return what is learned of samples and an objective, by optimizer group."""
-    groups, own = parameterization.groups(), list(objective.parameters())
-    return {**groups, "objective": own} if own else groups

@@ -131,11 +131,6 @@ class Words(Parameterization):
         vectors = real + open_to * (self.codes - self.codes.detach())
         return Batch({"vectors": vectors, "mask": self.mask}, self.labels(), torch.ones(len(real), device=real.device))
 
-    def stored_numel(self) -> int:
-        """Return the count of token numbers and what the labels store."""
-        labels: int = sum(tensor.numel() for tensor in self.labels.state_dict().values())
-        return labels + int(self.mask.sum())
-
     def stored_bytes(self) -> int:
         """Return the bytes of the token numbers that are not padding, and of the labels."""
         tokens = index_bytes(len(self.vocabulary.vectors)) * int(self.mask.sum())

@@ -155,8 +155,9 @@ def test_sets_that_do_not_join_are_refused(data: ImageData) -> None:
         joined(everything, [replace(part, batch=Batch(images[..., 1:], targets, weight))])
     with pytest.raises(UnsupportedError, match="scores"):
         joined(everything, [replace(part, batch=Batch(images, torch.tensor([[2.0, -1.0]] * 2), weight))])
+    steps = {"inner_lr": torch.tensor([0.1]), "inner_parts": torch.tensor(1), "inner_momentum": torch.tensor(0.0)}
     with pytest.raises(UnsupportedError, match="fixed order"):
-        joined(everything, [replace(part, learned={"inner_parts": torch.tensor(1)})])
+        joined(everything, [replace(part, learned=steps)])
 
 
 @pytest.fixture

@@ -145,6 +145,7 @@ def test_baselines_are_labelled_too_and_the_whole_set_is_not(digits: ImageTask) 
     assert plan_for(SHORT, digits.data, Occasion(10, kind="transformer")).fit.optimizer == "adamw"
 
 
+@pytest.mark.slow
 def test_a_teacher_makes_random_images_worth_more() -> None:
     """At ten digits per class networks learn more of what a teacher says of their mixtures than of their classes."""
     own = Relabelling(epochs=30)

@@ -31,6 +31,8 @@ def distiller_of(
     changes: dict[str, object] = {"steps": 5, "real_batch": 4, "inner_steps": 2, "outer_steps": 2}
     if name == "rat-bptt":
         changes["inner_window"] = 1
+    if name == "rcig":
+        changes |= {"solve_steps": 2, "pool": 2}
     if name == "dm":
         changes["syn_batch"] = 1
     if masked:

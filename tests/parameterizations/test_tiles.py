@@ -127,9 +127,9 @@ def test_addressed_codes_are_decoded_as_their_combinations_are() -> None:
 
 
 def test_addressed_latents_start_near_real_images(task: ImageTask) -> None:
-    room = ImageBudget.of(task, 40, "hard")
+    room = ImageBudget.of(task, 4, "hard")
     made = addressed_latents(task, room, "real", KEY, factor=2, count=2, width=4, multiple=2)
-    targets = room.targets(task, 2 * 40 * 2, "real", KEY)
+    targets = room.targets(task, 2 * 4 * 2, "real", KEY)
     with torch.no_grad():
         error = F.mse_loss(made(KEY).inputs, targets)  # type: ignore[arg-type]
     assert error < 0.5 * targets.var()

@@ -319,6 +319,6 @@ def digits() -> ImageTask:
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_datm_runs_on_digits(digits: ImageTask, ipc: int, tmp_path: Path) -> None:
     few = {"steps": 2, "inner_steps": 3, "experts": 2, "expert_folder": str(tmp_path)}
-    made = distill(digits, "datm", ipc=ipc, settings=few)
+    made = distill(digits, "datm", ipc=ipc, settings=few | {"expert_epochs": 2, "start_epochs": 2, "start_bound": 1})
     assert isinstance(made.batch.targets, Tensor)
     torch.testing.assert_close(made.batch.targets.sum(1), torch.ones(10 * ipc))

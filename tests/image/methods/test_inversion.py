@@ -169,5 +169,5 @@ def test_classes_in_parts_are_no_advice(digits: ImageTask) -> None:
     assert sre2l.unread(1, ["classes_at_once"]) == ["classes_at_once"]
     assert dm.unread(1, ["classes_at_once"]) == []
     for method, said in ((sre2l, False), (dm, True)):
-        distiller = Distiller(digits, method.with_settings(steps=1), 1)
+        distiller = Distiller(digits, method.with_settings(steps=1, teacher_epochs=1), 1)
         assert ("--classes-at-once" in lowering_steps(distiller, distiller.start())) == said

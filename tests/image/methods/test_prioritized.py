@@ -70,13 +70,12 @@ def test_short_schedules_are_datms_in_all_else(table: dict[str, object], ipc: in
     assert {name for name in vars(pad) if getattr(pad, name) != getattr(datm, name)} <= set(names)
 
 
-@pytest.mark.parametrize("ipc", [1, 10])
-def test_pad_runs_on_digits(ipc: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pad_runs_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
     digits = image_task("digits", model="mlp", width=4, judge_epochs=2)
-    made = distill(digits, "pad", ipc=ipc, settings={"steps": 2, "inner_steps": 3, "experts": 2})
+    made = distill(digits, "pad", ipc=1, settings={"steps": 2, "inner_steps": 3, "experts": 2})
     assert isinstance(made.batch.targets, Tensor)
-    torch.testing.assert_close(made.batch.targets.sum(1), torch.ones(10 * ipc))
+    torch.testing.assert_close(made.batch.targets.sum(1), torch.ones(10))
     assert len(list((tmp_path / "experts").iterdir())) == 2  # experts, and who scores for them
 
 
