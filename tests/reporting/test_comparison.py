@@ -375,8 +375,15 @@ def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: 
     assert main(["compare", *map(str, runs[:2])]) == 0
     assert "held out" not in capsys.readouterr().out
     of_data(runs, "abc")
-    assert main(["compare", *map(str, runs)]) == 0
-    assert "the runs held out different data, since --seed moves what is held out (s0)" in capsys.readouterr().out
+    page, moved = tmp_path / "page", "the runs held out different data, since --seed moves what is held out"
+    assert main(["compare", *map(str, runs), "--to", str(page)]) == 0
+    assert f"{moved} (s0)" in capsys.readouterr().out
+    assert f"{moved} (s0)" in (page / "comparison.html").read_text()
+    assert f"\n% note: {moved} (s0)\n" in (page / "comparison.tex").read_text()
+    assert pd.read_csv(page / "comparison.csv")["notes"].tolist() == [moved]
+    changed(runs[0], results=[{**ENTRY, "notes": ["cannot train"]}])
+    assert main(["compare", *map(str, runs), "--to", str(page)]) == 0
+    assert pd.read_csv(page / "comparison.csv")["notes"].tolist() == [f"cannot train; {moved}"]
 
 
 def of_data(runs: list[Path], fingerprints: str, **info: object) -> None:
