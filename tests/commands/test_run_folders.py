@@ -217,6 +217,18 @@ def test_runs_of_other_seeds_have_folders_of_their_own(seed: list[str], name: st
     assert config.folder() == Path("runs") / name
 
 
+def test_the_spelling_of_a_data_set_makes_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["distill", "--data", "Digits", "--method", "dm", "--ipc", "1", "--baselines", "none", *FAST]
+    assert main(command) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["digits-dm-1"]
+    assert DistillConfig.load(Path("runs") / "digits-dm-1" / "config.yaml").data == "digits"
+    assert main(["digits" if word == "Digits" else word for word in command]) == 2
+    assert "already holds a finished run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("data", "name"),
     [
