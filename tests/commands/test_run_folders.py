@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from mmdistill.cli import build_parser, main
+from mmdistill.commands.endings import folder_of
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
@@ -227,6 +228,12 @@ def test_the_spelling_of_a_data_set_makes_no_other_run(
     assert DistillConfig.load(Path("runs") / "digits-dm-1" / "config.yaml").data == "digits"
     assert main(["digits" if word == "Digits" else word for word in command]) == 2
     assert "already holds a finished run" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_named_by_the_one_name_of_its_data() -> None:
+    options = ["distill", "--data", "Digits", "--method", "dm", "--ipc", "1"]
+    assert folder_of(build_parser().parse_args(options)) == Path("runs") / "digits-dm-1"
+    assert folder_of(build_parser().parse_args([*options, "--out", "mine"])) == Path("mine")
 
 
 @pytest.mark.parametrize(
