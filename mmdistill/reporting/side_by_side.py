@@ -16,7 +16,7 @@ LEGEND = "percent on untouched test data; +/- is the deviation over runs where t
 """What the scores of :func:`table` are."""
 TIMES = "seconds are those of distilling in all, ms a step are without set-up and compiling"
 """What its times are."""
-MOVED = "the runs held out different data, since --seed moves what is held out"
+MOVED = "the runs held out different data, since --seed moves what is held out without --split-seed"
 """What is said of repetitions whose data differ."""
 NAMED_MOST = 3
 """Rows that a note names."""
