@@ -33,7 +33,7 @@ from mmdistill.settings import AT_RESUME
 EXPERT_OPTIONS = (
     *("data", "method", "ipc", "nodes", "schedule", "model", "width", "seed", "device", "augment", "expert_steps"),
     *("start_epochs", "expert_folder", "expert_precision", "text_column", "label_column", "encoder", "length"),
-    *("size", "mirror", "whiten", "inductive"),
+    *("size", "mirror", "whiten", "inductive", "split_seed"),
 )
 """The options of ``distill`` on which experts depend, and where they are made and kept."""
 FORMATS = (

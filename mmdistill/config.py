@@ -40,6 +40,7 @@ class DistillConfig:
         out: run folder; runs/DATA-METHOD[-PARAMETERIZATION]-BUDGET by default, with -seedN for a seed other than 0
         overwrite: replace a run that the run folder already holds, finished or not
         seed: seed of everything random
+        split_seed: seed of what is held out of data without a split of their own, for all seeds; --seed by default
         device: auto, cpu, cuda or cuda:N
         deterministic: on CUDA, use only kernels that give the same bits each time; the CPU always does so
         compile: auto compiles runs that are long enough to repay it, on compiles always, off never; auto and on
@@ -51,8 +52,7 @@ class DistillConfig:
             domain's own by default
         width: width of the network
         encoder: text encoder - minilm (the default), tfidf, average, or the name or folder of a transformers model
-        length: tokens kept of each text, for networks that read tokens; what 95 % of the texts need by default, at most
-            128
+        length: tokens kept of each text, for networks that read tokens; by default what 95 % of them need, at most 128
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
         user_column: column of the users in a table of interactions
@@ -129,6 +129,7 @@ class DistillConfig:
     out: str | None = None
     overwrite: bool = False
     seed: int = 0
+    split_seed: int | None = None
     device: str = "auto"
     deterministic: bool = False
     compile: CompileMode = "auto"
@@ -330,7 +331,6 @@ NAMED = {"method", "methods", "model", "parameterization", "protocol", "whiten",
 """Options whose values are names that this package gives."""
 CHOICES = {entry.name for kind in (DistillConfig, EvaluateConfig) for entry in fields(kind) if _chooses(entry.type)}
 CHOICES |= NAMED  # all of which count however they are spelled, and are recorded in one spelling
-
 
 LISTED = {field.name for field in fields(SweepConfig)} - {"out"} | {"judges", "baselines", "text_column"}
 """Options that take a comma-separated list, in place of which a file may have one of its own."""

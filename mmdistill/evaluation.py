@@ -51,6 +51,33 @@ class Entry:
         return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}" if self.n > 1 else f"{100 * self.mean:.1f}"
 
 
+class Baselines(dict[str, list[Entry]]):
+    """Entries of baselines by name; one that could not be judged is missing, and the error that says so says why.
+
+    Args:
+        found: the entries.
+        failures: of judging, as :class:`Evaluation` has them.
+    """
+
+    def __init__(
+        self,
+        found: Mapping[str, list[Entry]] | Iterable[tuple[str, list[Entry]]] = (),
+        failures: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(found)
+        self.failures = failures or {}
+
+    def __missing__(self, name: str) -> list[Entry]:
+        """Refuse a name.
+
+        Raises:
+            KeyError: always; with what failed of a baseline of this name.
+        """
+        own = f"the {name} baseline"
+        reasons = [_named(one, why) for one, why in self.failures.items() if one == own or one.startswith(f"{own} by ")]
+        raise KeyError(f"{name} ({'; '.join(reasons)})" if reasons else name)
+
+
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """Results of one set with its baselines; printed as a table, in notebooks too.
@@ -66,6 +93,10 @@ class Evaluation:
     baselines: dict[str, list[Entry]] = field(default_factory=dict)
     seconds: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Let the baselines say why one is missing."""
+        object.__setattr__(self, "baselines", Baselines(self.baselines, self.failures))
 
     def headline(self) -> Entry:
         """Return the first judge's first metric, of the set or, where baselines alone were judged, of the first one.

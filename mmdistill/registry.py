@@ -251,9 +251,14 @@ def _only(domains: list[Domain]) -> list[Domain]:
 
 
 def located(data: str) -> str:
-    """Return a data set's name as it is and a path as an absolute one, by which a run finds its data from anywhere."""
-    named = any(_knows(get_domain(name), data) for name in DOMAIN_PACKAGES)
-    return data if named or not Path(data).exists() else str(Path(data).absolute())
+    """Return a known data set's name in its one spelling, and a path as an absolute one, which a run finds anywhere.
+
+    What follows a domain's prefix stays as it is: others give these names.
+    """
+    for domain in map(get_domain, DOMAIN_PACKAGES):
+        if _knows(domain, data):
+            return canonical(data) if canonical(data) in domain.datasets else data
+    return str(Path(data).absolute()) if Path(data).exists() else data
 
 
 def _knows(domain: Domain, data: str) -> bool:

@@ -1,7 +1,9 @@
+import copy
 import json
+import pickle
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -377,6 +379,14 @@ def test_a_baseline_that_a_judge_refuses_is_reported(result: DistilledSet) -> No
     assert found.failures == {"the whole baseline by kernel": "kernel solves for at most 9 samples"}
     alone = evaluate(task, result, judges=["kernel"], n=1, baselines=("whole",))
     assert alone.failures == {"the whole baseline": "kernel solves for at most 9 samples"}
+    with pytest.raises(KeyError, match=r"whole.*kernel solves for at most 9 samples"):
+        alone.baselines["whole"]
+    for copied in (copy.deepcopy(alone), pickle.loads(pickle.dumps(alone)), replace(alone, seconds=1.0)):
+        with pytest.raises(KeyError, match="kernel solves for at most 9 samples"):
+            copied.baselines["whole"]
+    with pytest.raises(KeyError, match=r"^'random'$"):  # which was not asked for
+        alone.baselines["random"]
+    assert (alone.baselines, alone.baselines.get("whole"), asdict(alone)["baselines"]) == ({}, None, {})
 
 
 def test_a_set_larger_than_a_class_is_judged_without_the_baselines_that_need_more() -> None:

@@ -62,6 +62,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
             )
     chosen = {field.name: getattr(config, field.name) for field in fields(TaskOptions)}
     chosen |= {"device": str(choose_device(device or config.device))}
+    chosen |= {} if config.split_seed is None else {"seed": config.split_seed}
     chosen["model"] = chosen["model"] or domain.networks.get(canonical(method))
     return domain, domain.make_task(data, TaskOptions(**chosen))
 

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -45,9 +46,13 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
 
 def folder_of(options: Namespace) -> Path:
     """Return the run folder that options of ``distill`` mean."""
+    from mmdistill.registry import located  # here, as it imports torch
+
     chosen = options["distill"]
-    names = ("data", "method", *BUDGETS, "parameterization", "out", "seed")
-    return Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
+    if chosen["resume"] or chosen["out"]:
+        return Path(chosen["resume"] or chosen["out"])
+    config = DistillConfig(**{name: chosen[name] for name in ("method", *BUDGETS, "parameterization", "seed")})
+    return replace(config, data=located(chosen["data"]) if chosen["data"] else None).folder()
 
 
 @contextmanager

@@ -75,10 +75,10 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
                 f"{how_to_begin_anew(Path(resume))}"
             )
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
+    config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     folder = config.folder()
     if not dry_run:
         _require_free(config, folder, resume)
-    config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
     with deterministic_kernels(config.deterministic), ExitStack() as held:
         if dry_run:

@@ -31,7 +31,7 @@ GROUPS = {
     ),
     "reading the data": (
         *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),
-        *("time_column", "min_rating", "split_by", "size", "mirror", "whiten", "inductive"),
+        *("time_column", "min_rating", "split_by", "split_seed", "size", "mirror", "whiten", "inductive"),
     ),
     "judging": (
         *("judges", "baselines", "networks", "networks_at_once"),

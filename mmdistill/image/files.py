@@ -19,7 +19,7 @@ from torch import Tensor
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.files.locks import sole_writer
-from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, upright_size
+from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, resized, upright_size
 from mmdistill.runtime import atomic_write, cache_folder, remove_parts
 
 IDX_UNSIGNED_BYTE = 8
@@ -191,7 +191,7 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     unread = Counter[str]()
     listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name, unread)]
     paths = [path for path, _ in listing]
-    shape, resized, transparent = _common_shape(folder, paths, size)
+    shape, refitted, transparent = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
     if held_out and count > IN_MEMORY:  # said before they are decoded
         raise DataError(
@@ -204,9 +204,9 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     else:
         images = torch.stack(list(each_readable(paths, partial(_fitted, shape=shape))))
     notes = []
-    if resized:
+    if refitted:
         fitted = f"are resized to {size} x {size}, whatever their shape ({RESIZING})"
-        notes.append(f"{folder.name}/: {resized} images {fitted}")
+        notes.append(f"{folder.name}/: {refitted} images {fitted}")
     if transparent:
         notes.append(f"{folder.name}/: the transparency of {transparent} images is not read")
     if unread:
@@ -304,9 +304,7 @@ def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
     """Return an image of a given shape, resized where it has another size."""
     image, (channels, height, width) = decode(path), shape
     if image.shape[1:] != (height, width):
-        from torchvision.transforms.v2.functional import resize
-
-        image = resize(image, [height, width], antialias=True)
+        image = resized(image, height, width)
     return image.expand(channels, -1, -1)
 
 

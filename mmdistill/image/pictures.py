@@ -1,13 +1,17 @@
 """Single pictures: which way up they are, of what channels, and their pixels as bytes."""
 
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from mmdistill.errors import DataError
 from mmdistill.names import first_few
@@ -23,6 +27,9 @@ TURNED = range(5, 9)
 """EXIF orientations of pictures whose rows are stored as columns."""
 IN_HEADER = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")
 """Where a PNG file names its orientation before its pixels."""
+
+BYTEWISE = ("aarch64", "arm64")
+"""Machines beside those with AVX2 on which torch resizes bytes without floats between."""
 
 
 def orientation(image: Image.Image) -> int:
@@ -130,8 +137,23 @@ def decode(path: str) -> Tensor:
     Raises:
         DataError: it cannot be read, or not as bytes.
     """
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
     with opened(path) as image:
-        pixels: Tensor = pil_to_tensor(upright(image).convert("L" if image.mode in GREY else "RGB"))
-    return pixels
+        return pixels_of(image)
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return the bytes of a picture, upright: ``(1, height, width)`` where it is grey, else ``(3, height, width)``."""
+    image = upright(image)
+    values = np.array(image.convert("L" if image.mode in GREY else "RGB"))
+    return torch.from_numpy(values).view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """Return an image's bytes at another size, bilinear and antialiased: the bits of torchvision's ``resize``.
+
+    That one is not called, since importing it takes seconds. As there, only some processors resize bytes as they are.
+    """
+    bytewise = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in BYTEWISE
+    values = image[None] if bytewise else image[None].float()
+    found = interpolate(values, (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+    return found if bytewise else found.round().to(torch.uint8)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.saved import NUMBERED, from_array
-from mmdistill.image.pictures import GREY, require_bytes, upright
+from mmdistill.image.pictures import pixels_of, require_bytes
 
 
 class MapDataset(Protocol):
@@ -83,11 +83,8 @@ def as_tensor(sample: object, what: str) -> Tensor:
         DataError: a sample of another type or shape.
     """
     if isinstance(sample, Image.Image):
-        from torchvision.transforms.v2.functional import pil_to_tensor  # here, since importing it takes seconds
-
         require_bytes(sample, what)
-        sample = upright(sample)
-        sample = pil_to_tensor(sample.convert("L" if sample.mode in GREY else "RGB"))
+        sample = pixels_of(sample)
     elif isinstance(sample, np.ndarray):
         sample = from_array(sample, what)
     if not isinstance(sample, Tensor):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mmdistill.abilities import ROBUST_METRICS
 from mmdistill.reporting.comparison import Repetitions, Score
-from mmdistill.reporting.side_by_side import LEGEND, data_names, judges_told, titles
+from mmdistill.reporting.side_by_side import LEGEND, data_names, judges_told, notes, titles
 from mmdistill.runs.kept_baselines import WITHOUT_BUDGET
 from mmdistill.store import write_text
 
@@ -54,12 +54,14 @@ class Pivot:
         selections: real samples at equal count, by the name of the baseline.
         methods: distilled sets, by the title of the method.
         whole: all real samples.
+        notes: what readers of the scores must know.
     """
 
     columns: list[Column]
     selections: dict[str, Scores]
     methods: dict[str, Scores]
     whole: dict[str, Scores]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[list[str]]:
         """Return the table as text, header first."""
@@ -84,6 +86,7 @@ class Pivot:
         runs = sorted({len(score.values) for own in self.methods.values() for score in own.values()})
         several = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1]))))
         lines = [f"% {LEGEND}; runs: {several}", f"% {BOLD}", r"% needs \usepackage{booktabs}"]
+        lines += [f"% note: {' '.join(note.split())}" for note in self.notes]
         lines += [rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}", r"\toprule", _row(["", *spans]), "".join(rules)]
         lines.append(_row(["", *budgets]))
         for part in filter(None, (self.selections, self.methods, self.whole)):
@@ -119,7 +122,7 @@ def pivot(rows: Sequence[Repetitions]) -> Pivot:
     columns = sorted({column for own in methods.values() for column in own})
     whole = {name: own for name, own in baselines.items() if name in WITHOUT_BUDGET}
     selections = {name: own for name, own in baselines.items() if name not in whole}
-    return Pivot(columns, selections, methods, whole)
+    return Pivot(columns, selections, methods, whole, tuple(notes(rows)))
 
 
 def write_latex(found: Pivot, target: Path) -> Path:

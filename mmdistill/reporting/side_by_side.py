@@ -16,6 +16,8 @@ LEGEND = "percent on untouched test data; +/- is the deviation over runs where t
 """What the scores of :func:`table` are."""
 TIMES = "seconds are those of distilling in all, ms a step are without set-up and compiling"
 """What its times are."""
+MOVED = "the runs held out different data, since --seed moves what is held out without --split-seed"
+"""What is said of repetitions whose data differ."""
 NAMED_MOST = 3
 """Rows that a note names."""
 USUAL = 3
@@ -105,12 +107,15 @@ def notes(rows: Sequence[Repetitions]) -> list[str]:
     """Return what readers of the scores must know, each with the rows that it is of."""
     found: dict[str, list[str]] = {}
     for row, title in zip(rows, titles(rows), strict=True):
-        for note in row.notes:
-            found.setdefault(note, []).append(f"{title}, {row.unit} {row.budget}, {row.judge}")
-        if row.moved:
-            moved = "the runs held out different data, since --seed moves what is held out"
-            found.setdefault(moved, []).append(row.name)
+        for note in row_notes(row):
+            whose = row.name if note == MOVED else f"{title}, {row.unit} {row.budget}, {row.judge}"
+            found.setdefault(note, []).append(whose)
     return [f"{note} ({_whose(named, len(rows))})" for note, named in found.items()]
+
+
+def row_notes(row: Repetitions) -> tuple[str, ...]:
+    """Return what readers of a row's scores must know: the notes of its runs, and whether their data differ."""
+    return (*row.notes, MOVED) if row.moved else row.notes
 
 
 def _whose(named: Sequence[str], rows: int) -> str:
@@ -140,7 +145,7 @@ def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
         pace = sum(row.paces) / len(row.paces) if row.paces else ""
         seconds = sum(row.seconds) / len(row.seconds) if row.seconds else ""
         cost = [max(row.steps, default=""), seconds, pace]
-        lines.writerow([*said, *own, *scores, *cost, row.name, "; ".join(row.notes)])
+        lines.writerow([*said, *own, *scores, *cost, row.name, "; ".join(row_notes(row))])
     write_text(target, text.getvalue())
     return target
 

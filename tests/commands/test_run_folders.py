@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 
 from mmdistill.cli import build_parser, main
+from mmdistill.commands.endings import folder_of
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
@@ -215,6 +217,53 @@ def test_runs_of_other_seeds_have_folders_of_their_own(seed: list[str], name: st
     found = build_parser().parse_args(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", *seed]).distill
     config = DistillConfig(data=found.data, method=found.method, ipc=found.ipc, seed=found.seed)
     assert config.folder() == Path("runs") / name
+
+
+def test_the_spelling_of_a_data_set_makes_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["distill", "--data", "Digits", "--method", "dm", "--ipc", "1", "--baselines", "none", *FAST]
+    assert main(command) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["digits-dm-1"]
+    assert DistillConfig.load(Path("runs") / "digits-dm-1" / "config.yaml").data == "digits"
+    assert main(["digits" if word == "Digits" else word for word in command]) == 2
+    assert "already holds a finished run" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_named_by_the_one_name_of_its_data() -> None:
+    options = ["distill", "--data", "Digits", "--method", "dm", "--ipc", "1"]
+    assert folder_of(build_parser().parse_args(options)) == Path("runs") / "digits-dm-1"
+    assert folder_of(build_parser().parse_args([*options, "--out", "mine"])) == Path("mine")
+
+
+def test_a_seed_of_the_split_holds_out_the_same_samples_for_all_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file({"images": images, "labels": torch.arange(40) % 2}, data)
+    options = ["--data", str(data), "--method", "dm", "--ipc", "1", "--baselines", "random", *FAST]
+
+    def tested(name: str, *chosen: str) -> object:
+        assert main(["distill", *options, "--out", str(tmp_path / name), *chosen]) == 0
+        assert main(["evaluate", str(tmp_path / name), "--judges", "mlp", "--networks", "1", "--seed", "5"]) == 0
+        assert "earlier results are dropped" not in capsys.readouterr().out
+        return json.loads((tmp_path / name / "metrics.json").read_text())["tested_on"]
+
+    alike = [tested(f"split-{seed}", "--seed", str(seed), "--split-seed", "3") for seed in (0, 1)]
+    assert alike == [tested("three", "--seed", "3")] * 2
+    assert tested("plain") != alike[0]
+    assert main(["distill", "--resume", str(tmp_path / "split-1"), "--steps", "8"]) == 0
+    assert json.loads((tmp_path / "split-1" / "metrics.json").read_text())["tested_on"] == alike[0]
+    assert main(["distill", "--resume", str(tmp_path / "split-0"), "--steps", "8"]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "split-0"), str(tmp_path / "split-1"), "--to", str(tmp_path / "page")]) == 0
+    assert "held out different data" not in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "page" / "comparison.csv")["runs"].tolist() == [2]
+    runs = [tmp_path / "three", tmp_path / "plain"]
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "held out different data" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

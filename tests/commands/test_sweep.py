@@ -96,6 +96,10 @@ def test_whole_tables_come_seed_by_seed() -> None:
         (method, ipc, seed, 5) for seed in (0, 3) for ipc in (1, 10) for method in ("dm", "dc")
     ]
     assert [config.out for config in configs][3:5] == ["place/digits-dc-10", "place/digits-dm-1-seed3"]
+    both = planned(SweepConfig(methods="dm", ipc="1", seeds="0,1", out="x"), DistillConfig(data="digits", split_seed=7))
+    assert [(config.seed, config.split_seed) for config in both] == [(0, 7), (1, 7)]
+    (config,) = planned(SweepConfig(methods="dm", ipc="1", out="place"), DistillConfig(data="Digits"))
+    assert (config.data, config.out) == ("digits", "place/digits-dm-1")
     (config,) = planned(
         SweepConfig(methods="dm", bytes="10KB", out="place"),
         DistillConfig(data="digits", parameterization="upsample-2"),

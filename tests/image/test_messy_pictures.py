@@ -1,16 +1,19 @@
 """Pictures as phones and people store them: turned by EXIF data, of several modes, beside files of other kinds."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from mmdistill.errors import DataError
 from mmdistill.image import files
 from mmdistill.image.datasets import load
-from mmdistill.image.pictures import decode
+from mmdistill.image.pictures import decode, pixels_of, resized
 from mmdistill.image.samples import gather
 
 HEIGHT, WIDTH = 8, 12
@@ -145,3 +148,29 @@ def test_pictures_of_one_mode_keep_their_channels() -> None:
 def test_pictures_of_several_sizes_are_refused_still() -> None:
     with pytest.raises(DataError, match="bring all samples to one shape"):
         load(Samples([picture(number, height=6 + number) for number in range(8)]))
+
+
+@pytest.mark.parametrize("capability", ["here", "DEFAULT"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (7, 5), (28, 28), (31, 33), (64, 48), (101, 37), (256, 255), (333, 500)]
+)
+def test_pixels_and_resized_ones_have_the_bits_of_torchvision(
+    height: int, width: int, mode: str, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if capability != "here":  # processors without AVX2, on which bytes go through floats
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    image = picture(0, mode, height, width)
+    pixels = pixels_of(image)
+    assert torch.equal(pixels, pil_to_tensor(image))
+    for size in ((2, 2), (7, 7), (16, 16), (33, 33), (64, 64), (97, 61), (128, 128)):
+        for values in (pixels, pixels.contiguous()):
+            assert torch.equal(resized(values, *size), resize(values, list(size), antialias=True)), size
+
+
+def test_reading_a_folder_of_pictures_does_not_wait_for_torchvision(tmp_path: Path) -> None:
+    write(tmp_path, "png")
+    reading = "from mmdistill.image import image_task; print(image_task(sys.argv[1], size=4, width=8))"
+    code = f"import sys; {reading}; print([name for name in sys.modules if 'torchvision' in name])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

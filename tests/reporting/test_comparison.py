@@ -375,8 +375,27 @@ def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: 
     assert main(["compare", *map(str, runs[:2])]) == 0
     assert "held out" not in capsys.readouterr().out
     of_data(runs, "abc")
-    assert main(["compare", *map(str, runs)]) == 0
-    assert "the runs held out different data, since --seed moves what is held out (s0)" in capsys.readouterr().out
+    page, moved = (
+        tmp_path / "page",
+        "the runs held out different data, since --seed moves what is held out without --split-seed",
+    )
+    assert main(["compare", *map(str, runs), "--to", str(page)]) == 0
+    assert f"{moved} (s0)" in capsys.readouterr().out
+    assert f"{moved} (s0)" in (page / "comparison.html").read_text()
+    assert f"\n% note: {moved} (s0)\n" in (page / "comparison.tex").read_text()
+    assert pd.read_csv(page / "comparison.csv")["notes"].tolist() == [moved]
+    changed(runs[0], results=[{**ENTRY, "notes": ["cannot train"]}])
+    assert main(["compare", *map(str, runs), "--to", str(page)]) == 0
+    assert pd.read_csv(page / "comparison.csv")["notes"].tolist() == [f"cannot train; {moved}"]
+
+
+def test_runs_of_another_split_are_a_row_of_their_own(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
+    split = finished(tmp_path / "split", 0.8, seed=2)
+    (split / "config.yaml").write_text("data: digits\nseed: 2\nsplit_seed: 0\n")
+    rows = rows_of([*runs, split])
+    assert [(row.name, len(row.score.values)) for row in rows] == [("s0", 2), ("split", 1)]
+    assert titles(rows)[1] == "dm (split-seed 0)"
 
 
 def of_data(runs: list[Path], fingerprints: str, **info: object) -> None:
