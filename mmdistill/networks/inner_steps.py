@@ -223,10 +223,12 @@ def flat_leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]]
 def recorded_bytes(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int]) -> int:
     """Return the bytes that a recorded step keeps, by recording the first for nothing else."""
     storages: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no storage takes the place of another one, which would make the number vary
 
     def note(tensor: Tensor) -> Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # a node that keeps its own output would keep itself, and all it saved, for good
+        held.append(tensor.detach())  # a node that keeps its own output would keep itself, and all it saved, for good
+        return held[-1]
 
     with uncounted(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         problem.record(theta, leaves, 0, chosen)
