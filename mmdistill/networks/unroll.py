@@ -150,7 +150,7 @@ def _pose(
         raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
     closed = unrolling._closed if torch.is_grad_enabled() else None
     problem = InnerStep(loss, layout, rebuild, closed)
-    if not theta.is_cuda and unrolling.mode != "forward":
+    if theta.device.type == "cpu" and unrolling.mode != "forward":
         chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
         kind = _kind(problem, theta, leaves, chosen)
         if kind not in unrolling._portions:
