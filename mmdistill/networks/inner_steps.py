@@ -139,8 +139,7 @@ class InnerStep:
         The mean over a portion of which no sample counts is none, and must not be taken.
         """
         weight = leaves[-1]
-        whole = weight.sum()
-        if not 0 < self.portion < len(weight) or not whole > 0:
+        if not 0 < self.portion < len(weight) or not (whole := weight.sum()) > 0:
             yield leaves, None
             return
         for start in range(0, len(weight), self.portion):
