@@ -96,7 +96,7 @@ class InnerStep:
 
     def gradient(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
         """Return the loss's gradient, without a graph."""
-        found = []
+        found: Tensor | None = None
         for part, share in self._parts([leaf.detach() for leaf in leaves]):
             if share is not None and not share > 0:
                 continue
@@ -105,8 +105,10 @@ class InnerStep:
                 value = self.value(own, part, step)
                 self._check(value, [own])
                 (gradient,) = torch.autograd.grad(value, own)
-            found.append(gradient if share is None else gradient * share)
-        return sum(found[1:], found[0])
+            gradient = gradient if share is None else gradient * share
+            found = gradient if found is None else found + gradient
+        assert found is not None  # since some sample counts
+        return found
 
     def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> list[Recorded]:
         """Return the parts of the gradient, which add up to it, with their graphs to theta and the chosen leaves."""
@@ -194,18 +196,20 @@ def pull(recorded: Iterable[Recorded], direction: Tensor, *, of_theta: bool = Tr
         direction: of the parameters' shape.
         of_theta: whether that with respect to the parameters is wanted; otherwise it is 0.
     """
-    slopes, alongs, others = [], [], []
+    slope, along = direction.new_zeros(()), torch.zeros_like(direction)
+    others = []
     for gradient, theta, chosen in recorded:
         sources = [theta, *chosen] if of_theta else chosen
         found: Sequence[Tensor | None] = [None] * len(sources)
         if gradient.requires_grad and sources:  # it does not where the loss is linear in theta and nothing else moves
             found = torch.autograd.grad(gradient, sources, direction, allow_unused=True)
         pulled = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
-        slopes.append(gradient.detach() @ direction)
-        alongs.append(pulled.pop(0) if of_theta else torch.zeros_like(direction))
+        slope = slope + gradient.detach() @ direction
+        if of_theta:
+            along = along + pulled.pop(0)
         others.append(pulled)
     chosen_whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*others, strict=True)]
-    return Pulled(sum(slopes[1:], slopes[0]), sum(alongs[1:], alongs[0]), chosen_whole)
+    return Pulled(slope, along, chosen_whole)
 
 
 def flat_leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:
