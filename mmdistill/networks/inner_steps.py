@@ -1,7 +1,7 @@
 """One step of an unrolled training as a function of a parameter vector: its gradient, and what moves that.
 
 On a CPU a step takes large batches in portions, so that the outputs of layers stay in its caches: 100 images of 28 x 28
-in a ConvNet of width 128 take two thirds of the time, and where nothing is kept a tenth of the memory. That is done
+in a ConvNet of width 128 take two thirds of the time, and where nothing is kept the memory of one portion. That is done
 where the loss is found to be the weighted mean over samples that know nothing of each other, which batch norms and
 dropout exclude.
 """
