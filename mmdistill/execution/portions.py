@@ -1,6 +1,6 @@
 """Losses with their gradients, and features without, in portions: of batches by samples, of classes by class."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,23 @@ class _Known(torch.autograd.Function):
         return (None, None, *(adjoint * gradient for gradient in gradients), *(None for _ in gradients))
 
 
+def shares_of(weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor | None]]:
+    """Yield the rows of each portion with its share of the weights; of all samples None.
+
+    The mean over a portion of which no sample counts is none, and must not be taken: its share is 0.
+
+    Args:
+        weight: of each sample.
+        size: samples in a portion; 0: all.
+    """
+    if not 0 < size < len(weight) or not (whole := weight.sum()) > 0:
+        yield slice(None), None
+        return
+    for start in range(0, len(weight), size):
+        rows = slice(start, start + size)
+        yield rows, weight[rows].sum() / whole
+
+
 def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: int | None = None) -> Tensor:
     r"""Return the weighted mean loss of a batch, differentiable once with respect to the parameters alone.
 
@@ -72,14 +89,13 @@ def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: in
         return loss(params, batch)
     wanted = [name for name, tensor in params.items() if tensor.requires_grad and torch.is_grad_enabled()]
     leaves = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in params.items()}
-    whole, size = batch.weight.sum(), -(-len(inputs) // portions)
-    value, gradients = torch.zeros_like(whole), [torch.zeros_like(params[name]) for name in wanted]
-    for start in range(0, len(inputs), size):
-        part = take(batch, slice(start, start + size))
-        share = part.weight.sum() / whole
-        if not share > 0:  # no sample of it counts, and their mean would be none
+    value, gradients = batch.weight.new_zeros(()), [torch.zeros_like(params[name]) for name in wanted]
+    for rows, share in shares_of(batch.weight, -(-len(inputs) // portions)):
+        if share is None:  # no sample counts
+            return loss(params, batch)
+        if not share > 0:
             continue
-        one = loss(leaves, part) * share
+        one = loss(leaves, take(batch, rows)) * share
         value = value + one.detach()
         if wanted:
             found = torch.autograd.grad(one, [leaves[name] for name in wanted], materialize_grads=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.execution.compilation import uncounted
+from mmdistill.execution.portions import shares_of
 from mmdistill.networks.convolutions import TwiceDifferentiable
 from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.gradients import require_reached_from
@@ -28,10 +29,10 @@ PORTION_BYTES = 48 << 20
 """What a CPU's graph of one portion keeps: in ConvNets of 32 to 128 channels more takes longer, as does a quarter."""
 TRIED = 4
 """Samples by which it is found whether a loss is that of single samples."""
-AGREES = 0.25
+AGREES = 0.01
 """Relative difference between the loss of a batch and the mean of its samples' below which it is that mean.
 
-Rounding to bfloat16 explains a few percent of small losses, and must not decide; a sum is far from it.
+Both are computed of as many samples, so that bfloat16, which rounds small losses by much, rounds them alike.
 """
 
 
@@ -136,17 +137,9 @@ class InnerStep:
             self.closed.append(True)
 
     def _parts(self, leaves: Sequence[Tensor]) -> Iterator[tuple[Sequence[Tensor], Tensor | None]]:
-        """Yield the leaves of each portion with its share of the weights; of all samples None.
-
-        The mean over a portion of which no sample counts is none, and must not be taken.
-        """
-        weight = leaves[-1]
-        if not 0 < self.portion < len(weight) or not (whole := weight.sum()) > 0:
-            yield leaves, None
-            return
-        for start in range(0, len(weight), self.portion):
-            part = [leaf[start : start + self.portion] for leaf in leaves]
-            yield part, part[-1].sum() / whole
+        """Yield the leaves of each portion with its share of the weights; of all samples None."""
+        for rows, share in shares_of(leaves[-1], self.portion):
+            yield leaves if share is None else [leaf[rows] for leaf in leaves], share
 
     def _recorded(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> Iterator[Recorded]:
         """Yield what :meth:`record` returns, part by part."""
@@ -273,25 +266,24 @@ def _is_mean(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor]) -> boo
     """
     *rows, _ = leaves
     weight = torch.arange(1, TRIED + 1).to(leaves[-1])
+    first, last = (torch.eye(TRIED).to(leaves[-1])[index] for index in (0, -1))
     places = [index for index, leaf in enumerate(rows) if leaf.is_floating_point()]
     if any(len(leaf) != TRIED for leaf in rows) or 0 not in places:
         return False
 
-    def value(part: slice, weight: Tensor, step: int = 0) -> Tensor:
-        return problem.value(theta, [*(leaf[part] for leaf in rows), weight], step)
+    def alone(row: int) -> Tensor:
+        return problem.value(theta, [*(torch.stack([leaf[row]] * TRIED) for leaf in rows), first], 0)
 
     try:
         with uncounted(), torch.no_grad():
-            whole, again = (value(slice(None), weight, step) for step in range(2))
-            single = torch.stack([value(slice(row, row + 1), weight[row : row + 1]) for row in range(TRIED)])
+            whole, again = (problem.value(theta, [*rows, weight], step) for step in range(2))
+            single = torch.stack([alone(row) for row in range(TRIED)])
         if not torch.equal(whole, again) or not torch.isclose(whole, weight @ single / weight.sum(), rtol=AGREES):
             return False
         with uncounted(), torch.enable_grad():
             rows = [leaf.detach().requires_grad_(index in places) for index, leaf in enumerate(rows)]
-            last = torch.zeros_like(weight)
-            last[-1] = 1
             moved = [rows[index] for index in places]
-            found = torch.autograd.grad(value(slice(None), last), moved, allow_unused=True)
+            found = torch.autograd.grad(problem.value(theta, [*rows, last], 0), moved, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError):  # whatever is wrong shows when it is taken as it is
