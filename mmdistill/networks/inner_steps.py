@@ -6,8 +6,9 @@ where the loss is found to be the weighted mean over samples that know nothing o
 dropout exclude.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from mmdistill.execution.portions import shares_of
 from mmdistill.networks.convolutions import TwiceDifferentiable
 from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.gradients import require_reached_from
+from mmdistill.networks.step_programs import OfTensors, StepPrograms
 from mmdistill.task import Batch, Inputs, Targets, Tensors, tensors_of
 
 StepLoss = Callable[[Tensors, Batch, int], Tensor]
@@ -83,6 +85,8 @@ class InnerStep:
         rebuild: puts a list of tensors back into a batch.
         closed: where it is noted that a step's graph has been looked through; None: it need not be.
         portion: samples that are taken at once; 0: all.
+        programs: by which steps are computed whose loss reads nothing but its arguments, whatever the step; None: by
+            the eager functions.
     """
 
     loss: StepLoss
@@ -90,6 +94,7 @@ class InnerStep:
     rebuild: Callable[[Sequence[Tensor]], Batch]
     closed: list[bool] | None
     portion: int = 0
+    programs: StepPrograms | None = None
 
     def value(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
         """Return the loss."""
@@ -101,15 +106,24 @@ class InnerStep:
         for part, share in self._parts([leaf.detach() for leaf in leaves]):
             if share is not None and not share > 0:
                 continue
-            with torch.enable_grad():
-                own = theta.detach().requires_grad_()
-                value = self.value(own, part, step)
-                self._check(value, [own])
-                (gradient,) = torch.autograd.grad(value, own)
+            (gradient,) = self._computed("gradient", partial(self._gradient, step), theta, *part)
             gradient = gradient if share is None else gradient * share
             found = gradient if found is None else found + gradient
         assert found is not None  # since some sample counts
         return found
+
+    def _gradient(self, step: int, theta: Tensor, *leaves: Tensor) -> tuple[Tensor]:
+        """Return the gradient of samples that are taken at once."""
+        with torch.enable_grad():
+            own = theta.detach().requires_grad_()
+            value = self.value(own, leaves, step)
+            self._check(value, [own])
+            (gradient,) = torch.autograd.grad(value, own)
+        return (gradient,)
+
+    def _computed(self, name: Hashable, function: OfTensors, *tensors: Tensor) -> Sequence[Tensor]:
+        """Return a function's results, by its program where there are programs."""
+        return function(*tensors) if self.programs is None else self.programs(name, function, *tensors)
 
     def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> list[Recorded]:
         """Return the parts of the gradient, which add up to it, with their graphs to theta and the chosen leaves."""
@@ -128,7 +142,28 @@ class InnerStep:
                     raise UnsupportedError(
                         f"this network lacks forward-mode derivatives ({reason}): use mode='reverse'"
                     ) from error
-        return pull(self._recorded(theta, leaves, step, chosen), direction)
+        if self.programs is None:
+            return pull(self._recorded(theta, leaves, step, chosen), direction)
+        return joined(self._pulled(theta, leaves, step, direction, chosen))
+
+    def _pulled(
+        self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int]
+    ) -> Iterator[Pulled]:
+        """Yield what each portion gives to the slope, by a program."""
+
+        def whole(theta: Tensor, direction: Tensor, *part: Tensor) -> tuple[Tensor, ...]:
+            slope, along, others = pull(self._recorded(theta, part, step, chosen), direction)
+            return slope, along, *others
+
+        for part, share in self._parts([leaf.detach() for leaf in leaves]):
+            if share is not None and not share > 0:
+                yield Pulled(
+                    torch.zeros(()).to(theta), torch.zeros_like(theta), [torch.zeros_like(part[i]) for i in chosen]
+                )
+                continue
+            slope, along, *others = self._computed(("slope", *chosen), whole, theta.detach(), direction, *part)
+            found = [slope, along, *others] if share is None else torch._foreach_mul([slope, along, *others], share)
+            yield Pulled(found[0], found[1], list(found[2:]))
 
     def _check(self, value: Tensor, known: Sequence[Tensor]) -> None:
         """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
@@ -189,20 +224,31 @@ def pull(recorded: Iterable[Recorded], direction: Tensor, *, of_theta: bool = Tr
         direction: of the parameters' shape.
         of_theta: whether that with respect to the parameters is wanted; otherwise it is 0.
     """
-    slope, along = direction.new_zeros(()), torch.zeros_like(direction)
-    others = []
-    for gradient, theta, chosen in recorded:
-        sources = [theta, *chosen] if of_theta else chosen
-        found: Sequence[Tensor | None] = [None] * len(sources)
-        if gradient.requires_grad and sources:  # it does not where the loss is linear in theta and nothing else moves
-            found = torch.autograd.grad(gradient, sources, direction, allow_unused=True)
-        pulled = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
-        slope = slope + gradient.detach() @ direction
-        if of_theta:
-            along = along + pulled.pop(0)
-        others.append(pulled)
-    chosen_whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*others, strict=True)]
-    return Pulled(slope, along, chosen_whole)
+    return joined(_pulled_part(part, direction, of_theta) for part in recorded)
+
+
+def _pulled_part(part: Recorded, direction: Tensor, of_theta: bool) -> Pulled:
+    """Return what one part gives."""
+    gradient, theta, chosen = part
+    sources = [theta, *chosen] if of_theta else chosen
+    found: Sequence[Tensor | None] = [None] * len(sources)
+    if gradient.requires_grad and sources:  # it does not where the loss is linear in theta and nothing else moves
+        found = torch.autograd.grad(gradient, sources, direction, allow_unused=True)
+    pulled = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
+    along = pulled.pop(0) if of_theta else torch.zeros_like(direction)
+    return Pulled(gradient.detach() @ direction, along, pulled)
+
+
+def joined(parts: Iterable[Pulled]) -> Pulled:
+    """Return what a step gives, from what its parts give, in the order of its samples."""
+    slopes, along, others = list[Tensor](), None, []
+    for slope, own, chosen in parts:
+        slopes.append(slope)
+        along = own if along is None else along + own
+        others.append(chosen)
+    assert along is not None  # since a step has parts
+    whole = [own[0] if len(own) == 1 else torch.cat(own) for own in zip(*others, strict=True)]
+    return Pulled(sum(slopes[1:], slopes[0]), along, whole)
 
 
 def flat_leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:
@@ -255,7 +301,17 @@ def portion_of(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chos
         return 0
     less, more = (recorded_bytes(problem, theta, some, chosen) for some in few)  # both with what parameters take
     largest = max(PORTION_BYTES * TRIED // max(more - less, 1), 1)
-    return -(-samples // -(-samples // largest))
+    if samples <= largest:
+        return 0
+    even = -(-samples // -(-samples // largest))
+    return next((size for size in range(largest, largest // 2, -1) if samples % size == 0), even)
+
+
+def reads_its_arguments(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Return whether another step's key changes nothing of a loss, as dropout's would."""
+    with uncounted(), torch.no_grad():
+        first, second = (problem.value(theta, leaves, step) for step in range(2))
+    return torch.equal(first, second)
 
 
 def _is_mean(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor]) -> bool:

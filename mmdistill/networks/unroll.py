@@ -26,10 +26,12 @@ from mmdistill.networks.inner_steps import (
     flat_leaves,
     portion_of,
     pull,
+    reads_its_arguments,
     recorded_bytes,
     total,
 )
 from mmdistill.networks.inner_steps import StepLoss as StepLoss
+from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.runtime import spare_memory_bytes
 from mmdistill.task import Batch, Tensors
 
@@ -61,6 +63,8 @@ class Unrolling:
     """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
     _portions: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Samples of a step that are taken at once, found once likewise."""
+    _steady: dict[object, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Whether a step's loss is the same whatever the step, found once likewise."""
     _closed: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     """Holds something once a loss has been found to depend on nothing but its arguments to which gradients should go.
     """
@@ -82,7 +86,12 @@ class Unrolling:
 
 
 def unroll(
-    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling | None = None
+    loss: StepLoss,
+    params: Tensors,
+    steps: Batch,
+    lr: Tensor | float,
+    unrolling: Unrolling | None = None,
+    programs: StepPrograms | None = None,
 ) -> Tensors:
     r"""Train for T steps of SGD, with momentum or without, or Adam; the result is differentiable.
 
@@ -98,6 +107,8 @@ def unroll(
         steps: the batches of all steps.
         lr: one rate, or one for each step.
         unrolling: momentum, truncation and how to differentiate.
+        programs: where the gradients of steps are compiled on a CPU, of losses that read nothing that changes but their
+            parameters and batch; no activations are kept then, unless ``keep`` says so. Other losses stay eager.
 
     Shapes:
         steps.inputs ``(T, b, ...)``, steps.targets ``(T, b[, C])``, steps.weight ``(T, b)``; lr ``()`` or ``(T,)``.
@@ -108,7 +119,7 @@ def unroll(
     Source: survey Eq. 2, 3 and 12.
     """
     unrolling = unrolling or Unrolling()
-    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling)
+    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
     result: Tensor = _Unroll.apply(problem, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
     return problem.layout.unflatten(result)
 
@@ -132,7 +143,12 @@ def unroll_held(
 
 
 def _pose(
-    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling
+    loss: StepLoss,
+    params: Tensors,
+    steps: Batch,
+    lr: Tensor | float,
+    unrolling: Unrolling,
+    programs: StepPrograms | None = None,
 ) -> tuple[InnerStep, Tensor, Tensor, list[Tensor]]:
     """Check the arguments and bring them into flat form."""
     dtypes = {tensor.dtype for tensor in params.values()}
@@ -153,10 +169,13 @@ def _pose(
     if theta.device.type == "cpu" and unrolling.mode != "forward":
         chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
         kind = _kind(problem, theta, leaves, chosen)
+        alone, here, first = replace(problem, closed=None), theta.detach(), [t.detach() for t in _at(leaves, 0)]
         if kind not in unrolling._portions:
-            alone = replace(problem, closed=None)
-            unrolling._portions[kind] = portion_of(alone, theta.detach(), [t.detach() for t in _at(leaves, 0)], chosen)
-        problem = replace(problem, portion=unrolling._portions[kind])
+            unrolling._portions[kind] = portion_of(alone, here, first, chosen)
+        if programs is not None and kind not in unrolling._steady:
+            unrolling._steady[kind] = reads_its_arguments(alone, here, first)
+        own = programs if unrolling._steady.get(kind) else None
+        problem = replace(problem, portion=unrolling._portions[kind], programs=own)
     return problem, theta, rates.expand(count), leaves
 
 
@@ -210,7 +229,8 @@ class _Unroll(torch.autograd.Function):
         ctx.recorded = {}
         memory = rule.start(theta)
         recorded = unrolling.keep or 0
-        if differentiated and unrolling.keep is None and unrolling.mode == "auto" and not theta.is_cuda:
+        keeps = unrolling.keep is None and unrolling.mode == "auto" and problem.programs is None
+        if differentiated and keeps and not theta.is_cuda:
             recorded = _affordable(problem, theta, leaves, chosen, unrolling._measured)
         for step in range(count):
             if differentiated and step >= max(first, count - recorded):

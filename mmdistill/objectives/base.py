@@ -103,7 +103,8 @@ class Objective(nn.Module, ABC):
     labels with losses on classes, so labels must be distributions. One that ``lowers`` runs networks in bfloat16 where
     the precision says so, as :func:`class_gradients` and :func:`class_means` do; ``bf16`` is refused with others. One
     that takes all classes together, whatever ``classes_at_once`` says, is not ``divided``. One that is ``exact`` has
-    all products of its steps in float32 whatever the precision, because TF32 would drown a small ridge.
+    all products of its steps in float32 whatever the precision, because TF32 would drown a small ridge. Compiling it
+    takes so many times as long as most on a CPU, ``compiling``, and must repay that.
     """
 
     view: RealView = "classes"
@@ -118,6 +119,7 @@ class Objective(nn.Module, ABC):
     divided = True
     steady = True
     exact = False
+    compiling = 1
 
     @abstractmethod
     def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:

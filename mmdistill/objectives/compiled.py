@@ -9,6 +9,7 @@ from torch import Tensor
 from mmdistill.abilities import GivesMaps, MapReader
 from mmdistill.errors import UnsupportedError
 from mmdistill.execution.compilation import Program
+from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
 
 UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape", "expected scalar type")
@@ -24,6 +25,7 @@ class Compiled(NamedTuple):
         class_gradients: the gradients of all classes in one batched call.
         gradient: the gradient of one class, which may be differentiated again.
         maps: the task's ``maps``; None where it has none.
+        steps: where the gradients of a student's steps are compiled; None: they stay eager.
     """
 
     features: Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
@@ -31,6 +33,7 @@ class Compiled(NamedTuple):
     class_gradients: Callable[[NetworkState, ClassBatch], Tensors]
     gradient: Callable[[NetworkState, Batch], Tensors]
     maps: Callable[[NetworkState, Inputs, MapReader], tuple[Tensor, ...]] | None = None
+    steps: StepPrograms | None = None
 
     @classmethod
     def of(cls, task: Task) -> "Compiled":
@@ -43,12 +46,13 @@ class Compiled(NamedTuple):
             return gradient_of_one(task, state, batch)
 
         maps = Program(task.maps) if isinstance(task, GivesMaps) else None
-        return cls(Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient), maps)
+        main = Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient)
+        return cls(*main, maps, StepPrograms() if task.device.type == "cpu" else None)
 
     @property
     def seconds(self) -> float:
         """Seconds that compiling has taken so far."""
-        return sum(program.seconds for program in self if isinstance(program, Program))
+        return sum(part.seconds for part in self if isinstance(part, Program | StepPrograms))
 
 
 def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Tensors:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmdistill.checks import require_below_one
 from mmdistill.choices import MaskedBy
 from mmdistill.errors import ConfigError, ShapeError, require_choice
+from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.unroll import StepLoss, unroll_held
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate, StudentOptions, UnrolledObjective
@@ -133,8 +134,10 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
         if self.unrolling.optimizer != "sgd":
             raise ConfigError(f"states are held fixed for students of SGD alone, got {self.unrolling.optimizer}")
 
-    def unrolled(self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor) -> Tensors:
-        """Return the parameters after all steps, with the approximate gradient."""
+    def unrolled(
+        self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None
+    ) -> Tensors:
+        """Return the parameters after all steps, with the approximate gradient; eager."""
         return unroll_held(loss, start, steps, rate, self.unrolling)
 
 

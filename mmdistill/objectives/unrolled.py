@@ -11,6 +11,7 @@ from mmdistill.execution.portions import loss_by_portions
 from mmdistill.execution.precision import lowered
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.statistics import copied, has_statistics
+from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective, flatten_classes
 from mmdistill.runtime import Draws
@@ -80,6 +81,7 @@ class UnrolledObjective(Objective):
     view = "flat"
     siamese = False
     lowers = True
+    compiling = 4
 
     def check(self, task: Task) -> None:
         """Refuse a task whose network has nothing to train.
@@ -158,16 +160,19 @@ class UnrolledObjective(Objective):
         """Return the parameters of a student that started at the network and took all steps, differentiably."""
         steps = self.step_batches(network.task, flatten_classes(syn), draws)
         loss = student_loss(network, draws.fold("student"))
-        return self.unrolled(loss, network.state.params, steps, self.student_rate(network.task))
+        programs = None if network.compiled is None or network.state.buffers else network.compiled.steps
+        return self.unrolled(loss, network.state.params, steps, self.student_rate(network.task), programs)
 
     def student_rate(self, task: Task) -> Tensor:
         """Return the rate of a task's students, one number or one for each step."""
         rate: Tensor = self.rate()
         return rate
 
-    def unrolled(self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor) -> Tensors:
-        """Return the parameters after all steps, differentiably."""
-        return unroll(loss, start, steps, rate, self.unrolling)
+    def unrolled(
+        self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None
+    ) -> Tensors:
+        """Return the parameters after all steps, differentiably; by programs where there are any that apply."""
+        return unroll(loss, start, steps, rate, self.unrolling, programs)
 
 
 class UnrolledPerformance(UnrolledObjective):

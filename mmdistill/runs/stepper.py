@@ -73,7 +73,8 @@ class Stepper:
             return self.distiller.steps >= WORTH_COMPILING
         if run.step:
             return "compiled" in run.path
-        return worth_compiling(float(self.distiller.steps) * self.distiller.operations(run))
+        total = float(self.distiller.steps) * self.distiller.operations(run)
+        return worth_compiling(total / run.objective.compiling)
 
     def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
         """Take one step."""

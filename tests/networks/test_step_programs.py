@@ -1,0 +1,147 @@
+"""Inner steps by programs: the same gradients as the eager steps, and only where a trace says all that they read."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import MmdistillWarning
+from mmdistill.execution import compilation
+from mmdistill.networks import inner_steps, step_programs
+from mmdistill.networks.step_programs import StepPrograms
+from mmdistill.networks.unroll import Unrolling, unroll
+from mmdistill.task import Batch, Tensors
+from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, plain, plain_adam, terminal
+from tests.toys import smooth_mlp
+
+
+class Counted:
+    """Stands in for a compiled program: the trace as it is, with its calls."""
+
+    calls = 0
+    seconds = 1.0
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+
+    def __call__(self, *tensors: Tensor) -> object:
+        Counted.calls += 1
+        return self.function(*tensors)
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[StepPrograms]:
+    """Programs that trace and do not compile."""
+    monkeypatch.setattr(step_programs, "Program", Counted)
+    Counted.calls = 0
+    return StepPrograms()
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "expected"),
+    [
+        (Conv, Unrolling(), plain),
+        (Conv, Unrolling(0.9), partial(plain, beta=0.9)),
+        (Conv, Unrolling(0.9, truncate=3), partial(plain, beta=0.9, last=3)),
+        # Biases before norms have gradients of 0 but for rounding, which Adam makes steps of.
+        (lambda: smooth_mlp(6, 16), Unrolling(optimizer="adam"), plain_adam),
+    ],
+    ids=["sgd", "momentum", "truncated", "adam"],
+)
+def test_programs_give_the_gradients_of_the_unrolled_graph(
+    factory: Callable[[], nn.Module], options: Unrolling, expected: Callable[..., Tensors], programs: StepPrograms
+) -> None:
+    problem = Problem(factory)
+    ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, options, programs)
+    wanted = expected(problem.loss, problem.params, problem.batch, problem.rates)
+    assert Counted.calls == STEPS
+    leaves = problem.leaves(theta=options.truncate is None)
+    if options.truncate:  # the first steps' batches move nothing, in the graph not even as zeros
+        leaves = [problem.rates]
+        wanted = {name: end + 0 * problem.rates.sum() for name, end in wanted.items()}
+    assert_equal_gradients(terminal(wanted), terminal(ends), leaves)
+    assert Counted.calls == STEPS + (options.truncate or STEPS)  # nothing is kept, so each step has its slope
+    assert programs.seconds == 2
+
+
+def test_a_later_step_and_another_network_are_no_part_of_the_trace(programs: StepPrograms) -> None:
+    options = Unrolling(0.9)
+    for number in range(2):
+        problem = Problem(Conv)
+        problem.params = {
+            name: (tensor.detach() * (1 + number)).requires_grad_() for name, tensor in problem.params.items()
+        }
+        problem.inputs = (problem.inputs.detach() + number).requires_grad_()
+        ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, options, programs)
+        wanted = plain(problem.loss, problem.params, problem.batch, problem.rates, 0.9)
+        assert_equal_gradients(terminal(wanted), terminal(ends), problem.leaves(theta=True))
+    assert programs.seconds == 2
+
+
+def test_programs_take_portions(programs: StepPrograms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner_steps, "recorded_bytes", lambda _, __, leaves, ___: len(leaves[-1]))
+    monkeypatch.setattr(inner_steps, "PORTION_BYTES", 4)
+    problem = Problem(Conv, samples=12)
+    problem.weight = problem.weight.detach().clone()
+    problem.weight[:, :4] = 0  # a portion of which no sample counts
+    ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.9), programs)
+    wanted = plain(problem.loss, problem.params, problem.batch, problem.rates, 0.9)
+    leaves = [problem.inputs, problem.labels, problem.rates, *problem.params.values()]
+    assert_equal_gradients(terminal(wanted), terminal(ends), leaves)
+    assert Counted.calls == 2 * 2 * STEPS
+    assert programs.seconds == 2  # all portions are of one size
+
+
+def test_kept_steps_and_dropout_stay_eager(programs: StepPrograms) -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16))
+
+    def dropped(params: Tensors, batch: Batch, step: int) -> Tensor:
+        mask = KEY.fold("mask", step).uniform(*batch.weight.shape) > 0.5
+        return problem.loss(params, batch._replace(weight=batch.weight * (mask + 0.5)), step)
+
+    ends = unroll(dropped, problem.params, problem.batch, problem.rates, Unrolling(), programs)
+    wanted = plain(dropped, problem.params, problem.batch, problem.rates)
+    assert_equal_gradients(terminal(wanted), terminal(ends), problem.leaves(theta=True))
+    assert Counted.calls == 0
+    ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(keep=STEPS), programs)
+    terminal(ends).backward()  # type: ignore[no-untyped-call]
+    assert Counted.calls == 0
+
+
+def test_what_cannot_be_traced_stays_eager_and_says_why(programs: StepPrograms) -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16))
+
+    def branching(params: Tensors, batch: Batch, step: int) -> Tensor:
+        value = problem.loss(params, batch, step)
+        return value if bool(value > 0) else -value
+
+    def ours() -> Tensor:
+        return terminal(unroll(branching, problem.params, problem.batch, problem.rates, Unrolling(), programs))
+
+    leaves = problem.leaves(theta=True)
+    with pytest.warns(MmdistillWarning, match="cannot be traced and stay eager"):
+        torch.autograd.grad(ours(), leaves)
+    wanted = plain(branching, problem.params, problem.batch, problem.rates)
+    assert_equal_gradients(terminal(wanted), ours(), leaves)
+    assert Counted.calls == 0
+
+
+def test_after_so_many_shapes_steps_stay_eager(programs: StepPrograms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_programs, "SHAPES", 1)
+    for samples, calls in ((4, STEPS), (5, 0), (4, STEPS)):
+        Counted.calls = 0
+        problem = Problem(Conv, samples=samples)
+        terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(), programs))
+        assert Counted.calls == calls
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compilation.has_compiler(), reason="needs a C++ compiler")
+def test_compiled_steps_agree_with_the_unrolled_graph() -> None:
+    problem, programs = Problem(Conv), StepPrograms()
+    ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.9), programs)
+    wanted = plain(problem.loss, problem.params, problem.batch, problem.rates, 0.9)
+    assert_equal_gradients(terminal(wanted), terminal(ends), problem.leaves(theta=True))
+    assert programs.seconds > 0
