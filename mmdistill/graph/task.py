@@ -60,7 +60,7 @@ class GraphTask:
 
     Args:
         graph: the checked graph.
-        network: the network to distil with.
+        network: the network to distil with; a user's module is the default judge, ``model``, too.
         protocol: how judges are trained; None is that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies.
         judge_epochs: epochs of judges; None is the protocol's own number.
@@ -354,7 +354,7 @@ def graph_task(
         data: a name (see ``mmdistill data``), a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``: x
             ``(nodes, features)``, edge_index ``(2, edges)``, y and masks ``(nodes,)``; or a dict of these.
         model: the network to distil with: ``sgc``, ``gcn``, ``mlp``, or a function that returns a module with
-            ``forward(x, edge_index[, edge_weight])``, which then is a judge (``model``) too.
+            ``forward(x, edge_index[, edge_weight])``, which then is the default judge (``model``) too.
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
         hops: of SGC; None is :data:`~mmdistill.graph.models.HOPS`.
