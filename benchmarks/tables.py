@@ -170,7 +170,7 @@ def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, net
     extra = {name: document[name] for name in ("row", "samples", "judging_seconds") if name in document}
     content = metrics_document(distilled, found, document, here.judging, here.task)
     write_json(folder / METRICS, content | extra)
-    return str(found.headline())
+    return str(found.results[0])
 
 
 def named(devices: str) -> list[str]:

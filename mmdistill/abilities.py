@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from mmdistill.checks import require_sizes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Task, Tensors
 
@@ -219,7 +220,20 @@ def judging_set(
     protocol: str = "",
     testing: str = "",
 ) -> dict[str, int | str]:
-    """Return what a user sets of judging as a task keeps it; float32, in which judges train anyway, is nothing."""
+    """Return what a user sets of judging as a task keeps it; float32, in which judges train anyway, is nothing.
+
+    A task asks for it where it is constructed, so that it is known however the task came about.
+
+    Args:
+        epochs: of judges; None where the user says nothing, as of the next two.
+        batch: samples in their minibatches.
+        precision: number formats that they train in.
+        protocol: in what their training differs from the usual one, see :func:`in_place_of`.
+        testing: in what their test does.
+    Raises:
+        ConfigError: epochs or a size that are no whole numbers of at least 1.
+    """
+    require_sizes(judge_epochs=epochs, judge_batch=batch)
     sizes = {"epochs": epochs, "batch": batch}
     found: dict[str, int | str] = {name: int(size) for name, size in sizes.items() if size is not None}
     texts = {"precision": "" if precision in (None, "float32") else str(precision)}

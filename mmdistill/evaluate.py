@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects
+from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects, TitlesJudges
 from mmdistill.allocation import allocate
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.coresets import CORESETS, choose_samples, coreset
@@ -156,11 +156,14 @@ def evaluate(
     found: dict[str, list[Scores]] = {}
     sources = 1 if robust else 1 + len(baselines)
 
-    class_names = task.describe().class_names
+    class_names, usual = task.describe().class_names, task.judges[0]
+    if usual in names and isinstance(task, TitlesJudges):  # else no score is of it, and it may not fit the data at all
+        usual = task.judge_title(usual)
 
     def so_far() -> Evaluation:
         beside = {name: summarise(scores, class_names) for name, scores in found.items() if scores}
-        return Evaluation(summarise(results, class_names), beside, time.perf_counter() - began, dict(judging.failures))
+        own, seconds = summarise(results, class_names), time.perf_counter() - began
+        return Evaluation(own, beside, seconds, dict(judging.failures), usual)
 
     with _kept(so_far), _shown(progress) as told:
 

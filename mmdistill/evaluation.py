@@ -4,7 +4,7 @@ import html
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mmdistill.errors import ConfigError
@@ -32,6 +32,7 @@ class Entry:
         n: runs.
         notes: warnings that belong to the number.
         by_class: beside an accuracy, that of each class by its name, a mean over the runs; empty where nothing tells.
+        said: whether ``str`` says who judged; no part of what the entry is.
     """
 
     judge: str
@@ -41,14 +42,16 @@ class Entry:
     n: int
     notes: tuple[str, ...] = ()
     by_class: Mapping[str, float] = field(default_factory=dict, hash=False)
+    said: bool = field(default=False, repr=False, compare=False)
 
     def plain(self) -> dict[str, object]:
         """Return the entry as ``metrics.json`` holds it; notes and classes only where there are any."""
         found = asdict(self) | {"notes": list(self.notes)}
-        return {name: value for name, value in found.items() if value not in ([], {})}
+        return {name: value for name, value in found.items() if name != "said" and value not in ([], {})}
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}" if self.n > 1 else f"{100 * self.mean:.1f}"
+        spread = f" +/- {100 * self.sd:.1f}" if self.n > 1 else ""
+        return f"{100 * self.mean:.1f}{spread}{f' by {self.judge}' if self.said else ''}"
 
 
 class Baselines(dict[str, list[Entry]]):
@@ -87,12 +90,14 @@ class Evaluation:
         baselines: by name: ``random`` and ``herding`` real samples at equal count, the ``whole`` training set.
         seconds: of judging, all together.
         failures: judges that could not judge and baselines that could not be had, with the reason.
+        usual: the task's default judge, as scores call it; empty where that is not known.
     """
 
     results: list[Entry]
     baselines: dict[str, list[Entry]] = field(default_factory=dict)
     seconds: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
+    usual: str = ""
 
     def __post_init__(self) -> None:
         """Let the baselines say why one is missing."""
@@ -101,13 +106,15 @@ class Evaluation:
     def headline(self) -> Entry:
         """Return the first judge's first metric, of the set or, where baselines alone were judged, of the first one.
 
+        Its text is mean and deviation in percent, and says the judge unless that is the task's default one, alone.
+
         Raises:
             ConfigError: nothing was judged.
         """
         shown = self._shown()
         if not shown:
             raise ConfigError("nothing was judged, so there is no score; see remarks() for what failed")
-        return shown[0]
+        return shown[0] if {entry.judge for entry in shown} == {self.usual} else replace(shown[0], said=True)
 
     def rows(self) -> list[list[str]]:
         """Return the results beside those of the baselines, in percent, as a table, header first."""

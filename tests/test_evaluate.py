@@ -26,6 +26,7 @@ from mmdistill.errors import (
 from mmdistill.evaluate import KNOWN_BASELINES, _pooled, evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.execution.memory import explained
+from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document, read_metrics, recorded
 from mmdistill.reporting.report import result_rows, summary, write_report
@@ -141,6 +142,21 @@ def test_the_headline_of_baselines_alone_is_the_first_ones(result: DistilledSet)
     assert found.headline() is found.baselines["random"][0]
     with pytest.raises(ConfigError, match="nothing was judged"):
         evaluate(BlobTask(), result, n=1, baselines=[], baselines_only=True).headline()
+
+
+def test_a_headline_says_who_judged_unless_it_is_the_default_judge_alone(result: DistilledSet) -> None:
+    task = image_task("digits", model="mlp-w8", judge_epochs=1, protocol="dsa")
+    batch = task.select(torch.arange(40))
+    usual, other = (evaluate(task, batch, judges=judges, n=1, baselines=()) for judges in (None, ["ntk"]))
+    assert (usual.usual, usual.results[0].judge) == ("mlp-w8 [dsa]", "mlp-w8 [dsa]")
+    assert str(usual.headline()) == str(usual.results[0]) == f"{100 * usual.results[0].mean:.1f}"
+    assert str(other.headline()) == f"{other.results[0]} by ntk"
+    assert other.headline() == other.results[0]
+    assert other.headline().plain() == other.results[0].plain()
+    both = Evaluation([*usual.results, *other.results], usual=usual.usual)
+    assert str(both.headline()) == f"{usual.results[0]} by mlp-w8 [dsa]"
+    unknown = Evaluation([Entry("mlp", "accuracy", 0.5, 0.25, 2), Entry("mlp", "f1", 0.5, 0.25, 2)])
+    assert str(unknown.headline()) == "50.0 +/- 25.0 by mlp"
 
 
 def test_a_bare_batch_has_no_baselines_at_equal_count() -> None:

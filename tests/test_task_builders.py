@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,27 @@ import torch
 from torch import nn
 
 from mmdistill import distill, evaluate, graph_set_task, graph_task, image_task, recsys_task, text_task
-from mmdistill.abilities import KeepsJudging
+from mmdistill.abilities import KeepsJudging, LimitsJudging, TellsEpochs
 from mmdistill.errors import ConfigError
-from mmdistill.graph import load_graph
+from mmdistill.graph import GraphTask, load_graph
 from mmdistill.graph.judges import JudgeProtocol, protocol_for
+from mmdistill.graph.models import SGC
 from mmdistill.graph.sets.data import load_graph_set
-from mmdistill.graph.sets.task import PROTOCOL
+from mmdistill.graph.sets.task import PROTOCOL, GraphSetTask
 from mmdistill.image import load
 from mmdistill.image.protocols import PROTOCOLS
+from mmdistill.image.task import ImageTask
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.recsys import RecsysTask, load_interactions
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
+from mmdistill.task import Task
 from mmdistill.text import load_text
+from mmdistill.text.reading import encode_splits
+from mmdistill.text.task import JUDGE, TextTask
 from mmdistill.text.token_judges import PROTOCOL as TOKENS
+from mmdistill.text.token_task import TokenTask
 from tests.graph.sets.toy import FAST, write_rings
 from tests.graph.toy import planted_fields, planted_graph
 from tests.text.corpus import corpus, token_corpus_task
@@ -193,6 +200,56 @@ def test_tasks_keep_what_was_set_of_judging(kind: str, tmp_path: Path) -> None:
     given = builders[kind](judge_epochs=None, **own)
     assert isinstance(given, KeepsJudging)
     assert given.judging_chosen == said
+
+
+@pytest.mark.parametrize("kind", [*BUILDERS, "token"])
+def test_tasks_that_are_constructed_without_a_builder_keep_what_was_set_of_judging(kind: str, tmp_path: Path) -> None:
+    construct, protocol = constructors(kind, tmp_path)
+    sizes = {} if kind in WHOLE else {"judge_batch": 8}
+    task, unset = construct(judge_epochs=4, **sizes), construct()
+    assert isinstance(task, KeepsJudging)
+    assert isinstance(unset, KeepsJudging)
+    assert task.judging_chosen == {"epochs": 4, **({"batch": 8} if sizes else {})}
+    assert unset.judging_chosen == {}
+    for judge in task.judges if isinstance(task, LimitsJudging) and isinstance(task, TellsEpochs) else ():
+        assert "epochs" not in task.judging_read(judge) or task.judging_epochs(judge, 1) == 4
+    given = construct(protocol=protocol)
+    assert isinstance(given, KeepsJudging)
+    assert given.judging_chosen == {"testing" if kind == "recsys" else "protocol": SAID.get(kind, "lr 0.5")}
+    for name in ("judge_epochs", *sizes):
+        with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1, got 0"):
+            construct(**{name: 0})
+    with pytest.raises(ConfigError, match="protocol"):
+        construct(protocol="nonsense")
+
+
+SAID = {"image": "fit lr 0.5", "recsys": "max users 4"}
+"""In what the protocols differ that constructors give, where not by a rate alone."""
+
+
+def constructors(kind: str, folder: Path) -> tuple[Callable[..., Task], object]:
+    """Return what constructs a task by its class, of parts that a builder has made, and a protocol of one's own."""
+    if kind == "image":
+        digits = image_task("digits", model="mlp", width=8)
+        dsa = PROTOCOLS["dsa"]
+        own = replace(dsa, fit=replace(dsa.fit, lr=0.5))
+        return partial(ImageTask, digits.data, digits.network, "mlp", digits.device), own
+    if kind == "graph":
+        return partial(GraphTask, planted_graph(), SGC(12, 3)), JudgeProtocol(lr=0.5)
+    if kind == "graph-set":
+        rings = load_graph_set(write_rings(folder / "RINGS"))
+        return partial(GraphSetTask, rings, 8), replace(PROTOCOL, lr=0.5)
+    if kind == "recsys":
+        data = recsys_task(MATRIX).data
+        return partial(RecsysTask, data), RankingProtocol(groups=3, chunk=5, max_users=4)
+    if kind == "token":
+        token = token_corpus_task(folder / "bert")
+        parts = (token.data, token.vocabulary, token.tokens, token.model)
+        return partial(TokenTask, *parts, encoder=token.encoder, name="textcnn"), replace(TOKENS, lr=0.5)
+    text = text_task(corpus(), encoder="tfidf")
+    encoded = encode_splits(text.encoder, text.data)
+    points = partial(TextTask, text.data, encoded, text.model, encoder=text.encoder, network_name="mlp")
+    return points, replace(JUDGE, lr=0.5)
 
 
 def usual_of(task: object) -> FitProtocol:

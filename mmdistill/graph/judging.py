@@ -25,12 +25,12 @@ class GraphJudges:
     Args:
         parts: training, validation and test nodes by name.
         num_classes: C.
-        own: the user's module, which is a judge too.
+        own: the user's module, which is the first judge, and so the default one, where there is one.
     """
 
     def __init__(self, parts: Mapping[str, Part], num_classes: int, own: ModuleNetwork | None = None) -> None:
         self.parts, self.num_classes, self.own = parts, num_classes, own
-        self.names = (*JUDGES, OWN) if own is not None else JUDGES
+        self.names = (OWN, *JUDGES) if own is not None else JUDGES
         self._views: dict[tuple[str, str], View] = {}
 
     def fit(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:

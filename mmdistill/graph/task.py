@@ -60,9 +60,12 @@ class GraphTask:
 
     Args:
         graph: the checked graph.
-        network: the network to distil with.
+        network: the network to distil with; a user's module is the default judge, ``model``, too.
         protocol: how judges are trained; None is that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies.
+        judge_epochs: epochs of judges; None is the protocol's own number.
+    Raises:
+        ConfigError: something else than a protocol, or epochs that are no whole number of at least 1.
     """
 
     def __init__(
@@ -71,9 +74,15 @@ class GraphTask:
         network: GraphNetwork,
         protocol: JudgeProtocol | None = None,
         device: torch.device | str = "cpu",
+        *,
+        judge_epochs: int | None = None,
     ) -> None:
         self.graph, self.network = graph, network
-        self.protocol = protocol or protocol_for(graph)
+        require_kind(JudgeProtocol, protocol=protocol)
+        usual = protocol_for(graph)
+        self.judging_chosen: Judging = judging_set(judge_epochs, protocol=in_place_of(protocol, usual))
+        base = protocol or usual
+        self.protocol = replace(base, epochs=judge_epochs or base.epochs)
         self.device = torch.device(device)
         self.network_name = network.name
         self.num_classes: int | None = graph.num_classes
@@ -87,7 +96,6 @@ class GraphTask:
         self.judging = GraphJudges(self.parts, graph.num_classes, own)
         self.judges: Sequence[str] = self.judging.names
         self.selections: Sequence[str] = SELECTIONS
-        self.judging_chosen: Judging = {}
 
     def __repr__(self) -> str:
         sizes = f"{len(self.graph.train):,} training and {len(self.graph.test):,} test nodes"
@@ -346,7 +354,7 @@ def graph_task(
         data: a name (see ``mmdistill data``), a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``: x
             ``(nodes, features)``, edge_index ``(2, edges)``, y and masks ``(nodes,)``; or a dict of these.
         model: the network to distil with: ``sgc``, ``gcn``, ``mlp``, or a function that returns a module with
-            ``forward(x, edge_index[, edge_weight])``, which then is a judge (``model``) too.
+            ``forward(x, edge_index[, edge_weight])``, which then is the default judge (``model``) too.
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
         hops: of SGC; None is :data:`~mmdistill.graph.models.HOPS`.
@@ -392,10 +400,6 @@ def graph_task(
             _require_no_hops(hops, name)
         hops = HOPS if hops is None else hops
         network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.0, hops, device)
-    own = in_place_of(protocol, protocol_for(graph))
-    if judge_epochs is not None:
-        protocol = replace(protocol or protocol_for(graph), epochs=judge_epochs)
-    task = GraphTask(graph, network, protocol, device)
-    task.judging_chosen = judging_set(judge_epochs, protocol=own)
+    task = GraphTask(graph, network, protocol, device, judge_epochs=judge_epochs)
     try_network(task, {"x": task.scene.x[:2]}, f"nodes of {graph.x.shape[1]} features", graph.num_classes)
     return task

@@ -62,6 +62,8 @@ class ImageTask:
         judge_precision: number formats that judges train in; None is float32, in which they are tested.
         protocol: how judges train, or its name in :data:`~mmdistill.image.protocols.PROTOCOLS`.
         width: the network's, where it is a named one of another width than its name says.
+    Raises:
+        ConfigError: an unknown protocol, or epochs or a size that are no whole numbers of at least 1.
     """
 
     def __init__(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.execution.isolation import isolated
 from mmdistill.names import canonical, unknown_name
@@ -17,7 +16,7 @@ from mmdistill.networks.trial import try_network
 from mmdistill.recsys.data import Interactions, Source, load_interactions
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.splits import SplitBy
-from mmdistill.recsys.task import RecsysTask
+from mmdistill.recsys.task import TESTING, RecsysTask
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import checked_seed, choose_device
@@ -88,7 +87,7 @@ def recsys_task(
     require_kind(RankingProtocol, protocol=protocol)
     require_kind(VaeProtocol, vae=vae)
     if protocol is None:
-        protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users)
+        protocol = replace(TESTING, candidates=candidates, max_users=max_users)
     else:
         known = "the protocol says on whom and on what judges are tested"
         require_left_out(known, max_users=max_users, candidates=candidates or None)
@@ -108,11 +107,6 @@ def recsys_task(
         data = load_interactions(data, **reading, seed=seed)
     own = None if isinstance(model, str) else model
     named = None if units is None else partial(autoencoder, data.num_items, units)
-    trained, vae = in_place_of(vae, VaeProtocol()), vae or VaeProtocol()
-    tested = in_place_of(protocol, RankingProtocol(groups=3), apart=("chunk",))
-    vae = replace(vae, batch=judge_batch or vae.batch)
-    if judge_epochs is not None:
-        vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)
     task = RecsysTask(
         data,
         model=own or named,
@@ -121,9 +115,10 @@ def recsys_task(
         depth=depth,
         protocol=protocol,
         vae=vae,
+        judge_epochs=judge_epochs,
+        judge_batch=judge_batch,
         device=device,
     )
-    task.judging_chosen = judging_set(judge_epochs, judge_batch, protocol=trained, testing=tested)
     if own is not None:
         users = task.select(torch.arange(min(2, data.num_users))).inputs
         try_network(task, users, f"users with rows of {data.num_items} items", data.num_items)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING, Judging
+from mmdistill.abilities import JUDGING, Judging, in_place_of, judging_set
 from mmdistill.checks import require_below_one, require_kind, require_no_features
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, unknown_name
@@ -28,6 +28,10 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
+TESTING = RankingProtocol(groups=3)
+"""How judges are tested unless the user says otherwise: on all users and items, with three groups of users."""
+TRAINING = VaeProtocol()
+"""How the trained judge is built and trained unless the user says otherwise."""
 KEPT_NUMBERS = 2**26
 """Of users x items, up to which the real rows stay on a device other than the CPU: 256 MB."""
 FIXED = Draws(0, ("recsys",))
@@ -60,11 +64,15 @@ class RecsysTask:
         hold_out: the fraction of each target user's interactions that is hidden from the input, so that matching
             rewards prediction instead of reconstruction; 0 as published.
         depth: hidden layers of the infinitely wide autoencoder, as inner model, for validation and as judge.
-        protocol: how rankings are judged.
-        vae: how the trained judge is trained.
+        protocol: how rankings are judged; None is :data:`TESTING`.
+        vae: how the trained judge is built and trained; None is :data:`TRAINING`.
+        judge_epochs: passes over the real users for which it trains, and by as many updates on few users; None is its
+            own number of updates.
+        judge_batch: users in its minibatches; None is its own number.
         device: where everything runs.
     Raises:
-        ConfigError: hold_out outside [0, 1), or features of the infinitely wide network.
+        ConfigError: hold_out outside [0, 1), features of the infinitely wide network, or epochs or a size that are no
+            whole numbers of at least 1.
     """
 
     num_classes: int | None = None
@@ -82,6 +90,8 @@ class RecsysTask:
         depth: int = 1,
         protocol: RankingProtocol | None = None,
         vae: VaeProtocol | None = None,
+        judge_epochs: int | None = None,
+        judge_batch: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.hold_out = hold_out
@@ -93,10 +103,11 @@ class RecsysTask:
         self.data = data
         self.device = torch.device(device)
         self.kernel = FullyConnectedKernel(depth=depth)
-        self.protocol = protocol or RankingProtocol(groups=3)
-        self.vae = vae or VaeProtocol()
+        trained, tested = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
+        self.judging_chosen: Judging = judging_set(judge_epochs, judge_batch, protocol=trained, testing=tested)
+        self.protocol = protocol or TESTING
+        self.vae = (vae or TRAINING).lasting(judge_epochs, judge_batch, data.num_users)
         self.module = None if model is None else FunctionalModule(model, features, self.device)
-        self.judging_chosen: Judging = {}
         self._info: TaskInfo | None = None
         self._points: npt.NDArray[np.float32] | None = None
         self._kept: Tensor | None = None

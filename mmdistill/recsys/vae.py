@@ -1,7 +1,7 @@
 """The trained judge: a variational autoencoder with a multinomial likelihood (Mult-VAE)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,14 @@ class VaeProtocol:
         require_at_least(self, {**dict.fromkeys(sizes, 1), "kl": 0.0})
         require_positive(self, "lr")
         require_below_one(self, "dropout")
+
+    def lasting(self, epochs: int | None, batch: int | None, users: int) -> "VaeProtocol":
+        """Return the protocol for some passes over so many users in minibatches of a size; None leaves its own number.
+
+        Fewer users are then trained on by as many updates as these passes are.
+        """
+        own = replace(self, batch=batch or self.batch)
+        return own if epochs is None else replace(own, steps=epochs * -(-users // own.batch), epochs=epochs)
 
     def updates(self, users: int) -> int:
         """Return how many updates so many users are trained on by."""

@@ -29,6 +29,7 @@ class TextClassification(ABC):
         model: the network to distil with.
         network_name: what reports call the network; where it is empty, it is described.
         judges: the names of those that read this form, the default one first; :data:`READERS` follow.
+        judging: what the user set of judging, see :func:`~mmdistill.abilities.judging_set`.
         solved: those of them that do not train.
     """
 
@@ -38,6 +39,7 @@ class TextClassification(ABC):
         model: FunctionalModule,
         network_name: str,
         judges: Sequence[str],
+        judging: Judging,
         solved: Sequence[str] = (),
     ) -> None:
         self.data, self.model, self.network_name = data, model, network_name
@@ -46,7 +48,7 @@ class TextClassification(ABC):
         self.class_count = len(data.class_names)
         self.num_classes: int | None = self.class_count
         self.judges: Sequence[str] = (*judges, *READERS)
-        self.judging_chosen: Judging = {}
+        self.judging_chosen = judging
         self._solved = (*solved, *READERS)
         self._classes = data.train.labels.to(self.device)
         self._rows = ClassRows(data.train.labels, self.class_count, self.device)

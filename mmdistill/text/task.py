@@ -76,8 +76,13 @@ class TextTask(TextClassification):
         model: the network to distil with.
         encoder: which gave the points; a set of another encoder's space is another task's.
         network_name: what reports call the network; empty: it is the user's, and hence a judge.
-        protocol: how trained judges are fitted; 0 epochs stand for the default number of updates.
+        protocol: how trained judges are fitted, None: by :data:`JUDGE`; 0 epochs stand for the default number of
+            updates.
+        judge_epochs: their epochs; None is the protocol's own number.
+        judge_batch: their minibatch size; None is the protocol's own.
         noise: the norm of the Gaussian noise that ``augment`` adds, relative to unit vectors; 0 is the identity.
+    Raises:
+        ConfigError: a number out of range, or a network that does not fit the points.
     """
 
     def __init__(
@@ -88,11 +93,15 @@ class TextTask(TextClassification):
         *,
         encoder: SentenceEncoder,
         network_name: str = "",
-        protocol: FitProtocol = JUDGE,
+        protocol: FitProtocol | None = None,
+        judge_epochs: int | None = None,
+        judge_batch: int | None = None,
         noise: float = 0.0,
     ) -> None:
         own = () if network_name else (OWN,)
-        super().__init__(data, model, network_name, (*own, "mlp", *SOLVED), SOLVED)
+        require_kind(FitProtocol, protocol=protocol)
+        judging = judging_set(judge_epochs, judge_batch, protocol=in_place_of(protocol, JUDGE))
+        super().__init__(data, model, network_name, (*own, "mlp", *SOLVED), judging, SOLVED)
         self.train = Points(encoded.train.to(self.device), self._classes)
         self.dev = Points(encoded.dev.to(self.device), data.dev.labels.to(self.device))
         self.test = Points(encoded.test.to(self.device), data.test.labels.to(self.device))
@@ -100,7 +109,9 @@ class TextTask(TextClassification):
         self.space = encoder.space(encoded.train)
         self.selections: Sequence[str] = SELECTIONS
         self.truncated = encoded.truncated
-        self.protocol, self.noise = protocol, noise
+        base = protocol or JUDGE
+        self.protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
+        self.noise = noise
         require_at_least(self, {"noise": 0.0})
         self.dim = encoded.train.shape[1]
         self._mlp = FunctionalModule(partial(mlp_head, self.dim, self.class_count), device=self.device)
@@ -290,10 +301,14 @@ def text_task(
     if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
     module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
-    own, base = in_place_of(protocol, JUDGE), protocol or JUDGE
-    protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
-    task = TextTask(
-        loaded, encoded, module, encoder=sentence_encoder, network_name=name, protocol=protocol, noise=noise
+    return TextTask(
+        loaded,
+        encoded,
+        module,
+        encoder=sentence_encoder,
+        network_name=name,
+        protocol=protocol,
+        judge_epochs=judge_epochs,
+        judge_batch=judge_batch,
+        noise=noise,
     )
-    task.judging_chosen = judging_set(judge_epochs, judge_batch, protocol=own)
-    return task

@@ -69,6 +69,8 @@ class TokenTask(TextClassification):
         protocol: how networks are trained on sets that carry no steps of their own; None is each network's default.
         judge_epochs: epochs of that training; None is the protocol's own number.
         judge_batch: size of its minibatches; None is the protocol's own.
+    Raises:
+        ConfigError: epochs or a size that are no whole numbers of at least 1, or a network that does not fit.
     """
 
     def __init__(
@@ -85,13 +87,12 @@ class TokenTask(TextClassification):
         judge_batch: int | None = None,
     ) -> None:
         others = tuple(other for other in TOKEN_MODELS if other != name)
-        super().__init__(data, model, "" if name == OWN else name, (name, *others, PROJECTED))
+        require_kind(FitProtocol, protocol=protocol)
+        judging = judging_set(judge_epochs, judge_batch, protocol=in_place_of(protocol, protocol_for(model)))
+        super().__init__(data, model, "" if name == OWN else name, (name, *others, PROJECTED), judging)
         self.vocabulary = vocabulary.to(self.device)
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
         self.judge_epochs, self.judge_batch = judge_epochs, judge_batch
-        self.judging_chosen = judging_set(
-            judge_epochs, judge_batch, protocol=in_place_of(protocol, protocol_for(model))
-        )
         self._ids, self._mask = tokens.train.ids.to(self.device), tokens.train.mask.to(self.device)
         self._points: Tensor | None = None
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs

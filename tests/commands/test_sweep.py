@@ -189,7 +189,7 @@ def test_runs_are_made_once_and_compared(
     said = capsys.readouterr().out
     assert calls(out) == ["digits-dm-1 auto False", "digits-dm-1-seed1 cpu False"]
     assert said.startswith(f"runs in {out}: 1 finished, 1 new\n2 of 2: dm ipc 1 seed 1 ... ")
-    assert re.search(r" in \d+ s\ndata    method  budget", said)
+    assert re.search(r" by \S+ in \d+ s\ndata    method  budget", said)
     names = {path.name for path in (out / "comparison").iterdir()}
     assert names == {"comparison.html", "comparison.csv", "comparison.tex", "digits-budgets.png"}
     fake("sys.exit('called again')")

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch_geometric.nn.models import basic_gnn
 
+from mmdistill import distill, evaluate, save_evaluation
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.graph.architectures import make_architecture
 from mmdistill.graph.judges import (
@@ -22,10 +24,12 @@ from mmdistill.graph.scene import View
 from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.labels import FixedLabels
+from mmdistill.metrics import read_metrics, recorded
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.runs.folder import METRICS
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, share_classes
 from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
@@ -414,3 +418,20 @@ def test_judges_train_by_the_published_protocol_of_the_data_set(monkeypatch: pyt
     assert [protocol(name) for name in ("ogbn-arxiv", "flickr", "reddit")] == [(0.0, 0.5), (5e-4, 0.0), (5e-4, 0.5)]
     assert [protocol(name) for name in ("ogbn-products", "mine.pt")] == [(0.0, 0.5), (0.0, 0.5)]
     assert protocol_for(GRAPH).validate_every == 20
+
+
+def test_a_module_of_ones_own_is_the_default_judge_and_named_ones_stand_beside_it(tmp_path: Path) -> None:
+    own = task(pyg_gcn)
+    assert (task("gcn").judges[0], own.judges[0], own.judges[1]) == ("gcn", "model", "gcn")
+    how = {"nodes": 6, "settings": {"steps": 1}, "out": tmp_path}
+    found = distill(own, "gcdm-x", **how)  # type: ignore[arg-type]
+    named = evaluate(own, found, judges=["gcn"], n=1, baselines=["random"])
+    save_evaluation(own, found, named, tmp_path)
+    again = distill(task(pyg_gcn), "gcdm-x", **how, resume="auto")  # type: ignore[arg-type]
+    usual = evaluate(own, again, n=1, baselines=["random"])
+    assert [entry.judge for entry in (*usual.results, *usual.baselines["random"])] == ["model", "model"]
+    save_evaluation(own, again, usual, tmp_path)
+    kept = recorded(read_metrics(tmp_path / METRICS))
+    assert [entry.judge for entry in kept.results] == ["gcn", "model"]
+    assert kept.results[0] == named.results[0]
+    assert [entry.judge for entry in kept.baselines["random"]] == ["gcn", "model"]

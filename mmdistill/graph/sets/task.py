@@ -56,10 +56,11 @@ class GraphSetTask:
     Args:
         graphs: the checked set.
         width: units of the network's layers.
-        protocol: how judges are trained, on all graphs in each step.
+        protocol: how judges are trained, on all graphs in each step; None is :data:`PROTOCOL`.
         device: where everything lies.
+        judge_epochs: epochs of judges; None is the protocol's own number.
     Raises:
-        ConfigError: a protocol of minibatches.
+        ConfigError: a protocol of minibatches, or epochs that are no whole number of at least 1.
     """
 
     judges: Sequence[str] = ("gcn",)
@@ -69,18 +70,23 @@ class GraphSetTask:
         self,
         graphs: GraphSet,
         width: int = WIDTH,
-        protocol: FitProtocol = PROTOCOL,
+        protocol: FitProtocol | None = None,
         device: torch.device | str = "cpu",
+        *,
+        judge_epochs: int | None = None,
     ) -> None:
-        if protocol.batch is not None or protocol.visits is not None:
+        require_kind(FitProtocol, protocol=protocol)
+        base = protocol or PROTOCOL
+        if base.batch is not None or base.visits is not None:
             raise ConfigError("judges of graphs train on all of them in each step; leave batch and visits None")
-        self.graphs, self.protocol, self.device = graphs, protocol, torch.device(device)
+        self.judging_chosen: Judging = judging_set(judge_epochs, protocol=in_place_of(protocol, PROTOCOL))
+        self.protocol = replace(base, epochs=judge_epochs or base.epochs)
+        self.graphs, self.device = graphs, torch.device(device)
         self.network = GraphClassifier(graphs.x.shape[1], graphs.num_classes, width, device=device)
         self.num_classes: int | None = graphs.num_classes
         self._labels = graphs.y[graphs.train]
         self.labels: Tensor | None = self._labels
         self._members = ClassMembers(self._labels, graphs.num_classes)
-        self.judging_chosen: Judging = {}
         self._largest = int(graphs.sizes[graphs.train].max())
 
     def __repr__(self) -> str:
@@ -311,9 +317,4 @@ def graph_set_task(
     require_kind(FitProtocol, protocol=protocol)
     device = choose_device(device)
     graphs = data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed)
-    own, protocol = in_place_of(protocol, PROTOCOL), protocol or PROTOCOL
-    if judge_epochs is not None:
-        protocol = replace(protocol, epochs=judge_epochs)
-    task = GraphSetTask(graphs, width or WIDTH, protocol, device)
-    task.judging_chosen = judging_set(judge_epochs, protocol=own)
-    return task
+    return GraphSetTask(graphs, width or WIDTH, protocol, device, judge_epochs=judge_epochs)
