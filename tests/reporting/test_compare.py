@@ -112,13 +112,13 @@ def test_errors_are_those_of_the_command(runs: list[Path], tmp_path: Path, capsy
         (ConfigError, runs[0], {"metric": "f1"}),
     ):
         with pytest.raises(kind) as error:
-            compare(folder, **options)  # type: ignore[arg-type]
+            compare(folder, **options)
         told = [f"--{name.removesuffix('s')}={value}" for name, value in options.items()]
         assert main(["compare", str(folder), *told]) == 2
         assert str(error.value) in capsys.readouterr().err
     for folders in ((), (runs,), (runs[0], None)):
         with pytest.raises(ConfigError, match="run folders are compared"):
-            compare(*folders)  # type: ignore[arg-type]
+            compare(*folders)
     for judges in (3, [3]):
         with pytest.raises(ConfigError, match="judges are names, got"):
             compare(runs[0], judges=judges)  # type: ignore[arg-type]
