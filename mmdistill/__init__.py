@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.builders import recsys_task as recsys_task
     from mmdistill.registry import method_names as method_names
+    from mmdistill.reporting.compare import compare as compare
     from mmdistill.runs.saving import pictures as pictures
     from mmdistill.runs.saving import save_evaluation as save_evaluation
     from mmdistill.selections import selection as selection
@@ -44,6 +45,7 @@ _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
     "export": ("mmdistill.export", "export"),
+    "compare": ("mmdistill.reporting.compare", "compare"),
     "import_set": ("mmdistill.importing", "import_set"),
     "pictures": ("mmdistill.runs.saving", "pictures"),
     "save_evaluation": ("mmdistill.runs.saving", "save_evaluation"),
@@ -66,6 +68,7 @@ __all__ = [
     "METHODS",
     "DistilledSet",
     "MmdistillError",
+    "compare",
     "decode",
     "distill",
     "errors",

@@ -30,14 +30,15 @@ from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.runs.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
-from mmdistill.runs.folder import CHECKPOINTS, HISTORY, SET, is_finished, is_started, require_free
+from mmdistill.runs.folder import CHECKPOINTS, SET, is_finished, is_started, require_free
+from mmdistill.runs.history import Reading, write_history
 from mmdistill.runs.keeper import Keeper
 from mmdistill.runs.loop import take_steps
 from mmdistill.runs.lowering import lowering_start
 from mmdistill.runs.mending import whole_set
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.store import read_json, write_json
+from mmdistill.store import read_json
 from mmdistill.task import Task, TaskInfo, require_task
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,8 @@ def distill(
         precision: number formats: ``float32``, ``tf32``, ``mixed`` or ``bf16`` (see
             :mod:`mmdistill.execution.precision`); ``auto`` is ``float32`` on the CPU and ``mixed`` on CUDA.
     Returns:
-        The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
+        The distilled set, with the run's losses as its ``history``. On several processes (torchrun) every rank
+            returns the same one, and the first writes it.
     Raises:
         ConfigError: an unknown method, a budget in another unit, an impossible composition, a folder that holds a run.
         DataError: more samples than a class has.
@@ -310,11 +312,12 @@ def _distilled(
         compile_seconds=run.compile_seconds,
         setup_seconds=run.setup_seconds or 0.0,
         inner_seconds=run.inner_seconds if run.step else None,
+        history=tuple(Reading(*entry) for entry in run.history),
     )
 
     def write(place: Path) -> None:
-        history = {"step": [step for step, _ in run.history], "loss": [value for _, value in run.history]}
-        write_json(place / HISTORY, history)
+        if not result.history:  # that of others goes with the set
+            write_history(place, ())
         with run.selected():
             save_codes(place / CODES, run.parameterization, distiller.draws.seed)
         result.save(place)  # last, since its distilled.json says that a run is finished

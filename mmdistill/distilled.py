@@ -1,5 +1,6 @@
 """The distilled set: its samples and everything that must travel with them, on disk as safetensors and JSON."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,11 +12,19 @@ from torch.nn import functional
 from torch.utils.data import Dataset, StackDataset, TensorDataset
 
 from mmdistill.checks import LARGEST, is_of
-from mmdistill.errors import CheckpointError, DataError, NonFiniteError, ShapeError, UnsupportedError
+from mmdistill.errors import (
+    CheckpointError,
+    DataError,
+    MmdistillWarning,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedError,
+)
 from mmdistill.execution.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.names import first_few
-from mmdistill.runs.folder import SAMPLES, SET, is_finished, runs_within
+from mmdistill.runs.folder import HISTORY, SAMPLES, SET, is_finished, runs_within
+from mmdistill.runs.history import Reading, read_history, write_history
 from mmdistill.samples import require_forms, require_weighed
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
@@ -24,7 +33,7 @@ from mmdistill.versions import package_versions
 
 SET_VERSION = 1
 METADATA = {"format": "mmdistill"}
-KEPT_APART = ("batch", "learned", "info", "classes")
+KEPT_APART = ("batch", "learned", "info", "classes", "history")
 """What is not among the plain values of a set's file."""
 FORMATS = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -69,6 +78,10 @@ class DistilledSet:
         taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
         classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None.
         origin: of a set that another tool made, its files in words; empty of others.
+        history: ``(step, loss)`` of some hundred of all steps that the run took, the first and the last among them, be
+            the set of an earlier one; see :class:`~mmdistill.runs.history.Reading`. ``pandas.DataFrame(found.history)``
+            has these two columns. Empty where there were no steps (closed forms, selections, sets of other tools), and
+            of a folder without ``history.json``.
     """
 
     batch: Batch
@@ -96,6 +109,7 @@ class DistilledSet:
     taken: int = 0
     classes: Tensor | None = None
     origin: str = ""
+    history: tuple[Reading, ...] = ()
 
     def __repr__(self) -> str:
         """Return in one line what this is a set of, its size and its shapes."""
@@ -119,7 +133,10 @@ class DistilledSet:
         return None if whole is None or inner is None else whole - inner / self.taken
 
     def save(self, folder: Path | str) -> None:
-        """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once."""
+        """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once.
+
+        Its history goes into ``history.json``; without one none is written, but an empty one in the place of another's.
+        """
         folder, tensors = Path(folder), self.tensors()
         content = {name: value for name, value in self.__dict__.items() if name not in KEPT_APART}
         content |= {
@@ -128,6 +145,8 @@ class DistilledSet:
             "info": asdict(replace(self.info, tensors={})),
             "packages": package_versions(),
         }
+        if self.history or (folder / HISTORY).exists():
+            write_history(folder, self.history)
         write_tensors(folder / SAMPLES, tensors, METADATA)
         write_json(folder / SET, content)
 
@@ -146,7 +165,7 @@ class DistilledSet:
     @staticmethod
     @isolated
     def load(folder: Path | str) -> "DistilledSet":
-        """Read a set from its folder.
+        """Read a set from its folder, with the history of its run; one that is damaged is left out, with a warning.
 
         Raises:
             CheckpointError: a file is missing, damaged, or of another version.
@@ -180,8 +199,8 @@ class DistilledSet:
             inputs = _unnamed("inputs", tensors)
             own = any(name.partition(".")[0] == "targets" for name in tensors)
             batch = Batch(inputs, _unnamed("targets", tensors) if own else inputs, tensors["weight"])
-            classes = tensors.get("classes")
-            found = DistilledSet(batch, TaskInfo(**info), learned=learned, classes=classes, **content)
+            classes, history = tensors.get("classes"), _history(folder)
+            found = DistilledSet(batch, TaskInfo(**info), learned=learned, classes=classes, history=history, **content)
             _require_types(found)
             _require_types(found.info)
         except (KeyError, TypeError) as error:
@@ -318,6 +337,15 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
 def is_number(value: object) -> bool:
     """Return whether a value that was read from JSON is a number that floats hold; NaN, of a failed judge, is one."""
     return is_of(value, float) or (is_of(value, int) and abs(value) <= LARGEST)  # type: ignore[arg-type]
+
+
+def _history(folder: Path) -> tuple[Reading, ...]:
+    """Return the history in a folder; nothing, and a warning, where it is damaged, without which the set is whole."""
+    try:
+        return read_history(folder)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; the loss of this run is left out", MmdistillWarning, stacklevel=4)
+        return ()
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:

@@ -18,11 +18,9 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.metrics import dropped_baselines, former_metrics, of_same_test, read_metrics
 from mmdistill.names import canonical, first_few, split_names, unknown_name
 from mmdistill.networks.minibatches import carries_steps
-from mmdistill.reporting.comparison import judged_runs, judges_of, read_runs, repeated, runs_in, without_scores
-from mmdistill.reporting.pivot import pivot, write_latex
-from mmdistill.reporting.report import summary, write_comparison, write_report
-from mmdistill.reporting.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
-from mmdistill.reporting.tabular import aligned
+from mmdistill.reporting.compare import compare
+from mmdistill.reporting.comparison import runs_in
+from mmdistill.reporting.report import summary, write_report
 from mmdistill.runs.folder import CONFIG, EXPORT, METRICS, how_to_finish, require_finished, require_free
 from mmdistill.runs.judging import judge_and_keep
 from mmdistill.runs.kept_baselines import KeptBaselines, package_digest
@@ -200,28 +198,10 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         metric: which score; None is the judge's first.
         to: a folder for the page, its pictures and tables for other programs and for LaTeX; None for none.
     """
-    found, skipped = judged_runs([Path(run) for run in runs])
-    judges = judges_of(found, judge)
-    rows = [row for name in judges for row in read_runs(found, name, metric)]
-    lines = table(rows)
-    print(aligned(lines))
-    print(f"{LEGEND}; {TIMES}")
-    lacking = [set(without_scores(found, name, metric)) for name in judges]
-    if missing := [run.folder for run in found if all(run.folder in without for without in lacking)]:
-        print(f"left out, since they have no such scores: {first_few(missing, 3)}")
-    twice = {folder: kept for name in judges for folder, kept in repeated(found, name, metric).items()}
-    for folder, kept in twice.items():
-        print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
-    said = notes(rows)
-    for note in said:
-        print(f"note: {note}")
-    for folder, reason in skipped.items():
-        print(f"skipped: {folder} ({reason})")
+    found = compare(*runs, judges=judge, metric=metric)
+    print(found)
     if to is not None:
-        scores = pivot(rows)
-        print(write_comparison(Path(to), scores.lines(), lines, said, draw_budgets(rows, Path(to))))
-        print(write_csv(rows, Path(to) / "comparison.csv"))
-        print(write_latex(scores, Path(to) / "comparison.tex"))
+        print(*found.write(to), sep="\n")
 
 
 def export_command(run: str, format: str, to: str | None) -> None:

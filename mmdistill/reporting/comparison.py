@@ -76,6 +76,7 @@ class Repetitions:
         fingerprint: of the first run's data; empty where the set does not say it.
         notes: what readers of the runs' scores must know.
         paces: seconds of a step, of each run; empty where one has no steps or did not measure them alone.
+        folders: of the runs, in the order of the score's values.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Repetitions:
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
     paces: tuple[float, ...] = ()
+    folders: tuple[Path, ...] = ()
 
     @property
     def judged(self) -> str:
@@ -191,10 +193,17 @@ def read_runs(runs: Sequence[JudgedRun], judge: str | None = None, metric: str |
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
 
 
-def judges_of(runs: Sequence[JudgedRun], wanted: str | None) -> list[str | None]:
-    """Return the judges that are wanted, comma-separated or ``all`` whom runs have; None is each run's first."""
-    if canonical(wanted or "") != "all":
-        return [*split_names(wanted)] or [None]
+def judges_of(runs: Sequence[JudgedRun], wanted: Sequence[str] | str | None) -> list[str | None]:
+    """Return the judges that are wanted, names or comma-separated, or ``all`` whom runs have; None: each run's first.
+
+    Raises:
+        ConfigError: something else than names.
+    """
+    names = split_names(wanted) if isinstance(wanted, str) else () if wanted is None else wanted
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"judges are names, got {wanted!r}")
+    if [*map(canonical, names)] != ["all"]:
+        return [*names] or [None]
     return [*dict.fromkeys(entry["judge"] for run in runs for entry in run.metrics["results"])]
 
 
@@ -299,6 +308,7 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         moved=len(set(map(_samples_of(runs), runs))) > 1,
         notes=tuple(notes),
         paces=_paces([run.metrics for run in runs]),
+        folders=tuple(run.folder for run in runs),
         **{name: str(first.made.get(name) or "") for name in RECORDED},
     )
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import LOWEST, MOST_CLASSES, Evaluation
 from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
 from mmdistill.reporting.figures import caption_of, one_plot, save_figure
 from mmdistill.reporting.tabular import aligned, html_row, html_table, markdown_cell, markdown_row, unmarked
-from mmdistill.runs.folder import DRAWN, HISTORY, PAGE, PICTURES, REPORT
+from mmdistill.runs.folder import DRAWN, PAGE, PICTURES, REPORT
+from mmdistill.runs.history import Reading
 from mmdistill.runs.written import note_written
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
-from mmdistill.store import read_json, write_text
+from mmdistill.store import write_text
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
@@ -143,20 +143,11 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, beside: Mapping[str
     return "\n".join([f"{made}: {evaluation.units()}", aligned(rows), *evaluation.remarks()])
 
 
-def draw_curve(folder: Path) -> Path | None:
-    """Draw the loss against the steps from ``history.json``; None where there is nothing to draw.
-
-    Raises:
-        CheckpointError: the history is damaged.
-    """
-    path = folder / HISTORY
-    history = read_json(path) if path.exists() else {}
-    steps, losses = history.get("step", []), history.get("loss", [])
-    fits = isinstance(steps, list) and isinstance(losses, list) and len(steps) == len(losses)
-    if not fits or not all(isinstance(number, int | float) for number in (*steps, *losses)):
-        raise CheckpointError(f"{path} is damaged; move it away to draw the rest")
-    if len(steps) < 2:
+def draw_curve(folder: Path, history: Sequence[Reading]) -> Path | None:
+    """Draw a run's loss against its steps into its folder; None where there is nothing to draw."""
+    if len(history) < 2:
         return None
+    steps, losses = zip(*history, strict=True)
     figure, axes = one_plot(6, 3)
     axes.plot(steps, losses, linewidth=1)
     axes.set_xlabel("step")
@@ -205,7 +196,7 @@ def write_report(
         metrics: the content of its ``metrics.json``.
         pictures: what the domain drew: images, and texts that are shown as they are.
     """
-    curve = draw_curve(folder)
+    curve = draw_curve(folder, distilled.history)
     shown = [*pictures, *([curve] if curve is not None else [])]
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)

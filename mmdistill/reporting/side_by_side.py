@@ -126,33 +126,59 @@ def _whose(named: Sequence[str], rows: int) -> str:
     return "; ".join(named[:NAMED_MOST]) + (f"; and {more} more" if more > 0 else "")
 
 
-def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
-    """Write the comparison for other programs, a line for each row; scores are fractions in full precision.
+def records(rows: Sequence[Repetitions]) -> list[dict[str, object]]:
+    """Return a plain dict for each row, all of the same keys, which docs/formats.md explains.
 
-    ``values`` are those of the runs, with spaces between them, ``notes`` what readers of them must know, with
-    semicolons. A deviation is empty where there is none.
+    Scores are fractions in full precision; ``values`` are those of the runs, ``notes`` what readers of them must know.
+    What there is not is None.
     """
     names = _baselines(rows)
-    head = ["data", "method", "title", "unit", "budget", "stored_bytes", "judge", "metric", "networks", "runs"]
-    head += ["mean", "sd", "values", *(f"{name}_{what}" for name in names for what in ("mean", "sd"))]
+    return [
+        {
+            "data": row.data,
+            "method": row.method,
+            "title": title,
+            "unit": row.unit,
+            "budget": row.budget,
+            "stored_bytes": row.stored_bytes,
+            "judge": row.judge,
+            "metric": row.metric,
+            "networks": row.networks,
+            "runs": len(row.score.values),
+            "mean": row.score.mean,
+            "sd": row.score.deviation,
+            "values": [*row.score.values],
+            **{key: value for name in names for key, value in _of_baseline(name, row.baselines.get(name)).items()},
+            "steps": max(row.steps, default=None),
+            "seconds": sum(row.seconds) / len(row.seconds) if row.seconds else None,
+            "seconds_per_step": sum(row.paces) / len(row.paces) if row.paces else None,
+            "folder": row.name,
+            "notes": [*row_notes(row)],
+        }
+        for row, title in zip(rows, titles(rows), strict=True)
+    ]
+
+
+def _of_baseline(name: str, score: Score | None) -> dict[str, float | None]:
+    """Return the mean and the deviation of a baseline by their keys; None where there is none."""
+    found = (None, None) if score is None else (score.mean, score.deviation)
+    return dict(zip((f"{name}_mean", f"{name}_sd"), found, strict=True))
+
+
+def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
+    """Write the :func:`records` for other programs, a line for each; returns the path.
+
+    ``values`` stand with spaces between them, ``notes`` with semicolons. What there is not is empty.
+    """
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*head, "steps", "seconds", "seconds_per_step", "folder", "notes"])
-    for row, title in zip(rows, titles(rows), strict=True):
-        said = [row.data, row.method, title, row.unit, row.budget, row.stored_bytes, row.judge, row.metric]
-        scores = [part for name in names for part in _cells(row.baselines.get(name))]
-        own = [row.networks, len(row.score.values), *_cells(row.score), " ".join(map(repr, row.score.values))]
-        pace = sum(row.paces) / len(row.paces) if row.paces else ""
-        seconds = sum(row.seconds) / len(row.seconds) if row.seconds else ""
-        cost = [max(row.steps, default=""), seconds, pace]
-        lines.writerow([*said, *own, *scores, *cost, row.name, "; ".join(row_notes(row))])
+    found = records(rows)
+    lines = csv.DictWriter(text, [*found[0]], lineterminator="\n")
+    lines.writeheader()
+    for row, record in zip(rows, found, strict=True):
+        values = " ".join(map(repr, row.score.values))
+        lines.writerow({**record, "values": values, "notes": "; ".join(row_notes(row))})
     write_text(target, text.getvalue())
     return target
-
-
-def _cells(score: Score | None) -> list[object]:
-    """Return a score's mean and deviation, empty where there is none."""
-    return ["", ""] if score is None else [score.mean, "" if score.deviation is None else score.deviation]
 
 
 def _baselines(rows: Iterable[Repetitions]) -> list[str]:
