@@ -87,7 +87,7 @@ class Distiller:
 
     def compile(self) -> None:
         """Compile what objectives ask of the network most; each function is compiled when it is first called."""
-        self._compiled, self._trainer = Compiled.of(self.task), None
+        self._compiled, self._trainer = Compiled.of(self.task, self.precision), None
 
     def capture(self, graph: Callable[[], Graph]) -> None:
         """Capture how networks train between steps in such graphs; a step itself is its caller's to capture."""

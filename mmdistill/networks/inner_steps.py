@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
-from mmdistill.execution.compilation import uncounted
+from mmdistill.execution.compilation import operations, uncounted
 from mmdistill.execution.portions import shares_of
 from mmdistill.networks.convolutions import TwiceDifferentiable
 from mmdistill.networks.forward_mode import ExactNorms
@@ -307,11 +307,19 @@ def portion_of(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chos
     return next((size for size in range(largest, largest // 2, -1) if samples % size == 0), even)
 
 
-def reads_its_arguments(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor]) -> bool:
-    """Return whether another step's key changes nothing of a loss, as dropout's would."""
+def gains_by_program(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int]) -> bool:
+    """Return whether a step's programs may and should be used.
+
+    They may where another step's key changes nothing of the loss, as dropout's would. They compute a gradient twice
+    which eager steps keep, and fuse what is between products, so they should where products are little of the work.
+    """
+    assert problem.programs is not None
     with uncounted(), torch.no_grad():
         first, second = (problem.value(theta, leaves, step) for step in range(2))
-    return torch.equal(first, second)
+    if not torch.equal(first, second):
+        return False
+    products = operations(lambda: problem.record(theta, leaves, 0, chosen))[1]
+    return products <= problem.programs.most * recorded_bytes(problem, theta, leaves, chosen)
 
 
 def _is_mean(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor]) -> bool:

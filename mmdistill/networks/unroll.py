@@ -24,9 +24,9 @@ from mmdistill.networks.inner_steps import (
     InnerStep,
     Layout,
     flat_leaves,
+    gains_by_program,
     portion_of,
     pull,
-    reads_its_arguments,
     recorded_bytes,
     total,
 )
@@ -63,8 +63,8 @@ class Unrolling:
     """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
     _portions: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Samples of a step that are taken at once, found once likewise."""
-    _steady: dict[object, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Whether a step's loss is the same whatever the step, found once likewise."""
+    _programmed: dict[object, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Whether steps are computed by programs, found once likewise."""
     _closed: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     """Holds something once a loss has been found to depend on nothing but its arguments to which gradients should go.
     """
@@ -172,9 +172,9 @@ def _pose(
         alone, here, first = replace(problem, closed=None), theta.detach(), [t.detach() for t in _at(leaves, 0)]
         if kind not in unrolling._portions:
             unrolling._portions[kind] = portion_of(alone, here, first, chosen)
-        if programs is not None and kind not in unrolling._steady:
-            unrolling._steady[kind] = reads_its_arguments(alone, here, first)
-        own = programs if unrolling._steady.get(kind) else None
+        if programs is not None and kind not in unrolling._programmed:
+            unrolling._programmed[kind] = gains_by_program(replace(alone, programs=programs), here, first, chosen)
+        own = programs if programs is not None and unrolling._programmed[kind] else None
         problem = replace(problem, portion=unrolling._portions[kind], programs=own)
     return problem, theta, rates.expand(count), leaves
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmdistill.abilities import GivesMaps, MapReader
 from mmdistill.errors import UnsupportedError
 from mmdistill.execution.compilation import Program
+from mmdistill.execution.precision import Precision
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
 
@@ -36,8 +37,8 @@ class Compiled(NamedTuple):
     steps: StepPrograms | None = None
 
     @classmethod
-    def of(cls, task: Task) -> "Compiled":
-        """Return the compiled forms of a task's functions."""
+    def of(cls, task: Task, precision: Precision = "float32") -> "Compiled":
+        """Return the compiled forms of a task's functions, in the number formats of a run."""
 
         def class_gradients(state: NetworkState, batch: ClassBatch) -> Tensors:
             return batched_gradients(task, state, batch)
@@ -47,7 +48,7 @@ class Compiled(NamedTuple):
 
         maps = Program(task.maps) if isinstance(task, GivesMaps) else None
         main = Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient)
-        return cls(*main, maps, StepPrograms() if task.device.type == "cpu" else None)
+        return cls(*main, maps, StepPrograms(precision == "bf16") if task.device.type == "cpu" else None)
 
     @property
     def seconds(self) -> float:

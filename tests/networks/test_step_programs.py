@@ -36,7 +36,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[StepPrograms]:
     """Programs that trace and do not compile."""
     monkeypatch.setattr(step_programs, "Program", Counted)
     Counted.calls = 0
-    return StepPrograms()
+    return StepPrograms(lowered=True)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,22 @@ def test_after_so_many_shapes_steps_stay_eager(programs: StepPrograms, monkeypat
         assert Counted.calls == calls
 
 
+@pytest.mark.parametrize(("most", "calls"), [(0.5, 2 * STEPS), (2.0, 0)])
+def test_steps_that_are_mostly_products_stay_eager(
+    most: float, calls: int, programs: StepPrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inner_steps, "recorded_bytes", lambda *_: 100)
+    monkeypatch.setattr(inner_steps, "operations", lambda call: (call(), round(100 * most)))
+    programs.most = 1.0
+    problem = Problem(Conv)
+    terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(), programs)).backward()  # type: ignore[no-untyped-call]
+    assert Counted.calls == calls
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not compilation.has_compiler(), reason="needs a C++ compiler")
 def test_compiled_steps_agree_with_the_unrolled_graph() -> None:
-    problem, programs = Problem(Conv), StepPrograms()
+    problem, programs = Problem(Conv), StepPrograms(lowered=True)
     ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.9), programs)
     wanted = plain(problem.loss, problem.params, problem.batch, problem.rates, 0.9)
     assert_equal_gradients(terminal(wanted), terminal(ends), problem.leaves(theta=True))
