@@ -63,13 +63,16 @@ class StepPrograms:
 
 
 def _traced(function: OfTensors, tensors: Sequence[Tensor]) -> Program[..., Outputs] | None:
-    """Return a function's program for tensors of these shapes; None where it cannot be traced, with a warning."""
+    """Return a function's program for tensors of these shapes; None where it cannot be traced, with a warning.
+
+    The function itself is known to work, so whatever is wrong is tracing's, which raises errors of any kind.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second
 
     try:
         with uncounted(), torch.no_grad():
             graph = make_fx(function)(*tensors)
-    except RuntimeError as error:
+    except Exception as error:
         if exhausted(error):
             raise
         reason = str(error).strip().split("\n", 1)[0]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdistill.abilities import GivesMaps, MapReader
 from mmdistill.errors import UnsupportedError
-from mmdistill.execution.compilation import Program
+from mmdistill.execution.compilation import Program, has_compiler
 from mmdistill.execution.precision import Precision
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
@@ -48,7 +48,8 @@ class Compiled(NamedTuple):
 
         maps = Program(task.maps) if isinstance(task, GivesMaps) else None
         main = Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient)
-        return cls(*main, maps, StepPrograms(precision == "bf16") if task.device.type == "cpu" else None)
+        by_programs = task.device.type == "cpu" and has_compiler()
+        return cls(*main, maps, StepPrograms(precision == "bf16") if by_programs else None)
 
     @property
     def seconds(self) -> float:
