@@ -106,7 +106,7 @@ class InnerStep:
         for part, share in self._parts([leaf.detach() for leaf in leaves]):
             if share is not None and not share > 0:
                 continue
-            (gradient,) = self._computed("gradient", partial(self._gradient, step), theta, *part)
+            (gradient,) = self._computed("gradient", partial(self._gradient, step), theta.detach(), *part)
             gradient = gradient if share is None else gradient * share
             found = gradient if found is None else found + gradient
         assert found is not None  # since some sample counts
