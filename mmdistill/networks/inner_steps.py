@@ -157,9 +157,8 @@ class InnerStep:
 
         for part, share in self._parts([leaf.detach() for leaf in leaves]):
             if share is not None and not share > 0:
-                yield Pulled(
-                    torch.zeros(()).to(theta), torch.zeros_like(theta), [torch.zeros_like(part[i]) for i in chosen]
-                )
+                nothing = Recorded(torch.zeros_like(theta), theta, [part[index] for index in chosen])
+                yield _pulled_part(nothing, direction, of_theta=True)
                 continue
             slope, along, *others = self._computed(("slope", *chosen), whole, theta.detach(), direction, *part)
             found = [slope, along, *others] if share is None else torch._foreach_mul([slope, along, *others], share)
@@ -304,6 +303,7 @@ def portion_of(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chos
     if samples <= largest:
         return 0
     even = -(-samples // -(-samples // largest))
+    # A size that leaves no rest, if there is one near: programs are compiled for each size.
     return next((size for size in range(largest, largest // 2, -1) if samples % size == 0), even)
 
 

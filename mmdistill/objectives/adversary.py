@@ -59,7 +59,7 @@ class StyleAdversary(Objective):
         self.momentum = momentum
         self.needs_target, self.reads_real = objective.needs_target, objective.reads_real
         self.siamese, self.needs_accuracy = objective.siamese, objective.needs_accuracy
-        self.lowers = objective.lowers
+        self.lowers, self.compiling = objective.lowers, objective.compiling
         self._names: dict[str, tuple[str, ...]] = {}
 
     def check(self, task: Task) -> None:
