@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,21 @@ def as_argument(value: object) -> str:
 def as_file_name(text: str) -> str:
     """Return a name for a file or folder with a hyphen for each character that some file system does not take."""
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text)
+
+
+def class_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct labels, whole numbers in numerical order and anything else in alphabetical order."""
+    distinct = set(labels)
+    numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in distinct)
+    return tuple(sorted(distinct, key=lambda label: (int(label), label)) if numeric else sorted(distinct))
+
+
+def class_numbers(names: Sequence[str], labels: Set[str], *, given: bool) -> dict[str, int]:
+    """Return the class index of each label: labels are names, or, of names that were given, all of them indices."""
+    by_name = {name: index for index, name in enumerate(names)}
+    by_index = {str(index): index for index in range(len(names))}
+    named = not given or labels <= by_name.keys() or (labels & by_name.keys() and not labels <= by_index.keys())
+    return by_name if named else by_index
 
 
 def split_names(text: str | None) -> list[str]:

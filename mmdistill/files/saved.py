@@ -24,10 +24,6 @@ SUFFIXES = (SAFETENSORS, *TORCH, *NUMPY)
 """How the names of such files end."""
 unpickling = threading.RLock()
 """Held while what all threads share says which classes torch's files may hold."""
-NUMBERED = (
-    "; number the classes: names, labels = numpy.unique(labels, return_inverse=True), and pass class_names=list(names)"
-)
-"""What to do with labels that are names."""
 
 
 def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
@@ -39,9 +35,7 @@ def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
     try:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
     except TypeError as error:
-        texts = array.dtype.kind in "US" or (array.dtype.kind == "O" and array.size and isinstance(array.flat[0], str))
-        hint = NUMBERED if texts else ""
-        raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers{hint}") from error
+        raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers") from error
 
 
 def read_saved(

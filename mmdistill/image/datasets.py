@@ -1,11 +1,10 @@
 """Where image data come from: known names, files and folders, the user's own tensors and torch data sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.saved import SAFETENSORS, from_array
+from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, tensor_files
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import (
@@ -25,7 +24,7 @@ from mmdistill.image.known import (
     idx_split,
     load_tiny_imagenet,
 )
-from mmdistill.image.samples import MapDataset, class_index, gather
+from mmdistill.image.samples import MapDataset, labelled, parts
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import checked_seed
 
@@ -35,9 +34,13 @@ LARGEST_SIDE = 4096
 if TYPE_CHECKING:
     from pandas import Series
 
-Pair = tuple[Tensor | npt.NDArray[Any], "Tensor | npt.NDArray[Any] | Sequence[int] | Series[Any]"]
-Source = str | Path | Pair | MapDataset
-"""A known name, a file or folder, (images, labels), or a map-style torch data set of (sample, label)."""
+Pair = tuple[
+    Tensor | npt.NDArray[Any] | Sequence[Any], "Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[str] | Series[Any]"
+]
+Source = str | Path | Pair | MapDataset | Mapping[str, Any]
+"""A known name, a file or folder, (images, labels), a map-style data set of (sample, label) or of rows that name them,
+or a mapping of splits (``train``, ``test``) to such, or of ``images``, ``labels``, ``test_images``, ``test_labels`` to
+tensors. Labels are numbers, or names alone."""
 
 
 @isolated
@@ -55,7 +58,8 @@ def load(
     Args:
         source: see :data:`Source`.
         test: test data of the same kind, for tensors and torch data sets; None holds out a fifth of each class.
-        class_names: of tensors and torch data sets, by class index; by default those in a data set's ``classes``.
+        class_names: of tensors and data sets, by class index; by default those in a data set's ``classes`` (or its
+            ``features``, as Hugging Face keeps them), or the labels where these are names.
         mirror: whether augmentation may mirror images; None is what suits a known data set. Others are mirrored, which
             is noted.
         size: resize the images of a folder to ``size`` x ``size``.
@@ -98,13 +102,35 @@ def _loaded(
         raise ConfigError("a size is for the images of a folder, and these are tensors or a data set: leave it out")
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
-    train = _pair(source, "the training data")
-    held_out = None if test is None else _pair(test, "the test data")
-    own = _class_names(source)
-    names = own if class_names is None else _checked_names(class_names)
-    if held_out is not None and own is not None and (others := _class_names(test)) not in (None, own):
-        held_out = held_out[0], _renumbered(held_out[1], others, own)
-    return build("custom", train, held_out, class_names=names, seed=seed)
+    given = None if class_names is None else _checked_names(class_names)
+    notes: tuple[str, ...] = ()
+    if isinstance(source, Mapping):
+        source, held, notes = parts(source)
+        if test is not None and held is not None:
+            raise ConfigError("the data bring their own test data: leave out those beside them, or give data['train']")
+        test = held if test is None else test
+    return _built("custom", source, test, given, seed, notes)
+
+
+def _built(
+    name: str,
+    source: Any,
+    test: Any,
+    given: tuple[str, ...] | None = None,
+    seed: int = 0,
+    notes: tuple[str, ...] = (),
+    whose: tuple[str, str] = ("the training data", "the test data"),
+) -> ImageData:
+    """Return data of what :func:`~mmdistill.image.samples.labelled` reads, for training and, unless None, testing."""
+    images, labels, own = labelled(source, whose[0], given)
+    names = given or own
+    if test is None:
+        return build(name, (images, labels), None, class_names=names, seed=seed, notes=notes)
+    # Names in place of numbers count the training data's classes; without any they would count their own.
+    test_images, test_labels, others = labelled(test, whose[1], names or ())
+    if own is not None and others not in (None, own, names):
+        test_labels = _renumbered(test_labels, others, own)
+    return build(name, (images, labels), (test_images, test_labels), class_names=names, seed=seed, notes=notes)
 
 
 def _test_place(source: str | Path) -> str:
@@ -115,12 +141,6 @@ def _test_place(source: str | Path) -> str:
     if path.suffix.lower() in tensor_files.SUFFIXES:
         return f": they go into the file, as {tensor_files.NAMES[2]} and {tensor_files.NAMES[3]}"
     return ": of a folder of images they lie in test/, beside train/" if path.is_dir() else ""
-
-
-def _class_names(source: object) -> tuple[str, ...] | None:
-    """Return the names in a data set's ``classes``; None where it has none."""
-    names = getattr(source, "classes", None)
-    return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
 
 
 def _checked_names(given: object) -> tuple[str, ...]:
@@ -148,29 +168,6 @@ def _renumbered(labels: Tensor, own: tuple[str, ...], names: tuple[str, ...]) ->
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(own):
         raise DataError(f"the test data name {len(own)} classes and have labels from {labels.min()} to {labels.max()}")
     return torch.tensor([names.index(name) for name in own])[labels.long()]
-
-
-def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of tensors, arrays or a map-style data set."""
-    if isinstance(source, list) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
-        source = source[0], source[1]
-    if isinstance(source, tuple):
-        parts = [from_array(part, what) if isinstance(part, np.ndarray) else part for part in source]
-        if len(parts) == 2 and hasattr(parts[1], "to_list"):  # a column of a table
-            parts[1] = parts[1].to_list()
-        if len(parts) == 2 and isinstance(parts[1], list | tuple):
-            parts[1] = torch.tensor([class_index(label, f"{what}: label {i}") for i, label in enumerate(parts[1])])
-        if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-            raise DataError(f"{what}: expected (images, labels), two tensors or arrays; labels may be a list or column")
-        return parts[0], parts[1]
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__") or hasattr(source, "keys"):
-        hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""
-        if hasattr(source, "keys"):
-            hint = "; give its images and labels as a pair, (data['images'], data['labels']), and test= another one"
-        raise DataError(
-            f"{what}: {type(source).__name__} is no map-style data set, which has a length and an index{hint}"
-        )
-    return gather(source, what)
 
 
 def accepts(path: Path) -> bool:
@@ -242,12 +239,13 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
 def _load_tensors(path: Path, seed: int) -> ImageData:
     """Load images and labels, and those to test on where they are, from a file that holds them by name."""
     found = tensor_files.read_images(path)
-    images, labels, *test = (found[name] for name in tensor_files.NAMES if name in found)
-    data = build(str(path), (images, labels), (test[0], test[1]) if test else None, seed=seed)
+    source, held, _ = parts(found)
+    data = _built(str(path), source, held, seed=seed, whose=(f"{path}", f"{path}, to test on"))
     if path.suffix.lower() != SAFETENSORS:
         return data
     # What still maps the file would change with it. It is copied last: what a split has copied needs no second copy.
     mapped = {tensor.untyped_storage().data_ptr() for tensor in found.values()}
-    parts = {name: getattr(data, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
-    own = {name: part.clone() for name, part in parts.items() if part.untyped_storage().data_ptr() in mapped}
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    tensors = {name: getattr(data, name) for name in names}
+    own = {name: one.clone() for name, one in tensors.items() if one.untyped_storage().data_ptr() in mapped}
     return replace(data, **own)

@@ -1,20 +1,27 @@
-"""Samples of torch data sets, arrays and lists as tensors."""
+"""Samples of torch data sets, data sets of columns, arrays and lists as tensors."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdistill.errors import DataError
-from mmdistill.files.saved import NUMBERED, from_array
+from mmdistill.errors import DataError, did_you_mean
+from mmdistill.files.columns import SPLIT_OF
+from mmdistill.files.saved import from_array
 from mmdistill.image.pictures import pixels_of, require_bytes
+from mmdistill.image.tensor_files import NAMES
+from mmdistill.names import class_numbers, class_order, first_few
+
+IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
+"""Under which of these a row that names its values has its image and its label."""
 
 
 class MapDataset(Protocol):
-    """A map-style torch data set of (sample, label)."""
+    """A map-style torch data set of (sample, label), or one whose rows name them, as Hugging Face's do."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -25,24 +32,142 @@ class MapDataset(Protocol):
         ...
 
 
-def gather(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
-    """Read every (sample, label) of a map-style data set into tensors.
+class Labelled(NamedTuple):
+    """Images ``(N, ...)``, class indices ``(N,)`` and, where their source says them, names by class index."""
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...] | None
+
+
+def parts(source: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return the training data of a mapping, its test data where it has any, and notes on what is not read.
+
+    Where it has no split for testing, that for validation is tested on.
+
+    Args:
+        source: data by the name of their split, or tensors by the names that files of images have.
+    Raises:
+        DataError: names of neither.
+    """
+    images, labels, test_images, test_labels = NAMES
+    if images in source and labels in source:
+        tested = [name for name in (test_images, test_labels) if name in source]
+        if len(tested) == 1:
+            raise DataError(f"the data hold {tested[0]} alone; test images need their labels, and labels their images")
+        held_out = (source[test_images], source[test_labels]) if tested else None
+        return (source[images], source[labels]), held_out, ()
+    splits = {SPLIT_OF.get(str(key).strip().lower(), str(key)): key for key in source}
+    if "train" not in splits:
+        raise DataError(
+            f"a mapping of images has the splits train and test, or {images} and {labels}, got "
+            f"{first_few(list(source)) or 'an empty one'}"
+        )
+    train = splits.pop("train")
+    test = splits.pop("test", None) or splits.pop("dev", None)
+    notes = [f"test: the split {test}, as there is no test"] if SPLIT_OF.get(str(test).strip().lower()) == "dev" else []
+    notes += [f"the split {other} is not read" for other in splits.values()]
+    return source[train], None if test is None else source[test], tuple(notes)
+
+
+def labelled(source: Any, what: str, names: Sequence[str] | None = None) -> Labelled:
+    """Read images and labels of a pair, or of a map-style data set.
+
+    Args:
+        source: a pair of images (a tensor, an array or a list of samples) and labels (a tensor, an array, a list or a
+            column of a table), or a map-style data set.
+        what: what the source is, for messages.
+        names: the classes that labels in words count; None: the labels themselves, in order.
+    Raises:
+        DataError: something else.
+    """
+    if isinstance(source, list) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
+        source = source[0], source[1]
+    if not isinstance(source, tuple):
+        _require_map_style(source, what)
+        return _gathered(source, what, names)
+    if len(source) != 2:
+        raise DataError(f"{what}: expected (images, labels), got {len(source)} of them")
+    images, labels = source
+    found, own = class_indices(labels, what, names)
+    if isinstance(images, list | tuple):
+        if len(images) != len(found):
+            raise DataError(f"{what}: {len(images)} images and {len(found)} labels")
+        return Labelled(_stacked(images, what), found, own)
+    return Labelled(_as_numbers(images, what), found, own)
+
+
+def _require_map_style(source: object, what: str) -> None:
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "keys"):
+        return
+    hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""
+    if hasattr(source, "keys"):
+        hint = "; give its images and labels as a pair, (data['images'], data['labels'])"
+    raise DataError(f"{what}: {type(source).__name__} is no map-style data set, which has a length and an index{hint}")
+
+
+def _as_numbers(images: object, what: str) -> Tensor:
+    found = from_array(images, what) if isinstance(images, np.ndarray) else images
+    if not isinstance(found, Tensor):
+        raise DataError(
+            f"{what}: expected (images, labels), of which images are a tensor, an array or a list of samples, got "
+            f"{type(images).__name__}"
+        )
+    return found
+
+
+def _gathered(dataset: MapDataset, what: str, names: Sequence[str] | None) -> Labelled:
+    """Read every (sample, label) of a map-style data set into tensors."""
+    labels: list[Any] = []
+
+    def samples() -> Iterator[Any]:
+        for index in range(len(dataset)):
+            sample, label = _sample_and_label(dataset[index], f"{what}: item {index}")
+            labels.append(label)
+            yield sample
+
+    images, own = _stacked(samples(), what), _own_names(dataset)
+    numbers, in_words = class_indices(labels, what, own if names is None else names)
+    return Labelled(images, numbers, in_words or own)
+
+
+def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        keys = [next((key for key in known if key in item), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        if None in keys:
+            raise DataError(
+                f"{what} names {first_few(list(item))}; an image is looked for under {', '.join(IMAGE_COLUMNS)} and a "
+                f"label under {', '.join(LABEL_COLUMNS)}: rename the columns"
+            )
+        return item[keys[0]], item[keys[1]]
+    if not isinstance(item, Sequence) or len(item) != 2:
+        raise DataError(f"{what} is no (sample, label) pair but {type(item).__name__}")
+    return item[0], item[1]
+
+
+def _own_names(dataset: object) -> tuple[str, ...] | None:
+    """Return the names in a data set's ``classes``, or of the classes of its column of labels; None without either."""
+    names = getattr(dataset, "classes", None)
+    columns = getattr(dataset, "features", None)
+    if names is None and isinstance(columns, Mapping):
+        names = getattr(next((columns[key] for key in LABEL_COLUMNS if key in columns), None), "names", None)
+    return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
+
+
+def _stacked(samples: Iterable[Any], what: str) -> Tensor:
+    """Return samples as one tensor ``(N, channels, height, width)``.
 
     Samples may be tensors, PIL images or arrays (``(channels, height, width)``, or ``(height, width)``). PIL images are
     turned upright; where some are grey and others are not, all get three channels.
 
     Raises:
-        DataError: an item that is no (sample, label) pair, or samples of several shapes or types.
+        DataError: samples of several shapes or types.
     """
     images: list[Tensor] = []
-    labels: list[int] = []
     modes: set[str | None] = set()
-    for index in range(len(dataset)):
-        item = dataset[index]
-        if isinstance(item, Mapping) or not isinstance(item, Sequence) or len(item) != 2:
-            raise DataError(f"{what}: item {index} is no (sample, label) pair but {type(item).__name__}")
-        image = as_tensor(item[0], f"{what}: item {index}")
-        modes.add(item[0].mode if isinstance(item[0], Image.Image) else None)
+    for index, sample in enumerate(samples):
+        image = as_tensor(sample, f"{what}: item {index}")
+        modes.add(sample.mode if isinstance(sample, Image.Image) else None)
         first = images[0] if images else image
         grown = len(image) != len(first) and None not in modes
         if image.shape[grown:] != first.shape[grown:] or image.dtype != first.dtype:
@@ -50,16 +175,54 @@ def gather(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
                 f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {first.dtype} of "
                 f"{tuple(first.shape)}; bring all samples to one shape and type"
             )
-        labels.append(class_index(item[1], f"{what}: the label of item {index}"))
         images.append(image)
     if not images:
         raise DataError(f"{what} is empty")
     # Pictures of two levels alone have always come in three channels; runs of these go on.
     channels = 3 if modes == {"1"} else max(map(len, images))
-    return torch.stack([image.expand(channels, -1, -1) for image in images]), torch.tensor(labels)
+    return torch.stack([image.expand(channels, -1, -1) for image in images])
 
 
-def class_index(label: Any, what: str) -> int:
+def class_indices(labels: Any, what: str, names: Sequence[str] | None = None) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Return labels as numbers and, where they are words, what these stand for, by class index.
+
+    Args:
+        labels: a tensor, an array, a list or a column of a table; numbers, or words alone.
+        what: whose they are, for messages.
+        names: the classes that words are of, by index; None: the words themselves, in order.
+    Raises:
+        DataError: something else, or a word that is none of the names.
+    """
+    if hasattr(labels, "to_list"):  # a column of a table
+        labels = labels.to_list()
+    if isinstance(labels, np.ndarray):
+        if labels.dtype.kind not in "OUT":
+            return from_array(labels, what), None
+        labels = labels.tolist()
+    if isinstance(labels, Tensor):
+        return labels, None
+    if not isinstance(labels, list | tuple):
+        raise DataError(f"{what}: labels are a tensor, an array, a list or a column, got {type(labels).__name__}")
+    word = next((label for label in labels if isinstance(label, str)), None)
+    if word is None:
+        return torch.tensor([_index(label, f"{what}: label {i}") for i, label in enumerate(labels)]), None
+    if names is not None and not names:
+        raise DataError(f"{what}: the label {word!r} is a name, and the labels of the training data are numbers")
+    other = next((i for i, label in enumerate(labels) if not isinstance(label, str)), None)
+    if other is not None:
+        raise DataError(f"{what}: label {other} is {labels[other]!r}, others are names such as {word!r}; give one kind")
+    classes = class_order(labels) if names is None else tuple(names)
+    numbers = class_numbers(classes, set(labels), given=names is not None)
+    unknown = next((i for i, label in enumerate(labels) if label not in numbers), None)
+    if unknown is not None:
+        raise DataError(
+            f"{what}: label {unknown} is {labels[unknown]!r}, which is no class{did_you_mean(labels[unknown], classes)}"
+            f" (there are: {first_few(classes, 20)})"
+        )
+    return torch.tensor([numbers[label] for label in labels]), classes
+
+
+def _index(label: Any, what: str) -> int:
     """Return a label as an integer.
 
     Raises:
@@ -69,8 +232,7 @@ def class_index(label: Any, what: str) -> int:
         index = int(label)
         whole = bool(index == label)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        hint = NUMBERED if isinstance(label, str) else ""
-        raise DataError(f"{what} is no class index but {label!r}{hint}") from error
+        raise DataError(f"{what} is no class index but {label!r}") from error
     if not whole:
         raise DataError(f"{what} is no class index but {label!r}")
     return index

@@ -6,13 +6,12 @@ import zlib
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
-from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.saved import SAFETENSORS, TORCH, from_array, read_saved
+from mmdistill.files.saved import SAFETENSORS, TORCH, read_saved
 from mmdistill.store import opened_tensors
 
 NAMES = ("images", "labels", "test_images", "test_labels")
@@ -53,11 +52,11 @@ def _names(path: Path) -> set[str]:
     return set()
 
 
-def read_images(path: Path) -> dict[str, Tensor]:
-    """Read images and labels, and those to test on where they are there; those of a safetensors file map it.
+def read_images(path: Path) -> dict[str, Any]:
+    """Read what a file holds as images and labels, and those to test on; tensors of a safetensors file map it.
 
     Raises:
-        DataError: the file is damaged, has no such names or, under them, something else than numbers.
+        DataError: the file is damaged, or has no such names.
     """
     found = read_saved(path, only=NAMES, mapped=True, instead=f"tensors alone: {SAVED}")
     if not isinstance(found, Mapping):
@@ -71,12 +70,4 @@ def read_images(path: Path) -> dict[str, Tensor]:
     given = set(NAMES[2:]) & held.keys()
     if len(given) == 1:
         raise DataError(f"{path} holds {given.pop()} alone; test images need their labels, and labels their images")
-    return {name: _tensor(held[name], f"{path}: {name}") for name in NAMES if name in held}
-
-
-def _tensor(value: object, what: str) -> Tensor:
-    if isinstance(value, np.ndarray):
-        return from_array(value, what)
-    if not isinstance(value, Tensor):
-        raise DataError(f"{what} is a {type(value).__name__}, and no tensor")
-    return value
+    return {name: held[name] for name in NAMES if name in held}

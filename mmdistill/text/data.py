@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from mmdistill.errors import ConfigError, DataError, to_install
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.labels import from_one
-from mmdistill.names import canonical, unknown_data
+from mmdistill.names import canonical, class_numbers, class_order, unknown_data
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
@@ -289,13 +288,13 @@ def _finish(
     notes = list(given)
     first = "all" if "all" in splits else "train"
     texts, labels = checked_rows(name, splits)
-    names = tuple(class_names) if class_names else _class_names(labels[first])
+    names = tuple(class_names) if class_names else class_order(labels[first])
     if len(names) < 2:
         raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
     distinct = set().union(*labels.values())
     if class_names and str(len(names)) in distinct <= {str(number) for number in range(1, len(names) + 1)} - {*names}:
         raise DataError(f"{name}: {from_one(len(names))}")
-    numbers = _numbers(names, distinct, given=bool(class_names))
+    numbers = class_numbers(names, distinct, given=bool(class_names))
     done = {
         split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names, numbers)) for split in splits
     }
@@ -325,21 +324,6 @@ def _finish(
             )
     doubtful += untested(done["test"].labels, names)
     return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
-
-
-def _class_names(labels: list[str]) -> tuple[str, ...]:
-    """Return the distinct labels, whole numbers in numerical order and anything else in alphabetical order."""
-    distinct = set(labels)
-    numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in distinct)
-    return tuple(sorted(distinct, key=lambda label: (int(label), label)) if numeric else sorted(distinct))
-
-
-def _numbers(names: tuple[str, ...], labels: set[str], *, given: bool) -> dict[str, int]:
-    """Return the class index of each label: labels are names, or, of names that were given, all of them indices."""
-    by_name = {class_name: index for index, class_name in enumerate(names)}
-    by_index = {str(index): index for index in range(len(names))}
-    named = not given or labels <= by_name.keys() or (labels & by_name.keys() and not labels <= by_index.keys())
-    return by_name if named else by_index
 
 
 def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], numbers: Mapping[str, int]) -> Tensor:

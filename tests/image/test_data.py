@@ -7,7 +7,9 @@ import shutil
 import struct
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -361,9 +363,10 @@ def test_arrays_of_any_strides_and_byte_order(tmp_path: Path) -> None:
     expected = load((images[..., ::-1].copy(), labels)).fingerprint
     assert load((images[..., ::-1], labels)).fingerprint == expected
     assert load((images[..., ::-1].astype(">f4"), labels.astype(">i8"))).fingerprint == expected
-    for wrong in (labels.astype(object), labels.astype(str)):
-        with pytest.raises(DataError, match=r"holds an array of .*; expected one of numbers"):
-            load((images, wrong))
+    for same in (labels.astype(object), labels.astype(str)):
+        assert load((images[..., ::-1], same)).fingerprint == expected
+    with pytest.raises(DataError, match=r"holds an array of .*; expected one of numbers"):
+        load((images.astype(str), labels))
 
 
 def test_only_folders_are_hidden_by_two_underscores(tmp_path: Path) -> None:
@@ -725,14 +728,17 @@ def test_bad_samples() -> None:
         (Pairs([pixel, torch.zeros(1, 4, 5)], [0, 1]), "item 1 is"),
         (Pairs([torch.zeros(4)], [0]), "expected \\(channels, height, width\\)"),
         (Pairs(["a"], [0]), "holds a str"),
-        (Pairs([pixel], ["cat"]), "no class index but 'cat'"),
+        (Pairs([pixel] * 2, ["cat", 0]), "label 1 is 0, others are names such as 'cat'"),
+        (Pairs([pixel], ["cat"]), "the single class 'cat'"),
         (Pairs([pixel], [0.5]), "no class index but 0.5"),
         (Pairs([pixel], [float("nan")]), "no class index but nan"),
         (DataLoader(TensorDataset(pixel, torch.zeros(1)), 1), "give the data set that it loads"),
-        ({"images": pixel}, r"give its images and labels as a pair, \(data"),
+        ({"images": pixel}, "the splits train and test, or images and labels, got images"),
+        (pd.DataFrame({"images": [0]}), r"give its images and labels as a pair, \(data"),
         ([pixel], "no \\(sample, label\\) pair"),
         (iter([pixel]), "no map-style data set"),
-        ((pixel,), "two tensors"),
+        ((pixel,), r"expected \(images, labels\), got 1"),
+        (("a", [0]), "images are a tensor, an array or a list of samples, got str"),
     ]
     for source, message in cases:
         with pytest.raises(DataError, match=message):
@@ -804,18 +810,86 @@ def test_arrays_and_tensors_of_a_graph_are_taken_as_they_are() -> None:
     assert load((images.clone().requires_grad_(), labels)).fingerprint == expected
 
 
-def test_names_for_labels_are_numbered_as_the_error_says() -> None:
-    images, given = bytes_like(12, 3, 3), ["cat", "dog", "emu"] * 4
-    remedy = r"numpy\.unique\(labels, return_inverse=True\), and pass class_names=list\(names\)"
-    arrays = [np.array(given), np.array(given, dtype=object)]
-    for labels in (given, *arrays):
-        with pytest.raises(DataError, match=remedy):
-            load((images, labels))  # type: ignore[arg-type]
-        names, numbers = np.unique(labels, return_inverse=True)
-        found = load((images, numbers), class_names=list(names))
+def test_labels_may_be_names() -> None:
+    images, given = bytes_like(12, 3, 3), ["dog", "emu", "cat"] * 4
+    names, numbers = np.unique(given, return_inverse=True)
+    expected = load((images, numbers), class_names=list(names))
+    for labels in (given, tuple(given), np.array(given), np.array(given, dtype=object), pd.Series(given)):
+        found = load((images, labels))
         assert found.class_names == ("cat", "dog", "emu")
+        assert found.fingerprint == expected.fingerprint
+    assert load(Pairs(list(images), given)).fingerprint == expected.fingerprint
     with pytest.raises(DataError, match=r"array of complex|pixels must be"):
         load((images.numpy().astype(complex), [0, 1, 2] * 4))
+
+
+def test_names_for_labels_count_the_classes_of_the_training_data() -> None:
+    images, given = bytes_like(12, 3, 3), ["10", "9", "2"] * 4
+    found = load((images, given), (images[:2], ["9", "9"]))
+    assert found.class_names == ("2", "9", "10")
+    assert found.test_labels.tolist() == [1, 1]
+    found = load((images, given), Pairs(list(images[:2]), ["10", "2"]), class_names=["9", "10", "2"])
+    assert found.train_labels[:3].tolist() == [1, 0, 2]
+    assert found.test_labels.tolist() == [1, 2]
+    test = Pairs(list(images[:3]), [0, 1, 1])
+    test.classes = ["9", "10"]  # type: ignore[attr-defined]
+    assert load((images, given), test).test_labels.tolist() == [1, 2, 2]
+    indices = load((images, ["0", "1", "0"] * 4), (images[:1], ["1"]), class_names=["a", "b"])
+    assert (indices.train_labels[:3].tolist(), indices.test_labels.tolist()) == ([0, 1, 0], [1])
+    with pytest.raises(DataError, match=r"the test data: label 0 is '8', which is no class .*there are: 2, 9, 10"):
+        load((images, given), (images[:1], ["8"]))
+    with pytest.raises(DataError, match="the label '9' is a name, and the labels of the training data are numbers"):
+        load((images, [0, 1, 2] * 4), (images[:1], ["9"]))
+
+
+class Rows(list[dict[str, Any]]):
+    """A data set whose rows name their values, with what Hugging Face's say of their columns."""
+
+    features: Mapping[str, Any] = {"label": SimpleNamespace(names=["cat", "dog"])}
+
+
+def test_rows_may_name_their_image_and_label() -> None:
+    pixels, labels = bytes_like(10, 6, 5), [int(label) for label in labels_of(10, 2)]
+    pictures = [Image.fromarray(p.numpy()) for p in pixels]
+    rows = Rows([{"id": 7, "img": image, "label": label} for image, label in zip(pictures, labels, strict=True)])
+    found = load(rows)
+    assert found.class_names == ("cat", "dog")
+    assert found.fingerprint == load((pixels, labels)).fingerprint == load((pictures, labels)).fingerprint
+    with pytest.raises(DataError, match=r"item 0 names picture, label; an image is looked for under image, img"):
+        load([{"picture": pixels[0], "label": 0}])
+    with pytest.raises(DataError, match="10 images and 9 labels"):
+        load((pictures, labels[:9]))
+
+
+def test_a_mapping_holds_splits_or_tensors() -> None:
+    pixels, labels = bytes_like(20, 6, 5), labels_of(20, 2)
+    train, test = (pixels[:12], labels[:12]), (pixels[12:], labels[12:])
+    expected = load(train, test)
+    by_name = {"images": train[0], "labels": train[1], "test_images": test[0], "test_labels": test[1]}
+    validated = {"train": train, "validation": test, "unlabelled": test}
+    for source in ({"train": train, "test": test}, {"Train": train, "test": test, "val": train}, by_name, validated):
+        found = load(source)
+        assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    assert found.notes == ("test: the split validation, as there is no test", "the split unlabelled is not read")
+    assert load({"train": train}, test).test_fingerprint == expected.test_fingerprint
+    assert len(load({"train": train}).test_labels) == 2
+    with pytest.raises(ConfigError, match="bring their own test data"):
+        load({"train": train, "test": test}, test)
+    with pytest.raises(DataError, match="has the splits train and test, or images and labels, got test"):
+        load({"test": test})
+    with pytest.raises(DataError, match="hold test_images alone"):
+        load({"images": train[0], "labels": train[1], "test_images": test[0]})
+
+
+def test_labels_in_a_file_may_be_names(tmp_path: Path) -> None:
+    pixels, labels = bytes_like(20, 6, 5), np.array(["dog", "cat"] * 10)
+    tested = {"test_images": pixels[:4].numpy(), "test_labels": labels[:4]}
+    np.savez(tmp_path / "a.npz", images=pixels.numpy(), labels=labels, **tested)
+    found = load(tmp_path / "a.npz")
+    assert found.class_names == ("cat", "dog")
+    assert found.test_labels.tolist() == [1, 0, 1, 0]
+    torch.save({"images": pixels, "labels": labels.tolist()}, tmp_path / "a.pt")
+    assert load(tmp_path / "a.pt").class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(200, 1000), (257, 500), (2000, 125), (50_000, 30)])
