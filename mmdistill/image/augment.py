@@ -4,9 +4,9 @@ DSA draws one random operation a call; some methods apply further ones in every 
 
 All operations are one pass with parameters that can make it the identity: a colour change, a resampling at affine
 coordinates, a cut-out mask. Whichever operation is drawn, the others get their neutral parameters, so classes that
-draw different operations are augmented together and nothing waits for the host. The resampling gathers its four
-neighbours itself: the backward pass of ``grid_sample``, on which kornia's warps rest, has no deterministic CUDA
-kernel and no second derivative. The tests hold it against kornia's warps.
+draw different operations are augmented together and nothing waits for the host. Where images are differentiated the
+resampling gathers its four neighbours itself: the backward pass of ``grid_sample``, on which kornia's warps rest, has
+no deterministic CUDA kernel and no second derivative. The tests hold it against kornia's warps.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.precision import matrix_products
@@ -250,16 +251,17 @@ def color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -
     """Shift brightness, then spread or shrink saturation, then contrast.
 
     ``x + b``, then ``s (x - grey) + grey`` with the pixel's mean over channels, then ``c (x - mean) + mean`` with the
-    image's mean; written so that b = 0, s = c = 1 return x to the bit.
+    image's mean. Saturation leaves the image's mean, so this is ``c s x + c (1 - s) grey + b + (1 - c) mean`` of the
+    image as it comes, which b = 0, s = c = 1 return to the bit.
 
     Shapes:
         x ``(G, n, channels, height, width)``; the others ``(G,)``.
     """
     b, s, c = (p.view(-1, 1, 1, 1, 1) for p in (brightness, saturation, contrast))
-    x = x + b
-    if x.shape[2] > 1:
-        x = s * x + (1 - s) * x.mean(2, keepdim=True)
-    return c * x + (1 - c) * x.mean((2, 3, 4), keepdim=True)
+    if x.shape[2] == 1:
+        return c * x + (b + (1 - c) * x.mean((2, 3, 4), keepdim=True))
+    grey = x.mean(2, keepdim=True)
+    return c * s * x + (c * (1 - s) * grey + (b + (1 - c) * grey.mean((3, 4), keepdim=True)))
 
 
 def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
@@ -274,6 +276,8 @@ def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
     with matrix_products("float32", x.device):  # in TF32 a place would be off by up to .05 pixel at 224
         source = matrix @ grid + shift[:, :, None]
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _sampled(x, source, matrix, shift)
     flat = x.reshape(groups, -1, height * width)
     result = torch.zeros_like(flat)
     columns_read = _neighbours(source[:, 1] + (width - 1) / 2, width)
@@ -282,6 +286,19 @@ def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
             pixels = flat.gather(2, (i * width + j)[:, None].expand_as(flat))
             result = result + pixels * (row_share * column_share)[:, None]
     return result.view_as(x)
+
+
+def _sampled(x: Tensor, source: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """Read pixels at places from the centre, ``(G, 2, height * width)``, in one pass that is not differentiated.
+
+    Places in units of half a side round, so what nothing moves is taken as it is.
+    """
+    groups, _, _, height, width = x.shape
+    sides = source.new_tensor([width / 2, height / 2])  # a place has its column first there
+    places = (source.flip(1).transpose(1, 2) / sides).view(groups, height, width, 2)
+    found = F.grid_sample(x.flatten(1, 2), places, align_corners=False).view_as(x)
+    unmoved = (matrix == torch.eye(2, device=x.device)).all(2).all(1) & (shift == 0).all(1)
+    return torch.where(unmoved.view(-1, 1, 1, 1, 1), x, found)
 
 
 def _neighbours(position: Tensor, side: int) -> list[tuple[Tensor, Tensor]]:

@@ -46,13 +46,16 @@ def by_loops(operation: Operation, image: Tensor, p: Parameters, config: Siamese
     return oracle.rotate(x, math.atan2(float(matrix[0, 1]), float(matrix[0, 0])))
 
 
+@pytest.mark.parametrize("differentiated", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_operation_equals_its_loop_written_form(operation: Operation, shape: tuple[int, int, int]) -> None:
+def test_each_operation_equals_its_loop_written_form(
+    operation: Operation, shape: tuple[int, int, int], differentiated: bool
+) -> None:
     config = SiameseAugmentation((operation,))
-    x = images(12, shape)
+    x = images(12, shape).requires_grad_(differentiated)
     parameters = config.draw(Draws(3), *shape[1:], groups=1, per_group=12)
-    got = config.apply(x, parameters)
+    got, x = config.apply(x, parameters).detach(), x.detach()
     for index in range(12):
         expected = by_loops(operation, x[index], one(parameters, index), config)
         np.testing.assert_allclose(got[index].numpy(), expected, atol=2e-6)  # parameters are drawn in float32
@@ -98,10 +101,20 @@ def test_warps_agree_with_kornia() -> None:
     torch.testing.assert_close(flipping.apply(x, flipping.draw(Draws(0), 9, 9, 1)), kornia.hflip(x))
 
 
-def test_operations_that_are_not_drawn_leave_images_to_the_bit() -> None:
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_operations_that_are_not_drawn_leave_images_to_the_bit(differentiated: bool) -> None:
     config = SiameseAugmentation(("flip",), flip=0.0)
-    x = images(4).float()
+    x = images(4).float().requires_grad_(differentiated)
     assert torch.equal(config.apply(x, config.draw(Draws(0), 8, 8, 4)), x)
+
+
+def test_images_that_are_differentiated_are_augmented_as_others() -> None:
+    config, x = SiameseAugmentation(), images(120, (3, 7, 12))
+    parameters = config.draw(Draws(6), 7, 12, 60)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(config.apply(leaf, parameters).detach(), config.apply(x, parameters), atol=1e-12, rtol=0)
+    with torch.no_grad():
+        assert torch.equal(config.apply(leaf, parameters), config.apply(x, parameters))
 
 
 def test_one_operation_is_drawn_per_group_and_strengths_per_member() -> None:
@@ -151,8 +164,7 @@ def test_of_many_images_a_few_groups_are_augmented_at_a_time(groups: int, monkey
     assert torch.equal(augmentation.augmented(Draws(1), images, groups, shared=True), expected)
     assert seen == {7: [3, 2, 2], 3: [3], 1: [1]}[groups]
     seen.clear()
-    leaf = images.requires_grad_()
-    assert torch.equal(augmentation.augmented(Draws(1), leaf, groups, shared=True).detach(), expected)
+    augmentation.augmented(Draws(1), images.requires_grad_(), groups, shared=True)
     assert seen == [groups]  # one graph where it is differentiated
 
 
