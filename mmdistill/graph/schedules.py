@@ -29,7 +29,7 @@ class TrainedOnGraph(TrainedOnS):
     rows of them. A network that reads the structure takes the graph whole whatever the minibatch size, since its nodes
     are linked.
 
-    Args: as for :class:`~mmdistill.networks.schedules.TrainedNetworks`, ``momentum`` being the first moment's decay.
+    Args: as for :class:`~mmdistill.networks.schedules.InnerLoopSchedule`, ``momentum`` being the first moment's decay.
     Raises:
         ConfigError: as there, or a decay or an epsilon out of range.
     Source: Jin et al., ICLR 2022, Algorithm 1.
