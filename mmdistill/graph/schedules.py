@@ -110,6 +110,7 @@ def _gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) ->
         if closed is not None:
             return {name: gradient[0] for name, gradient in closed.items()}, network.buffers
 
+    # In float32: a trainer would lower networks on learned edges, whose rows do not look shared among the nodes.
     def loss(params: Tensors) -> tuple[Tensor, Tensors]:
         own = NetworkState(params, copied(network.buffers))
         return task.loss(own, batch, train=True, draws=draws), own.buffers
