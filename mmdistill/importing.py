@@ -15,7 +15,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
 from mmdistill.exports import LISTING, PREPROCESSING
-from mmdistill.imports import Imported, Source, class_targets, float_bytes, noted
+from mmdistill.imports import Imported, ImportSource, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
 from mmdistill.registry import get_domain
@@ -132,7 +132,7 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
         source = [source]
     values = source if isinstance(source, Mapping) else importer.named(source)
     if values is not None:
-        return importer.read(task, Source(given=values, **given)), IN_PYTHON
+        return importer.read(task, ImportSource(given=values, **given)), IN_PYTHON
     if isinstance(source, list | tuple) and any(isinstance(one, str) and not one for one in source):
         raise ConfigError("the name of a file is empty; the current folder is '.'")
     if not isinstance(source, Sequence) or not source or not all(isinstance(one, str | Path) for one in source):
@@ -141,7 +141,7 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
             f"{importer.accepted}"
         )
     files = _files([Path(one) for one in source])
-    return importer.read(task, Source(files, **given)), first_few([path.name for path in files])
+    return importer.read(task, ImportSource(files, **given)), first_few([path.name for path in files])
 
 
 def _files(given: Sequence[Path]) -> list[Path]:

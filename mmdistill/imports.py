@@ -28,7 +28,7 @@ LEARNED = "learned.json"
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """A set as it came, and what its user says of it.
 
     Args:
@@ -100,7 +100,7 @@ class Importer(NamedTuple):
         named: returns by name what a value holds that is a set without names; None: the value is none.
     """
 
-    read: Callable[[Any, Source], Imported]
+    read: Callable[[Any, ImportSource], Imported]
     task: type
     accepted: str
     options: tuple[str, ...] = ()

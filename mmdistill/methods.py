@@ -12,9 +12,9 @@ from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.lessons import Curriculum
 from mmdistill.networks.schedules import (
     FreshNetworks,
+    InnerLoopSchedule,
     NetworkSchedule,
     SteppedOnS,
-    TrainedNetworks,
     TrainedOnS,
     UnreadNetwork,
 )
@@ -39,11 +39,11 @@ def unread(settings: Settings) -> NetworkSchedule:
     return UnreadNetwork()
 
 
-def trained_by(kind: Callable[..., TrainedNetworks]) -> Callable[[Settings], NetworkSchedule]:
+def trained_by(kind: Callable[..., InnerLoopSchedule]) -> Callable[[Settings], NetworkSchedule]:
     """Return how the settings make a schedule that trains a network between steps.
 
     Args:
-        kind: the schedule, a class or a partial of one; the settings say the fields of :class:`TrainedNetworks`.
+        kind: the schedule, a class or a partial of one; the settings say the fields of :class:`InnerLoopSchedule`.
     """
 
     def make(settings: Settings) -> NetworkSchedule:

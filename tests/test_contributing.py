@@ -27,6 +27,7 @@ from mmdistill.networks import early, schedules, staggered
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives import base
 from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.wrapper import FLAGS
 from mmdistill.parameterizations.codes import KINDS, load_codes
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.runtime import Draws
@@ -197,8 +198,7 @@ def shown_commands() -> list[list[str]]:
 
 def test_the_reference_names_all_there_is() -> None:
     page = BLOCK.sub("", REFERENCE.read_text())
-    flags = {name: value for name, value in vars(Objective).items() if isinstance(value, bool | int | str)}
-    flags = {name: value for name, value in flags.items() if not name.startswith("_")}
+    flags = {name: getattr(Objective, name) for name in FLAGS}
     table = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", page, re.MULTILINE))
     assert table == {name: f'"{value}"' if isinstance(value, str) else str(value) for name, value in flags.items()}
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", page))))

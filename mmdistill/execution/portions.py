@@ -48,7 +48,7 @@ class _Known(torch.autograd.Function):
         return (None, None, *(adjoint * gradient for gradient in gradients), *(None for _ in gradients))
 
 
-def shares_of(weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor | None]]:
+def weighted_portions(weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor | None]]:
     """Yield the rows of each portion with its share of the weights; of all samples None.
 
     The mean over a portion of which no sample counts is none, and must not be taken: its share is 0.
@@ -90,7 +90,7 @@ def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: in
     wanted = [name for name, tensor in params.items() if tensor.requires_grad and torch.is_grad_enabled()]
     leaves = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in params.items()}
     value, gradients = batch.weight.new_zeros(()), [torch.zeros_like(params[name]) for name in wanted]
-    for rows, share in shares_of(batch.weight, -(-len(inputs) // portions)):
+    for rows, share in weighted_portions(batch.weight, -(-len(inputs) // portions)):
         if share is None:  # no sample counts
             return loss(params, batch)
         if not share > 0:

@@ -13,7 +13,17 @@ from mmdistill.graph import files
 from mmdistill.graph.adjacency import Adjacency, undirected
 from mmdistill.graph.data import checked_edges
 from mmdistill.graph.task import GraphTask
-from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, noted, weighed
+from mmdistill.imports import (
+    LABELS,
+    Imported,
+    Importer,
+    ImportSource,
+    by_role,
+    class_targets,
+    float_bytes,
+    noted,
+    weighed,
+)
 
 ROLES = {
     "features": ("x", "feat", "feats", "features", "feature"),
@@ -36,7 +46,7 @@ def read_values(path: Path) -> Any:
     return found if isinstance(found, Tensor | np.ndarray | list) else files.fields_of(found)
 
 
-def read_nodes(task: GraphTask, source: Source) -> Imported:
+def read_nodes(task: GraphTask, source: ImportSource) -> Imported:
     """Return the nodes of a condensed graph, with the weights of their edges where it has edges.
 
     Read are ``x``, ``y``, ``edge_index`` and ``edge_weight`` as torch-geometric has them, and ``feat``, ``label`` and

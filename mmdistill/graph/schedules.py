@@ -29,7 +29,7 @@ class TrainedOnGraph(TrainedOnS):
     rows of them. A network that reads the structure takes the graph whole whatever the minibatch size, since its nodes
     are linked.
 
-    Args: as for :class:`~mmdistill.networks.schedules.TrainedNetworks`, ``momentum`` being the first moment's decay.
+    Args: as for :class:`~mmdistill.networks.schedules.InnerLoopSchedule`, ``momentum`` being the first moment's decay.
     Raises:
         ConfigError: as there, or a decay or an epsilon out of range.
     Source: Jin et al., ICLR 2022, Algorithm 1.
@@ -110,6 +110,7 @@ def _gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) ->
         if closed is not None:
             return {name: gradient[0] for name, gradient in closed.items()}, network.buffers
 
+    # In float32: a trainer would lower networks on learned edges, whose rows do not look shared among the nodes.
     def loss(params: Tensors) -> tuple[Tensor, Tensors]:
         own = NetworkState(params, copied(network.buffers))
         return task.loss(own, batch, train=True, draws=draws), own.buffers

@@ -28,7 +28,7 @@ PLANETOID_FILES = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
 @dataclass(frozen=True)
-class Source:
+class GraphSource:
     """A data set of a library.
 
     Args:
@@ -119,24 +119,28 @@ def _ogb_files(split: str) -> tuple[str, ...]:
 
 
 SOURCES = {
-    "cora": Source("Cora", _ind("cora"), _planetoid, "2,708 papers in 7 classes, 140 labelled (Planetoid)", "rows"),
-    "citeseer": Source(
+    "cora": GraphSource(
+        "Cora", _ind("cora"), _planetoid, "2,708 papers in 7 classes, 140 labelled (Planetoid)", "rows"
+    ),
+    "citeseer": GraphSource(
         "CiteSeer", _ind("citeseer"), _planetoid, "3,327 papers in 6 classes, 120 labelled (Planetoid)", "rows"
     ),
-    "pubmed": Source(
+    "pubmed": GraphSource(
         "PubMed", _ind("pubmed"), _planetoid, "19,717 papers in 3 classes, 60 labelled (Planetoid)", "rows"
     ),
-    "amazon-computers": Source(
+    "amazon-computers": GraphSource(
         "Computers", _raw("amazon_electronics_computers.npz"), _amazon, "13,752 products in 10 classes, random split"
     ),
-    "amazon-photo": Source(
+    "amazon-photo": GraphSource(
         "Photo", _raw("amazon_electronics_photo.npz"), _amazon, "7,650 products in 8 classes, random split"
     ),
-    "coauthor-cs": Source("CS", _raw("ms_academic_cs.npz"), _coauthor, "18,333 authors in 15 classes, random split"),
-    "coauthor-physics": Source(
+    "coauthor-cs": GraphSource(
+        "CS", _raw("ms_academic_cs.npz"), _coauthor, "18,333 authors in 15 classes, random split"
+    ),
+    "coauthor-physics": GraphSource(
         "Physics", _raw("ms_academic_phy.npz"), _coauthor, "34,493 authors in 5 classes, random split"
     ),
-    "flickr": Source(
+    "flickr": GraphSource(
         "Flickr",
         SAINT_FILES,
         _flickr,
@@ -146,7 +150,7 @@ SOURCES = {
         weight_decay=5e-4,
         dropout=0.0,
     ),
-    "reddit": Source(
+    "reddit": GraphSource(
         "Reddit2",
         SAINT_FILES,
         _reddit,
@@ -155,7 +159,7 @@ SOURCES = {
         inductive=True,
         weight_decay=5e-4,
     ),
-    "ogbn-arxiv": Source(
+    "ogbn-arxiv": GraphSource(
         "ogbn_arxiv",
         _ogb_files("time"),
         _ogb,
@@ -163,7 +167,7 @@ SOURCES = {
         "standard",
         weight_decay=0.0,
     ),
-    "ogbn-products": Source(
+    "ogbn-products": GraphSource(
         "ogbn_products", _ogb_files("sales_ranking"), _ogb, "2,449,029 products in 47 classes (extra: ogb)"
     ),
 }
@@ -231,7 +235,7 @@ def _named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
     return replace(graph_from_fields(fields, key, split, inductive=inductive, notes=notes), scaling=scaling)
 
 
-def _failure(source: Source, root: Path, error: str) -> str:
+def _failure(source: GraphSource, root: Path, error: str) -> str:
     """Return in words why a data set could not be read: files are missing, or those that are there are damaged."""
     folder, wanted = root / source.folder, data_root() / source.folder
     if all((folder / name).is_file() for name in source.files):

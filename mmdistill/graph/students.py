@@ -23,7 +23,7 @@ SEGMENT = 50
 """Steps between two points that the forward pass keeps; the backward pass repeats one stretch of them at a time."""
 
 
-class Standing(NamedTuple):
+class StudentState(NamedTuple):
     """A student between two steps.
 
     Shapes:
@@ -79,7 +79,7 @@ def trained_in_closed_form(start: Tensors, syn: Batch, rate: Tensor, steps: int)
     read, moving = (x @ x.mT, None) if len(x) <= 2 * x.shape[1] else (x, x.mT)
     share = (syn.weight / syn.weight.sum())[:, None].to(x.dtype)
     lesson = Lesson(read, moving, x @ first.mT, targets, share, rate)
-    now = Standing(x.new_zeros(read.shape[1], len(first)), bias, second, second_bias)
+    now = StudentState(x.new_zeros(read.shape[1], len(first)), bias, second, second_bias)
     for begun in range(0, steps, SEGMENT):
         number = min(SEGMENT, steps - begun)
         now = checkpoint(_after, number, *now, *lesson, use_reentrant=False, preserve_rng_state=False)
@@ -88,16 +88,16 @@ def trained_in_closed_form(start: Tensors, syn: Batch, rate: Tensor, steps: int)
     return dict(zip(names, ends, strict=False))
 
 
-def _after(steps: int, *given: Any) -> Standing:
+def _after(steps: int, *given: Any) -> StudentState:
     """Return where a student stands after some more steps, given one's and a lesson's parts."""
-    now, lesson = Standing(*given[:4]), Lesson(*given[4:])
+    now, lesson = StudentState(*given[:4]), Lesson(*given[4:])
     proper = is_distribution(lesson.targets)[:, None]
     for _ in range(steps):
         now = _step(now, lesson, proper)
     return now
 
 
-def _step(now: Standing, lesson: Lesson, proper: Tensor) -> Standing:
+def _step(now: StudentState, lesson: Lesson, proper: Tensor) -> StudentState:
     """Return where a student stands after one more step.
 
     Rows of targets that are proper distributions are learned by cross entropy, others by squared errors. Such rows may
@@ -110,7 +110,7 @@ def _step(now: Standing, lesson: Lesson, proper: Tensor) -> Standing:
     predicted = torch.where(proper, logits.softmax(1) * lesson.targets.sum(1, keepdim=True), logits)
     error = lesson.share * (predicted - lesson.targets)
     push = error @ now.second * (units > 0) if two else error
-    return Standing(
+    return StudentState(
         now.moved - lesson.rate * (push if lesson.moving is None else lesson.moving @ push),
         now.bias - lesson.rate * push.sum(0),
         now.second - lesson.rate * (error.mT @ hidden) if two else now.second,

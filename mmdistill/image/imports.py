@@ -12,7 +12,17 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.draw import class_folders
 from mmdistill.image.files import is_image_folder, read_image_folder
 from mmdistill.image.task import ImageTask
-from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, noted, weighed
+from mmdistill.imports import (
+    LABELS,
+    Imported,
+    Importer,
+    ImportSource,
+    by_role,
+    class_targets,
+    float_bytes,
+    noted,
+    weighed,
+)
 from mmdistill.names import first_few
 
 ROLES = {
@@ -29,7 +39,7 @@ TOLERANCE = 1e-3
 """How far pixels may be beyond black and white, by what resampling and rounding do."""
 
 
-def read_images(task: ImageTask, source: Source) -> Imported:
+def read_images(task: ImageTask, source: ImportSource) -> Imported:
     """Return images and labels in the task's units.
 
     Read are ``images`` and ``labels`` by these names, in one file or one each; what DC, DSA and DM save, a dict whose

@@ -33,7 +33,7 @@ class EarlyStagePool(TrainedOnT):
         weakest: the smallest strength; strengths are drawn uniformly for each network taken.
         strongest: the largest strength.
         directions: how many directions are added up; the published code adds two.
-        outer_steps: as in :class:`~mmdistill.networks.schedules.TrainedNetworks`, like the following.
+        outer_steps: as in :class:`~mmdistill.networks.schedules.InnerLoopSchedule`, like the following.
         inner_steps: minibatches between two outer steps.
         lr: of training, in the pool and between steps.
         momentum: of training, likewise.

@@ -80,13 +80,13 @@ def serving_folder(task: Task, recipe: ExpertRecipe, count: int) -> Path:
     if is_complete(own, count) or not recipe.protocol.open_ended:
         return own
     manifest, groups = identity(task, recipe), groups_of(own, count, TOGETHER)
-    trainer: _Trainer | None = None
+    trainer: _ExpertTrainer | None = None
     for epochs, folder in relatives(own, manifest):
         if epochs < recipe.protocol.epochs or not is_complete(folder, count):
             continue
         if [numbers_in(shard(folder, index)) for index in range(count)] != groups:
             continue
-        trainer = trainer or _Trainer(task, own, recipe, None, manifest)
+        trainer = trainer or _ExpertTrainer(task, own, recipe, None, manifest)
         if all(trainer.agrees(networks, epochs) for networks in {len(group) for group in groups}):
             return folder
     return own
@@ -225,7 +225,7 @@ def train_experts(
         else:
             write_json(folder / MANIFEST, wanted)
         if groups := open_groups(folder, count, together):
-            trainer = _Trainer(task, folder, recipe, mode, wanted)
+            trainer = _ExpertTrainer(task, folder, recipe, mode, wanted)
             clock = TrainingClock(len(groups) * trainer.first[-1], progress)
             for group in groups:
                 with explained(
@@ -312,7 +312,7 @@ def scored(task: Task, recipe: ScheduledRecipe, data: Batch) -> Tensor:
     return kept_scores(networks.folder / name, data.weight.shape[0], partial(el2n, task, data, states))
 
 
-class _Trainer:
+class _ExpertTrainer:
     """Trains groups of experts side by side.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.execution.compilation import operations, uncounted
-from mmdistill.execution.portions import shares_of
+from mmdistill.execution.portions import weighted_portions
 from mmdistill.networks.convolutions import TwiceDifferentiable
 from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.gradients import require_reached_from
@@ -172,7 +172,7 @@ class InnerStep:
 
     def _parts(self, leaves: Sequence[Tensor]) -> Iterator[tuple[Sequence[Tensor], Tensor | None]]:
         """Yield the leaves of each portion with its share of the weights; of all samples None."""
-        for rows, share in shares_of(leaves[-1], self.portion):
+        for rows, share in weighted_portions(leaves[-1], self.portion):
             yield leaves if share is None else [leaf[rows] for leaf in leaves], share
 
     def _recorded(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> Iterator[Recorded]:

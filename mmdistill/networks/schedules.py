@@ -149,7 +149,7 @@ class UnreadNetwork(FreshNetworks):
 
 
 @dataclass(frozen=True)
-class TrainedNetworks(NetworkSchedule):
+class InnerLoopSchedule(NetworkSchedule):
     """Base of the schedules that train one network between outer steps and redraw it after ``outer_steps``.
 
     Args:
@@ -222,7 +222,7 @@ class TrainedNetworks(NetworkSchedule):
         """Return the minibatches of one inner step."""
 
 
-class TrainedOnS(TrainedNetworks):
+class TrainedOnS(InnerLoopSchedule):
     """Train on the synthetic set: an inner step is one epoch over it (DC, DSA, GCond)."""
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
@@ -335,7 +335,7 @@ class AccuracyDriven(TrainedOnS):
         return accuracy(task, network, real_samples(task, draws, self.watched))
 
 
-class TrainedOnT(TrainedNetworks):
+class TrainedOnT(InnerLoopSchedule):
     """Train on the real set: an inner step is one minibatch of it (IDC)."""
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:

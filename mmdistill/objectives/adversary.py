@@ -8,6 +8,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels
 from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
+from mmdistill.objectives.wrapper import ObjectiveWrapper
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, map_inputs, one_tensor, take
 
@@ -15,7 +16,7 @@ TEMPERATURE = 0.07
 """Of the contrast between classes."""
 
 
-class StyleAdversary(Objective):
+class StyleAdversary(ObjectiveWrapper):
     r"""Add to an objective how alike an adversary finds two samples of one code (HaBa).
 
     .. math:: \ell + \frac{w}{M} \sum_j \frac{1 + \cos(f(x_{jk}), f(x_{jl}))}{2}
@@ -44,6 +45,7 @@ class StyleAdversary(Objective):
     """
 
     view = "flat"
+    reads_labels = True
     steady = False
 
     def __init__(
@@ -57,29 +59,22 @@ class StyleAdversary(Objective):
         self.weight = weight
         self.lr = lr
         self.momentum = momentum
-        self.needs_target, self.reads_real = objective.needs_target, objective.reads_real
-        self.siamese, self.needs_accuracy = objective.siamese, objective.needs_accuracy
-        self.lowers, self.compiling = objective.lowers, objective.compiling
         self._names: dict[str, tuple[str, ...]] = {}
 
     def check(self, task: Task) -> None:
         """Check the objective, and refuse networks without features."""
-        self.objective.check(task)
+        super().check(task)
         require_features(type(self).__name__, task)
 
     def begin(self, task: Task, draws: Draws) -> None:
         """Draw the adversary."""
-        self.objective.begin(task, draws)
+        super().begin(task, draws)
         state = task.init(draws.fold("adversary"))
         velocity = {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}
         for part, tensors in (("params", state.params), ("buffers", state.buffers), ("velocity", velocity)):
             self._names[part] = tuple(tensors)
             for name, tensor in tensors.items():
                 self.register_buffer(_key(part, name), tensor)
-
-    def learned(self) -> Tensors:
-        """Return what the objective learned; the adversary is of no use once the set is finished."""
-        return self.objective.learned()
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the objective plus the likeness, and take a step of the adversary."""

@@ -9,11 +9,12 @@ from mmdistill.objectives.base import Network, Objective, class_sides, features_
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import Siamese
 from mmdistill.objectives.trajectory import required_target
+from mmdistill.objectives.wrapper import ObjectiveWrapper
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task
+from mmdistill.task import Batch, ClassBatch, NetworkState
 
 
-class CalibratedMatching(Objective):
+class CalibratedMatching(ObjectiveWrapper):
     r"""Match the features of each class, and have an expert classify the synthetic samples.
 
     .. math:: \sum_c \lVert \mu_{\theta,S,c} - \mu_{\theta,T,c} \rVert^2 + w \sum_c \frac{1}{n_c} \sum_j
@@ -37,8 +38,9 @@ class CalibratedMatching(Objective):
     Source: Zhang et al., IJCAI 2024 (inner-class alignment and inter-class calibration).
     """
 
-    needs_target = True
+    reads_labels = True
     reads_scores = False
+    needs_target = True
 
     def __init__(
         self, weight: float = 1.0, *, matching: Objective | None = None, augment: Siamese | None = None
@@ -51,18 +53,7 @@ class CalibratedMatching(Objective):
         self.weight = weight
         self.matching = DistributionMatching() if matching is None else matching
         self.augment = augment
-        self.siamese = augment is None
-        self.lowers, self.steady, self.exact = self.matching.lowers, self.matching.steady, self.matching.exact
-        self.needs_accuracy, self.divided = self.matching.needs_accuracy, self.matching.divided
-
-    def check(self, task: Task) -> None:
-        """Refuse tasks without classes, and what the matching refuses."""
-        super().check(task)
-        self.matching.check(task)
-
-    def begin(self, task: Task, draws: Draws) -> None:
-        """Let the matching draw what it keeps."""
-        self.matching.begin(task, draws)
+        self.siamese = augment is None and self.matching.siamese
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return what is matched plus the weighted loss of the expert, each summed over classes."""

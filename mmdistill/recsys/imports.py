@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.saved import SUFFIXES, array_names, from_array, read_saved
-from mmdistill.imports import Imported, Importer, Source, as_tensor, noted, weighed
+from mmdistill.imports import Imported, Importer, ImportSource, as_tensor, noted, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import feedback
@@ -25,7 +25,7 @@ COLUMNS = "items.csv"
 """Says the original id of each column of a matrix, as exports write it."""
 
 
-def read_users(task: RecsysTask, source: Source) -> Imported:
+def read_users(task: RecsysTask, source: ImportSource) -> Imported:
     """Return users as rows of weights in [0, 1] of the task's items, which are their own targets.
 
     Read are matrices ``(users, items)`` with the items in the task's order, or in that of an ``items.csv`` beside

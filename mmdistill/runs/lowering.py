@@ -2,7 +2,7 @@
 
 from mmdistill.composition import may_take_some
 from mmdistill.distiller import Distiller
-from mmdistill.networks.schedules import TrainedNetworks, UnreadNetwork
+from mmdistill.networks.schedules import InnerLoopSchedule, UnreadNetwork
 from mmdistill.objectives.trajectory import TrajectoryMatchingConstantMemory
 from mmdistill.objectives.unrolled import UnrolledObjective
 from mmdistill.runs.state import RunState
@@ -17,7 +17,7 @@ def lowering_steps(distiller: Distiller, run: RunState) -> str:
     keeping = [part for part in students if not isinstance(part, TrajectoryMatchingConstantMemory)]
     network = not isinstance(distiller.schedule, UnreadNetwork)
     by_class = objective.view == "classes" and objective.divided
-    minibatches = bool(settings.inner_batch and (students or isinstance(distiller.schedule, TrainedNetworks)))
+    minibatches = bool(settings.inner_batch and (students or isinstance(distiller.schedule, InnerLoopSchedule)))
     ways = {
         "fewer classes at once (--classes-at-once 1, also with --resume)": (
             by_class and network and settings.classes_at_once != 1

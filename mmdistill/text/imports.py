@@ -10,7 +10,7 @@ from mmdistill.imports import (
     LABELS,
     Imported,
     Importer,
-    Source,
+    ImportSource,
     by_role,
     class_targets,
     float_bytes,
@@ -34,7 +34,7 @@ TOKENS = {
 """Likewise a set of token embeddings, which are ``inputs_embeds`` in the units of their model."""
 
 
-def read_texts(task: TextClassification, source: Source) -> Imported:
+def read_texts(task: TextClassification, source: ImportSource) -> Imported:
     """Return points ``(n, d)``, or token vectors ``(n, L, H)`` with their mask, in the task's units.
 
     Raises:

@@ -160,11 +160,6 @@ def test_counting_operations_leaves_the_adversary_as_it_is() -> None:
 
 
 @pytest.mark.usefixtures("short_fits")
-def test_the_adversary_compiles_as_slowly_as_what_it_is_added_to() -> None:
-    inner = TrajectoryMatching(2, InnerRate(0.25))
-    assert StyleAdversary(inner, 2).compiling == inner.compiling > 1
-
-
 def test_haba_runs_and_resumes_with_its_adversary(tmp_path: Path) -> None:
     task = image_task("digits", model="mlp", width=4)
     method = get_method(DOMAIN, "haba", "digits")

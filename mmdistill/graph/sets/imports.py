@@ -13,14 +13,14 @@ from mmdistill.graph.data import INTEGERS, checked_edges
 from mmdistill.graph.files import fields_of
 from mmdistill.graph.imports import fields_by_name, noted_undirected, read_values
 from mmdistill.graph.sets.task import GraphSetTask
-from mmdistill.imports import LABELS, Imported, Importer, Source, by_role, class_targets, float_bytes, weighed
+from mmdistill.imports import LABELS, Imported, Importer, ImportSource, by_role, class_targets, float_bytes, weighed
 from mmdistill.task import Tensors
 
 ROLES = {"x": ("x",), "edge_index": ("edge_index",), "labels": LABELS}
 """What a graph is made of, by the words that its names have."""
 
 
-def read_graphs(task: GraphSetTask, source: Source) -> Imported:
+def read_graphs(task: GraphSetTask, source: ImportSource) -> Imported:
     """Return graphs padded to the largest, with the edges between their nodes, which have no weights.
 
     Read are a list of graphs with ``x``, ``edge_index`` and a class ``y`` each, and all of them as one, in the fields
