@@ -18,7 +18,7 @@ from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws, cache_folder, host_draws_from, remove_stale_parts
-from mmdistill.store import load_tree, save_tree
+from mmdistill.store import as_json, load_tree, save_tree
 from mmdistill.task import Task, one_tensor, real_samples
 
 GENERATOR_VERSION = 1
@@ -143,8 +143,7 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
         "preprocessing": info.prepared,
         "recipe": asdict(recipe),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return plain
+    return as_json(found)
 
 
 def foretold(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> str:
