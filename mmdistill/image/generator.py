@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.files.locks import sole_writer
 from mmdistill.labels import one_hot
-from mmdistill.networks.clock import LoggedProgress, TrainingClock
+from mmdistill.networks.clock import LoggedProgress, TrainingClock, training_foretold
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.rehearsal import is_rehearsal
@@ -153,10 +153,8 @@ def foretold(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> s
         CheckpointError, ConfigError: as for :func:`trained_generator`.
     """
     file = file or default_file(task, recipe)
-    left, found = recipe.steps - _kept(task, recipe, file).step, f"{recipe.steps:,} steps"
-    if not left:
-        return f"{found}, in {file}"
-    return f"{found}, {'' if left == recipe.steps else f'{left:,} of them '}to be trained first in {file}"
+    left = recipe.steps - _kept(task, recipe, file).step
+    return training_foretold(f"{recipe.steps:,} steps", left, recipe.steps, file)
 
 
 def default_file(task: Task, recipe: GeneratorRecipe) -> Path:
