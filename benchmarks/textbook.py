@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Make = Callable[[], nn.Module]
-Step = Callable[[], Tensor]
-"""Takes one step on the synthetic images and returns their gradient."""
 
 
 class ConvNet(nn.Module):

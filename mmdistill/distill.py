@@ -1,6 +1,5 @@
 """Distil a task into a set: the loop around :class:`Distiller`, with checkpoints, resuming and clean stops."""
 
-import json
 import logging
 import sys
 import time
@@ -38,7 +37,7 @@ from mmdistill.runs.lowering import lowering_start
 from mmdistill.runs.mending import whole_set
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.store import read_json
+from mmdistill.store import as_json, read_json
 from mmdistill.task import Task, TaskInfo, require_task
 
 logger = logging.getLogger(__name__)
@@ -367,5 +366,4 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "processes": ranks.size(),
         DESCRIBED: distiller.described,
     }
-    plain: dict[str, object] = json.loads(json.dumps(found, default=str))
-    return plain
+    return as_json(found)

@@ -9,7 +9,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.locks import sole_writer
 from mmdistill.imports import LEARNED
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.registry import get_domain
 from mmdistill.runtime import remove_parts
 from mmdistill.samples import require_forms
@@ -44,9 +44,8 @@ def export(
             f"a DistilledSet is exported, got {type(distilled).__name__}; DistilledSet.load(folder) reads that of a run"
         )
     require_forms(distilled.batch, distilled.info.forms)
-    domain, key, folder = get_domain(distilled.info.domain), canonical(format), Path(folder)
-    if key not in domain.exports:
-        raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
+    domain, folder = get_domain(distilled.info.domain), Path(folder)
+    key = known_name(f"export format for {domain.name} data", format, domain.exports)
     identity = digest_of(distilled.tensors())
     with sole_writer(folder) as alone:
         remove_parts(folder, alone)

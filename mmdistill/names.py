@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str], scripts: str = "") 
     )
     said = there if scripts and not hint else ""
     return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)}){said}")
+
+
+def known_name(kind: str, name: str, known: Collection[str]) -> str:
+    """Return the canonical spelling of a name that is one of the known ones.
+
+    Raises:
+        UnknownNameError: it is none of them.
+    """
+    found = canonical(name)
+    if found not in known:
+        raise unknown_name(kind, name, known)
+    return found
 
 
 def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:

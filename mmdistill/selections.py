@@ -9,7 +9,7 @@ from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.runtime import Draws, checked_seed, describe_device
 from mmdistill.store import detached
 from mmdistill.task import Task, require_task
@@ -53,10 +53,9 @@ def selection(
     """
     require_task(task)
     size = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
-    seed, rule, began = checked_seed(seed), canonical(rule), time.perf_counter()
+    seed, began = checked_seed(seed), time.perf_counter()
     known = ("random", *CORESETS, *(task.selections if isinstance(task, Selects) else ()))
-    if rule not in known:
-        raise unknown_name("selection", rule, known)
+    rule = known_name("selection", rule, known)
     if bytes is not None:
         size = most_within(task, rule, parse_bytes(bytes))
     info = task.describe()

@@ -37,6 +37,12 @@ def write_json(path: Path, content: object) -> None:
         handle.write(json.dumps(content, indent=2, default=str).encode() + b"\n")
 
 
+def as_json(content: Mapping[str, object]) -> dict[str, Any]:
+    """Return what :func:`read_json` gives back of what :func:`write_json` writes: plain values."""
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return plain
+
+
 def write_torch(path: Path, content: object) -> Path:
     """Write tensors in torch's own format, atomically; returns the path."""
     with atomic_write(path) as handle:

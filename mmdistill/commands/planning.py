@@ -61,7 +61,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "labels": made.labels.title,
         "settings": settings_in_words(asdict(settings)),
         "generator": method.foretold(task),
-        "experts": _experts(task, method, settings),
+        "experts": _experts(distiller),
         "teacher": _teacher(distiller, made),
         "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "judges' teacher": judges_teacher,
@@ -116,10 +116,10 @@ def _epochs(task: Task, judge: str, samples: int | None) -> str:
     return "" if epochs is None else counted(epochs, "epoch")
 
 
-def _experts(task: Task, method: Method, settings: Settings) -> str:
+def _experts(distiller: Distiller) -> str:
     """Return which experts the run matches and how many it trains first, in words; empty of methods without any."""
-    schedule = method.make_schedule(settings) if method.solve is None else None
-    return schedule.foretold(task) if isinstance(schedule, ExpertTrajectories) else ""
+    schedule = distiller.schedule
+    return schedule.foretold(distiller.task) if isinstance(schedule, ExpertTrajectories) else ""
 
 
 def _teacher(distiller: Distiller, made: Parameterization) -> str:

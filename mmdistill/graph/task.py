@@ -24,7 +24,7 @@ from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.graph.synthetic import raw_features
 from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
@@ -273,9 +273,7 @@ class GraphTask:
             ShapeError: nodes whose features are not this graph's, or weights of other pairs than theirs.
             DataError: edges that cannot be.
         """
-        name = canonical(judge)
-        if name not in self.judges:
-            raise unknown_name("judge", judge, self.judges)
+        name = known_name("judge", judge, self.judges)
         sample = None if synthetic is None else placed_set(synthetic, self.graph, self.device)
         logits = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
@@ -390,9 +388,7 @@ def graph_task(
         _require_no_hops(hops, "a module of your own")
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:
-        name = canonical(model)
-        if name not in MODELS:
-            raise unknown_name("graph model", model, MODELS)
+        name = known_name("graph model", model, MODELS)
         require_no_features(features, name)
         if name == "sgc":
             require_no_width(width, name)

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.files.locks import sole_writer
 from mmdistill.labels import one_hot
-from mmdistill.networks.clock import LoggedProgress, TrainingClock
+from mmdistill.networks.clock import LoggedProgress, TrainingClock, training_foretold
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws, cache_folder, host_draws_from, remove_stale_parts
-from mmdistill.store import load_tree, save_tree
+from mmdistill.store import as_json, load_tree, save_tree
 from mmdistill.task import Task, one_tensor, real_samples
 
 GENERATOR_VERSION = 1
@@ -143,8 +143,7 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
         "preprocessing": info.prepared,
         "recipe": asdict(recipe),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return plain
+    return as_json(found)
 
 
 def foretold(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> str:
@@ -154,10 +153,8 @@ def foretold(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> s
         CheckpointError, ConfigError: as for :func:`trained_generator`.
     """
     file = file or default_file(task, recipe)
-    left, found = recipe.steps - _kept(task, recipe, file).step, f"{recipe.steps:,} steps"
-    if not left:
-        return f"{found}, in {file}"
-    return f"{found}, {'' if left == recipe.steps else f'{left:,} of them '}to be trained first in {file}"
+    left = recipe.steps - _kept(task, recipe, file).step
+    return training_foretold(f"{recipe.steps:,} steps", left, recipe.steps, file)
 
 
 def default_file(task: Task, recipe: GeneratorRecipe) -> Path:

@@ -18,7 +18,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.image.data import ImageData
 from mmdistill.image.models import NetworkKind
 from mmdistill.image.relabelling import Relabelling
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.networks.fit_protocol import FitProtocol
 
 Augmentation = Literal["dsa", "dc", "idc", "rded", "sre2l", "none"]
@@ -262,10 +262,7 @@ def find_protocol(protocol: str | Protocol | None) -> Protocol:
     """
     if isinstance(protocol, Protocol):
         return protocol
-    name = canonical(protocol or "default")
-    if name not in PROTOCOLS:
-        raise unknown_name("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    return PROTOCOLS[known_name("protocol", protocol or "default", PROTOCOLS)]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -11,6 +12,13 @@ Progress = Callable[[int, int, float], object]
 
 FIRST_REPORT = 10.0
 """Seconds of training after which the log first says how long it will take."""
+
+
+def training_foretold(what: str, left: int, total: int, place: Path) -> str:
+    """Return in words where something trained lies, or how many of its networks or steps are to be trained first."""
+    if not left:
+        return f"{what}, in {place}"
+    return f"{what}, {'' if left == total else f'{left:,} of them '}to be trained first in {place}"
 
 
 class TrainingClock:

@@ -1,6 +1,5 @@
 """How experts train, and what they are by it."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from mmdistill.networks.expert_manifest import CURRICULUM, EXPERTS_VERSION, PASS
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.lessons import ALL_SAMPLES, Curriculum
 from mmdistill.runtime import Draws
+from mmdistill.store import as_json
 from mmdistill.task import Task
 
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
@@ -91,5 +91,4 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
         "layers": described_layers(task),
         "training": training,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return plain
+    return as_json(found)

@@ -21,7 +21,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import explained
 from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
-from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock
+from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock, training_foretold
 from mmdistill.networks.difficulty import el2n, kept_scores, scored_classes
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
@@ -271,18 +271,16 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
     elif (folder / MANIFEST).exists():
         require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
     missing = sum(not shard(folder, index).exists() for index in range(count))
-    found = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}"
-    if not missing:
-        return f"{found}, in {folder}"
-    first = f"{'' if missing == count else f'{missing:,} of them '}to be trained first in {folder}"
-    own = recipe.scheduled
-    if own is not None:
-        data = training_batch(task)
-        first_steps(own.protocol, data.weight.shape[0], lessons_on(task, own, data))
-    if own is None or is_complete(serving_folder(task, own.scorers, own.scoring.networks), own.scoring.networks):
-        return f"{found}, {first}"
+    what, own = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}", recipe.scheduled
+    told = training_foretold(what, missing, count, folder)
+    if not missing or own is None:
+        return told
+    data = training_batch(task)
+    first_steps(own.protocol, data.weight.shape[0], lessons_on(task, own, data))
+    if is_complete(serving_folder(task, own.scorers, own.scoring.networks), own.scoring.networks):
+        return told
     scored_by = f"{own.scoring.networks} networks of {counted(own.scoring.protocol.epochs, 'epoch')}"
-    return f"{found}, {first}, after {scored_by} that score difficulty"
+    return f"{told}, after {scored_by} that score difficulty"
 
 
 def lessons_on(task: Task, recipe: ScheduledRecipe, data: Batch) -> Lessons:

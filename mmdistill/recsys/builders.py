@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.execution.isolation import isolated
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.trial import try_network
 from mmdistill.recsys.data import Interactions, Source, load_interactions
@@ -134,9 +134,7 @@ def network(model: ModuleFactory | str | None, width: int | None) -> tuple[int |
     if model is not None and not isinstance(model, str):
         require_no_width(width, "a module of your own")
         return None, 1
-    key = canonical(model or MODELS[0])
-    if key not in MODELS:
-        raise unknown_name("model for recsys data", key, MODELS)
+    key = known_name("model for recsys data", model or MODELS[0], MODELS)
     if key == "autoencoder":
         return width or 600, 1
     require_no_width(width, key)

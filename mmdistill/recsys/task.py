@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdistill.abilities import JUDGING, Judging, in_place_of, judging_set
 from mmdistill.checks import require_below_one, require_kind, require_no_features
 from mmdistill.errors import ShapeError, UnsupportedError
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import canonical, known_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
@@ -218,9 +218,7 @@ class RecsysTask:
             ShapeError: the synthetic users have another number of items.
             UnsupportedError: data too large for the judge, or a missing package.
         """
-        key = canonical(name)
-        if key not in self.judges or key == "mult-vae":
-            raise unknown_name("judge", name, [judge for judge in self.judges if judge != "mult-vae"])
+        key = known_name("judge", name, [judge for judge in self.judges if judge != "mult-vae"])
         if synthetic is None:
             return self._judge_of_all(key, draws)
         rows = self._fitted_rows(synthetic)

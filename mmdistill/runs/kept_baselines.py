@@ -19,7 +19,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, fits, judging_of
 from mmdistill.registry import TaskOptions, get_domain
 from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
-from mmdistill.store import read_json, write_json
+from mmdistill.store import as_json, read_json, write_json
 from mmdistill.task import Task
 from mmdistill.versions import package_versions
 
@@ -92,8 +92,7 @@ class KeptBaselines:
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
         own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}
         whole = self.key | own | {"judge": [judge, judging_of(self.task, judge, self.judging)]}
-        plain: dict[str, Any] = json.loads(json.dumps(whole, default=str))  # as files give it back
-        return plain
+        return as_json(whole)  # as files give it back
 
     def _path(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps(key, sort_keys=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdistill.abilities import JUDGING, Judging
 from mmdistill.labels import target_loss, weighted_mean
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.statistics import settled_by_class
@@ -146,9 +146,7 @@ class TextClassification(ABC):
         Raises:
             ConfigError: an unknown judge.
         """
-        key = canonical(judge)
-        if key not in self.judges:
-            raise unknown_name("judge", judge, self.judges)
+        key = known_name("judge", judge, self.judges)
         batch = None if synthetic is None else self.checked(synthetic)
         if key not in READERS:
             return self.score(batch, key, draws, n, learned)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.checks import require_no_features, require_no_width
 from mmdistill.errors import ConfigError
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 
 MODELS = ("linear", "mlp")
@@ -51,9 +51,7 @@ def model_name(name: str, *, tokens: bool) -> str:
     Raises:
         ConfigError: an unknown name, or a network that reads the others.
     """
-    key = canonical(name)
-    if key not in (*MODELS, *TOKEN_MODELS):
-        raise unknown_name("text model", name, (*MODELS, *TOKEN_MODELS))
+    key = known_name("text model", name, (*MODELS, *TOKEN_MODELS))
     if tokens != (key in TOKEN_MODELS):
         what, builder = ("sentence points", "text_task") if tokens else ("token embeddings", "token_task")
         raise ConfigError(f"the network {key!r} reads {what}; {builder} has it")

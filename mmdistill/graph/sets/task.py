@@ -19,7 +19,7 @@ from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import WIDTH, GraphClassifier, graph_inputs
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.networks.architecture import task_line
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
@@ -194,9 +194,7 @@ class GraphSetTask:
             ConfigError: an unknown judge.
             ShapeError: graphs whose features are not these graphs', or weights of other pairs than their nodes'.
         """
-        name = canonical(judge)
-        if name not in self.judges:
-            raise unknown_name("judge", judge, self.judges)
+        name = known_name("judge", judge, self.judges)
         if synthetic is None:
             synthetic = self.training_batch()
         states = self._fitted(synthetic, draws, n, self.protocol)
