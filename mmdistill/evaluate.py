@@ -220,14 +220,14 @@ def _shown(progress: Progress | bool | None) -> Iterator[Progress | None]:
 
 
 def _names(what: str, given: object) -> Sequence[str]:
-    """Return names that were asked for.
+    """Return names that were asked for, each once.
 
     Raises:
         ConfigError: something else than a list of names.
     """
     if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
         raise ConfigError(f"{what} are names, got {given!r}")
-    return given
+    return list(dict.fromkeys(given))
 
 
 def _placed(task: Task, distilled: DistilledSet | Batch) -> tuple[Batch, int | None, Mapping[str, Tensor]]:

@@ -393,7 +393,8 @@ def test_a_baseline_that_a_judge_refuses_is_reported(result: DistilledSet) -> No
     found = evaluate(task, result, judges=["all"], n=1, baselines=("whole",))
     assert [entry.judge for entry in found.baselines["whole"]] == ["mlp"]
     assert found.failures == {"the whole baseline by kernel": "kernel solves for at most 9 samples"}
-    alone = evaluate(task, result, judges=["kernel"], n=1, baselines=("whole",))
+    alone = evaluate(task, result, judges=["kernel", "kernel"], n=1, baselines=("whole",))
+    assert len(alone.results) == 1
     assert alone.failures == {"the whole baseline": "kernel solves for at most 9 samples"}
     with pytest.raises(KeyError, match=r"whole.*kernel solves for at most 9 samples"):
         alone.baselines["whole"]
