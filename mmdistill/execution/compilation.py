@@ -210,6 +210,7 @@ def worth_compiling(total: float) -> bool:
 
 
 _resting = ContextVar("resting", default=False)
+_tracing = ContextVar("tracing", default=False)
 """Whether this thread's operations count for nothing: see :func:`uncounted`."""
 
 
@@ -229,6 +230,21 @@ class _Counter(TorchDispatchMode):
         if count is not None and not _resting.get():
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Have layers take the forms that compile well: what runs meanwhile is recorded, to be compiled."""
+    token = _tracing.set(True)
+    try:
+        yield
+    finally:
+        _tracing.reset(token)
+
+
+def is_compiling() -> bool:
+    """Return whether what runs is being compiled, by torch itself or from what is :func:`recorded <tracing>` of it."""
+    return torch.compiler.is_compiling() or _tracing.get()
 
 
 @contextmanager

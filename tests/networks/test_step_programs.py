@@ -1,17 +1,22 @@
 """Inner steps by programs: the same gradients as the eager steps, and only where a trace says all that they read."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mmdistill.distiller import Distiller
 from mmdistill.errors import MmdistillWarning
 from mmdistill.execution import compilation
+from mmdistill.image import image_task
+from mmdistill.image.models.convnet import ConvNet
 from mmdistill.networks import inner_steps, step_programs
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.unroll import Unrolling, unroll
+from mmdistill.registry import get_domain, get_method
 from mmdistill.task import Batch, Tensors
 from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, plain, plain_adam, terminal
 from tests.toys import smooth_mlp
@@ -31,6 +36,20 @@ class Counted:
         return self.function(*tensors)
 
 
+class OwnLayers(nn.Module):
+    """A ConvNet of this package's layers, whose forms depend on whether they are compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = ConvNet((1, 4, 4), 3, width=4)
+        self.compiling: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.compiling.append(compilation.is_compiling())
+        result: Tensor = self.body(x.view(-1, 1, 4, 4))
+        return result
+
+
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[StepPrograms]:
     """Programs that trace and do not compile."""
@@ -45,10 +64,11 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[StepPrograms]:
         (Conv, Unrolling(), plain),
         (Conv, Unrolling(0.9), partial(plain, beta=0.9)),
         (Conv, Unrolling(0.9, truncate=3), partial(plain, beta=0.9, last=3)),
+        (OwnLayers, Unrolling(0.9), partial(plain, beta=0.9)),
         # Biases before norms have gradients of 0 but for rounding, which Adam makes steps of.
         (lambda: smooth_mlp(6, 16), Unrolling(optimizer="adam"), plain_adam),
     ],
-    ids=["sgd", "momentum", "truncated", "adam"],
+    ids=["sgd", "momentum", "truncated", "layers", "adam"],
 )
 def test_programs_give_the_gradients_of_the_unrolled_graph(
     factory: Callable[[], nn.Module], options: Unrolling, expected: Callable[..., Tensors], programs: StepPrograms
@@ -64,6 +84,21 @@ def test_programs_give_the_gradients_of_the_unrolled_graph(
     assert_equal_gradients(terminal(wanted), terminal(ends), leaves)
     assert Counted.calls == STEPS + (options.truncate or STEPS)  # nothing is kept, so each step has its slope
     assert programs.seconds == 2
+
+
+def test_layers_are_traced_in_the_forms_that_compile_well(programs: StepPrograms) -> None:
+    made: list[OwnLayers] = []
+
+    def network() -> OwnLayers:
+        made.append(OwnLayers())
+        return made[-1]
+
+    problem = Problem(network)
+    terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(), programs)).backward()  # type: ignore[no-untyped-call]
+    told = [value for one in made for value in one.compiling]
+    assert told.count(True) == 2  # the traces of a gradient and of a slope
+    assert told.count(False) > 0
+    assert not compilation.is_compiling()
 
 
 def test_a_later_step_and_another_network_are_no_part_of_the_trace(programs: StepPrograms) -> None:
@@ -151,9 +186,24 @@ def test_steps_that_are_mostly_products_stay_eager(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not compilation.has_compiler(), reason="needs a C++ compiler")
-def test_compiled_steps_agree_with_the_unrolled_graph() -> None:
-    problem, programs = Problem(Conv), StepPrograms(lowered=True)
+@pytest.mark.parametrize("factory", [Conv, OwnLayers])
+def test_compiled_steps_agree_with_the_unrolled_graph(factory: Callable[[], nn.Module]) -> None:
+    problem, programs = Problem(factory), StepPrograms(lowered=True)
     ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.9), programs)
     wanted = plain(problem.loss, problem.params, problem.batch, problem.rates, 0.9)
     assert_equal_gradients(terminal(wanted), terminal(ends), problem.leaves(theta=True))
     assert programs.seconds > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compilation.has_compiler(), reason="needs a C++ compiler")
+def test_steps_on_colour_compile_in_bfloat16() -> None:
+    # Torch's compiled group norms give gradients in float32 there, which products refused.
+    images, labels = torch.rand(40, 3, 16, 16), torch.arange(40) % 2
+    task = image_task((images, labels), test=(images, labels), width=4)
+    method = get_method(get_domain("image"), "bptt")
+    settings = replace(method.settings(1), inner_steps=2, real_batch=10, init="noise")
+    distiller = Distiller(task, method, 1, settings=settings, precision="bf16")
+    distiller.compile()
+    distiller.step(distiller.start())
+    assert distiller.uses_compiled

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
+from mmdistill.execution.compilation import is_compiling
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "leakyrelu", "sigmoid", "swish", "softplus"]
@@ -54,7 +55,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 def compiles_for_cpu(x: Tensor) -> bool:
     """Return whether a layer that reads this tensor is being compiled for a CPU."""
-    return x.device.type == "cpu" and torch.compiler.is_compiling()
+    return x.device.type == "cpu" and is_compiling()
 
 
 class InstanceNorm(nn.GroupNorm):
@@ -134,7 +135,7 @@ class AveragePool2d(nn.Module):
         n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] // 2, x.shape[3] // 2
         if x.shape[2:] != (2 * height, 2 * width):
             x = x[..., : 2 * height, : 2 * width]
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return x.reshape(n, channels, height, 2, width, 2).mean((3, 5))
         upper, lower = x.reshape(n, channels, height, 2, 2 * width).unbind(3)
         quarters = torch.full((width,), 0.25, dtype=x.dtype, device=x.device).diag().repeat_interleave(2, 0)
