@@ -146,6 +146,25 @@ class InnerStep:
             return pull(self._recorded(theta, leaves, step, chosen), direction)
         return joined(self._pulled(theta, leaves, step, direction, chosen))
 
+    def held(
+        self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradient, and those of ``s`` with respect to the chosen leaves, which alone are followed."""
+
+        def whole(theta: Tensor, direction: Tensor, *part: Tensor) -> tuple[Tensor, ...]:
+            recorded = self.record(theta, part, step, chosen)
+            slope, _, others = pull(recorded, direction, of_theta=False)
+            return total(recorded), *others, slope
+
+        if self.programs is None:
+            gradient, *others, _ = whole(theta, direction, *leaves)
+            return gradient, others
+        gradients, moved = list[Tensor](), list[list[Tensor]]()
+        for gradient, *others, _ in self._by_programs(("held", *chosen), whole, theta, leaves, direction, chosen):
+            gradients.append(gradient)
+            moved.append(others)
+        return sum(gradients[1:], gradients[0]), [torch.cat(own) for own in zip(*moved, strict=True)]
+
     def _pulled(
         self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int]
     ) -> Iterator[Pulled]:
@@ -153,16 +172,31 @@ class InnerStep:
 
         def whole(theta: Tensor, direction: Tensor, *part: Tensor) -> tuple[Tensor, ...]:
             slope, along, others = pull(self._recorded(theta, part, step, chosen), direction)
-            return slope, along, *others
+            return along, *others, slope
 
+        for along, *others, slope in self._by_programs(("slope", *chosen), whole, theta, leaves, direction, chosen):
+            yield Pulled(slope, along, others)
+
+    def _by_programs(
+        self,
+        name: Hashable,
+        whole: OfTensors,
+        theta: Tensor,
+        leaves: Sequence[Tensor],
+        direction: Tensor,
+        chosen: list[int],
+    ) -> Iterator[Sequence[Tensor]]:
+        """Yield what a function of parameters, direction and leaves gives for each portion, times its share.
+
+        The function gives a tensor of the parameters' shape, one of each chosen leaf's and the slope; a portion without
+        weight gives zeros.
+        """
         for part, share in self._parts([leaf.detach() for leaf in leaves]):
             if share is not None and not share > 0:
-                nothing = Recorded(torch.zeros_like(theta), theta, [part[index] for index in chosen])
-                yield _pulled_part(nothing, direction, of_theta=True)
+                yield [torch.zeros_like(own) for own in (theta, *(part[index] for index in chosen), direction[0])]
                 continue
-            slope, along, *others = self._computed(("slope", *chosen), whole, theta.detach(), direction, *part)
-            found = [slope, along, *others] if share is None else torch._foreach_mul([slope, along, *others], share)
-            yield Pulled(found[0], found[1], list(found[2:]))
+            found = self._computed(name, whole, theta.detach(), direction, *part)
+            yield found if share is None else torch._foreach_mul(list(found), share)
 
     def _check(self, value: Tensor, known: Sequence[Tensor]) -> None:
         """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""

@@ -125,7 +125,12 @@ def unroll(
 
 
 def unroll_held(
-    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling | None = None
+    loss: StepLoss,
+    params: Tensors,
+    steps: Batch,
+    lr: Tensor | float,
+    unrolling: Unrolling | None = None,
+    programs: StepPrograms | None = None,
 ) -> Tensors:
     """Train like :func:`unroll`, with TESLA's approximate gradient: later states are held fixed.
 
@@ -133,11 +138,12 @@ def unroll_held(
     gradients of later steps. Nothing but the initial parameters is kept: the backward pass walks the steps again,
     forwards.
 
+    Args: those of :func:`unroll`.
     Shapes: those of :func:`unroll`.
     Source: Cui et al., ICML 2023, Sec. 3.
     """
     unrolling = unrolling or Unrolling()
-    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling)
+    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
     result: Tensor = _HeldUnroll.apply(problem, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
     return problem.layout.unflatten(result)
 
@@ -307,9 +313,8 @@ class _HeldUnroll(torch.autograd.Function):
         rule = ctx.unrolling.rule()
         memory = rule.start(theta)
         for step, share in enumerate(shares):
-            recorded = problem.record(theta, _at(leaves, step), step, result.chosen)
-            gradient = total(recorded)
-            result.set(step, -share, pull(recorded, adjoint, of_theta=False).chosen)
+            gradient, moved = problem.held(theta, _at(leaves, step), step, adjoint, result.chosen)
+            result.set(step, -share, moved)
             theta, memory = rule.step(theta, memory, gradient, rates[step], step)
             result.rates[step] = -(adjoint @ (memory[0] if memory else gradient))
         leaf_cotangents = (result.leaves.get(index) for index in range(len(leaves)))

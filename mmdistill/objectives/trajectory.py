@@ -137,8 +137,8 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
     def unrolled(
         self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None
     ) -> Tensors:
-        """Return the parameters after all steps, with the approximate gradient; eager."""
-        return unroll_held(loss, start, steps, rate, self.unrolling)
+        """Return the parameters after all steps, with the approximate gradient; by programs where any apply."""
+        return unroll_held(loss, start, steps, rate, self.unrolling, programs)
 
 
 class PrunedTrajectoryMatching(TrajectoryMatching):

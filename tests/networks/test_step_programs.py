@@ -15,7 +15,7 @@ from mmdistill.image import image_task
 from mmdistill.image.models.convnet import ConvNet
 from mmdistill.networks import inner_steps, step_programs
 from mmdistill.networks.step_programs import StepPrograms
-from mmdistill.networks.unroll import Unrolling, unroll
+from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
 from mmdistill.registry import get_domain, get_method
 from mmdistill.task import Batch, Tensors
 from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, plain, plain_adam, terminal
@@ -127,6 +127,25 @@ def test_programs_take_portions(programs: StepPrograms, monkeypatch: pytest.Monk
     assert_equal_gradients(terminal(wanted), terminal(ends), leaves)
     assert Counted.calls == 2 * 2 * STEPS
     assert programs.seconds == 2  # all portions are of one size
+
+
+@pytest.mark.parametrize("portion", [None, 4])
+def test_programs_with_held_states(
+    portion: int | None, programs: StepPrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if portion is not None:
+        monkeypatch.setattr(inner_steps, "recorded_bytes", lambda problem, theta, leaves, chosen: len(leaves[-1]))
+        monkeypatch.setattr(inner_steps, "PORTION_BYTES", portion)
+    problem = Problem(Conv, samples=16)
+    problem.weight = problem.weight.detach().clone()
+    problem.weight[0, 4:8] = 0  # a portion of which no sample counts
+    leaves, found = [problem.inputs, problem.labels, problem.rates], []
+    for own in (None, programs):
+        ends = unroll_held(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.9), own)
+        found.append(torch.autograd.grad(terminal(ends), leaves))
+    assert Counted.calls == (2 * STEPS if portion is None else 2 * (4 * STEPS - 1))
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-10, atol=1e-12)
 
 
 def test_kept_steps_and_dropout_stay_eager(programs: StepPrograms) -> None:
