@@ -38,6 +38,7 @@ class StepPrograms:
     def __init__(self, lowered: bool = False) -> None:
         self.most = math.inf if lowered else PRODUCTS_MOST
         self._programs: dict[Hashable, Program[..., Outputs] | None] = {}
+        self._full = False
 
     @property
     def seconds(self) -> float:
@@ -55,11 +56,20 @@ class StepPrograms:
         kind = name, tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if kind not in self._programs:
             if len(self._programs) >= SHAPES:
+                self._tell_full()
                 return function(*tensors)
             self._programs[kind] = _traced(function, tensors)
         program = self._programs[kind]
         with torch.no_grad():
             return function(*tensors) if program is None else program(*tensors)
+
+    def _tell_full(self) -> None:
+        """Warn, once, that there are programs enough."""
+        if not self._full:
+            self._full = True
+            warnings.warn(
+                f"inner steps came in more than {SHAPES} shapes and kinds; further ones stay eager", MmdistillWarning, 3
+            )
 
 
 def _traced(function: OfTensors, tensors: Sequence[Tensor]) -> Program[..., Outputs] | None:

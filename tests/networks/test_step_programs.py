@@ -1,5 +1,6 @@
 """Inner steps by programs: the same gradients as the eager steps, and only where a trace says all that they read."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -182,12 +183,19 @@ def test_what_cannot_be_traced_stays_eager_and_says_why(programs: StepPrograms) 
     assert Counted.calls == 0
 
 
-def test_after_so_many_shapes_steps_stay_eager(programs: StepPrograms, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_so_many_shapes_steps_stay_eager_and_say_so_once(
+    programs: StepPrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(step_programs, "SHAPES", 1)
-    for samples, calls in ((4, STEPS), (5, 0), (4, STEPS)):
+    for samples, calls, told in ((4, STEPS, 0), (5, 0, 1), (4, STEPS, 0), (6, 0, 0)):
         Counted.calls = 0
         problem = Problem(Conv, samples=samples)
-        terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(), programs))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", MmdistillWarning)
+            terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(), programs))
+        assert [str(one.message).startswith("inner steps came in more than 1 shapes") for one in caught] == [
+            True
+        ] * told
         assert Counted.calls == calls
 
 
