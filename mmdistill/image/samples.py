@@ -48,7 +48,7 @@ def parts(source: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
     Args:
         source: data by the name of their split, or tensors by the names that files of images have.
     Raises:
-        DataError: names of neither.
+        DataError: names of neither, or two of one split.
     """
     images, labels, test_images, test_labels = NAMES
     if images in source and labels in source:
@@ -63,6 +63,8 @@ def parts(source: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
             f"a mapping of images has the splits train and test, or {images} and {labels}, got "
             f"{first_few(list(source)) or 'an empty one'}"
         )
+    if len(splits) < len(source):
+        raise DataError(f"two of {first_few(list(source))} name one split; join them")
     train = splits.pop("train")
     test = splits.pop("test", None) or splits.pop("dev", None)
     notes = [f"test: the split {test}, as there is no test"] if SPLIT_OF.get(str(test).strip().lower()) == "dev" else []

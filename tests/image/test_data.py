@@ -877,6 +877,8 @@ def test_a_mapping_holds_splits_or_tensors() -> None:
         load({"train": train, "test": test}, test)
     with pytest.raises(DataError, match="has the splits train and test, or images and labels, got test"):
         load({"test": test})
+    with pytest.raises(DataError, match="two of train, val, validation name one split"):
+        load({"train": train, "val": test, "validation": test})
     with pytest.raises(DataError, match="hold test_images alone"):
         load({"images": train[0], "labels": train[1], "test_images": test[0]})
 
