@@ -210,8 +210,9 @@ def worth_compiling(total: float) -> bool:
 
 
 _resting = ContextVar("resting", default=False)
-_tracing = ContextVar("tracing", default=False)
 """Whether this thread's operations count for nothing: see :func:`uncounted`."""
+_tracing = ContextVar("tracing", default=False)
+"""Whether what this thread computes is recorded to be compiled: see :func:`tracing`."""
 
 
 class _Counter(TorchDispatchMode):

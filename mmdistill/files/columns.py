@@ -1,4 +1,11 @@
-"""What published tables call users, items and splits: of the names that more than one kind of data is read by."""
+"""What published tables call users, items and splits, and what data sets say of their columns and splits.
+
+Here is what more than one kind of data is read by.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from mmdistill.errors import DataError
 
 USER_COLUMNS = ("user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid")
 ITEM_COLUMNS = (
@@ -13,3 +20,30 @@ SPLIT_NAMES = {
 }
 SPLIT_OF = {spelling: split for split, spellings in SPLIT_NAMES.items() for spelling in spellings}
 """Of each spelling."""
+
+
+def known_split(key: object) -> str | None:
+    """Return train, dev or test for one of their spellings, whose case does not matter; None for another name."""
+    return SPLIT_OF.get(str(key).strip().lower())
+
+
+def require_one_each(keys: Iterable[object]) -> None:
+    """Refuse two names of one split, of which one would replace the other.
+
+    Raises:
+        DataError: naming both.
+    """
+    seen: dict[str, object] = {}
+    for key in keys:
+        split = known_split(key)
+        if split in seen:
+            raise DataError(f"{seen[split]!r} and {key!r} both name the {split} split; join them")
+        if split is not None:
+            seen[split] = key
+
+
+def class_names_of(source: object, column: str) -> tuple[str, ...] | None:
+    """Return the classes that a data set says a column has, as Hugging Face's do; None where it says none."""
+    features = getattr(source, "features", None)
+    names = getattr(features[column], "names", None) if isinstance(features, Mapping) and column in features else None
+    return tuple(map(str, names)) if names else None

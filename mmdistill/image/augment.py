@@ -217,7 +217,7 @@ class SiameseAugmentation:
                 f"expected (N, channels, height, width) with N a multiple of {groups}, got {tuple(images.shape)}"
             )
         parameters = Parameters(*(p if p.dtype == torch.bool else p.to(images.dtype) for p in parameters))
-        if images.numel() <= TOGETHER or (images.requires_grad and torch.is_grad_enabled()):
+        if images.numel() <= TOGETHER or _is_differentiated(images):
             return self._applied(images, parameters)
         parts = -(-images.numel() // AT_ONCE.get(images.device.type, TOGETHER))
         some = min(parts, max(groups // 2, 1))  # of two groups at least: the product of one matrix is another kernel's
@@ -276,7 +276,7 @@ def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
     with matrix_products("float32", x.device):  # in TF32 a place would be off by up to .05 pixel at 224
         source = matrix @ grid + shift[:, :, None]
-    if not (x.requires_grad and torch.is_grad_enabled()):
+    if not _is_differentiated(x):
         return _sampled(x, source, matrix, shift)
     flat = x.reshape(groups, -1, height * width)
     result = torch.zeros_like(flat)
@@ -286,6 +286,10 @@ def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
             pixels = flat.gather(2, (i * width + j)[:, None].expand_as(flat))
             result = result + pixels * (row_share * column_share)[:, None]
     return result.view_as(x)
+
+
+def _is_differentiated(images: Tensor) -> bool:
+    return images.requires_grad and torch.is_grad_enabled()
 
 
 def _sampled(x: Tensor, source: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:

@@ -239,7 +239,7 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
 def _load_tensors(path: Path, seed: int) -> ImageData:
     """Load images and labels, and those to test on where they are, from a file that holds them by name."""
     found = tensor_files.read_images(path)
-    source, held, _ = parts(found)
+    source, held, _ = parts(found, f"{path} holds")
     data = _built(str(path), source, held, seed=seed, whose=(f"{path}", f"{path}, to test on"))
     if path.suffix.lower() != SAFETENSORS:
         return data

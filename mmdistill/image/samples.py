@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdistill.errors import DataError, did_you_mean
-from mmdistill.files.columns import SPLIT_OF
+from mmdistill.files.columns import class_names_of, known_split, require_one_each
 from mmdistill.files.saved import from_array
 from mmdistill.image.pictures import pixels_of, require_bytes
 from mmdistill.image.tensor_files import NAMES
@@ -40,13 +40,14 @@ class Labelled(NamedTuple):
     names: tuple[str, ...] | None
 
 
-def parts(source: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
+def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any, Any, tuple[str, ...]]:
     """Return the training data of a mapping, its test data where it has any, and notes on what is not read.
 
     Where it has no split for testing, that for validation is tested on.
 
     Args:
         source: data by the name of their split, or tensors by the names that files of images have.
+        holder: what the mapping is, with its verb, for messages.
     Raises:
         DataError: names of neither, or two of one split.
     """
@@ -54,20 +55,19 @@ def parts(source: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
     if images in source and labels in source:
         tested = [name for name in (test_images, test_labels) if name in source]
         if len(tested) == 1:
-            raise DataError(f"the data hold {tested[0]} alone; test images need their labels, and labels their images")
+            raise DataError(f"{holder} {tested[0]} alone; test images need their labels, and labels their images")
         held_out = (source[test_images], source[test_labels]) if tested else None
         return (source[images], source[labels]), held_out, ()
-    splits = {SPLIT_OF.get(str(key).strip().lower(), str(key)): key for key in source}
+    require_one_each(source)
+    splits = {known_split(key) or str(key): key for key in source}
     if "train" not in splits:
         raise DataError(
             f"a mapping of images has the splits train and test, or {images} and {labels}, got "
             f"{first_few(list(source)) or 'an empty one'}"
         )
-    if len(splits) < len(source):
-        raise DataError(f"two of {first_few(list(source))} name one split; join them")
     train = splits.pop("train")
     test = splits.pop("test", None) or splits.pop("dev", None)
-    notes = [f"test: the split {test}, as there is no test"] if SPLIT_OF.get(str(test).strip().lower()) == "dev" else []
+    notes = [f"test: the split {test}, as there is no test"] if known_split(test) == "dev" else []
     notes += [f"the split {other} is not read" for other in splits.values()]
     return source[train], None if test is None else source[test], tuple(notes)
 
@@ -150,9 +150,8 @@ def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:
 def _own_names(dataset: object) -> tuple[str, ...] | None:
     """Return the names in a data set's ``classes``, or of the classes of its column of labels; None without either."""
     names = getattr(dataset, "classes", None)
-    columns = getattr(dataset, "features", None)
-    if names is None and isinstance(columns, Mapping):
-        names = getattr(next((columns[key] for key in LABEL_COLUMNS if key in columns), None), "names", None)
+    if names is None:
+        names = next(filter(None, (class_names_of(dataset, column) for column in LABEL_COLUMNS)), None)
     return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdistill.checks import require_left_out
 from mmdistill.errors import DataError
-from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_OF
+from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_OF, class_names_of, known_split, require_one_each
 from mmdistill.files.json_rows import is_rows
 from mmdistill.names import unknown_name
 from mmdistill.text.encoder import PAIR
@@ -56,11 +56,6 @@ def _has_columns(source: object) -> TypeGuard[WithColumns]:
     return isinstance(getattr(source, "column_names", None), list) and hasattr(source, "__getitem__")
 
 
-def known_split(key: object) -> str | None:
-    """Return train, dev or test for one of their spellings, whose case does not matter; None for another name."""
-    return SPLIT_OF.get(str(key).strip().lower())
-
-
 def split_name(key: object) -> str:
     """Return train, dev or test for one of their spellings.
 
@@ -71,21 +66,6 @@ def split_name(key: object) -> str:
     if split is None:
         raise unknown_name("split", str(key), list(SPLIT_OF))
     return split
-
-
-def require_one_each(keys: Iterable[object]) -> None:
-    """Refuse two names of one split, of which one would replace the other.
-
-    Raises:
-        DataError: naming both.
-    """
-    seen: dict[str, object] = {}
-    for key in keys:
-        split = known_split(key)
-        if split in seen:
-            raise DataError(f"{seen[split]!r} and {key!r} both name the {split} split; join them")
-        if split is not None:
-            seen[split] = key
 
 
 def pair_split(name: str, pair: Pair) -> RawSplit:
@@ -186,10 +166,8 @@ def frame_of(
     label = column(columns, label_column, LABEL_COLUMNS, "label", name)
     splits = [each for each in columns if each.strip().lower() in SPLIT_COLUMNS]
     wanted = dict.fromkeys((*text_columns(columns, text_column, name), label, *splits))
-    features = getattr(source, "features", None)
-    names = getattr(features[label], "names", None) if isinstance(features, Mapping) and label in features else None
     frame = pd.DataFrame({each: pd.Series(list(source[each]), dtype=object) for each in wanted})
-    return frame, tuple(names) if names else None
+    return frame, class_names_of(source, label)
 
 
 def from_parts(

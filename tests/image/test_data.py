@@ -877,7 +877,7 @@ def test_a_mapping_holds_splits_or_tensors() -> None:
         load({"train": train, "test": test}, test)
     with pytest.raises(DataError, match="has the splits train and test, or images and labels, got test"):
         load({"test": test})
-    with pytest.raises(DataError, match="two of train, val, validation name one split"):
+    with pytest.raises(DataError, match="'val' and 'validation' both name the dev split; join them"):
         load({"train": train, "val": test, "validation": test})
     with pytest.raises(DataError, match="hold test_images alone"):
         load({"images": train[0], "labels": train[1], "test_images": test[0]})

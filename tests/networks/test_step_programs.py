@@ -193,9 +193,8 @@ def test_after_so_many_shapes_steps_stay_eager_and_say_so_once(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", MmdistillWarning)
             terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(), programs))
-        assert [str(one.message).startswith("inner steps came in more than 1 shapes") for one in caught] == [
-            True
-        ] * told
+        found = [str(one.message).startswith("inner steps came in more than 1 shapes") for one in caught]
+        assert found == [True] * told
         assert Counted.calls == calls
 
 
