@@ -70,11 +70,13 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[bool]:
         _kept.places.discard(place)
         try:  # before the lock goes, so that who waits for it sees that its file is gone
             _remove_lock(place)
+            _remove_empty(made)
         finally:
             os.close(handle)
         if sys.platform == "win32":  # where a file that is open cannot be removed, be it by this process or another one
             _remove_lock(place)
-        _remove_empty(made)  # only now, since NFS keeps a removed file in its folder while it is open
+        _remove_empty(made)  # again, since NFS keeps a removed file in its folder while it is open; where who waited is
+        # in it already, the lock's file has told them to remove it
 
 
 def _remove_lock(place: Path) -> None:
@@ -89,42 +91,56 @@ def _remove_empty(made: list[Path]) -> None:
 
 
 def _locked(place: Path, wait: str) -> tuple[int | None, list[Path]]:
-    """Return a descriptor of a folder's lock, None where it has none, and which of it and its parents had to be made.
+    """Return a descriptor of a folder's lock, None where it has none, and which of it and its parents are to go.
 
-    Who had it before may have removed its file, and the folder as empty, while this one waited; then it is made anew.
+    Those are the ones that had to be made, by this process or by one that had the folder while this one waited. Who had
+    it may have removed its file, and the folder as empty, meanwhile; then it is made anew.
     """
-    tries = 0
+    tries = made = 0
+    chain = (place, *place.parents)
     while True:
         tries += 1
-        made = [parent for parent in (place, *place.parents) if not parent.exists()]
+        made = max(made, sum(not parent.exists() for parent in chain))
         fresh = not (place / LOCK).exists()
         try:
             place.mkdir(parents=True, exist_ok=True)
             handle = _opened(place / LOCK)
-        except FileNotFoundError:  # removed meanwhile, it or a parent; or a place where nothing can be made
+        except (FileNotFoundError, FileExistsError):  # removed meanwhile, it or a parent; or nothing can be made there
             if tries == MOST_TRIES:
                 raise
             continue
         if handle is None:
-            return None, made
+            return None, list(chain[:made])
         try:
             if not _lock(handle, wait=False):
                 if not wait:
                     raise ConfigError(f"another process is at work in {place}; wait for it, or choose another one")
                 logger.warning("waiting for another process, which is there to %s in %s", wait, place)
                 _lock(handle, wait=True)
+            made = _handed_on(handle, made)
             if _is_there(handle, place / LOCK):
-                return handle, made
+                return handle, list(chain[:made])
         except (ImportError, OSError) as error:
             if getattr(error, "errno", None) not in REMOVED:  # a system or a file system without locks
                 os.close(handle)
                 if fresh:
                     (place / LOCK).unlink(missing_ok=True)
-                return None, made
+                return None, list(chain[:made])
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _handed_on(handle: int, made: int) -> int:
+    """Return how many folders those who held a lock have made, who say it in its file, at least as many as this one."""
+    before = os.read(handle, 20)
+    made = max(made, int(before) if before.isdigit() else 0)
+    if made:
+        with suppress(OSError):  # another user's file, or a full disk
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, b"%d" % made)
+    return made
 
 
 def _is_there(handle: int, path: Path) -> bool:

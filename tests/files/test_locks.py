@@ -76,6 +76,56 @@ def test_who_waited_for_a_folder_that_was_then_removed_keeps_the_new_one(tmp_pat
         later.result()
 
 
+def test_who_waited_removes_what_another_one_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it comes in before who made it can remove it, as on NFS, where the lock must be closed first."""
+    folder, close, remove = tmp_path / "a" / "b", os.close, locks._remove_empty
+    waiting, entered, left = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(locks.logger, "warning", lambda *_: waiting.set())
+
+    def closed(handle: int) -> None:
+        close(handle)
+        if threading.current_thread() is threading.main_thread():
+            entered.wait(10)
+            monkeypatch.setattr(locks, "_remove_empty", remove)
+
+    def wait() -> bool:
+        with sole_writer(folder, wait="test"):
+            entered.set()
+            assert left.wait(10)
+            return folder.exists()
+
+    with ThreadPoolExecutor(1) as pool:
+        with sole_writer(folder):
+            later = pool.submit(wait)
+            assert waiting.wait(10)
+            monkeypatch.setattr(os, "close", closed)
+            monkeypatch.setattr(locks, "_remove_empty", lambda made: None)
+        monkeypatch.undo()
+        left.set()
+        assert later.result()
+    assert not (tmp_path / "a").exists()
+
+
+def test_who_comes_second_into_a_folder_of_its_own_removes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, opened = tmp_path / "a" / "b", locks._opened
+
+    def come_and_go() -> None:
+        with sole_writer(folder):
+            pass
+
+    def overtaken(path: Path) -> int | None:
+        monkeypatch.undo()
+        handle = opened(path)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(come_and_go).result()
+        return handle
+
+    monkeypatch.setattr(locks, "_opened", overtaken)
+    with sole_writer(folder, wait="test"):
+        pass
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_folder_that_is_a_loop_of_links_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match=r"loop"), sole_writer(tmp_path / "loop"):
