@@ -64,10 +64,10 @@ FEW = {"steps": 2, "real_batch": 8}
 INNER = {**FEW, "inner_steps": 2}
 EXPERTS = {**INNER, "experts": 1, "start_epochs": 1, "expert_steps": 1}
 RUNS: dict[str, list[Run]] = {
-    "image": [
+    "image": [(images, "dc", INNER)],
+    "image-methods": [
         (images, "dm", FEW),
         (lambda *where: images(*where, whiten="mtt", model="convnet-bn"), "frepo", FEW),
-        (images, "dc", INNER),
         (images, "mtt", EXPERTS),
     ],
     "graph": [(graphs, "gcond", FEW), (graphs, "sfgc", EXPERTS)],

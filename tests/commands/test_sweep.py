@@ -445,6 +445,7 @@ sys.exit(run())
 """
 
 
+@pytest.mark.slow
 def test_the_methods_of_a_script_are_swept_by_it(tmp_path: Path) -> None:
     """As nothing here is a fake: the script, which alone knows the method, and the run."""
     script, out = tmp_path / "script.py", tmp_path / "out"

@@ -167,6 +167,7 @@ def test_the_margin_is_cut_at_half() -> None:
     assert float(label_margin(labels)) == pytest.approx(-(0.5 + 0.1) / 2)
 
 
+@pytest.mark.slow
 def test_mirror_images_train_too() -> None:
     images, labels = KEY.uniform(30, 3, 2, 2), torch.arange(30) % 3
     task = image_task(
