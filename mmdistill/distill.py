@@ -28,12 +28,12 @@ from mmdistill.networks.architecture import described_layers, network_title
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
+from mmdistill.runs.advice import lowering_start
 from mmdistill.runs.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
 from mmdistill.runs.folder import CHECKPOINTS, SET, is_finished, is_started, require_free
 from mmdistill.runs.history import Reading, write_history
 from mmdistill.runs.keeper import Keeper
 from mmdistill.runs.loop import take_steps
-from mmdistill.runs.lowering import lowering_start
 from mmdistill.runs.mending import whole_set
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws, checked_seed

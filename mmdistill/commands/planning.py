@@ -17,8 +17,8 @@ from mmdistill.networks.teacher import teacher_foretold
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.reporting.report import settings_in_words
+from mmdistill.runs.advice import lowering_start
 from mmdistill.runs.folder import occupied, ways_out
-from mmdistill.runs.lowering import lowering_start
 from mmdistill.settings import Settings
 from mmdistill.task import Task
 

@@ -45,6 +45,12 @@ def lowered(precision: Precision, device: torch.device, *, graph: bool) -> Abstr
     return nullcontext()
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU has instructions for products in bfloat16, as far as torch tells."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # which older torch lacks
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
 @contextmanager
 def matrix_products(precision: Precision, device: torch.device) -> Iterator[None]:
     """Let CUDA's matrix products and convolutions in float32 use TF32, or with ``float32`` forbid it, meanwhile."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from torch import Tensor
@@ -16,8 +17,8 @@ from mmdistill.errors import MmdistillError, NonFiniteError
 from mmdistill.execution import ranks
 from mmdistill.execution.memory import explained
 from mmdistill.progress import StepProgress
+from mmdistill.runs.advice import faster_precision, lowering_steps
 from mmdistill.runs.keeper import Keeper
-from mmdistill.runs.lowering import lowering_steps
 from mmdistill.runs.state import RunState
 from mmdistill.runs.stepper import Stepper
 
@@ -57,7 +58,7 @@ def take_steps(
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, shown = run.compile_seconds, time.perf_counter()
     validate_every = distiller.settings.validate_every
-    pace = _Pace(run.step, steps)
+    pace = _Pace(run.step, steps, partial(faster_precision, distiller, run))
     with _signals() as asked:
         while run.step < steps and not distiller.exhausted(run):
             with _failing(asked), explained(f"step {run.step + 1} of the distillation", lower):
@@ -101,10 +102,11 @@ class _Pace:
     Args:
         step: the last step before.
         steps: those of the whole run.
+        advice: returns what to say of what else would be faster.
     """
 
-    def __init__(self, step: int, steps: int) -> None:
-        self.step, self.steps = step, steps
+    def __init__(self, step: int, steps: int, advice: Callable[[], str]) -> None:
+        self.step, self.steps, self.advice = step, steps, advice
         self.began = time.perf_counter()
         self.told = not ranks.is_first()
 
@@ -118,10 +120,11 @@ class _Pace:
             logger.warning(
                 "at this rate the %s steps take another %.*f hours; fewer take less (--steps, or steps among the "
                 "settings; a stopped run ends earlier so, too), and some data have short schedules (--schedule "
-                "reduced, schedule='reduced')",
+                "reduced, schedule='reduced')%s",
                 f"{self.steps:,}",
                 0 if left > 10 * LONG else 1,
                 left / 3600,
+                self.advice(),
             )
 
 

@@ -17,7 +17,7 @@ from mmdistill.networks.taught import TrainedNetwork
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.parameterizations.bounded import Bounded
 from mmdistill.registry import get_method
-from mmdistill.runs.lowering import lowering_steps
+from mmdistill.runs.advice import lowering_steps
 from mmdistill.runtime import Draws
 from mmdistill.task import one_tensor
 from mmdistill.testing import check_parameterization

@@ -1,0 +1,46 @@
+"""What a run is told to change so that it takes less time."""
+
+import pytest
+import torch
+
+from mmdistill.choices import Precision
+from mmdistill.distiller import Distiller
+from mmdistill.execution.precision import multiplies_bfloat16
+from mmdistill.image import image_task
+from mmdistill.registry import get_domain, get_method
+from mmdistill.runs import advice
+from mmdistill.runs.advice import WIDE, faster_precision
+
+
+def said(name: str, width: int = WIDE, precision: Precision = "auto") -> str:
+    labels = torch.arange(2).repeat_interleave(4)
+    images = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    task = image_task((images, labels), test=(images, labels), width=width)
+    distiller = Distiller(task, get_method(get_domain("image"), name), 1, precision=precision)
+    return faster_precision(distiller, distiller.start())
+
+
+@pytest.mark.parametrize(("name", "precision"), [("dm", "mixed"), ("dc", "mixed"), ("dd", "bf16")])
+def test_wide_networks_may_compute_in_bfloat16(
+    name: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: True)
+    assert f"--precision {precision} " in said(name)
+    assert said(name, precision=precision) == ""
+    assert said(name, width=WIDE // 2) == ""
+    monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: False)
+    assert said(name) == ""
+
+
+@pytest.mark.parametrize("name", ["krr", "frepo"])
+def test_what_computes_in_no_other_format_is_told_of_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: True)
+    assert said(name) == ""
+
+
+def test_what_a_cpu_can_is_what_torch_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capabilities, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert multiplies_bfloat16() == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not multiplies_bfloat16()
