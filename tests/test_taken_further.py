@@ -101,7 +101,7 @@ def interrupted_at(step: int) -> Callable[[int, int, float], None]:
     return stop
 
 
-@pytest.mark.parametrize("steps", [6, 8])
+@pytest.mark.parametrize("steps", [pytest.param(6, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_run_that_ends_earlier_has_the_set_of_a_shorter_one(kind: str, steps: int, tmp_path: Path) -> None:
     task, full = KINDS[kind]
@@ -157,7 +157,7 @@ def test_checkpoints_that_a_run_went_back_behind_are_gone(steps: int, tmp_path: 
     assert (stopped / SET).read_bytes() == (whole / SET).read_bytes()
 
 
-@pytest.mark.parametrize("steps", [7, 8])
+@pytest.mark.parametrize("steps", [7, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_longer_run_has_the_set_of_one_that_was_as_long_from_the_start(kind: str, steps: int, tmp_path: Path) -> None:
     task, full = KINDS[kind]

@@ -21,6 +21,9 @@ METHODS = (
     *("kip", "krr", "frepo", "rfad", "rcig"),
 )
 
+SECONDS = ("edd", "rcig")
+"""Those that take some."""
+
 
 def distiller_of(
     name: str, shape: tuple[int, int, int] = (1, 8, 8), masked: float = 0.0, masked_by: str = "depth", **options: Any
@@ -50,7 +53,9 @@ def begun(distiller: Distiller) -> RunState:
     return run
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SECONDS else name for name in METHODS]
+)
 def test_a_step_waits_for_nothing(name: str) -> None:
     distiller = distiller_of(name)
     run = begun(distiller)

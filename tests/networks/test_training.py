@@ -120,7 +120,8 @@ def test_samples_that_share_inputs_are_lowered_by_bf16_alone() -> None:
     assert formats == [False, True]
 
 
-@pytest.mark.parametrize("model", [pytest.param("convnet-w8", marks=pytest.mark.slow), "convnet-w8-bn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["convnet-w8", "convnet-w8-bn"])
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_networks_train_alike(model: str) -> None:
     task = small_images(model)

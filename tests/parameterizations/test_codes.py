@@ -50,7 +50,7 @@ def task() -> ImageTask:
 
 
 def run(task: ImageTask, storage: Storage | str, label: str, out: Path) -> DistilledSet:
-    settings = {"steps": 2, "real_batch": 4, "outer_steps": 1, "inner_steps": 2, "teacher_epochs": 1}
+    settings = {"init": "real", "steps": 2, "real_batch": 4, "outer_steps": 1, "inner_steps": 2, "teacher_epochs": 1}
     method = "dd" if label == "unrestricted" else "dsa"  # which compares gradients of the cross entropy alone
     return distill(task, method, ipc=4, parameterization=storage, label=label, settings=settings, out=out)
 

