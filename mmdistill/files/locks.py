@@ -61,7 +61,7 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[bool]:
         try:
             yield False
         finally:
-            _remove_empty(made)
+            _remove_empty(place, made)
         return
     _kept.places.add(place)
     try:
@@ -70,13 +70,14 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[bool]:
         _kept.places.discard(place)
         try:  # before the lock goes, so that who waits for it sees that its file is gone
             _remove_lock(place)
-            _remove_empty(made)
+            _remove_empty(place, made)
         finally:
             os.close(handle)
         if sys.platform == "win32":  # where a file that is open cannot be removed, be it by this process or another one
             _remove_lock(place)
-        _remove_empty(made)  # again, since NFS keeps a removed file in its folder while it is open; where who waited is
-        # in it already, the lock's file has told them to remove it
+        # Again, since NFS keeps a removed file in its folder while it is open; where who waited is in it already, the
+        # lock's file has told them to remove it.
+        _remove_empty(place, made)
 
 
 def _remove_lock(place: Path) -> None:
@@ -84,23 +85,23 @@ def _remove_lock(place: Path) -> None:
         (place / LOCK).unlink(missing_ok=True)
 
 
-def _remove_empty(made: list[Path]) -> None:
+def _remove_empty(place: Path, made: int) -> None:
+    """Remove a folder and its nearest parents, so many in all, as far as they are empty."""
     with suppress(OSError):  # where something has been written
-        for parent in made:
-            parent.rmdir()
+        for folder in (place, *place.parents)[:made]:
+            folder.rmdir()
 
 
-def _locked(place: Path, wait: str) -> tuple[int | None, list[Path]]:
-    """Return a descriptor of a folder's lock, None where it has none, and which of it and its parents are to go.
+def _locked(place: Path, wait: str) -> tuple[int | None, int]:
+    """Return a descriptor of a folder's lock, None where it has none, and how many of it and its parents are to go.
 
     Those are the ones that had to be made, by this process or by one that had the folder while this one waited. Who had
     it may have removed its file, and the folder as empty, meanwhile; then it is made anew.
     """
     tries = made = 0
-    chain = (place, *place.parents)
     while True:
         tries += 1
-        made = max(made, sum(not parent.exists() for parent in chain))
+        made = max(made, sum(not folder.exists() for folder in (place, *place.parents)))
         fresh = not (place / LOCK).exists()
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def _locked(place: Path, wait: str) -> tuple[int | None, list[Path]]:
                 raise
             continue
         if handle is None:
-            return None, list(chain[:made])
+            return None, made
         try:
             if not _lock(handle, wait=False):
                 if not wait:
@@ -119,13 +120,13 @@ def _locked(place: Path, wait: str) -> tuple[int | None, list[Path]]:
                 _lock(handle, wait=True)
             made = _handed_on(handle, made)
             if _is_there(handle, place / LOCK):
-                return handle, list(chain[:made])
+                return handle, made
         except (ImportError, OSError) as error:
             if getattr(error, "errno", None) not in REMOVED:  # a system or a file system without locks
                 os.close(handle)
                 if fresh:
                     (place / LOCK).unlink(missing_ok=True)
-                return None, list(chain[:made])
+                return None, made
         except BaseException:
             os.close(handle)
             raise

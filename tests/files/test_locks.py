@@ -99,7 +99,7 @@ def test_who_waited_removes_what_another_one_has_made(tmp_path: Path, monkeypatc
             later = pool.submit(wait)
             assert waiting.wait(10)
             monkeypatch.setattr(os, "close", closed)
-            monkeypatch.setattr(locks, "_remove_empty", lambda made: None)
+            monkeypatch.setattr(locks, "_remove_empty", lambda *_: None)
         monkeypatch.undo()
         left.set()
         assert later.result()
