@@ -114,7 +114,7 @@ class DistillConfig:
         inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
         mirror: whether augmentation mirrors images; false is right for digits, letters and signs, which a mirror image
             changes; by default all are mirrored but the known sets of digits
-        size: resize the images of a folder to this side in pixels; without it all must have the same size
+        size: resize the images of a folder or of hf:NAME to this side in pixels; without it all must have the same size
         baselines: what is judged beside the set, comma-separated - random, herding, k-center, k-means, craig (real
             samples, as many as the set has), whole (the whole training set), or the domain's own; 'all' or 'none'
     """

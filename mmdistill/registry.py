@@ -53,7 +53,7 @@ class TaskOptions:
         protocol: how judges are trained, by name; None is the domain's default.
         whiten: the whitening of images, by name; None is none.
         mirror: whether augmentation may mirror images; None is what suits a known data set, and yes for others.
-        size: the side to which the images of a folder are resized; None keeps theirs.
+        size: the side to which the images of a folder, or of the hub, are resized; None keeps theirs.
         inductive: whether condensing a graph sees its training nodes alone; None is what the field does with the data.
         seed: for splits that the data do not come with.
     """
@@ -131,7 +131,7 @@ class Domain:
         exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
         imports: reads sets that other tools made; None: it reads none.
         accepted: one line on the files and folders of the user's own that it reads.
-        prefix: names that start so (``hf:``, say) belong to this domain.
+        claims: whether a name that stands in none of its lists (``hf:NAME``, say) is this domain's.
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
@@ -160,7 +160,7 @@ class Domain:
     exports: Mapping[str, Exporter] = field(default_factory=dict)
     imports: Importer | None = None
     accepted: str = "a file or folder of your own"
-    prefix: str = ""
+    claims: Callable[[str], bool] = lambda data: False
     presets: MutableMapping[str, dict[str, Method]] = field(default_factory=dict)
     reduced: MutableMapping[str, dict[str, Method]] = field(default_factory=dict)
     parameterizations: MutableMapping[str, Storage] = field(default_factory=dict)
@@ -253,7 +253,7 @@ def _only(domains: list[Domain]) -> list[Domain]:
 def located(data: str) -> str:
     """Return a known data set's name in its one spelling, and a path as an absolute one, which a run finds anywhere.
 
-    What follows a domain's prefix stays as it is: others give these names.
+    Names that a domain claims (``hf:NAME``) stay as they are: others give them.
     """
     for domain in map(get_domain, DOMAIN_PACKAGES):
         if _knows(domain, data):
@@ -263,8 +263,7 @@ def located(data: str) -> str:
 
 def _knows(domain: Domain, data: str) -> bool:
     """Return whether something is the name of a domain's data set, and no path."""
-    named = bool(domain.prefix) and data.lower().startswith(domain.prefix)
-    return named or canonical(data) in domain.datasets
+    return canonical(data) in domain.datasets or domain.claims(data)
 
 
 def domain_methods(domain: Domain) -> MethodTable:

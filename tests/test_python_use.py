@@ -25,15 +25,18 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.evaluation import Evaluation
+from mmdistill.graph import load_graph
+from mmdistill.graph.sets import load_graph_set
 from mmdistill.graph.sets.task import graph_set_task
 from mmdistill.graph.task import graph_task
-from mmdistill.image import ImageTask, image_task
+from mmdistill.image import ImageTask, image_task, load
+from mmdistill.image.whitening import whitened
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks import clock
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.progress import StepProgress
-from mmdistill.recsys import recsys_task
+from mmdistill.recsys import load_interactions, recsys_task
 from mmdistill.registry import get_domain
 from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runs.saving import draw, pictures, save_evaluation
@@ -69,12 +72,16 @@ def a_graph_task() -> Task:
     return graph_task(a_graph(), model="sgc")
 
 
-def a_graph_set_task() -> Task:
+def some_graphs() -> list[Data]:
     def one(index: int) -> Data:
         found = a_graph(6, index)
         return Data(x=found.x, edge_index=found.edge_index, y=torch.tensor([index % 2]))
 
-    return graph_set_task([one(index) for index in range(40)])
+    return [one(index) for index in range(40)]
+
+
+def a_graph_set_task() -> Task:
+    return graph_set_task(some_graphs())
 
 
 def a_text_task() -> Task:
@@ -82,9 +89,12 @@ def a_text_task() -> Task:
     return text_task((texts, [index % 2 for index in range(80)]), encoder="tfidf")
 
 
+def a_matrix() -> sparse.csr_matrix:
+    return sparse.csr_matrix((np.random.default_rng(0).random((80, 30)) < 0.3).astype(np.float32))
+
+
 def a_recsys_task(model: str = "infinite") -> Task:
-    matrix = sparse.csr_matrix((np.random.default_rng(0).random((80, 30)) < 0.3).astype(np.float32))
-    return recsys_task(matrix, model=model)
+    return recsys_task(a_matrix(), model=model)
 
 
 TASKS: list[tuple[Callable[[], Task], str, int]] = [
@@ -170,7 +180,29 @@ def test_tasks_say_in_one_line_what_they_are(make: Callable[[], Task], line: str
     assert repr(make()) == line
 
 
-def test_data_and_batches_are_shown_in_one_line() -> None:
+@pytest.mark.parametrize(
+    ("shown", "line"),
+    [
+        (lambda: load("digits"), "ImageData(digits, 1,297 training and 500 test images of 1 x 8 x 8, 10 classes)"),
+        (lambda: whitened(load("digits"), "frepo").whitening, "Whitening(frepo, of 64 numbers)"),
+        (lambda: load_graph(a_graph()), "GraphData(user graph, nodes: 60 (30 train, 15 val, 15 test), "),
+        (lambda: load_graph(a_graph(), inductive=True), "8 features, 3 classes, inductive)"),
+        (lambda: load_graph(a_graph()).adjacency, "Adjacency(60 nodes, "),
+        (
+            lambda: load_graph_set(some_graphs()),
+            "GraphSet(list, graphs: 40 (32 train, 4 val, 4 test), 240 nodes, 8 features",
+        ),
+        (lambda: load_interactions(a_matrix()), "Interactions(matrix, 80 users, 30 items, interactions: "),
+    ],
+)
+def test_data_are_shown_in_one_line(shown: Callable[[], object], line: str) -> None:
+    found = repr(shown())
+    assert line in found
+    assert "\n" not in found
+    assert len(found) < 120
+
+
+def test_texts_and_batches_are_shown_in_one_line() -> None:
     texts = load_text(([f"film number {index}" for index in range(80)], [index % 2 for index in range(80)]))
     assert repr(texts) == "TextData(texts, texts: 58 train, 6 dev, 16 test, 2 classes)"
     assert repr(texts.train) == "TextSplit(58 texts)"

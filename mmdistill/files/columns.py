@@ -42,6 +42,11 @@ def require_one_each(keys: Iterable[object]) -> None:
             seen[split] = key
 
 
+def are_hidden(labels: Iterable[object]) -> bool:
+    """Return whether a split keeps its labels back, all -1, as test splits of the Hugging Face hub do."""
+    return all(label == -1 for label in labels)
+
+
 def class_names_of(source: object, column: str) -> tuple[str, ...] | None:
     """Return the classes that a data set says a column has, as Hugging Face's do; None where it says none."""
     features = getattr(source, "features", None)

@@ -31,6 +31,10 @@ class Adjacency:
     column: Tensor
     weight: Tensor
 
+    def __repr__(self) -> str:
+        """Return in one line how many nodes and edges there are."""
+        return f"Adjacency({self.nodes:,} nodes, {len(self.column) // 2:,} edges)"
+
     @property
     def nodes(self) -> int:
         """N."""

@@ -57,6 +57,16 @@ class GraphData:
     notes: tuple[str, ...] = ()
     scaling: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Return in one line what the data are, and how many nodes, edges, features and classes they have."""
+        (nodes, features), edges = self.x.shape, len(self.adjacency.column) // 2
+        sizes = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "val", "test"))
+        known = ", inductive" if self.inductive else ""
+        return (
+            f"GraphData({self.name}, nodes: {nodes:,} ({sizes}), {edges:,} edges, {features:,} features, "
+            f"{self.num_classes} classes{known})"
+        )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """What classes are called: by their number, for lack of anything else."""

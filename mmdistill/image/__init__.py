@@ -1,5 +1,6 @@
 """Images: data, networks, siamese augmentation, and the task that the image methods distil."""
 
+from mmdistill.files.hub import HUB_PREFIX, has_images, on_hub
 from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import accepts, load, shortcoming
@@ -30,7 +31,9 @@ DOMAIN = Domain(
     exports=EXPORTS,
     imports=IMPORTS,
     accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), IDX or CIFAR binary "
-    "files, or a .safetensors, .pt or .npz file with images and labels (and test_images and test_labels)",
+    "files, a .safetensors, .pt or .npz file with images and labels (and test_images and test_labels), or "
+    f"{HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub with a column of images",
+    claims=lambda data: on_hub(data) and has_images(data),
     presets=PRESETS,
     reduced=REDUCED,
     options=("protocol", "whiten", "size", "mirror", "augment", "model", "judge_batch", "judge_precision"),

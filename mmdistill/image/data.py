@@ -85,6 +85,13 @@ class ImageData:
     notes: tuple[str, ...] = ()
     mirror_known: bool = True
 
+    def __repr__(self) -> str:
+        """Return in one line what the data are, and how many images of what shape and classes they hold."""
+        counts = f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images"
+        return (
+            f"ImageData({self.name}, {counts} of {' x '.join(map(str, self.shape))}, {len(self.class_names)} classes)"
+        )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.hub import load_from_hub, on_hub
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, tensor_files
 from mmdistill.image.data import ImageData, build
@@ -56,18 +57,18 @@ def load(
     """Load image data from wherever they are.
 
     Args:
-        source: see :data:`Source`.
+        source: see :data:`Source`; ``hf:NAME`` is a data set of the Hugging Face hub.
         test: test data of the same kind, for tensors and torch data sets; None holds out a fifth of each class.
         class_names: of tensors and data sets, by class index; by default those in a data set's ``classes`` (or its
             ``features``, as Hugging Face keeps them), or the labels where these are names.
         mirror: whether augmentation may mirror images; None is what suits a known data set. Others are mirrored, which
             is noted.
-        size: resize the images of a folder to ``size`` x ``size``.
+        size: resize the images of a folder, or the pictures of a data set, to ``size`` x ``size``.
         seed: of the split that data without a test set get.
 
     Raises:
-        ConfigError: an unknown name, test data or names of classes beside a name or path, or a size of other data than
-            a folder of images.
+        ConfigError: an unknown name, test data or names of classes beside a name or path, or a size of tensors, arrays
+            or of known data sets.
         DataError: missing, damaged or unusable data; the message says which and what to do.
     """
     found = _loaded(source, test, class_names, size, checked_seed(seed))
@@ -84,22 +85,16 @@ def _is_known(source: Source) -> bool:
 def _loaded(
     source: Source, test: Source | None, class_names: Sequence[str] | None, size: int | None, seed: int
 ) -> ImageData:
+    name = "custom"
+    require_sizes(LARGEST_SIDE, size=size)
     if isinstance(source, str | Path):
         if test is not None:
             raise ConfigError(f"{str(source)!r} takes no test data beside it{_test_place(source)}")
         if class_names is not None:
             raise ConfigError(f"names of classes are for tensors and data sets; {str(source)!r} brings its own")
-        path = Path(source)
-        if size is not None and (_is_known(source) or not files.is_image_folder(path)):
-            raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
-        require_sizes(LARGEST_SIDE, size=size)
-        if _is_known(source):
-            return LOADERS[canonical(str(source))]()
-        if not path.exists():
-            raise unknown_data("image data set", str(source), DATASETS)
-        return load_path(path.absolute(), size=size, seed=seed)  # whose name is then no known one's
-    if size is not None:
-        raise ConfigError("a size is for the images of a folder, and these are tensors or a data set: leave it out")
+        if not on_hub(str(source)):
+            return _on_disk(source, size, seed)
+        name, source = str(source), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     given = None if class_names is None else _checked_names(class_names)
@@ -109,7 +104,23 @@ def _loaded(
         if test is not None and held is not None:
             raise ConfigError("the data bring their own test data: leave out those beside them, or give data['train']")
         test = held if test is None else test
-    return _built("custom", source, test, given, seed, notes)
+    return _built(name, source, test, given, seed, notes, size=size)
+
+
+def _on_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
+    """Load a known data set, or a file or folder.
+
+    Raises:
+        ConfigError: an unknown name, or a size of other data than a folder of images.
+    """
+    path = Path(source)
+    if size is not None and (_is_known(source) or not files.is_image_folder(path)):
+        raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
+    if _is_known(source):
+        return LOADERS[canonical(str(source))]()
+    if not path.exists():
+        raise unknown_data("image data set", str(source), DATASETS)
+    return load_path(path.absolute(), size=size, seed=seed)  # whose name is then no known one's
 
 
 def _built(
@@ -120,16 +131,18 @@ def _built(
     seed: int = 0,
     notes: tuple[str, ...] = (),
     whose: tuple[str, str] = ("the training data", "the test data"),
+    size: int | None = None,
 ) -> ImageData:
     """Return data of what :func:`~mmdistill.image.samples.labelled` reads, for training and, unless None, testing."""
-    images, labels, own = labelled(source, whose[0], given)
-    names = given or own
+    images, labels, own, changes = labelled(source, whose[0], given, size)
+    names, notes = given or own, (*notes, *changes)
     if test is None:
         return build(name, (images, labels), None, class_names=names, seed=seed, notes=notes)
     # Names in place of numbers count the training data's classes; without any they would count their own.
-    test_images, test_labels, others = labelled(test, whose[1], names or ())
+    test_images, test_labels, others, changes = labelled(test, whose[1], names or (), size)
     if own is not None and others not in (None, own, names):
         test_labels = _renumbered(test_labels, others, own)
+    notes = (*notes, *changes)
     return build(name, (images, labels), (test_images, test_labels), class_names=names, seed=seed, notes=notes)
 
 

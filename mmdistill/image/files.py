@@ -19,14 +19,21 @@ from torch import Tensor
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.files.locks import sole_writer
-from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, resized, upright_size
+from mmdistill.image.pictures import (
+    GREY,
+    TRANSPARENT,
+    decode,
+    each_readable,
+    opened,
+    resized,
+    resizing_notes,
+    upright_size,
+)
 from mmdistill.runtime import atomic_write, cache_folder, remove_parts
 
 IDX_UNSIGNED_BYTE = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """How the names of image files end."""
-RESIZING = "bilinear, antialiased"
-"""How images are resized."""
 IN_MEMORY = 2**30
 """Bytes of decoded images up to which a folder is read into memory."""
 TRAIN = ("train", "training")
@@ -203,10 +210,7 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
         images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
         images = torch.stack(list(each_readable(paths, partial(_fitted, shape=shape))))
-    notes = []
-    if refitted:
-        fitted = f"are resized to {size} x {size}, whatever their shape ({RESIZING})"
-        notes.append(f"{folder.name}/: {refitted} images {fitted}")
+    notes = [*resizing_notes(f"{folder.name}/", refitted, size)]
     if transparent:
         notes.append(f"{folder.name}/: the transparency of {transparent} images is not read")
     if unread:

@@ -148,6 +148,12 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(values).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
+def resizing_notes(what: str, count: int, size: int | None) -> tuple[str, ...]:
+    """Return the note that so many images of something were resized; none where no image was."""
+    fitted = f"are resized to {size} x {size}, whatever their shape (bilinear, antialiased)"
+    return (f"{what}: {count} images {fitted}",) if count else ()
+
+
 def resized(image: Tensor, height: int, width: int) -> Tensor:
     """Return an image's bytes at another size, bilinear and antialiased: the bits of torchvision's ``resize``.
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdistill.errors import DataError, did_you_mean
-from mmdistill.files.columns import class_names_of, known_split, require_one_each
+from mmdistill.errors import ConfigError, DataError, did_you_mean
+from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
 from mmdistill.files.saved import from_array
-from mmdistill.image.pictures import pixels_of, require_bytes
+from mmdistill.image.pictures import pixels_of, require_bytes, resized, resizing_notes
 from mmdistill.image.tensor_files import NAMES
 from mmdistill.names import class_numbers, class_order, first_few
 
@@ -33,17 +33,21 @@ class MapDataset(Protocol):
 
 
 class Labelled(NamedTuple):
-    """Images ``(N, ...)``, class indices ``(N,)`` and, where their source says them, names by class index."""
+    """Images ``(N, ...)``, class indices ``(N,)`` and, where their source says them, names by class index.
+
+    Last come notes on what was done to the images, in words.
+    """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
 
 
 def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any, Any, tuple[str, ...]]:
     """Return the training data of a mapping, its test data where it has any, and notes on what is not read.
 
-    Where it has no split for testing, that for validation is tested on.
+    Where it has no split for testing, or one whose labels are hidden, that for validation is tested on.
 
     Args:
         source: data by the name of their split, or tensors by the names that files of images have.
@@ -65,14 +69,23 @@ def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any
             f"a mapping of images has the splits train and test, or {images} and {labels}, got "
             f"{first_few(list(source)) or 'an empty one'}"
         )
-    train = splits.pop("train")
+    train, notes = splits.pop("train"), []
+    if "test" in splits and _keeps_labels_back(source[splits["test"]]):
+        notes = [f"the split {splits.pop('test')} is not read, since its labels are hidden"]
     test = splits.pop("test", None) or splits.pop("dev", None)
-    notes = [f"test: the split {test}, as there is no test"] if known_split(test) == "dev" else []
+    if known_split(test) == "dev":
+        notes.insert(0, f"test: the split {test}, as there is no {'other' if notes else 'test'}")
     notes += [f"the split {other} is not read" for other in splits.values()]
     return source[train], None if test is None else source[test], tuple(notes)
 
 
-def labelled(source: Any, what: str, names: Sequence[str] | None = None) -> Labelled:
+def _keeps_labels_back(part: Any) -> bool:
+    """Return whether a split with columns says nothing of its classes."""
+    column = next((name for name in LABEL_COLUMNS if name in (getattr(part, "column_names", None) or ())), None)
+    return column is not None and are_hidden(part[column])
+
+
+def labelled(source: Any, what: str, names: Sequence[str] | None = None, size: int | None = None) -> Labelled:
     """Read images and labels of a pair, or of a map-style data set.
 
     Args:
@@ -80,14 +93,16 @@ def labelled(source: Any, what: str, names: Sequence[str] | None = None) -> Labe
             column of a table), or a map-style data set.
         what: what the source is, for messages.
         names: the classes that labels in words count; None: the labels themselves, in order.
+        size: resize pictures to ``size`` x ``size``; None keeps them.
     Raises:
+        ConfigError: a size of tensors or arrays.
         DataError: something else.
     """
     if isinstance(source, list) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
         source = source[0], source[1]
     if not isinstance(source, tuple):
         _require_map_style(source, what)
-        return _gathered(source, what, names)
+        return _gathered(source, what, names, size)
     if len(source) != 2:
         raise DataError(f"{what}: expected (images, labels), got {len(source)} of them")
     images, labels = source
@@ -95,8 +110,15 @@ def labelled(source: Any, what: str, names: Sequence[str] | None = None) -> Labe
     if isinstance(images, list | tuple):
         if len(images) != len(found):
             raise DataError(f"{what}: {len(images)} images and {len(found)} labels")
-        return Labelled(_stacked(images, what), found, own)
+        stacked, notes = _stacked(images, what, size)
+        return Labelled(stacked, found, own, notes)
+    if size is not None:
+        raise _unsizable(what)
     return Labelled(_as_numbers(images, what), found, own)
+
+
+def _unsizable(what: str) -> ConfigError:
+    return ConfigError(f"a size is for pictures, and {what} are tensors or arrays: resize them, and leave it out")
 
 
 def _require_map_style(source: object, what: str) -> None:
@@ -118,7 +140,7 @@ def _as_numbers(images: object, what: str) -> Tensor:
     return found
 
 
-def _gathered(dataset: MapDataset, what: str, names: Sequence[str] | None) -> Labelled:
+def _gathered(dataset: MapDataset, what: str, names: Sequence[str] | None, size: int | None) -> Labelled:
     """Read every (sample, label) of a map-style data set into tensors."""
     labels: list[Any] = []
 
@@ -128,9 +150,9 @@ def _gathered(dataset: MapDataset, what: str, names: Sequence[str] | None) -> La
             labels.append(label)
             yield sample
 
-    images, own = _stacked(samples(), what), _own_names(dataset)
+    (images, notes), own = _stacked(samples(), what, size), _own_names(dataset)
     numbers, in_words = class_indices(labels, what, own if names is None else names)
-    return Labelled(images, numbers, in_words or own)
+    return Labelled(images, numbers, in_words or own, notes)
 
 
 def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:
@@ -155,19 +177,26 @@ def _own_names(dataset: object) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
 
 
-def _stacked(samples: Iterable[Any], what: str) -> Tensor:
-    """Return samples as one tensor ``(N, channels, height, width)``.
+def _stacked(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
+    """Return samples as one tensor ``(N, channels, height, width)``, and notes.
 
     Samples may be tensors, PIL images or arrays (``(channels, height, width)``, or ``(height, width)``). PIL images are
     turned upright; where some are grey and others are not, all get three channels.
 
     Raises:
+        ConfigError: a size of tensors or arrays.
         DataError: samples of several shapes or types.
     """
     images: list[Tensor] = []
     modes: set[str | None] = set()
+    refitted = 0
     for index, sample in enumerate(samples):
         image = as_tensor(sample, f"{what}: item {index}")
+        if size is not None:
+            if not isinstance(sample, Image.Image):
+                raise _unsizable(what)
+            if image.shape[1:] != (size, size):
+                image, refitted = resized(image, size, size), refitted + 1
         modes.add(sample.mode if isinstance(sample, Image.Image) else None)
         first = images[0] if images else image
         grown = len(image) != len(first) and None not in modes
@@ -175,13 +204,15 @@ def _stacked(samples: Iterable[Any], what: str) -> Tensor:
             raise DataError(
                 f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {first.dtype} of "
                 f"{tuple(first.shape)}; bring all samples to one shape and type"
+                f"{'' if None in modes else ', of pictures by asking for a size (--size 64, or size=64)'}"
             )
         images.append(image)
     if not images:
         raise DataError(f"{what} is empty")
     # Pictures of two levels alone have always come in three channels; runs of these go on.
     channels = 3 if modes == {"1"} else max(map(len, images))
-    return torch.stack([image.expand(channels, -1, -1) for image in images])
+    found = torch.stack([image.expand(channels, -1, -1) for image in images])
+    return found, resizing_notes(what, refitted, size)
 
 
 def class_indices(labels: Any, what: str, names: Sequence[str] | None = None) -> tuple[Tensor, tuple[str, ...] | None]:

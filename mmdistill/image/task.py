@@ -336,7 +336,7 @@ def image_task(
         test: test data of the same kind as ``data``, for tensors and torch data sets.
         class_names: of tensors and torch data sets, by class index; by default those in a data set's ``classes``.
         mirror: whether augmentation may mirror images; by default all are mirrored but those of known digits.
-        size: resize the images of a folder to ``size`` x ``size``.
+        size: resize the images of a folder, or the pictures of a data set, to ``size`` x ``size``.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.

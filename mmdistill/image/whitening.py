@@ -57,7 +57,11 @@ class Whitening:
     inverse: Tensor
     offset: float = 0.0
     norm: float = 1.0
-    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+
+    def __repr__(self) -> str:
+        """Return in one line which whitening this is, and of how many numbers."""
+        return f"Whitening({self.kind}, of {len(self.mean):,} numbers)"
 
     @property
     def standardises(self) -> bool:

@@ -86,6 +86,11 @@ class Interactions:
     counts: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return in one line what the data are, and how many users, items and interactions they have."""
+        sizes = ", ".join(f"{part.nnz:,} {name}" for name, part in self.parts.items())
+        return f"Interactions({self.name}, {self.num_users:,} users, {self.num_items:,} items, interactions: {sizes})"
+
     @property
     def num_users(self) -> int:
         """The number of users."""

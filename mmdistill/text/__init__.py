@@ -1,12 +1,13 @@
 """Texts as points of a frozen sentence encoder, or as sequences of token embeddings, with labels."""
 
 from mmdistill.errors import ConfigError
+from mmdistill.files.hub import HUB_PREFIX, on_hub
 from mmdistill.method import Storage
 from mmdistill.names import canonical
 from mmdistill.registry import Domain, TaskOptions
 from mmdistill.task import Task
 from mmdistill.text.callables import CallableEncoder
-from mmdistill.text.data import HUB_PREFIX, SOURCES, TextData, TextSplit, accepts, load_text
+from mmdistill.text.data import SOURCES, TextData, TextSplit, accepts, load_text
 from mmdistill.text.draw import draw
 from mmdistill.text.encoder import SentenceEncoder, TfidfEncoder, TransformerEncoder
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
@@ -50,7 +51,7 @@ DOMAIN = Domain(
     imports=IMPORTS,
     accepted="a TSV, CSV or JSON file with a text and a label column, a folder with such train and test files, "
     f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
-    prefix=HUB_PREFIX,
+    claims=on_hub,
     tables=tuple(FORMATS),
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
     instead={

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mmdistill.checks import require_left_out
-from mmdistill.errors import ConfigError, DataError, to_install
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.columns import SPLIT_NAMES
+from mmdistill.files.hub import load_from_hub, on_hub
 from mmdistill.labels import from_one
 from mmdistill.names import canonical, class_numbers, class_order, unknown_data
 from mmdistill.parameterizations.base import index_bytes
@@ -35,7 +36,6 @@ from mmdistill.text.inputs import (
 from mmdistill.text.remarks import leaks, quoted, repeats, untested
 from mmdistill.text.tables import FORMATS, may_hold_texts, read_table, table_format
 
-HUB_PREFIX = "hf:"
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
 
@@ -180,8 +180,8 @@ def load_text(
         splits = {"all": pair_split("data", source)}
     elif isinstance(source, Mapping):
         splits, own_names, notes = from_parts(source, text_column, label_column)
-    elif isinstance(source, str) and source.lower().startswith(HUB_PREFIX):
-        splits, own_names, notes = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
+    elif isinstance(source, str) and on_hub(source):
+        splits, own_names, notes = from_data_sets(load_from_hub(source), text_column, label_column, source)
     elif isinstance(source, str) and canonical(source) in SOURCES:
         key = canonical(source)
         own_names = SOURCES[key].class_names
@@ -260,24 +260,6 @@ def _from_folder(
         )
     splits = {split: columns_split(read_table(path), text_column, label_column, path) for split, path in found.items()}
     return splits, tuple(note for split, path in found.items() for note in quoted(splits[split][0], path))
-
-
-def _from_hub(
-    name: str, text_column: str | None, label_column: str | None
-) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
-    """Return the splits, the class names where there are any, and notes."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(
-            f"the data set {HUB_PREFIX}{name} needs the package datasets: {to_install('text')}"
-        ) from error
-    path, _, config = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(path, config or None)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"Hugging Face datasets cannot load {name!r}: {error}") from error
-    return from_data_sets(loaded, text_column, label_column, name)
 
 
 def _finish(

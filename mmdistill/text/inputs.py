@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mmdistill.checks import require_left_out
 from mmdistill.errors import DataError
-from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_OF, class_names_of, known_split, require_one_each
+from mmdistill.files.columns import (
+    SPLIT_COLUMNS,
+    SPLIT_OF,
+    are_hidden,
+    class_names_of,
+    known_split,
+    require_one_each,
+)
 from mmdistill.files.json_rows import is_rows
 from mmdistill.names import unknown_name
 from mmdistill.text.encoder import PAIR
@@ -214,7 +221,7 @@ def from_data_sets(
         frame, found = frame_of(part, text_column, label_column, name)
         names = found or names
         texts, labels = columns_split(frame, text_column, label_column, name)
-        if not all(value == -1 for value in labels):
+        if not are_hidden(labels):
             splits[split] = texts, labels
     notes: tuple[str, ...] = ()
     if "test" not in splits and "dev" in splits:

@@ -466,8 +466,6 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     pair = (torch.rand(10, 1, 4, 4), labels_of(10, 2))
     with pytest.raises(ConfigError, match="a size is for the images of a folder"):
         load("digits", size=4)
-    with pytest.raises(ConfigError, match="tensors or a data set: leave it out"):
-        load(pair, size=4)
     for source, said in (("digits", "brings its own"), (tmp_path / "pets", "in test/"), ("a.npz", "as test_images")):
         with pytest.raises(ConfigError, match=f"takes no test data beside it.* {said}"):
             load(source, pair)

@@ -136,7 +136,7 @@ def test_pictures_of_several_modes_come_as_from_a_folder(tmp_path: Path, modes: 
         place.mkdir(exist_ok=True)
         image.save(place / f"{number}.png")
     images_of_folder, *_ = files.read_image_folder(tmp_path, None)
-    gathered, labels, _ = labelled(Samples(images), "the data")
+    gathered, labels, *_ = labelled(Samples(images), "the data")
     assert torch.equal(gathered[labels.argsort(stable=True)], images_of_folder)
 
 

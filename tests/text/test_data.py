@@ -298,7 +298,7 @@ def test_hub_names_need_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         return genuine(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match=r'needs the package datasets: pip install "mmdistill\[text\]"'):
+    with pytest.raises(ConfigError, match=r'needs the package datasets: pip install "mmdistill\[hub\]"'):
         load_text("hf:ag_news")
 
 

@@ -70,6 +70,15 @@ class GraphSet:
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return in one line what the data are, and how many graphs, nodes, features and classes they have."""
+        sizes = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "val", "test"))
+        nodes, features = self.x.shape
+        return (
+            f"GraphSet({self.name}, graphs: {len(self.y):,} ({sizes}), {nodes:,} nodes, {features:,} features, "
+            f"{self.num_classes} classes)"
+        )
+
     @property
     def names(self) -> tuple[str, ...]:
         """What the classes are called: as the source numbers them, or by their number here."""

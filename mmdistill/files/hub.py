@@ -1,0 +1,44 @@
+"""Data sets that are asked for by their name on the Hugging Face hub."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from mmdistill.errors import ConfigError, DataError, to_install
+
+HUB_PREFIX = "hf:"
+"""What such a name starts with: ``hf:NAME`` or ``hf:NAME:CONFIGURATION``."""
+
+
+def on_hub(name: str) -> bool:
+    """Return whether data are asked for by their name on the hub."""
+    return name.lower().startswith(HUB_PREFIX)
+
+
+def load_from_hub(name: str) -> Mapping[str, Any]:
+    """Return the splits of a data set of the hub, each of which has columns; fetched where it was not before.
+
+    Args:
+        name: ``hf:NAME`` or ``hf:NAME:CONFIGURATION``; NAME may be a folder of the files of one.
+    Raises:
+        ConfigError: the package datasets is not there.
+        DataError: there is no such data set, or it cannot be fetched or read.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(f"the data set {name} needs the package datasets: {to_install('hub')}") from error
+    own = name[len(HUB_PREFIX) :]
+    path, _, config = own.partition(":")
+    try:
+        loaded: Mapping[str, Any] = datasets.load_dataset(path, config or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"Hugging Face datasets cannot load {own!r}: {error}") from error
+    return loaded
+
+
+@functools.lru_cache
+def has_images(name: str) -> bool:
+    """Return whether a data set of the hub has a column of images; asked once, since data are read for it."""
+    features = (getattr(part, "features", None) or {} for part in load_from_hub(name).values())
+    return any(type(feature).__name__ == "Image" for columns in features for feature in columns.values())
