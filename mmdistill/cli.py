@@ -233,17 +233,17 @@ def _export_parser() -> Parser:
 
 def _methods_parser() -> Parser:
     parser = Parser(
-        usage="mmdistill methods [DOMAIN] [--long]",
-        description="List the methods by domain, and the ways to store samples that most of them can take.",
+        usage="mmdistill methods [DOMAIN] [--long]\n       mmdistill methods METHOD [--data NAME]",
+        description="List the methods by domain, and the ways to store samples that most of them can take; or say what "
+        "one method is, what its settings are, and which options it reads.",
     )
-    known = "image, graph, graph-set, text or recsys; all by default"
-    parser.add_argument("kind", type=str | None, nargs="?", default=None, metavar="DOMAIN", help=known)
-    parser.add_argument("--domain", type=str | None, default=None, help="the same as an option")
+    known = "image, graph, graph-set, text or recsys, all by default; or a method, such as dm"
+    parser.add_argument("name", type=str | None, nargs="?", default=None, metavar="DOMAIN or METHOD", help=known)
+    parser.add_argument("--domain", type=str | None, default=None, help="a domain, beside a method too")
     parser.add_argument(
-        "--long",
-        action="store_true",
-        help="all that is said of them: departures from the papers too",
+        "--data", type=str | None, default=None, metavar="NAME", help="data set whose settings of the method are shown"
     )
+    parser.add_argument("--long", action="store_true", help="all that is said of them: departures from the papers too")
     return parser
 
 
@@ -339,7 +339,7 @@ def _run_alone(options: Namespace) -> None:
     elif options.command == "export":
         finished.export_command(plain["run"], plain["format"], plain["to"])
     elif options.command == "methods":
-        listings.methods_command([name for name in (plain["kind"], plain["domain"]) if name], long=plain["long"])
+        listings.methods_command(**plain)
     else:
         listings.data_command()
 

@@ -116,6 +116,11 @@ class Method:
     judge: str = ""
     domains: tuple[str, ...] = ("image",)
 
+    def __repr__(self) -> str:
+        """Return in one line what the method is, where it comes from, and how its samples are labelled."""
+        source = f" [{self.source}]" if self.source else ""
+        return f"Method({self.title}: {self.summary}{source}, {self.label} labels)"
+
     def __post_init__(self) -> None:
         """Check the kind of labels, and that what a run makes is given as what makes it."""
         require_label_kind(self.label)

@@ -66,7 +66,7 @@ def test_the_methods_of_a_task_are_those_that_are_listed(capsys: pytest.CaptureF
     task = BlobTask()
     names = mmdistill.method_names(task)
     assert {"dm", "frepo", "rat-bptt"} <= set(names)
-    methods_command(["image"], long=False)
+    methods_command("image")
     listed = re.findall("^  ([a-z]\\S*)", capsys.readouterr().out, re.MULTILINE)
     assert listed[: len(names)] == names
     assert set(mmdistill.METHODS) < set(names)

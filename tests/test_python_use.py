@@ -193,6 +193,10 @@ def test_tasks_say_in_one_line_what_they_are(make: Callable[[], Task], line: str
             "GraphSet(list, graphs: 40 (32 train, 4 val, 4 test), 240 nodes, 8 features",
         ),
         (lambda: load_interactions(a_matrix()), "Interactions(matrix, 80 users, 30 items, interactions: "),
+        (
+            lambda: CORE_METHODS["dm"],
+            "Method(DM: mean feature matching over random networks [Zhao and Bilen, WACV 2023], ",
+        ),
     ],
 )
 def test_data_are_shown_in_one_line(shown: Callable[[], object], line: str) -> None:

@@ -6,6 +6,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from mmdistill.commands.method_page import having, method_facts, of_data
+from mmdistill.names import canonical
 from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain
 from mmdistill.runtime import data_root
 
@@ -15,16 +17,39 @@ LEGEND = " (S: the synthetic set, T: the real training set; DSA: both augmented 
 NO_ROW = "no row of its own in Table 1"
 
 
-def methods_command(domains: Sequence[str], *, long: bool) -> None:
-    """List the methods, a line each and one for their row in the survey's Table 1; at length, all that is said of them.
+def methods_command(
+    name: str | None = None, domain: str | None = None, data: str | None = None, *, long: bool = False
+) -> None:
+    """List the methods of domains, or say what one method is.
 
     Args:
-        domains: whose; none: of all.
+        name: a domain or a method; None: of all domains.
+        domain: one; None: all, or those that have the method.
+        data: a data set, whose domain alone counts and whose settings of a method are shown.
         long: name departures from the sources too, and say which methods have no row in the survey's Table 1.
+    Raises:
+        UnknownNameError: no such domain or method.
+        ConfigError: no such data set.
     """
+    method = name if name is not None and canonical(name) not in DOMAIN_PACKAGES else None
+    asked = [one for one in (domain, None if method else name) if one is not None]
+    domains = [get_domain(one) for one in asked or DOMAIN_PACKAGES]
+    if data is not None:
+        domains = of_data(domains, data)
+    if method is None:
+        _list(domains, long)
+        return
+    for found in having(domains, method, data or ""):
+        print(f"{found.name} (budget: --{found.budget}{f', --data {data}' if data else ''})")
+        facts = method_facts(found, method, data or "")
+        for told, value in facts.items():
+            print(_filled(f"  {told:{max(map(len, facts))}}  ", value))
+
+
+def _list(domains: Sequence[Domain], long: bool) -> None:
+    """List methods, a line each and one for their row in the survey's Table 1; at length, all that is said of them."""
     show = entry if long else short_entry
-    for name in domains or DOMAIN_PACKAGES:
-        found = get_domain(name)
+    for found in domains:
         print(f"{found.name} (budget: --{found.budget})")
         if found.taxonomy:
             print(f"  {TABLE_1}{LEGEND if long else ''}")
@@ -44,7 +69,7 @@ def methods_command(domains: Sequence[str], *, long: bool) -> None:
         for key, line in found.protocols.items():
             print(show(key, line, "--protocol "))
     if not long:
-        print("in full, with departures from the papers: mmdistill methods --long")
+        print("in full, with departures from the papers: mmdistill methods --long; one method: mmdistill methods NAME")
 
 
 def families(domain: Domain) -> dict[str, str]:
@@ -78,7 +103,11 @@ def entry(name: str, text: str, option: str = "") -> str:
         text: what is said of it.
         option: the option that takes the name, where there is one.
     """
-    start = f"  {option}{name:22} "
+    return _filled(f"  {option}{name:22} ", text)
+
+
+def _filled(start: str, text: str) -> str:
+    """Return a text behind what it is of; on a terminal in as many lines as its width takes, below one another."""
     if not sys.stdout.isatty():
         return start + text
     width = max(shutil.get_terminal_size().columns, len(start) + 40)

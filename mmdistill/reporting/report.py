@@ -110,12 +110,14 @@ def budget_in_words(distilled: DistilledSet) -> str:
 def settings_in_words(settings: Mapping[str, Any]) -> str:
     """Return a set's settings: its optimizers, and what methods choose or a user changed."""
     usual = asdict(Settings(steps=0))
-    groups = [
-        " ".join([group, str(spec["name"]), *_changed(spec, asdict(OptimizerSpec()), ("lr",), ("name",))])
-        for group, spec in settings.get("optimizers", {}).items()
-    ]
+    groups = [f"{group} {optimizer_in_words(spec)}" for group, spec in settings.get("optimizers", {}).items()]
     others = _changed(settings, usual, ("real_batch", "init"), ("steps", "optimizers", "stored_bytes", *MEMORY_ONLY))
     return ", ".join([*groups, *others])
+
+
+def optimizer_in_words(spec: Mapping[str, Any]) -> str:
+    """Return an optimizer's name, its rate, and what else is not as usual."""
+    return " ".join([str(spec["name"]), *_changed(spec, asdict(OptimizerSpec()), ("lr",), ("name",))])
 
 
 def _changed(

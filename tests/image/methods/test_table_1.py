@@ -28,7 +28,7 @@ def test_the_twenty_rows_of_table_1_are_methods(capsys: pytest.CaptureFixture[st
         schedule = methods[name].network(methods[name].settings(10))
         assert isinstance(schedule, ExpertTrajectories) == (name in experts)
         assert isinstance(schedule, FreshNetworks) == (row.network in ("not updated", "trained on S (unrolled)"))
-    methods_command(["image"], long=True)
+    methods_command("image", long=True)
     shown = capsys.readouterr().out
     assert shown.count("Table 1: ") == 20
     assert "Table 1: performance (kernel ridge) | trained on S, a pool | raw | learnable" in shown
