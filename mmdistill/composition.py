@@ -1,4 +1,4 @@
-"""Which parts of a run go together, said before its first step."""
+"""Which parts of a run go together, said before its first step, and what they are."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,10 +9,13 @@ from torch import nn
 
 from mmdistill.abilities import Validates
 from mmdistill.allocation import ShortClassError
+from mmdistill.described import described
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 from mmdistill.execution.precision import Precision
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
+from mmdistill.networks.architecture import own_network
+from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
@@ -268,3 +271,18 @@ def may_take_some(parameterization: Parameterization, objective: Objective) -> b
 def takes_some(settings: Settings, parameterization: Parameterization) -> bool:
     """Return whether steps take some samples of each class, not all."""
     return 0 < settings.syn_batch < parameterization.largest_class
+
+
+def described_parts(
+    task: Task, method: Method, budget: int, settings: Settings, schedule: NetworkSchedule
+) -> dict[str, object]:
+    """Return a user's own network, the objective and the schedule of a run as plain values.
+
+    Raises:
+        ConfigError: the method makes no objective.
+    """
+    own = "" if method.reads_no_network(budget) else own_network(task)
+    found: dict[str, object] = {"network": own} if own else {}
+    if method.solve is None:
+        found |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
+    return found

@@ -231,7 +231,6 @@ def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool
     Raises:
         CheckpointError: it is another one's, or damaged for good.
     """
-    distiller.make_objective()  # by whose description runs of one name are told apart
     found, own = whole_set(folder, logger.warning), identity(distiller, name)
     if found is None:
         Checkpoints(folder / CHECKPOINTS, own).require_own()

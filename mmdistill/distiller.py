@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from mmdistill import composition
 from mmdistill.abilities import Validates
-from mmdistill.composition import composed, noise_suggested, require_precision, require_selectable, takes_some
-from mmdistill.described import described
 from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
 from mmdistill.execution import ranks
@@ -21,7 +21,7 @@ from mmdistill.execution.precision import Precision, matrix_products, resolved
 from mmdistill.execution.second_order import differentiable_again
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
-from mmdistill.networks.architecture import network_title, own_network
+from mmdistill.networks.architecture import network_title
 from mmdistill.networks.schedules import EMPTY, ScheduleState, Synthetic, require_advanced
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
@@ -71,12 +71,9 @@ class Distiller:
         self.settings = method.settings(budget) if settings is None else settings
         self.draws = Draws(seed, device=task.device)
         require_plain(self.settings)
-        require_selectable(task, method, self.settings)
+        composition.require_selectable(task, method, self.settings)
         self.precision = resolved(precision, task.device)
         self.schedule = method.make_schedule(self.settings)
-        own = "" if method.reads_no_network(budget) else own_network(task)
-        self.described: dict[str, object] = {"network": own} if own else {}
-        """A user's own network and, once the run starts, the objective and the schedule, as plain values."""
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
         self._graph: Callable[[], Graph] | None = None
@@ -84,6 +81,11 @@ class Distiller:
         if task.device.type == "cpu":
             keep_freed_memory()
         self._teacher: NetworkState | None = None
+
+    @cached_property
+    def described(self) -> dict[str, object]:
+        """A user's own network, the objective and the schedule as plain values, by which runs are told apart."""
+        return composition.described_parts(self.task, self.method, self.budget, self.settings, self.schedule)
 
     def compile(self) -> None:
         """Compile what objectives ask of the network most; each function is compiled when it is first called."""
@@ -135,7 +137,7 @@ class Distiller:
         objective = self.make_objective()
         objective.begin(self.task, self.draws.fold("objective"))
         made = self.initial()
-        return objective, made, composed(self.method, self.settings, made, objective, self.task.device)
+        return objective, made, composition.composed(self.method, self.settings, made, objective, self.task.device)
 
     def make_objective(self) -> Objective:
         """Return the objective, once it is known to work with the task and the schedule; a closed form's does nothing.
@@ -145,17 +147,15 @@ class Distiller:
         """
         solved = self.method.solve is not None
         objective = Solved() if solved else self.method.make_objective(self.settings)
-        require_precision(self.method, self.precision, objective)
-        if solved:
-            return objective
-        self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
-        objective.check(self.task)
-        require_given(objective, self.schedule)
+        composition.require_precision(self.method, self.precision, objective)
+        if not solved:
+            objective.check(self.task)
+            require_given(objective, self.schedule)
         return objective
 
     def initial(self) -> Parameterization:
         """Build the initialised samples; of a closed form, the finished ones."""
-        with noise_suggested(self.task, self.method, self.budget, self.settings):
+        with composition.noise_suggested(self.task, self.method, self.budget, self.settings):
             return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
@@ -224,20 +224,17 @@ class Distiller:
         return Network(
             self.task,
             schedule.network,
-            schedule.target,
-            self._compiled,
-            run.step,
-            schedule.age,
-            self.precision,
-            self.settings.classes_at_once,
-            schedule.accuracy,
+            target=schedule.target,
+            compiled=self._compiled,
+            step=run.step,
+            age=schedule.age,
+            precision=self.precision,
+            classes_at_once=self.settings.classes_at_once,
+            accuracy=schedule.accuracy,
         )
 
     def operations(self, run: RunState) -> int:
-        """Return the floating-point operations of the first step's objective and gradient, wherever the run is.
-
-        The run stays as it is.
-        """
+        """Return the floating-point operations of the first step's objective and gradient; the run stays as it is."""
         # Put back afterwards, since objectives may learn while they are read, as an adversary does.
         before = run.held()
         first = replace(run, step=0, schedule=EMPTY)
@@ -318,7 +315,8 @@ class Distiller:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
         network, made = self._network(run, schedule), run.parameterization
-        chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if takes_some(self.settings, made) else None
+        some = composition.takes_some(self.settings, made)
+        chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if some else None
         own, read = key.fold("synthetic"), run.objective.samples_read if run.objective.view == "flat" else None
         rows = made.drawn(key.fold("drawn"), read) if chosen is None else chosen.rows.flatten()
         decoded: Batch = made(own) if rows is None else made.part(rows, own)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.budget import find_budget
-from mmdistill.distill import distill
+from mmdistill.distill import distill, identity
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, MemoryExhaustedError, NonFiniteError
@@ -468,3 +468,11 @@ def test_a_set_that_no_step_has_looked_at_is_finite(tmp_path: Path) -> None:
 def test_rates_that_no_float_holds_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is too large, got 1e"):
         distill(BlobTask(), "dd", ipc=1, settings={name: 1e39})
+
+
+def test_a_distiller_describes_its_parts_before_it_makes_them() -> None:
+    distiller = Distiller(BlobTask(), CORE_METHODS["dm"], 1)
+    before = identity(distiller, "dm")["described"]
+    distiller.start()
+    assert identity(distiller, "dm")["described"] == before
+    assert set(before) == {"objective", "schedule"}

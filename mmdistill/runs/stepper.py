@@ -11,15 +11,15 @@ from mmdistill.execution.compilation import CompileMode, worth_compiling
 from mmdistill.networks.schedules import ScheduleState
 from mmdistill.runs.state import RunState
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors
+from mmdistill.task import Batch, ClassBatch
 
 WORTH_COMPILING = 2000
 """With ``auto``, shorter runs on CUDA stay uncompiled: compiling takes about a minute."""
 FEWEST_STEPS = 20
 """With ``auto``, runs of fewer steps stay eager without a look at what their steps cost."""
 
-_Read = tuple[NetworkState, Tensors | None, Tensors | None, Tensor | None, Batch | ClassBatch]
-"""What a step reads that the next one does not: the network, its target with buffers, its accuracy, real samples."""
+_Read = tuple[ScheduleState, Batch | ClassBatch]
+"""What a step reads that the next one does not: what its schedule gave it, and real samples."""
 
 
 class Stepper:
@@ -104,12 +104,10 @@ class Stepper:
             distiller = self.distiller  # not self, which keeps the graph: cycles, and their memory, are freed late
 
             def function(key: Draws, inputs: _Read) -> tuple[Tensor, list[Tensor | None]]:
-                network, target, buffers, accuracy, batch = inputs
-                state = ScheduleState(network, 0, {}, target, buffers, accuracy)
-                return distiller.gradients(run, state, batch, key)
+                return distiller.gradients(run, *inputs, key)
 
             self._replays[active] = Replay(function, self._graph)
-        inputs: _Read = schedule.network, schedule.target, schedule.target_buffers, schedule.accuracy, real
+        inputs = schedule._replace(age=0, memory={}), real  # which the host alone follows, and what no step reads
         loss, found = self._replays[active](key, inputs)
         return loss.clone(), found
 
