@@ -25,6 +25,10 @@ class Recommender(ABC):
     def scorer(self, ridge: float) -> Scorer:
         """Fit with a ridge and return the scoring function."""
 
+    def fitted(self, judged: Judged | None, others: tuple[float, ...] = ()) -> Scorer:
+        """Return the scoring function at the ridge of :meth:`pick`."""
+        return self.scorer(self.pick(judged, others))
+
     def pick(self, judged: Judged | None, others: tuple[float, ...] = ()) -> float:
         """Return the ridge of :attr:`ridges` and some others that scores best.
 

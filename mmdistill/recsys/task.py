@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING, Judging, in_place_of, judging_set
+from mmdistill.abilities import Judging, in_place_of, judging_set
 from mmdistill.checks import require_below_one, require_kind, require_no_features
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, known_name
@@ -19,11 +19,12 @@ from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import multinomial
 from mmdistill.recsys.cleaning import removal_notes
 from mmdistill.recsys.data import Interactions
-from mmdistill.recsys.factorisation import Factorisation, heaviest, is_binary
+from mmdistill.recsys.factorisation import is_binary
+from mmdistill.recsys.judges import JUDGES, RecommenderJudge
 from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
-from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
+from mmdistill.recsys.models import Recommender
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
-from mmdistill.recsys.vae import Rows, VaeProtocol, fit_vae
+from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
@@ -36,17 +37,11 @@ KEPT_NUMBERS = 2**26
 """Of users x items, up to which the real rows stay on a device other than the CPU: 256 MB."""
 FIXED = Draws(0, ("recsys",))
 """The key where nothing is random."""
-RANDOM_JUDGES = ("mult-vae", "als")
-LEARNED_RIDGES = {"inf-ae": "ridge", "ease": "absolute_ridge"}
-"""By judge, the name under which a ridge of its kind travels with a set."""
 VALIDATION_USERS = 10_000
 """Validation data of more users are not read; drawn at random, these tell steps and ridges apart."""
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
-HEAVIEST_NOTE = "als reads binary rows: each user stands for its heaviest items, as many as its weights sum to"
-UNCHOSEN_NOTE = "no validation rows: the ridge is the one learned with the set, or the middle one of the judge's own"
-LAST_NOTE = "no validation rows: the last step of mult-vae is kept"
 GROUPS_NOTE = "ndcg@10 [a-b] is that of users of whom a to b interactions are known"
 
 
@@ -56,6 +51,9 @@ class RecsysTask:
     The default network is the infinitely wide autoencoder, whose predictions come from kernel ridge regression on
     a synthetic set. It has no parameters: its state is empty and, unfitted, it predicts its prior mean 0 for
     every item. A factory of modules from rows to logits makes the task one of that network.
+
+    What is known of a judge is its entry in ``judge_kinds``; a subclass with another one adds it there and to
+    ``judges``.
 
     Args:
         data: the interactions.
@@ -77,7 +75,8 @@ class RecsysTask:
 
     num_classes: int | None = None
     labels: Tensor | None = None
-    judges: Sequence[str] = ("inf-ae", "ease", "mult-vae", "als", "popularity")
+    judge_kinds: Mapping[str, RecommenderJudge] = JUDGES
+    judges: Sequence[str] = tuple(JUDGES)
     selections: Sequence[str] = SELECTIONS
 
     def __init__(
@@ -100,13 +99,13 @@ class RecsysTask:
         require_kind(VaeProtocol, vae=vae)
         if model is None:
             require_no_features(features, "the infinitely wide network")
-        self.data = data
-        self.device = torch.device(device)
-        self.kernel = FullyConnectedKernel(depth=depth)
+        self.data: Interactions = data
+        self.device: torch.device = torch.device(device)
+        self.kernel: FullyConnectedKernel = FullyConnectedKernel(depth=depth)
         trained, tested = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
         self.judging_chosen: Judging = judging_set(judge_epochs, judge_batch, protocol=trained, testing=tested)
         self.protocol = protocol or TESTING
-        self.vae = (vae or TRAINING).lasting(judge_epochs, judge_batch, data.num_users)
+        self.vae: VaeProtocol = (vae or TRAINING).lasting(judge_epochs, judge_batch, data.num_users)
         self.module = None if model is None else FunctionalModule(model, features, self.device)
         self._info: TaskInfo | None = None
         self._points: npt.NDArray[np.float32] | None = None
@@ -157,10 +156,10 @@ class RecsysTask:
 
     def select(self, indices: Tensor) -> Batch:
         """Return real users' training rows, as inputs and as targets."""
-        rows = self._users(indices)
+        rows = self.users(indices)
         return Batch(rows, rows, torch.ones(indices.shape, device=self.device))
 
-    def _users(self, indices: Tensor) -> Tensor:
+    def users(self, indices: Tensor) -> Tensor:
         """Return real users' training rows, ``(*indices.shape, items)``.
 
         They are made anew on a CPU, where this takes no longer than to copy them out of a dense matrix.
@@ -206,27 +205,30 @@ class RecsysTask:
         return Batch(rows, rows, torch.ones(len(rows), device=self.device))
 
     def judge(self, synthetic: Batch | None, name: str, draws: Draws = FIXED) -> Recommender:
-        """Return a judge with a ridge, not fitted yet, on synthetic users (None: on all real ones).
+        """Return a judge, not fitted yet, on synthetic users (None: on all real ones).
 
         Args:
             synthetic: the users.
-            name: any of :attr:`judges` but ``mult-vae``, which is trained.
-            draws: the key of a factorisation's start; the others need none.
+            name: any of :attr:`judges`.
+            draws: the key of a factorisation's start, or of a training; the others need none.
 
         Raises:
             ConfigError: an unknown judge.
             ShapeError: the synthetic users have another number of items.
             UnsupportedError: data too large for the judge, or a missing package.
         """
-        key = known_name("judge", name, [judge for judge in self.judges if judge != "mult-vae"])
+        kind = self._kind(name)
         if synthetic is None:
-            return self._judge_of_all(key, draws)
-        rows = self._fitted_rows(synthetic)
-        if key == "inf-ae":
-            return InfiniteAutoencoder(rows, self.kernel)
-        if key == "als":
-            return Factorisation(heaviest(rows), draws.integer() % 2**31)
-        return Ease(rows) if key == "ease" else Popularity(rows.sum(0))
+            return kind.of_all(self, draws)
+        return kind.of_rows(self, self._fitted_rows(synthetic), draws)
+
+    def _kind(self, name: str) -> RecommenderJudge:
+        """Return what is known of a judge.
+
+        Raises:
+            ConfigError: an unknown one.
+        """
+        return self.judge_kinds[known_name("judge", name, self.judge_kinds)]
 
     def chosen_ridge(self, synthetic: Batch) -> float:
         """Return the infinite autoencoder's ridge that validation data choose on users; its middle one without any."""
@@ -234,21 +236,6 @@ class RecsysTask:
 
     def _fitted_rows(self, synthetic: Batch) -> Tensor:
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
-
-    def _judge_of_all(self, name: str, draws: Draws) -> Recommender:
-        data = self.data
-        if name == "popularity":
-            return Popularity(data.item_counts().to(self.device))
-        if name == "als":
-            return Factorisation(data.parts["train"], draws.integer() % 2**31)
-        if name == "inf-ae":
-            require_solvable(data.num_users, "the infinite autoencoder", "users")
-            return InfiniteAutoencoder(data.rows(np.arange(data.num_users), device=self.device), self.kernel)
-        require_solvable(min(data.num_users, data.num_items), "EASE", "users or items, whichever are fewer")
-        if data.num_users < data.num_items:
-            return Ease(data.rows(np.arange(data.num_users), device=self.device))
-        train = data.parts["train"]
-        return Ease(gram=torch.from_numpy((train.T @ train).toarray()).to(self.device))
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
@@ -265,30 +252,27 @@ class RecsysTask:
             ShapeError: the synthetic users have another number of items.
             UnsupportedError: data too large for the judge, or a missing package.
         """
-        judge = canonical(judge)
-        if judge not in RANDOM_JUDGES:
-            scorer = self._solved(synthetic, judge, draws, learned)
-            found = self._tested(scorer, draws, n)
-            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(synthetic, judge, found)))
-        runs: dict[str, tuple[float, ...]] = {}
-        for index in range(n):
-            key = draws.fold("run", index)
-            train = self._trained if judge == "mult-vae" else self._solved
-            scorer = train(synthetic, judge, key, learned)
-            for name, values in self._tested(scorer, key, 1).items():
-                runs[name] = (*runs.get(name, ()), *values)
-        return Scores(judge, _reported(runs), self._notes(synthetic, judge, runs))
+        kind, judged = self._kind(judge), self._judged()
+        found: dict[str, tuple[float, ...]] = {}
+        for key in [draws.fold("run", index) for index in range(n)] if kind.random else [draws]:
+            scorer = self.judge(synthetic, judge, key).fitted(judged, kind.learned(learned))
+            for name, values in self._tested(scorer, key, 1 if kind.random else n).items():
+                found[name] = (*found.get(name, ()), *values)
+        return Scores(canonical(judge), _reported(found), self._notes(synthetic, kind, found))
 
     def _tested(self, scorer: Scorer, draws: Draws, n: int) -> dict[str, tuple[float, ...]]:
         return self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), n, self.device)
 
-    def _notes(self, synthetic: Batch | None, judge: str, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+    def _notes(
+        self, synthetic: Batch | None, kind: RecommenderJudge, found: Mapping[str, tuple[float, ...]]
+    ) -> tuple[str, ...]:
         """Return what a reader of a judge's metrics must know."""
-        notes: tuple[str, ...] = (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
-        if judge == "als" and synthetic is not None:
-            notes += () if is_binary(self._fitted_rows(synthetic)) else (HEAVIEST_NOTE,)
-        if not self.data.validates and judge != "popularity":
-            notes += (LAST_NOTE if judge == "mult-vae" else UNCHOSEN_NOTE,)
+        notes: tuple[str, ...] = () if kind.random else (CLOSED_FORM_NOTE,)
+        notes += (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
+        if kind.weighted and synthetic is not None and not is_binary(self._fitted_rows(synthetic)):
+            notes += (kind.weighted,)
+        if kind.unvalidated and not self.data.validates:
+            notes += (kind.unvalidated,)
         known = self.data.lengths("train") + self.data.lengths("valid")
         left = self.data.num_items - int(np.median(known))
         if wide := [k for k in self.protocol.ks if k >= left]:
@@ -297,27 +281,12 @@ class RecsysTask:
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of what is set of judging: all but the trained one how they are tested."""
-        return JUDGING if judge == "mult-vae" else ("testing",)
+        return self._kind(judge).reads
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
         """Return for how many passes a judge trains on so many users, None: on all; None of what is solved."""
-        return self.vae.passes(samples or self.data.num_users) if judge == "mult-vae" else None
-
-    def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
-        model = self.judge(synthetic, judge, draws)
-        own = LEARNED_RIDGES.get(judge, "")
-        others = (float(learned[own]),) if own in learned else ()
-        ridge = model.pick(self._judged(), others)
-        return model.scorer(ridge)
-
-    def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
-        judged = self._judged()
-        rows: Rows = self._users
-        users = self.data.num_users
-        if synthetic is not None:
-            fitted = self._fitted_rows(synthetic)
-            users, rows = len(fitted), lambda chosen: fitted[chosen.to(fitted.device)]
-        return fit_vae(rows, users, self.data.num_items, self.vae, judged, draws.fold("train"), self.device)
+        passes = self._kind(judge).epochs
+        return None if passes is None else passes(self, samples or self.data.num_users)
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the validation NDCG@10 of the inner model on synthetic users; None without validation data.
@@ -328,9 +297,9 @@ class RecsysTask:
         judged = self._judged()
         if judged is None:
             return None
-        name = "ease" if LEARNED_RIDGES["ease"] in learned else "inf-ae"
-        model, own = self.judge(synthetic, name), LEARNED_RIDGES[name]
-        ridges = (float(learned[own]), 10 * float(learned[own])) if own in learned else model.ridges
+        name = "ease" if JUDGES["ease"].learned(learned) else "inf-ae"
+        model, own = self.judge(synthetic, name), JUDGES[name].learned(learned)
+        ridges = (*own, *(10 * ridge for ridge in own)) or model.ridges
         return max(model.validate(ridge, judged) for ridge in ridges)
 
     def _judged(self) -> Judged | None:

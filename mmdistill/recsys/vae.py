@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.errors import NonFiniteError
 from mmdistill.recsys.metrics import Judged, Scorer
+from mmdistill.recsys.models import Recommender
 from mmdistill.runtime import Draws
 
 Rows = Callable[[Tensor], Tensor]
@@ -175,3 +176,36 @@ def fit_vae(
                 best, kept = found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(kept)
     return scorer
+
+
+class TrainedAutoencoder(Recommender):
+    """Mult-VAE as a recommender: it has no ridge, and validation data choose which of its checks is kept.
+
+    Args:
+        rows: gives the rows of users to train on.
+        users: how many there are.
+        items: the number of items.
+        protocol: how to train.
+        draws: the key of everything random.
+        device: where to train.
+    """
+
+    ridges = (0.0,)
+
+    def __init__(
+        self, rows: Rows, users: int, items: int, protocol: VaeProtocol, draws: Draws, device: torch.device
+    ) -> None:
+        self.rows = rows
+        self.users = users
+        self.items = items
+        self.protocol = protocol
+        self.draws = draws
+        self.device = device
+
+    def scorer(self, ridge: float) -> Scorer:
+        """Train and return the scoring function of the last check."""
+        return self.fitted(None)
+
+    def fitted(self, judged: Judged | None, others: tuple[float, ...] = ()) -> Scorer:
+        """Train and return the scoring function of the check that scores best, without validation of the last one."""
+        return fit_vae(self.rows, self.users, self.items, self.protocol, judged, self.draws, self.device)

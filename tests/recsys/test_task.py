@@ -3,6 +3,7 @@ import dataclasses
 import pickle
 import warnings
 from importlib.util import find_spec
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from mmdistill.recsys import DOMAIN, RankingProtocol, RecsysTask, load_interacti
 from mmdistill.recsys import task as recsys_module
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.draw import storage_lines
+from mmdistill.recsys.judges import JUDGES
 from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
@@ -157,7 +159,7 @@ def test_the_trained_judge_is_chosen_without_test_interactions(interactions):
     found = []
     for data in (interactions, moved):
         task = RecsysTask(data, vae=VaeProtocol(hidden=20, latent=5, steps=40, batch=60, checks=8, lr=0.1))
-        scorer = task._trained(task.select(torch.arange(40)), "mult-vae", Draws(0), {})
+        scorer = task.judge(task.select(torch.arange(40)), "mult-vae", Draws(0)).fitted(task._judged())
         found.append(scorer(data.rows(range(5))))
     assert torch.equal(*found)
 
@@ -574,6 +576,59 @@ def test_runs_that_patience_ended_are_read_again_and_are_repetitions(tmp_path, c
 
 def test_only_the_trained_judge_reads_epochs_and_minibatches(task):
     assert [judge for judge in task.judges if "epochs" in task.judging_read(judge)] == ["mult-vae"]
+
+
+def test_a_judge_of_which_nothing_is_known_is_refused(interactions):
+    class Forgetful(RecsysTask):
+        judges = (*RecsysTask.judges, "slim")
+
+    task, key = Forgetful(interactions), Draws(0)
+    for ask in (
+        lambda: task.evaluate(task.select(torch.arange(4)), "slim", key, 1, {}),
+        lambda: task.evaluate(None, "slim", key, 1, {}),
+        lambda: task.judge(None, "slim"),
+        lambda: task.judging_read("slim"),
+        lambda: task.judging_epochs("slim", 4),
+    ):
+        with pytest.raises(ConfigError, match="unknown judge 'slim'"):
+            ask()
+
+
+def test_one_entry_is_all_that_another_judge_takes(interactions):
+    class Wider(RecsysTask):
+        judge_kinds: ClassVar = {
+            **JUDGES,
+            "popular-twice": dataclasses.replace(
+                JUDGES["popularity"],
+                of_rows=lambda task, rows, draws: models.Popularity(2 * rows.sum(0)),
+                random=True,
+                reads=("epochs",),
+                weighted="weights count twice",
+                epochs=lambda task, users: 2 * users,
+            ),
+        }
+        judges = tuple(judge_kinds)
+
+    task, batch, key = Wider(interactions), RecsysTask(interactions).select(torch.arange(6)), Draws(0)
+    assert torch.equal(task.judge(batch, "popular-twice").counts, 2 * task.judge(batch, "popularity").counts)
+    assert (task.judging_read("popular-twice"), task.judging_epochs("popular-twice", 6)) == (("epochs",), 12)
+    scores = task.evaluate(batch._replace(inputs=batch.inputs / 2), "popular-twice", key, 2, {})
+    assert "weights count twice" in scores.notes
+    single = task.evaluate(batch, "popularity", key.fold("run", 1), 1, {})
+    assert {name: values[1:] for name, values in scores.values.items()} == single.values
+    assert len(single.notes) == len(scores.notes)  # of which one says that there is no randomness
+    (by_name,) = evaluate(task, batch, judges=["popular-twice"], n=1, baselines=(), progress=None).results[:1]
+    assert by_name.judge == "popular-twice"
+
+
+def test_the_trained_judge_is_made_as_the_others_are(task):
+    batch, key = task.select(torch.arange(12)), Draws(5)
+    for synthetic in (batch, None):
+        scorer = task.judge(synthetic, "mult-vae", key.fold("run", 0)).fitted(on_validation(task, key))
+        expected = task.protocol.evaluate(scorer, task.data, "test", key.fold("run", 0).fold("test"))
+        assert task.evaluate(synthetic, "mult-vae", key, 1, {}).values["ndcg@10"] == expected["ndcg@10"]
+    last = task.judge(batch, "mult-vae", key).scorer(0.0)(batch.inputs)
+    assert torch.equal(last, task.judge(batch, "mult-vae", key).fitted(None)(batch.inputs))
 
 
 def test_methods_refuse_networks_that_they_would_not_train(interactions):
