@@ -270,6 +270,11 @@ def chosen_judging(task: Task) -> Judging:
     return task.judging_chosen if isinstance(task, KeepsJudging) else {}
 
 
+def judge_title(task: Task, judge: str) -> str:
+    """Return what the scores of a task's judge are called: its name, where the task says no more."""
+    return task.judge_title(judge) if isinstance(task, TitlesJudges) else judge
+
+
 ROBUST_METRICS = (
     "label-robust score",
     "augmentation-robust score",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects, TitlesJudges
+from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects, judge_title
 from mmdistill.allocation import allocate
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.coresets import CORESETS, choose_samples, coreset
@@ -157,8 +157,8 @@ def evaluate(
     sources = 1 if robust else 1 + len(baselines)
 
     class_names, usual = task.describe().class_names, task.judges[0]
-    if usual in names and isinstance(task, TitlesJudges):  # else no score is of it, and it may not fit the data at all
-        usual = task.judge_title(usual)
+    if usual in names:  # else no score is of it, and it may not fit the data at all
+        usual = judge_title(task, usual)
 
     def so_far() -> Evaluation:
         beside = {name: summarise(scores, class_names) for name, scores in found.items() if scores}

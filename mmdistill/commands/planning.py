@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 
-from mmdistill.abilities import AsksTeacher, TellsEpochs, TitlesJudges, TrainsTeacher
+from mmdistill.abilities import AsksTeacher, TellsEpochs, TrainsTeacher, judge_title
 from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
@@ -94,7 +95,7 @@ def _judged(config: DistillConfig, task: Task, judges: list[str], epochs: Mappin
         epochs: see :func:`_told`; empty where the set comes with steps, which judges then take.
     """
     epochs = {judge: epochs.get(judge, "") for judge in judges}
-    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    title = partial(judge_title, task)
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
     if len(set(epochs.values())) == 1:
         return ", ".join([*map(title, judges), networks, *([own] if (own := epochs[judges[0]]) else [])])

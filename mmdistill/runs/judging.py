@@ -1,10 +1,11 @@
 """Judging a run: what it asks for and lacks, kept in its folder as it is finished."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdistill.abilities import ROBUST_METRICS, Judging, TitlesJudges, chosen_judging
+from mmdistill.abilities import ROBUST_METRICS, Judging, chosen_judging, judge_title
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import evaluate, find_baselines, find_judges
@@ -96,7 +97,7 @@ def missing(
         metrics: what ``metrics.json`` holds; empty where there is none.
         judging: what the run sets of judging.
     """
-    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    title = partial(judge_title, task)
     results = [entry for entry in metrics.get("results", ()) if entry["metric"] not in ROBUST_METRICS]
     how = {entry["judge"]: entry.get("judging", {}) for entry in results}
     known = metrics.get("baselines", {})
@@ -139,7 +140,7 @@ def _with_kept(
     metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Missing], task: Task, budget: int
 ) -> Mapping[str, Any]:
     """Return metrics with those lacking baselines that are known from other runs, and print which these are."""
-    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    title = partial(judge_title, task)
     baselines = {name: list(entries) for name, entries in metrics.get("baselines", {}).items()}
     known: list[str] = []
     for name, judge in ((name, title(judge)) for part in lacking for name in part.baselines for judge in part.judges):

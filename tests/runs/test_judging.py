@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmdistill.abilities import judge_title
 from mmdistill.cli import main
 from mmdistill.image import ImageTask
 from mmdistill.runs.judging import Missing, missing
@@ -50,6 +51,13 @@ def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     asked = ["mlp"], ["random"]
     assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}, {}) == [Missing(*asked, False)]
     assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}, {}) == [Missing(*asked, True)]
+
+
+def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> None:
+    task = BlobTask()
+    assert judge_title(task, "mlp") == "mlp"
+    task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]
+    assert judge_title(task, "mlp") == "mlp [frepo]"
 
 
 def test_robust_scores_are_no_judgement() -> None:
