@@ -1,9 +1,12 @@
 """Who can judge images, by name: the network distilled with, other networks, and kernels."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from mmdistill.errors import MmdistillError, UnsupportedError
 from mmdistill.image.data import ImageData
+from mmdistill.image.judges import ClosedFormJudge, ImageJudge, NetworkJudge
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
 from mmdistill.image.models import (
     FAMILIES,
@@ -18,6 +21,9 @@ from mmdistill.image.models import (
 from mmdistill.image.protocols import Occasion, Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
+
+if TYPE_CHECKING:  # which has its judges named here
+    from mmdistill.image.task import ImageTask
 
 
 class NamedJudges:
@@ -51,8 +57,13 @@ class NamedJudges:
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
 
+    def judge(self, name: str, task: "ImageTask") -> ImageJudge:
+        """Return the judge of a task by its name, or by the title of its scores; whether there is one shows later."""
+        kernel = kernel_judge(name)
+        return NetworkJudge(task, self, name) if kernel is None else ClosedFormJudge(task, kernel)
+
     def spelled(self, name: str) -> str:
-        """Return a judge's name in its one spelling, the own network's for that network.
+        """Return a network's name in its one spelling, the own network's for that network.
 
         Raises:
             ConfigError: an unknown network.
@@ -64,9 +75,6 @@ class NamedJudges:
                     f"the protocol {self.protocol.name} judges by {own}; choose another, since {reason}"
                 )
             return self.model
-        closed_form = kernel_judge(name)
-        if closed_form is not None:
-            return closed_form.name
         if canonical(name).split("-")[0] not in FAMILIES:
             raise unknown_name("judge", name, (*FAMILIES, *KERNELS), scripts="a network")
         spelled = self._beside_own(name)
@@ -93,12 +101,6 @@ class NamedJudges:
         if model_name(spelling(family, options), shape=self.data.shape) != self.model:
             return spelled
         return self.model if width == self.width else spelling(family, {**parse_model(self.model)[1], "width": width})
-
-    def title(self, name: str) -> str:
-        """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""
-        found = self.network_name(name)
-        trains = kernel_judge(found) is None
-        return f"{found} [{self.protocol.name}]" if trains and self.protocol.name != "default" else found
 
     def kind(self, name: str) -> NetworkKind:
         """Return the kind of a judge's network, by which it may have a rate of its own; a user's is shallow."""

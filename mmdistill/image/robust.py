@@ -4,9 +4,9 @@ The label-robust score asks what is left with hard labels, the augmentation-robu
 augmentation, each beside random real images that are given the same. All accuracies are fractions.
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -90,7 +90,7 @@ def robust_scores(
     known = classes_of(targets, len(task.data.class_names)) if classes is None else classes.to(targets.device)
     hard = synthetic._replace(targets=known)
     teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
-    augmented, plain = (_with_augmentation(task, wanted) for wanted in (True, False))
+    augmented, plain = (task.judged_by(replace(task.chosen, augment=wanted)) for wanted in (True, False))
 
     def accuracy(of: "ImageTask", batch: Batch | None, key: Draws, carried: Mapping[str, Tensor]) -> float:
         return of.evaluate(batch, judge, key, 1, carried).values["accuracy"][0]
@@ -117,10 +117,3 @@ def robust_scores(
         )
     columns = zip(*rows, strict=True)
     return Scores(title, {name: tuple(column) for name, column in zip(ROBUST_METRICS, columns, strict=True)})
-
-
-def _with_augmentation(task: "ImageTask", wanted: bool) -> "ImageTask":
-    """Return the task with judges that all augment, or do not."""
-    other = copy.copy(task)
-    other.judge_augment = wanted
-    return other

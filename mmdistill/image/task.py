@@ -1,14 +1,14 @@
 """Images as a task: class batches from tensors on the device, siamese augmentation, and the field's evaluation."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import get_args
+from typing import Self, get_args
 
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING, Judging, MapReader, NormReader, judging_set
+from mmdistill.abilities import Judging, MapReader, NormReader, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
@@ -17,18 +17,16 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
-from mmdistill.image.judge import Judge, with_learned
-from mmdistill.image.kernel_judge import kernel_judge
+from mmdistill.image.judges import ImageJudge
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
-from mmdistill.image.protocols import JudgingChoices, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
+from mmdistill.image.protocols import JudgingChoices, Protocol, find_protocol
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.views import Views
 from mmdistill.image.whitening import whitened
-from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
+from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import OWN, described_module, task_line
-from mmdistill.networks.fit import Augment
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
 from mmdistill.networks.statistics import settled_by_class
@@ -88,24 +86,31 @@ class ImageTask:
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
         self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
-        self._views = Views(self.augmentation, data.mirror, len(data.class_names))
-        self.judge_augment = judge_augment
-        self.judge_epochs = judge_epochs
-        self.judge_batch = judge_batch
-        self.judge_precision = judge_precision
+        self.views = Views(self.augmentation, data.mirror, len(data.class_names))
         self.protocol = find_protocol(protocol)
-        own = self.protocol.own_settings(judge_augment)
-        self.judging_chosen: Judging = judging_set(judge_epochs, judge_batch, judge_precision, own)
+        self._choose(JudgingChoices(judge_epochs, judge_batch, judge_augment, judge_precision))
         self._named = NamedJudges(data, network, model, self.protocol, device, width)
         self.judges: Sequence[str] = self._named.usual
         self._pixels = Pixels(data, device)
         self._beside_pixels = Elsewhere()
         self._classes = data.train_labels.to(device)
-        self._test = data.test_images.to(device), data.test_labels.to(device)
+        self.test_set = data.test_images.to(device), data.test_labels.to(device)
         self._rows = ClassRows(data.train_labels, len(data.class_names), self._pixels.place)
 
+    def _choose(self, chosen: JudgingChoices) -> None:
+        """Take what is chosen of judging, and what is kept with results."""
+        self.chosen = chosen
+        own = self.protocol.own_settings(chosen.augment)
+        self.judging_chosen: Judging = judging_set(chosen.epochs, chosen.batch, chosen.precision, own)
+
+    def judged_by(self, chosen: JudgingChoices) -> Self:
+        """Return this task, its network and data shared, with other choices of judging."""
+        other = copy.copy(self)
+        other._choose(chosen)
+        return other
+
     def __repr__(self) -> str:
-        sizes = f"{len(self._classes):,} training and {len(self._test[1]):,} test samples"
+        sizes = f"{len(self._classes):,} training and {len(self.test_set[1]):,} test samples"
         return task_line(self, self.data.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
@@ -180,53 +185,33 @@ class ImageTask:
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
-        """Train n fresh judges (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy.
+        """Train n fresh judges and return their last-epoch test accuracy, see :mod:`mmdistill.image.judges`.
 
         Judges in closed form (see :mod:`mmdistill.image.kernel_judge`) have no protocol, and read no learned rates.
 
         Raises:
             UnsupportedError: the whole training set, where it is too large to hold in normalised units.
         """
-        whole = synthetic is None
+        whole, found = synthetic is None, self._judge(judge)
         if whole and (size := 4 * self.data.train_images.numel()) > WHOLE_MOST:
             raise UnsupportedError(
                 f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
             )
-        closed_form = kernel_judge(judge)
-        if whole and closed_form is not None:
-            closed_form.require(len(self._classes))  # before all of them are normalised
+        if whole:
+            found.require(len(self._classes))  # before all of them are normalised
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
-        if closed_form is not None:
-            return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test)
-        named, scores = self._named, not are_probabilities(one_tensor(batch.targets))
-        occasion = named.occasion(judge, len(batch.weight), scores=scores, whole=whole)
-        plan = self._plan(occasion)
-        plan, steps, notes = with_learned(plan, self.protocol, occasion, batch, learned)
-        views = partial(self._views, plan, n)
-        augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
-        if plan.teacher is not None:
-            augment = plan.teacher.asking(self, self.data.whole_epochs, augment)
-            notes += (plan.teacher.note(self.network_name, self.data.whole_epochs),)
-        classes = len(self.data.class_names)
-        notes += whole_note(plan, occasion, self.judging_epochs(judge, classes))
-        scorer = Judge(named.network(judge), named.title(judge), classes, plan, augment, steps, notes)
-        return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
+        return found.score(batch, draws, n, learned, whole=whole)
 
-    def _plan(self, occasion: Occasion) -> Plan:
-        """Return how a judge trains by the protocol and what the user chose."""
-        chosen = JudgingChoices(self.judge_epochs, self.judge_batch, self.judge_augment, self.judge_precision)
-        return plan_for(self.protocol, self.data, occasion, chosen)
+    def _judge(self, name: str) -> ImageJudge:
+        return self._named.judge(name, self)
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
         """Return for how many epochs a judge trains on so many images, None: on all of them; None of a kernel."""
-        if kernel_judge(judge) is not None:
-            return None
-        return self._plan(self._named.occasion(judge, samples or len(self._classes), whole=samples is None)).fit.epochs
+        return self._judge(judge).epochs(samples)
 
     def judging_teacher(self, judge: str) -> str:
         """Return which network labels what a judge trains on and whether it trains first; empty where none does."""
-        teacher = None if kernel_judge(judge) is not None else self.protocol.teacher
-        return "" if teacher is None else teacher.foretold(self, self.data.whole_epochs)
+        return self._judge(judge).teacher
 
     def robust(
         self,
@@ -243,7 +228,7 @@ class ImageTask:
         Raises:
             UnsupportedError: a judge that does not train.
         """
-        if kernel_judge(judge) is not None:
+        if "epochs" not in self.judging_read(judge):
             raise UnsupportedError(
                 f"robust scores compare trainings with and without augmentation, and {judge} does not train"
             )
@@ -263,15 +248,15 @@ class ImageTask:
 
     def judge_name(self, name: str) -> str:
         """Return a judge's name in its one spelling; see :class:`~mmdistill.image.named_judges.NamedJudges`."""
-        return self._named.spelled(name)
+        return self._judge(name).name
 
     def judge_title(self, judge: str) -> str:
         """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""
-        return self._named.title(judge)
+        return self._judge(judge).title
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of what is set of judging: a kernel nothing."""
-        return JUDGING if kernel_judge(judge) is None else ()
+        return self._judge(judge).reads
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""

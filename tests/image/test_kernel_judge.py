@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import JUDGING
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.kernel_judge import NOTE, KernelJudge, kernel_judge
+from mmdistill.image.named_judges import NamedJudges
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch
+from mmdistill.task import Batch, Scores
 
 KEY = Draws(4)
 
@@ -83,6 +85,34 @@ def test_names_say_the_kernel(digits: ImageTask) -> None:
     assert kernel_judge("ntk-d0") is kernel_judge("ntkk") is kernel_judge("convnet") is None
     with pytest.raises(ConfigError, match="unknown judge 'ntk-cnv'; did you mean 'ntk-conv'"):
         digits.judge_name("ntk-cnv")
+
+
+def test_another_sort_of_judge_is_one_class(digits: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Guess:
+        name, title, reads, teacher = "guess", "guess [always 3]", ("epochs",), "nobody, who trains first"
+
+        def epochs(self, samples: int | None) -> int | None:
+            return samples
+
+        def require(self, samples: int) -> None:
+            raise UnsupportedError(f"{samples} are too many")
+
+        def score(self, batch: Batch, draws: Draws, n: int, learned: object, *, whole: bool) -> Scores:
+            return Scores(self.title, {"accuracy": (len(batch.weight) / 100,) * n})
+
+    monkeypatch.setattr(NamedJudges, "judge", lambda self, name, task: Guess())
+    assert (digits.judge_name("Guess"), digits.judge_title("guess")) == ("guess", "guess [always 3]")
+    assert (digits.judging_read("guess"), digits.judging_epochs("guess", 7)) == (("epochs",), 7)
+    assert digits.judging_teacher("guess") == "nobody, who trains first"
+    assert digits.evaluate(digits.select(torch.arange(30)), "guess", KEY, 2, {}).values == {"accuracy": (0.3, 0.3)}
+    with pytest.raises(UnsupportedError, match="1297 are too many"):
+        digits.evaluate(None, "guess", KEY, 1, {})
+
+
+def test_both_sorts_tell_what_they_read_by_name_and_by_title(digits: ImageTask) -> None:
+    kip = image_task("digits", width=8, protocol="kip")
+    assert [kip.judging_read(name) for name in ("mlp", "mlp [kip]", "ntk", "NNGP-d2")] == [JUDGING, JUDGING, (), ()]
+    assert [digits.judging_epochs(name, 10) for name in ("mlp", "ntk")] == [3, None]
 
 
 def test_no_protocol_and_no_learned_rate_moves_them(digits: ImageTask) -> None:

@@ -355,7 +355,7 @@ def test_idcs_judges_colour_and_warp_each_minibatch(digits: ImageTask) -> None:
     images = torch.randn(60, 1, 8, 8)
     flat = Batch(images, torch.zeros(60, dtype=torch.long), torch.ones(60))
     whole = plan("idc", data, whole=True)  # without CutMix
-    found = [task._views(whole, 2, KEY.fold(index), flat).inputs for index in range(12)]
+    found = [task.views(whole, 2, KEY.fold(index), flat).inputs for index in range(12)]
     changed = [(one - images).abs().flatten(1).amax(1) > 1e-3 for one in found]  # type: ignore[operator]
     assert all(bool(every.all()) for every in changed)  # colour changes every image, whatever else is drawn
     kept_zero = [(one == 0).flatten(1).double().mean(1).view(2, 30) for one in found]  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import chosen_judging
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
@@ -42,20 +43,19 @@ class Told(ImageTask):
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
         if synthetic is None:
-            return Scores(judge, {"accuracy": (0.9 - 0.3 * (not self.judge_augment),)})
+            return Scores(judge, {"accuracy": (0.9 - 0.3 * (not self.chosen.augment),)})
         targets = synthetic.targets
         assert isinstance(targets, Tensor)
         random = bool((synthetic.weight == 2).all())
         self.keys.setdefault(draws.integer(), []).append(random)
         assert bool(learned) != random
         value = (0.4 if random else 0.7) if targets.is_floating_point() else 0.5
-        return Scores(judge, {"accuracy": (value - (0.05 if random else 0.2) * (not self.judge_augment),)})
+        return Scores(judge, {"accuracy": (value - (0.05 if random else 0.2) * (not self.chosen.augment),)})
 
 
 def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
     base = image_task("digits", model="mlp", width=8)
-    task = Told(base.data, base.network, "mlp", base.device)
-    task.judge_augment = False  # what is compared says itself whether it is augmented
+    task = Told(base.data, base.network, "mlp", base.device, judge_augment=False)  # what is compared says it itself
     monkeypatch.setattr(scores, "trained_teacher", lambda task, epochs: task.init(Draws(0)))
     real = task.select(torch.arange(20))
     soft = Batch(real.inputs, torch.full((20, 10), 0.1), real.weight)
@@ -78,6 +78,32 @@ def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatc
     assert found["hard-label gap"] == pytest.approx([0.4, 0.4])
 
 
+def test_a_task_that_is_judged_otherwise_says_so() -> None:
+    task = image_task("digits", model="mlp", width=8, judge_epochs=3, judge_augment=True)
+    other = task.judged_by(replace(task.chosen, epochs=5, augment=False))
+    assert (task.judging_chosen, task.judging_epochs("mlp", 10)) == ({"epochs": 3, "protocol": "augmentation on"}, 3)
+    assert (other.judging_chosen, other.judging_epochs("mlp", 10)) == ({"epochs": 5, "protocol": "augmentation off"}, 5)
+    assert other.network is task.network
+    with pytest.raises(ConfigError, match="judge_epochs is a whole number of at least 1, got 0"):
+        task.judged_by(replace(task.chosen, epochs=0))
+
+
+def test_both_sides_of_robustness_say_how_they_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, said = image_task("digits", model="mlp", width=8), []
+
+    def told(self: ImageTask, *_: object) -> Scores:
+        said.append(dict(chosen_judging(self)))
+        return Scores("mlp", {"accuracy": (0.5,)})
+
+    monkeypatch.setattr(ImageTask, "evaluate", told)
+    batch = task.select(torch.arange(10))
+    task.robust(batch, "mlp", Draws(0), 1, {}, lambda draws: batch)
+    sides = [{"protocol": f"augmentation {side}"} for side in ("on", "off")]
+    assert all(side in said for side in sides)
+    assert all(found in sides for found in said)
+    assert task.judging_chosen == {}
+
+
 def test_a_distilled_set_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     task = image_task("digits", model="mlp", width=8, judge_epochs=3)
     result = distill(task, "dm", ipc=1, settings={"steps": 2, "real_batch": 4})
@@ -87,7 +113,7 @@ def test_a_distilled_set_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
             if synthetic is None:
                 return Scores(judge, {"accuracy": (0.9,)})
             own = torch.equal(synthetic.inputs, result.batch.inputs)  # type: ignore[arg-type]
-            lost = 0.0 if self.judge_augment else 0.2 if own else 0.05
+            lost = 0.0 if self.chosen.augment else 0.2 if own else 0.05
             return Scores(judge, {"accuracy": ((0.7 if own else 0.4) - lost,)})
 
         given.setattr(ImageTask, "evaluate", told)

@@ -64,7 +64,7 @@ def test_a_rows_overrides_reach_its_task_and_method(scripts: Any) -> None:
     settings = found.method.settings(1)
     assert (settings.steps, settings.optimizers["codes"].lr) == (3, 0.5)
     assert (found.method.storage, found.method.label) == ("upsample-2", "teacher")
-    assert (found.task.judge_epochs, found.judging, found.precision) == (7, {"epochs": 7}, "mixed")
+    assert (found.task.chosen.epochs, found.judging, found.precision) == (7, {"epochs": 7}, "mixed")
 
 
 def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) -> None:
