@@ -6,7 +6,8 @@ Three lines::
     result = distill(task, "dm", ipc=10)
     evaluate(task, result)
 
-``method_names(task)`` lists the methods that ``distill`` takes by name. ``METHODS`` is not that list: it has the six
+``method_names(task)`` lists the methods that ``distill`` takes by name, and ``method_settings(task, "dm", ipc=10)`` is
+what one takes. ``METHODS`` is not that list: it has the six
 made of parts that belong to no kind of data, as :class:`~mmdistill.method.Method` values with published settings,
 without the presets that a name stands for on some data sets. Images have all six by name, texts ``dc`` and ``dm``.
 """
@@ -20,6 +21,7 @@ from mmdistill import errors as errors
 
 if TYPE_CHECKING:
     from mmdistill.distill import distill as distill
+    from mmdistill.distill import method_settings as method_settings
     from mmdistill.distilled import DistilledSet as DistilledSet
     from mmdistill.errors import MmdistillError as MmdistillError
     from mmdistill.evaluate import evaluate as evaluate
@@ -51,6 +53,7 @@ _HOMES = {
     "save_evaluation": ("mmdistill.runs.saving", "save_evaluation"),
     "selection": ("mmdistill.selections", "selection"),
     "method_names": ("mmdistill.registry", "method_names"),
+    "method_settings": ("mmdistill.distill", "method_settings"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
     "MmdistillError": ("mmdistill.errors", "MmdistillError"),
@@ -79,6 +82,7 @@ __all__ = [
     "image_task",
     "import_set",
     "method_names",
+    "method_settings",
     "pictures",
     "recsys_task",
     "save_evaluation",

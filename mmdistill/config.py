@@ -10,6 +10,7 @@ import yaml
 from mmdistill.checks import has_type, require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
+from mmdistill.files.paths import users_path
 from mmdistill.files.plain_yaml import settings_by_name
 from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
 from mmdistill.runs.folder import IMPORTED, holds_work
@@ -203,7 +204,7 @@ class DistillConfig:
     def folder(self) -> Path:
         """Return the run folder."""
         if self.out:
-            return Path(self.out)
+            return users_path(self.out)
         budget = next(iter(self.budgets().values()), 0)
         name = self.method if self.parameterization is None else f"{self.method}-{self.parameterization}"
         seed = f"-seed{self.seed}" if self.seed else ""

@@ -21,6 +21,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import explained
 from mmdistill.execution.precision import Precision
 from mmdistill.files.locks import sole_writer
+from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
@@ -37,6 +38,7 @@ from mmdistill.runs.loop import take_steps
 from mmdistill.runs.mending import whole_set
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws, checked_seed
+from mmdistill.settings import Settings
 from mmdistill.store import as_json, read_json
 from mmdistill.task import Task, TaskInfo, require_task
 
@@ -60,6 +62,38 @@ def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[M
     info = task.describe()
     found = get_method(get_domain(info.domain), method, info.data, schedule)
     return found.for_classes(task.num_classes), canonical(method)
+
+
+def method_settings(
+    task: Task,
+    method: Method | str,
+    *,
+    budget: int | None = None,
+    ipc: int | None = None,
+    nodes: int | None = None,
+    users: int | None = None,
+    bytes: str | int | None = None,
+    schedule: Schedule = "published",
+) -> Settings:
+    """Return the settings that :func:`distill` would take of a method, of which ``settings=`` replaces some.
+
+    Args:
+        task: what to distil.
+        method: a name in the task's domain, or a :class:`~mmdistill.method.Method`.
+        budget: how many synthetic samples, in the unit of the task; by their own names ``ipc`` (per class), ``nodes``
+            or ``users`` (in all), or ``bytes``. One of them.
+        ipc: see ``budget``.
+        nodes: see ``budget``.
+        users: see ``budget``.
+        bytes: see ``budget``.
+        schedule: ``published``, or ``reduced`` for a CPU.
+    Raises:
+        ConfigError: an unknown method, or a budget in another unit.
+    """
+    require_task(task)
+    found, _ = find_method(task, method, schedule)
+    found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=0)
+    return found.settings(size)
 
 
 def find_parameterization(task: Task, parameterization: Storage | str) -> Storage:
@@ -160,22 +194,25 @@ def distill(
     if resume not in (True, False, "auto"):
         raise ConfigError(f"resume is True, False or 'auto', got {resume!r}")
     require_kind(bool, overwrite=overwrite)
+    require_kind(str, name=name)
     if resume == "auto" and overwrite:
         raise ConfigError("resume='auto' keeps what there is, which overwrite=True replaces: leave one of them out")
     if out == "":
         raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
     if resume and out is None:
         raise ConfigError("resuming needs the folder of the run")
-    found, own_name = find_method(task, method, schedule)
+    usual, own_name = find_method(task, method, schedule)
     name = name or own_name
     storage = None if parameterization is None else find_parameterization(task, parameterization)
-    found = found.customised(storage, label, settings)
+    found = usual.customised(storage, label, settings)
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed)
     if settings and ranks.is_first():
-        for unread in without_effect(task, found, size, settings):
+        own = asdict(usual.settings(size))
+        changed = {name: value for name, value in settings.items() if name not in own or own[name] != value}
+        for unread in without_effect(task, found, size, changed):
             logger.warning("%s does not read %s, which changes nothing", found.title, unread)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else users_path(out)
     if folder is not None:
         require_free(folder, other="another folder")
     if resume is True and folder is not None and ranks.size() == 1 and not is_started(folder):

@@ -21,6 +21,7 @@ from mmdistill.errors import (
     UnsupportedError,
 )
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.paths import users_path
 from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.names import first_few
 from mmdistill.runs.folder import HISTORY, SAMPLES, SET, is_finished, runs_within
@@ -137,7 +138,7 @@ class DistilledSet:
 
         Its history goes into ``history.json``; without one none is written, but an empty one in the place of another's.
         """
-        folder, tensors = Path(folder), self.tensors()
+        folder, tensors = users_path(folder), self.tensors()
         content = {name: value for name, value in self.__dict__.items() if name not in KEPT_APART}
         content |= {
             "version": SET_VERSION,
@@ -170,7 +171,7 @@ class DistilledSet:
         Raises:
             CheckpointError: a file is missing, damaged, or of another version.
         """
-        folder = Path(folder)
+        folder = users_path(folder)
         if not is_finished(folder):
             raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing){runs_within(folder)}")
         content = read_json(folder / SET)

@@ -8,6 +8,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.locks import sole_writer
+from mmdistill.files.paths import users_path
 from mmdistill.imports import LEARNED
 from mmdistill.names import known_name
 from mmdistill.registry import get_domain
@@ -44,7 +45,7 @@ def export(
             f"a DistilledSet is exported, got {type(distilled).__name__}; DistilledSet.load(folder) reads that of a run"
         )
     require_forms(distilled.batch, distilled.info.forms)
-    domain, folder = get_domain(distilled.info.domain), Path(folder)
+    domain, folder = get_domain(distilled.info.domain), users_path(folder)
     key = known_name(f"export format for {domain.name} data", format, domain.exports)
     identity = digest_of(distilled.tensors())
     with sole_writer(folder) as alone:

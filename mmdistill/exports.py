@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
+from mmdistill.files.paths import users_path
 from mmdistill.runs.written import note_written, written_files
 from mmdistill.store import read_json
 from mmdistill.task import Task
@@ -70,7 +71,7 @@ def task_exporter(write: Callable[[DistilledSet, Path, Callable[[], Task]], list
             distilled.require(found.describe())
             return found
 
-        return write(distilled, Path(folder), real)
+        return write(distilled, users_path(folder), real)
 
     return written
 

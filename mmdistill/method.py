@@ -15,7 +15,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
-from mmdistill.settings import TRAINING, OptimizerSpec, Settings, known_names, own_names, watched
+from mmdistill.settings import TRAINING, OptimizerSpec, Settings, as_settings, known_names, own_names, watched
 from mmdistill.task import Task
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
@@ -230,12 +230,12 @@ class Method:
         Raises:
             ConfigError: something that the method does not read, or an unknown setting.
         """
-        changes = dict(settings or {})
-        if unnamed := [name for name in changes if not isinstance(name, str)]:
+        if unnamed := [name for name in settings or {} if not isinstance(name, str)]:
             raise ConfigError(f"settings are called by their names, got {unnamed[0]!r}")
-        own = set() if self.solve is None else own_names(self.settings(1))  # of one class, whatever the budget
-        read = own | {"teacher_epochs"} if self.label == "teacher" else own  # all that a closed form may read
-        idle = [f"--{name.replace('_', '-')}" for name in changes if name not in read]
+        changes, own = as_settings(settings or {}), self.settings(1)  # of one class, whatever the budget
+        read = own_names(own) | ({"teacher_epochs"} if self.label == "teacher" else set())  # all that a closed form may
+        moved = [name for name, value in changes.items() if not hasattr(own, name) or getattr(own, name) != value]
+        idle = [f"--{name.replace('_', '-')}" for name in moved if name not in read]
         if idle and self.solve is not None:
             raise ConfigError(
                 f"{self.title} has a closed form and takes no steps, so {', '.join(idle)} would do nothing"
@@ -272,7 +272,9 @@ class Method:
         Raises:
             ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
         """
-        require_settings(changes, known_names(), f"{', '.join(Settings.__dataclass_fields__)}, and the method's own")
+        mine = self.settings(1).__dataclass_fields__
+        unknown = [name for name in changes if name not in mine and name not in known_names()]
+        require_settings(unknown, mine)
 
         def changed(own: Settings) -> Settings:
             require_settings(changes, {**Settings.__dataclass_fields__, **own.__dataclass_fields__})

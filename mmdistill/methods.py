@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from mmdistill.files.paths import users_path
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.networks.difficulty import BY_TEN, Scoring
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe
@@ -102,7 +102,7 @@ def experts_by(
             recipe = ScheduledRecipe(
                 own, settings.augment, precision=settings.expert_precision, curriculum=lessons, scoring=scoring
             )
-        folder = Path(settings.expert_folder) if settings.expert_folder else None
+        folder = users_path(settings.expert_folder) if settings.expert_folder else None
         window = StartWindow(settings.start_first, settings.start_bound, settings.start_steps)
         return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder, window)
 

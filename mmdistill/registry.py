@@ -11,6 +11,7 @@ from mmdistill.choices import Schedule as Schedule
 from mmdistill.choices import SplitBy, TrainingPrecision
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.exports import Exporter
+from mmdistill.files.paths import users_path
 from mmdistill.imports import Importer
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
@@ -228,7 +229,7 @@ def domain_of(
         if _knows(domain, data):
             return domain
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
-    path = Path(data)
+    path = users_path(data)
     if path.exists():
         accepting = [domain for domain in domains if domain.accepts(path)]
         named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
@@ -258,7 +259,7 @@ def located(data: str) -> str:
     for domain in map(get_domain, DOMAIN_PACKAGES):
         if _knows(domain, data):
             return canonical(data) if canonical(data) in domain.datasets else data
-    return str(Path(data).absolute()) if Path(data).exists() else data
+    return str(users_path(data).absolute()) if users_path(data).exists() else data
 
 
 def _knows(domain: Domain, data: str) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmdistill.checks import is_of
 from mmdistill.errors import ConfigError
+from mmdistill.files.paths import users_path
 
 GUMBEL_LOWEST = -5.0
 """Where Gumbel draws end, whose distribution function is 1e-64 there: a uniform draw of exactly 0 gives no infinity."""
@@ -299,7 +300,7 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("MMDISTILL_CACHE")
     if chosen:
-        return Path(chosen)
+        return users_path(chosen)
     place = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not place.is_absolute():  # which its standard has ignored
         try:
@@ -312,7 +313,7 @@ def cache_folder() -> Path:
 def data_root() -> Path:
     """Return the root of all data sets (``MMDISTILL_DATA``, else the cache folder's ``data``)."""
     chosen = os.environ.get("MMDISTILL_DATA")
-    return Path(chosen) if chosen else cache_folder() / "data"
+    return users_path(chosen) if chosen else cache_folder() / "data"
 
 
 def remove_parts(folder: Path, alone: bool = True) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from mmdistill.checks import are_numbers, is_of, require_at_least, require_below_one
 from mmdistill.choices import InitKind as InitKind
 from mmdistill.choices import InnerOptimizer, MaskedBy, TrainingPrecision
-from mmdistill.errors import ConfigError, require_choice
+from mmdistill.errors import ConfigError, did_you_mean, require_choice
 
 LEAST: Mapping[str, float] = {
     "steps": 0,
@@ -266,6 +266,38 @@ TRAINING = tuple(
     or entry.name in ("outer_steps", "kept_steps", "ridge")
 )
 """Settings of the networks' training, which mean something only to schedules and objectives that read them."""
+
+
+def as_settings(given: Mapping[str, object]) -> dict[str, object]:
+    """Return settings as they are in Python where they come as a set's ``settings`` do, or as JSON made them.
+
+    Optimizers may be mappings of their fields, and tuples lists.
+
+    Raises:
+        ConfigError: an optimizer without a name, or with a field that there is not.
+    """
+    found = {name: _as_tuples(value) for name, value in given.items()}
+    groups = found.get("optimizers")
+    if isinstance(groups, Mapping):
+        found["optimizers"] = {group: _as_optimizer(group, spec) for group, spec in groups.items()}
+    return found
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _as_optimizer(group: object, spec: object) -> object:
+    if not isinstance(spec, Mapping):
+        return spec
+    known = OptimizerSpec.__dataclass_fields__
+    if "name" not in spec:
+        raise ConfigError(f"the optimizer of {group!r} needs a name ({', '.join(get_args(OptimizerName))})")
+    if unknown := [name for name in spec if name not in known]:
+        hint = did_you_mean(str(unknown[0]), known)
+        raise ConfigError(f"the optimizer of {group!r} has no {unknown[0]!r}{hint} (there are: {', '.join(known)})")
+    values: dict[str, Any] = {name: _as_tuples(value) for name, value in spec.items()}
+    return OptimizerSpec(**values)
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -207,7 +207,10 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"init": "realz"}, "is real or noise or .*, got 'realz'; did you mean 'real'"),
         ({1: 2}, "settings are called by their names, got 1"),
         ({"optimizers": 3}, "optimizers are a mapping from groups to OptimizerSpecs, got 3"),
-        ({"optimizers": {"codes": {"lr": 1.0}}}, "the optimizer of 'codes' is an OptimizerSpec, got dict"),
+        ({"optimizers": {"codes": 1.0}}, "the optimizer of 'codes' is an OptimizerSpec, got float"),
+        ({"optimizers": {"codes": {"lr": 1.0}}}, r"the optimizer of 'codes' needs a name \(sgd, adam, "),
+        ({"optimizers": {"codes": {"name": "sgd", "rl": 1}}}, "optimizer of 'codes' has no 'rl'; did you mean 'lr'"),
+        ({"iterations": 3}, r"unknown setting 'iterations'.* \(there are: steps, .*, interactions_per_user\)"),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes: dict[str, object], message: str) -> None:

@@ -19,7 +19,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from mmdistill.distill import distill, identity
+from mmdistill.distill import distill, identity, method_settings
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
@@ -37,11 +37,12 @@ from mmdistill.networks import clock
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.progress import StepProgress
 from mmdistill.recsys import load_interactions, recsys_task
-from mmdistill.registry import get_domain
+from mmdistill.registry import get_domain, get_method, located
+from mmdistill.reporting.compare import compare
 from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runs.saving import draw, pictures, save_evaluation
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, Task, TaskInfo
+from mmdistill.task import Batch, ClassBatch, Dims, Task, TaskInfo, one_tensor
 from mmdistill.text.data import load_text
 from mmdistill.text.task import text_task
 from tests.toys import BlobTask
@@ -387,3 +388,70 @@ def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path: Path) -> None:
     for wrong in (True, 1.5, -1):
         with pytest.raises(ConfigError, match="checkpoint_every is a number of steps"):
             distill(task, "dm", ipc=1, checkpoint_every=wrong)  # type: ignore[arg-type]
+
+
+def test_settings_of_a_set_are_settings_again(tmp_path: Path) -> None:
+    task = BlobTask()
+    made = distill(task, "dc", ipc=2, settings={**SHORT, "outer_steps": 2}, out=tmp_path / "run")
+    again = distill(task, "dc", ipc=2, settings=made.settings)
+    assert torch.equal(one_tensor(again.batch.inputs), one_tensor(made.batch.inputs))
+    loaded = DistilledSet.load(tmp_path / "run").settings  # whose tuples JSON made lists
+    further = distill(task, "dc", ipc=2, settings={**loaded, "steps": 3})
+    assert further.settings == {**made.settings, "steps": 3}
+
+
+def test_settings_of_a_closed_form_are_settings_again_unless_they_would_do_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = an_image_task()
+    made = distill(task, "random-soft", ipc=1, settings={"teacher_epochs": 1})
+    again = distill(task, "random-soft", ipc=1, settings=made.settings)
+    assert again.settings == made.settings
+    with pytest.raises(ConfigError, match="has a closed form and takes no steps, so --real-batch would do nothing"):
+        distill(task, "random-soft", ipc=1, settings={**made.settings, "real_batch": 3})
+    distill(task, "dm", ipc=1, settings={**distill(task, "dm", ipc=1, settings=SHORT).settings, "ridge": 0.5})
+    assert [record.getMessage() for record in caplog.records if "does not read" in record.getMessage()] == [
+        "DM does not read ridge, which changes nothing"
+    ]
+
+
+def test_the_settings_that_a_method_would_take() -> None:
+    task = an_image_task()
+    found = method_settings(task, "DM", ipc=10)
+    assert found == get_method(get_domain("image"), "dm", "digits").settings(10)
+    assert method_settings(task, CORE_METHODS["dm"], ipc=10) == CORE_METHODS["dm"].settings(10)
+    with pytest.raises(ConfigError, match="ipc"):
+        method_settings(task, "dm", nodes=10)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    task = BlobTask()
+    made = distill(task, "dm", ipc=1, settings={**SHORT, "steps": 1}, out="~/runs/dm")
+    made.save("~/copy")
+    assert torch.equal(one_tensor(DistilledSet.load("~/runs/dm").batch.inputs), one_tensor(made.batch.inputs))
+    assert (tmp_path / "copy" / "distilled.json").is_file()
+    images = torch.randint(0, 255, (8, 1, 4, 4), dtype=torch.uint8)
+    torch.save({"images": images, "labels": torch.arange(8) % 2}, tmp_path / "a.pt")
+    data = load("~/a.pt")
+    assert data.name == str(tmp_path / "a.pt")
+    assert located("~/a.pt") == data.name
+    assert not list(Path().iterdir())
+
+
+def test_a_name_is_a_text() -> None:
+    with pytest.raises(ConfigError, match="name is a str, got 3"):
+        distill(BlobTask(), "dm", ipc=1, name=3)  # type: ignore[arg-type]
+
+
+def test_data_of_one_name_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    for seed in range(2):
+        pictures = (40 * (torch.arange(40) % 2)[:, None, None] + torch.randint(0, 99, (40, 4, 4))).to(torch.uint8)
+        task = image_task((pictures, torch.arange(40) % 2), model="mlp", width=4, judge_epochs=1)
+        made = distill(task, "dm", ipc=1, settings=SHORT, seed=seed, out=tmp_path / str(seed))
+        save_evaluation(task, made, evaluate(task, made, n=1, baselines=[]), tmp_path / str(seed))
+    found = compare(tmp_path)
+    assert [len(row.folders) for row in found.results] == [1, 1]
+    assert len({row.fingerprint for row in found.results}) == 2

@@ -10,6 +10,7 @@ from mmdistill.commands.assigned import assigned
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
 from mmdistill.names import OWN_ENCODERS, canonical, in_words
@@ -38,9 +39,9 @@ def placed(config: DistillConfig) -> DistillConfig:
     """
     experts, encoder = config.expert_folder, config.encoder
     if experts:
-        experts = str(Path(experts).absolute())
-    if encoder and encoder.strip().lower() not in OWN_ENCODERS and Path(encoder).is_dir():
-        encoder = str(Path(encoder).absolute())
+        experts = str(users_path(experts).absolute())
+    if encoder and encoder.strip().lower() not in OWN_ENCODERS and users_path(encoder).is_dir():
+        encoder = str(users_path(encoder).absolute())
     return replace(config, expert_folder=experts, encoder=encoder)
 
 

@@ -15,6 +15,7 @@ from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first
 from mmdistill.evaluate import find_baselines
 from mmdistill.export import export
 from mmdistill.files.locks import sole_writer
+from mmdistill.files.paths import users_path
 from mmdistill.metrics import dropped_baselines, former_metrics, of_same_test, read_metrics
 from mmdistill.names import canonical, first_few, split_names, unknown_name
 from mmdistill.networks.minibatches import carries_steps
@@ -80,7 +81,7 @@ def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> Non
         MmdistillError: the error of the only run.
         ConfigError: naming those of several with which it failed.
     """
-    runs = {run.resolve(): run for folder in folders for run in runs_in(Path(folder))}
+    runs = {run.resolve(): run for folder in folders for run in runs_in(users_path(folder))}
     if len(runs) == 1:
         command(*runs.values())
         return
@@ -214,10 +215,10 @@ def export_command(run: str, format: str, to: str | None) -> None:
     """
     if to is not None and (not to.strip() or os.path.realpath(to) == os.path.realpath(run)):
         raise ConfigError(f"--to names a folder of the export's own, got {to!r}; without it that is {run}/export")
-    distilled = _finished_set(Path(run))
+    distilled = _finished_set(users_path(run))
     if (Path(run) / CONFIG).exists():  # of a run that was made in Python there is none
         require_own_config(DistillConfig.load(Path(run) / CONFIG), distilled, Path(run))
-    folder = Path(run) / EXPORT if to is None else Path(to)
+    folder = Path(run) / EXPORT if to is None else users_path(to)
     if to is None:
         require_free(Path(run), other="another folder (--to)")
     written = export(distilled, format, folder, lambda: _task_of(_read_run(Path(run))[0], distilled))

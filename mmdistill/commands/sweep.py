@@ -7,7 +7,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdistill.abilities import chosen_judging
@@ -20,6 +19,7 @@ from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
+from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, read_metrics, recorded
 from mmdistill.names import as_argument, canonical, split_names
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
@@ -62,7 +62,7 @@ def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool) -> N
     kinds = {choose_device(device).type for device in devices}
     if len(kinds) > 1 and common.precision == "auto":
         raise ConfigError(f"--precision is another one on {' and '.join(sorted(kinds))}; name the one of all runs")
-    if holds_work(Path(str(asked.out))):
+    if holds_work(users_path(str(asked.out))):
         raise ConfigError(f"{asked.out} holds a run of its own, and a sweep's folder holds those of its runs")
     for config in configs:
         require_own_folder(config)
@@ -72,7 +72,7 @@ def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool) -> N
     if dry_run:
         print(aligned([[str(config.folder()), found] for config, found in states.items()]))
         return
-    folder = Path(str(asked.out))
+    folder = users_path(str(asked.out))
     with sole_writer(folder):
         counts = Counter(states.values())
         print(f"runs in {folder}: {', '.join(f'{count} {found}' for found, count in counts.items())}")
@@ -108,7 +108,7 @@ def planned(asked: SweepConfig, common: DistillConfig) -> list[DistillConfig]:
             for method in methods:
                 own: dict[str, Any] = {"method": method, unit: budget, "seed": seed}
                 config = replace(common, **own)
-                found.append(replace(config, out=str(Path(str(asked.out)) / config.folder().name)))
+                found.append(replace(config, out=str(users_path(str(asked.out)) / config.folder().name)))
     return list(dict.fromkeys(found))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, to_install
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS, TORCH
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
@@ -199,7 +200,7 @@ def load_graph(
     key = canonical(str(source))
     if key in SOURCES:
         return _named(key, split, seed, SOURCES[key].inductive if inductive is None else inductive)
-    path = Path(source)
+    path = users_path(source)
     if path.suffix.lower() not in (*TORCH, SAFETENSORS):
         if not path.exists():
             raise unknown_data("graph", str(source), SOURCES)

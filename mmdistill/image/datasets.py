@@ -13,6 +13,7 @@ from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.hub import load_from_hub, on_hub
+from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, tensor_files
 from mmdistill.image.data import ImageData, build
@@ -113,7 +114,7 @@ def _on_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
     Raises:
         ConfigError: an unknown name, or a size of other data than a folder of images.
     """
-    path = Path(source)
+    path = users_path(source)
     if size is not None and (_is_known(source) or not files.is_image_folder(path)):
         raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
     if _is_known(source):
@@ -148,7 +149,7 @@ def _built(
 
 def _test_place(source: str | Path) -> str:
     """Return where the test data of a name or path are to be, in words."""
-    path = Path(source)
+    path = users_path(source)
     if _is_known(source):
         return ", since it brings its own"
     if path.suffix.lower() in tensor_files.SUFFIXES:

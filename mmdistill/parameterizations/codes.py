@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdistill.checks import are_numbers
 from mmdistill.errors import CheckpointError, UnsupportedError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.paths import users_path
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, SoftmaxLabels, TeacherLabels
 from mmdistill.parameterizations.base import Parameterization, smallest_type
 from mmdistill.parameterizations.canvas import Canvases
@@ -143,7 +144,7 @@ def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind or version.
     """
-    path = Path(path)
+    path = users_path(path)
     if not path.exists():
         raise CheckpointError(
             f"{path} is missing: here is no finished run, or one whose samples are raw, positions in the data, or made "
@@ -181,7 +182,7 @@ def decode(path: Path | str, seed: int | None = None) -> Batch:
         CheckpointError: the file is missing, damaged, or of another kind or version.
         UnsupportedError: another seed where samples are drawn and a teacher has labelled the run's own.
     """
-    path = Path(path)
+    path = users_path(path)
     seed = None if seed is None else checked_seed(seed)
     made, content = load_codes(path / CODES if path.is_dir() else path)
     own = content["seed"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.json_rows import is_rows
+from mmdistill.files.paths import users_path
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import codes, deduplicate, positive
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
@@ -229,7 +230,7 @@ def load_interactions(
     columns = Columns(user_column, item_column, rating_column, time_column)
     if isinstance(source, (str, Path)):
         path = resolve(source)
-        name = str(source) if _is_known(source) else str(Path(source).absolute())
+        name = str(source) if _is_known(source) else str(users_path(source).absolute())
         if path.suffix.lower() == ".npz":
             columns.require_none(f"{path}, a matrix,")
             return _from_matrix(read_sparse(path), name, reading)
@@ -257,7 +258,7 @@ def resolve(source: str | Path) -> Path:
         ConfigError: an unknown name.
         DataError: a known data set that is not there.
     """
-    path = Path(source)
+    path = users_path(source)
     if _is_known(source):
         path = data_root() / canonical(str(source))
         if not path.is_dir():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdistill.errors import ConfigError
+from mmdistill.files.paths import users_path
 from mmdistill.names import first_few
 from mmdistill.reporting.comparison import Repetitions, judged_runs, judges_of, read_runs, repeated, without_scores
 from mmdistill.reporting.pivot import pivot, write_latex
@@ -85,7 +86,7 @@ class Comparison:
         Raises:
             OSError: the folder cannot be written to.
         """
-        folder, scores = Path(folder), pivot(self.results)
+        folder, scores = users_path(folder), pivot(self.results)
         pictures = draw_budgets(self.results, folder)
         page = write_comparison(folder, scores.lines(), self.rows(), self.notes(), pictures)
         others = [write_csv(self.results, folder / "comparison.csv"), write_latex(scores, folder / "comparison.tex")]
@@ -120,7 +121,7 @@ def compare(*folders: Path | str, judges: Sequence[str] | str | None = None, met
         raise ConfigError(
             f"run folders are compared, or folders of them, such as compare('runs/a', 'runs/b'); got {folders!r}"
         )
-    found, skipped = judged_runs([Path(folder) for folder in folders])
+    found, skipped = judged_runs([users_path(folder) for folder in folders])
     names = judges_of(found, judges)
     results = tuple(row for name in names for row in read_runs(found, name, metric))
     lacking = [set(without_scores(found, name, metric)) for name in names]

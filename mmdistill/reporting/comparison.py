@@ -232,12 +232,15 @@ def _repetitions(runs: Sequence[JudgedRun], judge: str | None, metric: str | Non
 def _of_one_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
     """Return runs in groups of one data set each.
 
-    A seed may move what is held out, so runs whose data differ are of one set where each seed has its own data. Where
-    seeds share data, seed and data are independent, and other data are another set; and so are further data of a seed.
+    ``--seed`` may move what is held out, so runs of commands whose data differ are of one set where each seed has its
+    own data. Where seeds share data, seed and data are independent, and other data are another set; and so are further
+    data of a seed, and any others of runs that were made in Python, where data have a seed of their own and may be
+    called alike.
     """
     samples = _samples_of(runs)
     by_data = _by(runs, samples)
-    if any(len({run.seed for run in alike}) > 1 for alike in by_data.values()):
+    in_python = any(not run.options for run in runs)
+    if in_python or any(len({run.seed for run in alike}) > 1 for alike in by_data.values()):
         return list(by_data.values())
     first = {seed: samples(alike[0]) for seed, alike in _by(runs, lambda run: run.seed).items()}
     together = [run for run in runs if samples(run) == first[run.seed]]

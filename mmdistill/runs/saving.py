@@ -14,6 +14,7 @@ from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError, req
 from mmdistill.evaluation import Evaluation
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.locks import sole_writer
+from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
@@ -58,7 +59,7 @@ def save_evaluation(
             raise ConfigError(f"a task, its DistilledSet and an Evaluation are saved, got {type(given).__name__}")
     distilled.require(task.describe())
     judging = {**chosen_judging(task), **_checked(judging)}
-    folder = Path(folder)
+    folder = users_path(folder)
     require_free(folder, other="another folder")
     with sole_writer(folder):
         path, held = folder / METRICS, is_finished(folder)
@@ -100,7 +101,7 @@ def pictures(task: Task, distilled: DistilledSet) -> "list[Image]":
     distilled.require(task.describe())
     found = []
     with TemporaryDirectory() as folder:
-        for path in draw(task, distilled, Path(folder)):
+        for path in draw(task, distilled, users_path(folder)):
             if path.suffix == ".png":  # others are tables
                 with Image.open(path) as picture:
                     found.append(picture.copy())

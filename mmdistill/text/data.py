@@ -14,6 +14,7 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.hub import load_from_hub, on_hub
+from mmdistill.files.paths import users_path
 from mmdistill.labels import from_one
 from mmdistill.names import canonical, class_numbers, class_order, unknown_data
 from mmdistill.parameterizations.base import index_bytes
@@ -187,7 +188,7 @@ def load_text(
         own_names = SOURCES[key].class_names
         splits, notes = _from_root(key, text_column, label_column)
     elif isinstance(source, str | Path):
-        name = str(Path(source).absolute())
+        name = str(users_path(source).absolute())
         splits, notes = _from_path(source, text_column, label_column)
     elif is_table(source):
         frame, own_names = frame_of(source, text_column, label_column, "the table")
@@ -211,7 +212,7 @@ def accepts(path: Path) -> bool:
 def _from_path(
     source: str | Path, text_column: str | None, label_column: str | None
 ) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
-    path = Path(source)
+    path = users_path(source)
     if path.is_dir():
         return _from_folder(path, text_column, label_column, str(path))
     if not path.exists():

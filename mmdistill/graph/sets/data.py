@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.paths import users_path
 from mmdistill.files.saved import TORCH
 from mmdistill.graph.files import graph_classes, read_graphs
 from mmdistill.graph.sets.lists import side_by_side
@@ -207,7 +208,7 @@ def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> Gr
     key = canonical(str(source))
     if key in TU:
         return _from_fields(_named(TU[key][0]), key, seed)
-    folder = Path(source)
+    folder = users_path(source)
     if folder.is_file() and folder.suffix.lower() in TORCH:
         return _from_fields(side_by_side(read_graphs(folder), str(source)), str(folder.absolute()), seed)
     if not folder.is_dir():
