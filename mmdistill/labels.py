@@ -267,12 +267,13 @@ def require_targets(targets: Tensor, samples: int, num_classes: int, data: str) 
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted mean of one value per sample; the loss convention of every task.
+    """Return the weighted mean of one value per sample, 0 where none has a weight; the loss convention of every task.
 
     Shapes:
         values ``(n,)``; weight ``(n,)``; returns a scalar.
     """
-    return (values * weight).sum() / weight.sum()
+    total = weight.sum()
+    return (values * weight).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 def require_label_kind(kind: str) -> None:

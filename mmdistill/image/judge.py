@@ -183,8 +183,8 @@ class Judge:
         temperature = None if self.plan.teacher is None else self.plan.teacher.temperature
         loss = training_loss(self.network, scale, self.plan.precision, temperature)
         if self.steps is not None:
-            batches, rates, momentum = self.steps
-            return fit_steps(self._start, loss, batches, rates, momentum, n, draws, mode=mode)
+            batches, rates, momentum, sizes = self.steps
+            return fit_steps(self._start, loss, batches, rates, momentum, n, draws, mode=mode, sizes=sizes)
         return fit_networks(
             self._start,
             loss,

@@ -50,7 +50,8 @@ def kernel_judge(name: str) -> "KernelJudge | None":
 class KernelJudge:
     r"""Predicts test images by :math:`K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/n\, I)^{-1} Y_s` in float64.
 
-    Class indices and probabilities count less 1/C, other soft labels as they are.
+    Class indices and probabilities count less 1/C, other soft labels as they are. The squared errors that it minimises
+    are weighted as the samples are.
 
     Args:
         name: for the scores.
@@ -96,6 +97,7 @@ class KernelJudge:
         images, targets = image_inputs(data.inputs), one_tensor(data.targets, "ridge regression")
         self.require(len(images))
         images = images.double()
-        wanted = regression_targets(targets, classes)
-        solution = ridge_solution(self.kernel.matrix(images, images), wanted, RIDGE, "trace")
+        root = (data.weight.double() / data.weight.double().mean()).sqrt()[:, None]
+        wanted = root * regression_targets(targets, classes)
+        solution = root * ridge_solution(root * self.kernel.matrix(images, images) * root.T, wanted, RIDGE, "trace")
         return lambda inputs: self.kernel.matrix(inputs.double(), images) @ solution

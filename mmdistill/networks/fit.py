@@ -22,6 +22,7 @@ from mmdistill.networks.lessons import Lessons
 from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
+from mmdistill.networks.statistics import has_statistics
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
@@ -292,6 +293,7 @@ def fit_steps(
     draws: Draws,
     *,
     mode: Mode = "vmap",
+    sizes: Sequence[int] | None = None,
 ) -> NetworkState:
     """Train n networks from independent initialisations on given steps, each with its own batch and rate (Eq. 3).
 
@@ -304,6 +306,7 @@ def fit_steps(
         n: how many networks.
         draws: the key of the initialisations.
         mode: as for :func:`fit_networks`.
+        sizes: the samples of each step, where copies without weight fill up its batch, which batch norms would count.
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
@@ -314,10 +317,12 @@ def fit_steps(
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
     optimizer = torch.optim.SGD(list(state.params.values()), lr=1.0, momentum=momentum)
     buffers = state.buffers
+    filled = sizes is None or not has_statistics(state)
     for index, rate in enumerate(rates):
         _set_rate(optimizer, rate)
-        current = NetworkState(state.params, buffers)
-        gradients, buffers = stacked_gradients(loss, current, take(steps, index), {}, False, mode)
+        current, batch = NetworkState(state.params, buffers), take(steps, index)
+        batch = batch if filled or sizes is None else take(batch, slice(sizes[index]))
+        gradients, buffers = stacked_gradients(loss, current, batch, {}, False, mode)
         _step(optimizer, state.params, gradients)
     optimizer.zero_grad()
     return NetworkState(state.params, buffers)

@@ -43,6 +43,17 @@ def fixed_order(count: int, steps: int, parts: int, device: torch.device) -> Ord
     return Order((position % count)[cycle], present[cycle])
 
 
+def drawn_sizes(count: int, steps: int, batch: int) -> list[int]:
+    """Return how many samples each minibatch of :func:`shuffled_order` has, which its table fills up to one size."""
+    epoch = [batch] * (count // batch) + ([count % batch] if count % batch else [])
+    return [epoch[step % len(epoch)] for step in range(steps)]
+
+
+def part_sizes(count: int, steps: int, parts: int) -> list[int]:
+    """Return how many samples each part of :func:`fixed_order` has, step by step."""
+    return [-(-(count - step % parts) // parts) for step in range(steps)]
+
+
 def _cut(order: Tensor, steps: int, batch: int) -> Order:
     """Cut ``(epochs, n)`` permutations into minibatches, padding the last of each epoch."""
     epochs, count = order.shape
@@ -85,12 +96,14 @@ class LearnedSteps(NamedTuple):
     """The training that a set was distilled for, step by step.
 
     Shapes:
-        batches: every tensor ``(T, b, ...)``; rates: T numbers.
+        batches: every tensor ``(T, b, ...)``; rates and sizes: T numbers, the latter of samples in each step's batch,
+        the rest of which are copies without weight.
     """
 
     batches: Batch
     rates: tuple[float, ...]
     momentum: float
+    sizes: tuple[int, ...]
 
 
 def carries_steps(learned: Mapping[str, Tensor]) -> bool:
@@ -102,6 +115,7 @@ def learned_steps(data: Batch, learned: Mapping[str, Tensor]) -> LearnedSteps | 
     """Return the steps that a set carries, or None where it carries none."""
     if not carries_steps(learned):
         return None
-    rates = learned["inner_lr"]
-    order = fixed_order(data.weight.shape[0], len(rates), int(learned["inner_parts"]), data.weight.device)
-    return LearnedSteps(gather_steps(data, order), tuple(rates.tolist()), float(learned["inner_momentum"]))
+    count, rates, parts = len(data.weight), learned["inner_lr"], int(learned["inner_parts"])
+    batches = gather_steps(data, fixed_order(count, len(rates), parts, data.weight.device))
+    sizes = part_sizes(count, len(rates), parts)
+    return LearnedSteps(batches, tuple(rates.tolist()), float(learned["inner_momentum"]), tuple(sizes))

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import sum_by_classes
-from mmdistill.networks.statistics import copied
+from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.objectives.base import Network, Objective, class_sides, features_at_once, flatten_classes
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import Siamese
@@ -74,13 +74,15 @@ def calibration_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tenso
         ShapeError: the target has other parameters than the network.
     """
     expert, buffers = required_target(network), network.state.buffers
+    together = has_statistics(network.state)  # whose norms read all classes, however many the memory is for
+    at_once = batch.num_classes if together else features_at_once(network, batch)
 
     def term(part: ClassBatch, rows: slice) -> Tensor:
         weight = part.batch.weight / part.batch.weight.sum(1, keepdim=True)
         flat = flatten_classes(ClassBatch(part.batch._replace(weight=weight), part.dims))
         with network.lowered(part):
             state = NetworkState(expert, copied(buffers))
-            mean = network.task.loss(state, flat, train=True, draws=draws.fold("expert"))
+            mean = network.task.loss(state, flat, train=True, draws=draws.fold("expert", rows.start))
         return part.num_classes * mean
 
-    return sum_by_classes(term, batch, features_at_once(network, batch))
+    return sum_by_classes(term, batch, at_once)

@@ -1,5 +1,6 @@
 """Performance matching through the unrolled inner loop (Eq. 2, 3), and what every unrolled objective shares."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypedDict, Unpack, get_args
 
@@ -9,13 +10,20 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.execution.portions import loss_by_portions
 from mmdistill.execution.precision import lowered
-from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
+from mmdistill.networks.minibatches import (
+    drawn_sizes,
+    fixed_order,
+    gather_steps,
+    part_sizes,
+    repeat_steps,
+    shuffled_order,
+)
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective, flatten_classes
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, take
 
 RateForm = Literal["raw", "softplus"]
 
@@ -156,10 +164,18 @@ class UnrolledObjective(Objective):
         # A step is to augmentation what a class is elsewhere: a group that draws its own operation.
         return augmented(task, draws.fold("augment"), ClassBatch(steps, Dims(0, 0)), shared=False).batch
 
+    def _sizes(self, count: int, steps: int) -> list[int]:
+        """Return how many of all samples each step's batch has, which copies without weight fill up."""
+        if self.parts > 1:
+            return part_sizes(count, steps, self.parts)
+        return drawn_sizes(count, steps, count if self.batch is None else min(self.batch, count))
+
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
         """Return the parameters of a student that started at the network and took all steps, differentiably."""
-        steps = self.step_batches(network.task, flatten_classes(syn), draws)
-        loss = student_loss(network, draws.fold("student"))
+        flat = flatten_classes(syn)
+        steps = self.step_batches(network.task, flat, draws)
+        sizes = self._sizes(len(flat.weight), len(steps.weight)) if has_statistics(network.state) else None
+        loss = student_loss(network, draws.fold("student"), sizes)
         programs = None if network.compiled is None or network.state.buffers else network.compiled.steps
         return self.unrolled(loss, network.state.params, steps, self.student_rate(network.task), programs)
 
@@ -248,12 +264,19 @@ class UnrolledPerformance(UnrolledObjective):
         return loss(end, flatten_classes(real)) if by_batch else loss_by_portions(loss, end, flatten_classes(real))
 
 
-def student_loss(network: Network, draws: Draws) -> StepLoss:
-    """Return the training loss of one student step; its dropout derives from the key and the step's number."""
+def student_loss(network: Network, draws: Draws, sizes: Sequence[int] | None = None) -> StepLoss:
+    """Return the training loss of one student step; its dropout derives from the key and the step's number.
+
+    Args:
+        network: where students start.
+        draws: the key.
+        sizes: the samples of each step's batch, where batch norms would count the copies that fill it up; None: all.
+    """
     task, buffers = network.task, network.state.buffers
 
     def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
         own = NetworkState(params, copied(buffers))
+        batch = batch if sizes is None else take(batch, slice(sizes[step]))
         with lowered(network.precision, batch.weight.device, graph=True):
             return task.loss(own, batch, train=True, draws=draws.fold(step))
 

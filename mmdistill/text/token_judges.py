@@ -94,7 +94,8 @@ class TokenJudge:
         def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
             return self.task.loss(state, batch, train=True), state.buffers
 
-        return fit_steps(self.network.init, loss, steps.batches, steps.rates, steps.momentum, n, draws, mode="loop")
+        batches, rates, momentum, sizes = steps
+        return fit_steps(self.network.init, loss, batches, rates, momentum, n, draws, mode="loop", sizes=sizes)
 
     def _fit(self, data: Batch, n: int, draws: Draws) -> NetworkState:
         labels = class_labels(data.targets)

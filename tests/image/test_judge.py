@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image import judge as judge_module
 from mmdistill.image.judge import Judge, training_loss, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
+from mmdistill.labels import weighted_mean
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps
 from mmdistill.networks.minibatches import fixed_order, gather_steps, learned_steps
@@ -197,3 +198,22 @@ def test_without_an_order_there_are_no_steps_to_take(digits: ImageTask) -> None:
     steps = gather_steps(batch, fixed_order(20, 3, 1, batch.weight.device))
     with pytest.raises(ConfigError, match="as many rates"):
         fit_steps(digits.init, lambda state, one, noise: (digits.loss(state, one), {}), steps, [0.1], 0.0, 1, KEY)
+
+
+@pytest.mark.parametrize("model", ["mlp", "ntk"])
+def test_samples_without_weight_are_as_if_they_were_not_there(model: str, digits: ImageTask) -> None:
+    good, bad = digits.select(torch.arange(20)), digits.select(torch.arange(20))
+    wrong = bad._replace(targets=(one_tensor(bad.targets) + 1) % 10, weight=torch.zeros(20))
+    both = Batch(*(torch.cat([one, other]) for one, other in zip(good, wrong, strict=True)))  # type: ignore[arg-type]
+    one, other = (digits.evaluate(batch, model, KEY, 2, {}) for batch in (good, both))
+    assert one.values == other.values
+    with pytest.raises(DataError, match="no sample of the set has a weight above 0"):
+        digits.evaluate(wrong, model, KEY, 1, {})
+
+
+def test_a_minibatch_of_samples_without_weight_moves_no_network() -> None:
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    found = weighted_mean(values, torch.zeros(2))
+    assert float(found.detach()) == 0
+    assert torch.autograd.grad(found, values)[0].tolist() == [0, 0]
+    assert float(weighted_mean(values.detach(), torch.tensor([1.0, 3.0]))) == 1.75

@@ -16,7 +16,7 @@ from mmdistill.image.named_judges import NamedJudges
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Scores
+from mmdistill.task import Batch, Scores, take
 
 KEY = Draws(4)
 
@@ -157,3 +157,18 @@ def test_kip_beats_real_images_under_its_own_kernel(digits: ImageTask) -> None:
     assert best + 0.05 < evaluation.headline().mean < evaluation.baselines["whole"][0].mean
     assert evaluation.baselines["random"][0].sd > 0  # each value is that of another subset
     assert math.isclose(evaluation.headline().mean * 500 % 1, 0, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ntk", "nngp-conv-d1"])
+def test_samples_count_as_they_are_weighted(name: str, digits: ImageTask) -> None:
+    judge, batch, probe = kernel_judge(name), digits.select(torch.arange(12)), digits.select(torch.arange(12, 20))
+    assert judge is not None
+    assert isinstance(probe.inputs, Tensor)
+    weights = torch.tensor([2.0, 1.0, 0.0] * 4)
+    found = judge.predictor(batch._replace(weight=weights), 10)(probe.inputs)
+    twice = judge.predictor(take(batch, torch.arange(12).repeat_interleave(weights.long())), 10)(probe.inputs)
+    torch.testing.assert_close(found, twice, rtol=1e-3, atol=1e-3)  # their ridges differ by a factor near 1
+    scaled = judge.predictor(batch._replace(weight=7 * weights), 10)(probe.inputs)
+    torch.testing.assert_close(scaled, found, rtol=1e-6, atol=1e-8)
+    plain = judge.predictor(batch, 10)(probe.inputs)
+    assert not torch.allclose(plain, found, atol=1e-2)

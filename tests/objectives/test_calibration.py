@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.image import image_task
 from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.calibration import CalibratedMatching, calibration_loss
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims
+from mmdistill.task import Batch, ClassBatch, Dims, real_classes
 from mmdistill.testing import check_objective, check_objective_on
 from tests.objectives.test_objectives import as_numpy, class_batch, per_class
 from tests.oracles import objectives as oracle
@@ -86,3 +87,19 @@ def test_what_cannot_be_calibrated_is_refused(task: BlobTask, network: Network, 
         CalibratedMatching()(other, *sides, KEY)
     with pytest.raises(ConfigError, match="calibrated matching reads one batch per class"):
         CalibratedMatching()(between, flatten_classes(sides[0]), sides[1], KEY)
+
+
+def test_batch_norms_of_the_expert_read_all_classes_however_many_are_taken_at_once() -> None:
+    task = image_task("digits", model="convnet-d1-w4-bn")
+    network = Network(task, task.init(KEY), target=task.init(KEY.fold("expert")).params)
+    real = real_classes(task, KEY, torch.arange(10), 3)
+    assert isinstance(real.batch.inputs, Tensor)
+
+    def found(at_once: int) -> tuple[Tensor, Tensor]:
+        images = real.batch.inputs.clone().requires_grad_()  # type: ignore[union-attr]
+        syn = ClassBatch(real.batch._replace(inputs=images), real.dims)
+        loss = calibration_loss(network._replace(classes_at_once=at_once), syn, KEY)
+        return loss.detach(), torch.autograd.grad(loss, images)[0]
+
+    for one, other in zip(found(10), found(3), strict=True):
+        torch.testing.assert_close(one, other)
