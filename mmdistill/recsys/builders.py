@@ -53,8 +53,9 @@ def recsys_task(
     """Make a task of interactions.
 
     Args:
-        data: a data set's name, a file or folder, a data frame, a list with a dictionary per row, a matrix ``(users,
-            items)``, or loaded interactions.
+        data: a data set's name, a file or folder, a data frame, a list with a dictionary per row, a tuple of users and
+            items (and ratings, and times) with a place for each interaction, a matrix of users x items, or loaded
+            interactions.
         model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
         features: names of the module's submodules whose features are matched.
         width: hidden units of ``autoencoder``; 600 by default.

@@ -21,7 +21,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import codes, deduplicate, positive
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
-from mmdistill.recsys.matrices import as_sparse, read_sparse
+from mmdistill.recsys.matrices import as_sparse, is_columns, joined, read_sparse
 from mmdistill.recsys.splits import (
     SPLITS,
     Split,
@@ -59,12 +59,14 @@ Source = (
     | Path
     | pd.DataFrame
     | Sequence[Mapping[str, Any]]
+    | tuple[Any, ...]
     | sparse.sparray
     | sparse.spmatrix
     | npt.NDArray[Any]
     | Tensor
 )
-"""What a user may give as data: a name, a path, a table (of pandas, or a list with a dictionary per row), a matrix."""
+"""What a user may give as data: a name, a path, a table (of pandas, or a list with a dictionary per row), a tuple of
+users and items (and ratings, and times), a matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +212,9 @@ def load_interactions(
     one for validation and one for testing, unless a column names splits.
 
     Args:
-        source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), or a
-            matrix (scipy sparse, numpy, torch).
+        source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), a tuple
+            ``(users, items)``, ``(users, items, ratings)`` or ``(users, items, ratings, times)`` of arrays or lists
+            with a place for each interaction, or a matrix (scipy sparse, numpy, torch).
         user_column: the column of users in a table; guessed by default, as the others are.
         item_column: the column of items.
         rating_column: the column of ratings.
@@ -239,6 +242,9 @@ def load_interactions(
         name = "table"
         table = source if isinstance(source, pd.DataFrame) else pd.DataFrame(source, dtype=object)
         frame, notes = select_columns(table, "the table", columns)
+    elif is_columns(source):
+        columns.require_none("a tuple of users and items")
+        name, frame, notes = "table", joined(source), ()
     else:
         columns.require_none("a matrix")
         return _from_matrix(as_sparse(source), "matrix", reading)

@@ -1,11 +1,13 @@
-"""Matrices of users x items, from files and from the libraries that hold them."""
+"""Matrices of users x items, from files and from the libraries that hold them, and columns without a table."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -13,7 +15,11 @@ from torch import Tensor
 from mmdistill.errors import DataError
 
 TABLE_COLUMNS, RATED = (2, 3, 4), 10
-"""Columns of a table of interactions, and the largest rating that one would find among so few items."""
+"""Columns of a table of interactions, and the largest rating that one would find among so few items (or users)."""
+ROLES = ("user", "item", "rating", "time")
+"""What the columns of a tuple are, in this order; the first two must be there."""
+HALF = (torch.bfloat16, torch.float16)
+"""What NumPy or SciPy lacks."""
 
 
 def read_sparse(path: Path) -> sparse.csr_array:
@@ -50,6 +56,41 @@ def _is_sparse_archive(path: Path) -> bool:
     return {"format.npy", "shape.npy", "data.npy"} <= names
 
 
+def is_columns(source: object) -> TypeGuard[tuple[Any, ...]]:
+    """Return whether a source is a tuple of users and items, and perhaps of ratings and times, each of one axis."""
+    return isinstance(source, tuple) and len(source) in TABLE_COLUMNS and all(map(_has_one_axis, source))
+
+
+def _has_one_axis(values: object) -> bool:
+    if isinstance(values, str | bytes):
+        return False
+    if isinstance(values, Sequence):
+        return not any(isinstance(value, list | tuple) or getattr(value, "ndim", 0) for value in values)
+    return isinstance(values, np.ndarray | pd.Series | pd.Index | Tensor) and values.ndim == 1
+
+
+def joined(columns: tuple[Any, ...]) -> pd.DataFrame:
+    """Return columns of users, items and perhaps ratings and times as a table that calls them so.
+
+    Rows belong together by their places, whatever index a column of pandas has.
+
+    Raises:
+        DataError: columns of several lengths.
+    """
+    named = dict(zip(ROLES, columns, strict=False))
+    if len({len(values) for values in named.values()}) > 1:
+        lengths = ", ".join(f"{len(values):,} {role}s" for role, values in named.items())
+        raise DataError(f"a tuple of users and items has a place for each interaction in both, and here are {lengths}")
+    return pd.DataFrame({role: _column(values) for role, values in named.items()})
+
+
+def _column(values: Any) -> "pd.Series[Any]":
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype in HALF else values).numpy()
+    return pd.Series(values).reset_index(drop=True)
+
+
 def as_sparse(source: Any) -> sparse.csr_array:
     """Return a users x items matrix of scipy, numpy or torch as a sparse one.
 
@@ -59,8 +100,7 @@ def as_sparse(source: Any) -> sparse.csr_array:
     given = type(source).__name__
     if isinstance(source, Tensor):
         source = source.detach().cpu()
-        half = source.dtype in (torch.bfloat16, torch.float16)  # which NumPy or SciPy lacks
-        source = _from_torch(source.float() if half else source)
+        source = _from_torch(source.float() if source.dtype in HALF else source)
     if not sparse.issparse(source):
         try:
             source = np.asarray(source)
@@ -72,23 +112,40 @@ def as_sparse(source: Any) -> sparse.csr_array:
     if source.ndim != 2 or source.dtype.kind not in "biuf":
         got = f"{source.dtype} {source.shape}" if source.ndim else given
         raise DataError(
-            f"expected a users x items matrix of numbers, a table or a path, got {got}; a table is a data frame, or a "
-            "list with a dictionary per row"
+            f"expected a users x items matrix of numbers, a table or a path, got {got}; a table is a data frame, a "
+            "list with a dictionary per row, or a tuple (users, items)"
         )
     if source.dtype == np.float16:  # which SciPy lacks
         source = source.astype(np.float32)
-    if isinstance(source, np.ndarray) and source.shape[1] in TABLE_COLUMNS and source.size and source.max() > RATED:
-        raise DataError(
-            f"{source.shape} numbers up to {source.max():g} look like a table of (user, item, rating, time), and a "
-            "users x items matrix is expected; a table is a pd.DataFrame with the columns user and item, a matrix of "
-            "so few items a scipy.sparse one"
-        )
+    if isinstance(source, np.ndarray):
+        _require_no_table(source)
     matrix = sparse.csr_array(source)
     try:
         matrix.check_format()
     except ValueError as error:
         raise DataError(f"the matrix of users x items is damaged: {error}") from error
     return matrix
+
+
+def _require_no_table(array: npt.NDArray[Any]) -> None:
+    """Refuse an array of columns or rows of users, items, ratings and times, which is read as no matrix.
+
+    Raises:
+        DataError: saying what is read as a table.
+    """
+    if not array.size or not array.max() > RATED:  # NaN is refused elsewhere
+        return
+    found = f"{array.shape} numbers up to {array.max():g} look like a table of (user, item, rating, time)"
+    if array.shape[1] in TABLE_COLUMNS:
+        raise DataError(
+            f"{found}, and a users x items matrix is expected; a table is a pd.DataFrame with the columns user and "
+            "item, a matrix of so few items a scipy.sparse one"
+        )
+    if array.shape[0] in TABLE_COLUMNS:
+        raise DataError(
+            f"{found} with a row for each, and a users x items matrix is expected; give the rows as a tuple, (users, "
+            "items) or (users, items, ratings), and a matrix of so few users as a scipy.sparse one"
+        )
 
 
 def _from_torch(matrix: Tensor) -> npt.NDArray[Any] | sparse.coo_array:

@@ -331,6 +331,48 @@ def test_a_table_of_interactions_is_no_matrix():
         load_interactions({"user": [1], "item": [2]})
 
 
+def test_users_and_items_may_come_as_a_tuple():
+    users, items, ratings = (np.array(column) for column in zip(*ROWS, strict=True))
+    wanted = load_interactions(pd.DataFrame({"user": users, "item": items}))
+    for pair in (
+        (users, items),
+        (users.tolist(), tuple(items.tolist())),
+        (torch.from_numpy(users), torch.from_numpy(items).float()),
+        (pd.Series(users), pd.Series(items, index=np.arange(len(items))[::-1])),  # rows by place, not by index
+        tuple(np.stack([users, items])),
+    ):
+        found = recsys_task(pair).data
+        assert (found.name, found.fingerprint) == ("table", wanted.fingerprint)
+    rated = load_interactions(pd.DataFrame(ROWS, columns=["user", "item", "rating"]), min_rating=3)
+    for table in ((users, items, ratings), tuple(torch.from_numpy(np.array(ROWS)).T), (users, items, ratings, items)):
+        assert load_interactions(table, min_rating=3).fingerprint == rated.fingerprint
+    timed = load_interactions((users, items, ratings, items), split_by="time").parts["test"].tocoo()
+    latest = pd.DataFrame(ROWS, columns=["user", "item", "rating"]).groupby("user")["item"].max()
+    assert timed.coords[1].tolist() == [int(item) - 10 for item in latest]
+    names = ([f"user {user}" for user in users], [f"item {item}" for item in items])
+    assert load_interactions(names).user_ids[0] == "user 1"
+
+
+def test_what_is_no_tuple_of_columns_is_refused():
+    users, items, _ = (np.array(column) for column in zip(*ROWS, strict=True))
+    with pytest.raises(DataError, match="36 users, 35 items"):
+        load_interactions((users, items[:-1]))
+    with pytest.raises(ConfigError, match="a tuple of users and items has no names of columns"):
+        load_interactions((users, items), user_column="user")
+    with pytest.raises(DataError, match="row 1 of table has no item id"):
+        load_interactions((users, [None, *items[1:]]))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_an_array_with_a_row_of_users_and_a_row_of_items_is_no_matrix(rows):
+    table = np.array([*zip(*ROWS, strict=True), range(len(ROWS))])[:rows]
+    for given in (table, torch.from_numpy(table).float(), table.tolist()):
+        with pytest.raises(DataError, match=r"with a row for each, .* give the rows as a tuple, \(users, items\)"):
+            load_interactions(given)
+    counts = np.random.default_rng(0).integers(0, 99, (rows, 30))
+    assert load_interactions(sparse.csr_array(counts)).num_users == rows
+
+
 def test_lists_of_items_are_no_matrix():
     with pytest.raises(DataError, match=r"rows differ in length .*; lists of each user's items are a table"):
         load_interactions([[1, 2, 3], [4, 5, 6, 7]])
