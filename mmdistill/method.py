@@ -98,6 +98,7 @@ class Method:
         sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
         judge: whose scores its sets are made for; empty: the domain's first judge.
         domains: of a method of all domains (``CORE_METHODS``), those that have it; a domain's own are its alone.
+        requires: raises a ConfigError for a task of its domain whose samples are of another kind than it makes.
     Raises:
         UnknownNameError: labels of no known kind.
         ConfigError: a network or settings that are no function.
@@ -115,6 +116,7 @@ class Method:
     sized: Solver | None = None
     judge: str = ""
     domains: tuple[str, ...] = ("image",)
+    requires: Callable[[Task], object] = lambda task: None
 
     def __repr__(self) -> str:
         """Return in one line what the method is, where it comes from, and how its samples are labelled."""
@@ -174,8 +176,9 @@ class Method:
         """Return the initialised samples; of a closed form, the finished ones.
 
         Raises:
-            ConfigError: the budget allows none, or the storage builds something else.
+            ConfigError: a task of other samples, a budget that allows none, or a storage that builds something else.
         """
+        self.requires(task)
         if self.solve is not None:
             solve = (self.sized or self.solve) if is_rehearsal() else self.solve
             made = solve(task, budget, settings, draws)
@@ -333,7 +336,7 @@ class Method:
                 )
             return replace(own, optimizers={**own.optimizers, **storage.optimizers})
 
-        return self._with(changed, parameterization=storage)
+        return self._with(changed, parameterization=storage, requires=lambda task: None)
 
 
 def require_settings(changes: Iterable[str], known: Collection[str], listed: str = "") -> None:

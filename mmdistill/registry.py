@@ -281,15 +281,24 @@ def _methods_for(domain: Domain, data: str) -> dict[str, Method]:
 def method_names(task: Task) -> list[str]:
     """Return the names of the methods that :func:`~mmdistill.distill` takes for a task.
 
-    They are those that ``mmdistill methods KIND`` lists, and in a script those that it adds. A method may ask for more
-    than a task of its kind of data has, such as token embeddings, and then says so.
+    They are those that ``mmdistill methods KIND`` lists, and in a script those that it adds, but for those that make
+    samples of another kind than the task has (of texts: points, or token embeddings). A method may ask for more of a
+    network than the task's has, and then says so.
 
     Raises:
         ConfigError: no task, or one of a domain that is not registered, which takes :class:`Method` values alone.
     """
     require_task(task)
     info = task.describe()
-    return list(_methods_for(get_domain(info.domain), info.data))
+    return [name for name, method in _methods_for(get_domain(info.domain), info.data).items() if _suits(method, task)]
+
+
+def _suits(method: Method, task: Task) -> bool:
+    try:
+        method.requires(task)
+    except ConfigError:
+        return False
+    return True
 
 
 def has_method(name: str) -> bool:

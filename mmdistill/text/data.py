@@ -159,7 +159,8 @@ def load_text(
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
             ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list
-            with a dictionary per row, or a Hugging Face data set), or such pairs or tables by split name.
+            with a dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs
+            or tables by split name.
         text_column: the column of texts, or two, comma-separated, of pairs of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index; labels are then indices into them or the names themselves.
@@ -179,7 +180,7 @@ def load_text(
     if isinstance(source, tuple):
         require_left_out(UNNAMED, **columns)
         splits = {"all": pair_split("data", source)}
-    elif isinstance(source, Mapping):
+    elif isinstance(source, Mapping) and not is_table(source):
         splits, own_names, notes = from_parts(source, text_column, label_column)
     elif isinstance(source, str) and on_hub(source):
         splits, own_names, notes = from_data_sets(load_from_hub(source), text_column, label_column, source)
@@ -195,8 +196,9 @@ def load_text(
         splits, notes = divided(frame, text_column, label_column, "the table")
     else:
         raise ConfigError(
-            "text data is a name, a path, (texts, labels), a table (of pandas or Hugging Face, or a list with a "
-            f"dictionary per row) or a mapping of split names to such, got {type(source).__name__}"
+            "text data is a name, a path, (texts, labels), a table (of pandas or Hugging Face, a dictionary "
+            "with a list per column, or a list with a dictionary per row) or a mapping of split names to such, got "
+            f"{type(source).__name__}"
         )
     return _finish(name, splits, class_names or own_names, seed, notes)
 

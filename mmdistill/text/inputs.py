@@ -50,13 +50,31 @@ Pair = tuple[Column, Column | Tensor]
 """Texts, each of which may be a pair of texts, and labels."""
 UNNAMED = "(texts, labels) are no table, so their columns have no names"
 """Why no column of a pair is named."""
-Table = pd.DataFrame | list[dict[str, Any]] | WithColumns
-"""Rows with columns of texts and labels: of pandas, a list with a dictionary per row, or a Hugging Face data set."""
+Table = pd.DataFrame | list[dict[str, Any]] | Mapping[str, Column | Tensor] | WithColumns
+"""Rows with columns of texts and labels: of pandas, a list with a dictionary per row, a dictionary with a list per
+column, or a Hugging Face data set."""
 
 
 def is_table(source: object) -> TypeGuard[Table]:
     """Return whether texts come as rows with columns."""
-    return is_rows(source) or isinstance(source, pd.DataFrame) or _has_columns(source)
+    return is_rows(source) or isinstance(source, pd.DataFrame) or _names_columns(source) or _has_columns(source)
+
+
+def _names_columns(source: object) -> TypeGuard[Mapping[str, Column | Tensor]]:
+    """Return whether a mapping has columns by their names, and not splits: none is called like one."""
+    return (
+        isinstance(source, Mapping)
+        and bool(source)
+        and not any(known_split(key) for key in source)
+        and all(_is_column(values) for values in source.values())
+    )
+
+
+def _is_column(values: object) -> bool:
+    """Return whether values are those of a column; a tuple is a pair of texts and labels."""
+    if isinstance(values, np.ndarray | pd.Series | Tensor):
+        return values.ndim > 0
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes | tuple) and not is_rows(values)
 
 
 def _has_columns(source: object) -> TypeGuard[WithColumns]:
@@ -89,7 +107,7 @@ def pair_split(name: str, pair: Pair) -> RawSplit:
     for what, given in (("texts", texts), ("labels", labels)):
         if not isinstance(given, Iterable) or not hasattr(given, "__len__"):
             raise DataError(f"{name}: expected a list of {what}, got {type(given).__name__}")
-    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | pd.Series) else list(labels)
+    values = _listed(labels)
     if len(texts) != len(values):
         raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
     rows: list[object] = []
@@ -98,6 +116,10 @@ def pair_split(name: str, pair: Pair) -> RawSplit:
             raise DataError(f"{name}: row {row} holds {len(text)} texts; expected one text or a pair")
         rows.append(joined([[part] for part in text])[0] if isinstance(text, tuple | list) else text)
     return rows, values
+
+
+def _listed(values: Column | Tensor) -> list[Any]:
+    return list(values.tolist() if isinstance(values, Tensor | np.ndarray | pd.Series) else values)
 
 
 def columns_split(table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object) -> RawSplit:
@@ -164,17 +186,48 @@ def frame_of(
     """Return a table as a data frame, and the names of its classes where it has them.
 
     Of a data set with columns only those of texts, labels and splits are read.
+
+    Raises:
+        DataError: columns of several lengths.
     """
     if isinstance(source, pd.DataFrame):
         return source.set_axis([str(each) for each in source.columns], axis=1), None
     if isinstance(source, list):
         return pd.DataFrame(source, dtype=object), None
+    if isinstance(source, Mapping):
+        return _framed(source, name), None
     columns = [str(each) for each in source.column_names]
     label = column(columns, label_column, LABEL_COLUMNS, "label", name)
     splits = [each for each in columns if each.strip().lower() in SPLIT_COLUMNS]
     wanted = dict.fromkeys((*text_columns(columns, text_column, name), label, *splits))
     frame = pd.DataFrame({each: pd.Series(list(source[each]), dtype=object) for each in wanted})
     return frame, class_names_of(source, label)
+
+
+def names_splits(table: Table) -> bool:
+    """Return whether a column of a table says which rows train and which test.
+
+    Raises:
+        DataError: it says so of some rows only.
+    """
+    if isinstance(table, list):
+        table = pd.DataFrame(table, dtype=object)
+    names = table.column_names if _has_columns(table) else [str(name) for name in table]  # type: ignore[union-attr]
+    splits = {name: list(table[name]) for name in names if name.strip().lower() in SPLIT_COLUMNS}
+    return any(split != "all" for split in splits_of_rows(pd.DataFrame(splits), "the table")[0])
+
+
+def _framed(columns: Mapping[str, Column | Tensor], name: str) -> pd.DataFrame:
+    """Return the columns of a dictionary as a data frame.
+
+    Raises:
+        DataError: columns of several lengths.
+    """
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len({*lengths.values()}) > 1:
+        found = ", ".join(f"{key!r} has {count:,}" for key, count in lengths.items())
+        raise DataError(f"{name}: a dictionary of columns has as many values in each, and {found}")
+    return pd.DataFrame({str(key): pd.Series(_listed(values), dtype=object) for key, values in columns.items()})
 
 
 def from_parts(

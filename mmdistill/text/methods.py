@@ -39,8 +39,9 @@ def as_text_task(task: Task) -> TextTask:
     if not isinstance(task, TextTask):
         raise ConfigError(
             f"this method distils sentence points, and the samples of {task.describe().data!r} are of another kind "
-            "(networks such as textcnn and transformer read token embeddings); leave --model out, or take a method of "
-            "token embeddings, such as krr-tokens or sldd (mmdistill methods --domain text)"
+            "(networks such as textcnn and transformer read token embeddings); leave --model out (in Python, make "
+            "the task by text_task), or take a method of token embeddings, such as krr-tokens or sldd (mmdistill "
+            "methods --domain text)"
         )
     return task
 
@@ -147,6 +148,7 @@ METHODS = MethodTable(
             "hard",
             "mean feature matching over random networks, from k-means centroids",
             "Zhao and Bilen, WACV 2023",
+            requires=as_text_task,
         ),
         "dc": Method(
             "DC",
@@ -157,6 +159,7 @@ METHODS = MethodTable(
             "soft",
             "gradient matching (flat cosine) with learned soft labels, network trained on S",
             "Zhao et al., ICLR 2021",
+            requires=as_text_task,
         ),
         "krr": Method(
             "KRR",
@@ -167,6 +170,7 @@ METHODS = MethodTable(
             "soft",
             "kernel ridge matching with learned soft labels, tangent kernel of an infinitely wide MLP",
             "Nguyen et al., ICLR 2021",
+            requires=as_text_task,
         ),
         "ridge-exact": Method(
             "Exact ridge distillation",
@@ -177,6 +181,7 @@ METHODS = MethodTable(
             source="singular value decomposition of the ridge solution",
             solve=ridge_set,
             judge="ridge",
+            requires=as_text_task,
         ),
         "select": Method(
             "Greedy ridge selection",
@@ -197,6 +202,7 @@ METHODS = MethodTable(
             source="Lloyd, IEEE Trans. Inf. Theory 1982",
             solve=k_means_set,
             sized=real_texts,
+            requires=as_text_task,
         ),
     }
 )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from mmdistill.task import Batch, Scores
 from mmdistill.text.data import TextData, TextInput
 from mmdistill.text.embeddings import encode
 from mmdistill.text.encoder import SentenceEncoder, make_encoder
+from mmdistill.text.inputs import Pair, Table, is_table, names_splits
 from mmdistill.text.judges import logistic_predictions
 
 logger = logging.getLogger(__name__)
@@ -25,17 +26,24 @@ READERS = {ALONE: "tfidf", "read-tfidf": "tfidf", "read-average": "average", "re
 """Judges that see a set only through its texts, with the encoder each of them reads with."""
 
 
-def with_test(data: TextInput, test: tuple[Sequence[Any], Sequence[Any]] | None) -> TextInput:
+def with_test(data: TextInput, test: Pair | Table | None) -> TextInput:
     """Return texts with a test split of their own; without one they are as they were.
 
     Raises:
-        ConfigError: test data beside something else than ``(texts, labels)``, which brings its own.
+        ConfigError: test data beside something else than ``(texts, labels)`` or a table, which brings its own, as does
+            a table with a column of splits.
     """
     if test is None:
         return data
-    if not isinstance(data, tuple):
+    if not isinstance(data, tuple) and not is_table(data):
         raise ConfigError(
-            "test data go with (texts, labels); other sources bring their own, as tables by name of split do"
+            "test data go with (texts, labels) or a table; other sources bring their own, as a dictionary of splits "
+            'does: {"train": (texts, labels), "dev": ..., "test": ...}'
+        )
+    if is_table(data) and names_splits(data):
+        raise ConfigError(
+            "a column of the table names its splits; leave test out, or take the column away and give test the rows "
+            "that test"
         )
     return {"train": data, "test": test}
 

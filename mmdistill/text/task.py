@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tens
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, SentenceEncoder, make_encoder
+from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.judges import (
     centred_targets,
     choose_ridge,
@@ -249,7 +249,7 @@ def text_task(
     model: ModelLike = "mlp",
     width: int | None = None,
     features: str | Sequence[str] = (),
-    test: tuple[Sequence[Any], Sequence[Any]] | None = None,
+    test: Pair | Table | None = None,
     noise: float = 0.0,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -263,7 +263,9 @@ def text_task(
     """Encode labelled texts once and return the task of distilling their points.
 
     Args:
-        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, or such pairs by split name.
+        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, a table (a data frame, a list with a
+            dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs or
+            tables by split name, ``{"train": ..., "dev": ..., "test": ...}``.
         encoder: ``minilm``, ``tfidf``, ``average``, a transformers model's name or folder, or a function from a list
             of n texts to an ``(n, d)`` tensor, or a model with such a function called ``encode``. Functions are told
             apart by their names and some training points; a name of your own, ``CallableEncoder(function, name)``,
@@ -271,7 +273,8 @@ def text_task(
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
         features: for a network of one's own, the submodules whose activations are its features.
-        test: texts and labels to test on, beside a pair ``(texts, labels)``; a fifth is held out by default.
+        test: a pair or a table to test on, beside a pair ``(texts, labels)`` or a table; a fifth is held out by
+            default.
         noise: the strength of the noise that siamese augmentation adds; 0 is none.
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.

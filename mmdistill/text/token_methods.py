@@ -17,7 +17,7 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Task
 from mmdistill.text.methods import PointKernel
-from mmdistill.text.words import as_token_task, attended_samples, token_samples
+from mmdistill.text.words import as_attended_task, as_token_task, attended_samples, token_samples
 
 
 class EncodedRidgeMatching(KernelRidgeMatching):
@@ -45,7 +45,7 @@ class EncodedRidgeMatching(KernelRidgeMatching):
         Raises:
             ConfigError: any other network.
         """
-        as_token_task(task).require_attention()
+        as_attended_task(task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the loss of the ridge prediction on encoded real texts."""
@@ -115,6 +115,7 @@ TOKEN_METHODS = MethodTable(
             "hard",
             "performance matching through an unrolled training, a learned rate for each step",
             "Li and Li, 2021; ours as sldd",
+            requires=as_token_task,
         ),
         "sldd": Method(
             "Soft-label DD of token embeddings",
@@ -126,6 +127,7 @@ TOKEN_METHODS = MethodTable(
             "the same with learned soft labels",
             "Sucholutsky and Schonlau, IJCNN 2021; ours start from real texts instead of noise, students have "
             "momentum, labels are probabilities, rates are annealed, and development texts choose the step",
+            requires=as_token_task,
         ),
         "attention-labels": Method(
             "Attention labels of token embeddings",
@@ -137,6 +139,7 @@ TOKEN_METHODS = MethodTable(
             "soft labels of the classes and of a transformer's attention, unrolled fine-tuning",
             "Maekawa et al., ACL 2023; ours start from real texts and even attention instead of noise, the rate is "
             "constant, and the classifier reads the mean of all tokens instead of the first",
+            requires=as_attended_task,
         ),
         "dm-tokens": Method(
             "DM of token embeddings",
@@ -147,6 +150,7 @@ TOKEN_METHODS = MethodTable(
             "hard",
             "mean feature matching over fresh networks",
             "Zhao and Bilen, WACV 2023",
+            requires=as_token_task,
         ),
         "dc-tokens": Method(
             "DC of token embeddings",
@@ -160,6 +164,7 @@ TOKEN_METHODS = MethodTable(
             "gradient matching (flat cosine), network trained on S",
             "Zhao et al., ICLR 2021; on text also Maekawa et al., NAACL 2024, who generate texts and match the "
             "gradients of the classifier alone",
+            requires=as_token_task,
         ),
         "krr-encoder": Method(
             "KRR of token embeddings through the encoder",
@@ -170,6 +175,7 @@ TOKEN_METHODS = MethodTable(
             "soft",
             "kernel ridge matching on a transformer's pre-trained points, learned soft labels",
             "Nguyen et al., ICLR 2021; the real texts are encoded once",
+            requires=as_attended_task,
         ),
         "krr-tokens": Method(
             "KRR of token embeddings",
@@ -188,6 +194,7 @@ TOKEN_METHODS = MethodTable(
             "soft",
             "kernel ridge matching on a network's features, learned soft labels",
             "Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022",
+            requires=as_token_task,
         ),
     }
 )

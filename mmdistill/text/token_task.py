@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import PAIR, TransformerEncoder, make_encoder
+from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.models import TOKEN_MODELS, model_name
 from mmdistill.text.reading import encode_splits, with_test
 from mmdistill.text.token_judges import TokenJudge, protocol_for
@@ -276,7 +276,7 @@ def token_task(
     length: int | None = None,
     width: int | None = None,
     features: str | Sequence[str] = (),
-    test: tuple[Sequence[Any], Sequence[Any]] | None = None,
+    test: Pair | Table | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -289,14 +289,17 @@ def token_task(
     """Tokenize labelled texts once and return the task of distilling sequences of token embeddings.
 
     Args:
-        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, or such pairs by split name.
+        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, a table (a data frame, a list with a
+            dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs or
+            tables by split name, ``{"train": ..., "dev": ..., "test": ...}``.
         model: ``textcnn``, ``bilstm``, ``bigru``, ``transformer`` (the encoder's body with a fresh head), or a function
             that returns a module from a dict of ``vectors`` and ``mask`` to logits, or a ``PretrainedModule``.
         encoder: the transformers model whose tokens and input embeddings are used: ``minilm``, a name or a folder.
         length: tokens kept of each text, special ones included; by default as many as 95 % of the training texts have.
         width: filters of each window or units of each direction; 64 by default.
         features: for a network of one's own, the submodules whose activations are its features.
-        test: texts and labels to test on, beside a pair ``(texts, labels)``; a fifth is held out by default.
+        test: a pair or a table to test on, beside a pair ``(texts, labels)`` or a table; a fifth is held out by
+            default.
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index.

@@ -30,9 +30,20 @@ def as_token_task(task: Task) -> TokenTask:
     if not isinstance(task, TokenTask):
         raise ConfigError(
             "this method learns token embeddings, and this task has none: choose a network that reads tokens "
-            "(--model textcnn, bilstm, bigru or transformer)"
+            "(--model textcnn, bilstm, bigru or transformer; in Python token_task(data, model='textcnn'))"
         )
     return task
+
+
+def as_attended_task(task: Task) -> TokenTask:
+    """Return the task if it is one of token embeddings that a transformer reads.
+
+    Raises:
+        ConfigError: it is of another kind, or of another network.
+    """
+    text = as_token_task(task)
+    text.require_attention()
+    return text
 
 
 def token_start(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensors, Tensor]:
@@ -64,8 +75,7 @@ def attended_samples(task: Task, budget: int, settings: Settings, label: LabelKi
     Raises:
         ConfigError: a network without attention, or labels of a teacher, which knows none.
     """
-    text = as_token_task(task)
-    text.require_attention()
+    text = as_attended_task(task)
     if label == "teacher":
         raise ConfigError("labels of attention are learned with those of the classes: choose --label soft or hard")
     assert isinstance(text.model.module, TransformerClassifier)

@@ -124,6 +124,27 @@ def test_labels_that_training_texts_lack_are_no_class_numbers() -> None:
     assert found.test.labels.tolist() == [2, 0]
 
 
+def test_a_dictionary_may_hold_columns() -> None:
+    wanted = load_text(pd.DataFrame({"text": TEXTS, "label": LABELS}))
+    for columns in (
+        {"text": TEXTS, "label": LABELS},
+        {"label": pd.Series(LABELS), "id": torch.arange(20), "text": TEXTS},
+    ):
+        assert load_text(columns).fingerprint == wanted.fingerprint
+    numbered = load_text({"body": TEXTS, "mark": torch.tensor([1, 0] * 10)}, text_column="body", label_column="mark")
+    assert numbered.class_names == ("0", "1")
+    divided = load_text({"text": TEXTS, "label": LABELS, "split": ["train"] * 14 + ["test"] * 6})
+    assert divided.test.texts == tuple(TEXTS[14:])
+    parts = {"train": {"text": TEXTS[:14], "label": LABELS[:14]}, "test": {"text": TEXTS[14:], "label": LABELS[14:]}}
+    assert load_text(parts).fingerprint == divided.fingerprint
+    with pytest.raises(DataError, match="'text' has 20, 'label' has 19"):
+        load_text({"text": TEXTS, "label": LABELS[1:]})
+    with pytest.raises(ConfigError, match="unknown split 'tets'; did you mean 'test'"):
+        load_text({"train": (TEXTS, LABELS), "tets": (TEXTS, LABELS)})
+    with pytest.raises(ConfigError, match="unknown split 'first'"):
+        load_text({"first": (TEXTS, LABELS)})
+
+
 def test_one_text_instead_of_a_list_and_unknown_splits() -> None:
     with pytest.raises(DataError, match="list of texts"):
         load_text(("one text", [0]))

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -195,8 +196,25 @@ def test_a_pair_may_bring_its_test_split() -> None:
     assert task.data.test.texts == tuple(held_out[0])
     assert len(task.data.train.texts) + len(task.data.dev.texts) == len(texts)
     assert [note.partition(":")[0] for note in task.data.notes] == ["dev"]
-    with pytest.raises(ConfigError, match=r"test data go with \(texts, labels\)"):
+    with pytest.raises(ConfigError, match=r'test data go with .* a table; .*: \{"train": \(texts, labels\), "dev":'):
         text_task("trec", encoder="tfidf", test=held_out)
+
+
+def test_a_table_may_bring_its_test_split() -> None:
+    (texts, labels), held_out = sentences(20), sentences(8, seed=2)
+    columns = {"text": texts, "label": labels}
+    frame, tested = pd.DataFrame(columns), pd.DataFrame({"text": held_out[0], "label": held_out[1]})
+    rows = frame.to_dict("records")
+    wanted = text_task((texts, labels), encoder="tfidf", test=held_out).data
+    for data, test in ((frame, tested), (columns, held_out), (rows, tested), ((texts, labels), tested)):
+        found = text_task(data, encoder="tfidf", test=test).data
+        assert (found.fingerprint, found.test_fingerprint) == (wanted.fingerprint, wanted.test_fingerprint)
+    folds = text_task(frame.assign(fold=range(len(texts))), encoder="tfidf", test=tested)  # which name no splits
+    assert folds.data.fingerprint == wanted.fingerprint
+    divided = frame.assign(split=["train"] * 50 + ["test"] * (len(texts) - 50))
+    for data in (divided, divided.to_dict("records"), divided.to_dict("list")):
+        with pytest.raises(ConfigError, match="a column of the table names its splits; leave test out"):
+            text_task(data, encoder="tfidf", test=tested)
 
 
 def test_networks_that_do_not_fit() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
+from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import FixedLabels
@@ -18,6 +19,7 @@ from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.registry import get_domain, get_method, method_names
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 from mmdistill.testing import as_float64, check_objective, check_task
@@ -370,6 +372,23 @@ def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
     assert transformer.model._captured == {}  # no graph stays alive
     with pytest.raises(ConfigError, match="labels of attention are learned with those of the classes"):
         distill(transformer, method, ipc=1, label="teacher")
+
+
+def test_each_kind_of_task_has_the_methods_of_its_samples(task: TokenTask, transformer: TokenTask) -> None:
+    points = small_task()
+    attended = {"attention-labels", "krr-encoder"}
+    assert set(method_names(points)) == {"dm", "dc", "krr", "ridge-exact", "select", "k-means"}
+    assert set(method_names(transformer)) == {"select", *TOKEN_METHODS}
+    assert set(method_names(task)) == {"select", *TOKEN_METHODS} - attended
+    with pytest.raises(ConfigError, match=r"in Python token_task\(data, model='textcnn'\)"):
+        distill(points, "sldd", ipc=1)
+    for name in ("dc", "dm", "krr", "ridge-exact"):
+        with pytest.raises(ConfigError, match="in Python, make the task by text_task"):
+            distill(task, name, ipc=1)
+    with pytest.raises(ConfigError, match="in Python, make the task by text_task"):
+        Distiller(task, get_method(get_domain("text"), "k-means"), 1).rehearse()
+    settings = {"steps": 1, "real_batch": 8, "init": "real"}
+    assert len(distill(task, "dm", ipc=1, parameterization="embeddings", settings=settings).batch.weight) == 3
 
 
 def test_attention_labels_need_attention(task: TokenTask) -> None:
