@@ -6,6 +6,7 @@ Here is what more than one kind of data is read by.
 from collections.abc import Iterable, Mapping
 
 from mmdistill.errors import DataError
+from mmdistill.names import unknown_name
 
 USER_COLUMNS = ("user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid")
 ITEM_COLUMNS = (
@@ -25,6 +26,18 @@ SPLIT_OF = {spelling: split for split, spellings in SPLIT_NAMES.items() for spel
 def known_split(key: object) -> str | None:
     """Return train, dev or test for one of their spellings, whose case does not matter; None for another name."""
     return SPLIT_OF.get(str(key).strip().lower())
+
+
+def split_name(key: object) -> str:
+    """Return train, dev or test for one of their spellings.
+
+    Raises:
+        UnknownNameError: it is none.
+    """
+    split = known_split(key)
+    if split is None:
+        raise unknown_name("split", str(key), list(SPLIT_OF))
+    return split
 
 
 def require_one_each(keys: Iterable[object]) -> None:

@@ -185,7 +185,8 @@ def load_graph(
         source: a name in ``DATASETS``; a ``.pt`` or ``.safetensors`` file; or an object with the attributes of a
             ``Data``: x, edge_index, y, train_mask, val_mask, test_mask (edge_weight is optional).
         split: the column of masks that hold several splits.
-        seed: of the random split of data sets that come without one.
+        seed: of the random split of data sets that are found by name and come without one; a file or a ``Data`` has
+            masks of its own.
         inductive: see :class:`~mmdistill.graph.data.GraphData`; None is what the field does with the data set, and
             transductive for the user's own.
 

@@ -357,7 +357,8 @@ def graph_task(
         width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
         hops: of SGC; None is :data:`~mmdistill.graph.models.HOPS`.
         split: the column of masks that hold several splits; None is the first.
-        seed: of the random split of data sets that come without one.
+        seed: of the random split of data sets that are found by name and come without one; a file or a ``Data`` has
+            masks of its own.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.

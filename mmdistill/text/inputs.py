@@ -13,14 +13,13 @@ from mmdistill.checks import require_left_out
 from mmdistill.errors import DataError
 from mmdistill.files.columns import (
     SPLIT_COLUMNS,
-    SPLIT_OF,
     are_hidden,
     class_names_of,
     known_split,
     require_one_each,
+    split_name,
 )
 from mmdistill.files.json_rows import is_rows
-from mmdistill.names import unknown_name
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import LABEL_COLUMNS, column, require_apart, splits_of_rows, table_format, text_columns
 
@@ -79,18 +78,6 @@ def _is_column(values: object) -> bool:
 
 def _has_columns(source: object) -> TypeGuard[WithColumns]:
     return isinstance(getattr(source, "column_names", None), list) and hasattr(source, "__getitem__")
-
-
-def split_name(key: object) -> str:
-    """Return train, dev or test for one of their spellings.
-
-    Raises:
-        UnknownNameError: it is none.
-    """
-    split = known_split(key)
-    if split is None:
-        raise unknown_name("split", str(key), list(SPLIT_OF))
-    return split
 
 
 def pair_split(name: str, pair: Pair) -> RawSplit:

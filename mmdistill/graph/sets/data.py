@@ -16,9 +16,10 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import TORCH
 from mmdistill.graph.files import graph_classes, read_graphs
-from mmdistill.graph.sets.lists import side_by_side
+from mmdistill.graph.sets.lists import as_list, parts_side_by_side, side_by_side
+from mmdistill.graph.sets.splits import completed, stratified
 from mmdistill.names import canonical, unknown_data
-from mmdistill.runtime import Draws, cache_folder, checked_seed, data_root, tensor_digest
+from mmdistill.runtime import cache_folder, checked_seed, data_root, tensor_digest
 from mmdistill.task import Tensors
 
 TU = {
@@ -30,8 +31,6 @@ TU = {
     "imdb-binary": ("IMDB-BINARY", "1,000 collaborations in 2 classes, no node features"),
 }
 """Torch-geometric's name and a line for users, by ours."""
-SHARES = (0.8, 0.1)
-"""Of each class, for training and validation; the rest is for testing. DosCond takes the same shares of all graphs."""
 DENSE_BYTES = 2**30
 """The most that the edges of padded graphs may take."""
 DEGREES = 32
@@ -178,18 +177,22 @@ class GraphSet:
 
 
 @isolated
-def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> GraphSet:
-    """Return a set of graphs from a name, a folder in the TU layout, or a list of graphs.
+def load_graph_set(source: "str | Path | Sequence[Any] | Mapping[str, Sequence[Any]]", *, seed: int = 0) -> GraphSet:
+    """Return a set of graphs from a name, a folder in the TU layout, a list of graphs, or a list for each split.
+
+    Graphs without splits are divided 80/10/10 within each class; where a split is missing among others, it is a tenth
+    of the training graphs of each class.
 
     Args:
         source: a name in ``TU``, a folder with ``NAME_A.txt``, ``NAME_graph_indicator.txt`` and so on, a list or data
             set of torch-geometric's ``Data`` with a class each (see :func:`~mmdistill.graph.sets.lists.side_by_side`),
-            or a ``.pt`` file with such a list.
+            a ``.pt`` file with such a list, or a mapping of split names to lists, ``{"train": ..., "val": ...,
+            "test": ...}``.
         seed: of the random split.
 
     Raises:
-        ConfigError: an unknown name.
-        DataError: missing or damaged files, or graphs that cannot be used.
+        ConfigError: an unknown name, also of a split.
+        DataError: missing or damaged files, no training graphs, or graphs that cannot be used.
     """
     seed = checked_seed(seed)
     if not isinstance(source, str | Path):
@@ -199,12 +202,9 @@ def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> Gr
                 f"a set of graphs is a list of torch-geometric's Data, a class y each, got one {kind}; "
                 "a Batch of them becomes one by to_data_list(), and graph_task takes one graph whose nodes have classes"
             )
-        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping):
-            raise DataError(
-                "a set of graphs is a name, a folder in the TU layout or a list of torch-geometric's Data, got "
-                f"{type(source).__name__}"
-            )
-        return _from_fields(side_by_side([source[index] for index in range(len(source))], "the list"), "list", seed)
+        if isinstance(source, Mapping) and source and "edge_index" not in source:
+            return _from_fields(parts_side_by_side(source), "list", seed)
+        return _from_fields(side_by_side(as_list(source), "the list"), "list", seed)
     key = canonical(str(source))
     if key in TU:
         return _from_fields(_named(TU[key][0]), key, seed)
@@ -319,7 +319,7 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
     """Check and split.
 
     Raises:
-        DataError: no classes, or a class too small to split.
+        DataError: no classes, or a class too small to split, or without a training graph.
     """
     y, start, edges = fields["y"], fields["start"].long(), fields["edge_index"].long()
     if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
@@ -345,32 +345,10 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
         raise DataError(f"{name}: node features are NaN or infinite; fill them")
     values, classes = torch.unique(y, return_inverse=True)
     names = tuple(map(str, values.tolist()))
-    parts = stratified(classes, seed, names)
-    notes += (f"random split {seed}: 80 % training, 10 % validation, 10 % test graphs of each class",)
+    if "parts" in fields:
+        parts, told = completed(classes, fields["parts"], seed, names)
+        notes += told
+    else:
+        parts = stratified(classes, seed, names)
+        notes += (f"random split {seed}: 80 % training, 10 % validation, 10 % test graphs of each class",)
     return GraphSet(name, x, both, start, classes, *parts, len(names), notes, names)
-
-
-def stratified(y: Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the numbers of training, validation and test graphs, by class at random.
-
-    Args:
-        y: the graphs' classes.
-        seed: of the split.
-        names: what the classes are called.
-
-    Shapes:
-        y ``(graphs,)`` int64; returns three sorted parts of the positions in it.
-    Raises:
-        DataError: a class of fewer than ten graphs.
-    """
-    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for index, name in enumerate(names):
-        members = (y == index).nonzero().flatten()
-        if len(members) < 10:
-            raise DataError(f"class {name} has {len(members)} graphs; at least 10 are needed to split them")
-        members = members[Draws(seed, ("split", index)).permutation(len(members))]
-        first, second = int(SHARES[0] * len(members)), int(sum(SHARES) * len(members))
-        for part, ids in zip(parts, members.tensor_split([first, second]), strict=True):
-            part.append(ids)
-    train, val, test = (torch.cat(part).sort().values for part in parts)
-    return train, val, test

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.files.columns import SPLIT_NAMES, require_one_each, split_name
 from mmdistill.graph.files import fields_of
 
 UNREAD = ("edge_attr", "edge_weight")
@@ -32,7 +33,52 @@ def side_by_side(graphs: object, name: str) -> dict[str, Any]:
     if not isinstance(graphs, list) or not graphs:
         kind = "an empty list" if isinstance(graphs, list) else type(graphs).__name__
         raise DataError(f"{name} is {kind}, and a list of torch-geometric's Data is expected, a class y each")
-    found = [_checked(graph, f"{name}: graph {index}") for index, graph in enumerate(graphs)]
+    return _joined([_checked(graph, f"{name}: graph {index}") for index, graph in enumerate(graphs)], name)
+
+
+def parts_side_by_side(parts: Mapping[Any, object]) -> dict[str, Any]:
+    """Return the graphs of several lists as one list of nodes, and which of them are whose.
+
+    Args:
+        parts: by name of split, in any of its spellings, a list of graphs or a data set of torch-geometric's.
+
+    Returns:
+        What :func:`side_by_side` does, and ``parts``: the numbers of the graphs of ``train``, ``dev`` and ``test``.
+
+    Raises:
+        ConfigError: an unknown split.
+        DataError: two names of one split, no training graphs, or no list of such graphs.
+    """
+    require_one_each(parts)
+    keys = {split_name(key): key for key in parts}
+    if "train" not in keys:
+        raise DataError(f"the graphs have no training split; there are: {', '.join(map(str, parts))}")
+    found, numbers = list[dict[str, Any]](), dict[str, Tensor]()
+    for split in (split for split in SPLIT_NAMES if split in keys):  # in one order, however they come
+        graphs = as_list(parts[keys[split]], f"{keys[split]}: ")
+        if not graphs:
+            raise DataError(f"{keys[split]} is an empty list; give it graphs, or leave it out to have some held out")
+        numbers[split] = torch.arange(len(found), len(found) + len(graphs))
+        found += [_checked(graph, f"{keys[split]}: graph {index}") for index, graph in enumerate(graphs)]
+    return {**_joined(found, "the splits"), "parts": numbers}
+
+
+def as_list(source: Any, place: str = "") -> list[Any]:
+    """Return the graphs of a list, or of what has a length and items, as a data set of torch-geometric's does.
+
+    Raises:
+        DataError: it has none; the message begins with the place.
+    """
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping | str):
+        raise DataError(
+            f"{place}a set of graphs is a name, a folder in the TU layout or a list of torch-geometric's Data, got "
+            f"{type(source).__name__}"
+        )
+    return [source[index] for index in range(len(source))]
+
+
+def _joined(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return checked graphs as one list of nodes."""
     features = [graph["x"] for graph in found]
     columns = {None if x is None else x.shape[1] for x in features}
     if len(columns) > 1:

@@ -284,7 +284,7 @@ class GraphSetTask:
 
 @isolated
 def graph_set_task(
-    data: "str | Path | Sequence[Any] | GraphSet",
+    data: "str | Path | Sequence[Any] | Mapping[str, Sequence[Any]] | GraphSet",
     *,
     width: int | None = None,
     seed: int = 0,
@@ -296,9 +296,10 @@ def graph_set_task(
 
     Args:
         data: a name (see ``mmdistill data``), a folder in the TU layout, or a list (or data set, or ``.pt`` file of a
-            list) of torch-geometric's ``Data`` with a class ``y`` each.
+            list) of torch-geometric's ``Data`` with a class ``y`` each; or such lists by name of split,
+            ``{"train": ..., "val": ..., "test": ...}``, of which a missing one is held out of the training graphs.
         width: units of the network's layers; None is :data:`~mmdistill.graph.sets.models.WIDTH`.
-        seed: of the random split.
+        seed: of the random split, and of what is held out of given ones.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; None is :data:`PROTOCOL`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
@@ -308,7 +309,7 @@ def graph_set_task(
 
     Raises:
         ConfigError: an unknown name, a size below 1, or a protocol of minibatches.
-        DataError: files that are missing or cannot be used.
+        DataError: files or graphs that are missing or cannot be used.
     """
     seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs)

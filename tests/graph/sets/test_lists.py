@@ -8,11 +8,13 @@ import torch
 from torch_geometric.data import Data
 
 from mmdistill.cli import main
-from mmdistill.errors import DataError
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.graph.files import holds_list
 from mmdistill.graph.sets import GraphSet, graph_set_task, load_graph_set
 from mmdistill.registry import domain_of
-from tests.graph.sets.toy import rings
+from mmdistill.runtime import Draws
+from tests.graph.sets.toy import FAST, rings
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,55 @@ def test_what_is_no_graph_of_a_set_is_named(graphs: GraphSet, changes: dict[str,
     found[1] = Data(**{**found[1].to_dict(), **changes})
     with pytest.raises(DataError, match=message):
         load_graph_set(found)
+
+
+def test_lists_by_name_of_split_are_published_splits(graphs: GraphSet) -> None:
+    one = listed(graphs)
+    parts = {"test": one[:6], "Val": Dataset(one[6:12]), "training": one[12:]}
+    found = load_graph_set(parts)  # type: ignore[arg-type]
+    assert torch.equal(found.y[found.test], graphs.y[:6])
+    assert torch.equal(found.y[found.val], graphs.y[6:12])
+    assert torch.equal(found.sizes[found.train], graphs.sizes[12:])
+    assert found.notes == ()
+    assert load_graph_set(dict(reversed(parts.items()))).fingerprint == found.fingerprint  # type: ignore[arg-type]
+    task = graph_set_task(parts, width=4, protocol=FAST)  # type: ignore[arg-type]
+    assert len(distill(task, "doscond", ipc=1, settings={"steps": 1}).batch.weight) == 2
+    assert task.evaluate(None, "gcn", Draws(0), 1, {}).values["accuracy"][0] >= 0
+
+
+def test_a_split_that_is_missing_is_held_out_of_the_training_graphs(graphs: GraphSet) -> None:
+    one = listed(graphs)
+    found = load_graph_set({"train": one[:30], "test": one[30:]}, seed=1)
+    assert torch.equal(found.test, torch.arange(30, 40))
+    assert torch.cat([found.train, found.val]).sort().values.tolist() == list(range(30))
+    assert torch.bincount(found.y[found.val]).tolist() == [2, 2]
+    assert found.notes == ("validation: 10% of the training graphs of each class, at random, seed 1",)
+    assert not torch.equal(found.val, load_graph_set({"train": one[:30], "test": one[30:]}, seed=2).val)
+    both = load_graph_set({"train": one})
+    assert [len(part) for part in (both.train, both.val, both.test)] == [32, 4, 4]
+    assert [note.partition(":")[0] for note in both.notes] == ["test", "validation"]
+
+
+def test_splits_that_cannot_be_used_are_named(graphs: GraphSet) -> None:
+    one = listed(graphs)
+    first, second = one[::2], one[1::2]  # of the two classes
+    told = load_graph_set({"train": one[:20], "val": one[20:], "test": first})
+    assert told.notes == ("no test graph is of class 1, so scores say nothing of it",)
+    with pytest.raises(ConfigError, match="unknown split 'tests'; did you mean 'test'"):
+        load_graph_set({"train": one, "tests": one})
+    for parts, message in (
+        ({"val": one, "test": one}, "no training split; there are: val, test"),
+        ({"train": one, "val": one, "dev": one}, "'val' and 'dev' both name the dev split"),
+        ({"train": one, "val": []}, "val is an empty list"),
+        ({"train": one, "test": 3}, "test: a set of graphs is .* got int"),
+        ({"train": one, "test": [one[0], 3]}, "test: graph 1 is int"),
+        ({"train": first, "val": one, "test": one}, "class 1 has no training graph"),
+        ({"train": first, "test": one}, "class 1 has no training graph"),
+        ({"train": [*first, second[0]], "test": one}, "class 1 has a single training graph, and none is left"),
+        (dict(one[0].to_dict()), "a list of torch-geometric's Data, got dict"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_graph_set(parts)  # type: ignore[arg-type]
 
 
 def test_what_is_no_list_of_graphs_is_refused(graphs: GraphSet, tmp_path: Path) -> None:
