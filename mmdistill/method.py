@@ -120,8 +120,7 @@ class Method:
 
     def __repr__(self) -> str:
         """Return in one line what the method is, where it comes from, and how its samples are labelled."""
-        source = f" [{self.source}]" if self.source else ""
-        return f"Method({self.title}: {self.summary}{source}, {self.label} labels)"
+        return f"Method({self.title}: {self.summary}{self.source and f' [{self.source}]'}, {self.label} labels)"
 
     def __post_init__(self) -> None:
         """Check the kind of labels, and that what a run makes is given as what makes it."""
@@ -275,9 +274,8 @@ class Method:
         Raises:
             ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
         """
-        mine = self.settings(1).__dataclass_fields__
-        unknown = [name for name in changes if name not in mine and name not in known_names()]
-        require_settings(unknown, mine)
+        unknown = [name for name in changes if name not in known_names()]
+        require_settings(unknown, self.settings(1).__dataclass_fields__)
 
         def changed(own: Settings) -> Settings:
             require_settings(changes, {**Settings.__dataclass_fields__, **own.__dataclass_fields__})
