@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mmdistill.abilities import MapReader
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import NetworkState, Tensors
 
@@ -65,6 +66,31 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     return module
 
 
+def _require_fresh(factory: ModuleFactory, module: nn.Module) -> None:
+    """Call a factory again, by another key than before: networks shall be independent of one another.
+
+    Raises:
+        ConfigError: it returns the module that it returned before.
+    """
+    with host_draws_from(Draws(1, ("again",)).integer()):
+        other = made_by(factory)
+    if other is module:
+        name = type(module).__name__
+        raise ConfigError(
+            "the function given as model returned one and the same network twice, and each network starts from "
+            f"weights of its own; let it make a new one each time, such as lambda: {name}(...) or the class itself"
+        )
+    again = dict(other.named_parameters())
+    own = dict(module.named_parameters())
+    if own.keys() == again.keys() and all(torch.equal(own[name].cpu(), again[name].cpu()) for name in own):
+        warnings.warn(
+            "all networks begin alike: the function given as model returned equal weights twice, as of a copy, of a "
+            "seed that it sets or of pretrained weights; several networks then differ by what training draws alone",
+            MmdistillWarning,
+            stacklevel=3,
+        )
+
+
 def redrawn(state: NetworkState, draws: Draws, bias_std: float) -> NetworkState:
     """Return a network with weights from N(0, 2 / fan-in) and biases from N(0, bias_std^2); other vectors stay."""
     params = {}
@@ -83,13 +109,14 @@ class FunctionalModule:
     """Run a module made by a factory with parameters passed in.
 
     Args:
-        factory: makes a freshly initialised module; called once here for the structure, and once per draw for
-            modules that hold layers other than the common ones.
+        factory: makes a freshly initialised module; called once here for the structure, and for modules that hold
+            layers other than the common ones a second time, to be sure that it makes another, and once per draw.
         features: name or names of the submodules whose *input* (the last name) or output (all others) are the layers'
             features; by default the input of the last ``nn.Linear`` that runs.
         device: where parameters live.
     Raises:
-        ConfigError: a module that cannot be trained whole, or ``features`` that are none of its submodules.
+        ConfigError: a module that cannot be trained whole, one and the same each time, or ``features`` that are none of
+            its submodules.
 
     Attributes:
         losses: that judges train it by, by the scale of their targets, the number formats and a teacher's temperature.
@@ -103,6 +130,8 @@ class FunctionalModule:
         with torch.random.fork_rng(devices=[]), noted_starts() as starts:
             module = made_by(factory)
         self._plain = _starts_as_layers_do(module, starts)
+        if not self._plain:
+            _require_fresh(factory, module)
         self.module = module.to(self.device)
         submodules = dict(self.module.named_modules())
         self.random = any(_may_draw(module) for module in submodules.values())

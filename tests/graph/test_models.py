@@ -297,7 +297,7 @@ def test_weights_go_by_any_usual_name_and_are_never_left_out_unsaid(caplog: pyte
 
 def test_a_module_without_layers_to_read_has_no_features() -> None:
     with pytest.raises(UnsupportedError, match="has no nn"):
-        ModuleNetwork(nn.PReLU).functional.features(NetworkState({}, {}))
+        ModuleNetwork(lambda: nn.Bilinear(2, 2, 2)).functional.features(NetworkState({}, {}))
 
 
 def test_states_are_plain_values() -> None:

@@ -226,13 +226,12 @@ def test_rates_rise_and_anneal() -> None:
 
 
 def test_a_schedule_without_restart_equals_torchs_own() -> None:
-    linear = nn.Linear(2, 3)
     data = Batch(torch.randn(5, 2), torch.randint(3, (5,)), torch.ones(5))
 
     def fitted(restart: bool) -> torch.Tensor:
         from mmdistill.networks.module import FunctionalModule
 
-        network = FunctionalModule(lambda: linear)
+        network = FunctionalModule(lambda: nn.Linear(2, 3))
 
         def loss(state, batch, noise):  # type: ignore[no-untyped-def]
             output, buffers = network(state, batch.inputs)
@@ -243,7 +242,7 @@ def test_a_schedule_without_restart_equals_torchs_own() -> None:
 
     from mmdistill.networks.module import FunctionalModule
 
-    start = FunctionalModule(lambda: linear).init(KEY.fold("init", 0)).params
+    start = FunctionalModule(lambda: nn.Linear(2, 3)).init(KEY.fold("init", 0)).params
     module = nn.Linear(2, 3)
     module.load_state_dict(start)
     optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=5e-4)

@@ -2,6 +2,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.execution.precision import Precision
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import Reached, Standing, fit_networks, fit_steps
@@ -367,6 +368,12 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+class Zero(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(4))
+
+
 def test_unknown_layers_fall_back_to_the_factory() -> None:
     before = torch.random.get_rng_state()
     module = FunctionalModule(lambda: nn.Sequential(Scale(), nn.Linear(4, 3)))
@@ -385,6 +392,30 @@ def test_a_factory_makes_networks() -> None:
         FunctionalModule(lambda: nn.Sequential(nn.LazyLinear(3)))
     with pytest.raises(ConfigError, match=r"parameter 'weight' of the network is frozen, .* \(register_buffer\)"):
         FunctionalModule(lambda: nn.Linear(3, 2).requires_grad_(False))
+
+
+def test_networks_are_new_ones_each_time() -> None:
+    net, before = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), torch.get_rng_state()
+    with pytest.raises(
+        ConfigError, match=r"one and the same network twice, .* lambda: Sequential\(\.\.\.\) or the class"
+    ):
+        FunctionalModule(lambda: net)
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    for alike in (lambda: deepcopy(net), lambda: nn.Sequential(Zero(), nn.Flatten())):
+        with pytest.warns(MmdistillWarning, match="all networks begin alike: .* equal weights twice, as of a copy"):
+            FunctionalModule(alike)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_factory_is_asked_twice_where_networks_come_of_it_alone() -> None:
+    made: list[int] = []
+
+    def factory() -> nn.Module:
+        made.append(1)
+        return nn.Sequential(Scale(), nn.Linear(4, 3))
+
+    FunctionalModule(factory)
+    assert len(made) == 2
 
 
 def test_one_name_of_features_is_not_read_as_letters() -> None:
