@@ -41,7 +41,10 @@ FORMATS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
 """The number formats of a set's tensors."""
-AS_THEY_WERE = "; bring the data back as they were, or name a copy of these in the line 'data' of the run's config.yaml"
+AS_THEY_WERE = (
+    "; bring the data back as they were, or give the task a copy of these (a run of the command line names its data in "
+    "the line 'data' of its config.yaml)"
+)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

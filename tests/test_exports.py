@@ -149,7 +149,7 @@ def test_data_that_have_grown_are_named_with_a_remedy(
         assert main([command[0], str(run), *command[1:]]) == 2
         said = capsys.readouterr().err
         assert "as it was with fingerprint" in said
-        assert "bring the data back as they were, or name a copy of these in the line 'data'" in said
+        assert "bring the data back as they were, or give the task a copy of these (a run of the command line" in said
     (tmp_path / "copy.csv").write_text(before)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("log.csv", "copy.csv"))

@@ -18,6 +18,9 @@ from mmdistill.names import class_numbers, class_order, first_few
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 """Under which of these a row that names its values has its image and its label."""
+READ_TWICE = 16
+"""So many samples of a data set, the first ones, are read twice: a flip by chance leaves all as they were in one of
+65,536 cases."""
 
 
 class MapDataset(Protocol):
@@ -141,18 +144,39 @@ def _as_numbers(images: object, what: str) -> Tensor:
 
 
 def _gathered(dataset: MapDataset, what: str, names: Sequence[str] | None, size: int | None) -> Labelled:
-    """Read every (sample, label) of a map-style data set into tensors."""
+    """Read every (sample, label) of a map-style data set into tensors.
+
+    Raises:
+        DataError: among others, samples that change from one reading to the next.
+    """
     labels: list[Any] = []
 
     def samples() -> Iterator[Any]:
         for index in range(len(dataset)):
-            sample, label = _sample_and_label(dataset[index], f"{what}: item {index}")
+            called = f"{what}: item {index}"
+            sample, label = _sample_and_label(dataset[index], called)
             labels.append(label)
             yield sample
+            if index < READ_TWICE:
+                _require_steady(sample, _sample_and_label(dataset[index], called)[0], called)
 
     (images, notes), own = _stacked(samples(), what, size), _own_names(dataset)
     numbers, in_words = class_indices(labels, what, own if names is None else names)
     return Labelled(images, numbers, in_words or own, notes)
+
+
+def _require_steady(sample: Any, again: Any, what: str) -> None:
+    """Refuse a sample that another reading gives otherwise, of which one view by chance would be the data.
+
+    Raises:
+        DataError: it does.
+    """
+    first, second = (as_tensor(one, what).nan_to_num() for one in (sample, again))
+    if not torch.equal(first, second):
+        raise DataError(
+            f"{what} changes from one reading to the next, as by a random transform; give the data set without it: "
+            "methods and judges augment by themselves"
+        )
 
 
 def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:

@@ -710,6 +710,30 @@ def test_the_classes_of_test_data_are_told_by_name() -> None:
     assert load(train, test).class_names == ("0", "1", "2")
 
 
+class Flipped(Pairs):
+    """A data set whose samples a random transform changes at each reading."""
+
+    def __init__(self, samples: list[Any], labels: list[Any]) -> None:
+        super().__init__(samples, labels)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        sample, label = super().__getitem__(index)
+        return sample.flip(-1) if torch.rand((), generator=self.generator) < 0.5 else sample, label
+
+
+def test_samples_that_change_with_each_reading_are_refused() -> None:
+    images, labels = list(torch.rand(40, 1, 4, 4)), labels_of(40, 2).tolist()
+    said = r"the {} data: item \d+ changes from one reading to the next, .* give the data set without it"
+    with pytest.raises(DataError, match=said.format("training")):
+        load(Flipped(images, labels))
+    with pytest.raises(DataError, match=said.format("test")):
+        load(Pairs(images, labels), Flipped(images, labels))
+    images[0][0, 0, 0] = torch.nan
+    with pytest.raises(DataError, match="NaN"):
+        load(Pairs(images, labels))
+
+
 def test_labels_may_be_a_column_of_a_table() -> None:
     images, labels = torch.rand(10, 1, 8, 8), labels_of(10, 2)
     column = pd.DataFrame({"label": labels.tolist()}, index=range(5, 15))["label"]
