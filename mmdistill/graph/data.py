@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.execution.isolation import recordable
+from mmdistill.files.saved import from_array
 from mmdistill.graph.adjacency import Adjacency, undirected
 from mmdistill.runtime import tensor_digest
 
@@ -113,7 +115,7 @@ def graph_from_fields(
     since every network adds its own; nodes without edges keep only that self-loop. Each change is noted.
 
     Args:
-        fields: x, edge_index, y and the masks by name; edge_weight is optional.
+        fields: x, edge_index, y and the masks by name, as tensors or arrays; edge_weight is optional.
         name: the data set's name, for messages.
         split: the column of masks that hold several splits.
         inductive: see :class:`GraphData`.
@@ -190,6 +192,8 @@ def _tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
         raise DataError(
             f"{name} has adj_t and no edge_index, as T.ToSparseTensor leaves a graph; give it as it was before that"
         )
+    if isinstance(value, np.ndarray):
+        value = from_array(value, f"{name}: {key}")
     if not isinstance(value, Tensor):
         got = "it is missing" if value is None else f"got {type(value).__name__}"
         images = "" if set(FIELDS) & fields.keys() else "; a file of images has tensors named images and labels"

@@ -42,7 +42,8 @@ Pair = tuple[
 Source = str | Path | Pair | MapDataset | Mapping[str, Any]
 """A known name, a file or folder, (images, labels), a map-style data set of (sample, label) or of rows that name them,
 or a mapping of splits (``train``, ``test``) to such, or of ``images``, ``labels``, ``test_images``, ``test_labels`` to
-tensors. Labels are numbers, or names alone."""
+tensors. Labels are whole numbers, booleans, or names alone; numbers that do not run from 0 to C - 1 are numbered by
+their order, and name the classes."""
 
 
 @isolated
@@ -135,13 +136,14 @@ def _built(
     size: int | None = None,
 ) -> ImageData:
     """Return data of what :func:`~mmdistill.image.samples.labelled` reads, for training and, unless None, testing."""
-    images, labels, own, changes = labelled(source, whose[0], given, size)
+    images, labels, own, changes, numbers = labelled(source, whose[0], given, size)
     names, notes = given or own, (*notes, *changes)
     if test is None:
         return build(name, (images, labels), None, class_names=names, seed=seed, notes=notes)
     # Names in place of numbers count the training data's classes; without any they would count their own.
-    test_images, test_labels, others, changes = labelled(test, whose[1], names or (), size)
-    if own is not None and others not in (None, own, names):
+    words = () if numbers else names or ()
+    test_images, test_labels, others, changes, _ = labelled(test, whose[1], words, size, numbers)
+    if numbers is None and own is not None and others not in (None, own, names):
         test_labels = _renumbered(test_labels, others, own)
     notes = (*notes, *changes)
     return build(name, (images, labels), (test_images, test_labels), class_names=names, seed=seed, notes=notes)
@@ -235,19 +237,20 @@ def shortcoming(path: Path) -> str:
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images where it has a folder for training."""
-    train, held_out, split_notes = files.split_folders(path)
-    images, labels, names, notes = files.read_image_folder(train, size, held_out=held_out is None)
+    folder, held_out, split_notes = files.split_folders(path)
+    images, labels, names, notes = files.read_image_folder(folder, size, held_out=held_out is None)
     if held_out is None:
         return build(str(path), (images, labels), None, class_names=names, seed=seed, notes=notes)
     test_images, test_labels, test_names, test_notes = files.read_image_folder(held_out, size)
     unknown = sorted(set(test_names) - set(names))
     if unknown:
-        raise DataError(f"{held_out} has a class {unknown[0]!r} that {train} lacks")
+        raise DataError(f"{held_out} has a class {unknown[0]!r} that {folder} lacks")
     test_labels = _renumbered(test_labels, tuple(test_names), tuple(names))
     channels = max(images.shape[1], test_images.shape[1])
     images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
     notes = (*split_notes, *notes, *test_notes)
-    return build(str(path), (images.contiguous(), labels), (test_images, test_labels), class_names=names, notes=notes)
+    train = images.contiguous()
+    return build(str(path), (train, labels), (test_images, test_labels), class_names=names, notes=notes)
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:

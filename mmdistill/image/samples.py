@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, DataError, did_you_mean
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
 from mmdistill.files.saved import from_array
+from mmdistill.image.class_labels import class_labels
 from mmdistill.image.pictures import pixels_of, require_bytes, resized, resizing_notes
 from mmdistill.image.tensor_files import NAMES
-from mmdistill.names import class_numbers, class_order, first_few
+from mmdistill.names import first_few
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
@@ -38,13 +39,15 @@ class MapDataset(Protocol):
 class Labelled(NamedTuple):
     """Images ``(N, ...)``, class indices ``(N,)`` and, where their source says them, names by class index.
 
-    Last come notes on what was done to the images, in words.
+    Then come notes on what was done to the images, in words, and the numbers that labels were, where the names are of
+    them.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
+    numbers: tuple[int, ...] | None = None
 
 
 def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any, Any, tuple[str, ...]]:
@@ -88,7 +91,13 @@ def _keeps_labels_back(part: Any) -> bool:
     return column is not None and are_hidden(part[column])
 
 
-def labelled(source: Any, what: str, names: Sequence[str] | None = None, size: int | None = None) -> Labelled:
+def labelled(
+    source: Any,
+    what: str,
+    names: Sequence[str] | None = None,
+    size: int | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Labelled:
     """Read images and labels of a pair, or of a map-style data set.
 
     Args:
@@ -97,6 +106,7 @@ def labelled(source: Any, what: str, names: Sequence[str] | None = None, size: i
         what: what the source is, for messages.
         names: the classes that labels in words count; None: the labels themselves, in order.
         size: resize pictures to ``size`` x ``size``; None keeps them.
+        numbers: those that the training data's classes were, of test data, where these did not count from 0.
     Raises:
         ConfigError: a size of tensors or arrays.
         DataError: something else.
@@ -105,19 +115,19 @@ def labelled(source: Any, what: str, names: Sequence[str] | None = None, size: i
         source = source[0], source[1]
     if not isinstance(source, tuple):
         _require_map_style(source, what)
-        return _gathered(source, what, names, size)
+        return _gathered(source, what, names, size, numbers)
     if len(source) != 2:
         raise DataError(f"{what}: expected (images, labels), got {len(source)} of them")
     images, labels = source
-    found, own = class_indices(labels, what, names)
+    found = class_labels(labels, what, names, numbers)
     if isinstance(images, list | tuple):
-        if len(images) != len(found):
-            raise DataError(f"{what}: {len(images)} images and {len(found)} labels")
+        if len(images) != len(found.indices):
+            raise DataError(f"{what}: {len(images)} images and {len(found.indices)} labels")
         stacked, notes = _stacked(images, what, size)
-        return Labelled(stacked, found, own, notes)
+        return Labelled(stacked, found.indices, found.names, notes, found.numbers)
     if size is not None:
         raise _unsizable(what)
-    return Labelled(_as_numbers(images, what), found, own)
+    return Labelled(_as_numbers(images, what), found.indices, found.names, (), found.numbers)
 
 
 def _unsizable(what: str) -> ConfigError:
@@ -143,7 +153,9 @@ def _as_numbers(images: object, what: str) -> Tensor:
     return found
 
 
-def _gathered(dataset: MapDataset, what: str, names: Sequence[str] | None, size: int | None) -> Labelled:
+def _gathered(
+    dataset: MapDataset, what: str, names: Sequence[str] | None, size: int | None, numbers: Sequence[int] | None
+) -> Labelled:
     """Read every (sample, label) of a map-style data set into tensors.
 
     Raises:
@@ -161,8 +173,8 @@ def _gathered(dataset: MapDataset, what: str, names: Sequence[str] | None, size:
                 _require_steady(sample, _sample_and_label(dataset[index], called)[0], called)
 
     (images, notes), own = _stacked(samples(), what, size), _own_names(dataset)
-    numbers, in_words = class_indices(labels, what, own if names is None else names)
-    return Labelled(images, numbers, in_words or own, notes)
+    found = class_labels(labels, what, own if names is None else names, numbers)
+    return Labelled(images, found.indices, found.names or own, notes, found.numbers)
 
 
 def _require_steady(sample: Any, again: Any, what: str) -> None:
@@ -237,61 +249,6 @@ def _stacked(samples: Iterable[Any], what: str, size: int | None = None) -> tupl
     channels = 3 if modes == {"1"} else max(map(len, images))
     found = torch.stack([image.expand(channels, -1, -1) for image in images])
     return found, resizing_notes(what, refitted, size)
-
-
-def class_indices(labels: Any, what: str, names: Sequence[str] | None = None) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Return labels as numbers and, where they are words, what these stand for, by class index.
-
-    Args:
-        labels: a tensor, an array, a list or a column of a table; numbers, or words alone.
-        what: whose they are, for messages.
-        names: the classes that words are of, by index; None: the words themselves, in order.
-    Raises:
-        DataError: something else, or a word that is none of the names.
-    """
-    if hasattr(labels, "to_list"):  # a column of a table
-        labels = labels.to_list()
-    if isinstance(labels, np.ndarray):
-        if labels.dtype.kind not in "OUT":
-            return from_array(labels, what), None
-        labels = labels.tolist()
-    if isinstance(labels, Tensor):
-        return labels, None
-    if not isinstance(labels, list | tuple):
-        raise DataError(f"{what}: labels are a tensor, an array, a list or a column, got {type(labels).__name__}")
-    word = next((label for label in labels if isinstance(label, str)), None)
-    if word is None:
-        return torch.tensor([_index(label, f"{what}: label {i}") for i, label in enumerate(labels)]), None
-    if names is not None and not names:
-        raise DataError(f"{what}: the label {word!r} is a name, and the labels of the training data are numbers")
-    other = next((i for i, label in enumerate(labels) if not isinstance(label, str)), None)
-    if other is not None:
-        raise DataError(f"{what}: label {other} is {labels[other]!r}, others are names such as {word!r}; give one kind")
-    classes = class_order(labels) if names is None else tuple(names)
-    numbers = class_numbers(classes, set(labels), given=names is not None)
-    unknown = next((i for i, label in enumerate(labels) if label not in numbers), None)
-    if unknown is not None:
-        raise DataError(
-            f"{what}: label {unknown} is {labels[unknown]!r}, which is no class{did_you_mean(labels[unknown], classes)}"
-            f" (there are: {first_few(classes, 20)})"
-        )
-    return torch.tensor([numbers[label] for label in labels]), classes
-
-
-def _index(label: Any, what: str) -> int:
-    """Return a label as an integer.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        index = int(label)
-        whole = bool(index == label)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise DataError(f"{what} is no class index but {label!r}") from error
-    if not whole:
-        raise DataError(f"{what} is no class index but {label!r}")
-    return index
 
 
 def as_tensor(sample: object, what: str) -> Tensor:

@@ -318,7 +318,7 @@ def image_task(
     Args:
         data: a known name, a file or folder, (images, labels) as tensors or arrays, a map-style torch data set of
             (sample, label), or image data that are loaded already. Images are ``(N, channels, height, width)`` or
-            ``(N, height, width)``, bytes or floats; labels ``(N,)`` class indices.
+            ``(N, height, width)``, bytes or floats; labels ``(N,)`` whole numbers, or names.
         model: a network's name with options, such as ``convnet`` (the default), ``convnet-d4-w64-bn`` or ``resnet18``
             (see :mod:`mmdistill.image.models`), or a function that returns an ``nn.Module``.
         width: of a named model; None is its own default.

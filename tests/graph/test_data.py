@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -74,6 +75,14 @@ def test_edge_weights_are_kept_and_the_largest_of_duplicates_wins() -> None:
     edges = torch.tensor([[0, 1, 2], [1, 0, 3]])
     graph = planted_graph(edge_index=edges, edge_weight=torch.tensor([0.5, 2.0, 0.25]))
     assert graph.edge_weight.tolist() == [2.0, 2.0, 0.25, 0.25]
+
+
+def test_arrays_are_read_as_tensors_are() -> None:
+    given = {key: one.numpy() for key, one in planted_fields().items() if isinstance(one, torch.Tensor)}
+    found = load_graph({**given, "names": np.array(["a"] * 120)})
+    assert found.fingerprint == load_graph(as_data()).fingerprint
+    with pytest.raises(DataError, match="user graph: x holds an array of <U1; expected one of numbers"):
+        load_graph({**given, "x": np.array(["a"] * 120)})
 
 
 def test_a_graph_without_edges_is_a_set_of_nodes() -> None:

@@ -1,0 +1,92 @@
+"""Labels of images are numbered by one rule, whatever holds them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmdistill.errors import DataError
+from mmdistill.image.datasets import load
+from tests.image.test_data import Pairs, bytes_like, labels_of
+
+CONTAINERS: dict[str, Callable[[Tensor], Any]] = {
+    "tensor": lambda labels: labels,
+    "array": lambda labels: labels.numpy(),
+    "list": lambda labels: labels.tolist(),
+    "list of arrays": lambda labels: list(labels.numpy()),
+    "list of tensors": list,
+    "column": lambda labels: pd.Series(labels.numpy()),
+    "objects": lambda labels: np.array(labels.tolist(), dtype=object),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([0, 1], ("0", "1")),
+        ([0.0, 1.0], ("0", "1")),
+        ([False, True], ("False", "True")),
+        ([1, 2], ("1", "2")),
+        ([-1, 1], ("-1", "1")),
+        ([3, 5], ("3", "5")),
+        ([0.0, 7.0], ("0", "7")),
+        ([9, 10], ("9", "10")),
+    ],
+)
+def test_labels_are_numbered_alike_in_every_container(
+    container: Callable[[Tensor], Any], values: list[Any], names: tuple[str, ...]
+) -> None:
+    images, order = bytes_like(12, 4, 4), labels_of(12, 2)
+    labels = torch.tensor(values)[order]
+    found = load((images, container(labels)), (images, container(labels.flip(0))))
+    assert found.class_names == names
+    assert torch.equal(found.train_labels, order)
+    assert torch.equal(found.test_labels, order.flip(0))
+    assert found.fingerprint == load((images, order), (images, order)).fingerprint
+    data_set = Pairs(list(images), list(container(labels)))
+    assert torch.equal(load(data_set, data_set).train_labels, order)
+    assert load(data_set).class_names == names
+
+
+def test_labels_in_files_are_numbered_alike(tmp_path: Path) -> None:
+    images, order = bytes_like(12, 4, 4), labels_of(12, 2)
+    for labels in (torch.tensor([3, 5])[order], torch.tensor([3.0, 5.0])[order]):
+        held = {"images": images, "labels": labels, "test_images": images.clone(), "test_labels": labels.clone()}
+        safetensors.torch.save_file(held, tmp_path / "data.safetensors")
+        torch.save(held, tmp_path / "data.pt")
+        np.savez(tmp_path / "data.npz", **{name: tensor.numpy() for name, tensor in held.items()})
+        for path in tmp_path.iterdir():
+            found = load(path)
+            assert found.class_names == ("3", "5")
+            assert torch.equal(found.train_labels, order)
+            assert torch.equal(found.test_labels, order)
+
+
+def test_numbered_labels_of_test_data_are_those_of_training() -> None:
+    images = bytes_like(12, 4, 4)
+    few = torch.tensor([0, 1, 3]).repeat(4)
+    assert load((images, few), (images[:2], torch.tensor([3, 1]))).test_labels.tolist() == [2, 1]
+    said = r"the test data: label 2 is 2, a class that the training data lack \(they have: 0, 1, 3\); add training"
+    for there in (torch.tensor([0, 1, 2, 3]), [0, 1, 2, 3]):
+        with pytest.raises(DataError, match=said):
+            load((images, few), (images[:4], there))
+    with pytest.raises(DataError, match="up to 2, got 1 to 3: the labels run from 1 to 3"):
+        load((images, labels_of(12, 3)), (images[:3], torch.tensor([1, 2, 3])))
+    with pytest.raises(DataError, match="the labels of the training data are numbers"):
+        load((images, few), (images[:1], ["3"]))
+    for names in (["a", "b", "c"], ["0", "1", "3"]):
+        with pytest.raises(DataError, match="from 0 up to 2, got 0 to 3"):
+            load((images, few), class_names=names)
+    picked = Pairs(list(images), [3, 5] * 6)
+    assert load(picked).class_names == ("3", "5")
+    picked.classes = [str(digit) for digit in range(10)]  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"no training image of class 0, 1, 2, 4, 6 \(of 10 classes\)"):
+        load(picked)
+    assert load((images, [3, 5] * 6), picked).test_labels.tolist() == [0, 1] * 6
