@@ -12,7 +12,7 @@ from torch import nn
 
 from mmdistill import distill, evaluate, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.abilities import KeepsJudging, LimitsJudging, TellsEpochs
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, MmdistillWarning
 from mmdistill.graph import GraphTask, load_graph
 from mmdistill.graph.judges import JudgeProtocol, protocol_for
 from mmdistill.graph.models import SGC
@@ -150,6 +150,33 @@ def test_networks_of_interactions_are_tried_when_the_task_is_made() -> None:
         with pytest.raises(ConfigError, match=message):
             recsys_task(MATRIX, model=network)
     assert recsys_task(MATRIX, model=lambda: nn.Linear(6, 6)).init(Draws(0)).params
+
+
+class GraphShares(nn.Module):
+    """A graph module with a softmax of its own."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.head, self.last = nn.Linear(12, 3), last
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+        shares: torch.Tensor = self.last(self.head(x))
+        return shares
+
+
+def test_networks_that_return_probabilities_are_warned_of() -> None:
+    points = text_task(corpus(), encoder="tfidf").dim
+    ending: list[Callable[[nn.Module], object]] = [
+        lambda last: image_task("digits", model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), last)),
+        lambda last: text_task(corpus(), encoder="tfidf", model=lambda: nn.Sequential(nn.Linear(points, 3), last)),
+        lambda last: graph_task(planted_graph(), model=lambda: GraphShares(last)),
+        lambda last: recsys_task(MATRIX, model=lambda: nn.Sequential(nn.Linear(6, 6), last)),
+    ]
+    for made in ending:
+        with pytest.warns(MmdistillWarning, match=r"returns probabilities, and logits are expected"):
+            made(nn.Softmax(-1))
+        made(nn.LogSoftmax(-1))
+        made(nn.Sigmoid())
 
 
 def test_judges_of_graphs_train_for_the_epochs_asked_for(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """Networks are run once when their task is made, so that one that cannot work fails then."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError, first_line
+from mmdistill.errors import ConfigError, MmdistillWarning, ShapeError, first_line
 from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, Task, num_samples, tensors_of
 
 
 def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
-    """Run a task's network once on a few samples.
+    """Run a task's network once on a few samples; one that returns probabilities is warned of.
 
     Args:
         task: the task.
@@ -33,12 +35,24 @@ def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
                 "leave out what converts it (--precision lowers what may be lowered)"
             )
     with _refusing(what), torch.no_grad():
-        found = task.predict(state, inputs)[0].shape
+        found = task.predict(state, inputs)[0]
     expected = (num_samples(inputs), classes)
-    if tuple(found) != expected:
-        raise ConfigError(f"the network returned {tuple(found)} for {what}; expected {expected}")
+    if tuple(found.shape) != expected:
+        raise ConfigError(f"the network returned {tuple(found.shape)} for {what}; expected {expected}")
     if [tensor._version for tensor in tensors] != writes:  # several networks read the same inputs
         raise ConfigError("the network changes its input in place, as x -= 1 does; let it make a new tensor")
+    if _are_shares(found):
+        warnings.warn(
+            "the network returns probabilities, and logits are expected, of which losses take the softmax: leave out "
+            "its own, or networks hardly learn",
+            MmdistillWarning,
+            stacklevel=3,
+        )
+
+
+def _are_shares(output: Tensor) -> bool:
+    """Return whether all rows of a network's output are probabilities, as a softmax makes them."""
+    return bool((output >= 0).all()) and bool(((output.sum(-1) - 1).abs() < 1e-5).all())
 
 
 @contextmanager
