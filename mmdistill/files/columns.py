@@ -55,6 +55,12 @@ def require_one_each(keys: Iterable[object]) -> None:
             seen[split] = key
 
 
+def shared_note(count: int, tests: int, noun: str) -> list[str]:
+    """Return a note where so many of the test samples, as they were given, are also in training."""
+    said = "as the splits were given, so scores may be too good"
+    return [f"{count:,} of the {tests:,} test {noun} are also in training, {said}"] if count else []
+
+
 def are_hidden(labels: Iterable[object]) -> bool:
     """Return whether a split keeps its labels back, all -1, as test splits of the Hugging Face hub do."""
     return all(label == -1 for label in labels)

@@ -26,6 +26,7 @@ from mmdistill.image.known import (
     idx_split,
     load_tiny_imagenet,
 )
+from mmdistill.image.repeated import told
 from mmdistill.image.samples import MapDataset, labelled, parts
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import checked_seed
@@ -146,7 +147,7 @@ def _built(
     if numbers is None and own is not None and others not in (None, own, names):
         test_labels = _renumbered(test_labels, others, own)
     notes = (*notes, *changes)
-    return build(name, (images, labels), (test_images, test_labels), class_names=names, seed=seed, notes=notes)
+    return told(build(name, (images, labels), (test_images, test_labels), class_names=names, seed=seed, notes=notes))
 
 
 def _test_place(source: str | Path) -> str:
@@ -250,7 +251,8 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
     notes = (*split_notes, *notes, *test_notes)
     train = images.contiguous()
-    return build(str(path), (train, labels), (test_images, test_labels), class_names=names, notes=notes)
+    data = build(str(path), (train, labels), (test_images, test_labels), class_names=names, notes=notes)
+    return data if train.numel() > files.IN_MEMORY else told(data)  # what lies on disk is not read once more
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mmdistill.files.columns import shared_note
 from mmdistill.names import first_few
 from mmdistill.text.tables import table_format
 
@@ -18,9 +19,7 @@ def repeats(texts: Sequence[str]) -> list[str]:
 def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
     """Return a note where test texts, as they were given, are also in training."""
     known = set(train)
-    count = sum(text in known for text in test)
-    said = "as the splits were given, so scores may be too good"
-    return [f"{count:,} of the {len(test):,} test texts are also in training, {said}"] if count else []
+    return shared_note(sum(text in known for text in test), len(test), "texts")
 
 
 def untested(labels: Tensor, names: Sequence[str]) -> list[str]:
