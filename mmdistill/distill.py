@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -218,9 +218,12 @@ def distill(
     if resume is True and folder is not None and ranks.size() == 1 and not is_started(folder):
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
     writes, resume_auto = folder is not None and ranks.is_first(), resume == "auto"
-    with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
-        if folder is not None and writes and not (resume or overwrite):
-            require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
+    with ExitStack() as held:
+        with ranks.together():
+            if folder is not None and writes:
+                held.enter_context(sole_writer(folder))
+                if not (resume or overwrite):
+                    require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
         if folder is not None and resume == "auto":
             finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
             goes_further = finished and ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]

@@ -1,12 +1,16 @@
 """What each process of ``tests/execution/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
 torchrun starts it: ``-m tests.rank_worker FOLDER METHOD HOW``, with one of the words below; ``skips`` has a number
-after a colon, the loss above which steps change nothing.
+after a colon, the loss above which steps change nothing. ``failing`` notes how each rank ends where one of them fails,
+and distils after all that.
 """
 
+import faulthandler
+import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
+from mmdistill.errors import DataError
 from mmdistill.execution import ranks
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
@@ -30,6 +35,56 @@ class Disagreeing(Validated):
     def validate(self, synthetic: object, draws: object, learned: object) -> float:
         score = super().validate(synthetic, draws, learned)
         return score if ranks.is_first() else float(self.calls)
+
+
+class RefusedError(DataError):
+    """An error of a user's own, made of more than a message."""
+
+    def __init__(self, where: str, number: int) -> None:
+        super().__init__(f"{where} {number}")
+
+
+def failing(folder: Path) -> None:
+    """Fail on one rank in several ways, and note how each rank ends of it."""
+
+    def raised(rank: int, error: BaseException) -> None:
+        if ranks.rank() == rank:
+            raise error
+
+    def alone(rank: int, error: BaseException) -> Callable[[], object]:
+        def call() -> None:
+            with ranks.first_alone():
+                raised(rank, error)
+
+        return call
+
+    def starting(*args: object) -> Parameterization:
+        raised(0, DataError("no data"))
+        return raw_samples(BlobTask(), 2, "real", "hard", Draws(0))
+
+    def filling(done: int, total: int, loss: float) -> None:
+        if done == 1 and not ranks.is_first():  # a file where its first checkpoint goes
+            (folder / "full/checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / "full/checkpoints/rank-1").touch()
+
+    cases: dict[str, Callable[[], object]] = {
+        "first": alone(0, RefusedError("row", 3)),
+        "other": alone(1, OSError("no space")),
+        "stop": alone(0, KeyboardInterrupt()),
+        "start": lambda: distill(BlobTask(), replace(method("dm"), parameterization=starting), ipc=2),
+        "taken": lambda: distill(BlobTask(), method("dm"), ipc=2, out=folder / "taken"),
+        "full": lambda: distill(
+            BlobTask(), method("dm"), ipc=2, out=folder / "full", progress=filling, checkpoint_every=3
+        ),
+    }
+    distill(BlobTask(), method("dm"), ipc=2, out=folder / "taken")  # which the first rank alone refuses to replace
+    ends = {}
+    for name, call in cases.items():
+        try:
+            call()
+        except (Exception, KeyboardInterrupt) as error:
+            ends[name] = [type(error).__name__, str(error)]
+    (folder / f"ends-{ranks.rank()}.json").write_text(json.dumps(ends))
 
 
 def shifted(batch: Batch, shift: Tensor) -> Batch:
@@ -64,6 +119,9 @@ def main(folder: Path, name: str, how: str) -> None:
 
         own = replace(own, parameterization=apart)
     with ranks.process_group("cpu"):
+        if how == "failing":
+            faulthandler.dump_traceback_later(60, exit=True)  # ranks that wait for each other do so for days
+            failing(folder)
         if how == "averages":
             numbers = torch.arange(6.0) + ranks.rank()
             made = [numbers[::2], numbers.view(2, 3).T, numbers[:1].expand(2)]

@@ -86,9 +86,10 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
             print(aligned(plan_rows(config, task, method, budget)))
             return
         with ranks.process_group(config.device) as device:
-            if ranks.is_first():  # before the others go on
-                held.enter_context(sole_writer(folder))
-                _require_free(config, folder, resume)
+            with ranks.together():
+                if ranks.is_first():
+                    held.enter_context(sole_writer(folder))
+                    _require_free(config, folder, resume)
             task, method, budget = _prepared(config, device)
             done = (
                 whole_set(folder, lambda text: print(f"note: {text}"))

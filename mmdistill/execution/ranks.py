@@ -6,13 +6,14 @@ Without torchrun every function here is what it is for a single process, at no c
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from mmdistill.errors import MmdistillError
 from mmdistill.runtime import choose_device
 
 T = TypeVar("T")
@@ -58,14 +59,65 @@ def process_group(device: str) -> Iterator[str]:
         distributed.destroy_process_group()
 
 
+class _Failure(NamedTuple):
+    """How one rank failed, as the others raise it."""
+
+    kind: type[BaseException]
+    reason: str
+
+
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let the first rank do something before the others, who then find it done in the cache (data, experts)."""
+    """Let the first rank do something before the others, who then find it done in the cache (data, experts).
+
+    No rank waits for the others within.
+
+    Raises:
+        MmdistillError: see :func:`together`; where the first rank fails, the others do not begin.
+    """
     if not is_first():
-        distributed.barrier()
-    yield
-    if is_first() and size() > 1:
-        distributed.barrier()
+        _meet()
+    with together():
+        yield
+    if is_first():
+        _meet()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Do something on all ranks, none of which waits for the others within, and have it fail on all or on none.
+
+    All wait for each other at its end, so that none goes on to wait for one that failed.
+
+    Raises:
+        MmdistillError: another rank failed; of the kind of its error where that is one of this package.
+        KeyboardInterrupt: another rank was interrupted.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with suppress(RuntimeError):  # of ranks that have ended, who need not be told
+            gathered(_failure(error))
+        raise
+    _meet()
+
+
+def _failure(error: BaseException) -> _Failure:
+    """Return as what an error of this rank ends the others."""
+    if isinstance(error, KeyboardInterrupt):
+        return _Failure(KeyboardInterrupt, "was interrupted")
+    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == MmdistillError.__module__)
+    kind = next(kinds, None)  # not one of the user's own, which may need more than a message
+    return _Failure(kind or MmdistillError, f"failed: {'' if kind else f'{type(error).__name__}: '}{error}")
+
+
+def _meet() -> None:
+    """Wait for all ranks; raise what one of them failed with."""
+    own: _Failure | None = None  # this one got here
+    for number, failure in enumerate(gathered(own)):
+        if failure is not None:
+            name = "the first process" if number == 0 else f"process {number} (the first is 0)"
+            raise failure.kind(f"{name} {failure.reason}")
 
 
 def averages(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -84,7 +84,8 @@ def take_steps(
             if ending or stopping or leaving or due:
                 _require_finite_state(run, loss, keeper)
                 if keeper is not None:
-                    keeper.save(run)
+                    with ranks.together():
+                        keeper.save(run)
             if progress is not None and (reading or stopping or showing):
                 progress(run.step, steps, value)
                 shown = time.perf_counter()

@@ -148,6 +148,30 @@ def test_ranks_take_a_run_further_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
+def test_where_one_rank_fails_all_do_and_distil_anew(tmp_path: Path) -> None:
+    torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", "failing")
+    first, other = (json.loads((tmp_path / f"ends-{rank}.json").read_text()) for rank in range(2))
+    assert first.pop("first") == ["RefusedError", "row 3"]
+    assert other.pop("first") == ["DataError", "the first process failed: row 3"]
+    assert first.pop("other") == ["MmdistillError", "process 1 (the first is 0) failed: OSError: no space"]
+    assert other.pop("other") == ["OSError", "no space"]
+    assert (first.pop("stop"), other.pop("stop")) == (
+        ["KeyboardInterrupt", ""],
+        ["KeyboardInterrupt", "the first process was interrupted"],
+    )
+    assert first.pop("start") == ["DataError", "no data"]
+    assert other.pop("start") == ["DataError", "the first process failed: no data"]
+    (kind, why), told = first.pop("taken"), other.pop("taken")
+    assert told == [kind, f"the first process failed: {why}"]
+    (_, why), (kind, words) = first.pop("full"), other.pop("full")
+    assert why == f"process 1 (the first is 0) failed: {kind}: {words}"
+    assert not first
+    assert not other
+    one, same = (load_file(tmp_path / f"failing-{rank}.safetensors")["samples"] for rank in range(2))
+    assert torch.equal(one, same)
+
+
+@pytest.mark.ddp
 def test_ranks_whose_validations_differ_lose_patience_together(tmp_path: Path) -> None:
     torchrun("-m", "tests.rank_worker", str(tmp_path), "dc", "patience")
     one, other = (load_file(tmp_path / f"patience-{rank}.safetensors")["samples"] for rank in range(2))
