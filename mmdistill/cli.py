@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from jsonargparse import Namespace
 
 from mmdistill import __version__
-from mmdistill.commands.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
+from mmdistill.commands.endings import ending_as_ctrl_c, kept, remedy, replaced_by
 from mmdistill.commands.wording import (
     EXAMPLES,
     GROUPS,
@@ -28,6 +28,7 @@ from mmdistill.commands.wording import (
 from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.errors import KEPT, ConfigError, MmdistillError
 from mmdistill.names import canonical
+from mmdistill.runs.signals import left_terminal
 from mmdistill.settings import AT_RESUME
 
 EXPERT_OPTIONS = (
@@ -376,9 +377,9 @@ def _shown_log() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, also by SIGTERM."""
+    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, also by SIGTERM or SIGHUP."""
     _ready_streams()
-    with sigterm_as_ctrl_c():
+    with ending_as_ctrl_c():
         return _exit_code(config_first(spelled(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -406,11 +407,10 @@ def _exit_code(given: Sequence[str]) -> int:
         if closed or isinstance(error, BrokenPipeError):  # whoever read the output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        reason = error.strerror or error
-        print(
-            f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {reason}{remedy(error.filename)}",
-            file=sys.stderr,
-        )
+        if error.errno == errno.EIO and left_terminal():  # before its signal came, or in spite of it
+            return 130
+        said = f"{error.filename or 'a file'}: {error.strerror or error}{remedy(error.filename)}"
+        print(f"mmdistill: error: cannot read or write {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"mmdistill: stopped; {kept(options, former, getattr(stop, '__notes__', ()))}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How a command ends that does not end by itself: what it keeps, what to do next, and SIGTERM like Ctrl-C."""
+"""How a command ends that does not end by itself: what it keeps, what to do next, and signals that count as Ctrl-C."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ from mmdistill.config import BUDGETS, DistillConfig
 from mmdistill.errors import ConfigError
 from mmdistill.names import as_argument
 from mmdistill.runs.folder import holds_work, traces
+from mmdistill.runs.signals import ENDING, HANGUP, hung_up
 
 
 def replaced_by(options: Namespace) -> Mapping[str, int]:
@@ -56,21 +57,21 @@ def folder_of(options: Namespace) -> Path:
 
 
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what is half written goes, and a line says what is kept.
+def ending_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: what is half written goes, and a line says what is kept.
 
-    It gets Python's own handler of Ctrl-C, in whose place the steps of a run have theirs. Where it is ignored or has a
-    handler already, and in threads, which cannot have one, it stays as it is.
+    SIGTERM gets Python's own handler of Ctrl-C; in their place the steps of a run have theirs. Where one is ignored (as
+    under nohup) or has a handler already, and in threads, which cannot have one, it stays as it is.
     """
-    own = threading.current_thread() is threading.main_thread()
-    if not own or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    alone = threading.current_thread() is threading.main_thread()
+    left = [number for number in ENDING if alone and signal.getsignal(number) == signal.SIG_DFL]
+    for number in left:
+        signal.signal(number, hung_up if number == HANGUP else signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in left:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def remedy(path: object) -> str:

@@ -2,23 +2,20 @@
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from types import FrameType
 
 from torch import Tensor
 
 from mmdistill.distiller import Distiller
-from mmdistill.errors import MmdistillError, NonFiniteError
+from mmdistill.errors import NonFiniteError
 from mmdistill.execution import ranks
 from mmdistill.execution.memory import explained
 from mmdistill.progress import StepProgress
 from mmdistill.runs.advice import faster_precision, lowering_steps
 from mmdistill.runs.keeper import Keeper
+from mmdistill.runs.signals import taken_over
 from mmdistill.runs.state import RunState
 from mmdistill.runs.stepper import Stepper
 
@@ -41,7 +38,7 @@ LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 def take_steps(
     distiller: Distiller, stepper: Stepper, run: RunState, keeper: Keeper | None, progress: StepProgress | None
 ) -> bool:
-    """Step a run to its end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
+    """Step a run to its end; stop cleanly, with a checkpoint, on Ctrl-C, SIGTERM and SIGHUP.
 
     Where the program has a handler of its own for these, a checkpoint is written and the handler called; if it returns,
     the run goes on.
@@ -59,9 +56,9 @@ def take_steps(
     compiling, shown = run.compile_seconds, time.perf_counter()
     validate_every = distiller.settings.validate_every
     pace = _Pace(run.step, steps, partial(faster_precision, distiller, run))
-    with _signals() as asked:
+    with taken_over() as asked:
         while run.step < steps and not distiller.exhausted(run):
-            with _failing(asked), explained(f"step {run.step + 1} of the distillation", lower):
+            with asked.failing(), explained(f"step {run.step + 1} of the distillation", lower):
                 run, loss = stepper(run)
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
@@ -166,88 +163,3 @@ def _warn_of_divergence(run: RunState, loss: float) -> None:
         return
     if loss > DIVERGED * losses[0] >= max(losses):
         logger.warning("the loss grew from %.3g to %.3g by step %d. %s", losses[0], loss, run.step, LOWER_RATE)
-
-
-Handler = Callable[[int, FrameType | None], object]
-
-
-class _Signals:
-    """What signals ask of a run, which ends its step first.
-
-    Args:
-        own: handlers that the program has installed, by the signal's number.
-
-    Attributes:
-        stop: whether a signal asks to stop that the program leaves to Python or to the system.
-    """
-
-    def __init__(self, own: Mapping[int, Handler]) -> None:
-        self.stop = False
-        self._own = own
-        self._pending: list[tuple[int, FrameType | None]] = []
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether a handler of the program's is still to be called."""
-        return bool(self._pending)
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; the same one again has its effect at once."""
-        if number in self._own:
-            if any(number == earlier for earlier, _ in self._pending):
-                self._own[number](number, frame)
-            else:
-                self._pending.append((number, frame))
-        elif self.stop:
-            raise KeyboardInterrupt
-        else:
-            self.stop = True
-
-    def pass_on(self) -> None:
-        """Call the program's handlers of the signals that came."""
-        while self._pending:
-            number, frame = self._pending.pop(0)
-            self._own[number](number, frame)
-
-
-@contextmanager
-def _failing(asked: _Signals) -> Iterator[None]:
-    """Take what fails in a step for the stop that was asked for, since Ctrl-C reaches the compiler and others as well.
-
-    Raises:
-        KeyboardInterrupt: in place of all but the errors of this package, which say themselves what to do.
-    """
-    try:
-        yield
-    except MmdistillError:
-        raise
-    except Exception as error:
-        if asked.stop:
-            raise KeyboardInterrupt from error
-        raise
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Take Ctrl-C and SIGTERM over, so that a step ends whole; what is ignored, or handled outside Python, stays so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield _Signals({})
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    previous = {number: handler for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)}
-    own: dict[int, Handler] = {
-        number: handler
-        for number, handler in previous.items()
-        if callable(handler) and handler is not signal.default_int_handler
-    }
-    asked = _Signals(own)
-    take = asked.receive  # one object, by which it is known again
-    for number in previous:
-        signal.signal(number, take)
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            if signal.getsignal(number) is take:  # not what a handler has installed meanwhile
-                signal.signal(number, handler)
-        asked.pass_on()

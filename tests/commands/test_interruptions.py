@@ -21,6 +21,7 @@ from mmdistill.commands import finished, making
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.errors import note_kept
+from mmdistill.runs.signals import ENDING
 from mmdistill.runtime import atomic_write
 from tests.commands.digits import FAST, distil
 
@@ -71,37 +72,56 @@ def test_an_interruption_before_the_former_run_is_replaced_does_not_offer_to_res
     assert ("nothing of the new run is finished yet" in printed) != replaced
 
 
-def test_sigterm_ends_a_command_as_an_interruption_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_ends_a_command_as_an_interruption_does(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def terminated(*arguments: object) -> None:
         with atomic_write(tmp_path / "made" / "file"):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(10)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     monkeypatch.setattr(finished, "export_command", terminated)
     assert main(["export", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "mmdistill: stopped; finished work is kept\n"
     assert not any((tmp_path / "made").iterdir())
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
-def test_a_sigterm_that_is_ignored_or_handled_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_is_gone_interrupts_a_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    def hung_up(*arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+            ended.append("with a checkpoint")
+
+    monkeypatch.setattr(finished, "export_command", hung_up)
+    assert main(["export", "run"]) == 130
+    assert ended
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_is_ignored_or_handled_stays_so(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         heard.append(number)
 
-    monkeypatch.setattr("mmdistill.commands.listings.data_command", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.signal(signal.SIGTERM, handler)
+    monkeypatch.setattr("mmdistill.commands.listings.data_command", lambda: os.kill(os.getpid(), number))
+    before = signal.signal(number, handler)
     try:
         assert main(["data"]) == 0
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
         assert main(["data"]) == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
+        signal.signal(number, before)
+    assert heard == [number]
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -163,6 +183,27 @@ def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> Non
     whole.communicate(timeout=300)
     one, two = (safetensors.torch.load_file(tmp_path / n / "distilled.safetensors") for n in ("whole", "stopped"))
     assert torch.equal(one["inputs"], two["inputs"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_run_whose_terminal_is_closed_keeps_a_checkpoint(tmp_path: Path) -> None:
+    import pty
+
+    terminal, own = pty.openpty()
+    child = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY); os.execv(sys.executable, sys.argv[1:])"
+    what = ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", *FAST, "--steps", "100000"]
+    options = ["--checkpoint_every", "90000", "--baselines", "none", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-c", child, sys.executable, "-m", "mmdistill", *what, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdin=own, stdout=own, stderr=own, start_new_session=True)
+    os.close(own)
+    printed = b""
+    while b"step" not in printed:
+        printed += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 130
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
 
 
 def test_an_interruption_before_there_is_a_command_is_quiet(

@@ -29,6 +29,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.image import METHODS
 from mmdistill.image.models import FAMILIES, MLP, Family
 from mmdistill.methods import CORE_METHODS
+from mmdistill.runs.signals import ENDING
 from mmdistill.settings import Settings
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -294,8 +295,9 @@ def test_each_device_has_one_run_at_a_time(tmp_path: Path, fake: Fake, capsys: p
     assert len(lines) == 3
 
 
+@pytest.mark.parametrize("number", ENDING)
 def test_an_interrupted_sweep_stops_its_runs_and_goes_on_when_called_again(
-    tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake("if not (folder / 'checkpoints').exists(): time.sleep(60)\n")
     out = tmp_path / "out"
@@ -305,7 +307,7 @@ def test_an_interrupted_sweep_stops_its_runs_and_goes_on_when_called_again(
         written = out / "calls"  # there before anything is in it
         while not (written.exists() and written.stat().st_size) and time.time() < until:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()

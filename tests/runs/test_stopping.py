@@ -15,6 +15,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import DataError
 from mmdistill.progress import StepProgress
 from mmdistill.runs import loop
+from mmdistill.runs.signals import ENDING
 from mmdistill.runs.state import RunState
 from tests.runs.blobs import method, samples
 from tests.toys import BlobTask
@@ -59,12 +60,14 @@ def test_a_run_gives_signals_back_to_who_handled_them_before(
 
 
 @contextmanager
-def handled_by(handler: Callable[[int, object], None] | signal.Handlers) -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, handler)
+def handled_by(
+    handler: Callable[[int, object], None] | signal.Handlers, number: signal.Signals = signal.SIGTERM
+) -> Iterator[None]:
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def at_three(done: int, total: int, loss: float) -> None:
@@ -101,6 +104,22 @@ def test_a_programs_own_handler_is_called_when_the_step_is_kept(tmp_path: Path) 
     assert torch.equal(samples(resumed), samples(whole))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_is_gone_stops_a_run_after_its_step_however_often_it_is_told(tmp_path: Path) -> None:
+    def often(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):  # as the system and the shell do
+                signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(KeyboardInterrupt):
+        distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, checkpoint_every=1000, progress=often)
+    assert checkpointed(tmp_path) == {"step-00000004.safetensors"}
+    assert signal.getsignal(signal.SIGHUP) == before
+    resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True)
+    assert torch.equal(samples(resumed), samples(distill(BlobTask(), method("dm"), ipc=1)))
+
+
 def test_a_signal_during_the_last_step_ends_what_comes_after_the_run(tmp_path: Path) -> None:
     def at_the_end(done: int, total: int, loss: float) -> None:
         if done == total:
@@ -128,10 +147,16 @@ def test_a_signal_that_comes_again_is_the_programs_at_once(monkeypatch: pytest.M
     assert survived == [1]
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
-    with handled_by(signal.SIG_IGN):
-        assert samples(distill(BlobTask(), method("dm"), ipc=1, progress=at_three)).isfinite().all()
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_is_ignored_stays_so(number: signal.Signals) -> None:
+    """As SIGHUP is under nohup."""
+
+    def ignored(done: int, total: int, loss: float) -> None:
+        signal.raise_signal(number)
+
+    with handled_by(signal.SIG_IGN, number):
+        assert samples(distill(BlobTask(), method("dm"), ipc=1, progress=ignored)).isfinite().all()
+        assert signal.getsignal(number) is signal.SIG_IGN
 
 
 def test_handlers_that_python_does_not_know_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
