@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,11 @@ from tests.image.test_data import write_cifar_binary, write_idx
 
 PACKAGE = Path(mmdistill.__file__).parent
 DOMAINS = ("image", "graph", "text", "recsys")
+CYCLES = {
+    frozenset(f"mmdistill.text.{name}" for name in ("callables", "encoder", "vocabulary")),
+}
+"""Modules that import each other. Those of text: what finds an encoder by its name stands beside the encoders that most
+names are of, on which the two other kinds build; it imports these only where one is asked for."""
 
 
 @cache
@@ -112,6 +118,51 @@ def test_images_that_are_there_are_read_without_what_downloads_them(tmp_path: Pa
     place = {**os.environ, "MMDISTILL_DATA": str(tmp_path), "MMDISTILL_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=place)
     assert not set(done.stdout.split()) & {"torchvision", "torch._dynamo"}
+
+
+def run_in(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what runs of a module, in functions too; not what is there for the type checker alone."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield child
+            yield from run_in(child)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Return which modules of the package each of them imports, at any time."""
+    paths = {".".join(("mmdistill", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in PACKAGE.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found: set[str] = set()
+        for node in run_in(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {name if name in modules else str(node.module) for name in inner.values()}
+        graph[module] = found & modules.keys() - {module}
+    return graph
+
+
+def reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        fresh = graph[waiting.pop()] - found
+        found |= fresh
+        waiting += fresh
+    return found
+
+
+def test_no_modules_import_each_other_not_even_in_functions() -> None:
+    graph = import_graph()
+    assert "mmdistill.text.encoder" in graph["mmdistill.text.vocabulary"]
+    far = {module: reached(graph, module) for module in graph}
+    found = {
+        frozenset(other for other in far[module] if module in far[other]) for module in graph if module in far[module]
+    }
+    assert {tuple(sorted(cycle)) for cycle in found} == {tuple(sorted(cycle)) for cycle in CYCLES}
 
 
 def test_files_stay_short() -> None:

@@ -23,7 +23,8 @@ from mmdistill.registry import (
     get_parameterization,
     takers,
 )
-from mmdistill.runs.folder import CONFIG, holds_work, how_to_go_on, traces
+from mmdistill.runs.folder import CONFIG, holds_work, traces
+from mmdistill.runs.ways_on import how_to_go_on
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.task import BudgetKind, Task

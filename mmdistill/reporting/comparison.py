@@ -11,9 +11,10 @@ from mmdistill.distilled import is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.names import as_argument, canonical, split_names
-from mmdistill.runs.folder import CONFIG, METRICS, SET, how_to_finish, is_finished
+from mmdistill.runs.folder import CONFIG, METRICS, SET, is_finished
 from mmdistill.runs.judged import RECORDED, JudgedRun
 from mmdistill.runs.mending import advice
+from mmdistill.runs.ways_on import how_to_finish
 from mmdistill.settings import damage_of
 from mmdistill.store import read_json
 

@@ -8,7 +8,8 @@ from mmdistill.distilled import SET_VERSION, DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.runs.checkpoints import Checkpoints, steps_of
-from mmdistill.runs.folder import CHECKPOINTS, SET, how_to_begin_anew, how_to_write_again, is_imported
+from mmdistill.runs.folder import CHECKPOINTS, SET, is_imported
+from mmdistill.runs.ways_on import how_to_begin_anew, how_to_write_again
 from mmdistill.store import read_json
 
 

@@ -19,7 +19,8 @@ from mmdistill.metrics import former_metrics, metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.reporting.report import write_report
-from mmdistill.runs.folder import DRAWN, METRICS, PICTURES, SET, is_finished, require_finished, require_free
+from mmdistill.runs.folder import DRAWN, METRICS, PICTURES, SET, is_finished, require_free
+from mmdistill.runs.ways_on import require_finished
 from mmdistill.runs.written import note_written
 from mmdistill.runtime import remove_parts
 from mmdistill.store import DIGEST, digest_of, read_json, write_json

@@ -9,7 +9,7 @@ from mmdistill.evaluate import find_judges
 from mmdistill.image import METHODS, image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import get_domain, get_method, get_parameterization, has_method
-from mmdistill.runs.folder import how_to_finish
+from mmdistill.runs.ways_on import how_to_finish
 
 
 def options(folder: Path, method: str) -> Path:
@@ -26,6 +26,12 @@ def test_an_unfinished_run_of_a_scripts_method_goes_on_with_the_script(
     assert unknown.endswith(f"python SCRIPT.py distill --resume {tmp_path}")
     monkeypatch.setitem(METHODS, "covm", CORE_METHODS["dm"])
     assert how_to_finish(tmp_path) == f"it goes on with: mmdistill distill --resume {tmp_path}"
+
+
+def test_a_setting_of_the_scripts_own_does_not_hide_whose_the_method_is(tmp_path: Path) -> None:
+    file = options(tmp_path, "covm") / "config.yaml"
+    file.write_text(file.read_text() + "powers: 1.5\n")
+    assert "its method 'covm' is that of a script" in how_to_finish(tmp_path)
 
 
 def test_damaged_options_are_not_taken_for_a_scripts(tmp_path: Path) -> None:
