@@ -22,12 +22,6 @@ NOT_TOLD_APART = (
 are, and each result who judged and how."""
 VALIDATING = ("judge_epochs", "judge_batch", "judge_precision")
 """Those of them by which validation trains its networks, and so what it keeps."""
-WRAPPERS = ("CalibratedMatching", "StyleAdversary")
-"""Objectives that add to another one, of which sets of earlier versions repeat flags of the inner one."""
-PASSED_ON = frozenset(
-    ("compiling", "divided", "exact", "lowers", "needs_accuracy", "needs_target", "reads_real", "siamese", "steady")
-)
-"""These flags, which follow from the rest."""
 
 
 class JudgedRun(NamedTuple):
@@ -62,12 +56,7 @@ class JudgedRun(NamedTuple):
     def described(self) -> Mapping[str, Any]:
         """What the set says of its objective and schedule; nothing of closed forms."""
         found = self.made.get("described")
-        if not isinstance(found, Mapping):
-            return {}
-        objective = found.get("objective")
-        if not isinstance(objective, Mapping) or objective.get("class") not in WRAPPERS:
-            return found
-        return {**found, "objective": {name: objective[name] for name in objective if name not in PASSED_ON}}
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def seed(self) -> str:

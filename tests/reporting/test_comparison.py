@@ -680,13 +680,3 @@ def test_published_and_reduced_schedules_are_told_apart_beside_what_sets_say_of_
         document = json.loads((run / "distilled.json").read_text())
         (run / "distilled.json").write_text(json.dumps({**document, "described": {"schedule": {"class": "Fresh"}}}))
     assert titles(rows_of(runs)) == ["dm (schedule published)", "dm (schedule reduced)"]
-
-
-def test_flags_that_an_objective_repeats_of_its_inner_one_tell_no_runs_apart(tmp_path: Path) -> None:
-    runs, matched = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(3)], {"class": "Matched"}
-    said: list[dict[str, object]] = [{"lowers": True, "compiling": 4}, {}, {"weight": 2.0}]
-    for run, own in zip(runs, said, strict=True):
-        objective = {"class": "StyleAdversary", "objective": matched, **own}
-        document = json.loads((run / "distilled.json").read_text())
-        (run / "distilled.json").write_text(json.dumps({**document, "described": {"objective": objective}}))
-    assert sorted(len(row.score.values) for row in rows_of(runs)) == [1, 2]
