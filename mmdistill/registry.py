@@ -117,6 +117,18 @@ class Row(NamedTuple):
     label: str
 
 
+class StorageFamily(NamedTuple):
+    """Ways of storing samples that a number at the end of their name tells apart.
+
+    Args:
+        make: the way of a number.
+        summary: a line on them, which calls the number N.
+    """
+
+    make: Callable[[int], Storage]
+    summary: str
+
+
 @dataclass(frozen=True)
 class Domain:
     """One kind of data, as the command line and the report see it; each domain package exports one as ``DOMAIN``.
@@ -165,7 +177,7 @@ class Domain:
     presets: MutableMapping[str, dict[str, Method]] = field(default_factory=dict)
     reduced: MutableMapping[str, dict[str, Method]] = field(default_factory=dict)
     parameterizations: MutableMapping[str, Storage] = field(default_factory=dict)
-    families: Mapping[str, Callable[[int], Storage]] = field(default_factory=dict)
+    families: Mapping[str, StorageFamily] = field(default_factory=dict)
     storages: Mapping[str, Mapping[str, Storage]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -358,7 +370,7 @@ def get_parameterization(domain: Domain, name: str, data: str = "") -> Storage:
     stem, _, number = key.rpartition("-")
     if stem in domain.families and number.isascii() and number.isdecimal() and int(number):
         key = f"{stem}-{int(number)}"
-        found = {key: domain.families[stem](int(number)), **found}
+        found = {key: domain.families[stem].make(int(number)), **found}
     if key not in found:
         known = [*found, *(f"{stem}-N" for stem in domain.families)]
         raise unknown_name(f"parameterization of {domain.name} data", name, known, scripts="one")

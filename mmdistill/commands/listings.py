@@ -64,19 +64,12 @@ def _list(domains: Sequence[Domain], long: bool) -> None:
                 print(show("", NO_ROW))
         for key, storage in found.parameterizations.items():
             print(show(key, storage.summary, "--parameterization "))
-        for key, line in families(found).items():
-            print(show(key, line, "--parameterization "))
+        for stem, family in found.families.items():
+            print(show(f"{stem}-N", family.summary, "--parameterization "))
         for key, line in found.protocols.items():
             print(show(key, line, "--protocol "))
     if not long:
         print("in full, with departures from the papers: mmdistill methods --long; one method: mmdistill methods NAME")
-
-
-def families(domain: Domain) -> dict[str, str]:
-    """Return in a line each what storages of many numbers a domain has, those that cut the images of others in one."""
-    cut = [stem.removesuffix("-upsample") for stem in domain.families if stem.endswith("-upsample")]
-    lines = {f"{stem}-N": "images of N x N tiles, for any N" for stem in domain.families if stem == "upsample"}
-    return {**lines, "NAME-upsample-N": f"such images by {', '.join(cut)}"} if cut else lines
 
 
 def short_entry(name: str, text: str, option: str = "", end: str = "") -> str:

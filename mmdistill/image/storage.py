@@ -25,6 +25,7 @@ from mmdistill.parameterizations.memory import (
 )
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
+from mmdistill.registry import StorageFamily
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind, OptimizerSpec, Settings
 from mmdistill.task import Task
@@ -144,8 +145,11 @@ def _cut(make: Callable[..., Storage], tiles: int) -> Storage:
     return make(tiles=tiles)
 
 
-FAMILIES: dict[str, Callable[[int], Storage]] = {
-    "upsample": tiled,
-    **{f"{name}-upsample": partial(_cut, make) for name, make in _CUT.items()},
+FAMILIES: dict[str, StorageFamily] = {
+    "upsample": StorageFamily(tiled, "images of N x N tiles, for any N"),
+    **{
+        f"{name}-upsample": StorageFamily(partial(_cut, make), f"as {name}, of images of N x N tiles")
+        for name, make in _CUT.items()
+    },
 }
 """Those whose images are cut into tiles, by what stands before the number of tiles per side in their name."""

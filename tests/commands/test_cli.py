@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from mmdistill.commands import listings
 from mmdistill.commands.wording import GROUPS
 from mmdistill.config import SETTINGS, read_settings
 from mmdistill.errors import ConfigError, MmdistillError, MmdistillWarning
-from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, StorageFamily, domain_methods, get_domain, get_method
 from mmdistill.settings import TRAINING, Settings
 from tests.commands.digits import distil
 
@@ -105,6 +106,16 @@ def test_methods_are_listed_in_a_line_each_above_their_row_of_table_1(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     assert all(len(line) <= 100 for line in shown("image") if "--" not in line)
+
+
+def test_storages_of_many_numbers_are_listed_whatever_they_are_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    domain = get_domain("text")
+    families = {"words": StorageFamily(lambda number: next(iter(domain.parameterizations.values())), "N words a text")}
+    monkeypatch.setattr("mmdistill.text.DOMAIN", replace(domain, families=families))
+    assert main(["methods", "text"]) == 0
+    assert re.search(r"^  --parameterization words-N +N words a text$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
