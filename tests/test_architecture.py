@@ -12,10 +12,11 @@ from typing import Literal, get_args, get_origin
 
 import mmdistill
 from mmdistill.config import DistillConfig
+from mmdistill.registry import DOMAIN_PACKAGES
 from tests.image.test_data import write_cifar_binary, write_idx
 
 PACKAGE = Path(mmdistill.__file__).parent
-DOMAINS = ("image", "graph", "text", "recsys")
+DOMAINS = tuple(dict.fromkeys(package.split(".")[1] for package in DOMAIN_PACKAGES.values()))
 CYCLES = {
     frozenset(f"mmdistill.text.{name}" for name in ("callables", "encoder", "vocabulary")),
 }
