@@ -6,10 +6,16 @@ import re
 import shlex
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Data = TypeVar("Data", bound="DataclassInstance")
 
 WINDOWS = os.name == "nt"
 """Whether commands are typed into cmd.exe, whose quotes are others than those of Unix shells."""
@@ -57,6 +63,28 @@ def known_name(kind: str, name: str, known: Collection[str]) -> str:
     if found not in known:
         raise unknown_name(kind, name, known)
     return found
+
+
+def called(data: Data, name: str | None, source: object, known: Collection[str]) -> Data:
+    """Return data under a name of the user's, by which their runs are listed; None leaves the one that they have.
+
+    Args:
+        data: what was loaded.
+        name: the user's.
+        source: what it was loaded from.
+        known: the data sets that go by name.
+    Raises:
+        ConfigError: a name beside a name or path, an empty one, or that of a known data set, which has settings.
+    """
+    if name is None:
+        return data
+    if isinstance(source, str | Path):
+        raise ConfigError(f"a name is for data in memory; {str(source)!r} goes by its own: leave the name out")
+    if not canonical(name):
+        raise ConfigError("the name of the data is empty; leave it out, or give one")
+    if canonical(name) in known:
+        raise ConfigError(f"{name!r} is a known data set, which methods have settings for; choose another name")
+    return replace(data, name=name)
 
 
 def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_geometric.data import Data
 
 from mmdistill import distill, evaluate, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.abilities import KeepsJudging, LimitsJudging, TellsEpochs
@@ -51,6 +52,18 @@ LOADERS: dict[str, Callable[..., object]] = {
     "graph-set": lambda **options: load_graph_set("mutag", **options),
     "text": lambda **options: load_text(corpus(), **options),
     "recsys": lambda **options: load_interactions(MATRIX, **options),
+}
+
+RINGS = [
+    Data(x=torch.ones(3, 2), edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]), y=torch.tensor([index % 2]))
+    for index in range(20)
+]
+OF_ONES_OWN: dict[str, Callable[..., Task]] = {
+    "image": lambda **options: image_task((torch.arange(320).view(20, 1, 4, 4) / 320, torch.arange(20) % 2), **options),
+    "graph": lambda **options: graph_task(planted_graph(), **options),
+    "graph-set": lambda **options: graph_set_task(RINGS, **options),
+    "text": lambda **options: text_task(corpus(), encoder="tfidf", **options),
+    "recsys": lambda **options: recsys_task(MATRIX, **options),
 }
 
 WHOLE = ("graph", "graph-set")
@@ -289,3 +302,25 @@ def test_a_named_protocol_is_none_of_the_users_own() -> None:
         assert image_task("digits", model="mlp", protocol=protocol).judging_chosen == {}
     plain = image_task("digits", model="mlp", judge_augment=False)
     assert plain.judging_chosen == {"protocol": "augmentation off"}
+
+
+@pytest.mark.parametrize("kind", OF_ONES_OWN)
+def test_data_in_memory_may_have_a_name(kind: str) -> None:
+    build = OF_ONES_OWN[kind]
+    task = build(name="mine")
+    assert task.describe().data == "mine"
+    assert "mine" in repr(task)
+    assert build().describe().fingerprint == task.describe().fingerprint
+    with pytest.raises(ConfigError, match="the name of the data is empty"):
+        build(name=" ")
+    with pytest.raises(ConfigError, match="a name is expected, got 3"):
+        build(name=3)
+
+
+def test_a_name_is_not_that_of_a_known_data_set_or_beside_one() -> None:
+    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+    with pytest.raises(ConfigError, match="'MNIST' is a known data set, which methods have settings for"):
+        image_task((images, labels), name="MNIST")
+    with pytest.raises(ConfigError, match="a name is for data in memory; 'digits' goes by its own"):
+        image_task("digits", name="mine")
+    assert image_task(image_task("digits").data, name="mine").data.name == "mine"

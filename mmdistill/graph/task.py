@@ -21,10 +21,10 @@ from mmdistill.graph.placing import placed_set
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
-from mmdistill.graph.sources import load_graph
+from mmdistill.graph.sources import SOURCES, load_graph
 from mmdistill.graph.synthetic import raw_features
 from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
-from mmdistill.names import known_name
+from mmdistill.names import called, known_name
 from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
@@ -342,6 +342,7 @@ def graph_task(
     split: int | None = None,
     seed: int = 0,
     inductive: bool | None = None,
+    name: str | None = None,
     judge_epochs: int | None = None,
     protocol: JudgeProtocol | None = None,
     device: torch.device | str = "auto",
@@ -360,6 +361,7 @@ def graph_task(
         seed: of the random split of data sets that are found by name and come without one; a file or a ``Data`` has
             masks of its own.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
+        name: what data in memory are called, in reports and where runs are compared.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
@@ -384,19 +386,20 @@ def graph_task(
         graph = data
     else:
         graph = load_graph(data, split=split or 0, seed=seed, inductive=inductive)
+    graph = called(graph, name, data, SOURCES)
     if callable(model):
         require_no_width(width, "a module of your own")
         _require_no_hops(hops, "a module of your own")
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:
-        name = known_name("graph model", model, MODELS)
-        require_no_features(features, name)
-        if name == "sgc":
-            require_no_width(width, name)
+        kind = known_name("graph model", model, MODELS)
+        require_no_features(features, kind)
+        if kind == "sgc":
+            require_no_width(width, kind)
         else:
-            _require_no_hops(hops, name)
+            _require_no_hops(hops, kind)
         hops = HOPS if hops is None else hops
-        network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.0, hops, device)
+        network = make_network(kind, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.0, hops, device)
     task = GraphTask(graph, network, protocol, device, judge_epochs=judge_epochs)
     try_network(task, {"x": task.scene.x[:2]}, f"nodes of {graph.x.shape[1]} features", graph.num_classes)
     return task

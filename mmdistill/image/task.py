@@ -18,6 +18,7 @@ from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentatio
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.judges import ImageJudge
+from mmdistill.image.known import DATASETS
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
@@ -26,6 +27,7 @@ from mmdistill.image.robust import robust_scores
 from mmdistill.image.views import Views
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import require_targets, target_loss, weighted_mean
+from mmdistill.names import called
 from mmdistill.networks.architecture import OWN, described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
@@ -302,6 +304,7 @@ def image_task(
     features: str | Sequence[str] = (),
     test: Source | None = None,
     class_names: Sequence[str] | None = None,
+    name: str | None = None,
     mirror: bool | None = None,
     size: int | None = None,
     device: str | torch.device = "auto",
@@ -326,6 +329,7 @@ def image_task(
             the embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
         test: test data of the same kind as ``data``, for tensors and torch data sets.
         class_names: of tensors and torch data sets, by class index; by default those in a data set's ``classes``.
+        name: what data in memory are called, in reports and where runs are compared.
         mirror: whether augmentation may mirror images; by default all are mirrored but those of known digits.
         size: resize the images of a folder, or the pictures of a data set, to ``size`` x ``size``.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
@@ -359,21 +363,22 @@ def image_task(
         loaded = data if mirror is None else replace(data, mirror=mirror, mirror_known=True)
     else:
         loaded = load(data, test, class_names=class_names, mirror=mirror, size=size, seed=seed)
+    loaded = called(loaded, name, data, DATASETS)
     if whiten is not None:
         loaded = whitened(loaded, whiten)
     if model is None or isinstance(model, str):
-        name = model_name(model or "convnet", shape=loaded.shape)
+        network = model_name(model or "convnet", shape=loaded.shape)
         factory = model_factory(model or "convnet", loaded.shape, len(loaded.class_names), width)
         if not features:
             with host_draws_from(0):  # of which nothing is kept
                 features = getattr(factory(), "feature_names", ())
     else:
         require_no_width(width, "a module of your own")
-        name, factory = OWN, model
+        network, factory = OWN, model
     task = ImageTask(
         loaded,
         FunctionalModule(factory, features, place),
-        name,
+        network,
         place,
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,

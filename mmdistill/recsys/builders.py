@@ -10,10 +10,10 @@ from torch import nn
 
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.execution.isolation import isolated
-from mmdistill.names import known_name
+from mmdistill.names import called, known_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.trial import try_network
-from mmdistill.recsys.data import Interactions, Source, load_interactions
+from mmdistill.recsys.data import DATASETS, Interactions, Source, load_interactions
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.splits import SplitBy
 from mmdistill.recsys.task import TESTING, RecsysTask
@@ -41,6 +41,7 @@ def recsys_task(
     time_column: str | None = None,
     min_rating: float | None = None,
     split_by: SplitBy | None = None,
+    name: str | None = None,
     max_users: int | None = None,
     candidates: int = 0,
     judge_epochs: int | None = None,
@@ -66,6 +67,7 @@ def recsys_task(
         time_column: the column of times.
         min_rating: the lowest rating that counts as an interaction; by default any above 0.
         split_by: ``random`` or ``time``; see :func:`~mmdistill.recsys.data.load_interactions`.
+        name: what data in memory are called, in reports and where runs are compared.
         max_users: judge on this many users, drawn at random; None is all.
         candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
         judge_epochs: passes over the real users for which ``mult-vae`` trains, and by as many updates on few users;
@@ -104,8 +106,8 @@ def recsys_task(
     }
     if isinstance(data, Interactions):
         require_left_out("interactions that are loaded are read and divided", **reading)
-    else:
-        data = load_interactions(data, **reading, seed=seed)
+    read = data if isinstance(data, Interactions) else load_interactions(data, **reading, seed=seed)
+    data = called(read, name, data, DATASETS)
     own = None if isinstance(model, str) else model
     named = None if units is None else partial(autoencoder, data.num_items, units)
     task = RecsysTask(

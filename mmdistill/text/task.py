@@ -17,6 +17,7 @@ from mmdistill.classification import collapse_note, scored
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
+from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
@@ -27,7 +28,7 @@ from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
 from mmdistill.text.base import TextClassification
-from mmdistill.text.data import TextData, TextInput, load_text
+from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, SentenceEncoder, make_encoder
 from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.judges import (
@@ -254,6 +255,7 @@ def text_task(
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
+    name: str | None = None,
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
@@ -279,6 +281,7 @@ def text_task(
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
+        name: what data in memory are called, in reports and where runs are compared.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
         judge_epochs: epochs of trained judges; None is the protocol's own number.
         judge_batch: their minibatch size; None is the protocol's own.
@@ -295,10 +298,11 @@ def text_task(
     require_at_least(SimpleNamespace(noise=noise), {"noise": 0.0})
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     require_kind(FitProtocol, protocol=protocol)
-    name = point_network(model, width, features)
+    network = point_network(model, width, features)
     device = choose_device(device)
     given = with_test(data, test)
     loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
+    loaded = called(loaded, name, data, SOURCES)
     sentence_encoder = make_encoder(encoder, device)
     encoded = encode_splits(sentence_encoder, loaded)
     if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
@@ -309,7 +313,7 @@ def text_task(
         encoded,
         module,
         encoder=sentence_encoder,
-        network_name=name,
+        network_name=network,
         protocol=protocol,
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,

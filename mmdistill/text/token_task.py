@@ -12,6 +12,7 @@ from mmdistill.checks import require_kind, require_no_features, require_no_width
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
+from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
@@ -20,7 +21,7 @@ from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.task import Batch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.base import TextClassification
-from mmdistill.text.data import TextData, TextInput, load_text
+from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
 from mmdistill.text.encoder import PAIR, TransformerEncoder, make_encoder
 from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.models import TOKEN_MODELS, model_name
@@ -280,6 +281,7 @@ def token_task(
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
+    name: str | None = None,
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
@@ -303,6 +305,7 @@ def token_task(
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
+        name: what data in memory are called, in reports and where runs are compared.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
         judge_epochs: epochs of trained judges, for sets that carry no steps of their own; None is the protocol's own
             number.
@@ -318,10 +321,11 @@ def token_task(
     seed = checked_seed(seed)
     require_sizes(length=length, width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     require_kind(FitProtocol, protocol=protocol)
-    name = _network_name(model, width, features)
+    network = _network_name(model, width, features)
     device = choose_device(device)
     given = with_test(data, test)
     loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
+    loaded = called(loaded, name, data, SOURCES)
     source = make_encoder(encoder, device)
     if not isinstance(source, TransformerEncoder):
         raise ConfigError(
@@ -331,7 +335,7 @@ def token_task(
     train = vocabulary.tokenize(loaded.train.texts, length, trim=True)
     dev, held_out = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
     if isinstance(model, str):
-        module = named_module(name, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
+        module = named_module(network, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
     else:
         module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
     return TokenTask(
@@ -340,7 +344,7 @@ def token_task(
         TokenSplits(train, dev, held_out),
         module,
         encoder=source,
-        name=name,
+        name=network,
         protocol=protocol,
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,

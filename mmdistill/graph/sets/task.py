@@ -15,11 +15,11 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
-from mmdistill.graph.sets.data import GraphSet, load_graph_set
+from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set
 from mmdistill.graph.sets.models import WIDTH, GraphClassifier, graph_inputs
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
-from mmdistill.names import known_name
+from mmdistill.names import called, known_name
 from mmdistill.networks.architecture import task_line
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
@@ -288,6 +288,7 @@ def graph_set_task(
     *,
     width: int | None = None,
     seed: int = 0,
+    name: str | None = None,
     judge_epochs: int | None = None,
     protocol: FitProtocol | None = None,
     device: torch.device | str = "auto",
@@ -300,6 +301,7 @@ def graph_set_task(
             ``{"train": ..., "val": ..., "test": ...}``, of which a missing one is held out of the training graphs.
         width: units of the network's layers; None is :data:`~mmdistill.graph.sets.models.WIDTH`.
         seed: of the random split, and of what is held out of given ones.
+        name: what data in memory are called, in reports and where runs are compared.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; None is :data:`PROTOCOL`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
@@ -315,5 +317,5 @@ def graph_set_task(
     require_sizes(width=width, judge_epochs=judge_epochs)
     require_kind(FitProtocol, protocol=protocol)
     device = choose_device(device)
-    graphs = data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed)
+    graphs = called(data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed), name, data, TU)
     return GraphSetTask(graphs, width or WIDTH, protocol, device, judge_epochs=judge_epochs)
