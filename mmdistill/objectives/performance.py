@@ -118,6 +118,20 @@ def ridge_factor(kernel: Tensor, ridge: Tensor | float, scale: RidgeScale) -> Te
     return torch.where(info == 0, factor, torch.nan)
 
 
+def without_padding(k_ts: Tensor, k_ss: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return kernels and targets of a ridge system that leaves the samples out which only fill up classes.
+
+    They become equations of their own, 0 on the right, whose diagonal is the others' mean, so that lambda stays.
+
+    Shapes:
+        k_ts ``(n_t, n)``, k_ss ``(n, n)``, targets ``(n, k)``, present ``(n,)`` bool; returns the first three.
+    """
+    own = present.to(k_ss)
+    mean = (k_ss.diagonal() * own).sum() / own.sum()
+    k_ss = k_ss * own[:, None] * own + torch.diag_embed((1 - own) * mean)
+    return k_ts * own.to(k_ts), k_ss, targets * own.to(targets)[:, None]
+
+
 RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]
 """``(prediction (n, k), real targets, weight (n,)) -> scalar``."""
 
@@ -268,9 +282,12 @@ class KernelRidgeMatching(Objective):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the loss of the ridge prediction on the real batch."""
+        padded = isinstance(syn, ClassBatch)
         syn, real = flatten_classes(syn), flatten_classes(real)
         k_ts, k_ss = self.kernel.grams(network, real.inputs, syn.inputs)
         targets = synthetic_targets(syn, network)
+        if padded:
+            k_ts, k_ss, targets = without_padding(k_ts, k_ss, targets, syn.weight > 0)
         system = RidgeSystem(k_ts, k_ss, targets, self.log_ridge.exp(), self.scale, real.inputs, syn.inputs)
         return self.loss(self.readout(system), real.targets, real.weight)
 

@@ -150,7 +150,7 @@ PART_NAMES = ("training", "validation", "test")
 
 
 def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
-    """Return the bytes of the set in each form that it can be exported in, beside those of the whole log."""
+    """Return the bytes of the set's numbers in several forms, uncompressed, beside those of the whole log."""
     whole = data.stored_bytes
     binary = is_binary(rows)
     forms = {"dense rows (float32)": rows.numel() * 4}
@@ -162,7 +162,7 @@ def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
     )
     if binary:
         forms["lists of item numbers"] = index_bytes(data.num_items) * int(rows.sum())
-    lines = ["| form | bytes | of the whole training log |", "|---|---|---|"]
+    lines = ["| form | bytes, uncompressed | of the whole training log |", "|---|---|---|"]
     lines += [f"| {name} | {size:,} | {100 * size / whole:.1f} % |" for name, size in forms.items()]
     lines.append(f"| the whole log as binary CSR | {whole:,} | 100 % |")
     if forms["dense rows (float32)"] > whole:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -25,6 +25,8 @@ Judged = Callable[[Scorer], float]
 
 METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", "auc")
 """What is reported, the headline first; then the headline in each group of users."""
+DRAWN_TOGETHER = 1024
+"""Users whose candidates and negatives are drawn together, however many are scored at once."""
 CHUNK_NUMBERS = 16_000_000
 """The largest users x items matrix that is scored at once: 64 MB."""
 JUDGED = Draws(0, ("judged",))
@@ -108,16 +110,23 @@ def user_metrics(
     return result
 
 
-def sample_negatives(taken: Tensor, count: int, draws: Draws) -> Tensor:
+def sample_negatives(taken: Tensor, count: int, draws: Draws, block: tuple[int, int] | None = None) -> Tensor:
     """Draw distinct items that a user never interacted with.
 
     Items are drawn in three times the needed number and kept where they are new and not taken; a user with few free
     items gets fewer.
 
+    Args:
+        taken: what to avoid.
+        count: how many to draw.
+        draws: the key.
+        block: the number of users that are drawn for together, and the place of the first of these users among them, by
+            which their items are the same however many are drawn for at once; None: they are all.
     Shapes:
         taken ``(n, items)``, positive for items to avoid; returns ``(n, count)`` indices, -1 where there are fewer.
     """
-    users, items = taken.shape
+    number, items = taken.shape
+    users, first_user = (number, 0) if block is None else block
     offers = min(items, 3 * count)
     if offers == items:
         drawn = draws.uniform(users, items).argsort(1)
@@ -128,7 +137,7 @@ def sample_negatives(taken: Tensor, count: int, draws: Draws) -> Tensor:
         drawn = drawn.masked_fill(repeated, -1)
         shuffle = draws.fold("shuffle").uniform(users, offers).argsort(1)
         drawn = drawn.gather(1, shuffle)
-    drawn = drawn.to(taken.device)
+    drawn = drawn[first_user : first_user + number].to(taken.device)
     free = (drawn >= 0) & (taken.gather(1, drawn.clamp(min=0)) <= 0)
     first = (~free).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
     return torch.where(free.gather(1, first), drawn.gather(1, first), -1)
@@ -212,13 +221,12 @@ class RankingProtocol:
         shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=device) for k in self.ks}
         positives: list[Tensor] = []
         negatives: list[list[Tensor]] = [[] for _ in range(repeats)]
-        size = max(1, min(self.chunk, CHUNK_NUMBERS // data.num_items))
-        for start in range(0, len(users), size):
-            chunk = users[start : start + size]
+        block = max(1, min(DRAWN_TOGETHER, CHUNK_NUMBERS // data.num_items))
+        for first, place, chunk in _in_blocks(users, block, self.chunk):
             known = data.rows(chunk, context, device)
             held = data.rows(chunk, (part,), device)
             scores = scorer(known)
-            hidden = self._hidden(known, held, JUDGED.fold("candidates", start))
+            hidden = self._hidden(known, held, JUDGED.fold("candidates", first), place)
             best = top_items(scores, hidden, max(self.ks))
             for name, values in user_metrics(scores, hidden, held, weights, self.ks, best).items():
                 found.setdefault(name, []).append(values.double().cpu())
@@ -228,8 +236,8 @@ class RankingProtocol:
             if self.negatives:
                 positives.append(scores[held > 0].cpu())
                 for repeat, drawn in enumerate(negatives):
-                    key = draws.fold("negatives", repeat, start)
-                    chosen = sample_negatives(known + held, self.negatives, key)
+                    key = draws.fold("negatives", repeat, first)
+                    chosen = sample_negatives(known + held, self.negatives, key, place)
                     drawn.append(scores.gather(1, chosen.clamp(min=0))[chosen >= 0].cpu())
         per_user = {name: torch.cat(parts) for name, parts in found.items()}
         result: dict[str, tuple[float, ...]] = {name: (float(own.mean()),) for name, own in per_user.items()}
@@ -245,14 +253,24 @@ class RankingProtocol:
                 result[f"{headline} {name}"] = (float(per_user[headline][judged].mean()),)
         return result
 
-    def _hidden(self, known: Tensor, held: Tensor, draws: Draws) -> Tensor:
+    def _hidden(self, known: Tensor, held: Tensor, draws: Draws, place: tuple[int, int]) -> Tensor:
         """Return what is left out of the ranking: known items, and, with candidates, all others that are not drawn."""
         if not self.candidates:
             return known
-        chosen = sample_negatives(known + held, self.candidates, draws)
+        chosen = sample_negatives(known + held, self.candidates, draws, place)
         ranked = torch.zeros_like(held)
         ranked.scatter_add_(1, chosen.clamp(min=0), (chosen >= 0).to(held))  # -1 adds nothing to the first item
         return ((ranked + held) == 0).to(known)
+
+
+def _in_blocks(
+    users: npt.NDArray[np.int64], block: int, chunk: int
+) -> Iterator[tuple[int, tuple[int, int], npt.NDArray[np.int64]]]:
+    """Yield users in chunks: where their block begins, its size with the place in it of the first of them, and them."""
+    for first in range(0, len(users), block):
+        members = users[first : first + block]
+        for start in range(0, len(members), chunk):
+            yield first, (len(members), start), members[start : start + chunk]
 
 
 def contexts(part: Split) -> tuple[Split, ...]:

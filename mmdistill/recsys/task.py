@@ -42,7 +42,8 @@ VALIDATION_USERS = 10_000
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
-GROUPS_NOTE = "ndcg@10 [a-b] is that of users of whom a to b interactions are known"
+GROUPS_NOTE = "ndcg@{} [a-b] is that of users of whom a to b interactions are known"
+ALIKE_NOTE = "the users of the set are weighted, and judges count each of them once"
 
 
 class RecsysTask:
@@ -258,7 +259,7 @@ class RecsysTask:
             scorer = self.judge(synthetic, judge, key).fitted(judged, kind.learned(learned))
             for name, values in self._tested(scorer, key, 1 if kind.random else n).items():
                 found[name] = (*found.get(name, ()), *values)
-        return Scores(canonical(judge), _reported(found), self._notes(synthetic, kind, found))
+        return Scores(canonical(judge), _reported(found, self.protocol.ks), self._notes(synthetic, kind, found))
 
     def _tested(self, scorer: Scorer, draws: Draws, n: int) -> dict[str, tuple[float, ...]]:
         return self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), n, self.device)
@@ -268,9 +269,11 @@ class RecsysTask:
     ) -> tuple[str, ...]:
         """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = () if kind.random else (CLOSED_FORM_NOTE,)
-        notes += (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
+        notes += (GROUPS_NOTE.format(self.protocol.ks[0]),) if any(name.endswith("]") for name in found) else ()
         if kind.weighted and synthetic is not None and not is_binary(self._fitted_rows(synthetic)):
             notes += (kind.weighted,)
+        if synthetic is not None and len(torch.unique(synthetic.weight[synthetic.weight > 0])) > 1:
+            notes += (ALIKE_NOTE,)
         if kind.unvalidated and not self.data.validates:
             notes += (kind.unvalidated,)
         known = self.data.lengths("train") + self.data.lengths("valid")
@@ -354,8 +357,9 @@ class RecsysTask:
         return inputs
 
 
-def _reported(found: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-    """Return the metrics that are reported, the headline first, or all where the cut-offs are others."""
-    order = [name for name in METRICS if name in found]
+def _reported(found: Mapping[str, tuple[float, ...]], ks: Sequence[int]) -> dict[str, tuple[float, ...]]:
+    """Return the metrics that are reported, NDCG at the first cut-off first; all where the cut-offs are others."""
+    if tuple(ks) != TESTING.ks:
+        return dict(found)
     groups = [name for name in found if name.endswith("]")]
-    return {name: found[name] for name in ([*order, *groups] if order else found)}
+    return {name: found[name] for name in (*METRICS, *groups) if name in found}

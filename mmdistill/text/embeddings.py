@@ -16,7 +16,7 @@ from mmdistill.text.encoder import Encoding, SentenceEncoder, hash_texts
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MANY = 1000
 """Texts from which encoding takes so long that it is announced."""
 

@@ -165,6 +165,8 @@ class TransformerEncoder(SentenceEncoder):
                 f"the tokenizer of {self.name!r} has neither a pad token nor one that could stand for it; set one in "
                 "its tokenizer_config.json"
             )
+        if any(pairs := [PAIR in text for text in texts]) and not all(pairs):
+            return self._apart(texts, torch.tensor(pairs))
         limit = min(self.max_length, int(tokenizer.model_max_length), positions(model.config))
         full = tokenizer(*both(texts), add_special_tokens=True, verbose=False)["input_ids"]
         lengths = torch.tensor([len(tokens) for tokens in full])
@@ -182,6 +184,13 @@ class TransformerEncoder(SentenceEncoder):
             hidden = model(**tokens).last_hidden_state
             points[chosen] = mean_pool(hidden, tokens["attention_mask"]).float().cpu()
         return Encoding(points, int((lengths > limit).sum()))
+
+    def _apart(self, texts: Sequence[str], pairs: Tensor) -> Encoding:
+        """Encode pairs and single texts, which a tokenizer would take for pairs beside them, each by themselves."""
+        parts = [which.nonzero().flatten() for which in (pairs, ~pairs)]
+        found = [self.encode([texts[index] for index in part.tolist()]) for part in parts]
+        points = torch.cat([one.points for one in found])[torch.cat(parts).argsort()]
+        return Encoding(points, sum(one.truncated for one in found))
 
 
 def positions(config: Any) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.image import image_task
 from mmdistill.labels import centred_one_hot
 from mmdistill.networks.module import redrawn
 from mmdistill.objectives.base import Network, Objective, class_means
@@ -23,7 +24,7 @@ from mmdistill.objectives.performance import (
 )
 from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge, label_margin
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, real_classes, stack_classes
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as oracle
 from tests.oracles.kernels import wide_relu
@@ -232,3 +233,19 @@ def test_mixed_precision_lowers_the_real_side_alone_and_means_stay_in_float32() 
         assert torch.equal(graph[-1], plain[-1]) == kept
         assert not torch.equal(lowered[-1], plain[-1])
         torch.testing.assert_close(lowered[-1], plain[-1], rtol=0.05, atol=0.05)
+
+
+def test_copies_that_fill_up_classes_are_no_samples() -> None:
+    task = image_task("digits", width=4)
+    network = Network(task, task.init(KEY))
+    flat = task.select(torch.cat([(task.labels == label).nonzero()[: 3 - label, 0] for label in range(3)]))
+    table, present = torch.tensor([[0, 1, 2], [3, 4, 0], [5, 0, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    filled = stack_classes(flat, table, present.float())
+    real = real_classes(task, KEY, torch.arange(3), 4)
+    kernel = FullyConnectedKernel("ntk", 1, dtype=torch.float64)
+
+    def found(ridge: float, syn: Batch | ClassBatch) -> Tensor:
+        return KernelRidgeMatching(kernel, ridge, view="classes")(network, syn, real, KEY)
+
+    for ridge in (1e-6, 1e-2):
+        assert float(found(ridge, filled)) == pytest.approx(float(found(ridge, flat)), rel=1e-9)

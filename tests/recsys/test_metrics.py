@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from mmdistill.recsys import RankingProtocol, RecsysTask, load_interactions, metrics
@@ -145,9 +146,9 @@ def test_repeats_differ_only_in_negatives(interactions):
 def test_negatives_and_candidates_of_every_chunk_and_repeat_are_drawn_apart(interactions, monkeypatch):
     paths = []
 
-    def watched(taken, count, draws):
-        paths.append(draws.path)
-        return sample_negatives(taken, count, draws)
+    def watched(taken, count, draws, place):
+        paths.append((draws.path, place))
+        return sample_negatives(taken, count, draws, place)
 
     monkeypatch.setattr(metrics, "sample_negatives", watched)
     protocol = RankingProtocol(ks=(5,), negatives=5, candidates=5, chunk=7)
@@ -306,3 +307,20 @@ def test_groups_are_those_of_all_users_whoever_is_drawn():
 
     assert all(names(few) <= names(None) for few in range(1, 7))
     assert len(names(None)) == 3
+
+
+def test_what_is_drawn_does_not_depend_on_how_many_users_are_scored_at_once() -> None:
+    data = load_interactions(np.random.default_rng(0).random((40, 60)) < 0.3)
+    scores = Draws(5).normal(60)
+
+    def scorer(known: Tensor) -> Tensor:
+        return known @ Draws(6).normal(60, 60) + scores
+
+    def found(**options: int) -> dict[str, tuple[float, ...]]:
+        protocol = RankingProtocol(ks=(3,), negatives=7, candidates=9, **options)
+        return protocol.evaluate(scorer, data, "test", Draws(1), 2)
+
+    expected = found()
+    for chunk in (1, 7, 39):
+        for name, values in found(chunk=chunk).items():
+            assert values == pytest.approx(expected[name], rel=1e-6), name

