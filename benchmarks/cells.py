@@ -9,7 +9,7 @@ from typing import Any
 
 from quality import folder_of, parse_options
 
-from mmdistill.image.methods.published import conditions
+from mmdistill.image.methods import conditions
 from mmdistill.image.models import model_name
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runs.folder import METRICS, SAMPLES

@@ -8,10 +8,8 @@ from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.imports import IMPORTS
 from mmdistill.image.joining import joined
 from mmdistill.image.known import DATASETS
-from mmdistill.image.methods import METHODS, PRESETS
+from mmdistill.image.methods import METHODS, PRESETS, REDUCED, conditions
 from mmdistill.image.methods.generative import DIGITS_LATENTS, generated, of_generator
-from mmdistill.image.methods.published import conditions
-from mmdistill.image.methods.reduced import REDUCED
 from mmdistill.image.methods.taxonomy import TABLE_1
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT, is_added
 from mmdistill.image.protocols import PROTOCOLS

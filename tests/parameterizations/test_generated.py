@@ -24,7 +24,7 @@ from mmdistill.image.generator import (
     trained_generator,
     untrained_generator,
 )
-from mmdistill.image.methods.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
+from mmdistill.image.methods.generative import GENERATIVE, PAIRED, generated, of_generator
 from mmdistill.labels import FixedLabels
 from mmdistill.networks import clock
 from mmdistill.networks.expert_recipe import ExpertRecipe
@@ -315,7 +315,7 @@ def test_generators_make_images_of_any_size_within_range(shape: tuple[int, int, 
 def test_it_gan_distils_digits_and_counts_its_generator(task: ImageTask, tmp_path: Path) -> None:
     file = tmp_path / "g.safetensors"
     storage = generated(RECIPE, Inversion(steps=5, feature_steps=2), within_budget=False, file=file)
-    method = replace(GENERATIVE_DIGITS["it-gan"], parameterization=storage).with_settings(
+    method = replace(GENERATIVE.presets["digits"]["it-gan"], parameterization=storage).with_settings(
         steps=4, real_batch=8, augment=False
     )
     made = distill(task, method, ipc=2)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from mmdistill.image.methods.family import Cells, Conditions, MethodFamily
 from mmdistill.image.methods.unrolled import FTD_EXPERTS
 from mmdistill.image.methods.unrolled_digits import DIGITS_FAST_EXPERTS, EARLY_EPOCHS
 from mmdistill.image.methods.unrolled_reduced import REDUCED_EXPERTS
@@ -153,23 +154,6 @@ def prioritized(protocol: FitProtocol, settings: Callable[[int], Settings], scor
     )
 
 
-ALIGNED_METHODS = {
-    "datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR10)),
-    "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_CIFAR10)),
-}
-ALIGNED_PRESETS = {
-    "cifar100": {
-        "datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR100)),
-        "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_CIFAR100)),
-    },
-    "tiny-imagenet": {
-        "datm": aligned(FTD_EXPERTS, datm_settings(DATM_TINY)),
-        "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_TINY)),
-    },
-}
-"""Published settings by data set name, where they differ from those of CIFAR-10."""
-
-
 def _digits(ipc: int) -> Settings:
     """Return MTT's rates for the digits with starts that go on to later epochs, of experts that soon know them."""
     adam = OptimizerSpec("adam", 0.03)
@@ -204,11 +188,6 @@ def _scheduled(settings: Settings, ipc: int) -> Settings:
 
 
 _few_scorers = Scoring(5, replace(DIGITS_FAST_EXPERTS, epochs=4))
-ALIGNED_DIGITS = {
-    "datm": aligned(DIGITS_FAST_EXPERTS, _digits),
-    "pad": prioritized(DIGITS_FAST_EXPERTS, lambda ipc: _scheduled(_digits(ipc), ipc), _few_scorers),
-}
-"""MTT's rates for the digits, which were chosen on a validation split."""
 
 
 def _reduced(ipc: int) -> Settings:
@@ -246,8 +225,31 @@ def _reduced(ipc: int) -> Settings:
 
 _flat_experts = replace(REDUCED_EXPERTS, sam_adaptive=True)
 _reduced_scorers = Scoring(5, replace(REDUCED_EXPERTS, epochs=5, lr=0.02, momentum=0.9))
-ALIGNED_REDUCED = {
-    "datm": aligned(_flat_experts, _reduced),
-    "pad": prioritized(_flat_experts, lambda ipc: _scheduled(_reduced(ipc), ipc), _reduced_scorers),
-}
-"""For 28 x 28 greyscale images, at width 16 or 32; the start of one image per class was compared on held-out images."""
+_WHITENED: Cells = {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100), "tiny-imagenet": (1, 10, 50)}
+ALIGNED = MethodFamily(
+    {
+        "datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR10)),
+        "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_CIFAR10)),
+    },
+    presets={
+        "digits": {
+            "datm": aligned(DIGITS_FAST_EXPERTS, _digits),
+            "pad": prioritized(DIGITS_FAST_EXPERTS, lambda ipc: _scheduled(_digits(ipc), ipc), _few_scorers),
+        },
+        "cifar100": {
+            "datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR100)),
+            "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_CIFAR100)),
+        },
+        "tiny-imagenet": {
+            "datm": aligned(FTD_EXPERTS, datm_settings(DATM_TINY)),
+            "pad": prioritized(FTD_EXPERTS, pad_settings(PAD_TINY)),
+        },
+    },
+    reduced={
+        "datm": aligned(_flat_experts, _reduced),
+        "pad": prioritized(_flat_experts, lambda ipc: _scheduled(_reduced(ipc), ipc), _reduced_scorers),
+    },
+    conditions={name: Conditions(protocol="datm", whiten={"mtt": _WHITENED}) for name in ("datm", "pad")},
+)
+"""Digits take MTT's rates, which were chosen on a validation split. Of the reduced schedules, at width 16 or 32, the
+start of one image per class was compared on held-out images."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from mmdistill.image.methods.family import MethodFamily
 from mmdistill.method import Configured, Method
 from mmdistill.methods import fresh
 from mmdistill.objectives.attention import AttentionMatching
@@ -35,20 +36,6 @@ def _datadam_settings(ipc: int) -> AttentionSettings:
     return AttentionSettings(steps=8000, real_batch=128, optimizers={"codes": rate}, augment=True)
 
 
-ATTENTION_METHODS: dict[str, Method] = {
-    "datadam": Method(
-        "DataDAM",
-        Configured(attention_matching),
-        fresh,
-        _datadam_settings,
-        summary="DM with mean spatial attention of the layers before the last",
-        source="Sajedi et al., ICCV 2023 (fourth powers and instance norm, as its table of settings has them; its code "
-        "runs with first powers and batch norm)",
-    ),
-}
-"""What this family adds to the shared methods."""
-
-
 def _digits(ipc: int) -> AttentionSettings:
     return replace(_datadam_settings(ipc), steps=500, real_batch=64)
 
@@ -62,10 +49,19 @@ def _reduced(ipc: int) -> AttentionSettings:
     )
 
 
-ATTENTION_DIGITS: dict[str, Method] = {"datadam": replace(ATTENTION_METHODS["datadam"], settings=_digits)}
-"""Short runs for the 8 x 8 digits, with DM's steps."""
-ATTENTION_REDUCED: dict[str, Method] = {"datadam": replace(ATTENTION_METHODS["datadam"], settings=_reduced)}
-"""Reduced schedules for images of 28 x 28 and 32 x 32: minutes of one CPU core.
-
-Powers and rates at one image per class were compared on held-out images; the rate from ten on is DM's in colour.
-"""
+_datadam = Method(
+    "DataDAM",
+    Configured(attention_matching),
+    fresh,
+    _datadam_settings,
+    summary="DM with mean spatial attention of the layers before the last",
+    source="Sajedi et al., ICCV 2023 (fourth powers and instance norm, as its table of settings has them; its code "
+    "runs with first powers and batch norm)",
+)
+ATTENTION = MethodFamily(
+    {"datadam": _datadam},
+    presets={"digits": {"datadam": replace(_datadam, settings=_digits)}},
+    reduced={"datadam": replace(_datadam, settings=_reduced)},
+)
+"""On digits it takes DM's steps. Of reduced schedules, powers and rates at one image per class were compared on
+held-out images; the rate from ten on is DM's in colour."""

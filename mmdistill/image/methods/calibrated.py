@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
+from mmdistill.image.methods.family import Conditions, MethodFamily
 from mmdistill.image.methods.matching import COLOR_CROP_CUTOUT, WEIGHT_DECAY
 from mmdistill.image.storage import tiled
 from mmdistill.method import Configured, Method
@@ -107,35 +108,6 @@ def _ncfm_settings(ipc: int) -> CharacteristicSettings:
     )
 
 
-CALIBRATED_METHODS: dict[str, Method] = {
-    "dance": Method(
-        "DANCE",
-        Configured(calibrated),
-        experts_by(DANCE_EXPERTS, InterpolatedExperts),
-        _dance_settings,
-        tiled(2),
-        summary="mean features on networks between a start and an expert's end, which must classify the samples; "
-        "2 x 2 up-sampled tiles",
-        source="Zhang et al., IJCAI 2024 (both terms in one step, not in turn class by class; experts augmented by "
-        "DSA, without CutMix)",
-    ),
-    "ncfm": Method(
-        "NCFM",
-        Configured(partial(characteristic, augment=COLOR_CROP_CUTOUT.of_classes)),
-        experts_by(NCFM_EXPERTS, InterpolatedExperts),
-        _ncfm_settings,
-        tiled(2),
-        summary="characteristic functions of features at random frequencies, on networks between a start and an "
-        "expert's end, which must classify the samples; 2 x 2 up-sampled tiles",
-        source="Wang et al., CVPR 2025 (both terms in one step; frequencies are learned with minmax alone, which its "
-        "configurations leave out too; experts augmented by DSA, without CutMix)",
-    ),
-}
-"""By method name, with published settings."""
-
-_dance, _ncfm = CALIBRATED_METHODS["dance"], CALIBRATED_METHODS["ncfm"]
-
-
 def _digits(ipc: int) -> CalibrationSettings:
     return replace(
         _dance_settings(ipc),
@@ -161,23 +133,6 @@ def _ncfm_digits(ipc: int) -> CharacteristicSettings:
         frequencies=1024,
     )
 
-
-CALIBRATED_DIGITS: dict[str, Method] = {
-    "dance": replace(
-        _dance,
-        objective=Configured(lambda settings: CalibratedMatching(settings.calibration)),
-        settings=_digits,
-        parameterization=tiled(1),
-    ),
-    "ncfm": replace(
-        _ncfm,
-        objective=Configured(characteristic),
-        network=_dance.network,
-        settings=_ncfm_digits,
-        parameterization=tiled(1),
-    ),
-}
-"""Short runs for the 8 x 8 digits: plain images, and none augmented."""
 
 DANCE_REDUCED_EXPERTS = replace(DANCE_EXPERTS, visits=6400)
 """Epochs of a hundred steps, each on images that the one before may not have seen."""
@@ -218,14 +173,53 @@ def _ncfm_reduced(ipc: int, many: float = 0.03, calibration: float = 1.0) -> Cha
     )
 
 
+_dance = Method(
+    "DANCE",
+    Configured(calibrated),
+    experts_by(DANCE_EXPERTS, InterpolatedExperts),
+    _dance_settings,
+    tiled(2),
+    summary="mean features on networks between a start and an expert's end, which must classify the samples; "
+    "2 x 2 up-sampled tiles",
+    source="Zhang et al., IJCAI 2024 (both terms in one step, not in turn class by class; experts augmented by "
+    "DSA, without CutMix)",
+)
+_ncfm = Method(
+    "NCFM",
+    Configured(partial(characteristic, augment=COLOR_CROP_CUTOUT.of_classes)),
+    experts_by(NCFM_EXPERTS, InterpolatedExperts),
+    _ncfm_settings,
+    tiled(2),
+    summary="characteristic functions of features at random frequencies, on networks between a start and an "
+    "expert's end, which must classify the samples; 2 x 2 up-sampled tiles",
+    source="Wang et al., CVPR 2025 (both terms in one step; frequencies are learned with minmax alone, which its "
+    "configurations leave out too; experts augmented by DSA, without CutMix)",
+)
+_digits_dance = replace(
+    _dance,
+    objective=Configured(lambda settings: CalibratedMatching(settings.calibration)),
+    settings=_digits,
+    parameterization=tiled(1),
+)
+_digits_ncfm = replace(
+    _ncfm,
+    objective=Configured(characteristic),
+    network=_dance.network,
+    settings=_ncfm_digits,
+    parameterization=tiled(1),
+)
 _between = experts_by(DANCE_REDUCED_EXPERTS, InterpolatedExperts)
-CALIBRATED_REDUCED: dict[str, Method] = {
-    "dance": replace(_dance, network=_between, settings=_reduced),
-    "ncfm": replace(_ncfm, network=_between, settings=_ncfm_reduced),
-}
-"""For 28 x 28 greyscale images in minutes of one core."""
-CALIBRATED_REDUCED_COLOUR: dict[str, Method] = {
-    "dance": replace(CALIBRATED_REDUCED["dance"], settings=partial(_reduced, many=0.01)),
-    "ncfm": replace(CALIBRATED_REDUCED["ncfm"], settings=partial(_ncfm_reduced, many=0.01, calibration=4.0)),
-}
-"""The same for 32 x 32 images in colour."""
+_reduced_dance = replace(_dance, network=_between, settings=_reduced)
+_reduced_ncfm = replace(_ncfm, network=_between, settings=_ncfm_reduced)
+CALIBRATED = MethodFamily(
+    {"dance": _dance, "ncfm": _ncfm},
+    presets={"digits": {"dance": _digits_dance, "ncfm": _digits_ncfm}},
+    reduced={"dance": _reduced_dance, "ncfm": _reduced_ncfm},
+    reduced_colour={
+        "dance": replace(_reduced_dance, settings=partial(_reduced, many=0.01)),
+        "ncfm": replace(_reduced_ncfm, settings=partial(_ncfm_reduced, many=0.01, calibration=4.0)),
+    },
+    conditions={"dance": Conditions(protocol="dance"), "ncfm": Conditions(protocol="ncfm")},
+)
+"""On digits images are plain, and none augmented. In colour DANCE's rates were compared on held-out images; NCFM takes
+them."""

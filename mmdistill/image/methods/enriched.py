@@ -5,6 +5,7 @@ from functools import partial
 from typing import cast
 
 from mmdistill.image.methods.calibrated import few_steps, tile_rate
+from mmdistill.image.methods.family import MethodFamily
 from mmdistill.image.methods.matching import WEIGHT_DECAY
 from mmdistill.image.storage import tiled
 from mmdistill.method import Configured, Method
@@ -93,29 +94,6 @@ def _tiny(ipc: int) -> PoolSettings:
     return replace(settings, inner_steps=50 if fifty else 10, pool_recount=1000 if fifty else 500)
 
 
-ENRICHED_METHODS: dict[str, Method] = {
-    "idm": Method(
-        "IDM",
-        Configured(lambda settings: RegularisedMatching(settings.regularisation)),
-        enriched,
-        _idm_settings,
-        tiled(2),
-        summary="mean features on a queue of networks that train on T, each of which must classify the samples as it "
-        "does real ones; 2 x 2 up-sampled tiles",
-        source="Zhao et al., CVPR 2023 (one step for all classes, of pixels, which stay in their range)",
-    )
-}
-"""By method name, with published settings."""
-
-_idm = ENRICHED_METHODS["idm"]
-
-ENRICHED_PRESETS: dict[str, dict[str, Method]] = {
-    "cifar100": {"idm": replace(_idm, settings=_cifar100)},
-    "tiny-imagenet": {"idm": replace(_idm, settings=_tiny)},
-}
-"""By data set name, where the published commands differ."""
-
-
 def _digits(ipc: int) -> PoolSettings:
     return replace(
         _idm_settings(ipc),
@@ -129,10 +107,6 @@ def _digits(ipc: int) -> PoolSettings:
         inner_batch=64,
         pool_recount=0,
     )
-
-
-ENRICHED_DIGITS: dict[str, Method] = {"idm": replace(_idm, settings=_digits, parameterization=tiled(1))}
-"""Short runs for the 8 x 8 digits: plain images, and none augmented."""
 
 
 def _reduced(ipc: int, many: float = 0.03) -> PoolSettings:
@@ -155,7 +129,24 @@ def _reduced(ipc: int, many: float = 0.03) -> PoolSettings:
     )
 
 
-ENRICHED_REDUCED: dict[str, Method] = {"idm": replace(_idm, settings=_reduced)}
-"""For 28 x 28 greyscale images in minutes of one core."""
-ENRICHED_REDUCED_COLOUR: dict[str, Method] = {"idm": replace(_idm, settings=partial(_reduced, many=0.01))}
-"""The same for 32 x 32 images in colour."""
+_idm = Method(
+    "IDM",
+    Configured(lambda settings: RegularisedMatching(settings.regularisation)),
+    enriched,
+    _idm_settings,
+    tiled(2),
+    summary="mean features on a queue of networks that train on T, each of which must classify the samples as it "
+    "does real ones; 2 x 2 up-sampled tiles",
+    source="Zhao et al., CVPR 2023 (one step for all classes, of pixels, which stay in their range)",
+)
+ENRICHED = MethodFamily(
+    {"idm": _idm},
+    presets={
+        "digits": {"idm": replace(_idm, settings=_digits, parameterization=tiled(1))},
+        "cifar100": {"idm": replace(_idm, settings=_cifar100)},
+        "tiny-imagenet": {"idm": replace(_idm, settings=_tiny)},
+    },
+    reduced={"idm": replace(_idm, settings=_reduced)},
+    reduced_colour={"idm": replace(_idm, settings=partial(_reduced, many=0.01))},
+)
+"""On digits images are plain, and none augmented."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from mmdistill.image.generator import GeneratorRecipe, foretold, trained_generator, untrained_generator
+from mmdistill.image.methods.family import MethodFamily
 from mmdistill.image.storage import latent
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method, Storage
@@ -115,7 +116,7 @@ def _kfs_settings(ipc: int) -> Settings:
     return Settings(steps=20_000, optimizers={"codes": codes, "decoder": decoder}, augment=True)
 
 
-GENERATIVE_METHODS: dict[str, Method] = {
+_METHODS: dict[str, Method] = {
     "it-gan": Method(
         "IT-GAN",
         DistributionMatching,
@@ -136,7 +137,6 @@ GENERATIVE_METHODS: dict[str, Method] = {
         source="Lee et al., 2022 (with rates and sizes of our own)",
     ),
 }
-"""What the image domain adds to distribution matching."""
 
 
 def _digits_it_gan(ipc: int) -> Settings:
@@ -152,15 +152,6 @@ DIGITS_LATENTS = generated(
     within_budget=False,
 )
 """Of a generator for 8 x 8 digits, which is trained in seconds."""
-GENERATIVE_DIGITS: dict[str, Method] = {
-    "it-gan": replace(GENERATIVE_METHODS["it-gan"], settings=_digits_it_gan, parameterization=DIGITS_LATENTS),
-    "kfs": replace(
-        GENERATIVE_METHODS["kfs"],
-        settings=lambda ipc: replace(_kfs_settings(ipc), steps=500, real_batch=64),
-        parameterization=latent(factor=2, count=2, width=4),
-    ),
-}
-"""Short runs for the 8 x 8 digits; held-out images do not tell KFS's rates and sizes from others near them."""
 
 
 def _reduced_kfs(ipc: int) -> Settings:
@@ -172,22 +163,36 @@ def _reduced_it_gan(ipc: int) -> Settings:
     return Settings(steps=100, real_batch=16, optimizers={"codes": rate}, augment=True)
 
 
-STORAGE_REDUCED: dict[str, Method] = {
-    "it-gan": replace(
-        GENERATIVE_METHODS["it-gan"],
-        settings=_reduced_it_gan,
-        parameterization=generated(
-            GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=2000, lr=1e-3),
-            Inversion(steps=100, feature_steps=100),
-            weight=0.1,
-            samples=40,
-            within_budget=True,
+GENERATIVE = MethodFamily(
+    _METHODS,
+    presets={
+        "digits": {
+            "it-gan": replace(_METHODS["it-gan"], settings=_digits_it_gan, parameterization=DIGITS_LATENTS),
+            "kfs": replace(
+                _METHODS["kfs"],
+                settings=lambda ipc: replace(_kfs_settings(ipc), steps=500, real_batch=64),
+                parameterization=latent(factor=2, count=2, width=4),
+            ),
+        }
+    },
+    reduced={
+        "it-gan": replace(
+            _METHODS["it-gan"],
+            settings=_reduced_it_gan,
+            parameterization=generated(
+                GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=2000, lr=1e-3),
+                Inversion(steps=100, feature_steps=100),
+                weight=0.1,
+                samples=40,
+                within_budget=True,
+            ),
         ),
-    ),
-    "kfs": replace(GENERATIVE_METHODS["kfs"], settings=_reduced_kfs),
-}
-"""Reduced schedules for MNIST and its relatives.
+        "kfs": replace(_METHODS["kfs"], settings=_reduced_kfs),
+    },
+)
+"""Held-out digits do not tell KFS's rates and sizes from others near them.
 
-KFS at one image per class was compared with raw storage on held-out training images; its rates at ten and all of
-IT-GAN's are untried guesses. IT-GAN's generator of 94 kB is part of the budget, so it needs ipc 4 or more.
+Of reduced schedules, KFS at one image per class was compared with raw storage on held-out training images; its rates at
+ten and all of IT-GAN's are untried guesses. IT-GAN's generator of 94 kB is part of the budget, so it needs ipc 4 or
+more.
 """

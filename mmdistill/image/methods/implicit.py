@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from mmdistill.image.methods.family import CIFAR, Conditions, MethodFamily
 from mmdistill.image.methods.ridge import with_its_mirror
 from mmdistill.method import Configured, Method
 from mmdistill.networks.quadratic import AdamDescent, ConjugateGradients, QuadraticSolver
@@ -79,23 +80,6 @@ def _rcig_settings(ipc: int) -> ImplicitSettings:
     )
 
 
-IMPLICIT_METHODS: dict[str, Method] = {
-    "rcig": Method(
-        "RCIG",
-        Configured(implicit),
-        busy_pool,
-        _rcig_settings,
-        label="unrestricted",
-        summary="the real loss of a linearised network of a pool, trained to its minimum on S, by implicit gradients; "
-        "learned labels and scale",
-        source="Loo et al., ICML 2023 (conjugate gradients for Adam at rates that the code finds and moves)",
-    )
-}
-"""By method name, with published settings."""
-
-_rcig = IMPLICIT_METHODS["rcig"]
-
-
 def _digits(ipc: int) -> ImplicitSettings:
     rate = OptimizerSpec("adabelief", 0.01, cosine=True)
     return replace(
@@ -106,10 +90,6 @@ def _digits(ipc: int) -> ImplicitSettings:
         solve_steps=5,
         ema=0.0,
     )
-
-
-IMPLICIT_DIGITS: dict[str, Method] = {"rcig": replace(_rcig, settings=_digits)}
-"""Short runs for the 8 x 8 digits."""
 
 
 def _reduced(ipc: int) -> ImplicitSettings:
@@ -135,5 +115,23 @@ def _reduced(ipc: int) -> ImplicitSettings:
     )
 
 
-IMPLICIT_REDUCED: dict[str, Method] = {"rcig": replace(_rcig, settings=_reduced)}
-"""For 28 x 28 and 32 x 32 images in minutes of one core."""
+_rcig = Method(
+    "RCIG",
+    Configured(implicit),
+    busy_pool,
+    _rcig_settings,
+    label="unrestricted",
+    summary="the real loss of a linearised network of a pool, trained to its minimum on S, by implicit gradients; "
+    "learned labels and scale",
+    source="Loo et al., ICML 2023 (conjugate gradients for Adam at rates that the code finds and moves)",
+)
+IMPLICIT = MethodFamily(
+    {"rcig": _rcig},
+    presets={"digits": {"rcig": replace(_rcig, settings=_digits)}},
+    reduced={"rcig": replace(_rcig, settings=_reduced)},
+    conditions={
+        "rcig": Conditions(
+            protocol="rcig", model="freponet-softplus", whiten={"frepo": {**CIFAR, "tiny-imagenet": (1, 10)}}
+        )
+    },
+)

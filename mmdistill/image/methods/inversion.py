@@ -9,6 +9,7 @@ from torch import Tensor
 from mmdistill.checks import require_at_least
 from mmdistill.errors import ConfigError
 from mmdistill.image.crops import draw_boxes, resized_crops
+from mmdistill.image.methods.family import Conditions, MethodFamily
 from mmdistill.labels import LabelKind
 from mmdistill.method import Configured, Method, Storage
 from mmdistill.networks.schedules import NetworkSchedule
@@ -125,24 +126,27 @@ def _tiny_settings(ipc: int) -> InversionSettings:
     return replace(settings, optimizers={"codes": replace(settings.optimizers["codes"], lr=0.1)})
 
 
-INVERSION_METHODS: dict[str, Method] = {
-    "sre2l": Method(
-        "SRe2L",
-        Configured(recovery),
-        taught,
-        _sre2l_settings,
-        Storage(bounded_images, "raw images within the range of pixels"),
-        label="teacher",
-        summary="images that a trained network recognises and whose statistics are those of its batch norms",
-        source="Yin et al., NeurIPS 2023 (one label for each image, where its judges, those of the protocol sre2l, ask "
-        "the network anew for each augmented minibatch; the network's rate is constant; no JPEG)",
-    ),
-}
-"""Methods that invert a trained network."""
-INVERSION_PRESETS = {"tiny-imagenet": {"sre2l": replace(INVERSION_METHODS["sre2l"], settings=_tiny_settings)}}
-"""Published settings by data set, where they are not CIFAR-100's."""
-INVERSION_DIGITS = {"sre2l": INVERSION_METHODS["sre2l"].with_settings(steps=200, teacher_epochs=60, jitter=1)}
-"""For the 8 x 8 digits, whose teacher trains for as long as networks on all of them do."""
-INVERSION_REDUCED = {"sre2l": INVERSION_METHODS["sre2l"].with_settings(steps=300, bn_weight=1.0, teacher_epochs=5)}
-INVERSION_REDUCED_COLOUR = {"sre2l": INVERSION_REDUCED["sre2l"].with_settings(teacher_epochs=10)}
-"""Reduced schedules; weight and rate were compared on held-out images of CIFAR-10, at ten per class."""
+_sre2l = Method(
+    "SRe2L",
+    Configured(recovery),
+    taught,
+    _sre2l_settings,
+    Storage(bounded_images, "raw images within the range of pixels"),
+    label="teacher",
+    summary="images that a trained network recognises and whose statistics are those of its batch norms",
+    source="Yin et al., NeurIPS 2023 (one label for each image, where its judges, those of the protocol sre2l, ask "
+    "the network anew for each augmented minibatch; the network's rate is constant; no JPEG)",
+)
+_reduced = _sre2l.with_settings(steps=300, bn_weight=1.0, teacher_epochs=5)
+INVERSION = MethodFamily(
+    {"sre2l": _sre2l},
+    presets={
+        "digits": {"sre2l": _sre2l.with_settings(steps=200, teacher_epochs=60, jitter=1)},
+        "tiny-imagenet": {"sre2l": replace(_sre2l, settings=_tiny_settings)},
+    },
+    reduced={"sre2l": _reduced},
+    reduced_colour={"sre2l": _reduced.with_settings(teacher_epochs=10)},
+    conditions={"sre2l": Conditions(protocol="sre2l", model="resnet18-bn")},
+)
+"""On digits the teacher trains for as long as networks on all of them do. Of reduced schedules, weight and rate were
+compared on held-out images of CIFAR-10, at ten per class."""

@@ -14,6 +14,7 @@ from mmdistill.coresets import random_subset, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import filled
 from mmdistill.image.crops import LARGE, draw_boxes, resized_crops
+from mmdistill.image.methods.family import Conditions, MethodFamily
 from mmdistill.labels import make_labels
 from mmdistill.method import Method
 from mmdistill.methods import fresh
@@ -196,24 +197,25 @@ def _reduced_grey(ipc: int) -> Settings:
     return CropSettings(steps=0, teacher_epochs=3, candidates=300 if ipc < 10 else 3 * ipc)
 
 
-REALISTIC_METHODS: dict[str, Method] = {
-    "rded": Method(
-        "RDED",
-        None,
-        fresh,
-        lambda ipc: CropSettings(steps=0, teacher_epochs=50),
-        label="teacher",
-        solve=realistic_images,
-        sized=partial(realistic_images, scored=False),
-        summary="crops of real images that a trained network recognises best, with its probabilities as labels",
-        source="Sun et al., CVPR 2024 (one label for each image, where its judges, those of the protocol rded, ask "
-        "the network anew for each augmented minibatch; a teacher of 50 epochs, where its "
-        "networks are downloaded; no JPEG)",
-    ),
-}
-"""Methods that choose and label, without any step."""
-REALISTIC_DIGITS = {"rded": REALISTIC_METHODS["rded"].with_settings(teacher_epochs=60)}
-"""For the 8 x 8 digits, whose teacher trains for as long as networks on all of them do."""
-REALISTIC_REDUCED_COLOUR = {"rded": REALISTIC_METHODS["rded"].with_settings(teacher_epochs=3)}
-REALISTIC_REDUCED = {"rded": replace(REALISTIC_METHODS["rded"], settings=_reduced_grey)}
-"""Reduced schedules; the teacher's epochs and the candidates were compared on held-out images."""
+_rded = Method(
+    "RDED",
+    None,
+    fresh,
+    lambda ipc: CropSettings(steps=0, teacher_epochs=50),
+    label="teacher",
+    solve=realistic_images,
+    sized=partial(realistic_images, scored=False),
+    summary="crops of real images that a trained network recognises best, with its probabilities as labels",
+    source="Sun et al., CVPR 2024 (one label for each image, where its judges, those of the protocol rded, ask "
+    "the network anew for each augmented minibatch; a teacher of 50 epochs, where its "
+    "networks are downloaded; no JPEG)",
+)
+REALISTIC = MethodFamily(
+    {"rded": _rded},
+    presets={"digits": {"rded": _rded.with_settings(teacher_epochs=60)}},
+    reduced={"rded": replace(_rded, settings=_reduced_grey)},
+    reduced_colour={"rded": _rded.with_settings(teacher_epochs=3)},
+    conditions={"rded": Conditions(protocol="rded", model="convnet-bn")},
+)
+"""Chosen and labelled without any step. On digits the teacher trains for as long as networks on all of them do. Of
+reduced schedules, the teacher's epochs and the candidates were compared on held-out images."""

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from mmdistill.errors import ConfigError
+from mmdistill.image.methods.family import CIFAR, Conditions, MethodFamily
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
 from mmdistill.method import ByClasses, Method
@@ -172,7 +173,7 @@ def _krr_settings(ipc: int) -> Settings:
     )
 
 
-RIDGE_METHODS: dict[str, Method] = {
+_METHODS: dict[str, Method] = {
     "krr": Method(
         "KRR-Feature",
         ridge_matching(partial(KernelRidgeMatching, FeatureKernel()), 1e-6),
@@ -223,15 +224,6 @@ RIDGE_METHODS: dict[str, Method] = {
         judge="ntk-conv",
     ),
 }
-"""The members of the kernel ridge family that images have."""
-RIDGE_PRESETS = {
-    data: {
-        name: replace(RIDGE_METHODS[name], settings=partial(_kip_settings, classes=classes))
-        for name in ("kip", "kip-conv")
-    }
-    for data, classes in (("cifar100", 100), ("tiny-imagenet", 200))
-}
-"""Published settings by data set name, where they differ from those of ten classes."""
 
 
 def _digits_frepo(ipc: int) -> Settings:
@@ -269,16 +261,6 @@ def _digits_kip(ipc: int) -> Settings:
     rate = OptimizerSpec("adam", 0.02, cosine=True)
     # Augmented, since images that only suit the kernel transfer badly to judges that augment.
     return Settings(steps=300, real_batch=50, optimizers={"codes": rate, "labels": rate}, augment=True)
-
-
-RIDGE_DIGITS: dict[str, Method] = {
-    "krr": replace(RIDGE_METHODS["krr"], settings=_digits_krr),
-    "frepo": replace(RIDGE_METHODS["frepo"], settings=_digits_frepo),
-    "rfad": replace(RIDGE_METHODS["rfad"], settings=_digits_rfad),
-    "kip": replace(RIDGE_METHODS["kip"], settings=_digits_kip),
-    "kip-conv": replace(RIDGE_METHODS["kip-conv"], settings=_digits_kip),
-}
-"""Short runs for the 8 x 8 digits; chosen on a validation split."""
 
 
 def _narrow_ridge(ipc: int) -> float:
@@ -334,13 +316,46 @@ def _reduced_kip_conv(ipc: int) -> Settings:
     return replace(_reduced(_kip_settings(ipc), 150, ipc, codes=rate, labels=rate), real_batch=5)
 
 
-RIDGE_REDUCED: dict[str, Method] = {
-    "krr": replace(RIDGE_METHODS["krr"], settings=_reduced_krr),
-    "frepo": replace(RIDGE_METHODS["frepo"], settings=_reduced_frepo),
-    "rfad": replace(
-        RIDGE_METHODS["rfad"], objective=ridge_matching(partial(RandomFeatureRidge, 2), 5e-3), settings=_reduced_rfad
-    ),
-    "kip": replace(RIDGE_METHODS["kip"], settings=_reduced_kip),
-    "kip-conv": replace(RIDGE_METHODS["kip-conv"], settings=_reduced_kip_conv),
-}
-"""Schedules for 28 x 28 greyscale images: herded images to start from, and two random networks for RFAD's eight."""
+RIDGE = MethodFamily(
+    _METHODS,
+    presets={
+        "digits": {
+            "krr": replace(_METHODS["krr"], settings=_digits_krr),
+            "frepo": replace(_METHODS["frepo"], settings=_digits_frepo),
+            "rfad": replace(_METHODS["rfad"], settings=_digits_rfad),
+            "kip": replace(_METHODS["kip"], settings=_digits_kip),
+            "kip-conv": replace(_METHODS["kip-conv"], settings=_digits_kip),
+        },
+        **{
+            data: {
+                name: replace(_METHODS[name], settings=partial(_kip_settings, classes=classes))
+                for name in ("kip", "kip-conv")
+            }
+            for data, classes in (("cifar100", 100), ("tiny-imagenet", 200))
+        },
+    },
+    reduced={
+        "krr": replace(_METHODS["krr"], settings=_reduced_krr),
+        "frepo": replace(_METHODS["frepo"], settings=_reduced_frepo),
+        "rfad": replace(
+            _METHODS["rfad"], objective=ridge_matching(partial(RandomFeatureRidge, 2), 5e-3), settings=_reduced_rfad
+        ),
+        "kip": replace(_METHODS["kip"], settings=_reduced_kip),
+        "kip-conv": replace(_METHODS["kip-conv"], settings=_reduced_kip_conv),
+    },
+    conditions={
+        "frepo": Conditions(
+            protocol="frepo", model="freponet-bn", whiten={"frepo": {**CIFAR, "tiny-imagenet": (1, 10)}}
+        ),
+        "rfad": Conditions(
+            protocol="rfad", model="convnet-w256-nn", whiten={"frepo": CIFAR, "kip": {"svhn": (1, 10, 50)}}
+        ),
+        "kip": Conditions(protocol="kip", whiten={"kip": CIFAR}),
+        "kip-conv": Conditions(protocol="kip", whiten={"kip": CIFAR}),
+    },
+)
+"""The kernel ridge family; what digits take was chosen on a validation split.
+
+Reduced schedules start from herded images, and RFAD's has two random networks for eight. When they whiten, RFAD's code
+does not subtract the mean image, and FRePo's standardises channels before by other deviations.
+"""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch.nn import functional as F
 
+from mmdistill.image.methods.family import Cells, Conditions
 from mmdistill.image.storage import addressed, hallucinated
 from mmdistill.labels import LabelKind
 from mmdistill.method import Configured, Method, Storage
@@ -321,3 +322,22 @@ UNROLLED_TINY: dict[str, Method] = {
 }
 UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
 """Published settings by data set name, where they differ from those of CIFAR-10."""
+_MTT: dict[str, Cells] = {"mtt": {"cifar10": (1, 10), "cifar100": (1, 50)}}
+_HABA: Cells = {"cifar10": (2, 10, 11, 50, 51), "cifar100": (2, 50, 51)}  # of as many bases, or one fewer
+UNROLLED_CONDITIONS = {
+    "mtt": Conditions(protocol="mtt", whiten=_MTT),
+    "ftd": Conditions(protocol="mtt", whiten={"mtt": {"cifar10": (1, 10), "cifar100": (1, 10, 50)}}),
+    "ddpp": Conditions(protocol="mtt", whiten=_MTT),
+    "tesla": Conditions(protocol="mtt", whiten={"mtt": {"cifar10": (10,), "cifar100": (1, 50)}}),
+    "haba": Conditions(protocol="mtt", whiten={"mtt": _HABA}),
+    "addmem": Conditions(protocol="addmem"),
+    "bptt": Conditions(protocol="addmem", whiten={"kip": {"cifar10": (1,)}}),
+    "rat-bptt": Conditions(whiten={"kip": {"cifar10": (10,), "cifar100": (1, 10)}}),
+    "ld": Conditions(model="lenet", model_on=("mnist",)),
+}
+"""What published numbers belong to; where there is no command of TESLA's or HaBa's, to MTT's whitening.
+
+BPTT's and RaT-BPTT's codes do not standardise channels before they whiten. RaT-BPTT's commands for Tiny-ImageNet do not
+whiten, but its code takes images that are. LD's network on CIFAR (AlexCifarNet, of two convolutions with local response
+norm) is not built.
+"""

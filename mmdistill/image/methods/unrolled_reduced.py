@@ -1,9 +1,17 @@
-"""Reduced schedules of trajectory and unrolled performance matching for 28 x 28 greyscale images."""
+"""Reduced schedules of trajectory and unrolled performance matching for 28 x 28 greyscale images, and the family."""
 
 from dataclasses import replace
 
-from mmdistill.image.methods.unrolled import UNROLLED_METHODS
-from mmdistill.image.methods.unrolled_digits import EARLY_EPOCHS, SHORT_LD, experts_by_start, short_bptt, short_rat
+from mmdistill.image.methods.family import MethodFamily
+from mmdistill.image.methods.unrolled import UNROLLED_CONDITIONS, UNROLLED_METHODS, UNROLLED_PRESETS
+from mmdistill.image.methods.unrolled_digits import (
+    EARLY_EPOCHS,
+    SHORT_LD,
+    UNROLLED_DIGITS,
+    experts_by_start,
+    short_bptt,
+    short_rat,
+)
 from mmdistill.image.storage import addressed
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by
@@ -124,3 +132,10 @@ UNROLLED_REDUCED: dict[str, Method] = {
 Rates follow the loss on training images; AddMem's, DD's, RaT-BPTT's, HaBa's, MTT's and TESLA's, and at one image per
 class LD's, were tried on held-out images.
 """
+UNROLLED = MethodFamily(
+    UNROLLED_METHODS,
+    presets={"digits": UNROLLED_DIGITS, **UNROLLED_PRESETS},
+    reduced=UNROLLED_REDUCED,
+    conditions=UNROLLED_CONDITIONS,
+)
+"""Trajectory and unrolled performance matching."""

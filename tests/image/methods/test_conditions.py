@@ -8,7 +8,7 @@ import pytest
 from mmdistill.commands.assembly import unmet_conditions
 from mmdistill.config import DistillConfig
 from mmdistill.image import DOMAIN
-from mmdistill.image.methods.published import MODEL_OF, MODEL_ON, PROTOCOL_OF, WHITENING_OF, conditions
+from mmdistill.image.methods import CONDITIONS, conditions
 from mmdistill.image.models import model_factory
 from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.whitening import KINDS
@@ -18,15 +18,12 @@ PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
 
 
 def test_conditions_name_what_there_is() -> None:
-    assert {*PROTOCOL_OF, *MODEL_OF, *MODEL_ON, *WHITENING_OF} <= set(domain_methods(DOMAIN))
-    assert set(PROTOCOL_OF.values()) <= set(PROTOCOLS)
-    assert {kind for kinds in WHITENING_OF.values() for kind in kinds} <= set(KINDS)
-    for model in MODEL_OF.values():
-        assert model_factory(model, (3, 32, 32), 10, None) is not None
-    for models in MODEL_ON.values():
-        for model, places in models.items():
-            assert set(places) <= set(DOMAIN.datasets)
-            assert model_factory(model, (1, 28, 28), 10, None) is not None
+    for found in CONDITIONS.values():
+        assert found.protocol in {"", *PROTOCOLS}
+        assert set(found.whiten) <= set(KINDS)
+        assert {*found.model_on, *(data for cells in found.whiten.values() for data in cells)} <= set(DOMAIN.datasets)
+        shape = (1, 28, 28) if found.model_on else (3, 32, 32)
+        assert model_factory(found.model or "convnet", shape, 10, None) is not None
 
 
 @pytest.mark.parametrize(
