@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,24 +35,28 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
     command = None if options is None else options.command
     if options is None or command != "distill":
         return "finished work is kept" + ("; call it again" if command in ("experts", "sweep") else "")
+    chosen = options["distill"]
+    if "mmdistill.commands.making" not in sys.modules:  # what was interrupted were its imports, which none may repeat
+        own = chosen["resume"] or chosen["out"]
+        there = own and holds_work(Path(own))
+        return f"the run in {own} is untouched" if there else ", ".join(notes) or "nothing is finished yet"
     folder = folder_of(options)
     if former and traces(folder) == former:
         own = ", ".join(notes) or "nothing of the new run is finished yet"
         return f"{own}; the former run in {folder} is untouched"
     if not holds_work(folder):
         return ", ".join(notes) or "nothing is finished yet"
-    chosen = options["distill"]
     further = f" --steps {steps}" if chosen["resume"] and (steps := chosen["steps"]) is not None else ""
     return f"continue with: mmdistill distill --resume {as_argument(folder)}{further}"
 
 
 def folder_of(options: Namespace) -> Path:
     """Return the run folder that options of ``distill`` mean."""
-    from mmdistill.registry import located  # here, as it imports torch
-
     chosen = options["distill"]
     if chosen["resume"] or chosen["out"]:
         return Path(chosen["resume"] or chosen["out"])
+    from mmdistill.registry import located  # here, as it imports torch
+
     config = DistillConfig(**{name: chosen[name] for name in ("method", *BUDGETS, "parameterization", "seed")})
     return replace(config, data=located(chosen["data"]) if chosen["data"] else None).folder()
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
 from mmdistill.config import WITHOUT_TEXT, DistillConfig
+from mmdistill.errors import ConfigError
+from mmdistill.files.paths import users_path
 from mmdistill.method import Method
 from mmdistill.names import canonical, unknown_data, unknown_name
-from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_methods, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_methods, domain_of, get_method
 from mmdistill.reporting.report import optimizer_in_words
 from mmdistill.settings import Settings, own_names
 
@@ -19,12 +21,18 @@ OPTIONS = frozenset(entry.name for entry in fields(DistillConfig))
 
 
 def of_data(domains: Sequence[Domain], data: str) -> list[Domain]:
-    """Return the domain of a data set.
+    """Return the domain of a data set, or of a file or folder; where it is not clear which reads that, all of these.
 
     Raises:
         ConfigError: none of these has it.
     """
     found = [domain for domain in domains if canonical(data) in domain.datasets]
+    if not found and users_path(data).exists():
+        try:
+            own = domain_of(data)
+        except ConfigError:  # a table, say, whose columns are still to be named
+            return list(domains)
+        found = [domain for domain in domains if domain.name == own.name]
     if not found:
         raise unknown_data("data set", data, [own for domain in domains for own in domain.datasets])
     return found

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 
+import torch
+
 from mmdistill.abilities import AsksTeacher, TellsEpochs, TrainsTeacher, judge_title
 from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
@@ -11,7 +13,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_baselines, find_judges
 from mmdistill.execution.memory import explained
 from mmdistill.method import Method
-from mmdistill.names import counted
+from mmdistill.names import counted, first_few
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.minibatches import carries_steps
 from mmdistill.networks.teacher import teacher_foretold
@@ -55,6 +57,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     own_steps = not judges_teacher and _carries_steps(method, settings)  # which belong to the labels of the set
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
+        "classes": _classes(task),
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
         "budget": f"{info.budget} {budget}{'' if samples in (None, int(counts.sum())) else f', {samples:,} samples'}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
@@ -70,6 +73,16 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "run folder": f"{folder} {taken}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
+
+
+def _classes(task: Task) -> str:
+    """Return how many classes there are, which, and how many training samples they have; empty without classes."""
+    if task.labels is None or task.num_classes is None:
+        return ""
+    counts = torch.bincount(task.labels[task.labels >= 0], minlength=task.num_classes)
+    least, most = int(counts.min()), int(counts.max())
+    each = f"{most:,} training samples each" if least == most else f"{least:,} to {most:,} training samples"
+    return f"{task.num_classes:,}, of {each}: {first_few(task.describe().class_names)}"
 
 
 def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:

@@ -241,6 +241,7 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     folder, held_out, split_notes = files.split_folders(path)
     images, labels, names, notes = files.read_image_folder(folder, size, held_out=held_out is None)
     if held_out is None:
+        notes = (*split_notes, *notes)
         return build(str(path), (images, labels), None, class_names=names, seed=seed, notes=notes)
     test_images, test_labels, test_names, test_notes = files.read_image_folder(held_out, size)
     unknown = sorted(set(test_names) - set(names))

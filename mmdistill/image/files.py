@@ -158,12 +158,16 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     if train is None:
         return folder, None, ()
     places = [found[name] for name in TEST if name in found]
+    beside = [sub for name, sub in found.items() if name not in (*TRAIN, *TEST) and _holds_images(sub)]
+    if not places and beside and _has_images(train):  # a class that is called so, as of vehicles
+        return folder, None, ()
+    left = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in beside]
     if not places:
-        return train, None, ()
+        return train, None, tuple(left)
     test, *others = places
     notes = [f"test: the images of {test.name}/, as there is no test/"] if test.name.lower() in VALIDATION else []
     notes += [f"the images of {other.name}/ are not read" for other in others]
-    return train, test, tuple(notes)
+    return train, test, (*notes, *left)
 
 
 def missing_classes(folder: Path) -> str:
@@ -236,6 +240,13 @@ def _images_under(folder: Path, unread: Counter[str]) -> list[str]:
     if not found:
         raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
     return found
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether a folder that counts, or one right below it, holds an image."""
+    if _is_hidden(folder.name):
+        return False
+    return _has_images(folder) or any(_has_images(sub) for sub in folder.iterdir() if sub.is_dir())
 
 
 def _has_images(folder: Path) -> bool:

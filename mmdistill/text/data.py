@@ -34,7 +34,7 @@ from mmdistill.text.inputs import (
     is_table,
     pair_split,
 )
-from mmdistill.text.remarks import leaks, quoted, repeats, untested
+from mmdistill.text.remarks import leaks, missing_like, quoted, repeats, untested
 from mmdistill.text.tables import FORMATS, may_hold_texts, read_table, table_format
 
 DEV_SHARE = 0.1
@@ -307,7 +307,7 @@ def _finish(
                 f"{name}: too few different texts ({counts}) to hold out a {split} split; give one, or name another "
                 "label column"
             )
-    doubtful += untested(done["test"].labels, names)
+    doubtful += [*untested(done["test"].labels, names), *missing_like(names)]
     return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
 
 

@@ -9,6 +9,9 @@ from mmdistill.files.columns import shared_note
 from mmdistill.names import first_few
 from mmdistill.text.tables import table_format
 
+EMPTY = ("nan", "null", "<na>")
+"""What tables write where a value is missing, in lower case."""
+
 
 def repeats(texts: Sequence[str]) -> list[str]:
     """Return a note where texts occur more than once."""
@@ -20,6 +23,11 @@ def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
     """Return a note where test texts, as they were given, are also in training."""
     known = set(train)
     return shared_note(sum(text in known for text in test), len(test), "texts")
+
+
+def missing_like(names: Sequence[str]) -> list[str]:
+    """Return a note where a class is called what tables write in place of missing values."""
+    return [f"the class {name!r} may stand for missing labels" for name in names if name.strip().lower() in EMPTY]
 
 
 def untested(labels: Tensor, names: Sequence[str]) -> list[str]:

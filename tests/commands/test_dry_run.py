@@ -25,7 +25,14 @@ def test_a_dry_run_says_what_the_run_would_do_and_does_nothing(
     options = ["distill", "--data", "digits", "--method", "dc", "--ipc", "2", "--seed", "3", "--steps", "7"]
     assert main([*options, "--dry-run", "--judges", "mlp", "--networks", "1", "--label", "soft"]) == 0
     said = capsys.readouterr().out
-    for line in ("DC, 7 steps, seed 3", "ipc 2", "soft", "mlp, 1 network each", "runs/digits-dc-2-seed3"):
+    for line in (
+        "10, of 124 to 133 training samples: 0, 1, 2",
+        "DC, 7 steps, seed 3",
+        "ipc 2",
+        "soft",
+        "mlp, 1 network each",
+        "runs/digits-dc-2-seed3",
+    ):
         assert line in said
     assert list(tmp_path.iterdir()) == []
     assert main([*options, "--dry-run", "--judges", "mpl"]) == 2

@@ -1,8 +1,10 @@
 """What ``mmdistill methods NAME`` says of one method."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmdistill.cli import main
 from mmdistill.commands.method_page import BUDGETS, having, method_facts
@@ -78,3 +80,15 @@ def test_unknown_names_suggest_methods_and_domains(capsys: pytest.CaptureFixture
         having(domains, "dsaa", "")
     assert main(["methods", "dsa", "--data", "cifra10"]) == 2
     assert "did you mean 'cifar10'" in capsys.readouterr().err
+
+
+def test_own_data_have_the_settings_of_any_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "pets" / name / "1.png")
+    assert main(["methods", "dm", "--data", str(tmp_path / "pets")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("image (budget: --ipc, --data ")
+    assert "text (budget" not in shown
+    assert "--steps          20000" in shown
+    assert main(["methods", "dm", "--data", str(tmp_path / "none")]) == 2

@@ -1032,3 +1032,13 @@ def test_names_of_classes_replace_those_of_a_data_set_and_its_test_set() -> None
     task = image_task(train, test=test, class_names=["Katze", "Hund"], width=4)
     assert task.describe().class_names == ("Katze", "Hund")
     assert torch.equal(task.data.test_labels, labels_of(20, 2))
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_images(tmp_path / "vehicles", ("bus", "car", "train"))
+    assert load(tmp_path / "vehicles").class_names == ("bus", "car", "train")
+    write_images(tmp_path / "split" / "train", ("diesel", "steam"))
+    write_images(tmp_path / "split", ("bus",))
+    found = load(tmp_path / "split")
+    assert found.class_names == ("diesel", "steam")
+    assert "the images of bus/ beside train/ are not read" in found.notes

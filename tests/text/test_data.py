@@ -516,3 +516,9 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
         load_text(path, text_column="a,b")
     with pytest.raises(DataError, match="row 1 holds 3 texts"):
         load_text(([("a", "b", "c")] * 4, [0, 1, 0, 1]))
+
+
+def test_labels_that_tables_write_for_missing_values_are_noted() -> None:
+    found = load_text((TEXTS, ["yes", "NaN"] * 10))
+    assert "the class 'NaN' may stand for missing labels" in found.notes
+    assert not any("missing labels" in note for note in load_text((TEXTS, LABELS)).notes)
