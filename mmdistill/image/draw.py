@@ -130,10 +130,18 @@ def _layout(names: Sequence[str], columns: int, height: int, width: int) -> _Lay
         factor -= 1
 
 
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's font, which has Latin, Greek and Cyrillic letters; Pillow's own has no accents."""
+    from matplotlib import get_data_path  # here, since importing it takes long
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
 @lru_cache(64)
 def _label_width(names: tuple[str, ...], size: int) -> int:
     """Return the pixels across of the longest of some names, with its margins."""
-    font = ImageFont.load_default(size)
+    font = _font(size)
     return int(max(font.getlength(name) for name in names)) + 2 * MARGIN
 
 
@@ -172,7 +180,7 @@ def picture_grid(rows: list[Tensor], names: tuple[str, ...]) -> Image.Image:
     height, width = rows[0].shape[2:]
     factor, size, label, block, high, full = _layout(names, max(len(row) for row in rows), height, width)
     tile_height, tile_width = height * factor, width * factor
-    font = ImageFont.load_default(size)
+    font = _font(size)
     picture = Image.new("RGB", full, BACKGROUND)
     pen = ImageDraw.Draw(picture)
     for position, (row, name) in enumerate(zip(rows, names, strict=True)):

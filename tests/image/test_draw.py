@@ -33,6 +33,12 @@ def test_every_image_is_drawn_once_also_in_blocks_that_are_not_full(classes: int
     assert counts == [tile, *[2 * tile] * (classes - 1)]
 
 
+def test_names_of_other_letters_are_drawn_as_such_and_not_as_boxes() -> None:
+    rows = [torch.zeros(1, 1, 8, 8, dtype=torch.uint8)]
+    drawn = [picture_grid(rows, (letter,)).tobytes() for letter in "eéèôûçñßαβжшłğ\uffff"]
+    assert len(set(drawn)) == len(drawn)  # U+FFFF is no character, so its picture is the box
+
+
 @pytest.mark.parametrize(
     ("classes", "most", "side", "expected"),
     [
