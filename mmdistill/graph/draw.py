@@ -15,7 +15,7 @@ from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import GraphTask
 from mmdistill.labels import hard_labels
-from mmdistill.reporting.figures import literal, one_plot, save_figure
+from mmdistill.reporting.figures import class_colours, literal, one_plot, save_figure
 from mmdistill.runtime import Draws
 from mmdistill.store import write_json, write_tensors, write_text, write_torch
 from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor
@@ -75,7 +75,7 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     real, synthetic = (F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic))  # one feature lies on a line
     projection = PCA(2, random_state=0).fit(real[chosen].numpy())
     background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
-    colours = _colours(task.graph.num_classes)
+    colours = class_colours(task.graph.num_classes)
     known = task.scene.y.cpu()[chosen].numpy()
     figure, axes = one_plot(8, 6)
     axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)
@@ -115,7 +115,12 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     width = 0.2 + 1.8 * strength
     axes.add_collection(LineCollection(list(lines), colors=shade, linewidths=width, zorder=1))
     axes.scatter(
-        place[:, 0], place[:, 1], s=70, c=_pick(_colours(task.graph.num_classes), classes), edgecolors="black", zorder=2
+        place[:, 0],
+        place[:, 1],
+        s=70,
+        c=_pick(class_colours(task.graph.num_classes), classes),
+        edgecolors="black",
+        zorder=2,
     )
     axes.set_title(f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class", fontsize=9)
     axes.set_aspect("equal")
@@ -153,13 +158,6 @@ def _write_properties(task: GraphTask, batch: Batch, path: Path) -> Path:
     rows = [f"| {name} | {a:.3g} | {b:.3g} |" for name, a, b in zip(names, own, real, strict=True)]
     write_text(path, "\n".join(["| property | condensed | real |", "|---|---|---|", *rows, ""]))
     return path
-
-
-def _colours(classes: int) -> list[tuple[float, ...]]:
-    from matplotlib import colormaps
-
-    wheel = colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "hsv"]
-    return [tuple(wheel(index if classes <= 20 else index / classes)) for index in range(classes)]
 
 
 def _pick(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[float, ...]]:

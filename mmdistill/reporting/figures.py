@@ -14,6 +14,10 @@ CAPTION = "Description"
 """The name under which a PNG file carries what is said of its picture."""
 
 
+MOST_COLOURS = 20
+"""Classes that colours tell apart, as the keys of pictures need."""
+
+
 def literal(text: str) -> str:
     """Return a user's text so that matplotlib shows it as it is: dollars are no mathematics, all of it is UTF-8."""
     return encodable(text).replace("$", r"\$")
@@ -27,6 +31,14 @@ def one_plot(width: float, height: float) -> tuple["Figure", "Axes"]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def class_colours(classes: int) -> list[tuple[float, ...]]:
+    """Return a colour for each class: those that the eye tells apart for up to :data:`MOST_COLOURS`, else a wheel's."""
+    from matplotlib import colormaps
+
+    wheel = colormaps["tab10" if classes <= 10 else "tab20" if classes <= MOST_COLOURS else "hsv"]
+    return [tuple(wheel(index if classes <= MOST_COLOURS else index / classes)) for index in range(classes)]
 
 
 def save_figure(figure: "Figure", target: Path, dpi: int = 120) -> Path:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.labels import are_probabilities
-from mmdistill.reporting.figures import literal, one_plot, save_figure
+from mmdistill.reporting.figures import MOST_COLOURS, class_colours, literal, one_plot, save_figure
 from mmdistill.reporting.tabular import markdown_cell
 from mmdistill.store import write_text
 from mmdistill.task import Batch, Task, one_tensor
@@ -23,7 +23,7 @@ from mmdistill.text.token_task import TokenTask
 NEAREST = 3
 SHOWN_CHARACTERS = 160
 REAL_POINTS_SHOWN = 2000
-MAX_LEGEND = 20
+NAME_CHARACTERS = 30
 TextLike = TextTask | TokenTask
 
 
@@ -127,12 +127,19 @@ def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
 
 def _cell(text: str) -> str:
     line = " ".join(text.replace(PAIR, " | ").split())
-    short = line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"
-    return markdown_cell(short)
+    return markdown_cell(shortened(line, SHOWN_CHARACTERS))
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most so many characters, the last of which says where it was cut."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
-    """Draw real and synthetic samples on the first two principal components of the real ones, at unit length."""
+    """Draw real and synthetic samples on the first two principal components of the real ones, at unit length.
+
+    A legend beside the map names the classes; of more than colours tell apart, each star's own name stands beside it.
+    """
     found = places(task, batch)
     room = (0, max(2 - found.real.shape[1], 0))  # points of one dimension lie on a line
     real, stars = (F.pad(F.normalize(x, dim=1).cpu(), room) for x in (found.real, found.synthetic))
@@ -142,22 +149,25 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     synthetic = (stars - mean) @ directions
     classes = distributions(class_labels(batch.targets).cpu(), task.class_count).argmax(1)
     step = max(1, -(-len(flat) // REAL_POINTS_SHOWN))
-    figure, axes = one_plot(7, 5.5)
-    for index, name in enumerate(task.data.class_names):
-        colour = f"C{index % 10}"
+    few = task.class_count <= MOST_COLOURS
+    figure, axes = one_plot(8.5, 5.5)
+    for index, (name, colour) in enumerate(zip(task.data.class_names, class_colours(task.class_count), strict=True)):
         cloud = flat[labels == index][::step]
         axes.scatter(cloud[:, 0], cloud[:, 1], s=8, alpha=0.35, color=colour, linewidths=0)
-        own = synthetic[classes == index]
-        shown = literal(name) if index < MAX_LEGEND else None
+        own, shown = synthetic[classes == index], literal(shortened(name, NAME_CHARACTERS))
+        label = shown if few else None
         axes.scatter(
-            own[:, 0], own[:, 1], s=70, marker="*", color=colour, edgecolors="black", linewidths=0.6, label=shown
+            own[:, 0], own[:, 1], s=70, marker="*", color=colour, edgecolors="black", linewidths=0.6, label=label
         )
+        for x, y in [] if few else own.tolist():
+            axes.annotate(shown, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     title = f"{task.data.name}: training texts (dots), synthetic samples (stars); {found.space}"
-    axes.set_title(literal(title), fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(literal(title), fontsize=9)
+    if few:
+        figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return save_figure(figure, folder / "map.png", dpi=130)
 
 

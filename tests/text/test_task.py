@@ -1,4 +1,5 @@
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -25,7 +27,7 @@ from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, one_tensor
 from mmdistill.testing import as_float64, check_task
 from mmdistill.text import judges
 from mmdistill.text.data import TextData
-from mmdistill.text.draw import draw
+from mmdistill.text.draw import draw, draw_map
 from mmdistill.text.encoder import TOKENS
 from mmdistill.text.exports import export_embeds, export_tensors
 from mmdistill.text.judges import (
@@ -436,6 +438,23 @@ def test_points_of_one_dimension_are_drawn_on_a_line(tmp_path: Path) -> None:
     own = text_task(corpus(), encoder=lambda texts: torch.tensor([[len(text) - 40.5] for text in texts]))
     picture, _ = draw(own, own.select(torch.tensor([0, 130, 70])), tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("classes", [3, 20, 21])
+def test_maps_tell_all_classes_apart_by_colours_and_else_by_names(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"class {index:02d}" for index in range(classes)]
+    texts = [f"{name} word{number}" for name in names for number in range(4)], [name for name in names for _ in "1234"]
+    own = text_task({"train": texts, "dev": texts, "test": texts}, encoder="tfidf")
+    figures: list[Figure] = []
+    monkeypatch.setattr(sys.modules[draw.__module__], "save_figure", lambda figure, path, dpi: figures.append(figure))
+    draw_map(own, own.select(torch.arange(0, 4 * classes, 4)), tmp_path)
+    ((axes,),) = (figure.axes for figure in figures)
+    legends, beside = figures[0].legends, [text.get_text() for text in axes.texts]
+    assert [text.get_text() for legend in legends for text in legend.get_texts()] + beside == names
+    assert len(legends) == (classes <= 20)
+    assert len({tuple(points.get_facecolor()[0, :3]) for points in axes.collections}) == classes
 
 
 def test_hidden_noise_of_one_judge_does_not_touch_another(task: TextTask) -> None:
