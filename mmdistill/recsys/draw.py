@@ -22,6 +22,7 @@ from mmdistill.task import Batch, Task
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws, since importing it takes long
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 USERS_SHOWN = 12
 ITEMS_SHOWN = 8
@@ -84,11 +85,29 @@ def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target:
         likeness, {"real, to another": near.among_real, "synthetic": near.cosine}, np.linspace(0, 1 + 1e-9, 41).tolist()
     )
     likeness.set(xlabel="cosine to the nearest real user", ylabel="share of users", title="nearest real user")
+    for axis in (match.xaxis, match.yaxis, curve.xaxis, mass.xaxis):
+        _label_ticks(axis)
     for axes in (match, curve, mass, likeness):
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
     return save_figure(figure, target)
+
+
+def _label_ticks(axis: "Axis") -> None:
+    """Label the powers of ten of a logarithmic axis; where it has fewer than two, round numbers between them too."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    def inside(ticks: npt.NDArray[np.floating]) -> list[float]:
+        return [tick for tick in ticks.tolist() if low <= tick <= high]
+
+    axis.set_minor_formatter(NullFormatter())  # labels of minor ticks overlap
+    low, high = np.sort(axis.get_view_interval())
+    powers = 10 ** np.arange(np.floor(np.log10(low)), np.log10(high))
+    if len(inside(powers)) < 2:
+        round_numbers = inside(np.outer(powers, [1, 2, 5]).ravel())
+        axis.set_major_locator(FixedLocator(round_numbers) if len(round_numbers) > 1 else MaxNLocator(4))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _draw_popularity(axes: "Axes", real: npt.NDArray[np.floating], syn: npt.NDArray[np.floating]) -> None:
@@ -141,8 +160,9 @@ def reading_lines(data: Interactions) -> list[str]:
     lines = [f"{data.num_users:,} users, {data.num_items:,} items; interactions: {sizes}."]
     if removed := removed_in_words(data.counts):
         lines.append(f"Left out when reading: {removed}.")
-    if data.counts.get("cold_items"):
-        lines.append(f"{data.counts['cold_items']:,} items occur in no training row, so no judge can learn them.")
+    if cold := data.counts.get("cold_items"):
+        occur, them = ("item occurs", "it") if cold == 1 else ("items occur", "them")
+        lines.append(f"{cold:,} {occur} in no training row, so no judge can learn {them}.")
     return lines
 
 

@@ -1,6 +1,8 @@
 import copy
 import dataclasses
+import itertools
 import pickle
+import sys
 import warnings
 from importlib.util import find_spec
 from typing import ClassVar
@@ -27,9 +29,10 @@ from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
 from mmdistill.recsys import DOMAIN, RankingProtocol, RecsysTask, load_interactions, methods, models, recsys_task
 from mmdistill.recsys import task as recsys_module
 from mmdistill.recsys.data import Interactions
-from mmdistill.recsys.draw import storage_lines
+from mmdistill.recsys.draw import draw_distributions, reading_lines, storage_lines
 from mmdistill.recsys.judges import JUDGES
 from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
+from mmdistill.recsys.privacy import nearness
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.reporting.comparison import judged_runs, read_runs
@@ -389,6 +392,34 @@ def test_the_report_says_what_was_read_stored_and_copied(named, tmp_path):
     assert "Exact copies of real users: 1 of 4" in text
     assert "a copy" in text
     assert "film-" in text
+
+
+@pytest.mark.parametrize(("items", "each"), [(5, 5), (8, 5), (20, 8), (400, 150)])
+def test_axes_of_small_logs_have_labels_that_do_not_overlap(items, each, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    taken = [(f"u{user}", f"i{item}") for user in range(20) for item in rng.choice(items, each, replace=False)]
+    data = load_interactions(pd.DataFrame(taken, columns=["user", "item"]))
+    rows, figures = Draws(0).uniform(4, data.num_items), []
+    monkeypatch.setattr(
+        sys.modules[draw_distributions.__module__], "save_figure", lambda figure, target: figures.append(figure)
+    )
+    draw_distributions(data, rows, nearness(data, rows), tmp_path / "interactions.png")
+    figures[0].draw_without_rendering()
+    for axes in figures[0].axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+            boxes = [label.get_window_extent() for label in shown]
+            assert len(boxes) >= 2
+            assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_one_item_without_training_rows_is_said_in_the_singular(named):
+    data = named[0].data
+    said = {count: reading_lines(dataclasses.replace(data, counts={"cold_items": count}))[1] for count in (1, 2)}
+    assert said[1] == "1 item occurs in no training row, so no judge can learn it."
+    assert said[2] == "2 items occur in no training row, so no judge can learn them."
 
 
 def test_a_set_larger_than_the_log_is_called_so(named):
