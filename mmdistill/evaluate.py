@@ -1,6 +1,7 @@
 """Train on S, test on T: judges, and the baselines that stand beside every result."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from mmdistill.allocation import allocate
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError, note_kept
+from mmdistill.errors import ConfigError, DataError, MmdistillError, MmdistillWarning, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation, summarise
 from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import explained
-from mmdistill.names import baseline_names, canonical, split_names, unknown_name
+from mmdistill.names import baseline_names, canonical, in_words, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.samples import checked_samples, in_float32
@@ -146,8 +147,12 @@ def evaluate(
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
     require_networks(n, at_once)
     seed = checked_seed(seed)
-    baselines = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
+    asked = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
     batch, budget, learned = _placed(task, distilled)
+    if budget is None and baselines is not BASELINES and (left := [name for name in asked if name != "whole"]):
+        said = f"a bare batch has no budget at which {in_words(left)} could be chosen, so it is judged without"
+        warnings.warn(said, MmdistillWarning, stacklevel=2)
+    baselines = asked
     began = time.perf_counter()
     unfit: dict[str, str] = {}
     names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "", unfit)

@@ -20,6 +20,7 @@ from mmdistill.errors import (
     ConfigError,
     DataError,
     MemoryExhaustedError,
+    MmdistillWarning,
     ShapeError,
     UnsupportedError,
 )
@@ -538,3 +539,12 @@ def test_metrics_and_reports_hold_the_accuracies_of_classes(result: DistilledSet
     (tmp_path / "metrics.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="is damaged"):
         read_metrics(tmp_path / "metrics.json")
+
+
+def test_baselines_that_are_asked_for_beside_a_bare_batch_are_said_to_be_left_out() -> None:
+    task = BlobTask()
+    batch = task.select(torch.arange(6))
+    with pytest.warns(MmdistillWarning, match="no budget at which random and herding could be chosen"):
+        found = evaluate(task, batch, n=1, baselines=["random", "herding", "whole"])
+    assert list(found.baselines) == ["whole"]
+    evaluate(task, batch, n=1)  # which asks for nothing
