@@ -6,16 +6,20 @@ import re
 import shlex
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import Field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-Data = TypeVar("Data", bound="DataclassInstance")
+class Fields(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Data = TypeVar("Data", bound=Fields)
 
 WINDOWS = os.name == "nt"
 """Whether commands are typed into cmd.exe, whose quotes are others than those of Unix shells."""
