@@ -7,9 +7,9 @@ Three lines::
     evaluate(task, result)
 
 ``method_names(task)`` lists the methods that ``distill`` takes by name, and ``method_settings(task, "dm", ipc=10)`` is
-what one takes. ``METHODS`` is not that list: it has the six
-made of parts that belong to no kind of data, as :class:`~mmdistill.method.Method` values with published settings,
-without the presets that a name stands for on some data sets. Images have all six by name, texts ``dc`` and ``dm``.
+what one takes. ``METHODS`` is not that list: it has the six made of parts that belong to no kind of data, as
+:class:`~mmdistill.method.Method` values with published settings, without the presets that a name stands for on some
+data sets. Images have all six by name, texts ``dc`` and ``dm``.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """What a method is: a composition of four columns of Table 1, as a value, with its settings."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NoReturn, get_args
@@ -15,7 +15,17 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
-from mmdistill.settings import TRAINING, OptimizerSpec, Settings, as_settings, known_names, own_names, watched
+from mmdistill.settings import (
+    TRAINING,
+    OptimizerSpec,
+    Settings,
+    as_settings,
+    known_names,
+    own_names,
+    read_in_closed_form,
+    require_settings,
+    watched,
+)
 from mmdistill.task import Task
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
@@ -234,14 +244,15 @@ class Method:
         """
         if unnamed := [name for name in settings or {} if not isinstance(name, str)]:
             raise ConfigError(f"settings are called by their names, got {unnamed[0]!r}")
-        changes, own = as_settings(settings or {}), self.settings(1)  # of one class, whatever the budget
-        read = own_names(own) | ({"teacher_epochs"} if self.label == "teacher" else set())  # all that a closed form may
-        moved = [name for name, value in changes.items() if not hasattr(own, name) or getattr(own, name) != value]
-        idle = [f"--{name.replace('_', '-')}" for name in moved if name not in read]
-        if idle and self.solve is not None:
-            raise ConfigError(
-                f"{self.title} has a closed form and takes no steps, so {', '.join(idle)} would do nothing"
-            )
+        changes = as_settings(settings or {})
+        if changes and self.solve is not None:
+            own = self.settings(1)  # of one class, whatever the budget
+            moved = {name for name, value in changes.items() if not hasattr(own, name) or getattr(own, name) != value}
+            read = read_in_closed_form(own, self.label)
+            if idle := [f"--{name.replace('_', '-')}" for name in changes if name in moved - read]:
+                raise ConfigError(
+                    f"{self.title} has a closed form and takes no steps, so {', '.join(idle)} would do nothing"
+                )
         found = self if storage is None else self.stored_as(storage)
         found = found if label is None else found.labelled(label)
         lr = changes.pop("lr", None)
@@ -274,8 +285,8 @@ class Method:
         Raises:
             ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
         """
-        unknown = [name for name in changes if name not in known_names()]
-        require_settings(unknown, self.settings(1).__dataclass_fields__)
+        if unknown := [name for name in changes if name not in known_names()]:
+            require_settings(unknown, self.settings(1).__dataclass_fields__)
 
         def changed(own: Settings) -> Settings:
             require_settings(changes, {**Settings.__dataclass_fields__, **own.__dataclass_fields__})
@@ -335,25 +346,6 @@ class Method:
             return replace(own, optimizers={**own.optimizers, **storage.optimizers})
 
         return self._with(changed, parameterization=storage, requires=lambda task: None)
-
-
-def require_settings(changes: Iterable[str], known: Collection[str], listed: str = "") -> None:
-    """Refuse to change a setting that there is not.
-
-    Args:
-        changes: the settings to change.
-        known: those that there are.
-        listed: how the message names these; by default one by one.
-    Raises:
-        ConfigError: naming the nearest one, or the place of an optimizer's.
-    """
-    for name in changes:
-        if name in known:
-            continue
-        hint = did_you_mean(name, known)
-        if name in OptimizerSpec.__dataclass_fields__:
-            hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {name}=...)}}"
-        raise ConfigError(f"unknown setting {name!r}{hint} (there are: {listed or ', '.join(known)})")
 
 
 def made_of_nothing(kind: type) -> bool:

@@ -271,7 +271,8 @@ def located(data: str) -> str:
     for domain in map(get_domain, DOMAIN_PACKAGES):
         if _knows(domain, data):
             return canonical(data) if canonical(data) in domain.datasets else data
-    return str(users_path(data).absolute()) if users_path(data).exists() else data
+    path = users_path(data)
+    return str(path.absolute()) if path.exists() else data
 
 
 def _knows(domain: Domain, data: str) -> bool:

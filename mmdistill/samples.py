@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import recordable
-from mmdistill.task import Batch, named_tensors, tensors_of
+from mmdistill.task import Batch, named_tensors, take, tensors_of
 
 
 def checked_samples(batch: Batch) -> Batch:
@@ -46,6 +46,18 @@ def require_forms(batch: Batch, forms: Mapping[str, Sequence[int | None]]) -> No
         if not alike or not inputs[name].is_floating_point():
             kind = str(inputs[name].dtype).removeprefix("torch.")
             raise ShapeError(f"{wanted}, got {kind} {tuple(inputs[name].shape)}")
+
+
+def counted(batch: Batch) -> Batch:
+    """Return the samples of a flat batch that have a weight; judges would read the others in norms and mixtures.
+
+    Raises:
+        DataError: none has a weight.
+    """
+    present = batch.weight > 0
+    if not present.any():
+        raise DataError("no sample of the set has a weight above 0")
+    return batch if present.all() else take(batch, present)
 
 
 def require_weighed(batch: Batch) -> None:

@@ -1,6 +1,6 @@
 """A method's hyper-parameters as plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -328,6 +328,29 @@ def annealed(settings: Mapping[str, Any]) -> list[str]:
 def own_names(settings: Settings) -> set[str]:
     """Return the names of the fields that a class of a user's adds to those of :class:`Settings`."""
     return {entry.name for entry in fields(settings)} - set(Settings.__dataclass_fields__)
+
+
+def read_in_closed_form(settings: Settings, label: str) -> set[str]:
+    """Return the settings that a closed form may read: those of its own, and how a teacher of its labels trains."""
+    return own_names(settings) | ({"teacher_epochs"} if label == "teacher" else set())
+
+
+def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
+    """Refuse to change a setting that there is not.
+
+    Args:
+        changes: the settings to change.
+        known: those that there are.
+    Raises:
+        ConfigError: naming the nearest one, or the place of an optimizer's.
+    """
+    for name in changes:
+        if name in known:
+            continue
+        hint = did_you_mean(name, known)
+        if name in OptimizerSpec.__dataclass_fields__:
+            hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {name}=...)}}"
+        raise ConfigError(f"unknown setting {name!r}{hint} (there are: {', '.join(known)})")
 
 
 def require_plain(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from mmdistill.config import BUDGETS, DistillConfig
 from mmdistill.errors import ConfigError
+from mmdistill.files.paths import users_path
 from mmdistill.names import as_argument
 from mmdistill.runs.folder import holds_work, traces
 from mmdistill.runs.signals import ENDING, HANGUP, hung_up
@@ -35,28 +36,34 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
     command = None if options is None else options.command
     if options is None or command != "distill":
         return "finished work is kept" + ("; call it again" if command in ("experts", "sweep") else "")
-    chosen = options["distill"]
     if "mmdistill.commands.making" not in sys.modules:  # what was interrupted were its imports, which none may repeat
-        own = chosen["resume"] or chosen["out"]
-        there = own and holds_work(Path(own))
-        return f"the run in {own} is untouched" if there else ", ".join(notes) or "nothing is finished yet"
+        given = _given_folder(options)
+        there = given is not None and holds_work(given)
+        return f"the run in {given} is untouched" if there else ", ".join(notes) or "nothing is finished yet"
     folder = folder_of(options)
     if former and traces(folder) == former:
         own = ", ".join(notes) or "nothing of the new run is finished yet"
         return f"{own}; the former run in {folder} is untouched"
     if not holds_work(folder):
         return ", ".join(notes) or "nothing is finished yet"
+    chosen = options["distill"]
     further = f" --steps {steps}" if chosen["resume"] and (steps := chosen["steps"]) is not None else ""
     return f"continue with: mmdistill distill --resume {as_argument(folder)}{further}"
 
 
+def _given_folder(options: Namespace) -> Path | None:
+    """Return the run folder that options of ``distill`` name; None where they leave it to what is distilled."""
+    own = options["distill"]["resume"] or options["distill"]["out"]
+    return users_path(own) if own else None
+
+
 def folder_of(options: Namespace) -> Path:
     """Return the run folder that options of ``distill`` mean."""
-    chosen = options["distill"]
-    if chosen["resume"] or chosen["out"]:
-        return Path(chosen["resume"] or chosen["out"])
+    if (given := _given_folder(options)) is not None:
+        return given
     from mmdistill.registry import located  # here, as it imports torch
 
+    chosen = options["distill"]
     config = DistillConfig(**{name: chosen[name] for name in ("method", *BUDGETS, "parameterization", "seed")})
     return replace(config, data=located(chosen["data"]) if chosen["data"] else None).folder()
 

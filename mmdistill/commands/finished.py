@@ -216,13 +216,14 @@ def export_command(run: str, format: str, to: str | None) -> None:
     """
     if to is not None and (not to.strip() or os.path.realpath(to) == os.path.realpath(run)):
         raise ConfigError(f"--to names a folder of the export's own, got {to!r}; without it that is {run}/export")
-    distilled = _finished_set(users_path(run))
-    if (Path(run) / CONFIG).exists():  # of a run that was made in Python there is none
-        require_own_config(DistillConfig.load(Path(run) / CONFIG), distilled, Path(run))
-    folder = Path(run) / EXPORT if to is None else users_path(to)
+    own = users_path(run)
+    distilled = _finished_set(own)
+    if (own / CONFIG).exists():  # of a run that was made in Python there is none
+        require_own_config(DistillConfig.load(own / CONFIG), distilled, own)
+    folder = own / EXPORT if to is None else users_path(to)
     if to is None:
-        require_free(Path(run), other="another folder (--to)")
-    written = export(distilled, format, folder, lambda: _task_of(_read_run(Path(run))[0], distilled))
+        require_free(own, other="another folder (--to)")
+    written = export(distilled, format, folder, lambda: _task_of(_read_run(own)[0], distilled))
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
         lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""

@@ -31,6 +31,7 @@ from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.execution import ranks
 from mmdistill.execution.memory import explained
 from mmdistill.files.locks import sole_writer
+from mmdistill.files.paths import users_path
 from mmdistill.importing import import_set
 from mmdistill.method import Method
 from mmdistill.names import as_argument, assignments, canonical
@@ -62,12 +63,13 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
     package_digest()  # of the code that runs, which may be edited meanwhile
     given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
-        if is_imported(Path(resume)):
+        own = users_path(resume)
+        if is_imported(own):
             raise ConfigError(
                 f"{resume} holds a set that was imported, and no run to resume: 'evaluate' judges it, and "
-                f"{how_to_begin_anew(Path(resume))}"
+                f"{how_to_begin_anew(own)}"
             )
-        config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
+        config = dataclasses.replace(DistillConfig.load(own / CONFIG), out=resume, **given)
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     folder = config.folder()
     if not dry_run:

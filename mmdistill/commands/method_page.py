@@ -10,9 +10,9 @@ from mmdistill.method import Method
 from mmdistill.names import canonical, unknown_data, unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_methods, domain_of, get_method
 from mmdistill.reporting.report import optimizer_in_words
-from mmdistill.settings import Settings, own_names
+from mmdistill.settings import Settings, read_in_closed_form
 
-BUDGETS = {"ipc": (1, 10, 50), "nodes": (35, 70, 140), "users": (50, 500)}
+SHOWN_BUDGETS = {"ipc": (1, 10, 50), "nodes": (35, 70, 140), "users": (50, 500)}
 """The budgets, by what they count, that settings are shown for: those of published tables."""
 ALWAYS = ("steps", "real_batch", "init")
 """Settings that are shown even where they have their usual values."""
@@ -26,13 +26,13 @@ def of_data(domains: Sequence[Domain], data: str) -> list[Domain]:
     Raises:
         ConfigError: none of these has it.
     """
-    found = [domain for domain in domains if canonical(data) in domain.datasets]
-    if not found and users_path(data).exists():
-        try:
-            own = domain_of(data)
-        except ConfigError:  # a table, say, whose columns are still to be named
-            return list(domains)
-        found = [domain for domain in domains if domain.name == own.name]
+    try:
+        own = domain_of(data).name
+    except ConfigError:
+        if not users_path(data).exists():
+            raise
+        return list(domains)  # a table, say, whose columns are still to be named
+    found = [domain for domain in domains if domain.name == own]
     if not found:
         raise unknown_data("data set", data, [own for domain in domains for own in domain.datasets])
     return found
@@ -61,7 +61,7 @@ def method_facts(domain: Domain, name: str, data: str) -> dict[str, str]:
         data: the data set whose settings are told; empty: those of data that have none of their own.
     """
     key, data = canonical(name), canonical(data)
-    method, budgets = get_method(domain, key, data), BUDGETS[domain.budget]
+    method, budgets = get_method(domain, key, data), SHOWN_BUDGETS[domain.budget]
     others = [own for own, methods in domain.presets.items() if key in methods and own != data]
     short = ["all data" if own == "*" else own for own, methods in domain.reduced.items() if key in methods]
     facts = {
@@ -91,7 +91,7 @@ def _options(given: Mapping[str, str]) -> str:
 
 def _settings(domain: Domain, method: Method) -> dict[str, str]:
     """Return a method's settings by the option that changes each; in one those that it reads at their usual values."""
-    found = {budget: method.settings(budget) for budget in BUDGETS[domain.budget]}
+    found = {budget: method.settings(budget) for budget in SHOWN_BUDGETS[domain.budget]}
     usual, shown, plain = Settings(steps=0), dict[str, str](), list[str]()
     for group in dict.fromkeys(group for own in found.values() for group in own.optimizers):
         specs = {budget: own.optimizers.get(group) for budget, own in found.items()}
@@ -109,15 +109,15 @@ def _settings(domain: Domain, method: Method) -> dict[str, str]:
 
 def _read(domain: Domain, method: Method) -> list[str]:
     """Return the settings that runs with any of the budgets look at, in order; of a closed form those of its own."""
-    budgets, foreign = BUDGETS[domain.budget], {name for name in OF_SOME_DOMAINS if name not in domain.options}
+    budgets, foreign = SHOWN_BUDGETS[domain.budget], {name for name in OF_SOME_DOMAINS if name not in domain.options}
     own = method.settings(budgets[0])
     names = [entry.name for entry in fields(own) if entry.name not in (*WITHOUT_TEXT, "expert_folder", *foreign)]
-    if method.solve is None and method.make_objective(own).view != "classes":
-        names.remove("syn_batch")  # which is refused there
     if method.solve is not None:
-        read = own_names(own) | ({"teacher_epochs"} if method.label == "teacher" else set())
+        read = read_in_closed_form(own, method.label)
         return [name for name in names if name in read]
     idle = set.intersection(*(set(method.unread(budget, names)) for budget in budgets))
+    if method.make_objective(own).view != "classes":
+        idle.add("syn_batch")  # which is refused there
     return [name for name in names if name not in idle]
 
 

@@ -12,7 +12,7 @@ from mmdistill.abilities import Judging, MapReader, NormReader, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
-from mmdistill.errors import DataError, ShapeError, UnsupportedError, require_choice
+from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
 from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.data import ImageData
@@ -35,7 +35,8 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor, take
+from mmdistill.samples import counted
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
 WHOLE_MOST = 2**34
 """Bytes of a whole training set in normalised units up to which judges train on it."""
@@ -239,8 +240,6 @@ class ImageTask:
     def _placed(self, batch: Batch) -> Batch:
         """Return the samples of a flat batch of images that have a weight, detached, on the device.
 
-        Others would count in batch norms and mixtures all the same.
-
         Raises:
             ShapeError: images of another shape, or labels of other classes, than the task's.
             DataError: no sample has a weight.
@@ -249,10 +248,7 @@ class ImageTask:
         if images.shape[1:] != self.data.shape:
             raise ShapeError(f"images of {self.data.name} are {self.data.shape}, got {tuple(images.shape[1:])}")
         require_targets(targets, len(images), len(self.data.class_names), self.data.name)
-        placed, counted = Batch(images, targets, batch.weight), batch.weight > 0
-        if not counted.any():
-            raise DataError("no sample of the set has a weight above 0")
-        return (placed if counted.all() else take(placed, counted)).map(lambda tensor: tensor.to(self.device))
+        return counted(Batch(images, targets, batch.weight)).map(lambda tensor: tensor.to(self.device))
 
     def judge_name(self, name: str) -> str:
         """Return a judge's name in its one spelling; see :class:`~mmdistill.image.named_judges.NamedJudges`."""

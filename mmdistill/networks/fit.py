@@ -317,11 +317,11 @@ def fit_steps(
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
     optimizer = torch.optim.SGD(list(state.params.values()), lr=1.0, momentum=momentum)
     buffers = state.buffers
-    filled = sizes is None or not has_statistics(state)
+    cut = sizes if has_statistics(state) else None
     for index, rate in enumerate(rates):
         _set_rate(optimizer, rate)
         current, batch = NetworkState(state.params, buffers), take(steps, index)
-        batch = batch if filled or sizes is None else take(batch, slice(sizes[index]))
+        batch = batch if cut is None else take(batch, slice(cut[index]))
         gradients, buffers = stacked_gradients(loss, current, batch, {}, False, mode)
         _step(optimizer, state.params, gradients)
     optimizer.zero_grad()

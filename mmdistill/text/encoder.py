@@ -100,7 +100,8 @@ class TransformerEncoder(SentenceEncoder):
         batch: int = 64,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.model = str(model)
+        folder = users_path(model)
+        self.model = str(folder if folder.is_dir() else model)
         self.name = name or self.model
         self.max_length = max_length
         self.batch = batch
@@ -110,7 +111,7 @@ class TransformerEncoder(SentenceEncoder):
     def identity(self) -> str:
         """Return a hash of the model's files, or the hub's commit, with the pooling and the length."""
         if self._identity is None:
-            folder = users_path(self.model)
+            folder = Path(self.model)
             weights = _hash_files(folder) if folder.is_dir() else self._commit()
             self._identity = f"transformer:{weights}:mean:l2:{self.max_length}"
         return self._identity
@@ -156,6 +157,8 @@ class TransformerEncoder(SentenceEncoder):
         """
         from transformers import AutoTokenizer
 
+        if any(pairs := [PAIR in text for text in texts]) and not all(pairs):
+            return self._apart(texts, torch.tensor(pairs))
         tokenizer = self.load(AutoTokenizer)
         model = self.load_body().to(self.device).eval()
         if tokenizer.pad_token is None:  # what stands in masked places changes nothing
@@ -165,8 +168,6 @@ class TransformerEncoder(SentenceEncoder):
                 f"the tokenizer of {self.name!r} has neither a pad token nor one that could stand for it; set one in "
                 "its tokenizer_config.json"
             )
-        if any(pairs := [PAIR in text for text in texts]) and not all(pairs):
-            return self._apart(texts, torch.tensor(pairs))
         limit = min(self.max_length, int(tokenizer.model_max_length), positions(model.config))
         full = tokenizer(*both(texts), add_special_tokens=True, verbose=False)["input_ids"]
         lengths = torch.tensor([len(tokens) for tokens in full])

@@ -26,7 +26,8 @@ from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor, take
+from mmdistill.samples import counted
+from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, SentenceEncoder, make_encoder
@@ -209,10 +210,7 @@ class TextTask(TextClassification):
                 f"points of shape {tuple(points.shape)} are not of the space of {self.encoder.name!r}, (n, {self.dim})"
             )
         require_targets(targets, len(points), self.class_count, self.data.name)
-        counted = synthetic.weight > 0
-        if not counted.any():
-            raise DataError("no sample of the set has a weight above 0")
-        return take(synthetic, counted).map(lambda tensor: tensor.to(self.device))
+        return counted(synthetic).map(lambda tensor: tensor.to(self.device))
 
     def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
         """Return ``(n, m)`` predictions of n networks fitted to a batch."""

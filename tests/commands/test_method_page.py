@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mmdistill.cli import main
-from mmdistill.commands.method_page import BUDGETS, having, method_facts
+from mmdistill.commands.method_page import SHOWN_BUDGETS, having, method_facts
 from mmdistill.config import DistillConfig
 from mmdistill.errors import UnknownNameError
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
@@ -25,7 +25,7 @@ def test_every_method_tells_its_settings_by_options_that_there_are(name: str, ke
     told = {name.removeprefix("--").replace("-", "_") for name in facts if name.startswith("--") and " " not in name}
     assert told <= options
     if method.solve is None:
-        steps = {str(method.settings(budget).steps) for budget in BUDGETS[domain.budget]}
+        steps = {str(method.settings(budget).steps) for budget in SHOWN_BUDGETS[domain.budget]}
         assert all(number in facts["--steps"] for number in steps)
         assert {f"{group} by" for group in method.settings(10).optimizers} - {"codes by"} <= set(facts)
     else:
