@@ -25,22 +25,19 @@ from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.architecture import described_layers, network_title
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.runs.advice import lowering_start
-from mmdistill.runs.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
-from mmdistill.runs.folder import CHECKPOINTS, SET, is_finished, is_started, require_free
+from mmdistill.runs.finished import found_set, identity
+from mmdistill.runs.folder import is_started, require_free
 from mmdistill.runs.history import Reading, write_history
 from mmdistill.runs.keeper import Keeper
 from mmdistill.runs.loop import take_steps
-from mmdistill.runs.mending import whole_set
 from mmdistill.runs.stepper import Stepper
-from mmdistill.runtime import Draws, checked_seed
+from mmdistill.runtime import checked_seed
 from mmdistill.settings import Settings
-from mmdistill.store import as_json, read_json
-from mmdistill.task import Task, TaskInfo, require_task
+from mmdistill.task import Task, require_task
 
 logger = logging.getLogger(__name__)
 
@@ -179,129 +176,99 @@ def distill(
             is, or that without ``out`` there is none.
     """
     require_task(task)
-    for option, value, known in (
-        ("compile", compile, get_args(CompileMode)),
-        ("precision", precision, get_args(Precision)),
-        ("schedule", schedule, get_args(Schedule)),
-    ):
-        if value not in known:
-            raise unknown_name(option, str(value), known)
+    _require_known(compile=(compile, CompileMode), precision=(precision, Precision), schedule=(schedule, Schedule))
     seed = checked_seed(seed)
     require_checkpoint_every(checkpoint_every)
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings are a mapping from names to values, got {type(settings).__name__}")
     told = own_progress(progress, "steps done, steps in all, loss")
-    if resume not in (True, False, "auto"):
-        raise ConfigError(f"resume is True, False or 'auto', got {resume!r}")
-    require_kind(bool, overwrite=overwrite)
     require_kind(str, name=name)
-    if resume == "auto" and overwrite:
-        raise ConfigError("resume='auto' keeps what there is, which overwrite=True replaces: leave one of them out")
-    if out == "":
-        raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
-    if resume and out is None:
-        raise ConfigError("resuming needs the folder of the run")
+    folder = _own_folder(out, resume, overwrite)
     usual, own_name = find_method(task, method, schedule)
     name = name or own_name
     storage = None if parameterization is None else find_parameterization(task, parameterization)
     found = usual.customised(storage, label, settings)
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed)
-    if settings and ranks.is_first():
-        own = asdict(usual.settings(size))
-        changed = {name: value for name, value in settings.items() if name not in own or own[name] != value}
-        for unread in without_effect(task, found, size, changed):
-            logger.warning("%s does not read %s, which changes nothing", found.title, unread)
+    _warn_of_unread(task, usual, found, size, settings or {})
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
-    folder = None if out is None else users_path(out)
-    if folder is not None:
-        require_free(folder, other="another folder")
-    if resume is True and folder is not None and ranks.size() == 1 and not is_started(folder):
-        raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
-    writes, resume_auto = folder is not None and ranks.is_first(), resume == "auto"
-    with ExitStack() as held:
-        with ranks.together():
-            if folder is not None and writes:
-                held.enter_context(sole_writer(folder))
-                if not (resume or overwrite):
-                    require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
+    with _sole_use(folder, keeps=not (resume or overwrite)):
+        goes_on = bool(resume)
         if folder is not None and resume == "auto":
-            finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
-            goes_further = finished and ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]
-            if finished and not goes_further and (whole := _finished(distiller, name, folder, precision == "auto")):
+            whole, goes_on = found_set(distiller, name, folder, precision == "auto")
+            if whole is not None:
                 return whole
-            resume = started
-        if progress is True and ranks.is_first():  # on the bar's stream
-            for note in task.describe().notes:
-                print(f"note: {note}", file=sys.stderr)
-        with step_bar(f"{Path(task.describe().data).stem} {name}", visible=progress is True) as show:
+        with _bar(task, name, visible=progress is True) as show:
             return _distilled(
                 distiller,
                 name,
                 folder,
-                bool(resume),
+                goes_on,
                 compile,
                 int(checkpoint_every),
                 show if progress is True else told,
                 label,
-                again="with resume='auto'" if resume_auto else "with resume=True",
+                again="with resume='auto'" if resume == "auto" else "with resume=True",
             )
 
 
-def _goes_further(folder: Path, steps: int) -> bool:
-    """Return whether the finished run of a folder is on its way to so many steps, by its newest checkpoint."""
-    try:
-        if steps_of(read_json(folder / SET)) in (None, steps):
-            return False
-    except CheckpointError:  # a damaged one, which its own run writes again
-        return False
-    newest = Checkpoints(folder / CHECKPOINTS, {}).newest()
-    return newest is not None and steps_of(newest[1]) == steps
+def _require_known(**options: tuple[str, object]) -> None:
+    """Refuse a value that its kind of choices does not have; by the option's name (value, choices)."""
+    for option, (value, choices) in options.items():
+        if value not in get_args(choices):
+            raise unknown_name(option, str(value), get_args(choices))
 
 
-def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> DistilledSet | None:
-    """Return the set of a run that its folder holds, once it is known to be the one that is asked for.
-
-    None where that is damaged, and the run's last checkpoint makes it.
-
-    Args:
-        distiller: of the run that is asked for.
-        name: what its set calls the method.
-        folder: of the run.
-        any_precision: whether none was asked for; another device may have had another one.
-    Raises:
-        CheckpointError: it is another one's, or damaged for good.
-    """
-    found, own = whole_set(folder, logger.warning), identity(distiller, name)
-    if found is None:
-        Checkpoints(folder / CHECKPOINTS, own).require_own()
+def _own_folder(out: Path | str | None, resume: bool | Literal["auto"], overwrite: bool) -> Path | None:
+    """Return the folder of a run, once what is asked of it goes together and it is no folder of something else."""
+    if resume not in (True, False, "auto"):
+        raise ConfigError(f"resume is True, False or 'auto', got {resume!r}")
+    require_kind(bool, overwrite=overwrite)
+    if resume == "auto" and overwrite:
+        raise ConfigError("resume='auto' keeps what there is, which overwrite=True replaces: leave one of them out")
+    if out == "":
+        raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
+    if out is None:
+        if resume:
+            raise ConfigError("resuming needs the folder of the run")
         return None
-    saved = {
-        **_of_data(found.info),
-        **({"network": found.network} if found.network else {}),
-        "method": found.method,
-        "parameterization": found.parameterization,
-        **({"label": found.label} if found.label in get_args(LabelKind) else {}),  # others say what labels are
-        "budget": found.budget,
-        "seed": found.seed,
-        "settings": found.settings,
-        DESCRIBED: found.described,
-        **({} if any_precision else {"precision": found.precision}),
-    }
-    compared = {key: own[key] for key in saved}
-    if found.network:
-        compared["network"] = network_title(distiller.task)
-    try:
-        require_same(folder / SET, saved, compared)
-        # Checkpoints know the network's layers too. How many processes there were, in which formats they computed, and
-        # how many steps there shall be, matters to a run that goes on.
-        going_on = ("processes", "precision", "settings")
-        Checkpoints(folder / CHECKPOINTS, {key: own[key] for key in own if key not in going_on}).require_own()
-    except CheckpointError as error:
-        fewer = (steps_of(saved) or 0) < distiller.settings.steps
-        further = "take the run further with resume=True, " if fewer and steps_of(saved) else ""
-        ways = f"{further}choose another folder, or leave resume out with overwrite=True"
-        raise CheckpointError(f"{error}; {ways}") from None
-    return found
+    folder = users_path(out)
+    require_free(folder, other="another folder")
+    if resume is True and ranks.size() == 1 and not is_started(folder):
+        raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
+    return folder
+
+
+def _warn_of_unread(task: Task, usual: Method, found: Method, size: int, settings: Mapping[str, object]) -> None:
+    """Warn of settings that were changed and that the composition does not read."""
+    if not settings or not ranks.is_first():
+        return
+    own = asdict(usual.settings(size))
+    changed = {name: value for name, value in settings.items() if name not in own or own[name] != value}
+    for unread in without_effect(task, found, size, changed):
+        logger.warning("%s does not read %s, which changes nothing", found.title, unread)
+
+
+@contextmanager
+def _sole_use(folder: Path | None, *, keeps: bool) -> Iterator[None]:
+    """Have no other process write into a run's folder meanwhile; where it keeps what is there, refuse other runs'."""
+    with ExitStack() as held:
+        with ranks.together():
+            if folder is not None and ranks.is_first():
+                held.enter_context(sole_writer(folder))
+                if keeps:
+                    require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
+        yield
+
+
+@contextmanager
+def _bar(task: Task, name: str, *, visible: bool) -> Iterator[StepProgress]:
+    """Show a bar of the steps, below what is to be known of how the data were read."""
+    data = task.describe()
+    if visible and ranks.is_first():
+        for note in data.notes:
+            print(f"note: {note}", file=sys.stderr)  # the bar's stream
+    with step_bar(f"{Path(data.data).stem} {name}", visible=visible) as show:
+        yield show
 
 
 def _distilled(
@@ -378,31 +345,3 @@ def _interruptions_noted(keeper: Keeper | None, again: str) -> Iterator[None]:
         elif not keeper.replaces and (kept := keeper.checkpoints.paths()):
             note_kept(stop, f"{kept[-1]} holds the run so far; the same call {again} goes on from there")
         raise
-
-
-def _of_data(info: TaskInfo) -> dict[str, object]:
-    """Return what tells the data of one run from those of another, as a task or a set describes them."""
-    return {
-        "fingerprint": info.fingerprint,
-        "units": info.units,
-        AUGMENTATION: info.preprocessing.get("augmentation"),
-    }
-
-
-def identity(distiller: Distiller, name: str) -> dict[str, object]:
-    """Return what a checkpoint must share with the run that resumes it, as plain values."""
-    found = {
-        **_of_data(distiller.task.describe()),
-        "method": name,
-        "parameterization": distiller.method.storage,
-        "label": distiller.method.label,
-        "network": distiller.task.init(Draws(0, device=distiller.task.device)).shapes(),
-        "layers": described_layers(distiller.task),
-        "budget": distiller.budget,
-        "seed": distiller.draws.seed,
-        "settings": asdict(distiller.settings),
-        "precision": distiller.precision,
-        "processes": ranks.size(),
-        DESCRIBED: distiller.described,
-    }
-    return as_json(found)
