@@ -9,7 +9,7 @@ and lr. In forward mode no gradient is ever differentiated: that is reverse over
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -19,18 +19,9 @@ from torch.autograd.function import once_differentiable
 from mmdistill.choices import InnerOptimizer
 from mmdistill.errors import ConfigError, ShapeError, require_choice
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
-from mmdistill.networks.inner_steps import (
-    DiffMode,
-    InnerStep,
-    Layout,
-    flat_leaves,
-    gains_by_program,
-    portion_of,
-    pull,
-    recorded_bytes,
-    total,
-)
+from mmdistill.networks.inner_steps import At, EagerStep, ForwardStep, InnerStep, Layout, flat_leaves, pull, total
 from mmdistill.networks.inner_steps import StepLoss as StepLoss
+from mmdistill.networks.step_choice import DiffMode, Findings, kind_of, on_cpu, recorded_bytes
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.runtime import spare_memory_bytes
 from mmdistill.task import Batch, Tensors
@@ -59,15 +50,8 @@ class Unrolling:
     mode: DiffMode = field(default="auto", compare=False)  # how gradients are found, and not which
     keep: int | None = field(default=None, compare=False)  # it bounds memory, and changes no result
     optimizer: InnerOptimizer = "sgd"
-    _measured: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
-    _portions: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Samples of a step that are taken at once, found once likewise."""
-    _programmed: dict[object, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Whether steps are computed by programs, found once likewise."""
-    _closed: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
-    """Holds something once a loss has been found to depend on nothing but its arguments to which gradients should go.
-    """
+    findings: Findings = field(default_factory=Findings, init=False, repr=False, compare=False)
+    """About the steps that are unrolled, which are those of one loss."""
 
     def __post_init__(self) -> None:
         require_choice("the student's optimizer", self.optimizer, get_args(InnerOptimizer))
@@ -119,9 +103,9 @@ def unroll(
     Source: survey Eq. 2, 3 and 12.
     """
     unrolling = unrolling or Unrolling()
-    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
-    result: Tensor = _Unroll.apply(problem, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
-    return problem.layout.unflatten(result)
+    layout, inner, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
+    result: Tensor = _Unroll.apply(inner, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
+    return layout.unflatten(result)
 
 
 def unroll_held(
@@ -143,9 +127,9 @@ def unroll_held(
     Source: Cui et al., ICML 2023, Sec. 3.
     """
     unrolling = unrolling or Unrolling()
-    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
-    result: Tensor = _HeldUnroll.apply(problem, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
-    return problem.layout.unflatten(result)
+    layout, inner, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
+    result: Tensor = _HeldUnroll.apply(inner, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
+    return layout.unflatten(result)
 
 
 def _pose(
@@ -154,9 +138,9 @@ def _pose(
     steps: Batch,
     lr: Tensor | float,
     unrolling: Unrolling,
-    programs: StepPrograms | None = None,
-) -> tuple[InnerStep, Tensor, Tensor, list[Tensor]]:
-    """Check the arguments and bring them into flat form."""
+    programs: StepPrograms | None,
+) -> tuple[Layout, InnerStep, Tensor, Tensor, list[Tensor]]:
+    """Check the arguments, bring them into flat form and choose how a step is computed."""
     dtypes = {tensor.dtype for tensor in params.values()}
     if len(dtypes) != 1:
         raise ShapeError(f"unrolling needs parameters of one dtype, got {sorted(map(str, dtypes)) or 'none'}")
@@ -170,38 +154,31 @@ def _pose(
     rates = torch.as_tensor(lr, device=theta.device).to(theta.dtype)
     if rates.shape not in ((), (count,)):
         raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
-    closed = unrolling._closed if torch.is_grad_enabled() else None
-    problem = InnerStep(loss, layout, rebuild, closed)
-    if theta.device.type == "cpu" and unrolling.mode != "forward":
-        chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
-        kind = _kind(problem, theta, leaves, chosen)
-        alone, here, first = replace(problem, closed=None), theta.detach(), [t.detach() for t in _at(leaves, 0)]
-        if kind not in unrolling._portions:
-            unrolling._portions[kind] = portion_of(alone, here, first, chosen)
-        if programs is not None and kind not in unrolling._programmed:
-            unrolling._programmed[kind] = gains_by_program(replace(alone, programs=programs), here, first, chosen)
-        own = programs if programs is not None and unrolling._programmed[kind] else None
-        problem = replace(problem, portion=unrolling._portions[kind], programs=own)
-    return problem, theta, rates.expand(count), leaves
+    closed = unrolling.findings.closed if torch.is_grad_enabled() else None
+    step: InnerStep
+    if unrolling.mode == "forward" or (unrolling.mode == "auto" and theta.is_cuda):
+        step = ForwardStep(loss, layout, rebuild, closed, strict=unrolling.mode == "forward")
+    else:
+        step = EagerStep(loss, layout, rebuild, closed)
+        if theta.device.type == "cpu":
+            chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
+            step = on_cpu(step, _at(theta, leaves, 0, chosen), unrolling.findings, programs)
+    return layout, step, theta, rates.expand(count), leaves
 
 
-def _at(leaves: Sequence[Tensor], step: int) -> list[Tensor]:
-    return [leaf[step] for leaf in leaves]
+def _at(theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> At:
+    """Return where a step is taken, of which nothing requires a gradient."""
+    return At(theta.detach(), [leaf[step].detach() for leaf in leaves], step, chosen)
 
 
-def _kind(problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int]) -> object:
-    """Return what the memory of a step depends on."""
-    return (problem.layout, theta.dtype, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves), tuple(chosen))
-
-
-def _affordable(
-    problem: InnerStep, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int], measured: dict[object, int]
-) -> int:
-    """Return how many steps' activations fit into the memory for them."""
-    kind = _kind(problem, theta, leaves, chosen)
-    if kind not in measured:
-        measured[kind] = recorded_bytes(problem, theta, _at(leaves, 0), chosen)
-    return spare_memory_bytes() // max(measured[kind], 1)
+def _kept_steps(inner: InnerStep, unrolling: Unrolling, first: At) -> int:
+    """Return how many of the last steps keep their activations."""
+    if unrolling.keep is not None:
+        return unrolling.keep
+    if unrolling.mode != "auto" or first.theta.is_cuda or inner.compiled:
+        return 0
+    own = unrolling.findings.once(("bytes", kind_of(first)), lambda: recorded_bytes(inner, first))
+    return spare_memory_bytes() // max(own, 1)
 
 
 class _Cotangents:
@@ -224,7 +201,7 @@ class _Unroll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, problem: InnerStep, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
+        ctx: Any, inner: InnerStep, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
     ) -> Tensor:
         count, rule = len(rates), unrolling.rule()
         first = max(count - (unrolling.truncate or count), 0)
@@ -234,30 +211,27 @@ class _Unroll(torch.autograd.Function):
         kept: list[Tensor] = []
         ctx.recorded = {}
         memory = rule.start(theta)
-        recorded = unrolling.keep or 0
-        keeps = unrolling.keep is None and unrolling.mode == "auto" and problem.programs is None
-        if differentiated and keeps and not theta.is_cuda:
-            recorded = _affordable(problem, theta, leaves, chosen, unrolling._measured)
+        recorded = _kept_steps(inner, unrolling, _at(theta, leaves, 0, chosen)) if differentiated else 0
         for step in range(count):
-            if differentiated and step >= max(first, count - recorded):
-                ctx.recorded[step] = problem.record(theta, _at(leaves, step), step, chosen)
+            at = _at(theta, leaves, step, chosen)
+            if step >= max(first, count - recorded):
+                ctx.recorded[step] = inner.record(at)
                 gradient = total(ctx.recorded[step])
             else:
-                gradient = problem.gradient(theta, _at(leaves, step), step)
+                gradient = inner.gradient(at)
             before = theta
             theta, memory = rule.step(theta, memory, gradient, rates[step], step)
             if differentiated and step >= first:
                 trail.append(before)
                 kept += rule.kept(memory, gradient)
-        ctx.problem, ctx.unrolling, ctx.first, ctx.trail_length = problem, unrolling, first, len(trail)
+        ctx.inner, ctx.rule, ctx.first, ctx.trail_length = inner, rule, first, len(trail)
         ctx.save_for_backward(rates, *leaves, *trail, *kept)
         return theta
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        problem, unrolling, first = ctx.problem, ctx.unrolling, ctx.first
-        needed, rule = ctx.needs_input_grad, unrolling.rule()
+        inner, rule, first, needed = ctx.inner, ctx.rule, ctx.first, ctx.needs_input_grad
         number = len(needed) - 4
         rates, *rest = ctx.saved_tensors
         leaves, trail, kept = rest[:number], rest[number:][: ctx.trail_length], rest[number + ctx.trail_length :]
@@ -271,7 +245,7 @@ class _Unroll(torch.autograd.Function):
                 pulled = pull(ctx.recorded.pop(step), direction)
             else:
                 theta = trail[step - first]
-                pulled = problem.slope(theta, _at(leaves, step), step, direction, result.chosen, unrolling.mode)
+                pulled = inner.slope(_at(theta, leaves, step, result.chosen), direction)
             result.rates[step] = -pulled.slope if by_rate is None else by_rate
             result.set(step, scale, pulled.chosen)
             adjoint = adjoint + scale * pulled.theta
@@ -289,21 +263,21 @@ class _HeldUnroll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, problem: InnerStep, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
+        ctx: Any, inner: InnerStep, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
     ) -> Tensor:
-        ctx.problem, ctx.unrolling = problem, unrolling
+        ctx.inner, ctx.unrolling = inner, unrolling
         ctx.save_for_backward(theta, rates, *leaves)
         rule = unrolling.rule()
         memory = rule.start(theta)
         for step in range(len(rates)):
-            gradient = problem.gradient(theta, _at(leaves, step), step)
+            gradient = inner.gradient(_at(theta, leaves, step, []))
             theta, memory = rule.step(theta, memory, gradient, rates[step], step)
         return theta
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        problem, beta, needed = ctx.problem, ctx.unrolling.momentum, ctx.needs_input_grad
+        inner, beta, needed = ctx.inner, ctx.unrolling.momentum, ctx.needs_input_grad
         theta, rates, *leaves = ctx.saved_tensors
         result = _Cotangents(rates, leaves, needed[4:])
         # With states held, g_t enters the end point with -share_t = -sum over u >= t of lr_u beta^(u - t).
@@ -313,7 +287,7 @@ class _HeldUnroll(torch.autograd.Function):
         rule = ctx.unrolling.rule()
         memory = rule.start(theta)
         for step, share in enumerate(shares):
-            gradient, moved = problem.held(theta, _at(leaves, step), step, adjoint, result.chosen)
+            gradient, moved = inner.held(_at(theta, leaves, step, result.chosen), adjoint)
             result.set(step, -share, moved)
             theta, memory = rule.step(theta, memory, gradient, rates[step], step)
             result.rates[step] = -(adjoint @ (memory[0] if memory else gradient))

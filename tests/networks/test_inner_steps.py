@@ -1,15 +1,15 @@
 """Steps in portions: as the whole, only where samples know nothing of each other, and of a size that fits caches."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.networks import inner_steps
-from mmdistill.networks.inner_steps import InnerStep, Layout, StepLoss, flat_leaves, portion_of, recorded_bytes
+from mmdistill.networks import step_choice
+from mmdistill.networks.inner_steps import At, EagerStep, Layout, PortionedStep, StepLoss, flat_leaves
+from mmdistill.networks.step_choice import portion_of, recorded_bytes
 from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
 from mmdistill.task import Batch, Tensors
 from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, peak_bytes, plain, terminal
@@ -21,8 +21,8 @@ SAMPLES = 13
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Portions of four samples at most, wherever portions are allowed."""
-    monkeypatch.setattr(inner_steps, "recorded_bytes", lambda _, __, leaves, ___: len(leaves[-1]))
-    monkeypatch.setattr(inner_steps, "PORTION_BYTES", 4)
+    monkeypatch.setattr(step_choice, "recorded_bytes", lambda _, at: len(at.leaves[-1]))
+    monkeypatch.setattr(step_choice, "PORTION_BYTES", 4)
 
 
 def without_weights(problem: Problem) -> Problem:
@@ -33,12 +33,12 @@ def without_weights(problem: Problem) -> Problem:
     return problem
 
 
-def posed(problem: Problem, loss: StepLoss | None = None) -> tuple[InnerStep, Tensor, list[Tensor]]:
-    """The first step of a problem."""
+def posed(problem: Problem, loss: StepLoss | None = None) -> tuple[EagerStep, At]:
+    """The first step of a problem, of whose inputs gradients are wanted."""
     layout = Layout.of(problem.params)
     leaves, rebuild = flat_leaves(problem.batch)
-    step = InnerStep(loss or problem.loss, layout, rebuild, None)
-    return step, layout.flatten(problem.params).detach(), [leaf[0].detach() for leaf in leaves]
+    theta = layout.flatten(problem.params).detach()
+    return EagerStep(loss or problem.loss, layout, rebuild), At(theta, [leaf[0].detach() for leaf in leaves], 0, [0])
 
 
 @pytest.mark.usefixtures("small")
@@ -69,7 +69,7 @@ def test_portions_with_held_states(beta: float, monkeypatch: pytest.MonkeyPatch)
     problem, found = without_weights(Problem(Conv, samples=SAMPLES)), []
     leaves = [problem.inputs, problem.labels, problem.rates]
     for size in (SAMPLES, 4):
-        monkeypatch.setattr(inner_steps, "PORTION_BYTES", size)
+        monkeypatch.setattr(step_choice, "PORTION_BYTES", size)
         ends = unroll_held(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(beta))
         found.append(torch.autograd.grad(terminal(ends), leaves))
     for whole, parts in zip(*found, strict=True):
@@ -110,9 +110,9 @@ class Normed(nn.Module):
 @pytest.mark.usefixtures("small")
 def test_what_is_no_mean_over_single_samples_is_taken_whole() -> None:
     problem = Problem(lambda: smooth_mlp(6, 16), samples=SAMPLES)
-    assert portion_of(*posed(problem), [0]) == 4
-    weights = len(posed(problem)[2]) - 1
-    assert portion_of(*posed(problem), [0, weights]) == 0
+    step, at = posed(problem)
+    assert portion_of(step, at) == 4
+    assert portion_of(step, at._replace(chosen=[0, len(at.leaves) - 1])) == 0
 
     def dropped(params: Tensors, batch: Batch, step: int) -> Tensor:
         mask = KEY.fold("mask", step).uniform(*batch.weight.shape) > 0.5
@@ -126,10 +126,10 @@ def test_what_is_no_mean_over_single_samples_is_taken_whole() -> None:
         return problem.loss(params, batch._replace(inputs=batch.inputs + 1e-6 * batch.inputs.roll(1, 0)), step)
 
     for loss in (dropped, added, linked):
-        assert portion_of(*posed(problem, loss), [0]) == 0
-    assert portion_of(*posed(Problem(Normed, samples=SAMPLES)), [0]) == 0
+        assert portion_of(*posed(problem, loss)) == 0
+    assert portion_of(*posed(Problem(Normed, samples=SAMPLES))) == 0
     few = Problem(lambda: smooth_mlp(6, 16), samples=8)
-    assert portion_of(*posed(few), [0]) == 0
+    assert portion_of(*posed(few)) == 0
 
 
 @pytest.mark.usefixtures("small")
@@ -140,25 +140,24 @@ def test_tokens_are_taken_whole() -> None:
         assert isinstance(batch.inputs, Tensor)
         return problem.loss(params, batch._replace(inputs=batch.inputs.double()), step)
 
-    step, theta, leaves = posed(problem, loss)
-    assert portion_of(step, theta, leaves, []) == 4
-    leaves[0] = torch.ones(SAMPLES, 16, dtype=torch.long)
-    assert portion_of(step, theta, leaves, []) == 0
+    step, at = posed(problem, loss)
+    at = at._replace(chosen=[])
+    assert portion_of(step, at) == 4
+    tokens = torch.ones(SAMPLES, 16, dtype=torch.long)
+    assert portion_of(step, at._replace(leaves=[tokens, *at.leaves[1:]])) == 0
 
 
 def test_portions_are_of_one_size_and_fill_what_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    step, theta, leaves = posed(Problem(Conv, samples=100))
-    less, more = (recorded_bytes(step, theta, [leaf[:count] for leaf in leaves], [0]) for count in (50, 100))
+    step, at = posed(Problem(Conv, samples=100))
+    some = (at._replace(leaves=[leaf[:count] for leaf in at.leaves]) for count in (50, 100))
+    less, more = (recorded_bytes(step, own) for own in some)
     each = (more - less) / 50
     for samples, expected in ((200, 0), (100, 0), (99, 50), (40, 25), (13, 10), (0.1, 1)):
-        monkeypatch.setattr(inner_steps, "PORTION_BYTES", int(samples * each) + 1)
-        assert portion_of(step, theta, leaves, [0]) % 100 == expected, samples
+        monkeypatch.setattr(step_choice, "PORTION_BYTES", int(samples * each) + 1)
+        assert portion_of(step, at) % 100 == expected, samples
 
 
 def test_a_step_needs_the_memory_of_one_portion() -> None:
-    step, theta, leaves = posed(Problem(Conv, samples=100))
-    peaks = []
-    for size in (0, 20):
-        own = replace(step, portion=size)
-        peaks.append(peak_bytes(partial(own.slope, theta, leaves, 0, theta, [0], "reverse")))
-    assert peaks[1] < 0.5 * peaks[0]
+    step, at = posed(Problem(Conv, samples=100))
+    whole, portioned = (peak_bytes(partial(own.slope, at, at.theta)) for own in (step, PortionedStep(step, 20)))
+    assert portioned < 0.5 * whole

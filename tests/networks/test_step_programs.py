@@ -14,7 +14,7 @@ from mmdistill.errors import MmdistillWarning
 from mmdistill.execution import compilation
 from mmdistill.image import image_task
 from mmdistill.image.models.convnet import ConvNet
-from mmdistill.networks import inner_steps, step_programs
+from mmdistill.networks import step_choice, step_programs
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
 from mmdistill.registry import get_domain, get_method
@@ -117,8 +117,8 @@ def test_a_later_step_and_another_network_are_no_part_of_the_trace(programs: Ste
 
 
 def test_programs_take_portions(programs: StepPrograms, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inner_steps, "recorded_bytes", lambda _, __, leaves, ___: len(leaves[-1]))
-    monkeypatch.setattr(inner_steps, "PORTION_BYTES", 4)
+    monkeypatch.setattr(step_choice, "recorded_bytes", lambda _, at: len(at.leaves[-1]))
+    monkeypatch.setattr(step_choice, "PORTION_BYTES", 4)
     problem = Problem(Conv, samples=12)
     problem.weight = problem.weight.detach().clone()
     problem.weight[:, :4] = 0  # a portion of which no sample counts
@@ -135,8 +135,8 @@ def test_programs_with_held_states(
     portion: int | None, programs: StepPrograms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if portion is not None:
-        monkeypatch.setattr(inner_steps, "recorded_bytes", lambda problem, theta, leaves, chosen: len(leaves[-1]))
-        monkeypatch.setattr(inner_steps, "PORTION_BYTES", portion)
+        monkeypatch.setattr(step_choice, "recorded_bytes", lambda _, at: len(at.leaves[-1]))
+        monkeypatch.setattr(step_choice, "PORTION_BYTES", portion)
     problem = Problem(Conv, samples=16)
     problem.weight = problem.weight.detach().clone()
     problem.weight[0, 4:8] = 0  # a portion of which no sample counts
@@ -202,8 +202,8 @@ def test_after_so_many_shapes_steps_stay_eager_and_say_so_once(
 def test_steps_that_are_mostly_products_stay_eager(
     most: float, calls: int, programs: StepPrograms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inner_steps, "recorded_bytes", lambda *_: 100)
-    monkeypatch.setattr(inner_steps, "operations", lambda call: (call(), round(100 * most)))
+    monkeypatch.setattr(step_choice, "recorded_bytes", lambda *_: 100)
+    monkeypatch.setattr(step_choice, "operations", lambda call: (call(), round(100 * most)))
     programs.most = 1.0
     problem = Problem(Conv)
     terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(), programs)).backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,169 @@
+"""Which way a step of an unrolled training is computed.
+
+On a CPU a step takes large batches in portions, so that the outputs of layers stay in its caches: 100 images of 28 x 28
+in a ConvNet of width 128 take two thirds of the time, and where nothing is kept the memory of one portion. That is done
+where the loss is found to be the weighted mean over samples that know nothing of each other, which batch norms and
+dropout exclude. Where runs compile, steps are computed by programs if products are little of their work.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from mmdistill.execution.compilation import operations, uncounted
+from mmdistill.networks.inner_steps import (
+    At,
+    Closed,
+    EagerStep,
+    InnerStep,
+    PortionedStep,
+    ProgrammedStep,
+)
+from mmdistill.networks.step_programs import StepPrograms
+
+DiffMode = Literal["auto", "forward", "reverse"]
+
+PORTION_BYTES = 48 << 20
+"""What a CPU's graph of one portion keeps: in ConvNets of 32 to 128 channels more takes longer, as does a quarter."""
+TRIED = 4
+"""Samples by which it is found whether a loss is that of single samples."""
+AGREES = 0.01
+"""Relative difference between the loss of a batch and the mean of its samples' below which it is that mean.
+
+Both are computed of as many samples, so that bfloat16, which rounds small losses by much, rounds them alike.
+"""
+Found = TypeVar("Found")
+
+
+class Findings:
+    """What was found out about one loss's steps, so that later trainings need not find it again."""
+
+    def __init__(self) -> None:
+        self.closed = Closed()
+        self._found: dict[Hashable, object] = {}
+
+    def once(self, kind: Hashable, find: Callable[[], Found]) -> Found:
+        """Return what is found where it is asked for the first time.
+
+        Args:
+            kind: what it depends on.
+            find: finds it.
+        """
+        if kind not in self._found:
+            self._found[kind] = find()
+        return cast(Found, self._found[kind])
+
+
+def kind_of(at: At) -> Hashable:
+    """Return what the memory and the time of one loss's step depend on: the shapes of its parameters and batch."""
+    return at.theta.shape, at.theta.dtype, tuple((leaf.shape, leaf.dtype) for leaf in at.leaves), tuple(at.chosen)
+
+
+def on_cpu(step: EagerStep, at: At, findings: Findings, programs: StepPrograms | None) -> InnerStep:
+    """Return a step as a CPU computes it fastest in reverse mode: in portions, by programs, in both ways or neither.
+
+    Args:
+        step: by plain autograd.
+        at: the first one.
+        findings: about this loss.
+        programs: of the run; None: it does not compile.
+    """
+    kind, alone = kind_of(at), replace(step, closed=None)
+    size = findings.once(("portion", kind), lambda: portion_of(alone, at))
+    inner: InnerStep = step
+    if programs is not None:
+        most = programs.most
+        if findings.once(("programs", kind), lambda: gains_by_program(alone, at, most)):
+            inner = ProgrammedStep(step, programs)
+    return PortionedStep(inner, size) if size else inner
+
+
+def recorded_bytes(step: InnerStep, at: At) -> int:
+    """Return the bytes that a recorded step keeps, by recording one for nothing else."""
+    storages: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no storage takes the place of another one, which would make the number vary
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        held.append(tensor.detach())  # a node that keeps its own output would keep itself, and all it saved, for good
+        return held[-1]
+
+    with uncounted(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step.record(at)
+    return sum(storages.values())
+
+
+def portion_of(step: EagerStep, at: At) -> int:
+    """Return how many of a step's samples a CPU should take at once, in portions of about one size; 0: all of them.
+
+    It depends on shapes and on what the loss does, not on values, so that a run that goes on takes the same. Where
+    gradients with respect to the weights are wanted, on which shares would depend, all are taken at once.
+    """
+    weights = len(at.leaves) - 1
+    samples, few = len(at.leaves[weights]), [_first(at, count) for count in (TRIED, 2 * TRIED)]
+    if at.theta.device.type != "cpu" or samples <= 2 * TRIED or weights in at.chosen or not _is_mean(step, few[0]):
+        return 0
+    less, more = (recorded_bytes(step, some) for some in few)  # both with what parameters take
+    largest = max(PORTION_BYTES * TRIED // max(more - less, 1), 1)
+    if samples <= largest:
+        return 0
+    even = -(-samples // -(-samples // largest))
+    # A size that leaves no rest, if there is one near: programs are compiled for each size.
+    return next((size for size in range(largest, largest // 2, -1) if samples % size == 0), even)
+
+
+def _first(at: At, count: int) -> At:
+    return at._replace(leaves=[leaf[:count] for leaf in at.leaves])
+
+
+def gains_by_program(step: EagerStep, at: At, most: float) -> bool:
+    """Return whether a step's programs may and should be used.
+
+    They may where another step's key changes nothing of the loss, as dropout's would. They compute a gradient twice
+    which eager steps keep, and fuse what is between products, so they should where products are little of the work.
+
+    Args:
+        step: by plain autograd.
+        at: the first one.
+        most: operations of products for each byte that a recorded step keeps, up to which they should.
+    """
+    with uncounted(), torch.no_grad():
+        first, second = (step.value(at.theta, at.leaves, number) for number in range(2))
+    if not torch.equal(first, second):
+        return False
+    return operations(lambda: step.record(at))[1] <= most * recorded_bytes(step, at)
+
+
+def _is_mean(step: EagerStep, at: At) -> bool:
+    """Return whether the loss of a few samples is their weighted mean, of each of which it reads nothing else.
+
+    It is not where another step's key changes it (dropout), where a sample's loss has a gradient with respect to
+    another one (batch norms, nodes of a graph), or where it is a sum, say.
+    """
+    *rows, own = at.leaves
+    weight, alone = torch.arange(1, TRIED + 1).to(own), torch.eye(TRIED).to(own)
+    places = [index for index, leaf in enumerate(rows) if leaf.is_floating_point()]
+    if any(len(leaf) != TRIED for leaf in rows) or 0 not in places:
+        return False
+
+    def single(row: int) -> Tensor:
+        return step.value(at.theta, [*(torch.stack([leaf[row]] * TRIED) for leaf in rows), alone[0]], 0)
+
+    try:
+        with uncounted(), torch.no_grad():
+            whole, again = (step.value(at.theta, [*rows, weight], number) for number in range(2))
+            mean = weight @ torch.stack([single(row) for row in range(TRIED)]) / weight.sum()
+        if not torch.equal(whole, again) or not torch.isclose(whole, mean, rtol=AGREES):
+            return False
+        with uncounted(), torch.enable_grad():
+            rows = [leaf.detach().requires_grad_(index in places) for index, leaf in enumerate(rows)]
+            moved = [rows[index] for index in places]
+            found = torch.autograd.grad(step.value(at.theta, [*rows, alone[-1]], 0), moved, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError):  # whatever is wrong shows when it is taken as it is
+        return False
+    return all(gradient is None or not gradient[:-1].any() for gradient in found)
