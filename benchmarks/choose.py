@@ -23,7 +23,7 @@ from mmdistill.choices import Precision, Schedule
 from mmdistill.distiller import Distiller
 from mmdistill.image.data import ImageData
 from mmdistill.image.task import ImageTask, image_task
-from mmdistill.registry import TaskOptions, domain_of, get_method
+from mmdistill.registry import domain_of, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
@@ -93,8 +93,9 @@ def main() -> None:
     if beside := {"lr", "steps"} & overrides.keys():
         parser.error(f"--settings: what --rates and --steps set is no other setting: {', '.join(sorted(beside))}")
     domain = domain_of(chosen.data)
-    options = TaskOptions(width=chosen.width, judge_epochs=chosen.judge_epochs, judge_batch=chosen.judge_batch)
-    task = domain.make_task(chosen.data, options)
+    asked = {name: getattr(chosen, name) for name in ("width", "judge_epochs", "judge_batch")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    task = domain.make_task(chosen.data, device="cpu", **given)
     if isinstance(task, ImageTask):
         task = image_task(
             held_out(task.data),

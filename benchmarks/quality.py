@@ -32,7 +32,6 @@ from mmdistill.names import baseline_names, split_names
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
     Domain,
-    TaskOptions,
     domain_of,
     get_domain,
     get_method,
@@ -67,7 +66,8 @@ def prepared(row: str, device: str = "cpu") -> Prepared:
     domain = domain_of(data)
     options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
     options = {"model": domain.networks.get(name), **options}
-    task = domain.make_task(data, TaskOptions(device=device, **options))
+    given = {key: value for key, value in options.items() if value is not None}
+    task = domain.make_task(data, device=device, **given)
     schedule, precision = overrides.pop("schedule", "published"), overrides.pop("precision", "auto")
     storage, label = overrides.pop("parameterization", None), overrides.pop("label", None)
     method = get_method(domain, name, data, schedule).customised(

@@ -9,7 +9,7 @@ import statistics
 
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
-from mmdistill.registry import TaskOptions, get_domain, get_method, get_parameterization
+from mmdistill.registry import get_domain, get_method, get_parameterization
 
 
 def show(name: str, values: list[float], reference: list[float] | None, against: str) -> None:
@@ -25,7 +25,9 @@ def show(name: str, values: list[float], reference: list[float] | None, against:
 def run(data: str, ipc: int, chosen: argparse.Namespace) -> None:
     """Print a row per judge, metric and method: the mean over networks within each seed, its mean and sd over seeds."""
     domain = get_domain("text")
-    task = domain.make_task(data, TaskOptions(model=chosen.model, width=chosen.width, length=chosen.length))
+    asked = {name: getattr(chosen, name) for name in ("model", "width", "length")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    task = domain.make_task(data, device="cpu", **given)
     methods, judges = chosen.methods.split(","), chosen.judges.split(",")
     beside = tuple(name for name in chosen.baselines.split(",") if name)
     found: dict[tuple[str, str], dict[str, list[float]]] = {}

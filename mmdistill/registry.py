@@ -1,14 +1,12 @@
 """Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from mmdistill.checks import require_sizes
 from mmdistill.choices import Schedule as Schedule
-from mmdistill.choices import SplitBy, TrainingPrecision
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.exports import Exporter
 from mmdistill.files.paths import users_path
@@ -30,75 +28,18 @@ DOMAIN_PACKAGES: dict[str, str] = {
 """The modules that export a ``DOMAIN``, by its name; a script may add its own."""
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """What a user may choose of a task, in every domain.
-
-    Args:
-        model: the network to distil with, by name; None is the domain's default.
-        width: the network's width; None is the default.
-        device: where everything runs.
-        text_column: for tables of texts.
-        label_column: for tables of texts.
-        user_column: for tables of interactions.
-        item_column: for tables of interactions.
-        rating_column: for tables of interactions.
-        time_column: for tables of interactions.
-        min_rating: the lowest rating that counts as an interaction; None counts those above 0.
-        split_by: what divides interactions, ``random`` or ``time``; None is what the data come with, else ``random``.
-        encoder: a text encoder by name or path.
-        length: tokens kept of each text; None is the domain's default.
-        judge_epochs: training epochs of trained judges; None is the protocol's own number.
-        judge_batch: minibatch size of trained judges; None is the protocol's own number.
-        judge_precision: number formats that trained judges of images train in; None is float32.
-        protocol: how judges are trained, by name; None is the domain's default.
-        whiten: the whitening of images, by name; None is none.
-        mirror: whether augmentation may mirror images; None is what suits a known data set, and yes for others.
-        size: the side to which the images of a folder, or of the hub, are resized; None keeps theirs.
-        inductive: whether condensing a graph sees its training nodes alone; None is what the field does with the data.
-        seed: for splits that the data do not come with.
-    """
-
-    model: str | None = None
-    width: int | None = None
-    device: str = "cpu"
-    text_column: str | None = None
-    label_column: str | None = None
-    user_column: str | None = None
-    item_column: str | None = None
-    rating_column: str | None = None
-    time_column: str | None = None
-    min_rating: float | None = None
-    split_by: SplitBy | None = None
-    encoder: str | None = None
-    length: int | None = None
-    judge_epochs: int | None = None
-    judge_batch: int | None = None
-    judge_precision: TrainingPrecision | None = None
-    protocol: str | None = None
-    whiten: str | None = None
-    mirror: bool | None = None
-    size: int | None = None
-    inductive: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse sizes below 1.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        names = ("width", "length", "judge_epochs", "judge_batch", "size")
-        require_sizes(**{f"--{name.replace('_', '-')}": getattr(self, name) for name in names})
-
-
 EVERYWHERE = ("width", "device", "judge_epochs", "seed")
 """What tasks of every domain are told."""
-OF_SOME_DOMAINS = (
-    *(option.name for option in fields(TaskOptions) if option.name not in EVERYWHERE),
-    *("augment", "interactions_per_user"),  # settings of methods
+OF_SOME_TASKS = (
+    *("model", "text_column", "label_column", "user_column", "item_column", "rating_column", "time_column"),
+    *("min_rating", "split_by", "encoder", "length", "judge_batch", "judge_precision", "protocol", "whiten"),
+    *("mirror", "size", "inductive"),
 )
-"""The options that only some domains take, those whose ``options`` name them."""
+"""What tasks of some domains are told, those whose ``options`` name it."""
+TASK_OPTIONS = (*EVERYWHERE, *OF_SOME_TASKS)
+"""What a user may choose of a task, called alike on the command line and in Python."""
+OF_SOME_DOMAINS = (*OF_SOME_TASKS, "augment", "interactions_per_user")
+"""The options that only some domains take, those whose ``options`` name them; the last two are settings of methods."""
 
 
 class Row(NamedTuple):
@@ -138,7 +79,8 @@ class Domain:
         budget: how synthetic size is counted.
         datasets: data set names with one line each.
         accepts: whether a file or folder of the user's looks like this domain's data.
-        make_task: builds the task for a data set name or path.
+        make_task: builds the task for a data set name or path; its keywords are those options that were given: of
+            :data:`EVERYWHERE`, and of the :data:`OF_SOME_TASKS` that ``options`` names. A device and a seed always are.
         methods: methods of this domain alone, and refinements of shared ones.
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
         exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
@@ -167,7 +109,7 @@ class Domain:
     budget: BudgetKind
     datasets: Mapping[str, str]
     accepts: Callable[[Path], bool]
-    make_task: Callable[[str, TaskOptions], Task]
+    make_task: Callable[..., Task]
     methods: MutableMapping[str, Method]
     draw: Writer
     exports: Mapping[str, Exporter] = field(default_factory=dict)

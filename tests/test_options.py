@@ -1,11 +1,15 @@
 """Every option has its place: in one group of the help, and among those by which runs are told apart or not."""
 
 from dataclasses import fields
+from inspect import signature
+
+import pytest
 
 from mmdistill.commands.wording import GROUPS
 from mmdistill.config import ASIDE, BUDGETS, HOW_IT_RUNS, SETTINGS, DistillConfig, EvaluateConfig
-from mmdistill.registry import EVERYWHERE, OF_SOME_DOMAINS, TaskOptions
+from mmdistill.registry import DOMAIN_PACKAGES, EVERYWHERE, OF_SOME_DOMAINS, OF_SOME_TASKS, TASK_OPTIONS, get_domain
 from mmdistill.runs.judged import NOT_TOLD_APART, VALIDATING
+from mmdistill.text import text_task, token_task
 
 OPTIONS = [entry.name for entry in fields(DistillConfig)]
 APART = (
@@ -37,8 +41,18 @@ def test_how_a_run_is_judged_is_said_by_each_result() -> None:
 
 
 def test_what_tasks_are_told_are_options() -> None:
-    told = {entry.name for entry in fields(TaskOptions)}
-    assert told <= {*OPTIONS}
-    assert told <= {*EVERYWHERE, *OF_SOME_DOMAINS}
-    assert {*OF_SOME_DOMAINS} <= {*OPTIONS}
-    assert {*GROUPS["reading the data"]} - {"split_seed"} <= told
+    assert {*TASK_OPTIONS, *OF_SOME_DOMAINS} <= {*OPTIONS}
+    assert {*GROUPS["reading the data"]} - {"split_seed"} <= {*TASK_OPTIONS}
+    assert {*OF_SOME_DOMAINS} - {*OF_SOME_TASKS} == {*OF_SOME_DOMAINS} & {*SETTINGS}  # which are no task's
+
+
+@pytest.mark.parametrize("name", DOMAIN_PACKAGES)
+def test_builders_take_what_their_domain_names(name: str) -> None:
+    domain = get_domain(name)
+    told = {*EVERYWHERE, *domain.options} - {*SETTINGS}
+    builders = {"text": (text_task, token_task)}.get(name, (domain.make_task,))
+    taken = [signature(builder).parameters for builder in builders]
+    assert told <= set().union(*taken)
+    assert all(told - set(own) <= {"length"} for own in taken)  # which sentence points do not have
+    for own in taken:  # and what is not given may be left out
+        assert [one.name for one in own.values() if one.default is one.empty] == ["data"]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from mmdistill.checks import require_sizes
 from mmdistill.commands.assigned import assigned
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.distilled import DistilledSet
@@ -16,8 +17,8 @@ from mmdistill.method import Method
 from mmdistill.names import OWN_ENCODERS, canonical, in_words
 from mmdistill.registry import (
     OF_SOME_DOMAINS,
+    TASK_OPTIONS,
     Domain,
-    TaskOptions,
     domain_of,
     get_method,
     get_parameterization,
@@ -31,6 +32,8 @@ from mmdistill.task import BudgetKind, Task
 
 MANY = 1000
 """Steps that may take a CPU hours."""
+SIZES = ("width", "length", "judge_epochs", "judge_batch", "size")
+"""Options of tasks that are whole numbers of at least 1, which is told by their names on the command line."""
 
 
 def placed(config: DistillConfig) -> DistillConfig:
@@ -50,7 +53,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     """Build the task that a configuration names.
 
     Raises:
-        ConfigError: an option that means nothing to the data's domain.
+        ConfigError: an option that means nothing to the data's domain, or a size below 1.
     """
     data, method = require_data_and_method(config)
     options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]
@@ -62,11 +65,12 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
                 f"--{option.replace('_', '-')} is for {in_words(takers(option)) or 'no'} data, and {data!r} is "
                 f"{domain.name} data; {domain.instead.get(option, 'leave it out')}"
             )
-    chosen = {field.name: getattr(config, field.name) for field in fields(TaskOptions)}
+    chosen = {option: getattr(config, option) for option in TASK_OPTIONS}
     chosen |= {"device": str(choose_device(device or config.device))}
     chosen |= {} if config.split_seed is None else {"seed": config.split_seed}
     chosen["model"] = chosen["model"] or domain.networks.get(canonical(method))
-    return domain, domain.make_task(data, TaskOptions(**chosen))
+    require_sizes(**{f"--{option.replace('_', '-')}": chosen[option] for option in SIZES})
+    return domain, domain.make_task(data, **{option: value for option, value in chosen.items() if value is not None})
 
 
 def chosen_method(config: DistillConfig, domain: Domain, classes: int | None) -> Method:

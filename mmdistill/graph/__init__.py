@@ -8,27 +8,14 @@ from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.methods import METHODS, NETWORK_OF
 from mmdistill.graph.sources import DATASETS, load_graph
 from mmdistill.graph.task import GraphTask, graph_task
-from mmdistill.registry import Domain, TaskOptions
-
-
-def _make_task(data: str, options: TaskOptions) -> GraphTask:
-    return graph_task(
-        data,
-        model=options.model or "sgc",
-        width=options.width,
-        seed=options.seed,
-        inductive=options.inductive,
-        judge_epochs=options.judge_epochs,
-        device=options.device,
-    )
-
+from mmdistill.registry import Domain
 
 DOMAIN = Domain(
     name="graph",
     budget="nodes",
     datasets=DATASETS,
     accepts=looks_like_graph,
-    make_task=_make_task,
+    make_task=graph_task,
     methods=METHODS,
     draw=draw,
     exports={"pyg": export_pyg, "tensors": export_tensors},

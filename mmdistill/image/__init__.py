@@ -14,7 +14,7 @@ from mmdistill.image.methods.taxonomy import TABLE_1
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT, is_added
 from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.storage import FAMILIES, PARAMETERIZATIONS
-from mmdistill.image.task import ImageTask, image_task, make_task
+from mmdistill.image.task import ImageTask, image_task
 from mmdistill.image.units import normalised, to_pixels
 from mmdistill.registry import Domain
 
@@ -23,7 +23,7 @@ DOMAIN = Domain(
     budget="ipc",
     datasets=DATASETS,
     accepts=accepts,
-    make_task=make_task,
+    make_task=image_task,
     methods=METHODS,
     draw=draw,
     exports=EXPORTS,

@@ -33,7 +33,6 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
-from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
 from mmdistill.samples import counted
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
@@ -386,21 +385,3 @@ def image_task(
     images = loaded.normalise(loaded.train_images[:2].to(place))
     try_network(task, images, f"images of shape {loaded.shape}", len(loaded.class_names))
     return task
-
-
-def make_task(data: str, options: TaskOptions) -> ImageTask:
-    """Build the task for a name or path with the options that all domains share."""
-    return image_task(
-        data,
-        model=options.model,
-        width=options.width,
-        mirror=options.mirror,
-        size=options.size,
-        device=options.device,
-        judge_epochs=options.judge_epochs,
-        judge_batch=options.judge_batch,
-        judge_precision=options.judge_precision,
-        protocol=options.protocol,
-        whiten=options.whiten,
-        seed=options.seed,
-    )

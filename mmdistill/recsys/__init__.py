@@ -1,6 +1,6 @@
 """User-item interactions: a few synthetic users that train a recommender."""
 
-from mmdistill.recsys.builders import READING_OPTIONS, make_task, recsys_task
+from mmdistill.recsys.builders import READING_OPTIONS, recsys_task
 from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
@@ -30,7 +30,7 @@ DOMAIN = Domain(
     budget="users",
     datasets=DATASETS,
     accepts=looks_like_interactions,
-    make_task=make_task,
+    make_task=recsys_task,
     methods=METHODS,
     draw=draw,
     exports=EXPORTS,

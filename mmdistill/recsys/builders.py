@@ -1,4 +1,4 @@
-"""Makes tasks of interactions, from data and from what the command line gives."""
+"""Makes tasks of interactions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,6 @@ from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.splits import SplitBy
 from mmdistill.recsys.task import TESTING, RecsysTask
 from mmdistill.recsys.vae import VaeProtocol
-from mmdistill.registry import TaskOptions
 from mmdistill.runtime import checked_seed, choose_device
 
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
@@ -147,17 +146,3 @@ def network(model: ModuleFactory | str | None, width: int | None) -> tuple[int |
 def autoencoder(num_items: int, width: int) -> nn.Module:
     """Return a network of one hidden layer from rows ``(n, items)`` to logits."""
     return nn.Sequential(nn.Linear(num_items, width), nn.Tanh(), nn.Linear(width, num_items))
-
-
-def make_task(data: str, options: TaskOptions) -> RecsysTask:
-    """Make a task from what the command line gives."""
-    return recsys_task(
-        data,
-        model=options.model,
-        width=options.width,
-        **{name: getattr(options, name) for name in READING_OPTIONS},
-        judge_epochs=options.judge_epochs,
-        judge_batch=options.judge_batch,
-        seed=options.seed,
-        device=options.device,
-    )

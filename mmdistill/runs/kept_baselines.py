@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmdistill.abilities import Judging, NamesNetwork
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, fits, judging_of
-from mmdistill.registry import TaskOptions, get_domain
+from mmdistill.registry import TASK_OPTIONS, get_domain
 from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
 from mmdistill.store import as_json, read_json, write_json
 from mmdistill.task import Task
@@ -54,7 +53,7 @@ class KeptBaselines:
         info = task.describe()
         self.task, self.judging, self.networks, self.at_once, self.seed = task, judging, n, at_once, seed
         self.known = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
-        options = {name: getattr(config, name) for name in (*(f.name for f in fields(TaskOptions)), *SHAPING)}
+        options = {name: getattr(config, name) for name in (*TASK_OPTIONS, *SHAPING)}
         self.key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},

@@ -1,10 +1,12 @@
 """Texts as points of a frozen sentence encoder, or as sequences of token embeddings, with labels."""
 
+from typing import Any
+
 from mmdistill.errors import ConfigError
 from mmdistill.files.hub import HUB_PREFIX, on_hub
 from mmdistill.method import Storage
 from mmdistill.names import canonical
-from mmdistill.registry import Domain, TaskOptions
+from mmdistill.registry import Domain
 from mmdistill.task import Task
 from mmdistill.text.callables import CallableEncoder
 from mmdistill.text.data import SOURCES, TextData, TextSplit, accepts, load_text
@@ -20,19 +22,17 @@ from mmdistill.text.token_methods import TOKEN_METHODS
 from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.words import WORD_RATES, token_samples, word_samples
 
-SHARED_OPTIONS = ("width", "text_column", "label_column", "device", "judge_epochs", "judge_batch", "seed")
-"""The options of both tasks, as they are called in Python and on the command line."""
 
-
-def _make_task(data: str, options: TaskOptions) -> Task:
+def _make_task(
+    data: str, *, model: str = "mlp", encoder: str = "minilm", length: int | None = None, **options: Any
+) -> Task:
     """Build the task of the space that the network reads: sentence points, or token embeddings."""
-    model, encoder = canonical(options.model or "mlp"), options.encoder or "minilm"
-    shared = {name: getattr(options, name) for name in SHARED_OPTIONS}
+    model, encoder = canonical(model), encoder or "minilm"
     if model in TOKEN_MODELS:
-        return token_task(data, model=model, encoder=encoder, length=options.length, **shared)
-    if options.length is not None and model in MODELS:
+        return token_task(data, model=model, encoder=encoder, length=length, **options)
+    if length is not None and model in MODELS:
         raise ConfigError(f"--length counts tokens, and {model!r} reads sentence points; use --model textcnn, say")
-    return text_task(data, model=model, encoder=encoder, **shared)
+    return text_task(data, model=model, encoder=encoder, **options)
 
 
 DOMAIN = Domain(

@@ -9,28 +9,28 @@ from typing import Any
 import pytest
 
 from mmdistill import registry
-from mmdistill.commands.assembly import make_task
+from mmdistill.commands.assembly import SIZES, make_task
 from mmdistill.config import DistillConfig
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
-from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, TaskOptions, get_domain, takers
+from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, get_domain, takers
 from tests.toys import BlobTask
 
+Told = list[dict[str, object]]
 WAVES = DistillConfig(data="waves", method="dm", device="cpu")
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[TaskOptions]:
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     """Register a domain of one's own that takes a size; what its tasks are told is kept here."""
-    found: list[TaskOptions] = []
+    found: Told = []
 
-    def build(data: str, options: TaskOptions) -> Any:
+    def build(data: str, **options: object) -> Any:
         found.append(options)
         return BlobTask()
 
-    domain = Domain(
-        "series", "ipc", {"waves": "of water"}, lambda path: False, build, {}, lambda *_: [], options=("size",)
-    )
+    names, own = {"waves": "of water"}, ("size", "augment")
+    domain = Domain("series", "ipc", names, lambda path: False, build, {}, lambda *_: [], options=own)
     monkeypatch.setitem(sys.modules, "own_series", SimpleNamespace(DOMAIN=domain))
     monkeypatch.setitem(DOMAIN_PACKAGES, "series", "own_series")
     return found
@@ -42,9 +42,9 @@ def test_what_a_domain_takes_is_an_option_and_every_such_option_is_taken() -> No
     assert taken <= {entry.name for entry in fields(DistillConfig)}
 
 
-def test_a_domain_of_ones_own_takes_the_options_that_it_names(told: list[TaskOptions]) -> None:
-    make_task(replace(WAVES, size=8))
-    assert told[0].size == 8
+def test_a_domain_of_ones_own_takes_the_options_that_it_names(told: Told) -> None:
+    make_task(replace(WAVES, size=8, augment=True))
+    assert told == [{"size": 8, "device": "cpu", "seed": 0}]  # what was given, and no setting of methods
     with pytest.raises(ConfigError, match=r"^--mirror is for image data, and 'waves' is series data; leave it out$"):
         make_task(replace(WAVES, mirror=True))
     assert takers("size") == ["image", "series"]
@@ -52,14 +52,36 @@ def test_a_domain_of_ones_own_takes_the_options_that_it_names(told: list[TaskOpt
         make_task(replace(WAVES, data="cora", size=8))
 
 
+def test_splits_have_a_seed_of_their_own_and_methods_a_network_that_another_replaces(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_task(replace(WAVES, seed=3))
+    make_task(replace(WAVES, seed=3, split_seed=0))
+    domain = replace(get_domain("series"), networks={"dm": "gru"}, options=("model",))
+    monkeypatch.setitem(sys.modules, "own_series", SimpleNamespace(DOMAIN=domain))
+    make_task(WAVES, "cpu")
+    make_task(replace(WAVES, model="rnn", method="dc"))
+    assert [(own["seed"], own.get("model")) for own in told] == [(3, None), (0, None), (0, "gru"), (0, "rnn")]
+    make_task(replace(WAVES, method="dc"))
+    assert "model" not in told[-1]
+
+
+@pytest.mark.parametrize("option", SIZES)
+def test_sizes_are_refused_by_their_names_on_the_command_line(option: str, told: Told) -> None:
+    name, data = f"--{option.replace('_', '-')}", {"length": "trec", "size": "waves"}.get(option, "digits")
+    with pytest.raises(ConfigError, match=f"^{name} is a whole number of at least 1, got 0$"):
+        make_task(replace(WAVES, data=data, **{option: 0}))
+    assert not told
+
+
 def test_domains_are_asked_for_their_options_only_where_one_is_refused(
-    told: list[TaskOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "slow_domain.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "DOMAIN_PACKAGES", {"series": "own_series", "slow": "slow_domain"})
     make_task(replace(WAVES, size=8, width=4, judge_epochs=2, steps=3, lr=0.1))
-    assert told[0].width == 4
+    assert told == [{"size": 8, "width": 4, "judge_epochs": 2, "device": "cpu", "seed": 0}]
     with pytest.raises(RuntimeError, match="imported"):
         make_task(replace(WAVES, mirror=True))
 

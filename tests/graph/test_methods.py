@@ -19,7 +19,7 @@ from mmdistill.graph import DOMAIN, load_graph
 from mmdistill.graph.draw import graph_tensors
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.methods import CORE_METHODS
-from mmdistill.registry import TaskOptions, domain_of, get_method
+from mmdistill.registry import domain_of, get_method
 from mmdistill.runtime import Draws, data_root
 from mmdistill.settings import OptimizerSpec
 from tests.graph.toy import FAST, planted_fields, planted_graph
@@ -135,13 +135,13 @@ def test_a_saved_graph_is_a_data_set_of_the_command_line(tmp_path: Path) -> None
     path = tmp_path / "mine.pt"
     torch.save(Data.from_dict(planted_fields()), path)
     assert domain_of(str(path)).name == "graph"
-    own = DOMAIN.make_task(str(path), TaskOptions(model="gcn", judge_epochs=5))
+    own = DOMAIN.make_task(str(path), model="gcn", judge_epochs=5)
     assert own.describe().data == str(path)
     assert own.describe().fingerprint == load_graph(path).fingerprint
     assert get_method(DOMAIN, "GCond_X").title == "GCond-X"
-    for model in (None, "SGC"):
+    for model in ({}, {"model": "SGC"}):
         with pytest.raises(ConfigError, match=r"(?i)sgc takes no width"):
-            DOMAIN.make_task(str(path), TaskOptions(model=model, width=5))
+            DOMAIN.make_task(str(path), **model, width=5)
 
 
 @pytest.mark.data

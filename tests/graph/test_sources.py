@@ -18,7 +18,6 @@ from torch_geometric.transforms import NormalizeFeatures
 from mmdistill.errors import DataError, UnsupportedError
 from mmdistill.graph import DOMAIN, graph_task, load_graph
 from mmdistill.graph.sources import PER_CLASS, SOURCES, divided_by_row_sum, random_split, standardised
-from mmdistill.registry import TaskOptions
 from tests.graph.toy import planted_fields
 
 
@@ -92,7 +91,7 @@ def test_files_without_a_split_get_a_random_one(root: Path, name: str, folder: s
     assert any("random split 0" in note for note in graph.notes)
     other = graph_task(name, seed=1).describe().fingerprint
     assert other != graph_task(name).describe().fingerprint
-    assert DOMAIN.make_task(name, TaskOptions(seed=1)).describe().fingerprint == other
+    assert DOMAIN.make_task(name, seed=1).describe().fingerprint == other
     assert not (root / folder / "processed").exists()
 
 

@@ -29,8 +29,8 @@ from mmdistill.image import files, image_task, known
 from mmdistill.image.data import build, channel_moments
 from mmdistill.image.data import split as held_out
 from mmdistill.image.datasets import accepts, load
-from mmdistill.image.task import MIRRORED, make_task
-from mmdistill.registry import TaskOptions, domain_of
+from mmdistill.image.task import MIRRORED
+from mmdistill.registry import domain_of
 from mmdistill.runtime import Draws, data_root
 from tests.toys import Sizes
 
@@ -508,7 +508,7 @@ def test_a_large_folder_is_mapped_and_decoded_once(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patched:
         patched.setattr(files, "decode", lambda path: pytest.fail("decoded again"))
         load(root, size=8)
-    task = make_task(str(root), TaskOptions(size=8, width=4))
+    task = image_task(root, size=8, width=4)
     assert torch.equal(task.select(torch.tensor([3])).inputs, data.normalise(data.train_images[3:4]))
     Image.fromarray(np.full((4, 4, 3), 99, dtype=np.uint8)).save(root / "train" / "cat" / "0.png")
     assert not torch.equal(load(root, size=8).train_images[0], data.train_images[0])

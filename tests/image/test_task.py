@@ -22,7 +22,7 @@ from mmdistill.image.data import build
 from mmdistill.image.datasets import load
 from mmdistill.image.draw import folder_name
 from mmdistill.labels import centred_one_hot, is_distribution, target_loss
-from mmdistill.registry import TaskOptions, get_method
+from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
 from mmdistill.testing import check_task
@@ -283,7 +283,7 @@ def test_bad_requests(digits: ImageTask) -> None:
 
 
 def test_the_domain_builds_tasks_and_knows_digits_settings() -> None:
-    task = DOMAIN.make_task("digits", TaskOptions(model="mlp", width=16, judge_epochs=2, judge_batch=50))
+    task = DOMAIN.make_task("digits", model="mlp", width=16, judge_epochs=2, judge_batch=50)
     assert task.judges == ("mlp", "convnet", "convnet-nn", "vit", "ntk")
     assert task.describe().preprocessing["shape"] == [1, 8, 8]
     json.dumps(dict(task.describe().preprocessing))

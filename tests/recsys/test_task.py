@@ -34,7 +34,6 @@ from mmdistill.recsys.judges import JUDGES
 from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
 from mmdistill.recsys.privacy import nearness
 from mmdistill.recsys.vae import VaeProtocol
-from mmdistill.registry import TaskOptions
 from mmdistill.reporting.comparison import judged_runs, read_runs
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -514,14 +513,14 @@ def test_describe_carries_the_item_ids(task):
 def test_options_of_the_command_line(tmp_path):
     path = tmp_path / "m.npz"
     sparse.save_npz(path, sparse.csr_array(taste_matrix(30, 12)))
-    assert DOMAIN.make_task(str(path), TaskOptions()).module is None
-    named = DOMAIN.make_task(str(path), TaskOptions(model="autoencoder", width=5))
+    assert DOMAIN.make_task(str(path)).module is None
+    named = DOMAIN.make_task(str(path), model="autoencoder", width=5)
     assert {tuple(p.shape) for p in named.init(Draws(0)).params.values()} >= {(5, 12)}
     with pytest.raises(ConfigError, match="autoencoder"):
-        DOMAIN.make_task(str(path), TaskOptions(model="autoencodr"))
-    for model in (None, "infinite-d2"):
+        DOMAIN.make_task(str(path), model="autoencodr")
+    for model in ({}, {"model": "infinite-d2"}):
         with pytest.raises(ConfigError, match=r"infinite.* takes no width"):
-            DOMAIN.make_task(str(path), TaskOptions(model=model, width=5))
+            DOMAIN.make_task(str(path), **model, width=5)
 
 
 def test_names_ignore_case_and_underscores(task):

@@ -13,7 +13,7 @@ from mmdistill.method import Method, MethodTable
 from mmdistill.methods import fresh
 from mmdistill.objectives.distances import relative_squared_error
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.registry import Domain, TaskOptions
+from mmdistill.registry import Domain
 from mmdistill.settings import OptimizerSpec, Settings
 
 
@@ -21,12 +21,6 @@ def _accepts(path: Path) -> bool:
     if path.suffix.lower() in TORCH:
         return path.is_file() and holds_list(path)
     return path.is_dir() and tu_prefix(path) is not None
-
-
-def _make_task(data: str, options: TaskOptions) -> GraphSetTask:
-    return graph_set_task(
-        data, width=options.width, seed=options.seed, judge_epochs=options.judge_epochs, device=options.device
-    )
 
 
 def _doscond_settings(graphs: int) -> Settings:
@@ -55,7 +49,7 @@ DOMAIN = Domain(
     budget="ipc",
     datasets={name: f"{line}; downloaded" for name, (_, line) in TU.items()},
     accepts=_accepts,
-    make_task=_make_task,
+    make_task=graph_set_task,
     methods=METHODS,
     draw=draw,
     exports={"pyg": export_pyg, "tensors": export_tensors},

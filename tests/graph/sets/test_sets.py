@@ -22,7 +22,7 @@ from mmdistill.labels import FixedLabels
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import relative_squared_error
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.registry import TaskOptions, domain_of
+from mmdistill.registry import domain_of
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState
 from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
@@ -237,9 +237,9 @@ def test_nodes_without_features_get_their_degree(tmp_path: Path) -> None:
 def test_a_folder_and_a_name_find_their_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_rings(tmp_path / "MINE")
     assert domain_of(str(folder)).name == "graph-set"
-    made = DOMAIN.make_task(str(folder), TaskOptions(judge_epochs=3, width=8))
+    made = DOMAIN.make_task(str(folder), judge_epochs=3, width=8)
     assert made.describe().budget == "ipc"
-    again = DOMAIN.make_task(str(folder), TaskOptions(seed=1))
+    again = DOMAIN.make_task(str(folder), seed=1)
     assert again.describe().fingerprint != made.describe().fingerprint
     assert again.describe().fingerprint == graph_set_task(folder, seed=1).describe().fingerprint
     write_rings(tmp_path / "MUTAG" / "raw")
