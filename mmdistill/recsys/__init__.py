@@ -1,10 +1,11 @@
 """User-item interactions: a few synthetic users that train a recommender."""
 
+from mmdistill.files.tables import SUFFIXES
 from mmdistill.recsys.builders import READING_OPTIONS, recsys_task
 from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
-from mmdistill.recsys.files import ACCEPTED, JSON_SUFFIXES, PANDAS_SUFFIXES, TABLE_SUFFIXES, looks_like_interactions
+from mmdistill.recsys.files import ACCEPTED, looks_like_interactions
 from mmdistill.recsys.imports import IMPORTS
 from mmdistill.recsys.methods import METHODS, REDUCED
 from mmdistill.recsys.metrics import RankingProtocol
@@ -38,7 +39,7 @@ DOMAIN = Domain(
     accepted=ACCEPTED,
     parameterizations=STORAGES,
     reduced=REDUCED,
-    tables=(*TABLE_SUFFIXES, *JSON_SUFFIXES, *PANDAS_SUFFIXES),
+    tables=SUFFIXES,
     options=(*READING_OPTIONS, "interactions_per_user", "model", "judge_batch"),
 )
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.json_rows import is_rows
 from mmdistill.files.paths import users_path
+from mmdistill.files.tables import is_rows
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import codes, deduplicate, positive
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns

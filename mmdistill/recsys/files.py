@@ -1,8 +1,6 @@
 """Reads interaction tables as they are published: MovieLens, RecBole, delimited files with a header."""
 
 import io
-import warnings
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
-from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
-from mmdistill.files.decoding import HEAD_BYTES, decoded
-from mmdistill.files.json_rows import first_row, json_rows
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.files import tables
+from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, USER_COLUMNS
+from mmdistill.files.decoding import decoded
+from mmdistill.files.tables import BY_PANDAS, SUFFIXES, UNDELIMITED, guessed, spelt, suffix
 from mmdistill.recsys.cleaning import feedback
-from mmdistill.recsys.splits import split_names
+from mmdistill.recsys.splits import SPLITS
 
 RATING_COLUMNS = ("rating", "ratings", "score", "stars", "overall", "value", "label", "weight", "count")
 FEEDBACK_COLUMNS = (
@@ -36,9 +35,6 @@ ACCEPTED = (
     "pyarrow), MovieLens ratings.dat and u.data, RecBole .inter (plain or .gz), scipy sparse .npz, or a folder with "
     "one of them"
 )
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-PANDAS_SUFFIXES = (".parquet", ".feather")
 UNREAD_SHOWN = 8
 """Names of columns that a note lists."""
 FOLDER_FILES = (
@@ -83,28 +79,14 @@ def looks_like_interactions(path: Path) -> bool:
             path = find_file(path)
         except DataError:
             return False
-    if _table_suffix(path) == ".inter" or path.name.removesuffix(".gz") in ("u.data", "ratings.dat"):
+    if suffix(path) == ".inter" or path.name.removesuffix(".gz") in ("u.data", "ratings.dat"):
         return True
     if path.suffix.lower() == ".npz":  # of other data images, which are looked for first
         return path.is_file()
-    if path.suffix.lower() in PANDAS_SUFFIXES and path.is_file():
-        try:
-            columns = [str(column) for column in _read_by_pandas(path).columns]
-        except DataError:  # the loader says what is wrong
-            return True
-    elif _table_suffix(path) in JSON_SUFFIXES:
-        try:
-            columns = [str(name) for name in first_row(decoded(path, HEAD_BYTES))]
-        except (DataError, ValueError, RecursionError):
-            return False
-    elif _table_suffix(path) in TABLE_SUFFIXES:
-        try:
-            columns = _split_header(_first_line(path))[0]
-        except DataError:
-            return False
-    else:
-        return False
-    return _find(columns, USER_COLUMNS) is not None and _find(columns, ITEM_COLUMNS) is not None
+    try:
+        return path.is_file() and suffix(path) in SUFFIXES and tables.of_interactions(tables.header(path))
+    except DataError:
+        return suffix(path) in BY_PANDAS  # the loader says what is wrong
 
 
 @dataclass(frozen=True)
@@ -145,19 +127,16 @@ def read_table(path: Path, wanted: Columns = Columns()) -> tuple[pd.DataFrame, t
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}; put the interactions there or name another file")
-    if path.suffix.lower() in PANDAS_SUFFIXES:
-        return select_columns(_read_by_pandas(path), str(path), wanted)
-    if _table_suffix(path) in JSON_SUFFIXES:
-        return select_columns(_read_json(path), str(path), wanted)
-    if _table_suffix(path) not in (*TABLE_SUFFIXES, ".inter", ".dat", ".data"):
+    if suffix(path) not in (*SUFFIXES, ".inter", ".dat", ".data"):
         raise DataError(f"{path} is no table of interactions; read are {ACCEPTED}")
-    first = _first_line(path)
     tabs = path.name.removesuffix(".gz") == "u.data"
-    if _table_suffix(path) == ".dat" or "::" in first or tabs:
+    if tabs or suffix(path) == ".dat" or (suffix(path) not in UNDELIMITED and "::" in "".join(tables.header(path))):
         wanted.require_none(f"{path}, which has no header,")
         return _headerless(path, "\t" if tabs else "::"), ()
-    columns, separator = _split_header(first)
-    return select_columns(_parse(path, separator, columns), str(path), wanted)
+    table = tables.read(path, MISSING)
+    if table.empty:
+        raise DataError(f"{path} has no interactions")
+    return select_columns(table, str(path), wanted)
 
 
 def select_columns(
@@ -169,13 +148,13 @@ def select_columns(
 
     Raises:
         ConfigError: there is no column of a wanted name, or one is to be two things.
-        DataError: there is no user or no item column.
+        DataError: there is no user or no item column, or there are several of one name.
     """
     columns = [str(column) for column in frame.columns]
-    named = {role: _named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
-    free = ["" if index in named.values() else name for index, name in enumerate(columns)]  # for what may be missing
+    given = {role: tables.named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
+    free = ["" if index in given.values() else name for index, name in enumerate(columns)]  # for what may be missing
     places = {
-        role: named.get(role, _find(columns if role in ("user", "item") else free, aliases))
+        role: given.get(role, guessed(columns if role in ("user", "item") else free, aliases))
         for role, aliases in ALIASES.items()
     }
     twice = [role for role in places if places[role] is not None and [*places.values()].count(places[role]) > 1]
@@ -185,8 +164,10 @@ def select_columns(
     for role, aliases in ALIASES.items():
         index = places[role]
         if index is not None and (
-            role != "rating" or role in named or _is_rating(columns[index], frame.iloc[:, index])
+            role != "rating" or role in given or _is_rating(columns[index], frame.iloc[:, index])
         ):
+            if columns.count(columns[index]) > 1:
+                raise DataError(f"{origin} has several columns called {columns[index]!r}; keep one of them")
             found[role] = frame.iloc[:, index]
             used.add(index)
         elif role in ("user", "item"):
@@ -194,24 +175,17 @@ def select_columns(
                 f"{origin} has no {role} column: expected a header with one of {', '.join(aliases)}; "
                 f"found {', '.join(columns) or 'nothing'}. Name it with --{role}-column ({role}_column)"
             )
-    notes: list[str] = []
-    for index in (_find(columns, (alias,)) for alias in SPLIT_COLUMNS):
-        if index is None or index in used:
-            continue
-        used.add(index)
-        if split_names(frame.iloc[:, index]).isin(list(SPLIT_OF)).any():
-            found["split"] = frame.iloc[:, index]
-            notes = []
-            break
-        notes.append(f"the column {columns[index]!r} names no splits (train, valid, test) and is not read")
-    known = {index for index, name in enumerate(columns) if _find([name], (*TIME_COLUMNS, *SPLIT_COLUMNS)) is not None}
-    unread = [index for index in range(len(columns)) if index not in used | known]
+    split, notes = tables.split_column(frame, SPLITS, used)
+    if split is not None:
+        found["split"] = frame.iloc[:, split]
+    known = (*TIME_COLUMNS, *SPLIT_COLUMNS)
+    unread = [i for i, name in enumerate(columns) if i not in used and spelt(name).lower() not in known]
     return pd.DataFrame(found), (*notes, *_unread_notes(frame, columns, unread, rated="rating" in found))
 
 
 def _is_rating(name: str, column: "pd.Series[Any]") -> bool:
     """Return whether a guessed column of ratings is one; what only may be one is where it holds nothing but numbers."""
-    return _find([name], RATING_COLUMNS) is not None or bool(np.isfinite(feedback(column)).all())
+    return spelt(name).lower() in RATING_COLUMNS or bool(np.isfinite(feedback(column)).all())
 
 
 def _unread_notes(frame: pd.DataFrame, columns: list[str], unread: list[int], *, rated: bool) -> list[str]:
@@ -237,96 +211,6 @@ def _marks_some(column: "pd.Series[Any]") -> bool:
     values = feedback(column)
     zeros = int((values == 0).sum())
     return bool(np.isfinite(values).all()) and 1 < zeros < len(values)
-
-
-def _table_suffix(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-
-
-def _first_line(path: Path) -> str:
-    """Return the first line of a file, of what is UTF-8 in it: whoever reads the rest says what is not."""
-    line = decoded(path, HEAD_BYTES).partition("\n")[0].strip("\r")
-    if not line.strip():
-        raise DataError(f"{path} is empty or starts with an empty line; a header line was expected")
-    return line
-
-
-def _split_header(line: str) -> tuple[list[str], str]:
-    separator = max(("\t", ",", ";", "|"), key=line.count)
-    return [name.strip().strip('"') for name in line.split(separator)], separator
-
-
-def _named(columns: list[str], given: object, origin: str) -> int:
-    """Return the place of a column that the user named, by a text or by whatever pandas calls it."""
-    name = str(given)
-    spelt = [column.split(":")[0].strip() for column in columns]
-    for names in (columns, spelt):
-        if name in names:
-            return names.index(name)
-    raise ConfigError(f"{origin} has no column {name!r}{did_you_mean(name, spelt)} (there are: {', '.join(spelt)})")
-
-
-def _find(columns: list[str], aliases: tuple[str, ...]) -> int | None:
-    # RecBole types its header: user_id:token
-    names = [column.split(":")[0].strip().lower() for column in columns]
-    for alias in aliases:
-        if alias in names:
-            return names.index(alias)
-    return None
-
-
-def _read_json(path: Path) -> pd.DataFrame:
-    """Read JSON lines, or an array of objects; values stay as they are.
-
-    Raises:
-        DataError: a damaged or undecodable file, or rows that are no objects.
-    """
-    rows = json_rows(decoded(path), path)
-    if not rows:
-        raise DataError(f"{path} has no interactions")
-    return pd.DataFrame(rows, dtype=object)
-
-
-def _read_by_pandas(path: Path) -> pd.DataFrame:
-    """Read a Parquet or Feather file.
-
-    Raises:
-        DataError: pandas lacks what it reads them with, or the file is damaged.
-    """
-    kind = path.suffix.lower().removeprefix(".")
-    try:
-        return pd.read_parquet(path) if kind == "parquet" else pd.read_feather(path)
-    except ImportError as error:
-        raise DataError(
-            f"{path} needs pyarrow to be read: install pyarrow, or save it as CSV; in Python, give "
-            f"pd.read_{kind}(path) to recsys_task (or, of texts, to text_task)"
-        ) from error
-    except Exception as error:  # a damaged file makes its readers raise anything
-        raise DataError(f"{path} cannot be read as a {kind} table: {first_line(error)}") from error
-
-
-def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
-    if repeated := [name for name in columns if columns.count(name) > 1]:
-        raise DataError(f"{path} has several columns called {repeated[0]!r}; keep one of them")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose data
-            return pd.read_csv(
-                path,
-                sep=separator,
-                header=0,
-                names=columns,
-                dtype=str,
-                keep_default_na=False,
-                na_values=list(MISSING),
-                encoding="utf-8",
-                index_col=False,
-                skipinitialspace=True,
-            )
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 throughout: {error}; save the file as UTF-8") from error
-    except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
 def _headerless(path: Path, separator: str) -> pd.DataFrame:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from mmdistill.choices import SplitBy as SplitBy
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.files.columns import SPLIT_NAMES, SPLIT_OF
+from mmdistill.files.columns import SPLIT_NAMES
+from mmdistill.files.tables import splits_of
 from mmdistill.names import unknown_name
 from mmdistill.runtime import Draws
 
@@ -42,13 +43,6 @@ def require_way(split_by: str | None) -> None:
         raise unknown_name("way to split interactions", split_by, get_args(SplitBy))
 
 
-def split_names(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return the names of splits in lower case."""
-    codes, found = pd.factorize(column.astype("string"))
-    names = pd.Series(found).str.strip().str.lower().array  # a handful, of as many rows as there are interactions
-    return pd.Series(names.take(codes, allow_fill=True), index=column.index, name=column.name)  # code -1 is missing
-
-
 def named_parts(column: "pd.Series[Any]", name: str) -> Numbers:
     """Return part 0, 1 or 2 (:data:`SPLITS`) of each row, as a column names them.
 
@@ -56,14 +50,7 @@ def named_parts(column: "pd.Series[Any]", name: str) -> Numbers:
         DataError: a name that is none of a split.
     """
     numbers = {split: number for number, split in enumerate(SPLIT_NAMES)}
-    part = split_names(column).map(SPLIT_OF).map(numbers)
-    bad = part.isna().to_numpy()
-    if bad.any():
-        raise DataError(
-            f"row {int(bad.argmax()) + 1} of {name} has split {column.iloc[int(bad.argmax())]!r}; "
-            f"known are {', '.join(SPLIT_OF)}"
-        )
-    return np.asarray(part, dtype=np.int64)
+    return np.asarray(splits_of(column, "the column of splits", name).map(numbers), dtype=np.int64)
 
 
 def divided(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:

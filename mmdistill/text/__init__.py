@@ -4,6 +4,7 @@ from typing import Any
 
 from mmdistill.errors import ConfigError
 from mmdistill.files.hub import HUB_PREFIX, on_hub
+from mmdistill.files.tables import SUFFIXES
 from mmdistill.method import Storage
 from mmdistill.names import canonical
 from mmdistill.registry import Domain
@@ -16,7 +17,6 @@ from mmdistill.text.exports import export_embeds, export_tensors, export_texts
 from mmdistill.text.imports import IMPORTS
 from mmdistill.text.methods import METHODS
 from mmdistill.text.models import MODELS, TOKEN_MODELS
-from mmdistill.text.tables import FORMATS
 from mmdistill.text.task import TextTask, text_task
 from mmdistill.text.token_methods import TOKEN_METHODS
 from mmdistill.text.token_task import TokenTask, token_task
@@ -49,10 +49,10 @@ DOMAIN = Domain(
     draw=draw,
     exports={"tensors": export_tensors, "embeds": export_embeds, "texts": export_texts},
     imports=IMPORTS,
-    accepted="a TSV, CSV or JSON file with a text and a label column, a folder with such train and test files, "
-    f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
+    accepted="a TSV, CSV, JSON or Parquet file with a text and a label column, a folder with such train and test "
+    f"files, or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     claims=on_hub,
-    tables=tuple(FORMATS),
+    tables=SUFFIXES,
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
     instead={
         "augment": "leave it out, or add noise to sentence points in Python, by text_task(data, noise=0.1) and "

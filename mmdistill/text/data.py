@@ -15,6 +15,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.hub import load_from_hub, on_hub
 from mmdistill.files.paths import users_path
+from mmdistill.files.tables import SUFFIXES, suffix
 from mmdistill.labels import from_one
 from mmdistill.names import canonical, class_numbers, class_order, unknown_data
 from mmdistill.parameterizations.base import index_bytes
@@ -35,7 +36,7 @@ from mmdistill.text.inputs import (
     pair_split,
 )
 from mmdistill.text.remarks import leaks, missing_like, quoted, repeats, untested
-from mmdistill.text.tables import FORMATS, may_hold_texts, read_table, table_format
+from mmdistill.text.tables import may_hold_texts, read_table
 
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
@@ -218,7 +219,7 @@ def _from_path(
     if path.is_dir():
         return _from_folder(path, text_column, label_column, str(path))
     if not path.exists():
-        if table_format(path) is None:
+        if suffix(path) not in SUFFIXES:
             raise unknown_data("text data set", str(source), SOURCES)
         raise DataError(f"there is no file {path}")
     splits, notes = divided(read_table(path), text_column, label_column, path)
@@ -229,8 +230,8 @@ def _split_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for split, spellings in SPLIT_NAMES.items():
         for spelling in spellings:
-            for suffix in (s + z for z in ("", ".gz") for s in FORMATS):
-                path = folder / f"{spelling}{suffix}"
+            for ending in (s + z for z in ("", ".gz") for s in SUFFIXES):
+                path = folder / f"{spelling}{ending}"
                 if split not in found and path.is_file():
                     found[split] = path
     return found

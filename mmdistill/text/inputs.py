@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from mmdistill.checks import require_left_out
-from mmdistill.errors import DataError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import (
     SPLIT_COLUMNS,
     are_hidden,
@@ -19,9 +19,9 @@ from mmdistill.files.columns import (
     require_one_each,
     split_name,
 )
-from mmdistill.files.json_rows import is_rows
+from mmdistill.files.tables import is_rows, spelt, split_column
 from mmdistill.text.encoder import PAIR
-from mmdistill.text.tables import LABEL_COLUMNS, column, require_apart, splits_of_rows, table_format, text_columns
+from mmdistill.text.tables import LABEL_COLUMNS, column, is_unquoted, splits_of_rows, text_columns
 
 
 class WithColumns(Protocol):
@@ -114,24 +114,28 @@ def columns_split(table: pd.DataFrame, text_column: str | None, label_column: st
 
     Raises:
         ConfigError: no column of a given name, or one for both.
-        DataError: no column looks like the one wanted; or a text of a TSV file seems to go on in the next line.
+        DataError: no column looks like the one wanted; or a text seems to go on in the next line of a file of tabs.
     """
     columns = list(table.columns)
     texts = text_columns(columns, text_column, source)
     label = column(columns, label_column, LABEL_COLUMNS, "label", source)
-    require_apart(texts, label, source)
+    if label in texts:
+        raise ConfigError(
+            f"the column {label!r} of {source} would be text and label at once; name another with text_column "
+            "(--text-column) or label_column (--label-column)"
+        )
     if repeated := [name for name in (*texts, label) if columns.count(name) > 1]:
         raise DataError(
             f"{source} has {columns.count(repeated[0])} columns {repeated[0]!r}; keep or rename one of them"
         )
     split = joined([table[name].tolist() for name in texts]), table[label].tolist()
-    if isinstance(source, Path) and table_format(source) == "tsv":
+    if isinstance(source, Path) and is_unquoted(source):
         _require_closed(split, source)
     return split
 
 
 def _require_closed(split: RawSplit, path: Path) -> None:
-    """Refuse a TSV file of which a text without a label starts with a quotation mark, so that it may be in two lines.
+    """Refuse a file of tabs where a text without a label starts with a quotation mark, as one of two lines does.
 
     Raises:
         DataError: naming the row.
@@ -139,8 +143,8 @@ def _require_closed(split: RawSplit, path: Path) -> None:
     for row, (text, label) in enumerate(zip(*split, strict=True), start=1):
         if isinstance(text, str) and text.startswith('"') and not (isinstance(label, str) and label.strip()):
             raise DataError(
-                f"{path}: row {row} has no label, and its text starts with a quotation mark; a line of a TSV file is a "
-                "row, quoted or not: save texts of several lines as CSV or JSON lines"
+                f"{path}: row {row} has no label, and its text starts with a quotation mark; where tabs separate, a "
+                "line is a row, quoted or not: save texts of several lines as CSV with commas, or as JSON lines"
             )
 
 
@@ -178,30 +182,27 @@ def frame_of(
         DataError: columns of several lengths.
     """
     if isinstance(source, pd.DataFrame):
-        return source.set_axis([str(each) for each in source.columns], axis=1), None
+        return source, None
     if isinstance(source, list):
         return pd.DataFrame(source, dtype=object), None
     if isinstance(source, Mapping):
         return _framed(source, name), None
     columns = [str(each) for each in source.column_names]
     label = column(columns, label_column, LABEL_COLUMNS, "label", name)
-    splits = [each for each in columns if each.strip().lower() in SPLIT_COLUMNS]
-    wanted = dict.fromkeys((*text_columns(columns, text_column, name), label, *splits))
+    wanted = dict.fromkeys((*text_columns(columns, text_column, name), label, *_called_splits(columns)))
     frame = pd.DataFrame({each: pd.Series(list(source[each]), dtype=object) for each in wanted})
     return frame, class_names_of(source, label)
 
 
-def names_splits(table: Table) -> bool:
-    """Return whether a column of a table says which rows train and which test.
+def _called_splits(columns: Iterable[str]) -> list[str]:
+    return [name for name in columns if spelt(name).lower() in SPLIT_COLUMNS]
 
-    Raises:
-        DataError: it says so of some rows only.
-    """
-    if isinstance(table, list):
-        table = pd.DataFrame(table, dtype=object)
-    names = table.column_names if _has_columns(table) else [str(name) for name in table]  # type: ignore[union-attr]
-    splits = {name: list(table[name]) for name in names if name.strip().lower() in SPLIT_COLUMNS}
-    return any(split != "all" for split in splits_of_rows(pd.DataFrame(splits), "the table")[0])
+
+def names_splits(table: Table) -> bool:
+    """Return whether a column of a table says which rows train and which test."""
+    if _has_columns(table):
+        table = {name: list(table[name]) for name in _called_splits(table.column_names)}
+    return split_column(frame_of(table, None, None, "the table")[0], ())[0] is not None
 
 
 def _framed(columns: Mapping[str, Column | Tensor], name: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmdistill.files.columns import shared_note
 from mmdistill.names import first_few
-from mmdistill.text.tables import table_format
+from mmdistill.text.tables import is_unquoted
 
 EMPTY = ("nan", "null", "<na>")
 """What tables write where a value is missing, in lower case."""
@@ -45,15 +45,15 @@ def untested(labels: Tensor, names: Sequence[str]) -> list[str]:
 
 
 def quoted(texts: Sequence[object], path: Path) -> list[str]:
-    """Return a note where texts of a TSV file are quoted as those of CSV files are."""
-    if table_format(path) != "tsv":
+    """Return a note where texts that tabs separate are quoted as those of CSV files are."""
+    if not is_unquoted(path):
         return []
     count = sum(isinstance(text, str) and _is_quoted(text) for text in texts)
     if not count:
         return []
     return [
-        f"{path.name}: {count:,} of {len(texts):,} texts stand in quotation marks, which TSV files have as part of the "
-        "text; where these are not meant, save the table as CSV"
+        f"{path.name}: {count:,} of {len(texts):,} texts stand in quotation marks, which are part of the text where "
+        "tabs separate; where these are not meant, save the table as CSV with commas"
     ]
 
 

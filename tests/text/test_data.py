@@ -305,9 +305,9 @@ def test_missing_things_say_which_and_where(tmp_path: Path, monkeypatch: pytest.
         load_text("trek")
     with pytest.raises(DataError, match="no file"):
         load_text(tmp_path / "nowhere.tsv")
-    (tmp_path / "x.parquet").touch()
+    (tmp_path / "x.xlsx").touch()
     with pytest.raises(DataError, match="no table of texts"):
-        load_text(tmp_path / "x.parquet")
+        load_text(tmp_path / "x.xlsx")
 
 
 def test_hub_names_need_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
