@@ -249,6 +249,33 @@ def fit_apart(
         The networks, stacked, each at its best validation epoch (the last without validation).
     """
     how = FitProtocol(protocol.epochs, protocol.lr, "adam", weight_decay=protocol.weight_decay, batch=None)
+    selection = None
+    if val is not None:
+        seen = val
+
+        def score(states: NetworkState) -> Tensor:
+            return (read_apart(network, states, seen).argmax(-1) == seen.classes).double().mean(1)
+
+        selection = Selection(score, protocol.validate_every)
+    return fit_modules(network, sample, how, selection, draws, n)
+
+
+def fit_modules(
+    network: ModuleNetwork, sample: Batch, protocol: FitProtocol, selection: Selection | None, draws: Draws, n: int
+) -> NetworkState:
+    """Train networks of any kind one after another, on all samples in each step.
+
+    Args:
+        network: any module, of nodes or of graphs.
+        sample: what to train on.
+        protocol: how, without minibatches.
+        selection: says which epoch is the best; None takes the last.
+        draws: the key; network s starts from ``draws.fold("init", s)``.
+        n: how many.
+
+    Returns:
+        The networks, stacked.
+    """
     data = sample._replace(inputs=network.precomputed(named(sample.inputs)))
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
@@ -260,15 +287,7 @@ def fit_apart(
         """Return a key for each network, so that none of them depends on how many train beside it."""
         return {"dropout": torch.tensor([key.fold(index).integer() for index in range(count)])}
 
-    selection = None
-    if val is not None:
-        seen = val
-
-        def score(states: NetworkState) -> Tensor:
-            return (read_apart(network, states, seen).argmax(-1) == seen.classes).double().mean(1)
-
-        selection = Selection(score, protocol.validate_every)
-    return fit_networks(network.init, loss, data, how, n, draws, noise=keys, selection=selection, mode="loop")
+    return fit_networks(network.init, loss, data, protocol, n, draws, noise=keys, selection=selection, mode="loop")
 
 
 @torch.no_grad()

@@ -167,6 +167,28 @@ class BernoulliEdges(Structure):
         self.steps += 1
 
 
+class GivenEdges(Structure):
+    """Edges that stay as they are.
+
+    Args:
+        adjacency: their weights, symmetric with zero diagonal, ``(n, n)``, or ``(M, n, n)`` for M graphs.
+    """
+
+    adjacency: Tensor
+
+    def __init__(self, adjacency: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("adjacency", adjacency.clone())
+
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+        """Return the weights; nothing is drawn."""
+        return self.adjacency
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Return the weights."""
+        return self.adjacency
+
+
 def pairwise_mlp(task: Task, start: Tensors, draws: Draws, bias: float = 0.0) -> Structure:
     """Build a pairwise MLP of the published width and cut for the size of the real graph."""
     nodes = task.describe().preprocessing.get("nodes", 0)

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ShapeError
-from mmdistill.graph.models import glorot
+from mmdistill.graph.models import GraphNetwork, glorot
 from mmdistill.graph.propagation import operator
 from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Tensors
 
+GCN = "gcn"
+"""The name of :class:`GraphClassifier`, as a network and as a judge."""
 WIDTH = 128
 """Units of a layer unless others are asked for."""
 PADDED = frozenset({"x", "adjacency", "present"})
@@ -27,7 +29,7 @@ def graph_inputs(inputs: Inputs) -> Tensors:
     return inputs
 
 
-class GraphClassifier:
+class GraphClassifier(GraphNetwork):
     r"""Graph convolutions :math:`\mathrm{relu}(\hat A H W + b)`, the mean over a graph's nodes, and a linear head.
 
     Args:
@@ -46,6 +48,11 @@ class GraphClassifier:
         self.classes, self.device = classes, torch.device(device)
 
     @property
+    def name(self) -> str:
+        """What reports call it."""
+        return GCN
+
+    @property
     def description(self) -> str:
         """What the network is made of, beside what its parameters' shapes tell."""
         return f"{type(self).__name__}(depth={len(self.sizes) - 1}, relu, mean pooling)"
@@ -61,13 +68,8 @@ class GraphClassifier:
         params["head.bias"] = torch.zeros(self.classes, device=self.device)
         return NetworkState(params, {})
 
-    def embed(self, params: Tensors, inputs: Inputs) -> Tensor:
-        """Return each graph's mean node after the convolutions, ``(n, width)``.
-
-        Raises:
-            ShapeError: inputs that are no padded graphs.
-        """
-        inputs = graph_inputs(inputs)
+    def embed(self, params: Tensors, inputs: Tensors) -> Tensor:
+        """Return each graph's mean node after the convolutions, ``(n, width)``."""
         hidden, multiply = inputs["x"], operator(inputs)
         for index in range(len(self.sizes) - 1):
             weight, bias = params[f"layer{index}.weight"], params[f"layer{index}.bias"]
@@ -78,6 +80,13 @@ class GraphClassifier:
         present = inputs["present"]
         return (present.unsqueeze(-1) * hidden).sum(-2) / present.sum(-1, keepdim=True)
 
-    def logits(self, params: Tensors, inputs: Inputs) -> Tensor:
-        """Return ``(n, C)`` logits."""
-        return self.embed(params, inputs) @ params["head.weight"].mT + params["head.bias"]
+    def logits(
+        self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return ``(n, C)`` logits; there are neither buffers nor dropout."""
+        params = state.params
+        return self.embed(params, inputs) @ params["head.weight"].mT + params["head.bias"], {}
+
+    def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
+        """Return the pooled embedding."""
+        return (self.embed(state.params, inputs),)

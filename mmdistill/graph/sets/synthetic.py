@@ -1,17 +1,22 @@
 """Synthetic graphs with learned node features and edges, a fixed number of nodes each."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_samples
-from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.graph.structure import BernoulliEdges, initial_logits
+from mmdistill.errors import ConfigError, MmdistillWarning, ShapeError
+from mmdistill.graph.sets.own import GraphModule
+from mmdistill.graph.structure import BernoulliEdges, GivenEdges, initial_logits
+from mmdistill.graph.synthetic import Structure
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, Inputs, Task
+from mmdistill.task import Batch, ClassBatch, Inputs, Task, share_classes
 
 
 class SyntheticGraphs(Parameterization):
@@ -20,11 +25,12 @@ class SyntheticGraphs(Parameterization):
     Args:
         x: initial features ``(M, m, d)``.
         present: ``(M, m)``, 1 where a graph has a node.
-        structure: the edges (optimizer group ``decoder``), with logits ``(M, m, m)``.
+        structure: gives the edges ``(M, m, m)`` (optimizer group ``decoder``).
         labels: the graphs' targets.
         classes: ``(M,)`` the class each graph stands for.
         num_classes: C.
         scale: the unit that features are learned in, so that one learning rate suits features of any size.
+        shared: whether networks read the graphs of all classes together, as modules of the user's do.
 
     Raises:
         ShapeError: features or presence of another number of graphs or nodes.
@@ -38,13 +44,15 @@ class SyntheticGraphs(Parameterization):
         self,
         x: Tensor,
         present: Tensor,
-        structure: BernoulliEdges,
+        structure: Structure,
         labels: Labels,
         classes: Tensor,
         num_classes: int,
         scale: float = 1.0,
+        shared: bool = False,
     ) -> None:
         super().__init__(labels, classes, num_classes)
+        self.divisible = not shared
         if x.ndim != 3 or present.shape != x.shape[:2] or len(x) != len(classes):
             raise ShapeError(
                 f"{len(classes)} graphs need features (graphs, nodes, d) and presence (graphs, nodes), got "
@@ -62,6 +70,13 @@ class SyntheticGraphs(Parameterization):
     def finished(self, draws: Draws) -> Batch:
         """Return all graphs with the edges that are used."""
         return self._batch(self.decoder.finished(self.codes))
+
+    def class_batches(self, batch: Batch) -> ClassBatch:
+        """Return the graphs class by class; shared ones all for each class, which weighs its own."""
+        if self.divisible or self.classes is None or self.num_classes is None:
+            return super().class_batches(batch)
+        membership = F.one_hot(self.classes, self.num_classes).T
+        return share_classes(batch, membership.to(batch.weight))
 
     def _batch(self, adjacency: Tensor) -> Batch:
         pairs = self.present.unsqueeze(-1) * self.present.unsqueeze(-2)
@@ -92,6 +107,8 @@ class SyntheticGraphs(Parameterization):
 def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build synthetic graphs that start from real ones, edges included.
 
+    Edges are learned, unless the network is a module of the user's that takes no weights of theirs.
+
     Raises:
         ConfigError: a task of other data, or noise for a start.
     """
@@ -102,7 +119,18 @@ def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, d
     if not isinstance(inputs, dict) or "present" not in inputs:
         raise ConfigError(f"{task.describe().data!r} is no set of graphs")
     x, present = inputs["x"], inputs["present"]
-    structure = BernoulliEdges(initial_logits(inputs), present=present)
+    network = getattr(task, "network", None)
+    structure: Structure = BernoulliEdges(initial_logits(inputs), present=present)
+    if isinstance(network, GraphModule) and not network.takes_weight:
+        structure = GivenEdges(inputs["adjacency"])
+        warnings.warn(
+            "the network takes no edge_weight, so only the features of nodes are learned, and edges stay those of the "
+            "real graphs that it starts from",
+            MmdistillWarning,
+            stacklevel=2,
+        )
     labels = make_labels(label, classes, num_classes)
     scale = float((x.square().sum() / (present.sum() * x.shape[-1])).sqrt()) or 1.0
-    return SyntheticGraphs(x, present, structure, labels, classes, num_classes, scale)
+    return SyntheticGraphs(
+        x, present, structure, labels, classes, num_classes, scale, shared=isinstance(network, GraphModule)
+    )

@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import Judging, in_place_of, judging_set
-from mmdistill.checks import require_kind, require_sizes
+from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
-from mmdistill.graph.judges import scores_of
+from mmdistill.graph.judges import fit_modules, scores_of
+from mmdistill.graph.models import GraphNetwork, ModuleNetwork
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set
-from mmdistill.graph.sets.models import WIDTH, GraphClassifier, graph_inputs
+from mmdistill.graph.sets.models import GCN, WIDTH, GraphClassifier, graph_inputs
+from mmdistill.graph.sets.own import GraphModule
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import called, known_name
-from mmdistill.networks.architecture import task_line
+from mmdistill.networks.architecture import OWN, task_line
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
+from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.selection import Selection
+from mmdistill.networks.stacked import state_at
+from mmdistill.networks.statistics import BY_CLASS
+from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.settings import Settings
@@ -37,6 +43,7 @@ from mmdistill.task import (
     TaskInfo,
     Tensors,
     one_tensor,
+    real_classes,
     share_classes,
 )
 
@@ -55,16 +62,14 @@ class GraphSetTask:
 
     Args:
         graphs: the checked set.
-        width: units of the network's layers.
+        width: units of the layers of the convolutional network ``gcn``.
         protocol: how judges are trained, on all graphs in each step; None is :data:`PROTOCOL`.
         device: where everything lies.
         judge_epochs: epochs of judges; None is the protocol's own number.
+        own: a module of the user's, with which to distil, and which then is the default judge, ``model``, too.
     Raises:
         ConfigError: a protocol of minibatches, or epochs that are no whole number of at least 1.
     """
-
-    judges: Sequence[str] = ("gcn",)
-    network_name = "gcn"
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class GraphSetTask:
         device: torch.device | str = "cpu",
         *,
         judge_epochs: int | None = None,
+        own: GraphModule | None = None,
     ) -> None:
         require_kind(FitProtocol, protocol=protocol)
         base = protocol or PROTOCOL
@@ -82,7 +88,11 @@ class GraphSetTask:
         self.judging_chosen: Judging = judging_set(judge_epochs, protocol=in_place_of(protocol, PROTOCOL))
         self.protocol = replace(base, epochs=judge_epochs or base.epochs)
         self.graphs, self.device = graphs, torch.device(device)
-        self.network = GraphClassifier(graphs.x.shape[1], graphs.num_classes, width, device=device)
+        classifier = GraphClassifier(graphs.x.shape[1], graphs.num_classes, width, device=device)
+        self.networks: dict[str, GraphNetwork] = {GCN: classifier} if own is None else {OWN: own, GCN: classifier}
+        self.judges: Sequence[str] = tuple(self.networks)
+        self.network = self.networks[self.judges[0]]
+        self.network_name = self.network.name
         self.num_classes: int | None = graphs.num_classes
         self._labels = graphs.y[graphs.train]
         self.labels: Tensor | None = self._labels
@@ -104,17 +114,32 @@ class GraphSetTask:
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
-        """Return the graphs' logits."""
-        return self.network.logits(state.params, inputs), state.buffers
+        """Return the graphs' logits, ``(n, C)``, and the network's updated buffers.
+
+        Raises:
+            ShapeError: the network returns something else.
+        """
+        graphs = graph_inputs(inputs)
+        logits, buffers = self.network.logits(state, graphs, train=train, draws=draws)
+        expected = (len(graphs["sizes"] if "sizes" in graphs else graphs["x"]), self.graphs.num_classes)
+        if not isinstance(logits, Tensor) or logits.shape != expected:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ShapeError(f"the network returned {found}; it must return (graphs, classes) logits {expected}")
+        return logits, buffers
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
-        losses = target_loss(self.network.logits(state.params, batch.inputs), one_tensor(batch.targets))
-        return weighted_mean(losses, batch.weight)
+        logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
+        return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return the pooled embedding."""
-        return (self.network.embed(state.params, inputs),)
+        """Return the pooled embedding; of a module of the user's the features that it was asked for."""
+        return self.network.layers(state, graph_inputs(inputs))
+
+    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
+        """Return the network with statistics of real graphs of each class in its batch norms."""
+        real = real_classes(self, draws, torch.arange(self.graphs.num_classes), BY_CLASS)
+        return self.network.settled(state, graph_inputs(real.batch.inputs))
 
     def stored(self, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Return synthetic graphs, as :func:`~mmdistill.graph.sets.synthetic.real_graphs` builds them."""
@@ -152,8 +177,8 @@ class GraphSetTask:
         """Draw up to n training graphs of each class, or of all, without replacement.
 
         Padded to the largest training graph they are batches of one shape, which can be compiled and captured. Where
-        that takes too much memory they come side by side as one graph, shared by all classes with the draw in the
-        weights.
+        that takes too much memory, and for modules of the user's, they come side by side as one graph, shared by all
+        classes with the draw in the weights.
         """
         if classes is None:
             chosen = draws.to("cpu").permutation(len(self._labels))[:n]
@@ -167,8 +192,12 @@ class GraphSetTask:
         return share_classes(self._joined(torch.cat(members)), membership)
 
     def _fits(self, count: int, features: int = 0) -> bool:
-        """Return whether the edges of so many graphs, and features, take few bytes when padded to the largest."""
-        return 4 * count * self._largest * (self._largest + features) <= PADDED_BYTES
+        """Return whether the edges of so many graphs, and features, take few bytes when padded to the largest.
+
+        Modules of the user's read none that are padded.
+        """
+        own = isinstance(self.network, GraphModule)
+        return not own and 4 * count * self._largest * (self._largest + features) <= PADDED_BYTES
 
     def training_batch(self) -> Batch:
         """Return all training graphs as networks train on them."""
@@ -197,8 +226,9 @@ class GraphSetTask:
         name = known_name("judge", judge, self.judges)
         if synthetic is None:
             synthetic = self.training_batch()
-        states = self._fitted(synthetic, draws, n, self.protocol)
-        hits = self._hits(states, self.graphs.test)
+        network = self.networks[name]
+        states = self._fitted(network, synthetic, draws, n, self.protocol)
+        hits = self._hits(network, states, self.graphs.test)
         truth = self.graphs.y[self.graphs.test].to(self.device)
         return scores_of(name, hits, truth, self.graphs.names)
 
@@ -213,7 +243,8 @@ class GraphSetTask:
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean validation accuracy of a few networks trained for a third of the judges' epochs."""
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
-        return float(self._hits(self._fitted(synthetic, draws, 3, protocol), self.graphs.val).mean())
+        states = self._fitted(self.network, synthetic, draws, 3, protocol)
+        return float(self._hits(self.network, states, self.graphs.val).mean())
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
@@ -252,33 +283,40 @@ class GraphSetTask:
         require_targets(one_tensor(data.targets), count, self.graphs.num_classes, self.graphs.name)
         return data
 
-    def _fitted(self, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol) -> NetworkState:
+    def _fitted(
+        self, network: GraphNetwork, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol
+    ) -> NetworkState:
         """Return n trained networks, stacked, each at its best validation epoch."""
-        data = self._placed(synthetic)
+        data, draws = self._placed(synthetic), draws.to(self.device)
+        score = functools.partial(self._hits, network, graphs=self.graphs.val)
+        selection = Selection(lambda states: score(states).mean(1), VALIDATE_EVERY)
+        if isinstance(network, ModuleNetwork):
+            return fit_modules(network, data, protocol, selection, draws, n)
 
         def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-            return self.loss(state, batch), state.buffers
+            losses = target_loss(network.logits(state, graph_inputs(batch.inputs))[0], one_tensor(batch.targets))
+            return weighted_mean(losses, batch.weight), state.buffers
 
-        return fit_networks(
-            self.network.init,
-            loss,
-            data,
-            protocol,
-            n,
-            draws.to(self.device),
-            selection=Selection(lambda states: self._hits(states, self.graphs.val).mean(1), VALIDATE_EVERY),
-        )
+        return fit_networks(network.init, loss, data, protocol, n, draws, selection=selection)
 
     @torch.no_grad()
-    def _hits(self, states: NetworkState, graphs: Tensor) -> Tensor:
+    def _hits(self, network: GraphNetwork, states: NetworkState, graphs: Tensor) -> Tensor:
         """Return which graphs stacked networks classify rightly, ``(S, g)`` of 0 and 1."""
         networks = len(next(iter(states.params.values())))
         nodes = self.graphs.sizes[graphs].cumsum(0) * networks
+
+        def read(inputs: Tensors) -> Tensor:
+            if isinstance(network, ModuleNetwork):
+                return torch.stack([network.logits(state_at(states, index), inputs)[0] for index in range(networks)])
+            found: Tensor = torch.func.vmap(lambda params: network.logits(NetworkState(params, {}), inputs)[0])(
+                states.params
+            )
+            return found
+
         found = []
         for part in torch.split(graphs, torch.unique_consecutive(nodes // READ_NODES, return_counts=True)[1].tolist()):
             inputs = {name: tensor.to(self.device) for name, tensor in self.graphs.joined(part).items()}
-            logits = torch.func.vmap(lambda params: self.network.logits(params, inputs))(states.params)  # noqa: B023
-            found.append((logits.argmax(-1) == self.graphs.y[part].to(self.device)).double())
+            found.append((read(inputs).argmax(-1) == self.graphs.y[part].to(self.device)).double())
         return torch.cat(found, 1)
 
 
@@ -286,6 +324,8 @@ class GraphSetTask:
 def graph_set_task(
     data: "str | Path | Sequence[Any] | Mapping[str, Sequence[Any]] | GraphSet",
     *,
+    model: str | ModuleFactory = GCN,
+    features: str | Sequence[str] = (),
     width: int | None = None,
     seed: int = 0,
     name: str | None = None,
@@ -299,7 +339,10 @@ def graph_set_task(
         data: a name (see ``mmdistill data``), a folder in the TU layout, or a list (or data set, or ``.pt`` file of a
             list) of torch-geometric's ``Data`` with a class ``y`` each; or such lists by name of split,
             ``{"train": ..., "val": ..., "test": ...}``, of which a missing one is held out of the training graphs.
-        width: units of the network's layers; None is :data:`~mmdistill.graph.sets.models.WIDTH`.
+        model: the network to distil with: ``gcn``, or a function that returns a module with ``forward(x, edge_index,
+            batch)``, and perhaps an ``edge_weight`` too, which then is the default judge (``model``) too.
+        features: for a module, the submodule whose input is a graph's embedding; by default its last linear layer.
+        width: units of the layers of ``gcn``; None is :data:`~mmdistill.graph.sets.models.WIDTH`.
         seed: of the random split, and of what is held out of given ones.
         name: what data in memory are called, in reports and where runs are compared.
         judge_epochs: epochs of judges; None is the protocol's own number.
@@ -310,7 +353,8 @@ def graph_set_task(
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name, a size below 1, or a protocol of minibatches.
+        ConfigError: an unknown name, a size below 1, a width of a module, a module that cannot run on these graphs, or
+            a protocol of minibatches.
         DataError: files or graphs that are missing or cannot be used.
     """
     seed = checked_seed(seed)
@@ -318,4 +362,13 @@ def graph_set_task(
     require_kind(FitProtocol, protocol=protocol)
     device = choose_device(device)
     graphs = called(data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed), name, data, TU)
-    return GraphSetTask(graphs, width or WIDTH, protocol, device, judge_epochs=judge_epochs)
+    own: GraphModule | None = None
+    if callable(model):
+        require_no_width(width, "a module of your own")
+        own = GraphModule(model, features, device)
+    else:
+        require_no_features(features, known_name("network of graphs", model, (GCN,)))
+    task = GraphSetTask(graphs, width or WIDTH, protocol, device, judge_epochs=judge_epochs, own=own)
+    two = {name: tensor.to(task.device) for name, tensor in graphs.joined(graphs.train[:2]).items()}
+    try_network(task, two, f"graphs whose nodes have {graphs.x.shape[1]} features", graphs.num_classes)
+    return task

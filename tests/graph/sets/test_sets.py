@@ -220,7 +220,7 @@ def test_the_chosen_judges_read_no_test_label(graphs: GraphSet) -> None:
     y = graphs.y.clone()
     y[graphs.test] = 1 - y[graphs.test]
     own, other = (
-        made._fitted(made.select(torch.arange(6)), Draws(0), 2, FAST)
+        made._fitted(made.network, made.select(torch.arange(6)), Draws(0), 2, FAST)
         for made in (task(graphs), task(replace(graphs, y=y)))
     )
     assert all(torch.equal(tensor, other.params[name]) for name, tensor in own.params.items())
