@@ -259,8 +259,8 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
 def _load_tensors(path: Path, seed: int) -> ImageData:
     """Load images and labels, and those to test on where they are, from a file that holds them by name."""
     found = tensor_files.read_images(path)
-    source, held, _ = parts(found, f"{path} holds")
-    data = _built(str(path), source, held, seed=seed, whose=(f"{path}", f"{path}, to test on"))
+    source, held, notes = parts(found, f"{path} holds")
+    data = _built(str(path), source, held, seed=seed, notes=notes, whose=(f"{path}", f"{path}, to test on"))
     if path.suffix.lower() != SAFETENSORS:
         return data
     # What still maps the file would change with it. It is copied last: what a split has copied needs no second copy.

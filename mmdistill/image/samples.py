@@ -13,7 +13,7 @@ from mmdistill.files.columns import are_hidden, class_names_of, known_split, req
 from mmdistill.files.saved import from_array
 from mmdistill.image.class_labels import class_labels
 from mmdistill.image.pictures import pixels_of, require_bytes, resized, resizing_notes
-from mmdistill.image.tensor_files import NAMES
+from mmdistill.image.tensor_files import NAMES, by_split
 from mmdistill.names import first_few
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
@@ -59,20 +59,14 @@ def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any
         source: data by the name of their split, or tensors by the names that files of images have.
         holder: what the mapping is, with its verb, for messages.
     Raises:
-        DataError: names of neither, or two of one split.
+        DataError: names of neither, two of one split, or images without labels.
     """
-    images, labels, test_images, test_labels = NAMES
-    if images in source and labels in source:
-        tested = [name for name in (test_images, test_labels) if name in source]
-        if len(tested) == 1:
-            raise DataError(f"{holder} {tested[0]} alone; test images need their labels, and labels their images")
-        held_out = (source[test_images], source[test_labels]) if tested else None
-        return (source[images], source[labels]), held_out, ()
+    source = by_split(source, holder)
     require_one_each(source)
     splits = {known_split(key) or str(key): key for key in source}
     if "train" not in splits:
         raise DataError(
-            f"a mapping of images has the splits train and test, or {images} and {labels}, got "
+            f"a mapping of images has the splits train and test, or {NAMES[0]} and {NAMES[1]}, got "
             f"{first_few(list(source)) or 'an empty one'}"
         )
     train, notes = splits.pop("train"), []

@@ -627,6 +627,65 @@ def test_archives_of_numpy_and_torch(tmp_path: Path, ending: str) -> None:
         load(path)
 
 
+@pytest.mark.parametrize("ending", [".npz", ".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("Test.Data", "Testing-Targets"),
+        ("images", "labels", "images_val", "labels_val"),
+    ],
+)
+def test_files_of_splits_are_tested_on_their_own(tmp_path: Path, ending: str, names: tuple[str, ...]) -> None:
+    path, values = tmp_path / f"mine{ending}", [bytes_like(20, 8, 8), labels_of(20), bytes_like(6, 8, 8), labels_of(6)]
+    names = names if len(names) == 4 else ("TRAIN_IMAGE", "train-label", *names)
+    save_tensors(path, dict(zip(names, values, strict=True)) | {"more": torch.ones(1)})
+    assert domain_of(str(path)).name == "image"
+    found, expected = load(path), load((values[0], values[1]), test=(values[2], values[3]))
+    assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    assert len(found.test_labels) == 6
+    assert [note for note in found.notes if "val" in note] == ["test: the split val, as there is no test"] * (
+        "images_val" in names
+    )
+
+
+def save_tensors(path: Path, held: dict[str, Any]) -> None:
+    if path.suffix == ".pt":
+        torch.save(held, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **{name: np.asarray(value) for name, value in held.items()})
+    else:
+        safetensors.torch.save_file(held, path)
+
+
+def test_dicts_of_splits(tmp_path: Path) -> None:
+    train, test, path = (bytes_like(20, 8, 8), labels_of(20)), (bytes_like(6, 8, 8), labels_of(6)), tmp_path / "a.pt"
+    expected = load(train, test=test)
+    for images, labels in (("images", "labels"), ("x", "y"), ("data", "targets"), (0, 1)):
+        named = [part if images == 0 else dict(zip((images, labels), part, strict=True)) for part in (train, test)]
+        held = {"train": named[0], "test": named[1], "val": named[0], "meta": {"version": 2}}
+        torch.save(held, path)
+        if images != 0:
+            assert domain_of(str(path)).name == "image"
+        for source in (path, held):
+            found = load(source)
+            assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+            assert found.notes[:2] == ("the split val is not read", "the split meta is not read")
+    for held, said in (
+        ({"train": {"images": train[0]}}, r"'train', which has images; a split has images and labels, one of each"),
+        ({"train": {"images": train[0], "x": train[0], "labels": train[1]}}, r"which has images, x, labels; a split"),
+        ({"train_images": train[0], "labels": train[1], "test_x": test[0]}, "test_x alone; test images need"),
+        ({"images": train[0], "labels": train[1], "x_train": train[0]}, "images and x_train, both images of train"),
+        ({"test": {"images": train[0], "labels": train[1]}}, "splits named train and test of such, got test"),
+    ):
+        torch.save(held, path)
+        with pytest.raises(DataError, match=said):
+            load(path)
+    torch.save({"train": {"x": torch.ones(3, 2), "edge_index": torch.zeros(2, 0), "y": labels_of(3)}}, path)
+    assert not accepts(path)
+
+
 def test_nothing_is_run_from_torchs_and_numpys_files(tmp_path: Path) -> None:
     class Runs:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -760,7 +819,8 @@ def test_bad_samples() -> None:
         (Pairs([pixel], [0.5]), "no class index but 0.5"),
         (Pairs([pixel], [float("nan")]), "no class index but nan"),
         (DataLoader(TensorDataset(pixel, torch.zeros(1)), 1), "give the data set that it loads"),
-        ({"images": pixel}, "the splits train and test, or images and labels, got images"),
+        ({"images": pixel}, "the data hold images alone; train images need their labels"),
+        ({"pictures": pixel}, "the splits train and test, or images and labels, got pictures"),
         (pd.DataFrame({"images": [0]}), r"give its images and labels as a pair, \(data"),
         ([pixel], "no \\(sample, label\\) pair"),
         (iter([pixel]), "no map-style data set"),
