@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mmdistill.choices import Schedule as Schedule
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.exports import Exporter
+from mmdistill.files.hub import located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.imports import Importer
 from mmdistill.method import Method, MethodTable, Storage
@@ -208,8 +209,11 @@ def _only(domains: list[Domain]) -> list[Domain]:
 def located(data: str) -> str:
     """Return a known data set's name in its one spelling, and a path as an absolute one, which a run finds anywhere.
 
-    Names that a domain claims (``hf:NAME``) stay as they are: others give them.
+    Names that a domain claims (``hf:NAME``) stay as they are: others give them. Those of a folder (``hf:FOLDER``) are
+    paths.
     """
+    if on_hub(data):
+        return located_on_hub(data)
     for domain in map(get_domain, DOMAIN_PACKAGES):
         if _knows(domain, data):
             return canonical(data) if canonical(data) in domain.datasets else data

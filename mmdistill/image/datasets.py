@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.hub import load_from_hub, on_hub
+from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, tensor_files
@@ -97,7 +97,7 @@ def _loaded(
             raise ConfigError(f"names of classes are for tensors and data sets; {str(source)!r} brings its own")
         if not on_hub(str(source)):
             return _on_disk(source, size, seed)
-        name, source = str(source), load_from_hub(str(source))
+        name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     given = None if class_names is None else _checked_names(class_names)

@@ -13,7 +13,7 @@ from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.columns import SPLIT_NAMES
-from mmdistill.files.hub import load_from_hub, on_hub
+from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import SUFFIXES, suffix
 from mmdistill.labels import from_one
@@ -184,6 +184,7 @@ def load_text(
     elif isinstance(source, Mapping) and not is_table(source):
         splits, own_names, notes = from_parts(source, text_column, label_column)
     elif isinstance(source, str) and on_hub(source):
+        name = located_on_hub(source)
         splits, own_names, notes = from_data_sets(load_from_hub(source), text_column, label_column, source)
     elif isinstance(source, str) and canonical(source) in SOURCES:
         key = canonical(source)

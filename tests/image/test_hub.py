@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,6 +61,33 @@ def test_a_set_of_the_hub_is_of_the_kind_of_its_columns(sets: dict[str, Any]) ->
     assert registry.domain_of("hf:pets").name == "image"
     assert registry.domain_of("HF:news:short").name == "text"
     assert registry.located("hf:pets") == "hf:pets"
+
+
+def test_a_folder_of_the_hubs_files_is_found_from_anywhere(
+    sets: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, odd = tmp_path / "pets", tmp_path / "odd:name"
+    for one in (folder, odd):
+        one.mkdir()
+        sets[str(one)] = {"train": Split([0, 1] * 4, (SIZES[0],))}
+    sets[f"{folder}:small"] = {"train": Split([0, 1] * 3, (SIZES[0],))}
+    sets["others"] = {"train": Split([0, 1] * 5, (SIZES[0],))}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, absolute, images in (
+        ("hf:pets", f"hf:{folder}", 8),
+        ("HF:./pets:small", f"hf:{folder}:small", 6),
+        ("hf:~/pets", f"hf:{folder}", 8),
+        ("hf:odd:name", f"hf:{odd}", 8),
+        ("hf:others", "hf:others", 10),
+    ):
+        monkeypatch.chdir(tmp_path)
+        data, found = load(name), registry.located(name)
+        assert (found, data.name) == (absolute, absolute)
+        monkeypatch.chdir("/")
+        again = load(found)
+        assert again.fingerprint == data.fingerprint
+        assert len(again.train_labels) + len(again.test_labels) == images
 
 
 def test_images_of_the_hub_come_with_their_splits_and_classes(sets: dict[str, Any]) -> None:
