@@ -55,6 +55,27 @@ def require_budget(kind: BudgetKind, budget: int) -> None:
         raise ConfigError(f"the budget (--{kind}) is between 1 and {MOST:,}, got {budget}")
 
 
+def available(task: Task, counts: Tensor) -> Tensor:
+    """Return so many samples of each class, of a smaller one all, ``(C,)`` (without classes of the one group)."""
+    if task.labels is None:
+        return counts.clamp(max=task.describe().num_train)
+    return counts.minimum(torch.bincount(task.labels.cpu(), minlength=len(counts)))
+
+
+def short_classes(task: Task, counts: Tensor) -> str:
+    """Return which classes have fewer samples than so many, in words; nothing where none has, or there are none."""
+    if task.labels is None:
+        return ""
+    have, names = available(task, counts), task.describe().class_names
+    short = (have < counts).nonzero().flatten().tolist()
+    if not short:
+        return ""
+    first = min(short, key=lambda index: int(have[index]))
+    others = "" if len(short) == 1 else f" (and {len(short) - 1} other{'s' * (len(short) > 2)})"
+    number = int(have[first])
+    return f"class {names[first] if names else first}{others} has {number} sample{'s' * (number != 1)}"
+
+
 class ClassShares(NamedTuple):
     """How a budget is shared among the classes of a task.
 
@@ -126,7 +147,7 @@ def _folded(name: str) -> str:
 
 
 def subset_bytes(task: Task, budget: int) -> int:
-    """Return the bytes of real samples at equal count, as the training set stores them."""
+    """Return the bytes of real samples at equal count, as the training set stores them, of small classes all."""
     info = task.describe()
-    count = int(allocate(budget, info.budget, task.labels, task.num_classes).sum())
+    count = int(available(task, allocate(budget, info.budget, task.labels, task.num_classes)).sum())
     return count * info.sample_bytes or -(-count * info.stored_bytes // info.num_train)

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
@@ -11,7 +12,7 @@ from mmdistill.allocation import ShortClassError
 from mmdistill.checks import is_of
 from mmdistill.composition import NOISE, starts_from_noise
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.execution import ranks
 from mmdistill.method import Method, Storage
 from mmdistill.parameterizations.base import Parameterization
@@ -59,7 +60,11 @@ def find_budget(
         ConfigError: none given, several given, one in another unit, or bytes that hold not even one sample per class.
     """
     count = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
-    return budget_in_bytes(task, method, parse_bytes(bytes), seed) if bytes is not None else (method, count)
+    if bytes is None:
+        return method, count
+    with warnings.catch_warnings():  # of sets that are tried; the one that is taken warns again
+        warnings.simplefilter("ignore", MmdistillWarning)
+        return budget_in_bytes(task, method, parse_bytes(bytes), seed)
 
 
 def asked_count(

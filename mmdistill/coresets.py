@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import Embeds, Selects
-from mmdistill.allocation import require_members
+from mmdistill.allocation import available, require_members
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.portions import filled
 from mmdistill.networks.schedules import sgd_step
@@ -352,15 +352,23 @@ def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Te
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(),)`` int64.
     """
-    if task.labels is None:
-        available = torch.tensor([task.describe().num_train])
-    else:
-        available = torch.bincount(task.labels, minlength=len(counts))
-    once = available.minimum(counts)
-    groups = torch.split(choose_start(task, kind, once, draws), once.tolist())
-    return torch.cat(
-        [own[torch.arange(wanted) % len(own)] for own, wanted in zip(groups, counts.tolist(), strict=True)]
-    )
+    once = available(task, counts)
+    return choose_start(task, kind, once, draws)[repeated_rows(once, counts)]
+
+
+def repeated_rows(once: Tensor, counts: Tensor) -> Tensor:
+    """Return the rows of samples, class after class, that give each class so many: its own ones over and over.
+
+    Shapes:
+        once and counts ``(C,)``, how many there are and shall be; returns ``(counts.sum(),)``.
+    """
+    own = once.repeat_interleave(counts)
+    return (once.cumsum(0) - once).repeat_interleave(counts) + ranks_within(counts) % own
+
+
+def ranks_within(counts: Tensor) -> Tensor:
+    """Return the number of each sample in its class, of samples class after class, ``(counts.sum(),)``."""
+    return torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
 
 def _chosen(kind: str, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:

@@ -4,12 +4,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects, judge_title
-from mmdistill.allocation import allocate
+from mmdistill.allocation import allocate, available, short_classes
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
@@ -361,15 +361,22 @@ class _Judging:
         task, key = self.task, self.key.fold(name)
         if name == "whole":
             return lambda judge: self._judged(None, judge, key.fold(judge), {})
-        counts = self._counts(budget)
+        asked = self._counts(budget)
+        counts, short = available(task, asked) if task.labels is not None else asked, short_classes(task, asked)
+        note = f"{short}, fewer than the {int(asked.max())} at equal count, and gives all of them"
+
+        def noted(scores: Scores) -> Scores:
+            return replace(scores, notes=(*scores.notes, note)) if short else scores
+
         if name != "random":
             chosen = coreset(task, name, counts, key)
-            return lambda judge: self._judged(chosen, judge, key.fold(judge), {})
+            return lambda judge: noted(self._judged(chosen, judge, key.fold(judge), {}))
         # Every network sees another random subset, so the spread covers the choice.
         keys = [key.fold("subset", index) for index in range(self.n)]
         subsets = [coreset(task, "real", counts, own) for own in keys]
-        return lambda judge: _pooled(
-            [task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in zip(keys, subsets, strict=True)]
+        pairs = list(zip(keys, subsets, strict=True))
+        return lambda judge: noted(
+            _pooled([task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in pairs])
         )
 
     def _counts(self, budget: int) -> Tensor:

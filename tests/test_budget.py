@@ -14,9 +14,11 @@ from scipy.sparse import csr_matrix
 from mmdistill.budget import find_budget, largest_within
 from mmdistill.commands.planning import plan_rows
 from mmdistill.config import DistillConfig
+from mmdistill.coresets import choose_start
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning
+from mmdistill.evaluate import evaluate
 from mmdistill.graph import graph_task
 from mmdistill.image import image_task
 from mmdistill.method import MethodTable, Storage
@@ -25,7 +27,8 @@ from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
-from mmdistill.settings import Settings
+from mmdistill.selections import known_bytes
+from mmdistill.settings import InitKind, Settings
 from mmdistill.task import Task
 from tests.graph.toy import planted_graph
 from tests.text.corpus import small_task
@@ -126,14 +129,16 @@ def long_tail() -> Task:
 
 def test_bytes_that_a_small_class_leaves_unused_are_said(long_tail: Task, caplog: pytest.LogCaptureFixture) -> None:
     dm = get_method(get_domain("image"), "dm")
-    assert find_budget(long_tail, dm, bytes="10KB")[1] == 2
+    assert find_budget(long_tail, dm, bytes="10KB")[1] == 12
+    assert not caplog.records
+    assert find_budget(long_tail, dm, bytes="20KB")[1] == 13  # no more than the 41 real samples
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
-        "the set takes 1,542 of 10,000 bytes (ipc 2): class rare has 2 samples, fewer than the 3 asked for; "
+        "the set takes 10,023 of 20,000 bytes (ipc 13): class rare has 2 samples, fewer than the 14 asked for; "
         "samples that start from noise need no real ones: --init noise (settings={'init': 'noise'} in Python)"
     )
     caplog.clear()
-    assert find_budget(long_tail, dm.with_settings(init="noise"), bytes="10KB")[1] == 12
+    assert find_budget(long_tail, dm.with_settings(init="noise"), bytes="20KB")[1] == 25
     assert find_budget(long_tail, dm, bytes="1KB")[1] == 1
     assert (
         find_budget(long_tail, dm.stored_as(get_domain("image").parameterizations["upsample-2"]), bytes="10KB")[1] > 9
@@ -144,17 +149,53 @@ def test_bytes_that_a_small_class_leaves_unused_are_said(long_tail: Task, caplog
 
 
 @pytest.mark.parametrize(
-    ("name", "helps"), [("dm", True), ("krr", True), ("ld", False), ("random-soft", False), ("rded", False)]
+    ("name", "ipc", "helps"),
+    [("dm", 14, True), ("krr", 14, True), ("ld", 3, False), ("random-soft", 3, False), ("rded", 3, False)],
 )
-def test_too_few_samples_to_start_from_can_be_none(long_tail: Task, name: str, helps: bool) -> None:
-    with pytest.raises(DataError, match=r"class rare has 2 samples, fewer than the 3 asked for; lower the") as error:
-        distill(long_tail, name, ipc=3, settings=None if name in ("random-soft", "rded") else {"steps": 1})
+def test_too_few_samples_to_start_from_can_be_none(long_tail: Task, name: str, ipc: int, helps: bool) -> None:
+    with pytest.raises(DataError, match=rf"rare has 2 samples, fewer than the {ipc} asked for; lower the") as error:
+        distill(long_tail, name, ipc=ipc, settings=None if name in ("random-soft", "rded") else {"steps": 1})
     assert ("or start from noise by --init noise (settings={'init': 'noise'} in Python)" in str(error.value)) == helps
     if helps:
-        assert distill(long_tail, name, ipc=3, settings={"steps": 1, "init": "noise"}).budget == 3
+        assert distill(long_tail, name, ipc=ipc, settings={"steps": 1, "init": "noise"}).budget == ipc
 
 
 def test_a_dry_run_says_what_starts_from_none(long_tail: Task, tmp_path: Path) -> None:
-    config = DistillConfig(data="mine", method="dm", ipc=3, out=str(tmp_path / "run"))
-    with pytest.raises(DataError, match=r"3 asked for; lower the budget, or start from noise by --init noise"):
-        plan_rows(config, long_tail, get_method(get_domain("image"), "dm"), 3)
+    config = DistillConfig(data="mine", method="dm", ipc=14, out=str(tmp_path / "run"))
+    with pytest.raises(DataError, match=r"14 asked for; lower the budget, or start from noise by --init noise"):
+        plan_rows(config, long_tail, get_method(get_domain("image"), "dm"), 14)
+
+
+COPIED = "class rare has 2 samples, fewer than the 4 asked for: the rest start as copies with a little noise"
+
+
+@pytest.mark.parametrize("init", ["real", "herding", "k-center", "k-means", "craig"])
+def test_small_classes_start_from_copies_that_differ(long_tail: Task, init: InitKind) -> None:
+    with pytest.warns(MmdistillWarning, match=COPIED):
+        made = raw_samples(long_tail, 4, init, "hard", Draws(3))
+    rare, few = made.inputs.detach()[:4].flatten(1), made.inputs.detach()[4:8].flatten(1)
+    real = long_tail.select(torch.arange(11)).inputs
+    assert isinstance(real, torch.Tensor)
+    apart = torch.cdist(rare, real[:2].flatten(1))
+    assert apart.argmin(1).bincount().tolist() == [2, 2]
+    assert (apart[:2].amin(1) == 0).all()  # the real ones come first, as they are
+    expected = 0.1 * float(made.inputs.detach()[[0, 1, *range(4, 12)]].std()) * 8  # of 64 pixels
+    assert apart[2:].amin(1).tolist() == pytest.approx([expected] * 2, rel=0.3)
+    assert (torch.cdist(few, real[2:].flatten(1)).amin(1) == 0).all()
+    assert made(Draws(0)).targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4  # type: ignore[union-attr]
+
+
+def test_classes_of_enough_samples_start_as_they_did(long_tail: Task) -> None:
+    chosen = choose_start(long_tail, "real", torch.tensor([2, 2, 2]), Draws(3))
+    assert torch.equal(raw_samples(long_tail, 2, "real", "hard", Draws(3)).inputs, long_tail.select(chosen).inputs)  # type: ignore[arg-type]
+
+
+def test_small_classes_stand_beside_baselines_of_all_that_they_have(long_tail: Task) -> None:
+    with pytest.warns(MmdistillWarning, match=COPIED):
+        made = distill(long_tail, "dm", ipc=4, settings={"steps": 1})
+    found = evaluate(long_tail, made, n=1, judges=["ntk"], baselines=["random", "herding", "whole"])
+    assert not found.failures
+    note = "class rare has 2 samples, fewer than the 4 at equal count, and gives all of them"
+    assert [note in found.baselines[name][0].notes for name in ("random", "herding", "whole")] == [True, True, False]
+    assert note not in found.headline().notes
+    assert known_bytes(long_tail, 4)["random"] == -(-10 * long_tail.describe().stored_bytes // 41)

@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -407,14 +408,16 @@ def test_a_baseline_that_a_judge_refuses_is_reported(result: DistilledSet) -> No
     assert (alone.baselines, alone.baselines.get("whole"), asdict(alone)["baselines"]) == ({}, None, {})
 
 
-def test_a_set_larger_than_a_class_is_judged_without_the_baselines_that_need_more() -> None:
+def test_a_set_larger_than_a_class_is_judged_beside_all_of_its_samples() -> None:
     small = BlobTask(per_class=5)
     made = distill(small, CORE_METHODS["dm"], ipc=8, settings={"steps": 1, "augment": False, "init": "noise"})
     found = evaluate(small, made, n=1)
     assert [entry.judge for entry in found.results] == ["mlp"]
-    assert set(found.baselines) == {"whole"}
-    assert set(found.failures) == {"the random baseline", "the herding baseline"}
-    assert "has 5 samples, fewer than the 8 asked for" in found.failures["the random baseline"]
+    assert set(found.baselines) == {"random", "herding", "whole"}
+    assert not found.failures
+    for name in ("random", "herding"):
+        (note,) = (note for note in found.baselines[name][0].notes if "equal count" in note)
+        assert re.fullmatch(r"class \w+ \(and 2 others\) has 5 samples, fewer than the 8 at equal count.*", note)
 
 
 def test_out_of_memory_says_what_to_lower() -> None:

@@ -12,7 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, SoftmaxLabels, make_labels
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.parameterizations.raw import Raw, raw_samples
+from mmdistill.parameterizations.raw import Raw, raw_samples, start_inputs
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -48,7 +48,7 @@ def known_samples(
         finals = partial(schedule.finals, task)
         if settings.init == "real":
             counts, classes, num_classes = shares_of(task, budget)
-            inputs = task.select(recognised(task, finals, counts, draws)).inputs
+            inputs = start_inputs(task, lambda once: recognised(task, finals, once, draws), counts, draws)
             made = Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
         else:
             made = raw_samples(task, budget, settings.init, label, draws)

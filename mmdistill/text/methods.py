@@ -61,7 +61,7 @@ def k_means_set(task: Task, budget: int, settings: Settings, draws: Draws) -> Ra
 
 def real_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
     """Return random real texts with hard labels, which take the bytes of chosen ones and of centroids."""
-    return raw_samples(task, budget, "real", "hard", draws)
+    return raw_samples(task, budget, "real", "hard", draws, learned=False)
 
 
 def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:

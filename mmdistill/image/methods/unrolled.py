@@ -83,7 +83,7 @@ def hallucinated_styles(
 
 def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build real images that stay as they are, with labels that are learned."""
-    found = raw_samples(task, budget, settings.init, label, draws)
+    found = raw_samples(task, budget, settings.init, label, draws, learned=False)
     batch = found(draws)
     return Raw(batch.inputs, found.labels, found.classes, found.num_classes, learn=())
 
@@ -110,7 +110,7 @@ UNIT_NOISE = Storage(unit_noise, "the images themselves")
 
 def labelled_images(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
     """Draw real images that a teacher shall label."""
-    return raw_samples(task, budget, "real", "teacher", draws)
+    return raw_samples(task, budget, "real", "teacher", draws, learned=False)
 
 
 def _haba_settings(ipc: int, table: Mapping[int, TrajectoryRow] = HABA_CIFAR10) -> Settings:
