@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from mmdistill import __version__
 from mmdistill.commands.endings import ending_as_ctrl_c, kept, remedy, replaced_by
+from mmdistill.commands.processes import follow_starter
 from mmdistill.commands.wording import (
     EXAMPLES,
     GROUPS,
@@ -380,6 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, also by SIGTERM or SIGHUP."""
     _ready_streams()
     with ending_as_ctrl_c():
+        follow_starter()
         return _exit_code(config_first(spelled(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -1,10 +1,13 @@
 """Runs in processes of their own: how they are started, how they are stopped with a checkpoint, and why they failed."""
 
+import _thread
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -17,6 +20,8 @@ PAUSE = 0.05
 """Seconds between two looks at whether they have ended; Windows tells of Ctrl-C in none that waits for them."""
 PROGRAM = "mmdistill"
 """What runs where no script or module of the user's was started."""
+FOLLOWS = "MMDISTILL_FOLLOWS_STDIN"
+"""Environment variable of processes that are to end when what is at the other end of their standard input has."""
 
 
 def own_program() -> list[str]:
@@ -49,11 +54,41 @@ def _is_module(name: str) -> bool:
 
 
 def start(command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    """Start a process that writes into a log; a terminal's Ctrl-C is left to :func:`stop`, since two end it at once."""
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # of the log, whatever the system's is
+    """Start a process that writes into a log; a terminal's Ctrl-C is left to :func:`stop`, since two end it at once.
+
+    Where it calls :func:`follow_starter`, it ends by itself when this process is gone, killed say.
+    """
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", FOLLOWS: "1"}  # of the log, whatever the system's is
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
+        command, stdin=_lifeline(), stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
     )
+
+
+@functools.cache
+def _lifeline() -> int:
+    """Return the end to read of a pipe into which nothing is written; the other end closes as this process ends."""
+    return os.pipe()[0]
+
+
+def follow_starter() -> None:
+    """End this process as SIGTERM does, a run with a checkpoint, once the one that started it by :func:`start` is gone.
+
+    Elsewhere nothing is done. Standard input, by which it knows, reads as empty from then on.
+    """
+    if os.environ.pop(FOLLOWS, None) is None:  # processes that are started here do not follow
+        return
+    lifeline, nowhere = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        if sys.platform == "win32":  # where SIGTERM would kill it
+            _thread.interrupt_main()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 def stop(processes: Sequence["subprocess.Popen[bytes]"], interrupted: bool = True) -> None:

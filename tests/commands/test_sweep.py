@@ -21,7 +21,7 @@ import torch
 from mmdistill.cli import build_parser, main
 from mmdistill.commands import sweep
 from mmdistill.commands.finished import compare_command
-from mmdistill.commands.processes import own_program, start, stop
+from mmdistill.commands.processes import follow_starter, own_program, start, stop
 from mmdistill.commands.sweep import planned
 from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
@@ -320,6 +320,71 @@ def test_an_interrupted_sweep_stops_its_runs_and_goes_on_when_called_again(
     assert swept(out, "--ipc", "1", "--seeds", "0,1") == 0
     assert f"runs in {out}: 1 unfinished, 1 new" in capsys.readouterr().out
     assert calls(out) == ["digits-dm-1 auto False", "digits-dm-1 auto True", "digits-dm-1-seed1 auto True"]
+
+
+STARTER = """
+import sys, time
+from mmdistill.commands.processes import start
+with open(sys.argv[1], "wb") as log:
+    for name in "ab":
+        start([sys.executable, "-u", "-c", sys.argv[2], name], log)
+time.sleep(60)
+"""
+FOLLOWER = """
+import os, signal, sys, time
+from mmdistill.commands.processes import follow_starter
+def stopped(*_):
+    print(f"kept {sys.argv[1]}", flush=True)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stopped)
+follow_starter()
+print(f"begun {sys.argv[1]} {sys.stdin.read()!r} {'MMDISTILL_FOLLOWS_STDIN' in os.environ}", flush=True)
+time.sleep(60)
+"""
+
+
+def lines_once(log: Path, count: int) -> list[str]:
+    """Return a log's lines once it has so many."""
+    until = time.time() + 20
+    while len(lines := sorted(log.read_text().splitlines()) if log.exists() else []) < count and time.time() < until:
+        time.sleep(0.01)
+    return lines
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_runs_end_with_a_checkpoint_when_what_started_them_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(log), FOLLOWER])
+    begun = ["begun a '' False", "begun b '' False"]
+    assert lines_once(log, 2) == begun
+    time.sleep(0.1)
+    assert lines_once(log, 2) == begun
+    starter.kill()
+    assert starter.wait() == -signal.SIGKILL
+    assert lines_once(log, 4) == [*begun, "kept a", "kept b"]
+
+
+def test_what_no_sweep_started_follows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMDISTILL_FOLLOWS_STDIN", raising=False)
+    threads = threading.active_count()
+    follow_starter()
+    assert threading.active_count() == threads
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_a_killed_sweep_leaves_no_run_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mmdistill", "sweep", "--data", "digits", "--methods", "dm", "--ipc", "1", *FAST]
+    options = ["--steps", "1000000", "--checkpoint-every", "5", "--out", str(tmp_path / "out")]
+    killed, until = subprocess.Popen([*command, *options]), time.time() + 300
+    while not list(tmp_path.glob("out/*/checkpoints/step-*")) and time.time() < until:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    log = tmp_path / "out" / "digits-dm-1" / "log.txt"
+    while "mmdistill: stopped; continue with: " not in log.read_text() and time.time() < until:
+        time.sleep(0.05)
+    assert "mmdistill: stopped; continue with: " in log.read_text()
 
 
 def test_runs_that_get_ctrl_c_themselves_as_on_windows_end_their_steps(
