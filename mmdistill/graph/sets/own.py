@@ -85,7 +85,7 @@ class GraphModule(ModuleNetwork):
 
 
 def _called_with(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return the names and defaults of what a module is called with after nodes and edges.
+    """Return the names, of what it cannot be given empty ones, and defaults of a module's arguments after its edges.
 
     Raises:
         ConfigError: no ``batch`` among them, or something else without a default.
@@ -112,4 +112,4 @@ def _called_with(module: nn.Module) -> list[tuple[str, Any]]:
             f"{kind}.forward needs {missing[0]!r}: call it edge_weight if it takes a weight for each edge; edges and "
             "graphs have no other attributes here, so anything else needs a default"
         )
-    return [(one.name, one.default) for one in arguments[2 : last + 1]]
+    return [(one.name if one.name in wanted else "", one.default) for one in arguments[2 : last + 1]]

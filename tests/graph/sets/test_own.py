@@ -12,6 +12,7 @@ from mmdistill import distill, evaluate, graph_set_task
 from mmdistill.abilities import judge_title
 from mmdistill.errors import ConfigError, MmdistillWarning, ShapeError
 from mmdistill.graph.sets import GraphSet, GraphSetTask
+from mmdistill.graph.sets.own import GraphModule
 from mmdistill.graph.sets.synthetic import SyntheticGraphs
 from mmdistill.networks.schedules import EMPTY, FreshNetworks
 from mmdistill.objectives.base import Network, class_gradients, class_means
@@ -141,6 +142,25 @@ def test_edges_stay_where_a_module_takes_no_weights(graphs: GraphSet) -> None:
         alike = (real["adjacency"][:, :width, :width] == adjacency).all((1, 2))
         assert alike.any()
         assert not (real["x"][:, :width] == x).all((1, 2)).any()
+
+
+def test_a_module_that_says_that_it_ignores_weights_gets_none(graphs: GraphSet) -> None:
+    class Ignoring(Weighted):
+        supports_edge_weight = False
+
+        def forward(
+            self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, batch: Tensor | None = None
+        ):  # type: ignore[no-untyped-def]
+            assert edge_weight is None
+            return super().forward(x, edge_index, None, batch)
+
+    network = own(graphs, Ignoring).network
+    assert isinstance(network, GraphModule)
+    assert not network.takes_weight
+    strong = {**graphs.padded(torch.tensor([0, 1]))}
+    weak = {**strong, "adjacency": 0.4 * strong["adjacency"]}
+    assert network.precomputed(strong)["edge_index"].shape[1] == int(strong["adjacency"].sum())
+    assert network.precomputed(weak)["edge_index"].shape[1] == 0
 
 
 def test_a_batch_norm_takes_the_statistics_of_real_graphs(graphs: GraphSet) -> None:
