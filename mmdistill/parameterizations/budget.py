@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import choose_repeatedly
+from mmdistill.coresets import choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import index_bytes, stored_tensor_bytes
+from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.parameterizations.tiles import composed, require_tiles
 from mmdistill.parameterizations.upsample import require_images
 from mmdistill.runtime import Draws
@@ -154,12 +156,13 @@ class ImageBudget:
     def targets(self, task: Task, per_class: int, init: InitKind, draws: Draws) -> Tensor:
         """Return images to start from, ``(C per_class, channels, height, width)``: real ones, or N(0, 1) noise.
 
-        A class with fewer images gives them repeatedly. Images that are to be cut are composed of real ones.
+        A class with fewer images gives noisy copies of them too. Images that are to be cut are composed of real ones.
         """
         if init == "noise":
             return draws.fold("noise").to(task.device).normal(self.num_classes * per_class, *self.shape)
         counts = torch.full((self.num_classes,), per_class * self.samples_per_image)
-        return composed(require_images(task.select(choose_repeatedly(task, init, counts, draws)).inputs), self.tiles)
+        chosen = partial(choose_start, task, init, draws=draws)
+        return composed(require_images(start_inputs(task, chosen, counts, draws, parts=True)), self.tiles)
 
 
 def bytes_of(modules: Sequence[nn.Module]) -> int:

@@ -12,7 +12,8 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, SoftmaxLabels, make_labels
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.parameterizations.raw import Raw, raw_samples, start_inputs
+from mmdistill.parameterizations.raw import Raw, raw_samples
+from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings

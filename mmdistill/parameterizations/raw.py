@@ -1,23 +1,18 @@
 """Raw storage: the samples themselves are learned."""
 
-import warnings
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mmdistill.allocation import available, shares_of, short_classes
-from mmdistill.coresets import choose_start, ranks_within, repeated_rows, require_samples
-from mmdistill.errors import MmdistillWarning
+from mmdistill.allocation import shares_of
+from mmdistill.coresets import choose_start, require_samples
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Inputs, Task, num_samples
-
-REPEAT_NOISE = 0.1
-"""Deviation of the noise on copies of real samples, of that of the samples: without any, copies would get the same
-gradients and stay alike."""
 
 
 class Raw(Parameterization):
@@ -76,7 +71,7 @@ def raw_samples(
         learned: whether the samples will learn; of others a class has no more than its real ones.
     Raises:
         ConfigError: a task without classes, or a budget that cannot be shared among them.
-        ShortClassError: a class with too few real samples, see :func:`start_inputs`.
+        ShortClassError: too few real samples of a class, :func:`~mmdistill.parameterizations.starts.start_inputs` says
     """
     counts, classes, num_classes = shares_of(task, budget)
     if init == "noise":
@@ -85,46 +80,8 @@ def raw_samples(
     else:
         if not learned:
             require_samples(task, counts)
-        inputs = start_inputs(task, lambda once: choose_start(task, init, once, draws), counts, draws)
+        inputs = start_inputs(task, partial(choose_start, task, init, draws=draws), counts, draws)
     return Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
-
-
-def start_inputs(task: Task, choose: Callable[[Tensor], Tensor], counts: Tensor, draws: Draws) -> Inputs:
-    """Return the real samples that learned ones start from.
-
-    A class that has fewer than are asked for gives all of them, and copies of these with a little noise; a warning says
-    so. There are none of samples that are more than one tensor, nor in a set of more samples than the data have.
-
-    Args:
-        task: the task.
-        choose: returns the indices of so many real samples of each class, class after class.
-        counts: how many are asked for.
-        draws: the key of the noise.
-    Shapes:
-        counts ``(C,)``; returns ``(counts.sum(), ...)``.
-    Raises:
-        ShortClassError: a class with fewer samples where there are no copies.
-    Source: Zhao et al., CVPR 2025 (long-tailed data), whose code copies such images, without noise.
-    """
-    short, once = short_classes(task, counts), available(task, counts)
-    if short and int(counts.sum()) > task.describe().num_train:
-        require_samples(task, counts)
-    inputs = task.select(choose(once)).inputs
-    if not short:
-        return inputs
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        require_samples(task, counts)
-    assert isinstance(inputs, Tensor)
-    warnings.warn(
-        f"{short}, fewer than the {int(counts.max())} asked for: the rest start as copies with a little noise",
-        MmdistillWarning,
-        stacklevel=2,
-    )
-    found = inputs[repeated_rows(once, counts).to(inputs.device)]
-    copies = (ranks_within(counts) >= once.repeat_interleave(counts)).to(inputs.device)
-    noise = draws.fold("copies").to(inputs.device).normal(int(copies.sum()), *found.shape[1:])
-    found[copies] += REPEAT_NOISE * inputs.std() * noise.to(found.dtype)
-    return found
 
 
 def noise_like(inputs: Inputs, draws: Draws) -> Inputs:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import choose_repeatedly
+from mmdistill.coresets import choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
+from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.parameterizations.tiles import ImageCodes, composed, require_tiles
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
@@ -136,8 +138,8 @@ def multi_formation(
     Args:
         task: a task of images with classes.
         budget: stored images per class.
-        init: how the real images are chosen, repeatedly where a class has fewer than tiles, or ``noise`` around the
-            middle of the value range.
+        init: how the real images are chosen, of a class with fewer than tiles all, and noisy copies of them; or
+            ``noise`` around the middle of the value range.
         label: the kind of labels; fixed ones are stored once per image, learned ones once per decoded sample.
         draws: the key.
         factor: tiles per side.
@@ -155,8 +157,10 @@ def multi_formation(
         spread = draws.fold("noise").to(task.device).normal(len(classes), *shape[1:]) / 4 + 0.5
         pixels = low + (high - low) * spread
     else:
-        chosen = task.select(choose_repeatedly(task, init, counts * factor**2, draws))
-        pixels = composed(require_images(chosen.inputs) * space.std + space.mean, factor)
+        tiles = start_inputs(
+            task, partial(choose_start, task, init, draws=draws), counts * factor**2, draws, parts=True
+        )
+        pixels = composed(require_images(tiles) * space.std + space.mean, factor)
     targets = classes if label == "hard" else classes.repeat_interleave(factor**2)
     labels = make_labels(label, targets, num_classes)
     return MultiFormation(pixels, labels, classes, num_classes, factor, space)

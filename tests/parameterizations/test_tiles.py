@@ -103,7 +103,7 @@ def test_a_composed_image_is_cut_into_the_means_that_it_was_composed_of() -> Non
 
 
 def test_images_that_are_cut_start_from_several_real_ones_of_their_class(task: ImageTask) -> None:
-    room = ImageBudget.of(task, 40, "hard", tiles=2)
+    room = ImageBudget.of(task, 16, "hard", tiles=2)
     made = hallucinated_bases(task, room, "real", KEY, count=2, warm_up=0)
     bases = len(made.codes) // 10
     chosen = task.select(choose_repeatedly(task, "real", torch.full((10,), bases * 2 * 4), KEY))
@@ -163,6 +163,7 @@ def test_each_tile_has_labels_of_its_own_within_the_bytes(task: ImageTask, label
 
 
 @pytest.mark.usefixtures("short_fits")
+@pytest.mark.filterwarnings("ignore:.*start as copies")
 def test_haba_compares_the_styles_of_tiles(task: ImageTask) -> None:
     settings = {"steps": 1, "real_batch": 4, "experts": 1, "expert_steps": 1, "start_epochs": 1, "inner_steps": 1}
     found = distill(task, "haba", ipc=20, parameterization=hallucinated(2, tiles=2), settings=settings)
@@ -182,6 +183,7 @@ def test_names_of_cut_storages() -> None:
             get_parameterization(DOMAIN, wrong)
 
 
+@pytest.mark.filterwarnings("ignore:.*start as copies")
 def test_images_of_one_pixels_height_are_stored_uncut() -> None:
     images = (KEY.normal(12, 1, 1, 16).abs() * 60).clamp(0, 255).to(torch.uint8)
     thin = image_task((images, torch.arange(12) % 2), test=(images, torch.arange(12) % 2), model="mlp-w8")
