@@ -208,8 +208,8 @@ def load_interactions(
     """Read interactions from a data set's name, a file, a folder, a table or a users x items matrix.
 
     Feedback becomes implicit: a rating counts as one interaction where it is at least ``min_rating``, or by default
-    above 0; a table without ratings is all interactions. Each user's interactions are divided 80/10/10, with at least
-    one for validation and one for testing, unless a column names splits.
+    above 0; a table without ratings is all interactions. Unless a column names splits, each user's interactions are
+    divided 80/10/10, of which training leaves one to testing; each part has at least one.
 
     Args:
         source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), a tuple

@@ -30,7 +30,8 @@ def said(split_by: SplitBy, seed: int) -> str:
     """Return what is noted where interactions were divided here."""
     if split_by == "time":
         return "test and validation: each user's last tenth by time, and the tenth before it"
-    return f"test and validation: a tenth each of a user's interactions, at random and not by time, seed {seed}"
+    tenths = "a tenth of a user's interactions for validation, and one more than a tenth for test"
+    return f"{tenths}, at random and not by time, seed {seed}"
 
 
 def require_way(split_by: str | None) -> None:
@@ -54,22 +55,39 @@ def named_parts(column: "pd.Series[Any]", name: str) -> Numbers:
 
 
 def divided(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:
-    """Return the part of each interaction: of a user's n, max(1, n/10) for testing, as many for validation.
+    """Return the part of each interaction, of each user's alike.
+
+    Of a user's n, a random split validates with floor(9n/10) - floor(8n/10) and tests with n - floor(9n/10) + 1; a user
+    of whom none would validate gives one of those to be tested with. A split by time has max(1, floor(n/10)) of each.
 
     Args:
-        users: whose each is, in the order of time where they are split by it.
+        users: whose each is, in the order of time where they are split by it; each has three or more.
         split_by: ``random``, or ``time``: the latest are for testing, those before them for validation.
         draws: of the random split.
+
+    Source: the code of Sachdeva et al., NeurIPS 2022, which leaves users of three to five interactions (by its numbers)
+        without validation.
     """
-    late = np.arange(len(users)) if split_by == "time" else -draws.uniform(len(users)).numpy()
-    order = np.lexsort((-late, users))
+    sizes = np.bincount(users)
+    if split_by == "time":
+        valid = test = np.maximum(1, sizes // 10)
+        rank = _ranks(users, np.arange(len(users)))
+    else:
+        tenth = 9 * sizes // 10 - 8 * sizes // 10
+        valid, test = np.maximum(1, tenth), sizes - 9 * sizes // 10 + (tenth > 0)
+        rank = _ranks(users, -draws.uniform(len(users)).numpy())
+    part: Numbers = np.where(rank < test[users], TEST, np.where(rank < (test + valid)[users], VALID, TRAIN))
+    return part
+
+
+def _ranks(users: Numbers, late: npt.NDArray[Any]) -> Numbers:
+    """Return how many of its user's interactions are later than each."""
     sizes = np.bincount(users)
     starts = np.cumsum(sizes) - sizes
+    order = np.lexsort((-late, users))
     rank = np.empty(len(users), dtype=np.int64)
     rank[order] = np.arange(len(users)) - starts[users[order]]
-    held = np.maximum(1, sizes // 10)[users]
-    part: Numbers = np.where(rank < held, TEST, np.where(rank < 2 * held, VALID, TRAIN))
-    return part
+    return rank
 
 
 def trained(part: Numbers, users: Numbers, items: Numbers, name: str) -> tuple[Numbers, Numbers, Numbers, int]:
@@ -97,9 +115,11 @@ def completed(part: Numbers, users: Numbers, draws: Draws) -> Numbers:
         return part
     train = np.flatnonzero(part == TRAIN)
     sizes = np.bincount(users[train], minlength=int(users.max()) + 1)
-    taken = divided(users[train], "random", draws) == VALID
+    size = sizes[users[train]]
+    held = np.maximum(1, size // 10)
+    rank = _ranks(users[train], -draws.uniform(len(train)).numpy())
     part = part.copy()
-    part[train[taken & (sizes[users[train]] >= 3)]] = VALID
+    part[train[(held <= rank) & (rank < 2 * held) & (size >= 3)]] = VALID
     return part
 
 
