@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmdistill.image.augment import WARPS, Operation, SiameseAugmentation, image_inputs
-from mmdistill.image.crops import LARGE, draw_boxes, resized_crops
+from mmdistill.image.crops import LARGE, RATIO, draw_boxes, resized_crops
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.protocols import Plan
@@ -52,7 +52,7 @@ class Views:
         large = min(height, width) >= LARGE
         if large:
             key = draws.fold("boxes").to(images.device)
-            boxes = draw_boxes(key, (len(images), 1), height, width, SHARES[plan.augment])
+            boxes = draw_boxes(key, (len(images), 1), height, width, SHARES[plan.augment], RATIO)
             images = resized_crops(images, boxes, height, width)[:, 0]
         if plan.augment == "sre2l" and not large:
             return SiameseAugmentation(("crop",), flip).augmented(draws, images, networks, shared=False)

@@ -24,7 +24,7 @@ from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors
+from mmdistill.task import Batch, NetworkState, Task, Tensors, one_tensor
 from tests.image.methods.test_realistic import PictureTask, untrained
 
 KEY = Draws(6)
@@ -102,6 +102,17 @@ def test_photographs_are_cropped_and_small_images_are_not(
     crops = Views(digits.augmentation, False, 3)(plan, 2, KEY, flat).inputs
     assert crops.shape == images.shape  # type: ignore[union-attr]
     assert sum(torch.allclose(a, b) for a, b in zip(crops, images, strict=True)) < 10  # large crops, rounded up
+
+
+@pytest.mark.parametrize("name", ["rded", "sre2l"])
+def test_crops_of_photographs_have_ratios_of_their_own(name: str, digits: ImageTask) -> None:
+    plan = replace(plan_for(PROTOCOLS[name], digits.data, Occasion(6)), cutmix=0.0)
+    places = torch.stack(torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij"))
+    flat = Batch(places.expand(60, 2, 128, 128), torch.arange(60) % 3, torch.ones(60))
+    seen = one_tensor(Views(digits.augmentation, False, 3)(plan, 2, KEY, flat).inputs)
+    height, width = (seen.amax((2, 3)) - seen.amin((2, 3))).unbind(1)
+    assert float((width / height).max()) == pytest.approx(4 / 3, rel=0.08)
+    assert float((width / height).min()) == pytest.approx(3 / 4, rel=0.08)
 
 
 def test_all_networks_ask_in_one_call(monkeypatch: pytest.MonkeyPatch, digits: ImageTask) -> None:

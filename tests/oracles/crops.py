@@ -1,7 +1,9 @@
 """Images of the crops that a network recognises best, crop by crop, written from the paper and its figure."""
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,3 +54,17 @@ def images(
                     canvas[:, top : top + height, left : left + width] = crop(image, box, (height, width))
             made.append(canvas)
     return torch.stack(made)
+
+
+def random_box(
+    chance: np.random.Generator, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random resized crop of a square image, as torchvision documents its own."""
+    for _ in range(10):
+        area = height * width * chance.uniform(*scale)
+        aspect = math.exp(chance.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < high <= height:
+            top, left = chance.integers(0, height - high + 1), chance.integers(0, width - wide + 1)
+            return int(top), int(left), high, wide
+    return 0, 0, height, width

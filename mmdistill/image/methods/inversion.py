@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdistill.checks import require_at_least
 from mmdistill.errors import ConfigError
-from mmdistill.image.crops import draw_boxes, resized_crops
+from mmdistill.image.crops import RATIO, draw_boxes, resized_crops
 from mmdistill.image.methods.family import Conditions, MethodFamily
 from mmdistill.labels import LabelKind
 from mmdistill.method import Configured, Method, Storage
@@ -73,7 +73,7 @@ class Shaken:
         """Return images ``(n, channels, height, width)`` as a step sees them."""
         key, (height, width) = draws.to(images.device), images.shape[2:]
         if self.share:
-            box = draw_boxes(key.fold("crop"), (1, 1), height, width, least=self.share)
+            box = draw_boxes(key.fold("crop"), (1, 1), height, width, self.share, RATIO)
             images = resized_crops(images, box, height, width)[:, 0]
             images = torch.where(key.fold("mirror").uniform(1) < 0.5, images.flip(3), images)
         down, right = key.fold("shift").integers(self.shift + 1, 2)

@@ -126,6 +126,11 @@ def test_all_images_of_a_step_are_shown_alike() -> None:
     cropped = Shaken(0, 0.2)(KEY, torch.arange(36.0).view(1, 1, 6, 6).expand(2, 1, 6, 6))
     assert torch.equal(cropped[0], cropped[1])
     assert float(cropped.max() - cropped.min()) < 35
+    places = torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij"))[None]
+    seen = torch.cat([Shaken(0, 0.08)(KEY.fold(index), places) for index in range(60)])
+    height, width = (seen.amax((2, 3)) - seen.amin((2, 3))).unbind(1)
+    assert float((width / height).max()) == pytest.approx(4 / 3, rel=0.1)
+    assert float((width / height).min()) == pytest.approx(3 / 4, rel=0.1)
 
 
 @pytest.mark.parametrize(

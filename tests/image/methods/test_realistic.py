@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 from mmdistill import image_task
@@ -75,6 +77,32 @@ def test_crops_keep_the_ratio_and_lie_within() -> None:
     assert float((top / (32 - height))[free].mean()) == pytest.approx(0.5, abs=0.01)
     assert float(top[free].min()) == 0
     assert bool((top + height == 32)[free].any())
+
+
+@pytest.mark.parametrize("least", [0.08, 0.5, 0.9])
+def test_crops_of_any_ratio_are_distributed_as_torchvision_s(least: float) -> None:
+    chance, number = np.random.default_rng(0), 20_000
+    wanted = np.array([oracle.random_box(chance, 160, 160, (least, 1.0), (3 / 4, 4 / 3)) for _ in range(number)])
+    found = draw_boxes(Draws(1), (number,), 160, 160, least, 4 / 3).numpy()
+    for read in (
+        lambda boxes: boxes[:, 0],
+        lambda boxes: boxes[:, 1],
+        lambda boxes: boxes[:, 2] * boxes[:, 3],
+        lambda boxes: boxes[:, 3] / boxes[:, 2],
+    ):
+        assert ks_2samp(read(found), read(wanted)).pvalue > 1e-3
+
+
+def test_ratios_of_crops_are_in_units_of_their_image_s() -> None:
+    square, wide = (draw_boxes(Draws(1), (2000,), 160, width, 0.2, 4 / 3)[:, 2:] for width in (160, 320))
+    assert float((wide - square * torch.tensor([1, 2])).abs().le(1).all(1).float().mean()) > 0.98
+
+
+def test_crops_that_never_fit_are_whole_images() -> None:
+    extents = draw_boxes(Draws(0), (500,), 160, 120, 1.0, 4 / 3)[:, 2:]  # only a ratio near 1 fits
+    assert bool((extents >= torch.tensor([159, 120])).all())
+    whole = draw_boxes(Draws(0), (500,), 160, 120, 1.0, 1e9)
+    assert bool((whole == torch.tensor([0, 0, 160, 120])).all())
 
 
 def test_large_images_are_joined_of_four_crops() -> None:
