@@ -31,6 +31,7 @@ class InversionSettings(Settings):
         bn_weight: the weight of the batch norms' statistics.
         bn_first: factor of the first batch norm's.
         jitter: the largest shift of all images in a step, in pixels; what leaves comes in on the other side.
+        jitter_both: shift them up and to the left too, as the published code does on Tiny-ImageNet alone.
         crop_share: the least share of the images that a step sees, one crop for all of them, mirrored every other
             time; 0: whole images.
         bn_together: match the statistics of all images together instead of one image of each class at a time.
@@ -41,6 +42,7 @@ class InversionSettings(Settings):
     bn_weight: float = 0.01
     bn_first: float = 10.0
     jitter: int = 4
+    jitter_both: bool = False
     crop_share: float = 0.0
     bn_together: bool = False
 
@@ -48,7 +50,7 @@ class InversionSettings(Settings):
         """Check the numbers."""
         super().__post_init__()
         require_at_least(self, {"bn_weight": 0.0, "bn_first": 0.0, "jitter": 0, "crop_share": 0.0})
-        Shaken(self.jitter, self.crop_share)
+        Shaken(self.jitter, self.crop_share, self.jitter_both)
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Shaken:
     Args:
         shift: the largest shift, in pixels; images go round.
         share: the least share of the area that a crop has, mirrored with even chances; 0: whole images as they are.
+        both: shift up and to the left too, not only down and to the right.
     Raises:
         ConfigError: a share above 1.
     """
 
     shift: int = 4
     share: float = 0.0
+    both: bool = False
 
     def __post_init__(self) -> None:
         if self.share > 1:
@@ -76,7 +80,8 @@ class Shaken:
             box = draw_boxes(key.fold("crop"), (1, 1), height, width, self.share, RATIO)
             images = resized_crops(images, box, height, width)[:, 0]
             images = torch.where(key.fold("mirror").uniform(1) < 0.5, images.flip(3), images)
-        down, right = key.fold("shift").integers(self.shift + 1, 2)
+        least = -self.shift if self.both else 0
+        down, right = least + key.fold("shift").integers(self.shift - least + 1, 2)
         rows = (torch.arange(height, device=images.device) - down) % height
         columns = (torch.arange(width, device=images.device) - right) % width
         return images.index_select(2, rows).index_select(3, columns)
@@ -87,7 +92,7 @@ def recovery(settings: InversionSettings) -> BatchNormInversion:
     return BatchNormInversion(
         settings.bn_weight,
         settings.bn_first,
-        seen=Shaken(settings.jitter, settings.crop_share),
+        seen=Shaken(settings.jitter, settings.crop_share, settings.jitter_both),
         together=settings.bn_together,
     )
 
@@ -122,7 +127,7 @@ def _sre2l_settings(ipc: int) -> InversionSettings:
 
 
 def _tiny_settings(ipc: int) -> InversionSettings:
-    settings = replace(_sre2l_settings(ipc), steps=4000, bn_weight=1.0, jitter=32, crop_share=0.08)
+    settings = replace(_sre2l_settings(ipc), steps=4000, bn_weight=1.0, jitter_both=True, crop_share=0.08)
     return replace(settings, optimizers={"codes": replace(settings.optimizers["codes"], lr=0.1)})
 
 

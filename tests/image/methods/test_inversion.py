@@ -107,16 +107,17 @@ def test_images_stay_within_bounds(digits: ImageTask) -> None:
 
 def test_all_images_of_a_step_are_shown_alike() -> None:
     images = KEY.normal(3, 2, 6, 6, dtype=torch.float64)
-    moved = {
-        next(
-            (down, right)
-            for down in range(3)
-            for right in range(3)
-            if torch.equal(Shaken(2)(KEY.fold(index), images), images.roll((down, right), (2, 3)))
-        )
-        for index in range(40)
-    }
-    assert len(moved) == 9
+    for least, both in ((0, False), (-2, True)):
+        shifts = [(down, right) for down in range(least, 3) for right in range(least, 3)]
+        moved = {
+            next(
+                shift
+                for shift in shifts
+                if torch.equal(Shaken(2, both=both)(KEY.fold(index), images), images.roll(shift, (2, 3)))
+            )
+            for index in range(200)
+        }
+        assert moved == set(shifts)
     assert torch.equal(Shaken(0)(KEY, images), images)
     whole = Shaken(0, 1.0)  # mirrored every other time
     found = [whole(KEY.fold(index), images) for index in range(20)]
@@ -166,7 +167,8 @@ def test_published_commands(digits: ImageTask) -> None:
         ("adam", 0.1, (0.5, 0.9), True),
     ]
     assert (plain.steps, plain.bn_weight, plain.bn_first, plain.jitter, plain.crop_share) == (1000, 0.01, 10.0, 4, 0.0)
-    assert (tiny.steps, tiny.bn_weight, tiny.crop_share) == (4000, 1.0, 0.08)
+    assert (tiny.steps, tiny.bn_weight, tiny.bn_first, tiny.crop_share) == (4000, 1.0, 10.0, 0.08)
+    assert [(settings.jitter, settings.jitter_both) for settings in (plain, tiny)] == [(4, False), (4, True)]
 
 
 def test_classes_in_parts_are_no_advice(digits: ImageTask) -> None:
