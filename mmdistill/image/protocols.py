@@ -182,7 +182,7 @@ _RDED = Protocol(
     "rded",
     "RDED's: a network trained on all real data labels every minibatch anew, at temperature 20; AdamW for 300 epochs "
     "of minibatches of 50, mirrored and always mixed by CutMix (rates fall to a hundredth, in its code to a half)",
-    FitProtocol(epochs=300, lr=1e-3, optimizer="adamw", weight_decay=0.01, batch=50, decay_at=(), cosine=True),
+    FitProtocol(300, 1e-3, "adamw-matrices", weight_decay=0.01, batch=50, decay_at=(), cosine=True),
     scores=None,
     augment="rded",
     cutmix=1.0,

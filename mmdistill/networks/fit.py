@@ -66,16 +66,22 @@ Observer = Callable[[Standing], None]
 Augment = Callable[[Draws, Batch], Batch]
 """Augments a flat batch, per sample."""
 
+VECTORS = 2
+"""Dimensions of networks' vectors, which are stacked; those of matrices have more."""
 FACTOR = "factor"
 """Under which an optimizer's group keeps the factor of its rate."""
 
 
 def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim.Optimizer:
-    by_factor: dict[float, list[Tensor]] = {}
+    alike: dict[tuple[float, float], list[Tensor]] = {}
     for name, tensor in params.items():
         factor = next((factor for prefix, factor in protocol.faster if name.startswith(prefix)), 1.0)
-        by_factor.setdefault(factor, []).append(tensor)
-    groups = [{"params": tensors, "lr": lr * factor, FACTOR: factor} for factor, tensors in by_factor.items()]
+        spared = protocol.optimizer == "adamw-matrices" and ("weight" not in name or tensor.dim() <= VECTORS)
+        alike.setdefault((factor, 0.0 if spared else protocol.weight_decay), []).append(tensor)
+    groups = [
+        {"params": tensors, "lr": lr * factor, FACTOR: factor, "weight_decay": decay}
+        for (factor, decay), tensors in alike.items()
+    ]
     if protocol.optimizer != "sgd":
         kind = torch.optim.Adam if protocol.optimizer == "adam" else torch.optim.AdamW
         return kind(groups, lr=lr, weight_decay=protocol.weight_decay)

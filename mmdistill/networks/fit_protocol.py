@@ -21,7 +21,8 @@ class FitProtocol:
     Args:
         epochs: in which the data are passed over.
         lr: learning rate.
-        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        optimizer: ``sgd``, ``adam`` or ``adamw``; ``adamw-matrices``, by which weights of layers decay, and neither
+            biases nor those of norms.
         momentum: for SGD.
         weight_decay: L2 coefficient (decoupled for AdamW).
         batch: minibatch size; None takes all samples each step.
@@ -46,7 +47,7 @@ class FitProtocol:
 
     epochs: int
     lr: float = 0.01
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "adamw-matrices"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int | None = 256
@@ -63,7 +64,7 @@ class FitProtocol:
     passes: int = field(default=1, metadata=UNSAID)
 
     def __post_init__(self) -> None:
-        require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw"))
+        require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw", "adamw-matrices"))
         require_at_least(self, dict.fromkeys(("lr", "momentum", "weight_decay", "decay", "sam", "sam_gap"), 0.0))
         whole = {"epochs": 0, "warmup": 0, "batch": 1, "visits": 1, "passes": 1}
         require_at_least(self, {name: least for name, least in whole.items() if getattr(self, name) is not None})

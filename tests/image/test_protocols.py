@@ -139,8 +139,8 @@ PUBLISHED_FITS = {
     ),
     "frepo": FitProtocol(1000, 3e-4, "adam", 0.9, 0.0, 500, (), warmup=500, cosine=True),
     "rcig": FitProtocol(1000, 1e-4, "adam", 0.9, 0.0, 256, (), warmup=500, cosine=True),
-    "rded": FitProtocol(300, 1e-3, "adamw", 0.9, 0.01, 50, (), cosine=True),
-    "sre2l": FitProtocol(400, 1e-3, "adamw", 0.9, 0.01, 128, (), cosine=True),
+    "rded": FitProtocol(300, 1e-3, "adamw-matrices", 0.9, 0.01, 50, (), cosine=True),
+    "sre2l": FitProtocol(400, 1e-3, "adamw-matrices", 0.9, 0.01, 128, (), cosine=True),
 }
 
 
