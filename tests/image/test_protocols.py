@@ -149,6 +149,23 @@ def test_judges_are_fitted_as_published(name: str) -> None:
     assert PROTOCOLS[name].fit == PUBLISHED_FITS[name]
 
 
+def test_convnets_of_rded_train_by_each_data_set_s_own_rate_and_minibatches(photographs: ImageData) -> None:
+    data = {name: replace(photographs, name=name) for name in ("cifar10", "cifar100", "tiny-imagenet")}
+    found = {name: plan("rded", own).fit for name, own in data.items()}
+    usual = PUBLISHED_FITS["rded"]
+    assert found["cifar10"] == usual
+    assert found["cifar100"] == replace(usual, lr=2e-3, batch=25)
+    assert found["tiny-imagenet"] == replace(usual, batch=100)
+    hundred = data["cifar100"]
+    assert plan("rded", hundred, kind="deep").fit == usual
+    assert plan("rded", hundred, own=False).fit == usual
+    assert plan("rded", hundred, whole=True).fit == replace(CLASSIFICATION, epochs=hundred.whole_epochs)
+    assert plan("rded", hundred, batch=7).fit == replace(usual, lr=2e-3, batch=7)
+    assert plan("sre2l", hundred).fit == PUBLISHED_FITS["sre2l"]
+    mine = replace(PROTOCOLS["rded"], fit=replace(usual, lr=0.1))
+    assert plan_for(mine, hundred, Occasion(10)).fit == mine.fit
+
+
 def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
     wide = FunctionalModule(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 900), nn.Linear(900, 10)))
     started = [
