@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from mmdistill.errors import ConfigError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.objectives.base import Network
@@ -22,6 +23,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch
 from tests.oracles import recsys as oracle
 from tests.oracles.kernels import wide_relu
+from tests.recsys.conftest import taste_matrix
 
 
 def rows(users, items, name="rows"):
@@ -144,11 +146,12 @@ def test_heaviest_items_of_weighted_rows():
 
 
 def test_factorisation_folds_users_in(interactions):
-    train = interactions.parts["train"]
+    liked = taste_matrix()
+    train = sparse.csr_array(liked)
     model = Factorisation(train, seed=1, factors=8, ridges=(5.0,))
     assert model.pick(on_validation(interactions)) == 5.0
     score = model.scorer(5.0)
-    known = interactions.rows(range(20))
+    known = torch.from_numpy(liked[:20])
     found = score(known)
     # the fold-in is ridge regression with weights 1 + alpha * x, given the items' factors
     again = Factorisation(train, seed=1, factors=8, ridges=(5.0,)).scorer(5.0)(known)
