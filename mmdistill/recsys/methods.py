@@ -71,8 +71,8 @@ def _recsys(task: Task) -> RecsysTask:
 class ChosenRidgeMatching(KernelRidgeMatching):
     """Kernel ridge matching under the infinitely wide autoencoder, whose ridge validation data choose on the way.
 
-    The choice is among the judge's own ridges, so that steps are validated, and the set judged, at the ridge that it
-    was distilled with.
+    The choice is among the ridges of the published code. All are the judge's too, so that steps are validated, and the
+    set judged, at the ridge that it was distilled with or at a better one.
 
     Args:
         every: steps from one choice to the next; the first step chooses too.

@@ -11,6 +11,10 @@ from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import RidgeScale, ridge_factor
 from mmdistill.recsys.metrics import Judged, Scorer
 
+DISTILL_CF_RIDGES = (1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0)
+"""The infinite autoencoder's that Distill-CF's code chooses from, while it distils and where it judges."""
+AUTOENCODER_RIDGES = tuple(sorted({*DISTILL_CF_RIDGES, 0.3, 20.0, 100.0}))
+"""Those that judges choose from here: also the ones of the autoencoder's own code (but 0), and one between."""
 MAX_EXACT = 20_000
 """The largest dense system that is solved: its float64 matrix has 3.2 GB."""
 
@@ -73,7 +77,7 @@ class InfiniteAutoencoder(Recommender):
         self,
         rows: Tensor,
         kernel: FullyConnectedKernel | None = None,
-        ridges: Sequence[float] = (1e-5, 1e-3, 0.1, 0.3, 1.0, 5.0, 20.0, 50.0, 100.0),
+        ridges: Sequence[float] = AUTOENCODER_RIDGES,
         chunk: int = 1024,
     ) -> None:
         require_solvable(len(rows), "the infinite autoencoder", "users")

@@ -22,7 +22,7 @@ from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import is_binary
 from mmdistill.recsys.judges import JUDGES, RecommenderJudge
 from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
-from mmdistill.recsys.models import Recommender
+from mmdistill.recsys.models import DISTILL_CF_RIDGES, Recommender
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
@@ -232,8 +232,10 @@ class RecsysTask:
         return self.judge_kinds[known_name("judge", name, self.judge_kinds)]
 
     def chosen_ridge(self, synthetic: Batch) -> float:
-        """Return the infinite autoencoder's ridge that validation data choose on users; its middle one without any."""
-        return self.judge(synthetic, "inf-ae").pick(self._judged())
+        """Return the ridge of Distill-CF's code that validation data choose on users; without any, the middle one."""
+        model = self.judge(synthetic, "inf-ae")
+        model.ridges = DISTILL_CF_RIDGES
+        return model.pick(self._judged())
 
     def _fitted_rows(self, synthetic: Batch) -> Tensor:
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]

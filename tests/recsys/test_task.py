@@ -273,6 +273,17 @@ def test_the_depth_of_the_inner_model_is_the_tasks(interactions):
         objective.check(BlobTask())
 
 
+def test_the_published_method_chooses_from_the_ridges_of_its_code(task, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        models.InfiniteAutoencoder, "validate", lambda self, ridge, judged: tried.append(ridge) or -ridge
+    )
+    rows = task.select(torch.arange(8))
+    assert task.chosen_ridge(rows) == 1e-5
+    assert tried == [1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0]
+    assert {0.3, 20.0, 100.0, *tried} == set(task.judge(rows, "inf-ae").ridges)
+
+
 def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
     key, every = Draws(3), 4
     objective = METHODS["distill-cf"].make_objective(Settings(steps=9, validate_every=every))
@@ -283,7 +294,7 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
 
     def chosen(batch, draws):
         model = task.judge(batch, "inf-ae")
-        scores = {r: model.validate(r, on_validation(task, draws)) for r in model.ridges}
+        scores = {r: model.validate(r, on_validation(task, draws)) for r in (1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0)}
         return max(scores, key=scores.get)
 
     for step, batch in ((0, syn), (3, other), (4, other)):
