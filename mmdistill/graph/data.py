@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.execution.isolation import recordable
+from mmdistill.files.classes import untested, unvalidated
 from mmdistill.files.saved import from_array
 from mmdistill.graph.adjacency import Adjacency, undirected
 from mmdistill.runtime import tensor_digest
@@ -129,6 +130,8 @@ def graph_from_fields(
     sets, missing = _sets(fields, name, len(x), split)
     y, num_classes = _labels(fields, name, len(x), sets)
     adjacency, changes = undirected(*checked_edges(fields, name, len(x)), len(x))
+    names = tuple(map(str, range(num_classes)))
+    missing += (*untested(y[sets["test"]], names, "node"), *unvalidated(y[sets["validation"]], names, "node"))
     return GraphData(
         name,
         x,

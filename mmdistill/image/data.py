@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, did_you_mean
+from mmdistill.files.classes import missing_like, untested
 from mmdistill.labels import from_one
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, tensor_digest
@@ -274,7 +275,7 @@ def build(
         mirror,
         enough_epochs(len(labels)) if whole_epochs is None else whole_epochs,
         judge_epochs,
-        notes=notes,
+        notes=(*notes, *untested(test_labels, names, "image"), *missing_like(names)),
     )
 
 

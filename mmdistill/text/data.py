@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import missing_like, untested, unvalidated
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
@@ -35,7 +36,7 @@ from mmdistill.text.inputs import (
     is_table,
     pair_split,
 )
-from mmdistill.text.remarks import leaks, missing_like, quoted, repeats, untested
+from mmdistill.text.remarks import leaks, quoted, repeats
 from mmdistill.text.tables import may_hold_texts, read_table
 
 DEV_SHARE = 0.1
@@ -309,7 +310,11 @@ def _finish(
                 f"{name}: too few different texts ({counts}) to hold out a {split} split; give one, or name another "
                 "label column"
             )
-    doubtful += [*untested(done["test"].labels, names), *missing_like(names)]
+    doubtful += [
+        *untested(done["test"].labels, names, "text"),
+        *unvalidated(done["dev"].labels, names, "text"),
+        *missing_like(names),
+    ]
     return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
 
 

@@ -3,14 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from mmdistill.files.columns import shared_note
-from mmdistill.names import first_few
 from mmdistill.text.tables import is_unquoted
-
-EMPTY = ("nan", "null", "<na>")
-"""What tables write where a value is missing, in lower case."""
 
 
 def repeats(texts: Sequence[str]) -> list[str]:
@@ -23,25 +17,6 @@ def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
     """Return a note where test texts, as they were given, are also in training."""
     known = set(train)
     return shared_note(sum(text in known for text in test), len(test), "texts")
-
-
-def missing_like(names: Sequence[str]) -> list[str]:
-    """Return a note where a class is called what tables write in place of missing values."""
-    return [f"the class {name!r} may stand for missing labels" for name in names if name.strip().lower() in EMPTY]
-
-
-def untested(labels: Tensor, names: Sequence[str]) -> list[str]:
-    """Return a note where classes have no test text.
-
-    Args:
-        labels: class indices of the test texts, ``(n,)``.
-        names: by class index.
-    """
-    there = set(labels.tolist())
-    missing = [repr(name) for index, name in enumerate(names) if index not in there]
-    if not missing:
-        return []
-    return [f"no test text is of class {first_few(missing)}, so scores say nothing of it"]
 
 
 def quoted(texts: Sequence[object], path: Path) -> list[str]:

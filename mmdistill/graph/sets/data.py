@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import missing_like, untested, unvalidated
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import TORCH
 from mmdistill.graph.files import graph_classes, read_graphs
@@ -351,4 +352,6 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
     else:
         parts = stratified(classes, seed, names)
         notes += (f"random split {seed}: 80 % training, 10 % validation, 10 % test graphs of each class",)
+    _, val, test = (classes[part] for part in parts)
+    notes += (*untested(test, names, "graph"), *unvalidated(val, names, "graph"), *missing_like(names))
     return GraphSet(name, x, both, start, classes, *parts, len(names), notes, names)

@@ -1,0 +1,84 @@
+"""What is said of classes of which there is nothing to test or to choose by, and of what may be no class."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from mmdistill.files.classes import missing_like, untested, unvalidated
+from mmdistill.graph.data import graph_from_fields
+from mmdistill.graph.sets.data import load_graph_set
+from mmdistill.image import image_task
+from mmdistill.image.data import build
+from mmdistill.text import load_text
+from tests.graph.toy import planted_fields, planted_graph
+
+UNTESTED = "no test {} is of class {}, so scores say nothing of it"
+UNVALIDATED = "no validation {} is of class {}, so what validation chooses takes no account of it"
+
+
+def test_absent_classes_are_named_once_each() -> None:
+    names = ("7", "odd", "-1")
+    assert untested(torch.tensor([0, 1, 2, 1]), names, "node") == []
+    assert untested(torch.tensor([0]), names, "node") == [UNTESTED.format("node", "'odd', -1")]
+    assert unvalidated(torch.tensor([1, 2]), names, "text") == [UNVALIDATED.format("text", "7")]
+    assert unvalidated(torch.tensor([], dtype=torch.long), names, "text") == []  # said otherwise
+
+
+def test_images_without_test_images_of_a_class_are_noted() -> None:
+    images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 3
+    notes = build("x", (images, labels), (images[:2] / 2, labels[:2]), class_names=("a", "b", "c")).notes
+    assert notes == (UNTESTED.format("image", "'c'"),)
+    assert not build("x", (images, labels), (images[:3] / 2, labels[:3])).notes
+
+
+def test_nodes_of_one_graph_are_noted_as_texts_are() -> None:
+    assert not planted_graph().notes
+    fields = planted_fields()
+    of_two = fields["y"] != 2
+    tested = graph_from_fields({**fields, "test_mask": fields["test_mask"] & of_two}, "x")
+    assert tested.notes == (UNTESTED.format("node", "2"),)
+    chosen = graph_from_fields({**fields, "val_mask": fields["val_mask"] & of_two}, "x")
+    assert chosen.notes == (UNVALIDATED.format("node", "2"),)
+
+
+def graphs(classes: list[int]) -> list[Any]:
+    ring = torch.stack([torch.arange(4), (torch.arange(4) + 1) % 4])
+    return [Data(x=torch.rand(4, 2), edge_index=ring, y=torch.tensor([one])) for one in classes]
+
+
+def test_graphs_and_texts_are_noted_where_nothing_validates_a_class() -> None:
+    found = load_graph_set({"train": graphs([0, 1] * 3), "val": graphs([0]), "test": graphs([1, 0])})
+    assert found.notes == (UNVALIDATED.format("graph", "1"),)
+    texts, labels = ["a b", "c d", "e f", "g h"], ["x", "y", "x", "y"]
+    told = load_text({"train": (texts, labels), "dev": (["i"], ["y"]), "test": (["j", "k"], ["x", "y"])})
+    assert told.notes == (UNVALIDATED.format("text", "'x'"),)
+
+
+@pytest.mark.parametrize(
+    ("names", "doubtful"),
+    [
+        (("-1", "0", "1"), ["-1"]),
+        (("-1", "0", "1", "2", "3"), ["-1"]),
+        (("-1", "0"), []),
+        (("-1", "1"), []),
+        (("-1", "0", "5"), []),
+        (("-2", "-1", "0", "1"), []),
+        (("NaN", "a"), ["'NaN'"]),
+    ],
+)
+def test_what_may_stand_for_missing_labels(names: tuple[str, ...], doubtful: list[str]) -> None:
+    assert missing_like(names) == [f"the class {name} may stand for missing labels" for name in doubtful]
+
+
+def test_a_class_of_minus_one_is_kept_and_noted_in_every_domain() -> None:
+    said = "the class -1 may stand for missing labels"
+    labels = [-1, 0, 1] * 20
+    images = image_task((torch.rand(60, 1, 4, 4), torch.tensor(labels)), device="cpu").describe()
+    assert images.class_names == ("-1", "0", "1")
+    assert said in images.notes
+    assert said in load_text(([f"w{i} a" for i in range(60)], labels)).notes
+    found = load_graph_set(graphs(labels))
+    assert found.names == ("-1", "0", "1")
+    assert said in found.notes
