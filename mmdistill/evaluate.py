@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects, judge_title
 from mmdistill.allocation import allocate, available, short_classes
 from mmdistill.checks import require_kind, require_sizes
+from mmdistill.classification import pooled
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillError, MmdistillWarning, UnsupportedError, note_kept
@@ -348,9 +349,7 @@ class _Judging:
         if at_once is None or at_once >= n or solved:  # a group of what is solved would be another network to count
             return task.evaluate(batch, judge, key, n, learned)
         sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}
-        return _pooled(
-            [task.evaluate(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()]
-        )
+        return pooled([task.evaluate(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()])
 
     def _scorer(self, name: str, budget: int) -> Callable[[str], Scores]:
         """Return what judges a baseline by one judge.
@@ -376,7 +375,7 @@ class _Judging:
         subsets = [coreset(task, "real", counts, own) for own in keys]
         pairs = list(zip(keys, subsets, strict=True))
         return lambda judge: noted(
-            _pooled([task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in pairs])
+            pooled([task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in pairs])
         )
 
     def _counts(self, budget: int) -> Tensor:
@@ -405,13 +404,3 @@ def _each(
             failures[judge] = str(error)
             if not scores and judge == judges[-1]:
                 raise
-
-
-def _pooled(parts: Sequence[Scores]) -> Scores:
-    """Return the scores of one judge's groups of networks as one: those metrics, and classes, that all have."""
-    shared = [metric for metric in parts[0].values if all(metric in scores.values for scores in parts)]
-    values = {metric: tuple(v for scores in parts for v in scores.values[metric]) for metric in shared}
-    everywhere = [index for index in parts[0].by_class if all(index in scores.by_class for scores in parts)]
-    by_class = {index: tuple(v for scores in parts for v in scores.by_class[index]) for index in everywhere}
-    notes = tuple(dict.fromkeys(note for scores in parts for note in scores.notes))
-    return Scores(parts[0].judge, values, notes, by_class)

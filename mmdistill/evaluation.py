@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mmdistill.classification import is_of_samples
 from mmdistill.errors import ConfigError
 from mmdistill.reporting.tabular import aligned, html_table
 from mmdistill.task import Scores
@@ -162,8 +163,12 @@ class Evaluation:
         return [*(f"note: {note}" for note in self.notes()), *failed]
 
     def notes(self) -> list[str]:
-        """Return what readers of the numbers must know, each note once: a baseline's where no result has the same."""
-        known = {note for entry in self.results for note in entry.notes}
+        """Return what readers of the numbers must know, each note once.
+
+        What holds of a judge on any samples is said of the baselines where no result has the same; whose judges fail on
+        some samples is said of all of them.
+        """
+        known = {note for entry in self.results for note in entry.notes if not is_of_samples(note)}
         found = [(entry.judge, entry.notes) for entry in self.results]
         for name, entries in self.baselines.items():
             found += [(f"{name} by {e.judge}", tuple(note for note in e.notes if note not in known)) for e in entries]

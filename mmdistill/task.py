@@ -1,6 +1,6 @@
 """The vocabulary of every domain: batches, network states, and the Task protocol that a domain must supply."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -259,12 +259,16 @@ class Scores:
         values: metric name to the values of the runs; the first metric is the headline.
         notes: warnings that a reader of the number must see (collapse to few classes, say).
         by_class: the accuracies of the runs on test samples of each class, by its index; empty where nothing tells.
+        seen: how many classes the network of each run predicts; empty where nothing tells.
+        remark: gives those of the notes that follow from the numbers, which are said anew of runs that are pooled.
     """
 
     judge: str
     values: Mapping[str, tuple[float, ...]]
     notes: tuple[str, ...] = ()
     by_class: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    seen: tuple[int, ...] = ()
+    remark: Callable[["Scores"], tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
 
 
 @runtime_checkable

@@ -1,12 +1,15 @@
 """Accuracy and balanced accuracy of predicted classes, against scikit-learn's."""
 
+from functools import partial
+
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from mmdistill.classification import collapse_note, scored
+from mmdistill.classification import classes_seen, collapse_note, pooled, scored, unrecognised
 from mmdistill.image import image_task
 from mmdistill.runtime import Draws
+from mmdistill.task import Scores
 
 
 def test_both_accuracies_are_scikit_learns() -> None:
@@ -33,8 +36,29 @@ def test_classes_without_a_sample_do_not_count() -> None:
 
 def test_a_network_that_predicts_few_classes_is_named() -> None:
     predicted = torch.tensor([[0, 1, 2], [1, 1, 1]])
-    assert collapse_note(predicted, 3, 3) == ("predicts only 1 of 3 classes",)
-    assert collapse_note(predicted[:1], 3, 3) == ()
+    assert classes_seen(predicted) == (3, 1)
+    assert collapse_note(Scores("own", {}, seen=(3, 1)), 3, 3) == ("predicts only 1 of 3 classes",)
+    assert collapse_note(Scores("own", {}, seen=(3,)), 3, 3) == ()
+
+
+def test_networks_judged_one_by_one_are_remarked_together() -> None:
+    truth, names = torch.tensor([0, 0, 1, 1]), ("cat", "dog")
+    right = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]  # each network knows one class only
+    remark = partial(unrecognised, class_names=names, least=0.1)
+    parts = [scored("gcn", torch.tensor([own]), truth, ("odd",), remark=remark) for own in right]
+    assert [part.notes[1].split(" is")[0] for part in parts] == ["class dog", "class cat"]
+    assert pooled(parts).notes == ("odd",)
+    assert pooled(parts[:1] * 2).notes == ("odd", "class dog is nearly never recognised (test accuracy 0.00)")
+    together = scored("gcn", torch.tensor(right), truth, ("odd",), remark=remark)
+    assert pooled(parts) == together == pooled([together])
+
+
+def test_of_pooled_networks_the_one_that_predicts_the_fewest_classes_is_said() -> None:
+    hits, truth, remark = torch.ones(1, 2), torch.tensor([0, 1]), partial(collapse_note, classes=4, least=4)
+    parts = [scored("mlp", hits, truth, seen=(seen,), remark=remark) for seen in (4, 2, 3)]
+    assert [part.notes for part in parts] == [(), ("predicts only 2 of 4 classes",), ("predicts only 3 of 4 classes",)]
+    assert pooled(parts).notes == ("predicts only 2 of 4 classes",)
+    assert pooled(parts[:1]).notes == ()
 
 
 @pytest.mark.parametrize("judge", ["mlp", "ntk"])

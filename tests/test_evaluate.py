@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import subset_bytes
-from mmdistill.classification import scored
+from mmdistill.classification import pooled, scored
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import (
@@ -25,7 +25,7 @@ from mmdistill.errors import (
     ShapeError,
     UnsupportedError,
 )
-from mmdistill.evaluate import KNOWN_BASELINES, _pooled, evaluate, find_baselines, find_judges
+from mmdistill.evaluate import KNOWN_BASELINES, evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.execution.memory import explained
 from mmdistill.image import image_task
@@ -136,6 +136,18 @@ def test_notes_of_baselines_are_said_once() -> None:
         "failed: vit cannot judge these",
         "failed: knn: too large",
     ]
+
+
+@pytest.mark.parametrize(
+    "note", ["predicts only 1 of 3 classes", "class a is nearly never recognised (test accuracy 0.00)"]
+)
+def test_all_whose_judges_fail_alike_are_named_in_one_line(note: str) -> None:
+    def entry(*notes: str) -> Entry:
+        return Entry("mlp", "accuracy", 0.5, 0.1, 5, notes)
+
+    found = Evaluation([entry(note)], {"random": [entry()], "whole": [entry(note)]})
+    assert found.notes() == [f"mlp, whole by mlp: {note}"]
+    assert Evaluation([entry()], found.baselines).notes() == [f"whole by mlp: {note}"]
 
 
 def test_the_headline_of_baselines_alone_is_the_first_ones(result: DistilledSet) -> None:
@@ -495,10 +507,10 @@ def test_samples_of_ones_own_are_checked(
 
 def test_metrics_that_some_subsets_lack_are_left_out() -> None:
     parts = [Scores("gcn", {"accuracy": (0.5,), "few": (0.1,)}), Scores("gcn", {"accuracy": (0.7,)})]
-    assert _pooled(parts).values == {"accuracy": (0.5, 0.7)}
+    assert pooled(parts).values == {"accuracy": (0.5, 0.7)}
     told = [Scores("gcn", {"accuracy": (0.5,)}, (), {0: (share,), 2: (0.0,)}) for share in (0.25, 0.75)]
-    assert _pooled(told).by_class == {0: (0.25, 0.75), 2: (0.0, 0.0)}
-    assert _pooled([*told, parts[1]]).by_class == {}
+    assert pooled(told).by_class == {0: (0.25, 0.75), 2: (0.0, 0.0)}
+    assert pooled([*told, parts[1]]).by_class == {}
 
 
 def by_class(**told: float) -> Entry:

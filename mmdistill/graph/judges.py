@@ -10,14 +10,14 @@ no difference (propagated means 81.1 and 80.4, three networks).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmdistill.checks import require_at_least, require_below_one, require_positive
-from mmdistill.classification import scored
+from mmdistill.classification import scored, unrecognised
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
 from mmdistill.graph.scene import View
@@ -215,13 +215,8 @@ def scores_of(judge: str, hits: Tensor, truth: Tensor, class_names: Sequence[str
         truth: ``(m,)`` classes.
         class_names: what they are called.
     """
-    found = scored(judge, hits, truth)
-    weak = tuple(
-        f"class {class_names[index]} is nearly never recognised (test accuracy {value:.2f})"
-        for index, value in ((index, fmean(values)) for index, values in found.by_class.items())
-        if value < HARDLY_RECOGNISED
-    )
-    return replace(found, notes=weak)
+    remark = partial(unrecognised, class_names=class_names, least=HARDLY_RECOGNISED)
+    return scored(judge, hits, truth, remark=remark)
 
 
 class Seen(NamedTuple):

@@ -16,13 +16,14 @@ labels that are not asked of a teacher anew: there the protocol is used, and the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.choices import TrainingPrecision
-from mmdistill.classification import collapse_note, scored
+from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.execution.precision import lowered
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Occasion, Plan, Protocol
@@ -164,13 +165,14 @@ class Judge:
         found = self.predict([state_at(states, index) for index in range(n)], normalise, images)
         predicted = torch.stack([own for own, _ in found])
         # Of many classes a small set may miss a few, so half of them are enough.
-        notes = self.notes + collapse_note(predicted, self.classes, self.classes // 2 + 1)
+        remark = partial(collapse_note, classes=self.classes, least=self.classes // 2 + 1)
+        notes = self.notes
         broken = sum(not bool(finite) for _, finite in found)
         if broken:
             notes += (
                 f"{broken} of {n} networks give NaN or infinite logits: they diverged, or cannot read these images",
             )
-        return scored(self.name, predicted == labels, labels, notes)
+        return scored(self.name, predicted == labels, labels, notes, seen=classes_seen(predicted), remark=remark)
 
     def _start(self, draws: Draws) -> NetworkState:
         """Draw a fresh network as the plan says."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmdistill.classification import collapse_note, scored
+from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.networks.fit import fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
@@ -80,8 +81,8 @@ class TokenJudge:
         labels = queries[1].to(device)
         found = torch.stack([self.predict(state_at(states, index), queries[0]) for index in range(n)])
         classes = self.task.class_count
-        hits, notes = found == labels, collapse_note(found, classes, classes)
-        return scored(self.name, hits, labels, notes)
+        remark = partial(collapse_note, classes=classes, least=classes)
+        return scored(self.name, found == labels, labels, seen=classes_seen(found), remark=remark)
 
     def epochs_on(self, count: int) -> int:
         """Return the protocol's epochs, or as many as make the usual number of updates on so many samples."""
