@@ -10,7 +10,8 @@ import pandas as pd
 from mmdistill.errors import DataError
 
 REMOVED = {
-    "not_positive": "ratings that are not positive",
+    "not_positive": "ratings {too_low}",
+    "taken_back": "ratings that later ones of the same user and item took back",
     "duplicates": "repeated interactions",
     "overlaps": "interactions in two parts",
     "short_users": "users with too few interactions",
@@ -22,16 +23,19 @@ SAID_ELSEWHERE = ("untrained_users", "unused_items")
 """Of these, what has a note of its own, and what but follows from the rest."""
 
 
-def removed_in_words(counts: Mapping[str, int]) -> str:
-    """Return how much of what reading removed; nothing where nothing was."""
-    return ", ".join(f"{counts[key]:,} {what}" for key, what in REMOVED.items() if counts.get(key))
+def removed_in_words(counts: Mapping[str, int], min_rating: float | None) -> str:
+    """Return how much of what reading removed, ratings below a lowest one among it; nothing where nothing was."""
+    too_low = "that are not positive" if min_rating is None else f"below {min_rating:g}"
+    return ", ".join(
+        f"{counts[key]:,} {what.format(too_low=too_low)}" for key, what in REMOVED.items() if counts.get(key)
+    )
 
 
-def removal_notes(counts: Mapping[str, int]) -> list[str]:
+def removal_notes(counts: Mapping[str, int], min_rating: float | None) -> list[str]:
     """Return a note on what reading removed, where that is more than has been said."""
     if not any(count for key, count in counts.items() if key in REMOVED and key not in SAID_ELSEWHERE):
         return []
-    return [f"left out when reading: {removed_in_words(counts)}"]
+    return [f"left out when reading: {removed_in_words(counts, min_rating)}"]
 
 
 def codes(column: "pd.Series[Any]", name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
@@ -99,6 +103,40 @@ def positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> n
         wanted = "above 0" if min_rating is None else f"at least {min_rating}"
         raise DataError(f"no rating of {name} is {wanted} (the largest is {values.max():g}), so nobody likes anything")
     return keep
+
+
+def disputed(pair: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return the pairs of a user and an item of which some ratings count as interactions and others do not.
+
+    Args:
+        pair: a number for the pair of each rating.
+        keep: which ratings count.
+    """
+    if keep.all():
+        return pair[:0]
+    both: npt.NDArray[np.int64] = np.intersect1d(pair[keep], pair[~keep])
+    return both
+
+
+def taken_back(
+    pair: npt.NDArray[np.int64],
+    keep: npt.NDArray[np.bool_],
+    both: npt.NDArray[np.int64],
+    times: npt.NDArray[Any],
+) -> npt.NDArray[np.bool_]:
+    """Return which ratings count by themselves, and no longer since the latest one of their pair does not.
+
+    Args:
+        pair: a number for the pair of each rating.
+        keep: which ratings count by themselves.
+        both: the pairs of which some count and others do not.
+        times: of the ratings; of those of one time the last row is the latest.
+    """
+    rows = np.flatnonzero(np.isin(pair, both))
+    late = rows[np.argsort(times[rows], kind="stable")][::-1]
+    pairs, first = np.unique(pair[late], return_index=True)
+    gone: npt.NDArray[np.bool_] = keep & np.isin(pair, pairs[~keep[late[first]]])
+    return gone
 
 
 def deduplicate(

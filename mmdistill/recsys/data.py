@@ -19,7 +19,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import is_rows
 from mmdistill.names import canonical, unknown_data
-from mmdistill.recsys.cleaning import codes, deduplicate, positive
+from mmdistill.recsys.cleaning import codes, deduplicate, disputed, positive, taken_back
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, is_columns, joined, read_sparse
 from mmdistill.recsys.splits import (
@@ -30,6 +30,7 @@ from mmdistill.recsys.splits import (
     completed,
     divided,
     named_parts,
+    readable_times,
     require_way,
     said,
     trained,
@@ -80,6 +81,7 @@ class Interactions:
         item_ids: the original id of each column.
         counts: what reading removed or found, by kind (see :func:`build`).
         notes: what was not read, in words.
+        min_rating: the lowest rating that counted as an interaction; None: any above 0.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Interactions:
     item_ids: npt.NDArray[Any]
     counts: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    min_rating: float | None = None
 
     def __repr__(self) -> str:
         """Return in one line what the data are, and how many users, items and interactions they have."""
@@ -208,8 +211,9 @@ def load_interactions(
     """Read interactions from a data set's name, a file, a folder, a table or a users x items matrix.
 
     Feedback becomes implicit: a rating counts as one interaction where it is at least ``min_rating``, or by default
-    above 0; a table without ratings is all interactions. Unless a column names splits, each user's interactions are
-    divided 80/10/10, of which training leaves one to testing; each part has at least one.
+    above 0; a table without ratings is all interactions. Of several ratings of an item by a user the latest decides
+    where there are times. Unless a column names splits, each user's interactions are divided 80/10/10, of which
+    training leaves one to testing; each part has at least one.
 
     Args:
         source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), a tuple
@@ -284,8 +288,8 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
 
     ``counts`` says what happened: ``not_positive`` ratings left out, ``duplicates`` and (the same pair in two parts;
     the earlier part keeps it) ``overlaps`` removed, ``short_users`` dropped for too few interactions and, where there
-    are any, ``untrained_users`` for none to train on, ``unused_items`` whose interactions all went, ``cold_items`` that
-    training never sees.
+    are any, ratings ``taken_back`` by later ones, ``untrained_users`` for none to train on, ``unused_items`` whose
+    interactions all went, ``cold_items`` that training never sees.
 
     Raises:
         ConfigError: no times to split by.
@@ -296,6 +300,7 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
         raise DataError(f"{name} has no interactions")
     if reading.split_by == "time":
         frame = by_time(frame, name)
+    notes: tuple[str, ...] = ()
     counts = dict.fromkeys(("not_positive", "duplicates", "overlaps", "short_users", "unused_items", "cold_items"), 0)
     users, user_ids = codes(frame["user"], name)
     items, item_ids = codes(frame["item"], name)
@@ -303,6 +308,7 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     if "rating" in frame:
         keep = positive(frame["rating"], reading.min_rating, name)
         counts["not_positive"] = int((~keep).sum())
+        keep, notes = _heeding_later(frame, users * len(item_ids) + items, part, keep, counts)
         users, items, part = users[keep], items[keep], None if part is None else part[keep]
     elif reading.min_rating is not None:
         raise ConfigError(f"{name} has no ratings, so none is at least {reading.min_rating}; leave min_rating out")
@@ -314,18 +320,49 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     key, way = Draws(reading.seed).fold("recsys", "split"), reading.split_by or "random"
     if part is None:
         part = divided(users, way, key)
-        found = _assemble(name, users, items, part, user_ids, item_ids, counts)
-        return replace(found, notes=(said(way, reading.seed),))
+        found = _assemble(name, users, items, part, user_ids, item_ids, counts, reading)
+        return replace(found, notes=(said(way, reading.seed), *notes))
     users, items, part, lost = trained(part, users, items, name)
     part = completed(part, users, key)
-    found = _assemble(name, users, items, part, user_ids, item_ids, counts)
-    if not found.validates:
-        found = replace(found, notes=(UNVALIDATED,))
+    found = _assemble(name, users, items, part, user_ids, item_ids, counts, reading)
+    found = replace(found, notes=notes if found.validates else (*notes, UNVALIDATED))
     if not lost:
         return found
     apart = {"short_users": found.counts["short_users"] - lost, "untrained_users": lost}
     note = f"test or validation: {lost} users have no training rows of their own and are left out"
     return replace(found, counts={**found.counts, **apart}, notes=(*found.notes, note))
+
+
+def _heeding_later(
+    frame: pd.DataFrame,
+    pair: npt.NDArray[np.int64],
+    part: npt.NDArray[np.int64] | None,
+    keep: npt.NDArray[np.bool_],
+    counts: dict[str, int],
+) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
+    """Return which ratings count where the latest of a user and an item decides, and what to note without times.
+
+    Parts of a given split are read apart, so that no test rating changes what is trained on.
+
+    Args:
+        frame: the ratings, perhaps with their times.
+        pair: a number for the user and the item of each.
+        part: of a given split.
+        keep: which ratings count by themselves.
+        counts: where those that no longer do are counted, as ``taken_back``.
+    """
+    pair = pair if part is None else pair * len(SPLITS) + part
+    both = disputed(pair, keep)
+    if not len(both):
+        return keep, ()
+    times = readable_times(frame["time"]) if "time" in frame else None
+    if times is None:
+        why = "without times that say which is later, they count as interactions"
+        return keep, (f"{len(both):,} pairs of user and item have ratings that count and others that do not: {why}",)
+    gone = taken_back(pair, keep, both, times)
+    if gone.any():
+        counts["taken_back"] = int(gone.sum())
+    return keep & ~gone, ()
 
 
 def _assemble(
@@ -336,6 +373,7 @@ def _assemble(
     user_ids: npt.NDArray[Any],
     item_ids: npt.NDArray[Any],
     counts: dict[str, int],
+    reading: Reading,
 ) -> Interactions:
     used_users, users = np.unique(users, return_inverse=True)
     used_items, items = np.unique(items, return_inverse=True)
@@ -349,7 +387,8 @@ def _assemble(
         parts[split] = sparse.csr_array((ones, (users[chosen], items[chosen])), shape=shape)
         parts[split].sort_indices()
     counts["cold_items"] = int((np.asarray(parts["train"].sum(0)).ravel() == 0).sum())
-    return Interactions(name, parts, user_ids[used_users], item_ids[used_items], counts)
+    ids = user_ids[used_users], item_ids[used_items]
+    return Interactions(name, parts, *ids, counts, min_rating=reading.min_rating)
 
 
 def _from_matrix(matrix: sparse.csr_array, name: str, reading: Reading) -> Interactions:

@@ -158,7 +158,7 @@ def reading_lines(data: Interactions) -> list[str]:
     """Return what was read and what reading removed."""
     sizes = ", ".join(f"{data.parts[part].nnz:,} for {name}" for part, name in zip(data.parts, PART_NAMES, strict=True))
     lines = [f"{data.num_users:,} users, {data.num_items:,} items; interactions: {sizes}."]
-    if removed := removed_in_words(data.counts):
+    if removed := removed_in_words(data.counts, data.min_rating):
         lines.append(f"Left out when reading: {removed}.")
     if cold := data.counts.get("cold_items"):
         occur, them = ("item occurs", "it") if cold == 1 else ("items occur", "them")

@@ -144,6 +144,15 @@ def by_time(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame.iloc[np.argsort(times.to_numpy(), kind="stable")]
 
 
+def readable_times(column: "pd.Series[Any]") -> npt.NDArray[Any] | None:
+    """Return times in a form that can be sorted; None where any is none, or days and months may be meant either way."""
+    try:
+        times = _times(column)
+    except DataError:
+        return None
+    return None if times.isna().any() else times.to_numpy()
+
+
 def _times(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Return times in a form that can be sorted, missing where they are none.
 

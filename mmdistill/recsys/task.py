@@ -327,7 +327,7 @@ class RecsysTask:
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the item ids travel with the set."""
         if self._info is None:
-            removed = removal_notes(self.data.counts)
+            removed = removal_notes(self.data.counts, self.data.min_rating)
             self._info = TaskInfo(
                 domain="recsys",
                 data=self.data.name,

@@ -204,3 +204,57 @@ def test_tables_that_pandas_cannot_read_here(suffix, tmp_path, monkeypatch):
     assert DOMAIN.accepts(path)  # so that the error says what to do
     with pytest.raises(DataError, match=rf"install pyarrow.*pd.read_{suffix}\(path\) to recsys_task"):
         load_interactions(path)
+
+
+def rated_again(**columns):
+    """Return a log of likes in which each user rates the first two items again, at 1 and at 4."""
+    likes = log(rating=5, timestamp=np.arange(USERS * ITEMS))
+    again = likes[likes["item"] < 2].assign(rating=lambda rows: np.where(rows["item"] == 0, 1, 4), timestamp=1000)
+    return pd.concat([again, likes]).assign(**columns)  # the later ones come first
+
+
+@pytest.mark.parametrize("way", ["time", "random"])
+def test_the_latest_rating_of_an_item_decides(way):
+    data = load_interactions(rated_again(), min_rating=4, split_by=way)
+    assert data.item_ids.tolist() == list(range(1, ITEMS))
+    assert data.counts["taken_back"] == USERS
+    (note,) = [note for note in recsys_task(data).describe().notes if "left out" in note]
+    assert "12 ratings below 4, 12 ratings that later ones of the same user and item took back, 12 repeated" in note
+    liked = load_interactions(rated_again(timestamp=lambda rows: -rows["timestamp"]), min_rating=4, split_by=way)
+    assert liked.num_items == ITEMS
+    assert "taken_back" not in liked.counts
+    assert "taken_back" not in load_interactions(rated_again(), split_by=way).counts  # all above 0
+
+
+def test_of_ratings_of_one_time_the_last_row_decides():
+    rows = rated_again(timestamp=7)
+    assert load_interactions(rows, min_rating=4).num_items == ITEMS
+    assert load_interactions(rows[::-1], min_rating=4).num_items == ITEMS - 1
+
+
+@pytest.mark.parametrize("times", [None, "soon"])
+def test_pairs_that_are_rated_both_ways_without_times_are_noted(times):
+    rows = rated_again(timestamp=times) if times else rated_again().drop(columns="timestamp")
+    data = load_interactions(rows, min_rating=4)
+    assert data.num_items == ITEMS
+    (note,) = [note for note in data.notes if "pairs" in note]
+    assert note.startswith("12 pairs of user and item have ratings that count and others that do not")
+    assert not [note for note in load_interactions(rows).notes if "pairs" in note]
+
+
+def test_a_rating_of_the_test_part_takes_none_of_training_back():
+    rows = rated_again()
+    given = rows.assign(split=np.where((rows["timestamp"] == 1000) | (rows["item"] == 9), "test", "train"))
+    data = load_interactions(given, min_rating=4)
+    assert data.num_items == ITEMS
+    assert "taken_back" not in data.counts
+
+
+def test_ratings_that_do_not_count_are_said_to_be_below_the_lowest():
+    rows = log(rating=[5, 4, 3, 2, 1] * (USERS * ITEMS // 5))
+    (note,) = [note for note in recsys_task(rows, min_rating=2.5).describe().notes if "left out" in note]
+    assert "48 ratings below 2.5" in note
+    (plain,) = [
+        note for note in recsys_task(rows.assign(rating=rows["rating"] - 1)).describe().notes if "left out" in note
+    ]
+    assert "24 ratings that are not positive" in plain
