@@ -10,6 +10,9 @@ from mmdistill.names import first_few
 EMPTY = ("nan", "null", "<na>")
 """What tables write where a value is missing, in lower case."""
 
+FEW = 5
+"""Training samples of a class below which none of them is held out for validation, where other classes have more."""
+
 
 def spelt(name: str) -> str:
     """Return what a class is called in messages: a whole number as it is, anything else in quotation marks."""
@@ -44,6 +47,15 @@ def _absent(labels: Tensor, names: Sequence[str], sample: str, so: str) -> list[
     counts = torch.bincount(labels, minlength=len(names)).tolist()
     missing = [spelt(name) for name, count in zip(names, counts, strict=True) if not count]
     return [f"no {sample} is of class {first_few(missing)}, so {so}"] if missing else []
+
+
+def validating(counts: Tensor) -> Tensor:
+    """Return which classes give samples for validation: those of few samples need them for training.
+
+    Shapes:
+        counts ``(C,)``, training samples of each class; returns ``(C,)`` bool.
+    """
+    return counts >= (FEW if bool((counts >= FEW).any()) else 2)
 
 
 def missing_like(names: Sequence[str]) -> list[str]:

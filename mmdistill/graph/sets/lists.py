@@ -1,7 +1,7 @@
 """Lists of torch-geometric's graphs, each with a class of its own, put side by side."""
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Real
 from typing import Any
 
 import torch
@@ -84,9 +84,6 @@ def _joined(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
     if len(columns) > 1:
         told = ", ".join("none" if one is None else str(one) for one in sorted(columns, key=str))
         raise DataError(f"{name}: graphs have different numbers of node features ({told}); they must agree")
-    classes = {bool(graph["y"].is_floating_point()) for graph in found}
-    if len(classes) > 1:
-        raise DataError(f"{name}: some graphs have whole numbers as y and others floats; classes are whole numbers")
     sizes = torch.tensor([graph["nodes"] for graph in found])
     start = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     edges = [graph["edge_index"] + first for graph, first in zip(found, start.tolist(), strict=False)]
@@ -112,9 +109,15 @@ def _checked(graph: object, name: str) -> dict[str, Any]:
         raise DataError(f"{name} needs edge_index (2, E) of whole numbers")
     if x is not None and (not isinstance(x, Tensor) or x.ndim != 2):
         raise DataError(f"{name} needs node features x (n, d), or none")
-    label = torch.as_tensor(y).flatten() if isinstance(y, Tensor | Integral) else None
+    label = torch.as_tensor(y).flatten() if isinstance(y, Tensor | Real) else None
     if label is None or label.numel() != 1:
         raise DataError(f"{name} needs a class, one whole number y")
+    if label.is_floating_point():
+        if not float(label).is_integer():
+            raise DataError(
+                f"{name} needs a class, one whole number y, and has {float(label):g}; mend it or leave it out"
+            )
+        label = label.long()
     named = int(edges.max()) + 1 if edges.numel() else 0
     nodes = len(x) if x is not None else int(fields.get("num_nodes") or named)
     if named > nodes or (edges.numel() and int(edges.min()) < 0):

@@ -6,16 +6,21 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.files.classes import validating
 from mmdistill.runtime import Draws
 
 SHARES = (0.8, 0.1)
 """Of each class, for training and validation; the rest is for testing. DosCond takes the same shares of all graphs."""
 SPLITS = {"test": "test", "dev": "validation"}
 """What may be held out of the training graphs, in this order, and what it is called."""
+WAY_ON = '; add some, or say yourself which are for what: graph_set_task({"train": [...], "val": [...], "test": [...]})'
+"""What is said where graphs are too few to be divided."""
 
 
 def stratified(y: Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the numbers of training, validation and test graphs, by class at random.
+
+    Each class has a training and a test graph at least, and a validation one unless it has few graphs.
 
     Args:
         y: the graphs' classes.
@@ -25,16 +30,21 @@ def stratified(y: Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Tens
     Shapes:
         y ``(graphs,)`` int64; returns three sorted parts of the positions in it.
     Raises:
-        DataError: a class of fewer than ten graphs.
+        DataError: a class of a single graph, or too few graphs to validate with any.
     """
+    counts = torch.bincount(y, minlength=len(names)).tolist()
+    if 1 in counts:
+        name = names[counts.index(1)]
+        raise DataError(f"class {name} has a single graph, and one to train on and one to test with are needed{WAY_ON}")
+    ends = [int(sum(SHARES) * count) for count in counts]  # of what is for training or validation
+    giving = validating(torch.tensor(ends))
+    if not giving.any():
+        raise DataError(f"classes of two graphs leave none to validate with{WAY_ON}")
     parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for index, name in enumerate(names):
-        members = (y == index).nonzero().flatten()
-        if len(members) < 10:
-            raise DataError(f"class {name} has {len(members)} graphs; at least 10 are needed to split them")
-        members = members[Draws(seed, ("split", index)).permutation(len(members))]
-        first, second = int(SHARES[0] * len(members)), int(sum(SHARES) * len(members))
-        for part, ids in zip(parts, members.tensor_split([first, second]), strict=True):
+    for index, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        members = (y == index).nonzero().flatten()[Draws(seed, ("split", index)).permutation(count)]
+        first = min(int(SHARES[0] * count), end - 1) if giving[index] else end
+        for part, ids in zip(parts, members.tensor_split([first, end]), strict=True):
             part.append(ids)
     train, val, test = (torch.cat(part).sort().values for part in parts)
     return train, val, test
@@ -45,7 +55,8 @@ def completed(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
     """Return the numbers of training, validation and test graphs where a source says them, and notes.
 
-    A split that it does not say is a tenth of the training graphs of each class, at random and at least one.
+    A split that it does not say is a tenth of the training graphs of each class, at random and at least one, but for
+    validation none of a class of few graphs.
 
     Args:
         y: the graphs' classes.
@@ -61,7 +72,7 @@ def completed(
     found, notes = dict(parts), list[str]()
     for split, title in SPLITS.items():
         if split not in found:
-            found["train"], found[split] = _held_out(y, found["train"], Draws(seed, ("split", split)), names, title)
+            found["train"], found[split] = _held_out(y, found["train"], Draws(seed, ("split", split)), names, split)
             notes.append(f"{title}: {SHARES[1]:.0%} of the training graphs of each class, at random, seed {seed}")
     _require_trained(y, found["train"], names)
     return (found["train"], found["dev"], found["test"]), tuple(notes)
@@ -76,14 +87,17 @@ def _require_trained(y: Tensor, train: Tensor, names: Sequence[str]) -> None:
         )
 
 
-def _held_out(y: Tensor, train: Tensor, draws: Draws, names: Sequence[str], title: str) -> tuple[Tensor, Tensor]:
+def _held_out(y: Tensor, train: Tensor, draws: Draws, names: Sequence[str], split: str) -> tuple[Tensor, Tensor]:
     """Return the training graphs that stay, and a tenth of each class for another split."""
     held = torch.zeros(len(train), dtype=torch.bool)
     _require_trained(y, train, names)
-    for index, name in enumerate(names):
+    counts = torch.bincount(y[train], minlength=len(names))
+    giving = validating(counts) if split == "dev" else counts > 1
+    if not giving.all() and (split == "test" or not giving.any()):
+        name = names[int(giving.long().argmin())]
+        raise DataError(f"class {name} has a single training graph, and none is left for {SPLITS[split]}{WAY_ON}")
+    for index in giving.nonzero().flatten().tolist():
         members = (y[train] == index).nonzero().flatten()
-        if len(members) < 2:
-            raise DataError(f"class {name} has a single training graph, and none is left to hold out {title} graphs of")
         count = max(round(SHARES[1] * len(members)), 1)
         held[members[draws.fold(index).permutation(len(members))[:count]]] = True
     return train[~held], train[held]

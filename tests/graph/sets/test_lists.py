@@ -12,6 +12,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.graph.files import holds_list
 from mmdistill.graph.sets import GraphSet, graph_set_task, load_graph_set
+from mmdistill.graph.sets.splits import stratified
 from mmdistill.registry import domain_of
 from mmdistill.runtime import Draws
 from tests.graph.sets.toy import FAST, rings
@@ -81,7 +82,8 @@ def test_graphs_without_features_get_their_degree_and_attributes_are_left_out(gr
     [
         ({"y": None}, "the list: graph 1 needs a class, one whole number y"),
         ({"y": torch.tensor([0, 1])}, "graph 1 needs a class, one whole number y"),
-        ({"y": torch.tensor([0.5])}, "some graphs have whole numbers as y and others floats"),
+        ({"y": torch.tensor([0.5])}, "graph 1 needs a class, one whole number y, and has 0.5"),
+        ({"y": torch.tensor([[float("nan")]])}, "graph 1 needs a class, one whole number y, and has nan"),
         ({"edge_index": None}, r"graph 1 needs edge_index \(2, E\)"),
         ({"edge_index": torch.tensor([[0], [99]])}, "nodes, and edges of nodes 0 to 99"),
         ({"x": torch.ones(6, 3)}, r"different numbers of node features \(3, 8\)"),
@@ -93,6 +95,39 @@ def test_what_is_no_graph_of_a_set_is_named(graphs: GraphSet, changes: dict[str,
     found[1] = Data(**{**found[1].to_dict(), **changes})
     with pytest.raises(DataError, match=message):
         load_graph_set(found)
+
+
+def test_classes_in_floats_and_in_a_row_of_their_own_are_taken(graphs: GraphSet) -> None:
+    one = listed(graphs)
+    found = load_graph_set([Data(x=each.x, edge_index=each.edge_index, y=each.y.float().view(1, 1)) for each in one])
+    assert (found.fingerprint, found.names) == (load_graph_set(one).fingerprint, ("0", "1"))
+    some = [Data(x=each.x, edge_index=each.edge_index, y=float(each.y)) for each in one[:7]]
+    assert load_graph_set([*some, *one[7:]]).fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("few", "parts"), [(2, (1, 0, 1)), (3, (2, 0, 1)), (5, (4, 0, 1)), (6, (4, 1, 1)), (9, (7, 1, 1)), (10, (8, 1, 1))]
+)
+def test_a_class_of_few_graphs_trains_and_tests(graphs: GraphSet, few: int, parts: tuple[int, ...]) -> None:
+    one = listed(graphs)
+    found = load_graph_set([*one[::2], *one[1::2][:few]])
+    counted = [torch.bincount(found.y[part], minlength=2).tolist() for part in (found.train, found.val, found.test)]
+    assert counted == [[16, parts[0]], [2, parts[1]], [2, parts[2]]]
+    assert torch.cat([found.train, found.val, found.test]).sort().values.tolist() == list(range(20 + few))
+    assert any("no validation graph is of class 1" in note for note in found.notes) == (parts[1] == 0)
+    if few < 6:  # with its own test graphs
+        given = load_graph_set({"train": [*one[::2], *one[1::2][: few - 1]], "test": one})
+        assert torch.bincount(given.y[given.val], minlength=2).tolist() == [2, 0]
+
+
+def test_where_all_classes_are_small_each_validates() -> None:
+    y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    counted = [torch.bincount(y[part], minlength=3).tolist() for part in stratified(y, 0, ("a", "b", "c"))]
+    assert counted == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    with pytest.raises(DataError, match=r"classes of two graphs leave none to validate with; .*graph_set_task\({"):
+        stratified(y[[0, 1, 3, 4]], 0, ("a", "b"))
+    with pytest.raises(DataError, match=r"class b has a single graph, .*graph_set_task\({\"train\""):
+        stratified(y[:4], 0, ("a", "b"))
 
 
 def test_lists_by_name_of_split_are_published_splits(graphs: GraphSet) -> None:
@@ -137,7 +172,8 @@ def test_splits_that_cannot_be_used_are_named(graphs: GraphSet) -> None:
         ({"train": one, "test": [one[0], 3]}, "test: graph 1 is int"),
         ({"train": first, "val": one, "test": one}, "class 1 has no training graph"),
         ({"train": first, "test": one}, "class 1 has no training graph"),
-        ({"train": [*first, second[0]], "test": one}, "class 1 has a single training graph, and none is left"),
+        ({"train": [*first, second[0]]}, 'class 1 has a single training graph, and none is left for test; .* "test": '),
+        ({"train": [first[0], second[0]], "test": one}, "class 0 has a single training graph, .* for validation; add"),
         (dict(one[0].to_dict()), "a list of torch-geometric's Data, got dict"),
     ):
         with pytest.raises(DataError, match=message):
@@ -145,9 +181,6 @@ def test_splits_that_cannot_be_used_are_named(graphs: GraphSet) -> None:
 
 
 def test_what_is_no_list_of_graphs_is_refused(graphs: GraphSet, tmp_path: Path) -> None:
-    floats = [Data(edge_index=one.edge_index, y=one.y.float()) for one in listed(graphs)]
-    with pytest.raises(DataError, match="one class for each graph, as whole numbers"):
-        load_graph_set(floats)
     torch.save([1, 2], tmp_path / "numbers.pt")
     with pytest.raises(DataError, match="graph 0 is int, and a torch-geometric Data with edge_index and y is expected"):
         load_graph_set(tmp_path / "numbers.pt")
