@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.classes import missing_like, untested, unvalidated
+from mmdistill.files.classes import missing_like, untested, unvalidated, validating
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
@@ -36,7 +36,7 @@ from mmdistill.text.inputs import (
     is_table,
     pair_split,
 )
-from mmdistill.text.remarks import leaks, quoted, repeats
+from mmdistill.text.remarks import alike_classes, leaks, quoted, repeats
 from mmdistill.text.tables import may_hold_texts, read_table
 
 DEV_SHARE = 0.1
@@ -300,7 +300,7 @@ def _finish(
     if "dev" not in done:
         # Beside a given test split, repeats in both cost nobody a fair score, and known data keep their split.
         alike: Sequence[Hashable] = train.texts if made_here else range(len(train.texts))
-        train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")), alike)
+        train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")), alike, to_validate=True)
         notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
     for split, part in done.items():
         if not part.texts:
@@ -314,6 +314,7 @@ def _finish(
         *untested(done["test"].labels, names, "text"),
         *unvalidated(done["dev"].labels, names, "text"),
         *missing_like(names),
+        *([] if class_names else alike_classes(names)),
     ]
     return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
 
@@ -328,16 +329,21 @@ def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], n
     return torch.tensor([numbers[label] for label in labels])
 
 
-def _hold_out(split: TextSplit, share: float, draws: Draws, names: Sequence[Hashable]) -> tuple[TextSplit, TextSplit]:
+def _hold_out(
+    split: TextSplit, share: float, draws: Draws, names: Sequence[Hashable], *, to_validate: bool = False
+) -> tuple[TextSplit, TextSplit]:
     """Move a share of each class, at most all but one of its texts, into a second split; order is kept.
 
-    Texts of one name stay together and, where they are of several classes, where they are.
+    Texts of one name stay together and, where they are of several classes, where they are. To validate with, none are
+    moved of classes that have few.
     """
     held = torch.zeros(len(split.texts), dtype=torch.bool)
     classes = dict[Hashable, set[int]]()
     for name, label in zip(names, split.labels.tolist(), strict=True):
         classes.setdefault(name, set()).add(label)
-    for label in torch.bincount(split.labels).nonzero().flatten().tolist():
+    movable = [label for own in classes.values() if len(own) == 1 for label in own]
+    counts = torch.bincount(torch.tensor(movable, dtype=torch.long))
+    for label in (validating(counts) if to_validate else counts).nonzero().flatten().tolist():
         members = (split.labels == label).nonzero().flatten()
         count = min(max(round(share * len(members)), 1), len(members) - 1)
         rows = dict[Hashable, list[int]]()  # of each name, in the order in which they are drawn

@@ -1,9 +1,11 @@
 """What is noted of texts that are usable and yet not what they should be."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmdistill.files.columns import shared_note
+from mmdistill.names import first_few
 from mmdistill.text.tables import is_unquoted
 
 
@@ -17,6 +19,20 @@ def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
     """Return a note where test texts, as they were given, are also in training."""
     known = set(train)
     return shared_note(sum(text in known for text in test), len(test), "texts")
+
+
+def alike_classes(names: Sequence[str]) -> list[str]:
+    """Return a note where classes are the same number, or the same word but for capitals."""
+    found = dict[str, list[str]]()
+    for name in names:
+        found.setdefault(_folded(name), []).append(repr(name))
+    twice = [" and ".join(own) for own in found.values() if len(own) > 1]
+    return [f"classes that may be one, written differently: {first_few(twice)}"] if twice else []
+
+
+def _folded(name: str) -> str:
+    """Return a class in small letters, a whole number without a fraction."""
+    return re.sub(r"(?<=\d)\.0+$", "", name.casefold())
 
 
 def quoted(texts: Sequence[object], path: Path) -> list[str]:

@@ -211,3 +211,30 @@ def test_repeated_columns_are_named() -> None:
 def test_columns_that_pandas_numbers_are_named_by_their_numbers() -> None:
     rows = [row for n in range(20) for row in ((f"a {n}", "x"), (f"c {n}", "y"))]
     assert load_text(pd.DataFrame(rows), text_column=0, label_column=1).class_names == ("x", "y")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rare", "parts"), [(2, (1, 0, 1)), (3, (2, 0, 1)), (5, (4, 0, 1)), (6, (4, 1, 1))])
+def test_a_rare_class_keeps_its_texts_for_training(rare: int, parts: tuple[int, ...]) -> None:
+    data = load_text(([*TEXTS, *(f"odd {row}" for row in range(rare))], [*LABELS, *["odd"] * rare]))
+    index = data.class_names.index("odd")
+    assert tuple(part.labels.tolist().count(index) for part in (data.train, data.dev, data.test)) == parts
+    told = notes_about(data, "no validation text is of class 'odd', so what validation chooses takes no account of it")
+    assert bool(told) == (parts[1] == 0)
+
+
+def test_where_all_classes_are_rare_each_is_validated() -> None:
+    data = load_text((TEXTS[:6], LABELS[:6]))
+    assert [sorted(part.labels.tolist()) for part in (data.train, data.dev, data.test)] == [[0, 1]] * 3
+    repeated = load_text({"train": (["a"] * 9 + TEXTS[:3], ["no"] * 9 + ["yes"] * 3), "test": (["x"], ["no"])})
+    assert repeated.dev.texts
+
+
+def test_labels_that_are_one_number_or_word_written_differently_are_noted() -> None:
+    labels = ["2", "2.0", "Good", "GOOD", "3.5"] * 4
+    assert notes_about(load_text((TEXTS, labels)), "written") == [
+        "classes that may be one, written differently: '2' and '2.0', 'GOOD' and 'Good'"
+    ]
+    for fine in (["2.5", "2", "3.0", "20"] * 5, [2, 2.0, 3, 3.0] * 5):
+        assert not notes_about(load_text((TEXTS, fine)), "written")
+    named = {"test": (TEXTS[:2], ["A", "a"]), "train": (TEXTS, ["A", "a"] * 10)}
+    assert not notes_about(load_text(named, class_names=["A", "a"]), "written")
