@@ -15,6 +15,7 @@ from mmdistill.execution.isolation import recordable
 from mmdistill.files.classes import untested, unvalidated
 from mmdistill.files.saved import from_array
 from mmdistill.graph.adjacency import Adjacency, undirected
+from mmdistill.names import first_few
 from mmdistill.runtime import tensor_digest
 
 LARGE = 50_000
@@ -24,6 +25,8 @@ MASKS = ("train_mask", "val_mask", "test_mask")
 FIELDS = ("x", "edge_index", "y", *MASKS)
 SPLITTING = 'T.RandomNodeSplit("train_rest", num_val=0.2, num_test=0.2)(data) of torch_geometric.transforms'
 """What gives a graph without masks some, of any size."""
+DEGREES = "T.OneHotDegree(max_degree)(data) of torch_geometric.transforms"
+"""What gives nodes features where there are none."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class GraphData:
             and tested on the subgraphs of those nodes; else all features and edges are known (transductive).
         notes: what was changed on the way in, in words.
         scaling: what features were standardised by: ``feature_mean`` and ``feature_deviation``; else nothing.
+        labels: what the source calls the classes, by class index; empty: as here.
 
     Shapes:
         x ``(N, d)``; y ``(N,)`` int64; of scaling ``(d,)`` each.
@@ -59,6 +63,7 @@ class GraphData:
     inductive: bool = False
     notes: tuple[str, ...] = ()
     scaling: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Return in one line what the data are, and how many nodes, edges, features and classes they have."""
@@ -72,8 +77,8 @@ class GraphData:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What classes are called: by their number, for lack of anything else."""
-        return tuple(str(index) for index in range(self.num_classes))
+        """What classes are called: by the number that the source gives them."""
+        return tuple(map(str, self.labels or range(self.num_classes)))
 
     @property
     def edge_index(self) -> Tensor:
@@ -128,9 +133,11 @@ def graph_from_fields(
     _require_homogeneous(fields, name)
     x = _features(fields, name)
     sets, missing = _sets(fields, name, len(x), split)
-    y, num_classes = _labels(fields, name, len(x), sets)
+    y, labels = _labels(fields, name, len(x), sets)
     adjacency, changes = undirected(*checked_edges(fields, name, len(x)), len(x))
-    names = tuple(map(str, range(num_classes)))
+    names = tuple(map(str, labels))
+    if labels != tuple(range(len(labels))):
+        missing += (f"classes are numbered in the order of their labels: {first_few(names, 20)}",)
     missing += (*untested(y[sets["test"]], names, "node"), *unvalidated(y[sets["validation"]], names, "node"))
     return GraphData(
         name,
@@ -140,9 +147,10 @@ def graph_from_fields(
         sets["training"],
         sets["validation"],
         sets["test"],
-        num_classes,
+        len(labels),
         inductive,
         notes + _unread(fields, split) + changes + missing,
+        labels=labels,
     )
 
 
@@ -207,6 +215,11 @@ def _tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
 
 
 def _features(fields: Mapping[str, Any], name: str) -> Tensor:
+    if fields.get("x") is None and fields.get("edge_index") is not None and fields.get("y") is not None:
+        raise DataError(
+            f"{name} has no node features, a tensor 'x' (nodes, features); after data.num_nodes = len(data.y), "
+            f"{DEGREES} gives nodes their degree as such (max_degree is the largest)"
+        )
     x = _tensor(fields, "x", name)
     if x.is_sparse or x.layout != torch.strided:
         x = x.to_dense()
@@ -222,7 +235,7 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
             f"{name}: features are NaN or infinite in {int(bad.sum())} nodes (first: node {first}); fill them"
         )
     if not x.any():
-        raise DataError(f"{name}: all node features are 0; give nodes some, such as their degree")
+        raise DataError(f"{name}: all node features are 0; give nodes some: {DEGREES} gives their degree")
     return x.contiguous()
 
 
@@ -272,8 +285,10 @@ def _mask(fields: Mapping[str, Any], key: str, name: str, nodes: int, split: int
     return mask.bool().nonzero().flatten()
 
 
-def _labels(fields: Mapping[str, Any], name: str, nodes: int, sets: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    """Return checked labels and the number of classes (the largest training label plus one)."""
+def _labels(
+    fields: Mapping[str, Any], name: str, nodes: int, sets: Mapping[str, Tensor]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the class index of each node, -1 where it is unknown, and the classes: the labels of training nodes."""
     y = _tensor(fields, "y", name)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -290,21 +305,14 @@ def _labels(fields: Mapping[str, Any], name: str, nodes: int, sets: Mapping[str,
             raise DataError(f"{name}: labels y must be class indices (int64), got {y.dtype} with fractions or NaN")
         y = torch.nan_to_num(y, nan=-1)
     y = y.long()
-    num_classes = int(y[sets["training"]].max()) + 1
+    labels = torch.unique(y[sets["training"]])
     for part, ids in sets.items():
-        if len(new := y[ids][y[ids] >= num_classes]):
+        if len(ids) and int(y[ids].min()) < 0:
+            raise DataError(f"{name}: {part} labels must be 0 or more (-1 is an unknown one), got {int(y[ids].min())}")
+        if len(new := y[ids][~torch.isin(y[ids], labels)]):
             raise DataError(
                 f"{name}: class {int(new.min())} has no training node; label some, or take its nodes out of the splits"
             )
-        if len(ids) and int(y[ids].min()) < 0:
-            raise DataError(
-                f"{name}: {part} labels must lie in 0..{num_classes - 1} (the training nodes' classes), got "
-                f"{int(y[ids].min())}..{int(y[ids].max())}"
-            )
-    present = torch.unique(y[sets["training"]])
-    if len(present) < num_classes:
-        empty = int((present != torch.arange(len(present))).nonzero()[0])
-        raise DataError(f"{name}: class {empty} has no training node; label some, or renumber the classes 0..C-1")
-    if num_classes < 2:
-        raise DataError(f"{name} has the single class 0; classification needs at least two")
-    return torch.where(y < num_classes, y, -1), num_classes
+    if len(labels) < 2:
+        raise DataError(f"{name} has the single class {int(labels)}; classification needs at least two")
+    return torch.searchsorted(labels, y).where(torch.isin(y, labels), -1), tuple(labels.tolist())

@@ -9,10 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 from torch_geometric.data import Data, HeteroData
+from torch_geometric.transforms import OneHotDegree
 
 from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.graph import DOMAIN, load_graph
+from mmdistill.graph import DOMAIN, graph_task, load_graph
 from mmdistill.graph.adjacency import undirected
 from mmdistill.runtime import data_root
 from tests.graph.toy import planted_fields, planted_graph
@@ -135,7 +136,8 @@ def labels(**at: int) -> torch.Tensor:
         ({"x": torch.zeros(120, 3)}, "all node features are 0; give nodes some"),
         ({"train_mask": torch.zeros(120, dtype=torch.bool)}, "no training nodes"),
         ({"test_mask": None}, "no test nodes"),
-        ({"x": None}, "needs a tensor 'x'"),
+        ({"x": None}, r"no node features, a tensor 'x' .* len\(data\.y\), T\.OneHotDegree\(max_degree\)\(data\) of"),
+        ({"x": None, "y": None}, "needs a tensor 'x', it is missing; a graph has x"),
         ({"x": nan_features()}, "first: node 5"),
         ({"x": torch.ones(120)}, "must be \\(nodes, features\\)"),
         ({"y": None}, "needs a tensor 'y'"),
@@ -143,10 +145,9 @@ def labels(**at: int) -> torch.Tensor:
         ({"y": torch.arange(119)}, "one class index per node"),
         ({"y": torch.ones(120, 4)}, "multi-label graphs cannot be condensed"),
         ({"y": labels(n20=7)}, "class 7 has no training node; label some, or take its nodes out of the splits"),
-        ({"y": labels(n0=-1)}, "training labels must lie in"),
-        ({"y": torch.where(labels() == 1, 2, labels())}, "class 1 has no training node"),
-        ({"y": torch.where(labels() == 2, 10**12, labels())}, "class 2 has no training node"),
-        ({"y": 0 * labels()}, "the single class 0"),
+        ({"y": labels(n0=-1)}, "training labels must be 0 or more .* got -1"),
+        ({"y": torch.where(torch.arange(120) == 20, 1, 2 * labels())}, "class 1 has no training node; label some"),
+        ({"y": 0 * labels() + 3}, "the single class 3"),
         ({"x": planted_fields()["x"] + 0j}, "must be real"),
         ({"edge_index": None}, "needs a tensor 'edge_index'"),
         ({"edge_index": torch.tensor([[0], [120]])}, "names nodes 0 to 120"),
@@ -182,6 +183,30 @@ def test_labels_as_whole_floats_are_taken_as_classes() -> None:
     graph = planted_graph(y=planted_fields()["y"].double())
     assert graph.y.dtype == torch.int64
     assert torch.equal(graph.y, planted_graph().y)
+
+
+def test_labels_with_gaps_are_numbered_by_their_order() -> None:
+    plain, own = planted_graph(), torch.tensor([5, 70, 10**12])
+    graph = planted_graph(y=own[planted_fields()["y"]])
+    assert torch.equal(graph.y, plain.y)
+    assert (graph.num_classes, graph.class_names) == (3, ("5", "70", "1000000000000"))
+    assert (graph.fingerprint, graph.test_fingerprint) == (plain.fingerprint, plain.test_fingerprint)
+    assert graph.notes == ("classes are numbered in the order of their labels: 5, 70, 1000000000000",)
+    assert (plain.class_names, plain.notes) == (("0", "1", "2"), ())
+    assert graph_task(graph).describe().class_names == graph.class_names
+
+
+def test_what_is_said_to_give_nodes_features_gives_them() -> None:
+    data = as_data(x=None)
+    data.num_nodes = len(data.y)  # as isolated nodes at the end are in no edge
+    assert load_graph(OneHotDegree(40)(data)).x.shape == (120, 41)
+
+
+def test_what_is_no_class_of_the_training_nodes_is_unknown_outside_of_the_splits() -> None:
+    fields = planted_fields()
+    y, test = 2 * fields["y"], fields["test_mask"].clone()
+    y[110:114], test[110:114] = torch.tensor([-1, 1, 3, 9]), False
+    assert planted_graph(y=y, test_mask=test).y[109:115].tolist() == [1, -1, -1, -1, -1, 0]
 
 
 def test_heterogeneous_graphs_are_refused_as_objects_and_as_files(tmp_path: Path) -> None:
