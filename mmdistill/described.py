@@ -23,9 +23,6 @@ from mmdistill.store import digest_of
 LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers")
 """Packages whose functions and classes are what their names say; those of others are a user's, who may edit them."""
 
-UNSAID = {"unsaid by default": True}
-"""Metadata of a dataclass's field that came later: its default is not described, so that others stay as they were."""
-
 OF_MODULES = frozenset(vars(nn.Module()))
 """What torch keeps in every module, beside what its class says of itself."""
 
@@ -34,18 +31,16 @@ def described(made: object) -> dict[str, object]:
     """Return an object's class and its own plain attributes, by name; nothing of where it lies in memory.
 
     Numbers, texts, booleans and None are as they are, in tuples, lists and mappings too. Dataclasses are described
-    likewise, without fields that do not count when two are compared, and those of :data:`UNSAID` at their default; so
-    are modules that hold no others, and objectives within an objective. Of partial functions their arguments count, of
-    methods their object, of a user's functions without a name what they compute. Anything else is the name of its class
-    or, of a function, its own.
+    likewise, without fields that do not count when two are compared; so are modules that hold no others, and objectives
+    within an objective. Of partial functions their arguments count, of methods their object, of a user's functions
+    without a name what they compute. Anything else is the name of its class or, of a function, its own.
     Private attributes (``_name``) are what is kept, not what is set, and do not count.
 
     Args:
         made: an objective or a schedule, as it was made: before it draws or learns.
     """
     values = {name: value for name, value in {**_of_classes(made), **_own(made)}.items() if not name.startswith("_")}
-    said = sorted(values.keys() - _unsaid(made))
-    return {"class": type(made).__name__, **{name: _plain(values[name]) for name in said}}
+    return {"class": type(made).__name__, **{name: _plain(values[name]) for name in sorted(values)}}
 
 
 def _own(made: object) -> dict[str, object]:
@@ -54,12 +49,6 @@ def _own(made: object) -> dict[str, object]:
         return {entry.name: getattr(made, entry.name, None) for entry in fields(made) if entry.compare}
     found = {name: value for name, value in getattr(made, "__dict__", {}).items() if name not in OF_MODULES}
     return found | dict(made.named_children()) if isinstance(made, nn.Module) else found
-
-
-def _unsaid(made: object) -> set[str]:
-    """Return the fields of a dataclass that are at their default and not described there."""
-    later = [entry for entry in fields(made) if UNSAID.items() <= entry.metadata.items()] if is_dataclass(made) else []
-    return {entry.name for entry in later if getattr(made, entry.name) == entry.default}
 
 
 def _of_classes(made: object) -> dict[str, object]:

@@ -304,8 +304,7 @@ def _distilled(
                 logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
         else:
             keeper.begin(run)
-    if run.setup_seconds is not None:
-        run.setup_seconds += time.perf_counter() - began
+    run.setup_seconds += time.perf_counter() - began
     with _interruptions_noted(keeper, again):
         interrupted = take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
     seconds = time.perf_counter() - began if keeper is None else keeper.seconds
@@ -315,7 +314,7 @@ def _distilled(
         result,
         path=run.path,
         compile_seconds=run.compile_seconds,
-        setup_seconds=run.setup_seconds or 0.0,
+        setup_seconds=run.setup_seconds,
         inner_seconds=run.inner_seconds if run.step else None,
         history=tuple(Reading(*entry) for entry in run.history),
     )

@@ -32,7 +32,7 @@ from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_js
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, named_tensors, shapes, shares_inputs, under
 from mmdistill.versions import package_versions
 
-SET_VERSION = 1
+SET_VERSION = 2
 METADATA = {"format": "mmdistill"}
 KEPT_APART = ("batch", "learned", "info", "classes", "history")
 """What is not among the plain values of a set's file."""
@@ -68,9 +68,9 @@ class DistilledSet:
             CUDA graph), or ``compiled and captured``.
         compile_seconds: what compiling took of ``seconds``.
         setup_seconds: what all before the first step took of them (experts, generators, the start of decoders and of
-            samples), each time the run was resumed too; 0 in sets of versions that did not measure it.
-        inner_seconds: what training networks between updates took of them; None where it was not measured (on CUDA, and
-            in earlier versions) or there are no steps. Students that a step unrolls train within the update.
+            samples), each time the run was resumed too.
+        inner_seconds: what training networks between updates took of them; None where it was not measured (on CUDA)
+            or there are no steps. Students that a step unrolls train within the update.
         precision: the number formats of the steps.
         parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
         network: what was distilled with, in words; empty where it was none.
@@ -192,12 +192,12 @@ class DistilledSet:
             raise CheckpointError(f"{path} is damaged, or of another set than distilled.json beside it")
         try:
             info = content.pop("info")
-            if damage := damage_of(content.get("settings", {})):
+            if damage := damage_of(content["settings"]):
                 raise TypeError(damage)
             if not isinstance(names := info["class_names"], list) or not all(isinstance(name, str) for name in names):
                 raise TypeError(f"info.class_names is {names!r}, and no list of texts")
             info["class_names"] = tuple(names)
-            info["forms"] = _forms(info.get("forms", {}))
+            info["forms"] = _forms(info["forms"])
             info["tensors"] = under("info.", tensors)
             learned = under("learned.", tensors)
             inputs = _unnamed("inputs", tensors)

@@ -172,7 +172,11 @@ class Evaluation:
         found = [(entry.judge, entry.notes) for entry in self.results]
         for name, entries in self.baselines.items():
             found += [(f"{name} by {e.judge}", tuple(note for note in e.notes if note not in known)) for e in entries]
-        return named_notes(found)
+        judges: dict[str, dict[str, None]] = {}
+        for judge, notes in found:
+            for note in notes:
+                judges.setdefault(note, {})[judge] = None
+        return [f"{', '.join(own)}: {note}" for note, own in judges.items()]
 
     def frame(self) -> "pd.DataFrame":
         """Return all entries as a data frame of a row each: samples, judge, metric, mean, sd and n.
@@ -203,18 +207,6 @@ class Evaluation:
         """Return the table as notebooks show it."""
         remarks = [f"<p>{html.escape(remark)}</p>" for remark in self.remarks()]
         return "\n".join([f"<p>{self.units()}</p>", *html_table(self.rows()), *remarks])
-
-
-def named_notes(noted: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
-    """Return the notes of some judges, each once with all judges whom it is of; those of old name theirs themselves."""
-    judges: dict[str, dict[str, None]] = {}
-    for judge, notes in noted:
-        for note in notes:
-            judges.setdefault(note, {})[judge] = None
-    return [
-        note if any(note.startswith(f"{judge} ") for judge in own) else f"{', '.join(own)}: {note}"
-        for note, own in judges.items()
-    ]
 
 
 def _named(name: str, reason: str) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 from mmdistill.files.paths import users_path
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.networks.difficulty import BY_TEN, Scoring
-from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.lessons import Curriculum
 from mmdistill.networks.schedules import (
@@ -96,12 +96,9 @@ def experts_by(
             sam_gap=settings.expert_gap,
             sam_adaptive=protocol.sam_adaptive if adaptive is None else adaptive,
         )
-        lessons = Curriculum(settings.expert_easy, settings.expert_joining, settings.expert_leaving)
-        recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision)
-        if not lessons.is_whole:
-            recipe = ScheduledRecipe(
-                own, settings.augment, precision=settings.expert_precision, curriculum=lessons, scoring=scoring
-            )
+        lessons = Curriculum(settings.expert_easy, settings.expert_joining, settings.expert_leaving, scoring)
+        curriculum = None if lessons.is_whole else lessons
+        recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision, curriculum=curriculum)
         folder = users_path(settings.expert_folder) if settings.expert_folder else None
         window = StartWindow(settings.start_first, settings.start_bound, settings.start_steps)
         return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder, window)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import PurePath
@@ -298,15 +298,6 @@ def _as_optimizer(group: object, spec: object) -> object:
         raise ConfigError(f"the optimizer of {group!r} has no {unknown[0]!r}{hint} (there are: {', '.join(known)})")
     values: dict[str, Any] = {name: _as_tuples(value) for name, value in spec.items()}
     return OptimizerSpec(**values)
-
-
-def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recorded settings, in their order, and then those that their version did not have, at their defaults.
-
-    A setting that is new is made so that its default does what was done before.
-    """
-    defaults = {entry.name: entry.default for entry in fields(Settings) if entry.default is not MISSING}
-    return {**settings, **defaults, **settings}
 
 
 def damage_of(settings: object) -> str:

@@ -19,7 +19,7 @@ from mmdistill.names import encodable
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Tensors
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 TREE_KEY = "tree"
 DIGEST = "digest"
 """Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""

@@ -303,7 +303,7 @@ def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
 
 def test_an_evaluation_is_shown_as_a_table() -> None:
     entries = [
-        Entry("mlp<x>", "accuracy", 0.5, 0.1, 2, ("few classes", "mlp<x> is slow")),
+        Entry("mlp<x>", "accuracy", 0.5, 0.1, 2, ("few classes", "slow")),
         Entry("knn", "accuracy", 0.25, 0.0, 2, ("few classes",)),
     ]
     found = Evaluation(entries, {"random": [Entry("knn", "accuracy", 0.125, 0.0, 2)]}, failures={"vit": "too small"})
@@ -313,7 +313,7 @@ def test_an_evaluation_is_shown_as_a_table() -> None:
     assert first.split() == ["mlp<x>", "accuracy", "50.0", "+/-", "10.0", "-"]
     assert second.split() == ["knn", "accuracy", "25.0", "+/-", "0.0", "12.5", "+/-", "0.0"]
     assert columns.index("random") == first.index("-", first.index("10.0"))
-    assert remarks == ["note: mlp<x>, knn: few classes", "note: mlp<x> is slow", "failed: vit: too small"]
+    assert remarks == ["note: mlp<x>, knn: few classes", "note: mlp<x>: slow", "failed: vit: too small"]
     page = found._repr_html_()
     assert page.count("<tr>") == 3
     assert "<td>mlp&lt;x&gt;</td>" in page
@@ -547,7 +547,7 @@ def test_metrics_and_reports_hold_the_accuracies_of_classes(result: DistilledSet
     assert "| b | 25.0 | 12.5 |" in markdown.read_text()
     assert "<td>b</td><td>25.0</td><td>12.5</td>" in page.read_text()
     for entry in (*metrics["results"], *metrics["baselines"]["random"]):
-        del entry["by_class"]  # as runs of former versions have it
+        del entry["by_class"]  # as of judges that do not tell it
     write_report(tmp_path, result, metrics, [])
     assert "of each class" not in markdown.read_text()
     document["results"][0]["by_class"] = {"a": "much"}  # type: ignore[index]

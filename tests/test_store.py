@@ -37,7 +37,7 @@ def test_sets_survive_the_disk(tmp_path: Path) -> None:
     assert loaded.info == INFO
     assert (loaded.method, loaded.budget, loaded.stored_bytes) == ("gcond", 4, 123)
     document = json.loads((tmp_path / "distilled.json").read_text())
-    assert document["version"] == 1
+    assert document["version"] == 2
     assert "torch" in document["packages"]
 
 
@@ -96,8 +96,8 @@ def test_damaged_sets_are_named(tmp_path: Path) -> None:
     tensors.write_bytes(whole)
     document = tmp_path / "distilled.json"
     text = document.read_text()
-    document.write_text(text.replace('"version": 1', '"version": 99'))
-    with pytest.raises(CheckpointError, match="another version"):
+    document.write_text(text.replace('"version": 2', '"version": 1'))
+    with pytest.raises(CheckpointError, match=r"another version; this mmdistill reads 2$"):
         DistilledSet.load(tmp_path)
     for damage in ('{"version": ' + "9" * 5000 + "}", "[" * 200_000):
         document.write_text(damage)
@@ -198,8 +198,8 @@ def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
     path.write_bytes(safetensors.torch.save({"a": torch.ones(1)}))
     with pytest.raises(CheckpointError, match="no checkpoint of mmdistill"):
         load_tree(path)
-    path.write_bytes(safetensors.torch.save({}, metadata={"tree": json.dumps({"version": 9, "root": None})}))
-    with pytest.raises(CheckpointError, match="version 9"):
+    path.write_bytes(safetensors.torch.save({}, metadata={"tree": json.dumps({"version": 1, "root": None})}))
+    with pytest.raises(CheckpointError, match="version 1, this mmdistill reads 2"):
         load_tree(path)
     with pytest.raises(CheckpointError, match="missing"):
         load_tree(tmp_path / "nowhere")
@@ -315,7 +315,7 @@ def test_what_a_person_edited_is_named(tmp_path: Path, name: str, value: object,
 
 
 @pytest.mark.parametrize(
-    "tree", ["{", "{}", "[]", '{"version": 1}', '{"version": 1, "root": {"$dict": [["a", {"$tensor": "t9"}]]}}']
+    "tree", ["{", "{}", "[]", '{"version": 2}', '{"version": 2, "root": {"$dict": [["a", {"$tensor": "t9"}]]}}']
 )
 def test_damaged_trees_are_named(tmp_path: Path, tree: str) -> None:
     path = tmp_path / "damaged"

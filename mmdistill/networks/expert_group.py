@@ -59,8 +59,6 @@ class ExpertGroup:
             return None
         try:
             tree = load_tree(path)
-            if "step" not in tree:
-                raise CheckpointError(f"{path} is of an earlier version")
             files = [str(name) for name in tree["files"]]
             for name in files:
                 with opened_tensors(self.folder / name) as handle:

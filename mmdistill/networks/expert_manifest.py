@@ -9,14 +9,8 @@ from mmdistill.errors import CheckpointError
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.store import read_json
 
-EXPERTS_VERSION = 3
+EXPERTS_VERSION = 4
 MANIFEST = "experts.json"
-PRECISION = "precision"
-"""Under which a training's number formats are, if they are others than float32."""
-PASSES = "passes"
-"""Under which a training's passes of an epoch are, if they are several."""
-CURRICULUM = "curriculum"
-"""Under which it is which samples each epoch draws from, if not from all."""
 
 SETTING_OF = {
     "lr": "expert_lr",
@@ -25,8 +19,8 @@ SETTING_OF = {
     "sam_gap": "expert_gap",
     "sam_adaptive": "expert_adaptive",
     "augment": "augment",
-    PRECISION: "expert_precision",
-    CURRICULUM: "expert_easy, expert_joining or expert_leaving",
+    "precision": "expert_precision",
+    "curriculum": "expert_easy, expert_joining or expert_leaving",
 }
 """By the name of a training's value, the setting of a method that says it."""
 
@@ -82,7 +76,10 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
         CheckpointError: naming the first difference.
     """
     if found.get("version") != EXPERTS_VERSION:
-        raise CheckpointError(f"{folder} holds experts of version {found.get('version')}, not {EXPERTS_VERSION}")
+        raise CheckpointError(
+            f"{folder} holds experts of version {found.get('version')}, this mmdistill reads {EXPERTS_VERSION}; use "
+            "another folder"
+        )
     if missing := [key for key in wanted if key not in found]:
         raise CheckpointError(f"{folder / MANIFEST} lacks {', '.join(missing)}; remove the folder, to make them anew")
     if found["fingerprint"] != wanted["fingerprint"]:
@@ -105,10 +102,8 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
             f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
             f"{those} there and {these} in the task's network"
         )
-    unsaid = {PRECISION: "float32", PASSES: 1, CURRICULUM: None}
-    there: dict[str, Any] = {**unsaid, **found["training"]}
-    here: dict[str, Any] = {**unsaid, **wanted["training"]}
-    for key, value in here.items() if training else ():
+    there = found["training"]
+    for key, value in wanted["training"].items() if training else ():
         if there.get(key) != value:
             way = f", or change the setting {SETTING_OF[key]}" if key in SETTING_OF else ""
             raise CheckpointError(

@@ -44,10 +44,10 @@ from mmdistill.networks.expert_manifest import (
     require_same,
     trained_epochs,
 )
-from mmdistill.networks.expert_recipe import ExpertRecipe, ScheduledRecipe, identity
+from mmdistill.networks.expert_recipe import ExpertRecipe, identity
 from mmdistill.networks.fit import Reached, Standing, fit_networks
-from mmdistill.networks.fit_protocol import first_steps, visits_and_size
-from mmdistill.networks.lessons import Lessons
+from mmdistill.networks.fit_protocol import visits_and_size
+from mmdistill.networks.lessons import Lessons, first_steps
 from mmdistill.networks.stacked import GradientEngine, Mode, stack_states
 from mmdistill.runtime import Draws, cache_folder, remove_parts
 from mmdistill.store import opened_tensors, write_json
@@ -164,9 +164,9 @@ class Experts:
                 found = {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError, IndexError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); remove it, and it is trained anew") from error
-        kept = found.pop(EPOCH_DIGESTS, None)  # experts of an earlier version have none
-        if kept is not None and (expert, epoch) not in self._checked:
-            if not torch.equal(kept, epoch_digest(found)):
+        kept = found.pop(EPOCH_DIGESTS, None)
+        if (expert, epoch) not in self._checked:
+            if kept is None or not torch.equal(kept, epoch_digest(found)):
                 raise CheckpointError(
                     f"{path} is damaged (epoch {epoch} has changed since it was written); remove it, and it is trained "
                     "anew"
@@ -271,42 +271,47 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
     elif (folder / MANIFEST).exists():
         require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
     missing = sum(not shard(folder, index).exists() for index in range(count))
-    what, own = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}", recipe.scheduled
+    what = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}"
     told = training_foretold(what, missing, count, folder)
-    if not missing or own is None:
+    if not missing or recipe.curriculum is None:
         return told
-    data = training_batch(task)
-    first_steps(own.protocol, data.weight.shape[0], lessons_on(task, own, data))
-    if is_complete(serving_folder(task, own.scorers, own.scoring.networks), own.scoring.networks):
+    data, scoring = training_batch(task), recipe.curriculum.scoring
+    first_steps(recipe.protocol, data.weight.shape[0], lessons_on(task, recipe, data))
+    if is_complete(serving_folder(task, recipe.of_scorers(scoring), scoring.networks), scoring.networks):
         return told
-    scored_by = f"{own.scoring.networks} networks of {counted(own.scoring.protocol.epochs, 'epoch')}"
+    scored_by = f"{scoring.networks} networks of {counted(scoring.protocol.epochs, 'epoch')}"
     return f"{told}, after {scored_by} that score difficulty"
 
 
-def lessons_on(task: Task, recipe: ScheduledRecipe, data: Batch) -> Lessons:
+def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> Lessons | None:
     """Return which training samples the epochs draw from, of a difficulty that is scored when the first one begins.
+
+    None where they draw from all.
 
     Raises:
         ConfigError: samples that train all at once, or without classes.
     """
+    if recipe.curriculum is None:
+        return None
     if shares_inputs(data):
         raise ConfigError(
             "samples that share inputs, as a graph's nodes do, train all at once, so experts have no curriculum; "
             "leave expert_easy, expert_joining and expert_leaving out"
         )
-    return Lessons(recipe.curriculum, scored_classes(data), partial(scored, task, recipe, data))
+    scoring = recipe.curriculum.scoring
+    scores = partial(scored, task, recipe.of_scorers(scoring), scoring.networks, data)
+    return Lessons(recipe.curriculum, scored_classes(data), scores)
 
 
-def scored(task: Task, recipe: ScheduledRecipe, data: Batch) -> Tensor:
+def scored(task: Task, recipe: ExpertRecipe, count: int, data: Batch) -> Tensor:
     """Return how hard the training samples are, ``(n,)``, from the cache folder where it is known there.
 
-    First, the networks that say it train where they are missing. They are cached as experts are.
+    First, the networks that say it train where they are missing, so many by a recipe. They are cached as experts are.
     """
-    own, count = recipe.scorers, recipe.scoring.networks
-    folder = serving_folder(task, own, count)
-    networks = open_experts(task, folder, count, own, called="networks that score difficulty")
-    states = (networks.snapshot(index, own.protocol.epochs) for index in range(count))
-    name = f"el2n-{count}-{own.protocol.epochs}.safetensors"
+    folder = serving_folder(task, recipe, count)
+    networks = open_experts(task, folder, count, recipe, called="networks that score difficulty")
+    states = (networks.snapshot(index, recipe.protocol.epochs) for index in range(count))
+    name = f"el2n-{count}-{recipe.protocol.epochs}.safetensors"
     return kept_scores(networks.folder / name, data.weight.shape[0], partial(el2n, task, data, states))
 
 
@@ -328,7 +333,7 @@ class _ExpertTrainer:
         self.data = training_batch(task)
         self.whole = shares_inputs(self.data)  # then networks see all samples at once, as they are
         self.protocol = replace(recipe.protocol, batch=None, visits=None) if self.whole else recipe.protocol
-        self.lessons = None if recipe.scheduled is None else lessons_on(task, recipe.scheduled, self.data)
+        self.lessons = lessons_on(task, recipe, self.data)
         self.first = first_steps(self.protocol, self.data.weight.shape[0], self.lessons)
         """The step that each epoch of a group's training begins with, and how many there are."""
         self.pure = batches_networks(task, self.data)

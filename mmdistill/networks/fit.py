@@ -14,11 +14,10 @@ from mmdistill.networks.fit_protocol import (
     FitProtocol,
     decay_epochs,
     epoch_rate,
-    first_steps,
     rate_factor,
     visits_and_size,
 )
-from mmdistill.networks.lessons import Lessons
+from mmdistill.networks.lessons import Lessons, first_steps
 from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients

@@ -1,14 +1,11 @@
 """How networks train on a set: epochs, minibatches, optimizer and rates."""
 
 import math
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Literal
 
 from mmdistill.checks import require_at_least
-from mmdistill.described import UNSAID
 from mmdistill.errors import ConfigError, require_choice
-from mmdistill.networks.lessons import Lessons
 
 COSINE_FLOOR = 0.01
 """Of the rate, where annealing ends."""
@@ -61,7 +58,7 @@ class FitProtocol:
     sam_gap: float = 0.0
     sam_adaptive: bool = False
     faster: tuple[tuple[str, float], ...] = ()
-    passes: int = field(default=1, metadata=UNSAID)
+    passes: int = 1
 
     def __post_init__(self) -> None:
         require_choice("the optimizer", self.optimizer, ("sgd", "adam", "adamw", "adamw-matrices"))
@@ -111,13 +108,6 @@ def visits_and_size(protocol: FitProtocol, count: int, *, whole: bool = False) -
     visits = count if protocol.visits is None else min(protocol.visits, count)
     size = visits if protocol.batch is None else min(protocol.batch, visits)
     return visits - visits % size if whole else visits, size
-
-
-def first_steps(protocol: FitProtocol, count: int, lessons: Lessons | None = None) -> list[int]:
-    """Return the step that each epoch begins with, and in the end how many steps there are, on so many samples."""
-    counts = (count if lessons is None else lessons.count(epoch) for epoch in range(protocol.epochs))
-    whole = lessons is not None
-    return list(accumulate((steps_of_epoch(protocol, own, whole=whole) for own in counts), initial=0))
 
 
 def decay_epochs(protocol: FitProtocol) -> set[int]:

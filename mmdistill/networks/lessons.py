@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from numbers import Integral, Real
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from mmdistill.checks import is_of, require_at_least
 from mmdistill.errors import ConfigError
+from mmdistill.networks.difficulty import BY_TEN, Scoring
+from mmdistill.networks.fit_protocol import FitProtocol, steps_of_epoch
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Curriculum:
         joining: the epochs in which the others join, evenly.
         leaving: pairs of an epoch, counted from 0, and the share of the easiest that is left out from there on, instead
             of what was before.
+        scoring: who says how hard samples are.
     Raises:
         ConfigError: a share out of range, epochs out of order, others that never join, or an epoch of no samples.
     Source: Li et al., 2024 (PAD), Sec. 3.1, with the stages of its published code.
@@ -31,6 +35,7 @@ class Curriculum:
     easy: float = 1.0
     joining: int = 0
     leaving: tuple[tuple[int, float], ...] = ()
+    scoring: Scoring = BY_TEN
 
     def __post_init__(self) -> None:
         require_at_least(self, {"easy": 0.0, "joining": 0})
@@ -107,6 +112,13 @@ class Lessons:
         return ((self._ranks >= first) & (self._ranks < until)).nonzero().flatten()
 
 
+def first_steps(protocol: FitProtocol, count: int, lessons: Lessons | None = None) -> list[int]:
+    """Return the step that each epoch begins with, and in the end how many steps there are, on so many samples."""
+    counts = (count if lessons is None else lessons.count(epoch) for epoch in range(protocol.epochs))
+    whole = lessons is not None
+    return list(accumulate((steps_of_epoch(protocol, own, whole=whole) for own in counts), initial=0))
+
+
 def ranks_in_class(labels: Tensor, scores: Tensor) -> Tensor:
     """Return each sample's place within its class by ascending score; of equal ones, the earlier comes first.
 
@@ -138,6 +150,3 @@ def _stages(given: Sequence[Sequence[float]]) -> tuple[tuple[int, float], ...]:
     if epochs != sorted(set(epochs)) or min(epochs, default=0) < 0:
         raise ConfigError(f"the epochs of what leaves (expert_leaving) ascend from 0 on, got {epochs}")
     return found
-
-
-ALL_SAMPLES = Curriculum()

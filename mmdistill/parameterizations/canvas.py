@@ -83,7 +83,7 @@ class Canvases(ImageCodes):
     ) -> "Canvases":
         """Return what crops the stored canvases."""
         height, width = plain["size"]
-        crops, tiles = plain["crops"], plain.get("tiles", 1)
+        crops, tiles = plain["crops"], plain["tiles"]
         if num_classes * crops * tiles**2 != len(classes):  # before their places take memory
             raise ConfigError(f"{crops} crops of {num_classes} canvases are not {len(classes)} samples")
         return cls(tensors["canvases"], labels, (height, width), crops, tiles)

@@ -32,7 +32,7 @@ from mmdistill.task import Batch, Inputs, Targets, Tensors
 logger = logging.getLogger(__name__)
 
 CODES = "codes.safetensors"
-CODES_VERSION = 1
+CODES_VERSION = 2
 KEY = "mmdistill"
 """Under which the file keeps, as JSON, what its tensors are."""
 KINDS: dict[str, type[Parameterization]] = {

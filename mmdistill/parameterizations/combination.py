@@ -94,8 +94,8 @@ class CombinedImages(ImageCodes):
         images = tensors["images"]
         indices = torch.zeros(images.shape[:2], dtype=torch.long)
         space = PixelSpace.of(plain)
-        tiles = plain.get("tiles", 1)
-        return cls(tensors["coefficients"], images, indices, labels, True, space, plain["scale"], tiles)
+        scale, tiles = plain["scale"], plain["tiles"]
+        return cls(tensors["coefficients"], images, indices, labels, True, space, scale, tiles)
 
 
 def learned_coefficients(

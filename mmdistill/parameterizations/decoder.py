@@ -115,7 +115,7 @@ class DecodedCodes(Decoded):
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "DecodedCodes":
         """Return what decodes the stored codes by the stored decoders."""
-        decoders, tiles = stored_decoders(plain, tensors, tensors["codes"].dtype), plain.get("tiles", 1)
+        decoders, tiles = stored_decoders(plain, tensors, tensors["codes"].dtype), plain["tiles"]
         return cls(tensors["codes"], decoders, labels, classes[:: len(decoders) * tiles**2], num_classes, tiles)
 
 

@@ -88,7 +88,7 @@ class AddressedMemory(ImageCodes):
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "AddressedMemory":
         """Return what combines the stored bases."""
-        return cls(tensors["memory"], tensors["addresses"], labels, plain["factor"], plain.get("tiles", 1))
+        return cls(tensors["memory"], tensors["addresses"], labels, plain["factor"], plain["tiles"])
 
 
 class AddressedCodes(Decoded):

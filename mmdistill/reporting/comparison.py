@@ -76,7 +76,7 @@ class Repetitions:
         moved: whether the runs' data differ, each seed having its own.
         fingerprint: of the first run's data; empty where the set does not say it.
         notes: what readers of the runs' scores must know.
-        paces: seconds of a step, of each run; empty where one has no steps or did not measure them alone.
+        paces: seconds of a step, of each run; empty where one has no steps.
         folders: of the runs, in the order of the score's values.
     """
 
@@ -318,8 +318,8 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
 
 
 def _paces(metrics: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return the seconds of a step of each run, or nothing; earlier versions shared the set-up out among the steps."""
-    found = [run[PACE] for run in metrics if run.get("setup_seconds") and is_number(run.get(PACE))]
+    """Return the seconds of a step of each run, or nothing where one has no steps."""
+    found = [run[PACE] for run in metrics if is_number(run.get(PACE))]
     return tuple(found) if len(found) == len(metrics) else ()
 
 

@@ -15,7 +15,7 @@ from mmdistill.names import in_words
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.runs.state import RunState, is_in_vain
 from mmdistill.runtime import patiently, remove_parts
-from mmdistill.settings import MEMORY_ONLY, annealed, completed
+from mmdistill.settings import MEMORY_ONLY, annealed
 from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
@@ -23,6 +23,8 @@ DESCRIBED = "described"
 """Under which an identity says what the objective and the schedule are."""
 AUGMENTATION = "augmentation"
 """Under which an identity says how the task changes samples at random; None where it does not."""
+ABSENT = "absent"
+"""Said of what one of two mappings lacks."""
 
 
 class Checkpoints:
@@ -117,8 +119,7 @@ class Checkpoints:
         """
         run, settings = tree["run"], self._settings
         said = json.loads(tree["identity"])
-        ended = steps_of(said) is not None and _has_ended(tree)
-        require_begun_alike(path, said, self.identity, run["optimizers"], ended)
+        require_begun_alike(path, said, self.identity, run["optimizers"], _has_ended(tree))
         best, every = run["best"], settings["validate_every"]
         validated = best is None or best["step"] % every == 0 or best["step"] == settings["steps"]
         lacks = bool(every) and self._ends_at(tree) and run["step"] % every > 0
@@ -182,7 +183,7 @@ class Checkpoints:
 
 def _has_ended(tree: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint is of its run's end, be it the last step or the one that patience ended."""
-    run, settings = tree["run"], completed(json.loads(tree["identity"])["settings"])
+    run, settings = tree["run"], json.loads(tree["identity"])["settings"]
     patience = int(settings["patience"]) * int(settings["validate_every"])
     return bool(run["step"] == settings["steps"]) or is_in_vain(run["step"], run["best"], patience)
 
@@ -210,8 +211,8 @@ def require_begun_alike(
     Raises:
         CheckpointError: naming what differs, or what depends on how many steps the run will have taken in the end.
     """
-    steps, asked = steps_of(saved), steps_of(own)
-    if steps is None or asked is None or steps == asked:
+    steps, asked = saved["settings"]["steps"], own["settings"]["steps"]
+    if steps == asked:
         require_same(path, saved, own)
         return
     alike = {**saved, "settings": {**saved["settings"], "steps": asked}, DESCRIBED: own[DESCRIBED]}
@@ -224,8 +225,8 @@ def require_begun_alike(
     rates = [group for group in annealed(saved["settings"]) if group in learned]
     if rates:
         reason = f"the rate of its {in_words(rates)} is annealed over its steps"
-    elif not _agree(saved.get(DESCRIBED), own[DESCRIBED]):
-        reason = f"its {_difference(DESCRIBED, saved.get(DESCRIBED), own[DESCRIBED])}"
+    elif saved[DESCRIBED] != own[DESCRIBED]:
+        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], own[DESCRIBED])}"
     else:
         return
     raise CheckpointError(
@@ -242,29 +243,16 @@ def require_same(path: Path, saved: Mapping[str, object], own: Mapping[str, obje
     """
     saved = _comparable(saved)
     for key, value in _comparable(own).items():
-        if key == DESCRIBED and _agree(saved.get(key), value):
-            continue
-        if key not in saved:
-            raise CheckpointError(
-                f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
-            )
-        if saved[key] != value:
-            raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
-
-
-def _agree(saved: object, own: object) -> bool:
-    """Return whether two descriptions agree in all that both have; another version may say more or less."""
-    if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        return all(_agree(saved[name], own[name]) for name in saved.keys() & own.keys())
-    return saved == own
+        if (there := saved.get(key, ABSENT)) != value:
+            raise CheckpointError(f"{path} belongs to another run: its {_difference(key, there, value)}")
 
 
 def _comparable(identity: Mapping[str, object]) -> Mapping[str, object]:
-    """Return an identity without the settings that bound memory, and with those that its version did not have yet."""
+    """Return an identity without the settings that bound memory."""
     settings = identity.get("settings")
     if not isinstance(settings, Mapping):
         return identity
-    compared = {name: value for name, value in completed(settings).items() if name not in MEMORY_ONLY}
+    compared = {name: value for name, value in settings.items() if name not in MEMORY_ONLY}
     return {**identity, "settings": compared}
 
 
@@ -273,11 +261,8 @@ def _difference(name: str, saved: object, own: object) -> str:
     if name == AUGMENTATION:  # of which a task that sets nothing says nothing
         saved, own = saved or {}, own or {}
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        if name.partition(".")[0] == DESCRIBED:  # what one version alone says is no difference
-            key = next(key for key in own if key in saved and not _agree(saved[key], own[key]))
-        else:
-            key = next(key for key in (*own, *saved) if saved.get(key) != own.get(key))
-        return _difference(f"{name}.{key}", saved.get(key), own.get(key))
+        key = next(key for key in (*own, *saved) if saved.get(key, ABSENT) != own.get(key, ABSENT))
+        return _difference(f"{name}.{key}", saved.get(key, ABSENT), own.get(key, ABSENT))
     if isinstance(own, str):
         saved, own = differing_lines(str(saved), own)
     if name == "layers":

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, SETTINGS
-from mmdistill.settings import MEMORY_ONLY, completed
+from mmdistill.settings import MEMORY_ONLY
 
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
@@ -35,9 +35,9 @@ class JudgedRun(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The method's settings, where the set says them; those that its version did not have are at their defaults."""
-        found = self.made.get("settings")
-        return completed(found) if found else {}
+        """The method's settings, where the set says them."""
+        found: dict[str, Any] = self.made.get("settings") or {}
+        return found
 
     @property
     def info(self) -> Mapping[str, Any]:

@@ -35,9 +35,9 @@ class RunState:
         average: the running average of the parameterization's state, where the settings ask for one.
         path: how the last step ran, see :class:`~mmdistill.runs.stepper.Stepper`.
         compile_seconds: that compiling has taken.
-        setup_seconds: that all before the first step has taken, each time the run was resumed included; None: unknown.
+        setup_seconds: that all before the first step has taken, each time the run was resumed included.
         inner_seconds: that training networks between updates has taken; None where nobody knows, since steps are on a
-            device that works on while the host does, or began there or in a version that did not measure it.
+            device that works on while the host does, or began there.
     """
 
     step: int
@@ -51,7 +51,7 @@ class RunState:
     average: Tensors | None = None
     path: str = "eager"
     compile_seconds: float = 0.0
-    setup_seconds: float | None = 0.0
+    setup_seconds: float = 0.0
     inner_seconds: float | None = 0.0
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -153,8 +153,8 @@ class RunState:
             self.best = tree["best"]
             self.average = None if tree["average"] is None else placed(tree["average"])
             self.path, self.compile_seconds = tree["path"], tree["compile_seconds"]
-            self.setup_seconds = tree.get("setup_seconds")  # which earlier versions did not measure
-            self.inner_seconds = None if self.inner_seconds is None else tree.get("inner_seconds")
+            self.setup_seconds = tree["setup_seconds"]
+            self.inner_seconds = None if self.inner_seconds is None else tree["inner_seconds"]
             self.step = tree["step"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error

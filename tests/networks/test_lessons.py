@@ -14,7 +14,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks import expert_group, experts
 from mmdistill.networks.difficulty import SCORERS_SEED, Scoring, el2n, kept_scores, scored_classes
-from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, ScheduledRecipe, identity
+from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, identity
 from mmdistill.networks.experts import (
     default_folder,
     experts_foretold,
@@ -35,9 +35,9 @@ from tests.toys import BlobTask
 
 KEY = Draws(4)
 PAPER = Curriculum(0.75, 20, ((41, 0.1), (61, 0.2)))
-SHORT = Curriculum(0.5, 2, ((3, 0.2), (4, 0.4)))
 SCORING = Scoring(2, replace(PUBLISHED, epochs=2, lr=0.1, batch=32))
-RECIPE = ScheduledRecipe(replace(PUBLISHED, epochs=5, lr=0.1, batch=16), curriculum=SHORT, scoring=SCORING)
+SHORT = Curriculum(0.5, 2, ((3, 0.2), (4, 0.4)), SCORING)
+RECIPE = ExpertRecipe(replace(PUBLISHED, epochs=5, lr=0.1, batch=16), curriculum=SHORT)
 STEPS = [2, 4, 5, 4, 3]
 """Of an epoch: whole minibatches of 16 among 3 x 15, 22, 30, 24 and 18 samples."""
 
@@ -184,8 +184,9 @@ def test_samples_are_scored_once(tmp_path: Path) -> None:
 def test_easy_samples_are_those_that_networks_learn_first(cache: Path) -> None:
     task = BlobTask()
     found = open_experts(task, default_folder(task, RECIPE), 2, RECIPE)
-    folder = default_folder(task, RECIPE.scorers)
-    scores = experts.scored(task, RECIPE, task.select(torch.arange(90)))
+    scorers = RECIPE.of_scorers(SCORING)
+    folder = default_folder(task, scorers)
+    scores = experts.scored(task, scorers, SCORING.networks, task.select(torch.arange(90)))
     assert (folder / "el2n-2-2.safetensors").exists()
     assert is_complete(folder, 2)
     loss = torch.nn.functional.cross_entropy(
@@ -199,17 +200,16 @@ def test_easy_samples_are_those_that_networks_learn_first(cache: Path) -> None:
 def test_scheduled_experts_are_others_and_say_what_they_wait_for(cache: Path) -> None:
     task = BlobTask()
     plain = ExpertRecipe(RECIPE.protocol)
-    assert not {"curriculum", "passes"} & set(identity(task, plain)["training"])  # as before there were any
-    several = replace(plain, protocol=replace(plain.protocol, passes=3))
-    assert identity(task, several)["training"]["passes"] == 3
-    scorers = replace(RECIPE, augment=False, seed=0, precision="bf16").scorers
+    training = identity(task, plain)["training"]
+    assert (training["curriculum"], training["passes"], training["precision"]) == (None, 1, "float32")
+    scorers = replace(RECIPE, augment=False, seed=0, precision="bf16").of_scorers(SCORING)
     assert scorers == ExpertRecipe(SCORING.protocol, False, SCORERS_SEED, "bf16")
     assert scorers.seed != plain.seed
     assert identity(task, RECIPE)["training"]["curriculum"]["leaving"] == [[3, 0.2], [4, 0.4]]
     folder = default_folder(task, RECIPE)
     others = [
         default_folder(task, replace(RECIPE, curriculum=replace(SHORT, joining=3))),
-        default_folder(task, replace(RECIPE, scoring=replace(SCORING, networks=3))),
+        default_folder(task, replace(RECIPE, curriculum=replace(SHORT, scoring=replace(SCORING, networks=3)))),
         default_folder(task, plain),
     ]
     assert len({folder, *others}) == 4
@@ -266,12 +266,10 @@ def test_settings_choose_the_stages(cache: Path) -> None:
     make = experts_by(FitProtocol(2, lr=0.1, batch=16), scoring=SCORING)
     plain = make(settings)
     assert isinstance(plain, ExpertTrajectories)
-    assert type(plain.recipe) is ExpertRecipe
-    assert "curriculum" not in str(described(plain))
+    assert plain.recipe.curriculum is None
     own = make(replace(settings, expert_easy=0.5, expert_joining=2, expert_leaving=((3, 0.2), (4, 0.4))))
     assert isinstance(own, ExpertTrajectories)
-    assert own.recipe.scheduled is not None
-    assert (own.recipe.scheduled.curriculum, own.recipe.scheduled.scoring) == (SHORT, SCORING)
+    assert own.recipe.curriculum == SHORT
     assert "leaving" in str(described(own))
     with pytest.raises(ConfigError, match="expert_easy"):
         make(replace(settings, expert_easy=0.5))

@@ -208,7 +208,7 @@ def test_damage_is_told(task: ImageTask, tmp_path: Path) -> None:
 )
 def test_codes_of_more_samples_than_their_tensors_make_are_damaged(tmp_path: Path, change: object) -> None:
     tensors = {"canvases": torch.zeros(2, 1, 4, 4), "labels.targets": torch.arange(2)}
-    content = {"version": 1, "kind": "canvas", "plain": {"size": [4, 4], "crops": 1}, "label": "hard"}
+    content = {"version": 2, "kind": "canvas", "plain": {"size": [4, 4], "crops": 1, "tiles": 1}, "label": "hard"}
     content |= {"samples": [1, 1], "seed": 0}
 
     def write(about: object) -> Path:
@@ -217,6 +217,8 @@ def test_codes_of_more_samples_than_their_tensors_make_are_damaged(tmp_path: Pat
         return tmp_path / CODES
 
     assert decode(write(json.dumps(content))).weight.tolist() == [1, 1]
+    with pytest.raises(CheckpointError, match="codes of version 1 and kind 'canvas'; this mmdistill reads version 2"):
+        decode(write(json.dumps(content | {"version": 1})))
     about = json.dumps(content | change) if isinstance(change, dict) else change
     with pytest.raises(CheckpointError, match="is damaged"):
         decode(write(about))
@@ -232,5 +234,5 @@ def test_a_new_run_removes_the_codes_of_a_former_one(task: ImageTask, tmp_path: 
 def test_an_unknown_kind_is_refused_by_name(task: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(task, "upsample-2", "hard", tmp_path)
     monkeypatch.setattr("mmdistill.parameterizations.codes.KINDS", {"canvas": Canvases})
-    with pytest.raises(CheckpointError, match=r"kind 'upsampled'; .* version 1 of canvas.* is imported"):
+    with pytest.raises(CheckpointError, match=r"kind 'upsampled'; .* version 2 of canvas.* is imported"):
         decode(tmp_path)

@@ -100,10 +100,10 @@ def test_a_set_that_no_last_checkpoint_makes_is_told_apart(lost: str, run: Path)
 
 def test_what_is_whole_is_not_written_over(run: Path) -> None:
     said = json.loads((run / SET).read_text())
-    (run / SET).write_text(json.dumps(said | {"version": 2}))
-    with pytest.raises(CheckpointError, match=r"another version; this mmdistill reads 1$"):
+    (run / SET).write_text(json.dumps(said | {"version": 1}))
+    with pytest.raises(CheckpointError, match=r"another version; this mmdistill reads 2$"):
         load_whole(run)
-    with pytest.raises(CheckpointError, match=r"another version; this mmdistill reads 1$"):
+    with pytest.raises(CheckpointError, match=r"another version; this mmdistill reads 2$"):
         distill(BlobTask(), method("dm"), ipc=1, out=run, resume="auto")
     changed_byte(run)
     (run / SET).write_text(json.dumps(said))

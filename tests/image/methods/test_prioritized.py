@@ -53,9 +53,7 @@ def test_every_published_configuration(data: str, ipc: int) -> None:
     flat = {"sam": 0.01, "sam_gap": 0.3, "sam_adaptive": True}
     plain = {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "batch": 256, "decay_at": ()}
     assert made.recipe.protocol == FitProtocol(100, **plain, **flat)  # type: ignore[arg-type]
-    assert made.recipe.scheduled is not None
-    assert made.recipe.scheduled.curriculum == Curriculum(0.75, 20, ((41, 0.1), (61, 0.2)))
-    assert made.recipe.scheduled.scoring == Scoring()
+    assert made.recipe.curriculum == Curriculum(0.75, 20, ((41, 0.1), (61, 0.2)), Scoring())
 
 
 @pytest.mark.parametrize("table", [DOMAIN.reduced["cifar10"], DOMAIN.presets["digits"]])

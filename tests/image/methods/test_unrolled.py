@@ -1,6 +1,6 @@
 """Trajectory and performance matching on images: compositions, presets and what each learns."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.registry import get_method, get_parameterization
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings, completed
+from mmdistill.settings import OptimizerSpec, Settings
 
 KEY = Draws(2)
 MATCHING = ("mtt", "tesla", "ftd", "ddpp", "haba")
@@ -269,8 +269,6 @@ def test_experts_of_ftd_serve_other_methods(task: ImageTask, tmp_path: Path) -> 
         same = others.with_settings(expert_adaptive=True)
         same.make_schedule(same.settings(10)).make_ready(task)
     assert len(list(tmp_path.iterdir())) == 2
-    recorded = asdict(ftd.settings(10))  # as by a version without these settings, whose runs resume
-    assert completed({name: recorded[name] for name in recorded if name != "expert_adaptive"}) == recorded
     plainly = ftd.with_settings(expert_adaptive=False).settings(10)
     assert not experts_of(ftd.make_schedule(plainly)).recipe.protocol.sam_adaptive
     with pytest.raises(ConfigError, match="expert_adaptive is true, false or None, got 1"):
