@@ -172,17 +172,15 @@ class DistilledSet:
         """Read a set from its folder, with the history of its run; one that is damaged is left out, with a warning.
 
         Raises:
-            CheckpointError: a file is missing, damaged, or of another version.
+            CheckpointError: a file is missing, damaged, or (a VersionError) of another version.
         """
         folder = users_path(folder)
         if not is_finished(folder):
             raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing){runs_within(folder)}")
-        content = read_json(folder / SET)
-        if content.pop("version", None) != SET_VERSION:
-            raise CheckpointError(f"{folder} holds a set of another version; this mmdistill reads {SET_VERSION}")
-        content.pop("packages", None)
-        digest = content.pop(DIGEST, None)
-        path = folder / SAMPLES
+        content = read_json(folder / SET, version=SET_VERSION)
+        for name in ("version", "packages"):
+            content.pop(name, None)
+        digest, path = content.pop(DIGEST, None), folder / SAMPLES
         tensors, _ = read_tensors(path)
         if odd := [f"{name}, {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FORMATS]:
             raise CheckpointError(f"{path} is damaged: no set has such numbers ({first_few(odd)})")

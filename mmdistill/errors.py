@@ -37,6 +37,10 @@ class CheckpointError(MmdistillError):
     """A saved set, run or checkpoint that is missing, damaged, or belongs to something else."""
 
 
+class VersionError(CheckpointError):
+    """A file that another version of this package wrote, for which it may be whole."""
+
+
 class UnsupportedError(MmdistillError):
     """A composition that is well-formed but that this domain or network cannot offer."""
 

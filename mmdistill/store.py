@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from mmdistill.errors import CheckpointError
+from mmdistill.errors import CheckpointError, VersionError
 from mmdistill.names import encodable
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Tensors
@@ -50,11 +50,15 @@ def write_torch(path: Path, content: object) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, version: int | None = None) -> dict[str, Any]:
     """Read a JSON object.
 
+    Args:
+        path: of the file.
+        version: the one that can be read, where the file says its own.
     Raises:
         CheckpointError: the file is missing, truncated or no object.
+        VersionError: it is of another version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -64,6 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object")
+    if version is not None and content.get("version", version) != version:
+        raise VersionError(f"{path} has version {content['version']}, this mmdistill reads {version}")
     return content
 
 

@@ -86,11 +86,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
                     held.enter_context(sole_writer(folder))
                     _require_free(config, folder, resume)
             task, method, budget = _prepared(config, device)
-            done = (
-                whole_set(folder, lambda text: print(f"note: {text}"))
-                if resume is not None and is_finished(folder)
-                else None
-            )
+            done = whole_set(folder) if resume is not None and is_finished(folder) else None
             if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
                 distilled = done
                 require_own_config(config, distilled, folder)

@@ -225,7 +225,7 @@ def state(config: DistillConfig, task: Task) -> str:
     folder = config.folder()
     if not is_finished(folder):
         return "unfinished" if is_started(folder) else "new"
-    found = whole_set(folder, lambda text: print(f"note: {text}"))
+    found = whole_set(folder)
     if found is None or note_of_more_steps(config, found, folder):
         return "unfinished"
     metrics = former_metrics(folder / METRICS)

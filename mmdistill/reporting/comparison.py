@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.config import read_options
-from mmdistill.distilled import is_number
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.distilled import SET_VERSION, is_number
+from mmdistill.errors import CheckpointError, ConfigError, VersionError
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.names import as_argument, canonical, split_names
 from mmdistill.runs.folder import CONFIG, METRICS, SET, is_finished
@@ -151,11 +151,13 @@ def _read(folder: Path) -> JudgedRun:
     if reason := _unjudged(folder):
         raise CheckpointError(reason)
     try:
-        made = read_json(folder / SET) if (folder / SET).is_file() else {}
+        made = read_json(folder / SET, version=SET_VERSION) if (folder / SET).is_file() else {}
         if not isinstance(made.get("steps", 0), int) or damage_of(made.get("settings") or {}):
             raise CheckpointError(f"{SET} is damaged")
+    except VersionError:
+        raise
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{advice(folder)}") from error
+        raise CheckpointError(f"{error}; {advice(folder)}") from error
     options = read_options(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     return JudgedRun(folder, read_metrics(folder / METRICS), made, options)
 

@@ -159,18 +159,6 @@ class Checkpoints:
                 continue
         return None
 
-    def why_not_last(self) -> str:
-        """Return why the newest checkpoint does not hold what a finished run ended with; nothing where it does."""
-        if not (paths := self.paths()):
-            return "there is no checkpoint of its run, or it took no steps"
-        try:
-            tree = load_tree(paths[-1])
-            if _has_ended(tree):
-                return ""
-        except CheckpointError as error:
-            return str(error)
-        return f"{paths[-1]} is of step {tree['run']['step']:,} of {steps_of(json.loads(tree['identity'])):,}"
-
     def require_own(self) -> None:
         """Refuse a folder whose newest readable checkpoint is of another run; there may be none.
 

@@ -1,6 +1,5 @@
 """The set that a run's folder holds: whether it is the one that is asked for, and whether its run goes on."""
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -18,14 +17,14 @@ from mmdistill.runtime import Draws
 from mmdistill.store import as_json, read_json
 from mmdistill.task import TaskInfo
 
-logger = logging.getLogger(__name__)
-
 
 def found_set(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> tuple[DistilledSet | None, bool]:
     """Return the whole set that a folder holds, and whether a run without one goes on from what it holds."""
     finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
     if finished and not ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]:
-        return _own_set(distiller, name, folder, any_precision), started
+        if (found := whole_set(folder)) is not None:
+            _require_own(found, distiller, name, folder, any_precision)
+        return found, started
     return None, started
 
 
@@ -34,29 +33,25 @@ def _goes_further(folder: Path, steps: int) -> bool:
     try:
         if steps_of(read_json(folder / SET)) in (None, steps):
             return False
-    except CheckpointError:  # a damaged one, which its own run writes again
+    except CheckpointError:  # a damaged one, whose run goes on anyway
         return False
     newest = Checkpoints(folder / CHECKPOINTS, {}).newest()
     return newest is not None and steps_of(newest[1]) == steps
 
 
-def _own_set(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> DistilledSet | None:
-    """Return the set of a run that its folder holds, once it is known to be the one that is asked for.
-
-    None where that is damaged, and the run's last checkpoint makes it.
+def _require_own(found: DistilledSet, distiller: Distiller, name: str, folder: Path, any_precision: bool) -> None:
+    """Refuse the set that a folder holds unless it is the one that is asked for.
 
     Args:
+        found: the set.
         distiller: of the run that is asked for.
         name: what its set calls the method.
         folder: of the run.
         any_precision: whether none was asked for; another device may have had another one.
     Raises:
-        CheckpointError: it is another one's, or damaged for good.
+        CheckpointError: it is another one's.
     """
-    found, own = whole_set(folder, logger.warning), identity(distiller, name)
-    if found is None:
-        Checkpoints(folder / CHECKPOINTS, own).require_own()
-        return None
+    own = identity(distiller, name)
     saved = {
         **_of_data(found.info),
         **({"network": found.network} if found.network else {}),
@@ -83,7 +78,6 @@ def _own_set(distiller: Distiller, name: str, folder: Path, any_precision: bool)
         further = "take the run further with resume=True, " if fewer and steps_of(saved) else ""
         ways = f"{further}choose another folder, or leave resume out with overwrite=True"
         raise CheckpointError(f"{error}; {ways}") from None
-    return found
 
 
 def _of_data(info: TaskInfo) -> dict[str, object]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from mmdistill import exports
-from mmdistill.errors import CheckpointError
+from mmdistill.distilled import SET_VERSION
+from mmdistill.errors import CheckpointError, VersionError
 from mmdistill.execution import ranks
 from mmdistill.parameterizations.codes import CODES
 from mmdistill.runs.checkpoints import Checkpoints, steps_of
@@ -59,10 +60,10 @@ class Keeper:
         self.every = every
         self.replaces = False
         """Whether the folder still holds a former run."""
-        self._longer = False
-        """Whether it holds this run as it was finished with fewer steps."""
+        self._differs = False
+        """Whether the set that it holds may be another one: of fewer steps, or of some that this run takes anew."""
         self._noted: int | None = None
-        """The last step of a finished run whose set can no longer be asked; None where there is none, or unknown."""
+        """The last step of the finished run that it holds; None where there is none, or unknown."""
         self._began, self._saved = began, time.perf_counter()
         self._start: Mapping[str, Any] | None = None
         """The state that the run began with, until its first checkpoint is written."""
@@ -86,15 +87,20 @@ class Keeper:
 
         Raises:
             CheckpointError: there is none, all are damaged, or they belong to another run.
+            VersionError: a set of another version is beside them.
         """
+        try:
+            made = steps_of(read_json(self.folder / SET, version=SET_VERSION))
+        except VersionError:
+            raise
+        except CheckpointError:  # a damaged one, or none
+            made = None
         self._began -= self.checkpoints.restore(run, device)
         self._forget_staged()
-        try:
-            made = steps_of(read_json(self.folder / SET))
-            self._longer = made not in (None, steps_of(self.checkpoints.identity))
-        except CheckpointError:  # one that is damaged or lost is written anew
-            with suppress(CheckpointError, LookupError, TypeError):
-                self._noted = read_json(self.folder / HISTORY)["step"][-1]
+        self._differs = made not in (None, steps_of(self.checkpoints.identity))
+        with suppress(CheckpointError, LookupError, TypeError):
+            self._noted = read_json(self.folder / HISTORY)["step"][-1]
+            self._differs |= run.step != self._noted
 
     def overdue(self) -> bool:
         """Return whether the last checkpoint is too old, where the user did not say when to write them."""
@@ -134,7 +140,7 @@ class Keeper:
         with ranks.first_alone():  # the others wait, and fail with it
             if ranks.is_first():
                 remove_parts(self.folder)
-                if self.replaces or self._longer or self._noted not in (None, taken):
+                if self.replaces or self._differs or self._noted not in (None, taken):
                     self._staged(write)
                 else:
                     write(self.folder)

@@ -38,13 +38,6 @@ def how_to_go_on(folder: Path) -> str:
     return ""
 
 
-def how_to_write_again(folder: Path) -> str:
-    """Return how a run's damaged set is written again from its last checkpoint, in words."""
-    if not (folder / CONFIG).is_file():
-        return "distill(task, ..., out=folder, resume=True) in Python writes it again"
-    return f"{_program(folder)} distill --resume {as_argument(folder)} writes it again"
-
-
 def how_to_begin_anew(folder: Path) -> str:
     """Return how a run is made once more in its own place, in words."""
     if is_imported(folder):
