@@ -174,5 +174,5 @@ def test_a_dry_run_refuses_what_the_run_would(
 
 
 def test_a_dry_run_plans_bases_in_as_many_styles_as_the_method_compares(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "latent" in planned(capsys, "--method", "haba", "--parameterization", "latent", ipc=10)
+    assert "latent" in planned(capsys, "--method", "haba", "--parameterization", "latent", ipc=5)
     assert "teacher" in planned(capsys, "--method", "dm", "--label", "teacher")
