@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import Embeds
-from mmdistill.allocation import shares_of
+from mmdistill.allocation import require_members, shares_of
 from mmdistill.coresets import k_means, random_subset, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels
@@ -40,7 +40,10 @@ def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor
         ridge: lambda, absolute.
     Returns:
         Indices in class-major order, within a class as they were chosen.
+    Raises:
+        DataError: a class has fewer samples than asked for.
     """
+    require_members(torch.bincount(labels.cpu(), minlength=len(counts)), counts.cpu())
     k, residual = kernel.clone(), targets.clone().to(kernel)
     left = counts.clone().to(k.device)
     free = torch.ones(len(k), dtype=torch.bool, device=k.device)
@@ -49,7 +52,8 @@ def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor
     for _ in range(int(counts.sum())):
         coefficients = residual / (k.diagonal() + ridge)[:, None]
         gain = 2 * ((k @ residual) * coefficients).sum(1) - k.square().sum(0) * coefficients.square().sum(1)
-        best = int(torch.where(free & (left[labels] > 0), gain, -torch.inf).argmax())
+        candidates = (free & (left[labels] > 0)).nonzero().flatten()
+        best = int(candidates[gain[candidates].argmax()])
         order.append(best)
         free[best] = False
         left[labels[best]] -= 1
@@ -65,11 +69,13 @@ def selected_texts(task: Task, budget: int, settings: Settings, draws: Draws) ->
 
     Raises:
         ConfigError: a task without sentence points.
+        DataError: a class with fewer texts than are asked for.
     """
     if not isinstance(task, Embeds) or task.labels is None or task.num_classes is None:
         raise ConfigError(f"texts are chosen by their sentence points, and {task.describe().data!r} has none")
     labels, classes = task.labels, task.num_classes
     counts = shares_of(task, budget).counts
+    require_samples(task, counts)
     pool = torch.arange(len(labels))
     if len(pool) > MOST:
         share = (torch.bincount(labels, minlength=classes) * (MOST / len(labels))).long()

@@ -7,7 +7,7 @@ import torch
 from mmdistill.allocation import allocate
 from mmdistill.coresets import coreset
 from mmdistill.distill import distill
-from mmdistill.errors import ConfigError, UnknownNameError
+from mmdistill.errors import ConfigError, DataError, UnknownNameError
 from mmdistill.evaluate import evaluate
 from mmdistill.reporting.report import summary
 from mmdistill.runtime import Draws
@@ -44,6 +44,24 @@ def test_selected_texts_are_real_and_beat_random_ones() -> None:
         for seed in range(5)
     ]
     assert own > sum(others) / 5
+
+
+def test_a_class_with_fewer_texts_than_are_chosen_is_refused() -> None:
+    texts = [f"word{row % 7} of {'rare' if row < 2 else 'often'}{row % 5}" for row in range(30)]
+    task = text_task((texts, ["rare"] * 2 + ["often"] * 28), encoder="tfidf", device="cpu")
+    have = torch.bincount(task.labels).min()
+    with pytest.raises(DataError, match=f"class rare has {have} sample.*, fewer than the 3 asked for; lower the budg"):
+        distill(task, "select", ipc=3)
+    kernel, labels = torch.eye(5), torch.tensor([0, 1, 1, 1, 1])
+    with pytest.raises(DataError, match="class 0 has 1 sample, fewer than the 2 asked for"):
+        greedy_ridge(kernel, centred_targets(labels, 2), labels, torch.tensor([2, 2]))
+
+
+def test_only_texts_that_are_left_are_chosen_where_no_gain_is_finite() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    kernel = 1e20 * torch.eye(4)  # whose squares overflow
+    found = greedy_ridge(kernel, centred_targets(labels, 2), labels, torch.tensor([0, 2]))
+    assert found.sort().values.tolist() == [2, 3]
 
 
 def test_a_large_set_is_thinned_by_class(monkeypatch: object) -> None:
