@@ -61,6 +61,11 @@ def shared_note(count: int, tests: int, noun: str) -> list[str]:
     return [f"{count:,} of the {tests:,} test {noun} are also in training, {said}"] if count else []
 
 
+def repeated_note(count: int, total: int, noun: str) -> list[str]:
+    """Return a note where so many of some samples occur before among them."""
+    return [f"{count:,} of {total:,} {noun} occur before in the data"] if count else []
+
+
 def are_hidden(labels: Iterable[object]) -> bool:
     """Return whether a split keeps its labels back, all -1, as test splits of the Hugging Face hub do."""
     return all(label == -1 for label in labels)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, did_you_mean
 from mmdistill.files.classes import missing_like, untested
+from mmdistill.files.columns import repeated_note
+from mmdistill.image.repeated import alike_images, held_out
 from mmdistill.labels import from_one
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, tensor_digest
@@ -204,7 +206,7 @@ def build(
     Args:
         name: the data set's name or path.
         train: images ``(N, channels, height, width)`` or ``(N, height, width)``, and labels ``(N,)``.
-        test: the same for testing; None holds out a fifth of each class, drawn from the seed.
+        test: the same for testing; None holds out a fifth of each class, drawn from the seed, repeats together.
         class_names: by class index; None counts the labels.
         scale: divides raw values; None is 255 for bytes and 1 for floats.
         moments: mean and deviation per channel; None computes them from the training images.
@@ -237,9 +239,13 @@ def build(
             f"{name} has no training image of class {', '.join(named[:5])} (of {count} classes); add some, or number "
             "the labels without gaps"
         )
+    names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
     if test is None:
+        alike = alike_images(images)
+        repeats = int((alike != torch.arange(len(alike))).sum())
         notes += (f"test: {TEST_SHARE:.0%} of the images of each class, held out of training, seed {seed}",)
-        images, labels, test_images, test_labels = split(name, images, labels, seed, class_names)
+        notes += tuple(repeated_note(repeats, len(alike), "images"))
+        images, labels, test_images, test_labels = split(name, images, labels, alike, seed, class_names)
     else:
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=count)
     if test_images.shape[1:] != images.shape[1:]:
@@ -261,7 +267,6 @@ def build(
         raise DataError(f"the training images of {name} are all alike: every pixel is {low:g}")
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
     mean, std = moments or channel_moments(images, scale)
-    names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
     return ImageData(
         name,
         images,
@@ -342,27 +347,24 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
 
 
 def split(
-    name: str, images: Tensor, labels: Tensor, seed: int, class_names: Sequence[str] | None = None
+    name: str, images: Tensor, labels: Tensor, alike: Tensor, seed: int, class_names: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hold out a fifth of each class (at least one image), drawn from the seed.
+    """Hold out a fifth of each class (at least one image), drawn from the seed; repeats of an image stay together.
 
     Shapes:
-        images ``(N, channels, height, width)``; labels ``(N,)`` int64; returns training images and labels, then those
-        for testing.
+        images ``(N, channels, height, width)``; labels ``(N,)`` int64; alike ``(N,)`` as of
+        :func:`~mmdistill.image.repeated.alike_images`; returns training images and labels, then those for testing.
     Raises:
-        DataError: a class has fewer than two images.
+        DataError: a class has fewer than two images, or no class has two that differ.
     """
     counts = torch.bincount(labels)
     if int(counts.min()) < 2:
         least = int(counts.argmin())
         called = f"class {least}" if class_names is None else f"class {class_names[least]!r}"
         raise DataError(f"{name} has no test split, and {called} has too few images to hold one out; give test images")
-    order = Draws(seed, ("split",)).permutation(len(labels))
-    held = (counts * TEST_SHARE).round().long().clamp(min=1)
-    by_class = order[torch.argsort(labels[order], stable=True)]
-    rank = torch.empty_like(labels)
-    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    test = rank < held[labels]
+    test = held_out(alike, labels, Draws(seed, ("split",)).permutation(len(labels)), TEST_SHARE)
+    if not test.any():
+        raise DataError(f"{name} has no test split, and too few different images to hold one out; give test images")
     return images[~test], labels[~test], images[test], labels[test]
 
 

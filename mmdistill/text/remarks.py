@@ -4,15 +4,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdistill.files.columns import shared_note
+from mmdistill.files.columns import repeated_note, shared_note
 from mmdistill.names import first_few
 from mmdistill.text.tables import is_unquoted
 
 
 def repeats(texts: Sequence[str]) -> list[str]:
     """Return a note where texts occur more than once."""
-    more = len(texts) - len(set(texts))
-    return [f"{more:,} of {len(texts):,} texts occur before in the data"] if more else []
+    return repeated_note(len(texts) - len(set(texts)), len(texts), "texts")
 
 
 def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:

@@ -121,8 +121,9 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path: Path) -> None:
     assert len(data.train_images) == 12
     write_images(tmp_path / "pets" / "test", shade=1)
     assert load(tmp_path / "pets", mirror=False).notes == ("the images of Val/ are not read", *unread)
-    *notes, split = load(tmp_path / "pets" / "train", mirror=False).notes
+    *notes, split, repeats = load(tmp_path / "pets" / "train", mirror=False).notes
     assert split.startswith("test: 20% of the images of each class")
+    assert repeats == "1 of 12 images occur before in the data"
     assert tuple(notes) == unread
 
 
@@ -287,7 +288,7 @@ def test_many_classes_are_split_without_a_look_at_all_labels_for_each() -> None:
     labels = Draws(2).permutation(1200) % 240
     images = torch.arange(1200).view(-1, 1, 1, 1)
     with Sizes() as sizes:
-        train, _, test, classes = held_out("own", images, labels, 7)
+        train, _, test, classes = held_out("own", images, labels, torch.arange(1200), 7)
     assert sizes.total < 30 * 1200
     assert classes.bincount().tolist() == [1] * 240
     order = Draws(7, ("split",)).permutation(1200)
@@ -1054,8 +1055,11 @@ def test_images_without_pixels_or_with_a_single_value_are_refused() -> None:
     labels = torch.arange(40) % 2
     with pytest.raises(DataError, match=r"images of shape \(0, 8, 8\) have no pixels"):
         image_task((torch.rand(40, 0, 8, 8), labels))
+    alike = torch.full((40, 1, 8, 8), 0.5), labels
     with pytest.raises(DataError, match=r"are all alike: every pixel is 0.5"):
-        image_task((torch.full((40, 1, 8, 8), 0.5), labels))
+        image_task(alike, test=alike)
+    with pytest.raises(DataError, match=r"custom has no test split, and too few different images to hold one out"):
+        image_task(alike)
 
 
 def test_names_of_classes_and_mirroring_are_the_users_to_say(tmp_path: Path) -> None:

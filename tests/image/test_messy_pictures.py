@@ -31,10 +31,10 @@ def turned(orientation: int) -> Image.Exif:
 
 
 def write(folder: Path, ending: str, orientation: int = 1, **shape: int) -> None:
-    for label in ("cat", "dog"):
+    for seed, label in enumerate(("cat", "dog")):
         (folder / label).mkdir(parents=True, exist_ok=True)
         for number in range(3):
-            image = picture(number, **shape)
+            image = picture(3 * seed + number, **shape)
             image.save(folder / label / f"{number}.{ending}", exif=turned(orientation))
 
 

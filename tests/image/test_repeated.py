@@ -1,4 +1,4 @@
-"""Images that are both trained and tested on are noted, as texts are."""
+"""Repeats of images: noted, kept on one side of a split that is made here, as those of texts are."""
 
 import math
 from pathlib import Path
@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmdistill import image_task
+from mmdistill.errors import DataError
 from mmdistill.image import files
 from mmdistill.image.datasets import load
-from mmdistill.image.repeated import count_shared
+from mmdistill.image.repeated import alike_images, count_shared
 from tests.image.test_data import Pairs, bytes_like, labels_of
 
 SAID = "{} of the {} test images are also in training, as the splits were given, so scores may be too good"
@@ -64,3 +65,49 @@ def test_shared_images_of_folders_and_files_are_noted(tmp_path: Path, monkeypatc
     monkeypatch.setattr(files, "IN_MEMORY", 64)
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
     assert said not in load(tmp_path / "folder").notes
+
+
+def pixels(images: Tensor) -> set[bytes]:
+    return {one.numpy().tobytes() for one in images}
+
+
+@pytest.mark.parametrize("scale", [1, 1 / 255])
+def test_repeats_stay_on_one_side_of_the_split(scale: float) -> None:
+    """Of class 0 images come three times, of class 1 one comes ten times, of class 2 none comes twice."""
+    images = bytes_like(60, 8, 8)
+    rows = torch.cat([torch.arange(20).repeat(3), torch.tensor([20]).repeat(10), torch.arange(21, 60)])
+    labels = torch.tensor([0] * 60 + [1] * 10 + [1] * 19 + [2] * 20)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    pair = (images[rows] * scale)[order], labels[order]
+    for seed in range(5):
+        found = load(pair, seed=seed)
+        assert not pixels(found.train_images) & pixels(found.test_images)
+        assert found.test_labels.bincount().tolist() == [12, 6, 4]
+        assert len(found.train_labels) == len(rows) - 22
+        assert found.notes[-1] == f"49 of {len(rows)} images occur before in the data"
+        assert torch.equal(load(pair, seed=seed).test_images, found.test_images)
+    assert not torch.equal(load(pair, seed=5).test_images, found.test_images)
+
+
+def test_images_of_several_classes_are_not_tested_on() -> None:
+    images = bytes_like(30, 4, 4)
+    both = torch.cat([images, images[:10]]), torch.tensor([0] * 20 + [1] * 10 + [1] * 10)
+    found = load(both)
+    assert found.test_labels.bincount().tolist() == [4, 4]
+    assert not pixels(found.test_images) & pixels(images[:10])
+    with pytest.raises(DataError, match="custom has no test split, and too few different images to hold one out; give"):
+        load((torch.cat([images, images]), torch.arange(60) // 30))
+
+
+def test_of_few_different_images_the_rarest_are_tested_on_and_one_alone_is_not() -> None:
+    rows, labels = torch.tensor([0] * 6 + [1] * 4 + [2] * 5 + [3] * 5), torch.tensor([0] * 10 + [1] * 5 + [2] * 5)
+    images = torch.cat([bytes_like(5, 4, 4)[rows], bytes_like(5, 4, 4, seed=1)])
+    found = load((images, torch.cat([labels, torch.tensor([3] * 5)])), class_names=["a", "b", "c", "d"])
+    assert found.test_labels.tolist() == [0] * 4 + [3]
+    assert "no test image is of class 'b', 'c', so scores say nothing of it" in found.notes
+
+
+def test_images_are_numbered_by_their_bytes() -> None:
+    images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+    images[1, 0, 0, 0], images[2, 0, 2, 0], images[4, 0, 0, 0] = 1, 1, 1  # two of one sum that differ
+    assert alike_images(images).tolist() == [0, 1, 2, 0, 1, 0]
