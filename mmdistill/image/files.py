@@ -24,6 +24,8 @@ from mmdistill.image.pictures import (
     TRANSPARENT,
     decode,
     each_readable,
+    has_more_bands,
+    has_more_frames,
     opened,
     resized,
     resizing_notes,
@@ -40,6 +42,14 @@ TRAIN = ("train", "training")
 VALIDATION = ("val", "valid", "validation")
 TEST = ("test", "testing", *VALIDATION)
 """What folders of training and of test images are called, in any case; the first name that is there counts."""
+
+
+UNREAD = {
+    "transparent": "the transparency of {} images is not read",
+    "bands": "the bands beyond the colours of {} images are not read; in Python give arrays (N, bands, height, width)",
+    "frames": "the pages or frames after the first of {} images are not read",
+}
+"""What files of images may have beside the pixels that are read, and how it is noted."""
 
 
 class FolderImages(NamedTuple):
@@ -64,12 +74,12 @@ class _Head(NamedTuple):
     Args:
         grey: whether it has one channel.
         size: height and width.
-        transparent: whether it says what is transparent.
+        unread: what it has beside the pixels that are read, words of :data:`UNREAD`.
     """
 
     grey: bool
     size: tuple[int, int]
-    transparent: bool
+    unread: tuple[str, ...]
 
 
 def find_idx(folder: Path, name: str) -> Path:
@@ -202,7 +212,7 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     unread = Counter[str]()
     listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name, unread)]
     paths = [path for path, _ in listing]
-    shape, refitted, transparent = _common_shape(folder, paths, size)
+    shape, refitted, beside = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
     if held_out and count > IN_MEMORY:  # said before they are decoded
         raise DataError(
@@ -215,8 +225,7 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     else:
         images = torch.stack(list(each_readable(paths, partial(_fitted, shape=shape))))
     notes = [*resizing_notes(f"{folder.name}/", refitted, size)]
-    if transparent:
-        notes.append(f"{folder.name}/: the transparency of {transparent} images is not read")
+    notes += [f"{folder.name}/: {said.format(beside[what])}" for what, said in UNREAD.items() if beside[what]]
     if unread:
         found = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))
         notes.append(f"{folder.name}/: files of other kinds are not read: {found}")
@@ -277,26 +286,26 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int, int]:
+def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int, Counter[str]]:
     """Return channels, height and width of all images of a folder, by their headers.
 
-    Then come how many are to be resized, and how many have transparency.
+    Then come how many are to be resized, and how many have what of :data:`UNREAD`.
 
     Raises:
         DataError: unreadable headers, or several sizes where none is asked for.
     """
-    channels, sizes, transparent, broken = 1, Counter[tuple[int, int]](), 0, None
+    channels, sizes, unread, broken = 1, Counter[tuple[int, int]](), Counter[str](), None
     try:
         for head in each_readable(paths, _head):
             channels = channels if head.grey else 3
             sizes[head.size] += 1
-            transparent += head.transparent
+            unread.update(head.unread)
     except DataError as error:
         broken = error
     if broken is not None and (size is not None or len(sizes) < 2):
         raise broken
     if size is not None:
-        return (channels, size, size), len(paths) - sizes[size, size], transparent
+        return (channels, size, size), len(paths) - sizes[size, size], unread
     if len(sizes) > 1:
         found = ", ".join(f"{count} of {h} x {w}" for (h, w), count in sizes.most_common(3))
         besides = "" if broken is None else f"{broken}; besides, "
@@ -305,14 +314,18 @@ def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tup
             "(--size 64, or size=64 for image_task)"
         ) from broken
     height, width = next(iter(sizes))
-    return (channels, height, width), 0, transparent
+    return (channels, height, width), 0, unread
 
 
 def _head(path: str) -> _Head:
     """Return what an image file's header says."""
     with opened(path) as image:
-        transparent = image.mode in TRANSPARENT or "transparency" in image.info
-        return _Head(image.mode in GREY, upright_size(image), transparent)
+        found = {
+            "transparent": image.mode in TRANSPARENT or "transparency" in image.info,
+            "bands": has_more_bands(image),
+            "frames": has_more_frames(image),
+        }
+        return _Head(image.mode in GREY, upright_size(image), tuple(what for what, there in found.items() if there))
 
 
 def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:

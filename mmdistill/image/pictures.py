@@ -3,9 +3,9 @@
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
 """Modes of pictures with a channel of opacity, which is not read; others may name a transparent colour."""
 WIDE = ("I", "F")
 """How the modes of pictures start whose values do not fit into a byte; converting them would cut these off at 255."""
+BITS_OF_TIFF, BANDS_OF_TIFF = 258, 277
+"""Tags of TIFF files: bits of each sample, and samples of each pixel."""
 TURNED = range(5, 9)
 """EXIF orientations of pictures whose rows are stored as columns."""
 IN_HEADER = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")
@@ -124,11 +126,38 @@ def require_bytes(image: Image.Image, what: str) -> None:
     Raises:
         DataError: one of 16 or 32 bits or of floats per channel.
     """
-    if image.mode.startswith(WIDE):
+    bits = _bits_per_channel(image)
+    if bits > 8 or image.mode.startswith(WIDE):
+        mode = image.mode if image.mode.startswith(WIDE) else f"{image.mode};{bits}"
         raise DataError(
-            f"{what} has more than 8 bits per channel (mode {image.mode}), and images are read as bytes: scale it to 8 "
+            f"{what} has more than 8 bits per channel (mode {mode}), and images are read as bytes: scale it to 8 "
             "bits, or give all images as float tensors"
         )
+
+
+def _bits_per_channel(image: Image.Image) -> int:
+    """Return how many bits a PNG or TIFF file has per channel, of which modes of colours say nothing; 8 of any other.
+
+    Of 16 bits Pillow keeps the high 8, which leaves next to nothing of a camera's 12. Of a PNG file it is known until
+    the picture is decoded.
+    """
+    deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(image, "tile", ()))
+    return 16 if deep else max(_tags(image).get(BITS_OF_TIFF, (8,)))
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return a TIFF file's tags; none of another."""
+    return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+
+
+def has_more_bands(image: Image.Image) -> bool:
+    """Return whether a TIFF file has bands beside those that are read of it as colours, grey or opacity."""
+    return int(_tags(image).get(BANDS_OF_TIFF, 1)) > len(image.getbands())
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Return whether a file has pages or frames beside the first, other than a camera's previews of a photo."""
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
 def decode(path: str) -> Tensor:

@@ -1,7 +1,9 @@
 """Pictures as phones and people store them: turned by EXIF data, of several modes, beside files of other kinds."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +176,83 @@ def test_reading_a_folder_of_pictures_does_not_wait_for_torchvision(tmp_path: Pa
     code = f"import sys; {reading}; print([name for name in sys.modules if 'torchvision' in name])"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def deep_png(path: Path, channels: int) -> None:
+    """Write a picture of 16 bits per channel, of which Pillow reads but cannot write those of several channels."""
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + bytes(range(2 * channels * WIDTH)) for _ in range(HEIGHT))
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def banded_tiff(path: Path, bands: int, bits: int = 8) -> None:
+    """Write a TIFF file of a colour picture with bands beyond, of which it does not say what they are."""
+    size, start = HEIGHT * WIDTH * bands * bits // 8, 512
+    tags = [(256, 1, WIDTH), (257, 1, HEIGHT), (258, bands, 256), (259, 1, 1), (262, 1, 2), (273, 1, start)]
+    tags += [(277, 1, bands), (278, 1, HEIGHT), (279, 1, size)]
+    tags += [(338, bands - 3, 0)] if bands > 3 else []  # up to two, and both unspecified
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    head += b"".join(struct.pack("<HHII", tag, 3, count, value) for tag, count, value in tags)
+    head = head.ljust(256, b"\0") + struct.pack(f"<{bands}H", *[bits] * bands)
+    path.write_bytes(head.ljust(start, b"\0") + (np.arange(size) % 251).astype(np.uint8).tobytes())
+
+
+def refused(path: Path, mode: str) -> None:
+    said = rf"more than 8 bits per channel \(mode {mode}\), and .*: scale it to 8 bits"
+    with pytest.raises(DataError, match=said):
+        decode(str(path))
+    with Image.open(path) as image, pytest.raises(DataError, match=said):
+        load(Samples([image] * 4))
+
+
+def test_pictures_of_16_bits_are_refused_whatever_their_channels(tmp_path: Path) -> None:
+    for channels, mode in ((2, "RGBA"), (3, "RGB"), (4, "RGBA")):
+        deep_png(tmp_path / "deep.png", channels)
+        refused(tmp_path / "deep.png", f"{mode};16")
+    for bands in (3, 4):
+        banded_tiff(tmp_path / "deep.tif", bands, bits=16)
+        refused(tmp_path / "deep.tif", "RGB;16")
+    write(tmp_path / "photos", "png")
+    deep_png(tmp_path / "photos" / "dog" / "deep.png", 3)
+    with pytest.raises(DataError, match=r"deep\.png has more than 8 bits per channel"):
+        load(tmp_path / "photos")
+
+
+def unread(folder: Path) -> list[str]:
+    return [note.removeprefix(f"{folder.name}/: ") for note in load(folder).notes if "not read" in note]
+
+
+@pytest.mark.parametrize("bands", [3, 4, 5])
+def test_bands_that_are_not_read_are_said(tmp_path: Path, bands: int) -> None:
+    write(tmp_path, "png")
+    banded_tiff(tmp_path / "dog" / "many.tif", bands)
+    said = "the bands beyond the colours of 1 images are not read; in Python give arrays (N, bands, height, width)"
+    assert unread(tmp_path) == ([said] if bands > 3 else [])
+    values = torch.from_numpy(np.arange(HEIGHT * WIDTH * bands) % 251).view(HEIGHT, WIDTH, bands)
+    assert torch.equal(decode(str(tmp_path / "dog" / "many.tif")), values[..., :3].permute(2, 0, 1).byte())
+
+
+def test_pictures_of_all_their_bands_have_no_note(tmp_path: Path) -> None:
+    write(tmp_path, "png")
+    for mode in ("1", "L", "P", "CMYK", "RGB", "YCbCr"):
+        picture(7, mode).save(tmp_path / "cat" / f"{mode}.tif")
+    assert unread(tmp_path) == []
+    picture(7, "RGBA").save(tmp_path / "cat" / "clear.tif")
+    assert unread(tmp_path) == ["the transparency of 1 images is not read"]
+
+
+@pytest.mark.parametrize("ending", ["tif", "png", "webp", "mpo"])
+def test_frames_that_are_not_read_are_said(tmp_path: Path, ending: str) -> None:
+    """But of photos with a second picture, of which cameras make a preview."""
+    write(tmp_path, "jpg")
+    for label in ("cat", "dog"):
+        place = tmp_path / label / f"two.{ending}"
+        picture(8).save(place, save_all=True, append_images=[picture(9)])
+        if ending == "mpo":
+            place.rename(place.with_suffix(".jpg"))
+    said = "the pages or frames after the first of 2 images are not read"
+    assert unread(tmp_path) == ([said] if ending != "mpo" else [])
