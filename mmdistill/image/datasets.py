@@ -15,7 +15,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
-from mmdistill.image import files, tensor_files
+from mmdistill.image import files, folders, tensor_files
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import (
     DATASETS,
@@ -117,7 +117,7 @@ def _on_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
         ConfigError: an unknown name, or a size of other data than a folder of images.
     """
     path = users_path(source)
-    if size is not None and (_is_known(source) or not files.is_image_folder(path)):
+    if size is not None and (_is_known(source) or not folders.is_image_folder(path)):
         raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
     if _is_known(source):
         return LOADERS[canonical(str(source))]()
@@ -194,7 +194,7 @@ def accepts(path: Path) -> bool:
             files.is_tiny_imagenet(path)
             or has_idx(path)
             or cifar_layout(path) is not None
-            or files.is_image_folder(path)
+            or folders.is_image_folder(path)
         )
     return tensor_files.holds_images(path)
 
@@ -213,7 +213,7 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
         return layout(path)
     if path.is_dir() and files.is_tiny_imagenet(path):
         return load_tiny_imagenet(path)
-    if path.is_dir() and files.is_image_folder(path):
+    if path.is_dir() and folders.is_image_folder(path):
         return _load_folder(path, size, seed)
     if path.is_file() and path.suffix.lower() in tensor_files.SUFFIXES:
         return _load_tensors(path, seed)
@@ -233,12 +233,12 @@ def shortcoming(path: Path) -> str:
             f"{path} holds one array, and images need labels: numpy.savez('data.npz', images=images, labels=labels) "
             "keeps both in one file"
         )
-    return files.missing_classes(path)
+    return folders.missing_classes(path)
 
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images where it has a folder for training."""
-    folder, held_out, split_notes = files.split_folders(path)
+    folder, held_out, split_notes = folders.split_folders(path)
     images, labels, names, notes = files.read_image_folder(folder, size, held_out=held_out is None)
     if held_out is None:
         notes = (*split_notes, *notes)

@@ -7,7 +7,6 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.files.locks import sole_writer
+from mmdistill.image.folders import images_under, is_hidden
 from mmdistill.image.pictures import (
     GREY,
     TRANSPARENT,
@@ -34,16 +34,8 @@ from mmdistill.image.pictures import (
 from mmdistill.runtime import atomic_write, cache_folder, remove_parts
 
 IDX_UNSIGNED_BYTE = 8
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-"""How the names of image files end."""
 IN_MEMORY = 2**30
 """Bytes of decoded images up to which a folder is read into memory."""
-TRAIN = ("train", "training")
-VALIDATION = ("val", "valid", "validation")
-TEST = ("test", "testing", *VALIDATION)
-"""What folders of training and of test images are called, in any case; the first name that is there counts."""
-
-
 UNREAD = {
     "transparent": "the transparency of {} images is not read",
     "bands": "the bands beyond the colours of {} images are not read; in Python give arrays (N, bands, height, width)",
@@ -141,55 +133,6 @@ def read_cifar_binary(paths: list[Path], label_bytes: int) -> tuple[Tensor, Tens
     return records[:, label_bytes:].reshape(-1, 3, 32, 32).clone(), records[:, label_bytes - 1].long()
 
 
-def is_image_folder(folder: Path) -> bool:
-    """Whether a folder has a subfolder per class that holds images, or such folders under one for training.
-
-    It is asked of any path, so it looks at few folders, and not through all that lies below.
-    """
-    if not folder.is_dir():
-        return False
-    start = split_folders(folder)[0]
-    classes = [sub for sub in start.iterdir() if sub.is_dir() and not _is_hidden(sub.name)]
-    if any(map(_has_images, classes)):
-        return True
-    # One level deeper in every one, so that other data's folders with a picture somewhere are none.
-    deeper = [[below for below in sub.iterdir() if below.is_dir() and not _is_hidden(below.name)] for sub in classes]
-    return bool(deeper) and all(any(map(_has_images, below)) for below in deeper)
-
-
-def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """Return where the classes of the training images are, and those of the test images where they have a place.
-
-    Without a folder for training both are below the folder itself, of which a part is then held out. Last come notes
-    on images for validation.
-    """
-    found = {sub.name.lower(): sub for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    train = next((found[name] for name in TRAIN if name in found), None)
-    if train is None:
-        return folder, None, ()
-    places = [found[name] for name in TEST if name in found]
-    beside = [sub for name, sub in found.items() if name not in (*TRAIN, *TEST) and _holds_images(sub)]
-    if not places and beside and _has_images(train):  # a class that is called so, as of vehicles
-        return folder, None, ()
-    left = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in beside]
-    if not places:
-        return train, None, tuple(left)
-    test, *others = places
-    notes = [f"test: the images of {test.name}/, as there is no test/"] if test.name.lower() in VALIDATION else []
-    notes += [f"the images of {other.name}/ are not read" for other in others]
-    return train, test, (*notes, *left)
-
-
-def missing_classes(folder: Path) -> str:
-    """Return what a folder of images without a subfolder per class lacks, in words; nothing for any other path."""
-    if not folder.is_dir() or is_image_folder(folder):
-        return ""
-    start = split_folders(folder)[0]
-    if not any(file.suffix.lower() in SUFFIXES for file in start.iterdir()):
-        return ""
-    return f"{start} holds pictures but no subfolders of them; put them into one subfolder per class"
-
-
 def read_image_folder(folder: Path, size: int | None, held_out: bool = False) -> FolderImages:
     """Read a folder with one subfolder of images per class.
 
@@ -208,9 +151,9 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     Raises:
         DataError: no images, an empty class, unreadable images, several sizes, or too many to hold a part out.
     """
-    classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
+    classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not is_hidden(sub.name))
     unread = Counter[str]()
-    listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name, unread)]
+    listing = [(path, label) for label, name in enumerate(classes) for path in images_under(folder / name, unread)]
     paths = [path for path, _ in listing]
     shape, refitted, beside = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
@@ -230,60 +173,6 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
         found = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))
         notes.append(f"{folder.name}/: files of other kinds are not read: {found}")
     return FolderImages(images, torch.tensor([label for _, label in listing]), classes, tuple(notes))
-
-
-def _images_under(folder: Path, unread: Counter[str]) -> list[str]:
-    """Return the image files of a class, in a fixed order.
-
-    Args:
-        folder: of the class; its images may lie deeper.
-        unread: counts the endings of those files that are not read, but of hidden ones.
-    Raises:
-        DataError: there are none.
-    """
-    found = []
-    for place, names in sorted(_places(folder)):
-        found += [os.path.join(place, name) for name in sorted(filter(_is_image, names))]
-        others = (name for name in names if not name.startswith(".") and not _is_image(name))
-        unread.update(os.path.splitext(name)[1].lower() for name in others)
-    if not found:
-        raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
-    return found
-
-
-def _holds_images(folder: Path) -> bool:
-    """Return whether a folder that counts, or one right below it, holds an image."""
-    if _is_hidden(folder.name):
-        return False
-    return _has_images(folder) or any(_has_images(sub) for sub in folder.iterdir() if sub.is_dir())
-
-
-def _has_images(folder: Path) -> bool:
-    """Return whether a folder itself holds an image."""
-    return any(_is_image(file.name) for file in folder.iterdir())
-
-
-def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Walk a folder and those below it, with the names of their files; hidden folders do not count."""
-    for place, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if not _is_hidden(name) and not _leads_back(place, name)]
-        yield place, names
-
-
-def _leads_back(place: str, name: str) -> bool:
-    """Return whether a folder is a link to one that it lies in, which a walk would never leave."""
-    path = os.path.join(place, name)
-    return os.path.islink(path) and (os.path.realpath(place) + os.sep).startswith(os.path.realpath(path) + os.sep)
-
-
-def _is_image(name: str) -> bool:
-    """Return whether a file's name is that of an image that counts."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether a folder is no part of the data, as that of a notebook's copies or of an archiver is none."""
-    return name.startswith((".", "__"))
 
 
 def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int, Counter[str]]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image.data import ImageData
 from mmdistill.image.draw import class_folders
-from mmdistill.image.files import is_image_folder, read_image_folder
+from mmdistill.image.files import read_image_folder
+from mmdistill.image.folders import is_image_folder
 from mmdistill.image.task import ImageTask
 from mmdistill.imports import (
     LABELS,

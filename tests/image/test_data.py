@@ -25,7 +25,7 @@ from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.sources import load_graph
-from mmdistill.image import files, image_task, known
+from mmdistill.image import files, folders, image_task, known
 from mmdistill.image.data import build, channel_moments
 from mmdistill.image.data import split as held_out
 from mmdistill.image.datasets import accepts, load
@@ -386,9 +386,9 @@ def test_a_folder_is_told_by_the_images_that_are_read(tmp_path: Path) -> None:
     for place in ("deep/a/session", "hidden/__pycache__", "hidden/a/.thumbnails", "others/docs/img", "others/raw/.x"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "0.png").touch()
-    assert files.is_image_folder(tmp_path / "deep")
-    assert not files.is_image_folder(tmp_path / "hidden")
-    assert not files.is_image_folder(tmp_path / "others")
+    assert folders.is_image_folder(tmp_path / "deep")
+    assert not folders.is_image_folder(tmp_path / "hidden")
+    assert not folders.is_image_folder(tmp_path / "others")
 
 
 def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
