@@ -239,6 +239,7 @@ def shortcoming(path: Path) -> str:
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images where it has a folder for training."""
     folder, held_out, split_notes = folders.split_folders(path)
+    folders.require_classes(path, folder, held_out)
     images, labels, names, notes = files.read_image_folder(folder, size, held_out=held_out is None)
     if held_out is None:
         notes = (*split_notes, *notes)

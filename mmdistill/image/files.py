@@ -18,7 +18,7 @@ from torch import Tensor
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.files.locks import sole_writer
-from mmdistill.image.folders import images_under, is_hidden
+from mmdistill.image.folders import class_folders, images_under, loose_note
 from mmdistill.image.pictures import (
     GREY,
     TRANSPARENT,
@@ -151,7 +151,7 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     Raises:
         DataError: no images, an empty class, unreadable images, several sizes, or too many to hold a part out.
     """
-    classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not is_hidden(sub.name))
+    classes = [sub.name for sub in class_folders(folder)]
     unread = Counter[str]()
     listing = [(path, label) for label, name in enumerate(classes) for path in images_under(folder / name, unread)]
     paths = [path for path, _ in listing]
@@ -167,7 +167,7 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
         images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
         images = torch.stack(list(each_readable(paths, partial(_fitted, shape=shape))))
-    notes = [*resizing_notes(f"{folder.name}/", refitted, size)]
+    notes = [*loose_note(folder), *resizing_notes(f"{folder.name}/", refitted, size)]
     notes += [f"{folder.name}/: {said.format(beside[what])}" for what, said in UNREAD.items() if beside[what]]
     if unread:
         found = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))

@@ -14,6 +14,9 @@ VALIDATION = ("val", "valid", "validation")
 TEST = ("test", "testing", *VALIDATION)
 """What folders of training and of test images are called, in any case; the first name that is there counts."""
 
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+"""How the names of files end that may hold the labels of images beside them."""
+
 
 def is_image_folder(folder: Path) -> bool:
     """Whether a folder has a subfolder per class that holds images, or such folders under one for training.
@@ -23,11 +26,11 @@ def is_image_folder(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     start = split_folders(folder)[0]
-    classes = [sub for sub in start.iterdir() if sub.is_dir() and not is_hidden(sub.name)]
+    classes = class_folders(start)
     if any(map(_has_images, classes)):
         return True
     # One level deeper in every one, so that other data's folders with a picture somewhere are none.
-    deeper = [[below for below in sub.iterdir() if below.is_dir() and not is_hidden(below.name)] for sub in classes]
+    deeper = list(map(class_folders, classes))
     return bool(deeper) and all(any(map(_has_images, below)) for below in deeper)
 
 
@@ -45,13 +48,48 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     beside = [sub for name, sub in found.items() if name not in (*TRAIN, *TEST) and _holds_images(sub)]
     if not places and beside and _has_images(train):  # a class that is called so, as of vehicles
         return folder, None, ()
-    left = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in beside]
+    left = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in beside] + loose_note(folder)
     if not places:
         return train, None, tuple(left)
     test, *others = places
     notes = [f"test: the images of {test.name}/, as there is no test/"] if test.name.lower() in VALIDATION else []
     notes += [f"the images of {other.name}/ are not read" for other in others]
     return train, test, (*notes, *left)
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders right below one that count, each of a class, by name."""
+    return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not is_hidden(sub.name))
+
+
+def loose_note(folder: Path) -> list[str]:
+    """Return a note where images lie in a folder itself, whose subfolders are read."""
+    count = sum(_is_image(file.name) and file.is_file() for file in folder.iterdir())
+    return [f"{folder.name}/: {count} images beside the subfolders are not read"] if count else []
+
+
+def require_classes(folder: Path, train: Path, test: Path | None) -> None:
+    """Refuse places of images, as :func:`split_folders` finds them, that have too few subfolders, before any is read.
+
+    Raises:
+        DataError: images for training in one subfolder, or a place of test images without any.
+    """
+    if test is not None and not class_folders(test):
+        held = "pictures but no subfolders of them" if _has_images(test) else "no pictures"
+        raise DataError(
+            f"{test} holds {held}; put pictures of each class into a subfolder, or move {test.name}/ away: then a "
+            "fifth of each class is held out for testing"
+        )
+    classes = class_folders(train)
+    if len(classes) == 1:
+        tables = [
+            file.name for place in (train, folder) for file in sorted(place.iterdir()) if file.suffix.lower() in TABLES
+        ]
+        told = [f", or in Python give them with the labels of {name}: image_task((images, labels))" for name in tables]
+        raise DataError(
+            f"the images of {train} are all in one subfolder, {classes[0].name}/; a classification set needs at least "
+            f"two classes: put the images of each into one of its own{''.join(told[:1])}"
+        )
 
 
 def missing_classes(folder: Path) -> str:

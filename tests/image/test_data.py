@@ -315,6 +315,48 @@ def test_an_image_folder_with_its_own_test_images(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_folder_for_testing_without_classes_is_refused_before_images_are_read(tmp_path: Path, flat: bool) -> None:
+    """As published competitions have it, whose test images have no labels; and an empty one."""
+    write_images(tmp_path / "train")
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"broken")
+    (tmp_path / "test").mkdir()
+    if flat:
+        Image.new("RGB", (8, 8)).save(tmp_path / "test" / "0.png")
+    held = "pictures but no subfolders of them" if flat else "no pictures"
+    said = f"test holds {held}; put pictures of each class into a subfolder, or move test/ away: then a fifth of each"
+    with pytest.raises(DataError, match=said):
+        load(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "train" / "cat" / "0.png").unlink()
+    assert len(load(tmp_path).test_labels) == 2
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_images_beside_a_table_of_labels_are_told_of_subfolders(tmp_path: Path, inside: str) -> None:
+    write_images(tmp_path / inside, names=("images",))
+    said = "images of .* are all in one subfolder, images/; .* two classes: put the images of each into one of its own"
+    with pytest.raises(DataError, match=f"{said}$"):
+        load(tmp_path)
+    (tmp_path / "labels.csv").write_text("file,label")
+    with pytest.raises(DataError, match=rf"{said}, or in Python give them with the labels of labels\.csv: image_task"):
+        load(tmp_path)
+
+
+def test_loose_images_beside_classes_are_said(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets" / "train")
+    for place in ("train/0.png", "train/1.JPG", "train/.hidden.png", "2.png", "read.me"):
+        (tmp_path / "pets" / place).touch()
+    (tmp_path / "pets" / "train" / "cat.png").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "pets" / "train" / "cat" / name).rename(tmp_path / "pets" / "train" / "cat.png" / name)
+    found = load(tmp_path / "pets")
+    assert [note for note in found.notes if "not read" in note] == [
+        "pets/: 1 images beside the subfolders are not read",
+        "train/: 2 images beside the subfolders are not read",
+    ]
+
+
 @pytest.mark.parametrize(
     ("train", "test"), [("Training", "Testing"), ("TRAIN", "Test"), ("train", "valid"), ("training", "Validation")]
 )
