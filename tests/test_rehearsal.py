@@ -59,6 +59,7 @@ def found(task: Task, name: str, label: LabelKind | None = None, stored: str = "
     return get_method(domain, name, info.data).customised(storage, label, settings)
 
 
+@pytest.mark.filterwarnings("ignore:.*start as copies")
 @pytest.mark.parametrize("kind", TASKS)
 def test_rehearsals_train_nothing(kind: str, tmp_path: Path, nothing_trains: None) -> None:
     task = TASKS[kind](tmp_path)

@@ -30,7 +30,7 @@ def start_inputs(
         choose: returns the indices of so many real samples of each class, class after class.
         counts: how many are asked for.
         draws: the key of the noise.
-        parts: whether they are tiles of images, say, of which many make one sample.
+        parts: whether they are tiles of images, say, of which many make one sample, or what codes are fitted to.
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(), ...)``.
     Raises:
@@ -46,8 +46,9 @@ def start_inputs(
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         require_samples(task, counts)
     assert isinstance(inputs, Tensor)
+    wanted = f"{int(counts.max())} {'that its codes start from' if parts else 'asked for'}"
     warnings.warn(
-        f"{short}, fewer than the {int(counts.max())} asked for: the rest start as copies with a little noise",
+        f"{short}, fewer than the {wanted}: the rest start as copies with a little noise",
         MmdistillWarning,
         stacklevel=2,
     )

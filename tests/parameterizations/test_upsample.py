@@ -157,7 +157,9 @@ def test_other_data_are_refused() -> None:
 
 def test_small_classes_give_all_images_and_copies_that_can_part(task: ImageTask) -> None:
     most = int(torch.bincount(task.labels).max())
-    with pytest.warns(MmdistillWarning, match="fewer than the 136 asked for: the rest start as copies with a little"):
+    with pytest.warns(
+        MmdistillWarning, match="fewer than the 136 that its codes start from: the rest start as copies with a little"
+    ):
         made = multi_formation(task, most // 4 + 1, "real", "hard", KEY, 2)
     tiles = tiles_of(made).flatten(1)
     for index, own in enumerate(tiles.split(len(tiles) // 10)):
