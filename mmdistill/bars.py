@@ -1,5 +1,6 @@
 """Progress bars, on the terminal's error stream or in a notebook."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ TERMINAL_SECONDS = 0.1
 LOG_SECONDS = 20.0
 """And in a file, where each is a line of its own."""
 
+SIZE = {"ncols": 80, "nrows": 20}
+"""Of a terminal that says it has no columns, on which tqdm draws nothing."""
 UNEVEN = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 """A bar without a remaining time."""
 
@@ -50,6 +53,14 @@ def in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
+def _knows_size() -> bool:
+    """Return whether the error stream is no terminal, or one with columns: those that programs open may have none."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return True
+
+
 @contextmanager
 def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = True) -> Iterator[Show]:
     """Yield what shows progress in a bar, which appears with the first call: errors before it stand alone.
@@ -83,7 +94,7 @@ def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = Tr
                 miniters=0,  # facts change between two units too
                 mininterval=every,
                 maxinterval=max(every, 10.0),
-                dynamic_ncols=True,
+                **({"dynamic_ncols": True} if _knows_size() else SIZE),
                 disable=not visible,
                 bar_format=None if even else UNEVEN,
                 postfix=facts,

@@ -1,9 +1,12 @@
+import os
 import sys
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from mmdistill import bars
 from mmdistill.bars import in_notebook, progress_bar
 
 
@@ -82,3 +85,18 @@ def test_a_notebook_without_widgets_gets_a_bar_without_a_warning(
     assert "tqdm.auto" in sys.modules
     assert not warned
     assert "1/2" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows opens terminals otherwise")
+def test_a_terminal_that_says_it_has_no_columns_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+
+    terminal, own = pty.openpty()
+    assert os.get_terminal_size(own).columns == 0
+    with os.fdopen(own, "w", encoding="utf-8") as stream, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stream)
+        patched.setattr("mmdistill.bars.tqdm", partial(bars.tqdm, file=stream))
+        with progress_bar("digits dm", "step") as show:
+            show(1, 2)
+            assert "1/2" in os.read(terminal, 1000).decode()
+    os.close(terminal)
