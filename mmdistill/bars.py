@@ -57,7 +57,7 @@ def _knows_size() -> bool:
     """Return whether the error stream is no terminal, or one with columns: those that programs open may have none."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # of what took its place
         return True
 
 
@@ -94,7 +94,7 @@ def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = Tr
                 miniters=0,  # facts change between two units too
                 mininterval=every,
                 maxinterval=max(every, 10.0),
-                **({"dynamic_ncols": True} if _knows_size() else SIZE),
+                **({"dynamic_ncols": True} if not visible or _knows_size() else SIZE),
                 disable=not visible,
                 bar_format=None if even else UNEVEN,
                 postfix=facts,

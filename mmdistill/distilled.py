@@ -178,8 +178,9 @@ class DistilledSet:
         if not is_finished(folder):
             raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing){runs_within(folder)}")
         content = read_json(folder / SET, version=SET_VERSION)
-        for name in ("version", "packages"):
-            content.pop(name, None)
+        if content.pop("version", None) is None:
+            raise CheckpointError(f"{folder / SET} is damaged (it has no version)")
+        content.pop("packages", None)
         digest, path = content.pop(DIGEST, None), folder / SAMPLES
         tensors, _ = read_tensors(path)
         if odd := [f"{name}, {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FORMATS]:

@@ -68,8 +68,11 @@ def read_json(path: Path, *, version: int | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object")
-    if version is not None and content.get("version", version) != version:
-        raise VersionError(f"{path} has version {content['version']}, this mmdistill reads {version}")
+    if version is not None and (found := content.get("version", version)) != version:
+        raise VersionError(
+            f"{path} has version {found}, this mmdistill reads {version}; use another folder, or the version that "
+            "wrote it"
+        )
     return content
 
 

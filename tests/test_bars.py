@@ -100,3 +100,12 @@ def test_a_terminal_that_says_it_has_no_columns_shows_a_bar(monkeypatch: pytest.
             show(1, 2)
             assert "1/2" in os.read(terminal, 1000).decode()
     os.close(terminal)
+
+
+def test_a_stream_without_a_number_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    stream = SimpleNamespace(write=written.append, flush=lambda: None, isatty=lambda: True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar("digits dm", "step") as show:
+        show(1, 2)
+    assert "1/2" in "".join(written)

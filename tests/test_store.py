@@ -97,7 +97,9 @@ def test_damaged_sets_are_named(tmp_path: Path) -> None:
     document = tmp_path / "distilled.json"
     text = document.read_text()
     document.write_text(text.replace('"version": 2', '"version": 1'))
-    with pytest.raises(CheckpointError, match=r"distilled\.json has version 1, this mmdistill reads 2$"):
+    with pytest.raises(
+        CheckpointError, match=r"distilled\.json has version 1, this mmdistill reads 2; use another folder"
+    ):
         DistilledSet.load(tmp_path)
     for damage in ('{"version": ' + "9" * 5000 + "}", "[" * 200_000):
         document.write_text(damage)

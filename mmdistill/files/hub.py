@@ -25,7 +25,8 @@ def located_on_hub(name: str) -> str:
     """
     path, config = _path_and_configuration(name)
     folder = users_path(path)
-    return ":".join([HUB_PREFIX[:-1], str(folder.absolute()), *filter(None, [config])]) if folder.is_dir() else name
+    there = bool(path) and folder.is_dir()
+    return ":".join([HUB_PREFIX[:-1], str(folder.absolute()), *filter(None, [config])]) if there else name
 
 
 def _path_and_configuration(name: str) -> tuple[str, str]:

@@ -34,7 +34,7 @@ class Checkpoints:
 
     Args:
         folder: where they lie.
-        identity: what a checkpoint must share with the run, see :func:`mmdistill.distill.identity`.
+        identity: what a checkpoint must share with the run, see :func:`mmdistill.runs.finished.identity`.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""How the run of a folder goes on, is written again or is made anew, in words: by which program, with which options."""
+"""How the run of a folder goes on or is made anew, in words: by which program, with which options."""
 
 from pathlib import Path
 

@@ -109,7 +109,8 @@ def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tupl
 def may_hold_texts(path: Path) -> bool:
     """Return whether a file is a table that may hold texts, by its first line alone.
 
-    Any table may, since its columns can be named by the user, except one of users and items, or of numbers only.
+    Any table may, since its columns can be named by the user, except one of users and items, or of numbers only; of
+    ``.txt`` files, which are mostly prose, those with a column that looks like one of texts or labels.
     """
     if suffix(path) not in SUFFIXES:
         return False
@@ -118,5 +119,6 @@ def may_hold_texts(path: Path) -> bool:
     except DataError:
         return True  # damaged: the loader says what is wrong
     numbers = all(name.replace(".", "", 1).isdigit() for name in columns)  # and no header
-    prose = suffix(path) == ".txt" and len(columns) == 1
+    known = (*TEXT_COLUMNS, *LABEL_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair))
+    prose = suffix(path) == ".txt" and tables.guessed(columns, known) is None
     return not (tables.of_interactions(columns) or numbers or prose)

@@ -61,6 +61,7 @@ def test_a_set_of_the_hub_is_of_the_kind_of_its_columns(sets: dict[str, Any]) ->
     assert registry.domain_of("hf:pets").name == "image"
     assert registry.domain_of("HF:news:short").name == "text"
     assert registry.located("hf:pets") == "hf:pets"
+    assert registry.located("hf:") == "hf:"
 
 
 def test_a_folder_of_the_hubs_files_is_found_from_anywhere(
