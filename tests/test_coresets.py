@@ -216,7 +216,7 @@ def test_noise_needs_no_real_samples() -> None:
     assert many(Draws(1)).targets.tolist() == [0] * 12 + [1] * 12 + [2] * 12  # type: ignore[union-attr]
     assert len(torch.unique(many.inputs.detach(), dim=0)) == 36
     assert few.stored_bytes() == 15 * (4 * 4 + 1)
-    with pytest.raises(DataError, match="fewer than the 12 asked for"):
+    with pytest.raises(DataError, match="36 samples are more than the 15 of the data; lower the budget"):
         raw_samples(task, 12, "real", "hard", Draws(1))
 
 

@@ -11,7 +11,7 @@ EMPTY = ("nan", "null", "<na>")
 """What tables write where a value is missing, in lower case."""
 
 FEW = 5
-"""Training samples of a class below which none of them is held out for validation, where other classes have more."""
+"""Training samples of a class below which none of them is held out for validation, where most classes have more."""
 
 
 def spelt(name: str) -> str:
@@ -52,10 +52,14 @@ def _absent(labels: Tensor, names: Sequence[str], sample: str, so: str) -> list[
 def validating(counts: Tensor) -> Tensor:
     """Return which classes give samples for validation: those of few samples need them for training.
 
+    Where the others are less than half of the classes or of the samples, all give some that have two.
+
     Shapes:
         counts ``(C,)``, training samples of each class; returns ``(C,)`` bool.
     """
-    return counts >= (FEW if bool((counts >= FEW).any()) else 2)
+    many = counts >= FEW
+    most = 2 * int(many.sum()) >= len(counts) and 2 * int(counts[many].sum()) >= int(counts.sum())
+    return many if most else counts >= 2
 
 
 def missing_like(names: Sequence[str]) -> list[str]:

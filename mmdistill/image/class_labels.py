@@ -53,6 +53,8 @@ def class_labels(
         if word is not None:
             return _of_words(labels, word, what, names)
     found, boolean = _whole(labels, what) if isinstance(labels, Tensor) else _listed(labels, what)
+    if found.ndim == 2 and found.shape[1] == 1:  # a column, as MedMNIST's and Keras' files have it
+        found = found[:, 0]
     if found.ndim != 1:  # which the check of shapes says better
         return ClassLabels(found)
     if numbers is not None:

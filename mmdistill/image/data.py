@@ -309,8 +309,7 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
         images = images[:, None]
     if labels.ndim == 2 and len(labels) == len(images):
         raise DataError(
-            f"{what}: labels are class indices (N,), got {tuple(labels.shape)}; of one-hot rows give labels.argmax(1), "
-            "of a column labels[:, 0]"
+            f"{what}: labels are class indices (N,), got {tuple(labels.shape)}; of one-hot rows give labels.argmax(1)"
         )
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
         raise DataError(

@@ -51,9 +51,10 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     left = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in beside] + loose_note(folder)
     if not places:
         return train, None, tuple(left)
-    test, *others = places
-    notes = [f"test: the images of {test.name}/, as there is no test/"] if test.name.lower() in VALIDATION else []
-    notes += [f"the images of {other.name}/ are not read" for other in others]
+    test = next(filter(class_folders, places), places[0])  # others' images are of no class
+    why = f"those of {places[0].name}/ are of no class" if test != places[0] else "there is no test/"
+    notes = [f"test: the images of {test.name}/, as {why}"] if test.name.lower() in VALIDATION else []
+    notes += [f"the images of {other.name}/ are not read" for other in places if other != test]
     return train, test, (*notes, *left)
 
 
@@ -81,6 +82,8 @@ def require_classes(folder: Path, train: Path, test: Path | None) -> None:
             "fifth of each class is held out for testing"
         )
     classes = class_folders(train)
+    if len(classes) == 1 and is_image_folder(classes[0]):
+        raise DataError(f"{train} holds {classes[0].name}/ alone, which holds folders of images: give {classes[0]}")
     if len(classes) == 1:
         tables = [
             file.name for place in (train, folder) for file in sorted(place.iterdir()) if file.suffix.lower() in TABLES

@@ -18,8 +18,8 @@ from mmdistill.store import opened_tensors
 
 NAMES = ("images", "labels", "test_images", "test_labels")
 """What such a file holds; the test part may be missing. Splits may have other names, see :class:`Place`."""
-IMAGES = ("images", "image", "x", "data")
-LABELS = ("labels", "label", "y", "targets", "target")
+IMAGES = ("images", "image", "imgs", "img", "pixel_values", "x", "data")
+LABELS = ("labels", "label", "fine_label", "y", "targets", "target", "class")
 """What images and labels are called in a split or beside its name."""
 SUFFIXES = (SAFETENSORS, *TORCH, ".npz")
 """How the names of such files end."""
@@ -91,7 +91,8 @@ def _pair(part: Any, holder: str) -> Any:
     names = [[name for name in part if isinstance(name, str) and name.lower() in known] for known in (IMAGES, LABELS)]
     if [len(own) for own in names] != [1, 1]:
         raise DataError(
-            f"{holder} {', '.join(map(str, part)) or 'nothing'}; a split has {NAMES[0]} and {NAMES[1]}, one of each"
+            f"{holder} {', '.join(map(str, part)) or 'nothing'}; a split has one of {', '.join(IMAGES)} and one of "
+            f"{', '.join(LABELS)}"
         )
     return part[names[0][0]], part[names[1][0]]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mmdistill.allocation import available, short_classes
+from mmdistill.allocation import ShortClassError, available, short_classes
 from mmdistill.coresets import ranks_within, repeated_rows, require_samples
 from mmdistill.errors import MmdistillWarning
 from mmdistill.runtime import Draws
@@ -38,8 +38,9 @@ def start_inputs(
     Source: Zhao et al., CVPR 2025 (long-tailed data), whose code copies such images, without noise.
     """
     short, once = short_classes(task, counts), available(task, counts)
-    if short and not parts and int(counts.sum()) > task.describe().num_train:
-        require_samples(task, counts)
+    asked, there = int(counts.sum()), task.describe().num_train
+    if short and not parts and asked > there:
+        raise ShortClassError(f"{asked:,} samples are more than the {there:,} of the data", "lower the budget", False)
     inputs = task.select(choose(once)).inputs
     if not short:
         return inputs

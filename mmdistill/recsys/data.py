@@ -19,7 +19,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import is_rows
 from mmdistill.names import canonical, unknown_data
-from mmdistill.recsys.cleaning import codes, deduplicate, disputed, positive, taken_back
+from mmdistill.recsys.cleaning import codes, deduplicate, disputed, feedback, positive, taken_back
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, is_columns, joined, read_sparse
 from mmdistill.recsys.splits import (
@@ -342,7 +342,8 @@ def _heeding_later(
 ) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
     """Return which ratings count where the latest of a user and an item decides, and what to note without times.
 
-    Parts of a given split are read apart, so that no test rating changes what is trained on.
+    A 0 takes nothing back, since in logs of clicks it says that an item was shown. Parts of a given split are read
+    apart, so that no test rating changes what is trained on.
 
     Args:
         frame: the ratings, perhaps with their times.
@@ -352,17 +353,20 @@ def _heeding_later(
         counts: where those that no longer do are counted, as ``taken_back``.
     """
     pair = pair if part is None else pair * len(SPLITS) + part
-    both = disputed(pair, keep)
+    rated = np.flatnonzero(feedback(frame["rating"]) != 0)
+    both = disputed(pair[rated], keep[rated])
     if not len(both):
         return keep, ()
     times = readable_times(frame["time"]) if "time" in frame else None
     if times is None:
         why = "without times that say which is later, they count as interactions"
         return keep, (f"{len(both):,} pairs of user and item have ratings that count and others that do not: {why}",)
-    gone = taken_back(pair, keep, both, times)
-    if gone.any():
-        counts["taken_back"] = int(gone.sum())
-    return keep & ~gone, ()
+    gone = rated[taken_back(pair[rated], keep[rated], both, times[rated])]
+    if len(gone):
+        counts["taken_back"] = len(gone)
+    keep = keep.copy()
+    keep[gone] = False
+    return keep, ()
 
 
 def _assemble(

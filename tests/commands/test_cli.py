@@ -174,7 +174,7 @@ def test_storages_of_many_numbers_are_listed_whatever_they_are_called(
         ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--size", "9"], "a size is for the images of"),
         (["experts", "--data", "digits", "--experts", "0"], "--experts is a whole number of at least 1, got 0"),
-        (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "5,000 samples are more than the 1,297 of"),
         (["evaluate", "RUN", "--baselines", "rnadom"], "did you mean 'random'"),
         (["distill", "--method", "dm", "--ipc", "1"], "--data is needed"),
         (["distill", "--data", "no/such/file.csv", "--method", "dm", "--ipc", "1"], "neither a known data set nor"),

@@ -140,7 +140,7 @@ def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.Cap
     ("options", "message"),
     [
         (["--data", "digits", "--method", "dm", "--ipc", "0"], "the budget (--ipc) is between 1 and"),
-        (["--data", "digits", "--method", "dm", "--ipc", "1000"], "fewer than the 1000 asked for"),
+        (["--data", "digits", "--method", "dm", "--ipc", "1000"], "10,000 samples are more than the 1,297"),
     ],
 )
 def test_a_dry_run_refuses_budgets_that_the_run_would(

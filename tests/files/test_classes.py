@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from mmdistill.files.classes import missing_like, untested, unvalidated
+from mmdistill.files.classes import missing_like, untested, unvalidated, validating
 from mmdistill.graph.data import graph_from_fields
 from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.image import image_task
@@ -82,3 +82,16 @@ def test_a_class_of_minus_one_is_kept_and_noted_in_every_domain() -> None:
     found = load_graph_set(graphs(labels))
     assert found.names == ("-1", "0", "1")
     assert said in found.notes
+
+
+@pytest.mark.parametrize(
+    ("counts", "giving"),
+    [
+        ([40, 40, 3], [True, True, False]),
+        ([4, 4, 4, 6], [True] * 4),
+        ([4, 1], [True, False]),
+        ([100] + [4] * 9, [True] * 10),
+    ],
+)
+def test_classes_of_few_samples_validate_unless_most_have_many(counts: list[int], giving: list[bool]) -> None:
+    assert validating(torch.tensor(counts)).tolist() == giving

@@ -332,6 +332,23 @@ def test_a_folder_for_testing_without_classes_is_refused_before_images_are_read(
     assert len(load(tmp_path).test_labels) == 2
 
 
+def test_validation_images_of_classes_are_tested_on_where_those_for_testing_have_none(tmp_path: Path) -> None:
+    for place in ("train", "val"):
+        write_images(tmp_path / place)
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "0.png")
+    data = load(tmp_path)
+    assert len(data.test_labels) == len(data.train_labels)
+    assert "test: the images of val/, as those of test/ are of no class" in data.notes
+    assert "the images of test/ are not read" in data.notes
+
+
+def test_a_folder_that_holds_but_one_of_images_names_that(tmp_path: Path) -> None:
+    write_images(tmp_path / "archive")
+    with pytest.raises(DataError, match=r"holds archive/ alone, which holds folders of images: give .*archive$"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("inside", ["", "train"])
 def test_images_beside_a_table_of_labels_are_told_of_subfolders(tmp_path: Path, inside: str) -> None:
     write_images(tmp_path / inside, names=("images",))
@@ -716,7 +733,10 @@ def test_dicts_of_splits(tmp_path: Path) -> None:
             assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
             assert found.notes[:2] == ("the split val is not read", "the split meta is not read")
     for held, said in (
-        ({"train": {"images": train[0]}}, r"'train', which has images; a split has images and labels, one of each"),
+        (
+            {"train": {"images": train[0]}},
+            r"'train', which has images; a split has one of images, image, .* and one of labels, label, ",
+        ),
         ({"train": {"images": train[0], "x": train[0], "labels": train[1]}}, r"which has images, x, labels; a split"),
         ({"train_images": train[0], "labels": train[1], "test_x": test[0]}, "test_x alone; test images need"),
         ({"images": train[0], "labels": train[1], "x_train": train[0]}, "images and x_train, both images of train"),
@@ -880,6 +900,7 @@ def test_bad_tensors() -> None:
     images, labels = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0)), labels_of(10, 2)
     broken = images.clone()
     broken[3, 0, 1, 1] = torch.nan
+    assert torch.equal(load((images, labels[:, None])).train_labels, load((images, labels)).train_labels)
     cases = [
         ((images, labels * 0), "the single class 0"),
         ((torch.rand(10, 8, 6, 3), labels), "permute"),
@@ -887,8 +908,7 @@ def test_bad_tensors() -> None:
         ((images, labels[:9]), "expected images"),
         ((images, labels + 0.5), "the training data: label 0 is no class index but 0.5"),
         ((images, labels / 0.0), "label 0 is no class index but nan"),
-        ((images, labels[:, None]), r"got \(10, 1\); of one-hot rows give labels.argmax\(1\), of a column labels"),
-        ((images, torch.eye(2)[labels]), r"got \(10, 2\); of one-hot rows give labels.argmax\(1\), of a column"),
+        ((images, torch.eye(2)[labels]), r"got \(10, 2\); of one-hot rows give labels.argmax\(1\)"),
         ((broken, labels), "1 hold NaN or infinite pixels, the first at index 3"),
         ((images.long(), labels), "must be bytes"),
     ]

@@ -273,7 +273,7 @@ def test_bad_requests(digits: ImageTask) -> None:
         digits.evaluate(None, "vgg", Draws(0), 1, {})
     with pytest.raises(ShapeError, match="one tensor, got a dict"):
         digits.predict(digits.init(Draws(0)), {"x": torch.zeros(1)})
-    with pytest.raises(DataError, match="fewer than the 1000"):
+    with pytest.raises(DataError, match="10,000 samples are more than the 1,297 of the data"):
         distill(digits, "dm", ipc=1000)
     images, labels = torch.rand(9, 1, 8, 8), torch.arange(9) % 2
     named = image_task(build("pets", (images, labels), (images, labels), class_names=("cat", "dog")), width=8)

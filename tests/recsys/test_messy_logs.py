@@ -258,3 +258,13 @@ def test_ratings_that_do_not_count_are_said_to_be_below_the_lowest():
         note for note in recsys_task(rows.assign(rating=rows["rating"] - 1)).describe().notes if "left out" in note
     ]
     assert "24 ratings that are not positive" in plain
+
+
+def test_an_impression_takes_no_click_back():
+    clicks = log(clicked=1, timestamp=np.arange(USERS * ITEMS))
+    shown = clicks.assign(clicked=0, timestamp=1000)
+    data = load_interactions(pd.concat([clicks, shown]))
+    assert data.num_items == ITEMS
+    assert "taken_back" not in data.counts
+    assert data.num_users == USERS
+    assert not [note for note in data.notes if "pairs" in note]
