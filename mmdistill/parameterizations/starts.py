@@ -19,11 +19,7 @@ gradients and stay alike."""
 def start_inputs(
     task: Task, choose: Callable[[Tensor], Tensor], counts: Tensor, draws: Draws, *, parts: bool = False
 ) -> Inputs:
-    """Return the real samples that learned ones start from.
-
-    A class that has fewer than are asked for gives all of them, and copies of these with a little noise; a warning says
-    so. There are none of samples that are more than one tensor, nor, unless they are parts of larger ones, in a set of
-    more samples than the data have.
+    """Return the real samples that learned ones start from; where a class has too few, :func:`filled_up`.
 
     Args:
         task: the task.
@@ -34,6 +30,29 @@ def start_inputs(
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(), ...)``.
     Raises:
+        ShortClassError: as of :func:`filled_up`.
+    """
+    return filled_up(task, lambda once: task.select(choose(once)).inputs, counts, draws, parts=parts)
+
+
+def filled_up(
+    task: Task, start: Callable[[Tensor], Inputs], counts: Tensor, draws: Draws, *, parts: bool = False
+) -> Inputs:
+    """Return what learned samples start from, with copies where a class has fewer real samples than are asked for.
+
+    It gives as many as it has, and copies of these with a little noise; a warning says so. There are none of samples
+    that are more than one tensor, nor, unless they are parts of larger ones, in a set of more samples than the data
+    have.
+
+    Args:
+        task: the task.
+        start: returns so many of each class, class after class, no more than there are real samples.
+        counts: how many are asked for.
+        draws: the key of the noise.
+        parts: whether many of them make one sample.
+    Shapes:
+        counts ``(C,)``; returns ``(counts.sum(), ...)``.
+    Raises:
         ShortClassError: a class with fewer samples where there are no copies.
     Source: Zhao et al., CVPR 2025 (long-tailed data), whose code copies such images, without noise.
     """
@@ -41,7 +60,7 @@ def start_inputs(
     asked, there = int(counts.sum()), task.describe().num_train
     if short and not parts and asked > there:
         raise ShortClassError(f"{asked:,} samples are more than the {there:,} of the data", "lower the budget", False)
-    inputs = task.select(choose(once)).inputs
+    inputs = start(once)
     if not short:
         return inputs
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():

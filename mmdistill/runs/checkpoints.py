@@ -98,6 +98,7 @@ class Checkpoints:
             if ranks.size() == 1 and self._comes_by(path, trees[path.name]):
                 break
         everywhere = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
+        damage = [said for own in ranks.gathered(damage) for said in own]
         for name in sorted(everywhere, reverse=True):
             if self._comes_by(self.folder / name, trees[name]):
                 run.load(trees[name]["run"], device)
@@ -158,6 +159,15 @@ class Checkpoints:
             except CheckpointError:
                 continue
         return None
+
+    def whole(self) -> list[str]:
+        """Return the names of the checkpoints that can be read, the oldest first."""
+        found = []
+        for path in self.paths():
+            with suppress(CheckpointError):
+                load_tree(path)
+                found.append(path.name)
+        return found
 
     def require_own(self) -> None:
         """Refuse a folder whose newest readable checkpoint is of another run; there may be none.

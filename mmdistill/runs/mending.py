@@ -26,7 +26,7 @@ def whole_set(folder: Path) -> DistilledSet | None:
     except VersionError:
         raise
     except CheckpointError as error:
-        if not all(ranks.gathered(_goes_on(folder))):
+        if not set.intersection(*map(set, ranks.gathered(_whole(folder)))):
             raise CheckpointError(f"{error}; {how_to_begin_anew(folder)}") from error
         if ranks.is_first():
             logger.warning("%s; its run goes on from the newest whole checkpoint", error)
@@ -49,9 +49,9 @@ def load_whole(folder: Path) -> DistilledSet:
 
 def advice(folder: Path) -> str:
     """Return how the damaged set of a folder is made again, in words."""
-    return f"its run makes it again; {how_to_go_on(folder)}" if _goes_on(folder) else how_to_begin_anew(folder)
+    return f"its run makes it again; {how_to_go_on(folder)}" if _whole(folder) else how_to_begin_anew(folder)
 
 
-def _goes_on(folder: Path) -> bool:
-    """Return whether a folder holds a whole checkpoint, from which its run goes on."""
-    return not is_imported(folder) and Checkpoints(folder / CHECKPOINTS, {}).newest() is not None
+def _whole(folder: Path) -> list[str]:
+    """Return the names of a folder's whole checkpoints, from which its run goes on."""
+    return [] if is_imported(folder) else Checkpoints(folder / CHECKPOINTS, {}).whole()

@@ -19,6 +19,7 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import Kernel, KernelRidgeMatching
 from mmdistill.parameterizations.raw import Raw, raw_samples
+from mmdistill.parameterizations.starts import filled_up
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Inputs, Task, one_tensor
@@ -65,14 +66,16 @@ def real_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw
 
 
 def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
-    """Build learned points that start from the k-means centroids of their class.
+    """Build learned points that start from the k-means centroids of their class, small ones with copies.
 
     Raises:
         ConfigError: another start.
     """
     require_centroids(settings.init)
-    points, classes = centroids(task, budget, draws)
-    count = as_text_task(task).class_count
+    text = as_text_task(task)
+    counts, classes, _ = shares_of(text, budget)
+    points = filled_up(text, lambda once: class_centroids(text, once, draws), counts, draws)
+    count = text.class_count
     soft = label == "soft"
     labels = SoftmaxLabels(classes, count, CONFIDENCE) if soft else make_labels(label, classes, count)
     return Raw(points, labels, classes, count)

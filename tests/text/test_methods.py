@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import SoftmaxLabels
 from mmdistill.objectives.base import Network
@@ -14,7 +14,7 @@ from mmdistill.settings import Settings
 from mmdistill.task import Batch
 from mmdistill.text.judges import centred_targets, ridge_weights
 from mmdistill.text.methods import METHODS, distil_ridge, from_centroids, ridge_set
-from mmdistill.text.task import TextTask
+from mmdistill.text.task import TextTask, text_task
 from tests.text.corpus import small_task
 from tests.toys import BlobTask
 
@@ -101,3 +101,20 @@ def test_more_centroids_than_texts_and_other_domains(task: TextTask) -> None:
         distill(task, "k-means", ipc=1000)
     with pytest.raises(ConfigError, match="sentence points"):
         METHODS["k-means"].solve(BlobTask(), 1, Settings(0), Draws(0))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["krr", "dm"])
+def test_points_of_small_classes_start_from_copies_that_can_part(name: str) -> None:
+    texts = [
+        f"word{label} number {index} of {index % 7}"
+        for label, count in enumerate((30, 30, 4))
+        for index in range(count)
+    ]
+    labels = ["a"] * 30 + ["b"] * 30 + ["c"] * 4
+    task = text_task((texts, labels), test=(texts[::7], labels[::7]), encoder="tfidf")
+    with pytest.warns(
+        MmdistillWarning, match="class c has 4 samples, fewer than the 6 asked for: the rest start as copies"
+    ):
+        found = distill(task, name, ipc=6, settings={"steps": 1})
+    assert isinstance(found.batch.inputs, torch.Tensor)
+    assert len(torch.unique(found.batch.inputs, dim=0)) == 18
