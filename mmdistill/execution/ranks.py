@@ -4,6 +4,7 @@ The synthetic data are the same on all ranks, since they start from the first on
 Without torchrun every function here is what it is for a single process, at no cost.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -57,6 +58,9 @@ def process_group(device: str) -> Iterator[str]:
         yield str(own)
     finally:
         distributed.destroy_process_group()
+        # Whatever keeps a group in a cycle keeps its threads, which end a process by an abort where they let go of the
+        # last collective's tensors while Python is shutting down.
+        gc.collect()
 
 
 class _Failure(NamedTuple):
