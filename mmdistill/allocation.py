@@ -72,8 +72,12 @@ def short_classes(task: Task, counts: Tensor) -> str:
         return ""
     first = min(short, key=lambda index: int(have[index]))
     others = "" if len(short) == 1 else f" (and {len(short) - 1} other{'s' * (len(short) > 2)})"
-    number = int(have[first])
-    return f"class {names[first] if names else first}{others} has {number} sample{'s' * (number != 1)}"
+    return _has(f"{names[first] if names else first}{others}", int(have[first]))
+
+
+def _has(called: str, number: int) -> str:
+    """Return how many samples a class has, in words."""
+    return f"class {called} has {number} sample{'s' * (number != 1)}"
 
 
 class ClassShares(NamedTuple):
@@ -136,7 +140,7 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
         index = int(short[have[short].argmin()])  # the smallest, so that what fits it fits all
         name, number = names[index] if names else str(index), int(have[index])
         meant = [repr(other) for other in names if other != name and _folded(other) == _folded(name)]
-        fact = f"class {name} has {number} sample{'s' * (number != 1)}, fewer than the {int(counts[index])} asked for"
+        fact = f"{_has(name, number)}, fewer than the {int(counts[index])} asked for"
         advice = f"is {name!r} the class {meant[0]}, spelt otherwise?" if meant else "lower the budget"
         raise ShortClassError(fact, advice, bool(meant))
 

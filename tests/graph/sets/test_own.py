@@ -62,23 +62,20 @@ def own(graphs: GraphSet, model: Callable[[], nn.Module] = Weighted) -> GraphSet
     return graph_set_task(graphs, model=model, protocol=FAST)
 
 
+OWN_NAMES = {
+    **{f"layer{i}.bias": f"convs.{i}.bias" for i in range(3)},
+    **{f"layer{i}.weight": f"convs.{i}.lin.weight" for i in range(3)},
+    **{f"head.{name}": f"head.{name}" for name in ("weight", "bias")},
+}
+"""By the name of a classifier's parameter, that in the same module of the user's."""
+
+
 def as_own(params: Tensors) -> Tensors:
-    """Return a classifier's parameters under the names of the same module of the user's."""
-    found = {
-        f"convs.{i}.{to}": params[f"layer{i}.{of}"]
-        for i in range(3)
-        for to, of in (("bias", "bias"), ("lin.weight", "weight"))
-    }
-    return found | {f"head.{name}": params[f"head.{name}"] for name in ("weight", "bias")}
+    return {own: params[name] for name, own in OWN_NAMES.items()}
 
 
 def as_built_in(params: Tensors) -> Tensors:
-    found = {
-        f"layer{i}.{to}": params[f"convs.{i}.{of}"]
-        for i in range(3)
-        for to, of in (("bias", "bias"), ("weight", "lin.weight"))
-    }
-    return found | {f"head.{name}": params[f"head.{name}"] for name in ("weight", "bias")}
+    return {name: params[own] for name, own in OWN_NAMES.items()}
 
 
 @pytest.mark.parametrize("model", [Weighted, Isomorphism])
