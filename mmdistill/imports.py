@@ -207,7 +207,8 @@ def _ends(name: str) -> set[str]:
 def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logits: bool = False) -> Tensor:
     """Return labels of so many samples as class indices, or as soft labels of the classes.
 
-    Whole numbers in floats and one-hot rows become class indices; a column is read as such.
+    Whole numbers in floats and one-hot rows become class indices; a column is read as such. Of classes that are called
+    by other numbers than their indices, as labels with gaps are, these numbers are read too where no index fits.
 
     Shapes:
         labels ``(n,)``, ``(n, 1)`` or ``(n, C)``; returns ``(n,)`` int64 or ``(n, C)`` float32.
@@ -236,6 +237,7 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
     classes = labels.long()
     if not torch.equal(classes.to(labels), labels):
         raise DataError("labels are class indices as whole numbers, and some of these are none")
+    classes = _by_number(classes, class_names)
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or high >= count:
         hint = f": {from_one(high)}" if (low, high) == (1, count) else ""
@@ -243,6 +245,20 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
     if absent := [name for index, name in enumerate(class_names) if not bool((classes == index).any())]:
         noted(f"the set has no sample of {len(absent)} of {count} classes: {first_few(absent)}")
     return classes
+
+
+def _by_number(labels: Tensor, class_names: Sequence[str]) -> Tensor:
+    """Return class indices of labels that are the numbers by which classes are called; others as they are."""
+    if not all(name.isdecimal() and len(name) < 18 for name in class_names):
+        return labels
+    numbers = torch.tensor([int(name) for name in class_names])
+    found = labels[:, None] == numbers
+    if torch.equal(numbers, torch.arange(len(numbers))) or not bool(found.any(1).all()):
+        return labels
+    if bool((labels < len(numbers)).all()):
+        noted(f"labels are read as class indices from 0; those called 0 and 1 are {first_few(class_names[:2])}")
+        return labels
+    return found.int().argmax(1)
 
 
 def weighed(inputs: Tensor | Tensors, targets: Targets, weight: Tensor | None = None) -> Batch:

@@ -334,6 +334,19 @@ def test_empty_sets_are_refused() -> None:
             class_targets(torch.zeros(shape), 0, ("a", "b"))
 
 
+def test_labels_may_be_the_numbers_by_which_classes_are_called(recwarn: pytest.WarningsRecorder) -> None:
+    called = ("2", "3", "7")
+    assert class_targets(torch.tensor([7, 2, 2, 3]), 4, called).tolist() == [2, 0, 0, 1]
+    assert class_targets(torch.tensor([1, 2, 0, 0]), 4, called).tolist() == [1, 2, 0, 0]
+    assert class_targets(torch.tensor([3, 1, 2]), 3, ("1", "2", "3")).tolist() == [2, 0, 1]
+    assert class_targets(torch.tensor([3, 1, 2, 0]), 4, ("0", "1", "2", "3")).tolist() == [3, 1, 2, 0]
+    assert not recwarn.list
+    with pytest.warns(MmdistillWarning, match="class indices from 0; those called 0 and 1 are 0, 2"):
+        assert class_targets(torch.tensor([0, 2, 2, 0]), 4, ("0", "2", "5")).tolist() == [0, 2, 2, 0]
+    with pytest.raises(DataError, match="from 0 to 2, got 2 to 4"):
+        class_targets(torch.tensor([2, 4]), 2, called)
+
+
 def test_files_run_no_code_and_damage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"images": _Code()}, tmp_path / "code.pt")
     with pytest.raises(DataError, match=r"names (builtins.)?print, which is not run; save tensors"):
