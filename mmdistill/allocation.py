@@ -71,8 +71,8 @@ def short_classes(task: Task, counts: Tensor) -> str:
     if not short:
         return ""
     first = min(short, key=lambda index: int(have[index]))
-    others = "" if len(short) == 1 else f" (and {len(short) - 1} other{'s' * (len(short) > 2)})"
-    return _has(f"{names[first] if names else first}{others}", int(have[first]))
+    others = "" if len(short) == 1 else f" (and {len(short) - 1} other class{'es' * (len(short) > 2)} too few)"
+    return f"{_has(str(names[first] if names else first), int(have[first]))}{others}"
 
 
 def _has(called: str, number: int) -> str:

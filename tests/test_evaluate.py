@@ -429,7 +429,7 @@ def test_a_set_larger_than_a_class_is_judged_beside_all_of_its_samples() -> None
     assert not found.failures
     for name in ("random", "herding"):
         (note,) = (note for note in found.baselines[name][0].notes if "equal count" in note)
-        assert re.fullmatch(r"class \w+ \(and 2 others\) has 5 samples, fewer than the 8 at equal count.*", note)
+        assert re.fullmatch(r"class \w+ has 5 samples \(and 2 other classes too few\), fewer than the 8 at equal count.*", note)
 
 
 def test_out_of_memory_says_what_to_lower() -> None:

@@ -107,12 +107,14 @@ def whitening_matrix(covariance: Tensor, ridge: float, samples: int | None = Non
     Args:
         covariance: ``(d, d)``.
         ridge: added to the eigenvalues.
-        samples: where fewer than d, only so many directions are scaled and the rest stay as they are.
+        samples: where fewer than d, only the directions in which these vary are scaled, and the rest stay as they are.
     """
     values, vectors = torch.linalg.eigh(covariance)
     roots = (values.clamp_min(0) + ridge).sqrt()
     if samples is not None and samples < len(roots):
-        roots[: len(roots) - samples] = 1.0  # eigh sorts upwards
+        # Fewer than there are samples, where a mean was taken off or pixels are constant; which vectors eigh gives of
+        # directions without variance is rounding's choice, so these are treated alike.
+        roots[values <= len(roots) * torch.finfo(values.dtype).eps * values[-1]] = 1.0
     return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
 
 

@@ -83,6 +83,18 @@ def test_in_directions_that_few_images_do_not_have_only_mtts_scales(data: ImageD
     assert int(((torch.linalg.eigvalsh(matrix) - factor).abs() < 1e-4).sum()) >= 48 - 12
 
 
+@pytest.mark.parametrize("kind", ["frepo", "kip"])
+def test_few_images_in_any_order_have_one_matrix(data: ImageData, kind: str) -> None:
+    images = data.train_images[:20].clone()
+    images[:, 1, 2] = 7  # a row of pixels without variance
+    images[19] = images[3]
+    few = replace(data, train_images=images, train_labels=data.train_labels[:20])
+    turned = replace(few, train_images=images.flip(0))
+    first, second = (fit_whitening(own, kind) for own in (few, turned))  # type: ignore[arg-type]
+    torch.testing.assert_close(second.matrix, first.matrix, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(second.inverse, first.inverse, atol=1e-5, rtol=1e-5)
+
+
 def test_the_directions_that_few_images_have_are_scaled() -> None:
     covariance = torch.diag(torch.tensor([0.0, 0.0, 0.0, 4.0, 9.0], dtype=torch.float64))
     scales = torch.tensor([1.0, 1.0, 1.0, 2.0, 3.0], dtype=torch.float64)
