@@ -255,7 +255,7 @@ class EvaluateConfig:
         judges: judges, comma-separated, or 'all'
         networks: independently trained networks per judge
         networks_at_once: networks trained together, all by default; fewer need less memory, and are other networks
-        seed: seed of the judges
+        seed: seed of the judges; that of each run by default
         device: auto, cpu, cuda or cuda:N
         baselines: baselines, comma-separated, 'all' or 'none'
         protocol: how judges of images train, as for distill
@@ -268,7 +268,7 @@ class EvaluateConfig:
     judges: str | None = None
     networks: int = 5
     networks_at_once: int | None = None
-    seed: int = 0
+    seed: int | None = None
     device: str = "auto"
     baselines: str = "random,herding,whole"
     protocol: str | None = None

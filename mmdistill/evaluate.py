@@ -103,7 +103,7 @@ def evaluate(
     judges: Sequence[str] | None = None,
     n: int = 5,
     at_once: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     baselines: Sequence[str] = BASELINES,
     robust: bool = False,
     baselines_only: bool = False,
@@ -123,7 +123,8 @@ def evaluate(
         n: networks per judge.
         at_once: of these, trained together, which bounds the memory; None: all. Another number means other networks.
             Networks for robust scores train one at a time.
-        seed: of judging; independent of the distillation's.
+        seed: of judging; by default that of the set's distillation, of which judging draws independently, so that the
+            judges of repetitions are independent too; of a bare batch 0.
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
             selections; ``"all"`` are all of these, ``()`` or ``"none"`` none.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
@@ -147,6 +148,8 @@ def evaluate(
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
     require_networks(n, at_once)
+    if seed is None:
+        seed = distilled.seed if isinstance(distilled, DistilledSet) else 0
     seed = checked_seed(seed)
     asked = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
     batch, budget, learned = _placed(task, distilled)

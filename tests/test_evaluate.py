@@ -420,6 +420,14 @@ def test_a_baseline_that_a_judge_refuses_is_reported(result: DistilledSet) -> No
     assert (alone.baselines, alone.baselines.get("whole"), asdict(alone)["baselines"]) == ({}, None, {})
 
 
+def test_sets_are_judged_by_the_seeds_of_their_own_runs() -> None:
+    made = distill(BlobTask(), CORE_METHODS["dm"], ipc=1, seed=3, settings={"steps": 1, "augment": False})
+    found = evaluate(BlobTask(), made, n=2)
+    assert found.results == evaluate(BlobTask(), made, n=2, seed=3).results
+    assert found.baselines == evaluate(BlobTask(), made, n=2, seed=3).baselines
+    assert found.baselines != evaluate(BlobTask(), replace(made, seed=4), n=2).baselines
+
+
 def test_a_set_larger_than_a_class_is_judged_beside_all_of_its_samples() -> None:
     small = BlobTask(per_class=5)
     made = distill(small, CORE_METHODS["dm"], ipc=8, settings={"steps": 1, "augment": False, "init": "noise"})
@@ -429,7 +437,9 @@ def test_a_set_larger_than_a_class_is_judged_beside_all_of_its_samples() -> None
     assert not found.failures
     for name in ("random", "herding"):
         (note,) = (note for note in found.baselines[name][0].notes if "equal count" in note)
-        assert re.fullmatch(r"class \w+ has 5 samples \(and 2 other classes too few\), fewer than the 8 at equal count.*", note)
+        assert re.fullmatch(
+            r"class \w+ has 5 samples \(and 2 other classes too few\), fewer than the 8 at equal count.*", note
+        )
 
 
 def test_out_of_memory_says_what_to_lower() -> None:

@@ -156,7 +156,8 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
         judging = chosen_judging(task)
-        kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, asked.seed)
+        seed = config.seed if asked.seed is None else asked.seed
+        kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, seed)
         evaluation = judge_and_keep(
             kept,
             distilled,

@@ -292,6 +292,8 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
     for name, entries in baselines.items():
         beside = [note for entry in entries for note in entry.get("notes") or ()]
         notes |= dict.fromkeys(f"{name}: {note}" for note in beside if note not in notes)
+        if 0 < len(entries) < len(runs):
+            notes[f"{name}: of {len(entries)} of the {len(runs)} runs"] = None
     unit = next(key for key in metrics["budget"] if key != "stored_bytes")
     made_here = [run for run in runs if not run.made.get("origin")]
     return Repetitions(

@@ -27,6 +27,22 @@ def test_judging_again_adds_to_the_metrics(run: Path, capsys: pytest.CaptureFixt
     assert judges == ["convnet", "mlp"]
 
 
+def test_runs_are_judged_by_their_own_seeds(run: Path, tmp_path: Path) -> None:
+    for seed in (0, 5):
+        folder = tmp_path / str(seed)
+        shutil.copytree(run, folder)
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("seed: 0\n", f"seed: {seed}\n"))
+        (folder / "distilled.json").write_text(
+            json.dumps({**json.loads((folder / "distilled.json").read_text()), "seed": seed})
+        )
+    assert main(["evaluate", str(tmp_path), "--judges", "mlp", "--networks", "1", "--baselines", "random"]) == 0
+    first, second = (json.loads((tmp_path / str(seed) / "metrics.json").read_text()) for seed in (0, 5))
+    assert first["results"][-1]["judge"] == second["results"][-1]["judge"] == "mlp"
+    assert first["results"][-1]["mean"] != second["results"][-1]["mean"]
+    assert first["baselines"]["random"][-1]["mean"] != second["baselines"]["random"][-1]["mean"]
+
+
 def test_several_runs_are_judged_and_drawn_though_one_cannot_be(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

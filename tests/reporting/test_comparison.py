@@ -648,6 +648,13 @@ def test_all_judges_are_shown_and_baselines_have_their_deviation(
     assert "by vit (there are: accuracy by convnet, accuracy by mlp)" in capsys.readouterr().err
 
 
+def test_baselines_that_only_some_runs_have_are_noted(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(3)]
+    assert rows_of(runs)[0].notes == ()
+    changed(runs[1], baselines={})
+    assert rows_of(runs)[0].notes == ("random: of 2 of the 3 runs",)
+
+
 def test_of_two_runs_of_one_seed_that_with_more_baselines_counts(tmp_path: Path) -> None:
     poor, rich = changed(finished(tmp_path / "a", 0.8), baselines={}), finished(tmp_path / "b", 0.8)
     (row,) = rows_of([poor, rich])
