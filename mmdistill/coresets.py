@@ -98,15 +98,13 @@ def herding(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
     """
 
     def nearest_mean(points: Tensor, wanted: int) -> list[int]:
-        target, total = points.mean(0), torch.zeros_like(points[0])
-        free = torch.ones(len(points), dtype=torch.bool, device=points.device)
-        order = []
-        for step in range(1, wanted + 1):
-            gap = ((total + points) / step - target).square().sum(1)
-            best = int(torch.where(free, gap, torch.inf).argmin())
-            free[best] = False
-            total = total + points[best]
-            order.append(best)
+        centred = points - points.mean(0)
+        norms, total, order = centred.square().sum(1), torch.zeros_like(points[0]), []
+        for _ in range(wanted):
+            # The mean with one more sample is (total + x) / step; of its norm this is what depends on the sample.
+            order.append(int((norms + 2 * (centred @ total)).argmin()))
+            norms[order[-1]] = torch.inf  # chosen once
+            total += centred[order[-1]]
         return order
 
     return _by_class(embedding, labels, counts, nearest_mean)
@@ -121,12 +119,14 @@ def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor
     """
 
     def farthest(points: Tensor, wanted: int) -> list[int]:
-        order = [int((points - points.mean(0)).square().sum(1).argmin())]
-        nearest = (points - points[order[0]]).square().sum(1)
+        centred = points - points.mean(0)
+        norms = centred.square().sum(1)
+        nearest, order = torch.full_like(norms, torch.inf), [int(norms.argmin())]
         for _ in range(1, wanted):
-            nearest[order[-1]] = -1.0  # never again, even where all others coincide with chosen ones
+            last = centred[order[-1]]
+            nearest = torch.minimum(nearest, norms + last @ last - 2 * (centred @ last))
+            nearest[order[-1]] = -torch.inf  # never again, even where all others coincide with chosen ones
             order.append(int(nearest.argmax()))
-            nearest = torch.minimum(nearest, (points - points[order[-1]]).square().sum(1))
         return order
 
     return _by_class(embedding, labels, counts, farthest)
