@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from torch import nn
 
 from mmdistill.abilities import Validates
 from mmdistill.allocation import ShortClassError
+from mmdistill.checks import is_of
 from mmdistill.described import described
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 from mmdistill.execution.precision import Precision
@@ -21,7 +23,7 @@ from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Task
+from mmdistill.task import Task, require_task
 
 NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
@@ -80,6 +82,32 @@ def require_selectable(task: Task, method: Method, settings: Settings) -> None:
         raise ConfigError(
             f"{method.title} selects by validation (validate_every {settings.validate_every}), but the task of "
             f"{task.describe().data!r} cannot validate; leave --validate-every out (0 among the settings)"
+        )
+
+
+def require_parts(task: object, method: object, budget: object, settings: object) -> None:
+    """Refuse what no run is made of.
+
+    Args:
+        task: what to distil.
+        method: how.
+        budget: how much.
+        settings: the hyper-parameters; None are the method's own.
+    Raises:
+        ConfigError: something of another kind.
+    """
+    require_task(task)
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"a run takes a Method, got {type(method).__name__}; get_method(get_domain('image'), 'dm') of "
+            "mmdistill.registry finds one by its name"
+        )
+    if not is_of(budget, Integral) or int(budget) < 1:  # type: ignore[call-overload]  # which the first part tells
+        raise ConfigError(f"the budget is a whole number of at least 1, got {budget!r}")
+    if not isinstance(settings, Settings | None):
+        raise ConfigError(
+            f"settings are a Settings, got {type(settings).__name__}; method.with_settings(steps=3) changes those of a "
+            "method"
         )
 
 

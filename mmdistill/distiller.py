@@ -30,7 +30,7 @@ from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.compiled import Compiled
 from mmdistill.objectives.losses import require_given, require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
-from mmdistill.optimizers import is_active, rate_at
+from mmdistill.optimizers import anneal, is_active
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.rehearsal import rehearsal
 from mmdistill.runs.first_step import require_start
@@ -46,13 +46,13 @@ class Distiller:
 
     Args:
         task: what to distil.
-        method: how.
+        method: how, with its settings for as many classes as the task has.
         budget: in the task's unit (ipc, nodes, users).
         seed: of everything random.
         settings: the method's hyper-parameters; the published ones for the budget by default.
         precision: the number formats, see :mod:`mmdistill.execution.precision`.
     Raises:
-        ConfigError: the composition cannot work.
+        ConfigError: something of another kind, or a composition that cannot work.
     """
 
     def __init__(
@@ -65,15 +65,16 @@ class Distiller:
         settings: Settings | None = None,
         precision: Precision = "auto",
     ) -> None:
+        composition.require_parts(task, method, budget, settings)
         self.task = task
-        self.method = method
+        self.method = method.for_classes(task.num_classes)
         self.budget = budget
-        self.settings = method.settings(budget) if settings is None else settings
+        self.settings = self.method.settings(budget) if settings is None else settings
         self.draws = Draws(seed, device=task.device)
         require_plain(self.settings)
-        composition.require_selectable(task, method, self.settings)
+        composition.require_selectable(task, self.method, self.settings)
         self.precision = resolved(precision, task.device)
-        self.schedule = method.make_schedule(self.settings)
+        self.schedule = self.method.make_schedule(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
         self._graph: Callable[[], Graph] | None = None
@@ -357,8 +358,7 @@ class Distiller:
             torch.nn.utils.clip_grad_norm_(tensors, self.settings.clip)
         for name in self.active(run):
             optimizer, spec = run.optimizers[name], self.settings.optimizers[name]
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(spec, run.step, self.steps)
+            anneal(optimizer, spec, run.step, self.steps)
             optimizer.step()
 
     def exhausted(self, run: RunState) -> bool:

@@ -150,6 +150,13 @@ def rate_at(spec: OptimizerSpec, step: int, steps: int) -> float:
     return spec.lr * (spec.floor + (1 - spec.floor) * wave)
 
 
+def anneal(optimizer: Optimizer, spec: OptimizerSpec, step: int, steps: int) -> None:
+    """Give an optimizer the rate of a step of so many, where its spec anneals; a constant one it keeps as it is."""
+    if spec.cosine:
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(spec, step, steps)
+
+
 def is_active(spec: OptimizerSpec, step: int) -> bool:
     """Return whether a group is stepped at a step, or rests."""
     if spec.active is None:
