@@ -1,11 +1,13 @@
-"""What only a first step can tell of a run's parts, said in words before any time is spent on more."""
+"""What only steps can tell of a run's parts, said in words before any time is spent on more."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from mmdistill.described import described
 from mmdistill.errors import ConfigError
+from mmdistill.names import in_words
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.unrolled import UnrolledObjective
 from mmdistill.parameterizations.base import Parameterization
@@ -80,3 +82,50 @@ def require_weights(made: Parameterization, draws: Draws) -> None:
     if empty:
         which = "all samples" if len(empty) == len(parts) else f"all samples of class {empty[0]}"
         raise ConfigError(f"{type(made).__name__} decodes {which} with weight 0; a sample that counts has weight 1")
+
+
+class Unsaved:
+    """What an objective keeps where no checkpoint does, as it is now: public attributes, but parameters and buffers.
+
+    Args:
+        objective: the objective, before a step.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self._plain, self._tensors = described(objective), _public_tensors(objective)
+
+    def require_unchanged(self) -> None:
+        """Refuse an objective that has changed any of it since, which a run that resumes would begin with anew.
+
+        Nothing waits for a device: of tensors it counts whether they are the same ones, never written to.
+
+        Raises:
+            ConfigError: naming what has changed, and where to keep it.
+        """
+        plain, tensors = described(self.objective), _public_tensors(self.objective)
+        changed = {name for name in plain.keys() | self._plain.keys() if plain.get(name) != self._plain.get(name)}
+        for name in tensors.keys() | self._tensors.keys():
+            (now, written), (then, before) = tensors.get(name, _NONE), self._tensors.get(name, _NONE)
+            changed |= {name} if now is not then or written != before else set()
+        if changed:
+            which = in_words(sorted(changed))
+            raise ConfigError(
+                f"a step of {type(self.objective).__name__} has changed its {which}, which checkpoints do not hold, so "
+                "a resumed run would be another one; keep tensors in buffers (register_buffer), read network.step in "
+                "place of a counter, or begin the name with _ where it changes no result (a cache, a log)"
+            )
+
+
+_Seen = tuple[Tensor | None, int]
+_NONE: _Seen = (None, 0)
+
+
+def _public_tensors(objective: Objective) -> dict[str, _Seen]:
+    """Return the tensors that are plain attributes of an objective or of its parts, with how often each was written."""
+    return {
+        f"{path}.{name}" if path else name: (value, 0 if value.is_inference() else value._version)
+        for path, module in objective.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not name.startswith("_")
+    }

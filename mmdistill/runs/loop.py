@@ -14,6 +14,7 @@ from mmdistill.execution import ranks
 from mmdistill.execution.memory import explained
 from mmdistill.progress import StepProgress
 from mmdistill.runs.advice import faster_precision, lowering_steps
+from mmdistill.runs.first_step import Unsaved
 from mmdistill.runs.keeper import Keeper
 from mmdistill.runs.signals import taken_over
 from mmdistill.runs.state import RunState
@@ -48,6 +49,7 @@ def take_steps(
     Raises:
         KeyboardInterrupt: after the step in which it was asked to stop, or from what failed in that step, without a
             checkpoint of it.
+        ConfigError: steps change what the objective keeps outside its parameters and buffers.
         NonFiniteError: a loss or what is learned became NaN or infinite; the last checkpoint is the last good state,
             which is the start where there was none yet.
     """
@@ -55,11 +57,14 @@ def take_steps(
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, shown = run.compile_seconds, time.perf_counter()
     validate_every = distiller.settings.validate_every
+    first, unsaved = run.step + 1, Unsaved(run.objective)
     pace = _Pace(run.step, steps, partial(faster_precision, distiller, run))
     with taken_over() as asked:
         while run.step < steps and not distiller.exhausted(run):
             with asked.failing(), explained(f"step {run.step + 1} of the distillation", lower):
                 run, loss = stepper(run)
+            if run.step == first:
+                unsaved.require_unchanged()
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
             if validate_every and (run.step % validate_every == 0 or last):
@@ -81,6 +86,7 @@ def take_steps(
             if ending or stopping or leaving or due:
                 _require_finite_state(run, loss, keeper)
                 if keeper is not None:
+                    unsaved.require_unchanged()
                     with ranks.together():
                         keeper.save(run)
             if progress is not None and (reading or stopping or showing):

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,3 +253,64 @@ def test_labels_asked_for_beside_a_storage_with_its_own_are_noted(caplog: pytest
 )
 def test_fixed_labels_say_what_they_are(targets: Tensor, title: str) -> None:
     assert FixedLabels(targets).title == title
+
+
+class Remembering(DistributionMatching):
+    """Changes something of its own in each step."""
+
+    def __init__(self, change: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.calls, self.mean, self._cache = 0, torch.zeros(2), 0
+        self.register_buffer("kept", torch.zeros(2))
+        self._change = change
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        self._change(self)
+        return super().forward(network, syn, real, draws)
+
+
+def counts(made: Any) -> None:
+    made.calls += 1
+
+
+def averages(made: Any) -> None:
+    made.mean = 0.9 * made.mean
+
+
+def averages_in_place(made: Any) -> None:
+    made.mean.mul_(0.9)
+
+
+def adds(made: Any) -> None:
+    made.found = made.mean
+
+
+def caches(made: Any) -> None:
+    made._cache += 1
+    made.kept += 1
+
+
+def counts_late(made: Any) -> None:
+    made._cache += 1
+    made.calls = made._cache // 3
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [(counts, "calls"), (averages, "mean"), (averages_in_place, "mean"), (adds, "found")]
+)
+def test_what_checkpoints_do_not_hold_may_not_change(change: Callable[[Any], None], name: str) -> None:
+    method = Method("Remembering", lambda: Remembering(change), fresh, settings)
+    with pytest.raises(ConfigError, match=f"Remembering has changed its {name}, .*buffers.*network.step"):
+        distill(BlobTask(), method, ipc=1)
+
+
+def test_what_changes_later_is_told_before_a_checkpoint_without_it(tmp_path: Path) -> None:
+    method = Method("Remembering", lambda: Remembering(counts_late), fresh, settings)
+    with pytest.raises(ConfigError, match="has changed its calls"):
+        distill(BlobTask(), method, ipc=1, out=tmp_path, compile="off")
+    assert not (tmp_path / "distilled.json").exists()
+
+
+def test_buffers_and_private_attributes_may_change(tmp_path: Path) -> None:
+    method = Method("Remembering", lambda: Remembering(caches), fresh, settings)
+    assert distill(BlobTask(), method, ipc=1, out=tmp_path).steps == 3
