@@ -15,7 +15,7 @@ from mmdistill.classification import pooled
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillError, MmdistillWarning, UnsupportedError, note_kept
-from mmdistill.evaluation import Evaluation, summarise
+from mmdistill.evaluation import Evaluation, checked_scores, summarise
 from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import explained
 from mmdistill.names import baseline_names, canonical, in_words, split_names, unknown_name
@@ -350,9 +350,17 @@ class _Judging:
         n, at_once, task = self.n, self.at_once, self.task
         solved = isinstance(task, LimitsJudging) and "epochs" not in task.judging_read(judge)
         if at_once is None or at_once >= n or solved:  # a group of what is solved would be another network to count
-            return task.evaluate(batch, judge, key, n, learned)
+            return self._scores(batch, judge, key, n, learned)
         sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}
-        return pooled([task.evaluate(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()])
+        return pooled([self._scores(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()])
+
+    def _scores(self, batch: Batch | None, judge: str, key: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
+        """Return what the task's judge finds.
+
+        Raises:
+            ShapeError: something that is no scores.
+        """
+        return checked_scores(self.task.evaluate(batch, judge, key, n, learned), self.task)
 
     def _scorer(self, name: str, budget: int) -> Callable[[str], Scores]:
         """Return what judges a baseline by one judge.
@@ -378,7 +386,7 @@ class _Judging:
         subsets = [coreset(task, "real", counts, own) for own in keys]
         pairs = list(zip(keys, subsets, strict=True))
         return lambda judge: noted(
-            pooled([task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in pairs])
+            pooled([self._scores(subset, judge, own.fold(judge), 1, {}) for own, subset in pairs])
         )
 
     def _counts(self, budget: int) -> Tensor:

@@ -5,10 +5,12 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
+from mmdistill.checks import are_numbers
 from mmdistill.classification import is_of_samples
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.reporting.tabular import aligned, html_table
 from mmdistill.task import Scores
 
@@ -227,3 +229,32 @@ def summarise(scores: Iterable[Scores], class_names: Sequence[str] = ()) -> list
         return Entry(one.judge, metric, statistics.fmean(values), sd, len(values), one.notes, by_class)
 
     return [entry(one, metric, values) for one in scores for metric, values in one.values.items()]
+
+
+def checked_scores(found: object, task: object) -> Scores:
+    """Return what a task's judge found, once it can be shown: fractions, which are shown in percent.
+
+    Raises:
+        ShapeError: something else, in the task's name.
+    """
+    owner = f"evaluate of {type(task).__name__}"
+    if not isinstance(found, Scores) or not isinstance(found.values, Mapping) or not found.values:
+        raise ShapeError(f"{owner} must return Scores with a metric, and returned {_shown_briefly(found)}")
+    for metric, values in found.values.items():
+        if not are_numbers(values, Real) or not values:
+            raise ShapeError(
+                f"{owner} must give {metric} as a tuple of numbers, one for each network, and gave "
+                f"{_shown_briefly(values)}"
+            )
+        if any(abs(value) > 1 for value in values):
+            raise ShapeError(
+                f"{owner} must give {metric} as fractions (0.97, which is shown as 97.0), and gave "
+                f"{_shown_briefly(values)}"
+            )
+    return found
+
+
+def _shown_briefly(value: object) -> str:
+    """Return a value, or of a long one its beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.names import in_words
 from mmdistill.runtime import Draws
 
 Tensors = dict[str, Tensor]
@@ -387,13 +388,24 @@ def _of_kind(kind: type[Samples], found: Batch | ClassBatch, what: str, task: Ta
     return found
 
 
+MEMBERS = (*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_")))
+
+
+def missing_members(task: object) -> list[str]:
+    """Return what every task has and this one has not; nothing of a task."""
+    return [name for name in MEMBERS if not hasattr(task, name)]
+
+
 def require_task(task: object) -> None:
     """Refuse what is no task.
 
     Raises:
-        ConfigError: data or a name instead of their task, say.
+        ConfigError: data or a name instead of their task, say, or a task that lacks members.
     """
-    if not isinstance(task, Task):
+    missing = missing_members(task)
+    if missing and len(missing) < len(MEMBERS) / 2 and not isinstance(task, type):
+        raise ConfigError(f"{type(task).__name__} lacks {in_words(missing)}, which every task has")
+    if missing:
         raise ConfigError(
             f"a task is expected, got {type(task).__name__}; make one with image_task, graph_task, graph_set_task, "
             "text_task, token_task or recsys_task"

@@ -6,22 +6,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
+from torch.func import functional_call
 
 from mmdistill.composition import require_classes
 from mmdistill.conformance import (
     SINGLE,
     TOLERANCE,
     check_single,
+    check_weights,
+    doubled,
     in_reverse,
     relative_error,
     require,
     samples_of,
+    synthetic,
     told,
+    wide,
+    with_another_first,
     with_samples,
+    without_firsts,
 )
 from mmdistill.conformance import ConformanceError as ConformanceError
+from mmdistill.evaluation import checked_scores
 from mmdistill.labels import LabelKind, hard_labels
 from mmdistill.method import Parameterizer, made_objective
+from mmdistill.names import in_words
 from mmdistill.objectives.base import Network, Objective, class_gradients
 from mmdistill.objectives.losses import require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
@@ -30,7 +39,7 @@ from mmdistill.parameterizations.codes import undecodable
 from mmdistill.runtime import Draws
 from mmdistill.samples import require_forms
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Task, tensors_of
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, missing_members, shares_inputs, tensors_of
 
 MANY = 500
 """Numbers of a synthetic batch above which gradients are compared along one direction, not number by number."""
@@ -55,7 +64,8 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     Raises:
         ConformanceError: the first breach, in words.
     """
-    require(isinstance(task, Task), "the task lacks members of the Task protocol")
+    missing = missing_members(task)
+    require(not missing, f"{type(task).__name__} lacks {in_words(missing)}, which every task has")
     key = Draws(0, ("conformance",), task.device)
     state = task.init(key)
     again = task.init(key)
@@ -69,8 +79,10 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     )
     info = task.describe()
     require(info.num_train > 0 and bool(info.fingerprint), "describe: num_train and fingerprint are needed")
+    own = task.select(torch.arange(min(n, info.num_train)))
+    require(isinstance(own, Batch), f"select: a Batch is needed, got a {type(own).__name__}")
     with told("describe: its forms are not those of select"):
-        require_forms(task.select(torch.arange(min(n, info.num_train))), info.forms)
+        require_forms(own, info.forms)
     _check_flat(task, state, key, n)
     if task.num_classes is not None:
         _check_classes(task, state, key, n)
@@ -87,8 +99,12 @@ def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     if task.describe().num_train > n:
         others = [task.sample_real(key.fold("flat", index), None, n) for index in range(3)]
         require(any(not _same(real, own) for own in others), "sample_real: other keys must give other batches")  # type: ignore[arg-type]
+    _check_outputs(task, state, real)
     loss = task.loss(state, real)
-    require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"loss: a finite scalar is needed, got {loss}")
+    finite = isinstance(loss, Tensor) and loss.ndim == 0 and bool(torch.isfinite(loss))
+    require(finite, f"loss: a finite scalar is needed, got {loss}")
+    without, other = (task.loss(state, batch) for batch in with_another_first(real, task.num_classes))
+    require(relative_error(other, without) < TOLERANCE[loss.dtype], "loss: a sample of weight 0 must not count")
     copies = [NetworkState(state.params, {k: b.clone() for k, b in state.buffers.items()}) for _ in range(2)]
     one, other = (task.loss(copy, real, train=True, draws=key.fold("train")) for copy in copies)
     require(relative_error(one, other) < TOLERANCE[one.dtype], "loss: one key must give one training loss")
@@ -97,6 +113,19 @@ def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     if not _same(real, augmented):  # type: ignore[arg-type]
         others = [task.augment(key.fold("augment", index), real, shared=True) for index in range(3)]
         require(any(not _same(augmented, own) for own in others), "augment: other keys must augment otherwise")  # type: ignore[arg-type]
+
+
+def _check_outputs(task: Task, state: NetworkState, batch: Batch) -> None:
+    """Check what a network predicts of a batch."""
+    found = task.predict(state, batch.inputs)
+    pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and isinstance(found[1], dict)
+    require(pair, f"predict: a tuple of outputs and buffers by name is needed, got a {type(found).__name__}")
+    shape, rows = tuple(found[0].shape), len(batch.weight)
+    if task.num_classes is not None:
+        require(
+            shape[1:] == (task.num_classes,) and (shares_inputs(batch) or shape[0] == rows),
+            f"predict: outputs are (n, classes), here {(rows, task.num_classes)}, got {shape}",
+        )
 
 
 def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
@@ -113,7 +142,7 @@ def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
         isinstance(augmented, ClassBatch) and augmented.num_classes == classes,
         "augment: a ClassBatch must stay one, of as many classes",
     )
-    check_class_gradients(task, state, batch)
+    check_class_gradients(task, state, without_firsts(batch))
     one = batch.one_class(0)
     weighted = task.loss(state, Batch(one.inputs, one.targets, 3 * one.weight))
     require(relative_error(weighted, task.loss(state, one)) < 1e-4, "loss: must not change when all weights scale")
@@ -186,8 +215,8 @@ class _OpenTask:
 
 def _check_evaluation(task: Task, judge: str, key: Draws) -> None:
     indices = torch.arange(min(task.describe().num_train, 20))
-    scores = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
-    require(isinstance(scores, Scores) and bool(scores.values), "evaluate: must return Scores with a metric")
+    with told("evaluate"):
+        scores = checked_scores(task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {}), task)
     for metric, values in scores.values.items():
         require(len(values) in (1, 2), f"evaluate: {metric} has {len(values)} values for 2 judges")
         require(all(0 <= value <= 1 for value in values), f"evaluate: {metric} must be a fraction, got {values}")
@@ -224,12 +253,18 @@ def check_objective(
         ConformanceError: a breach, in words.
     """
     draws = Draws(0, ("objective",))
-    found = objective(network, syn, real, draws)
+
+    def computed(syn: Batch | ClassBatch, real: Batch | ClassBatch) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+        result: Tensor = functional_call(objective, buffers, (network, syn, real, draws))
+        return result
+
+    found = computed(syn, real)
     with told("objective"):
         require_loss(objective, found, learns=False)
     value = found.detach()
     require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")
-    require(torch.equal(value, objective(network, syn, real, draws)), "objective: one key must give one value")
+    require(torch.equal(value, computed(syn, real)), "objective: one key must give one value")
     if oracle is not None:
         expected = oracle()
         error = abs(float(value) - expected) / max(abs(expected), 1e-12)
@@ -237,8 +272,7 @@ def check_objective(
     leaf = samples_of(syn).detach().clone().requires_grad_()
 
     def at(inputs: Tensor) -> Tensor:
-        result: Tensor = objective(network, with_samples(syn, inputs), real, draws)
-        return result
+        return computed(with_samples(syn, inputs), real)
 
     loss = at(leaf)
     with told("objective"):
@@ -247,12 +281,13 @@ def check_objective(
         require_gradients(objective, gradients)
     if not by_position:
         for side, order in (("synthetic", (in_reverse(syn), real)), ("real", (syn, in_reverse(real)))):
-            error = relative_error(objective(network, *order, draws).detach(), value)
+            error = relative_error(computed(*order).detach(), value)
             require(
                 error < TOLERANCE[torch.float64],
                 f"objective: another order of the {side} samples changes the value by {error:.1e} of it; should order "
                 "matter, say why by by_position",
             )
+        check_weights(computed, syn, real, value)
     if single < math.inf:
         check_single(objective, network, syn, real, value, gradients[0], single)
     try:
@@ -292,7 +327,7 @@ def check_objective_on(
     objective.begin(task, key.fold("begin"))
     classes = None if task.num_classes is None or objective.view == "flat" else torch.arange(task.num_classes)
     count = n * (task.num_classes or 1) if classes is None else n
-    syn, real = (_wide(task.sample_real(key.fold(side), classes, count)) for side in ("syn", "real"))
+    syn, real = synthetic(task, n, key, classes), wide(task.sample_real(key.fold("real"), classes, count))
     target = as_float64(task.init(key.fold("target"))).params if objective.needs_target else None
     network = Network(task, as_float64(task.init(key.fold("network"))), target)
     if objective.needs_accuracy:
@@ -306,17 +341,6 @@ def check_objective_on(
         by_position=by_position,
         single=single,
     )
-
-
-def _wide(batch: Batch | ClassBatch) -> Batch | ClassBatch:
-    """Return a batch whose floats are in float64."""
-    if isinstance(batch, ClassBatch):
-        return ClassBatch(batch.batch.map(_doubled), batch.dims)
-    return batch.map(_doubled)
-
-
-def _doubled(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def check_parameterization(
@@ -383,4 +407,4 @@ def _check_decoded(task: Task, made: Parameterization, decoded: Batch, key: Draw
 
 def as_float64(state: NetworkState) -> NetworkState:
     """Return a network state in float64."""
-    return state.map(_doubled)
+    return state.map(doubled)

@@ -125,6 +125,12 @@ def test_the_shown_methods_distil(shown: dict[str, Any], task: Any, name: str) -
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
+def test_the_shown_loop_steps_a_run(shown: dict[str, Any]) -> None:
+    assert (shown["by_hand"].steps, shown["by_hand"].method) == (60, "flat-dc")
+    (group,) = shown["run"].optimizers["codes"].param_groups
+    assert group["lr"] == 0.05 * 0.5**3
+
+
 @pytest.mark.parametrize("name", ["dm", "krr"])
 def test_the_packages_methods_distil_the_shown_task(task: Any, name: str) -> None:
     assert not torch.bincount(task.labels).eq(40).all()  # real batches are larger than some classes

@@ -304,6 +304,11 @@ def test_arguments_of_another_kind_are_named() -> None:
     task = BlobTask()
     with pytest.raises(ConfigError, match="a task is expected, got str; make one with image_task"):
         distill("digits", "dm", ipc=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a task is expected, got type"):
+        distill(BlobTask, "dm", ipc=1)  # type: ignore[arg-type]
+    members = {name: value for name, value in vars(BlobTask).items() if name not in ("augment", "describe")}
+    with pytest.raises(ConfigError, match=r"^Own lacks augment and describe, which every task has$"):
+        distill(type("Own", (), members)(), "dm", ipc=1)
     with pytest.raises(ConfigError, match="ipc is a whole number, got '1'"):
         distill(task, method("dm"), ipc="1")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"ipc is a whole number, got 1\.5"):

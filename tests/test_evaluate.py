@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from mmdistill.reporting.report import result_rows, summary, write_report
 from mmdistill.runtime import Draws
 from mmdistill.selections import known_bytes
 from mmdistill.task import Batch, Scores
+from mmdistill.testing import ConformanceError, check_task
 from tests.toys import BlobTask
 
 
@@ -113,6 +115,41 @@ def test_a_solved_judge_counts_once_however_many_networks_would_train_at_once(
     task = Solved()
     (entry,) = evaluate(task, result, n=4, at_once=at_once, baselines=()).results
     assert (len(task.keys), entry.n) == (1, 1)
+
+
+class Reporting(BlobTask):
+    """Returns something from judging."""
+
+    def __init__(self, found: object) -> None:
+        super().__init__()
+        self.found = found
+
+    def evaluate(self, *given: object) -> Scores:  # type: ignore[override]
+        return self.found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"accuracy": 0.5}, "must return Scores with a metric, and returned {'accuracy': 0.5}"),
+        (Scores("mlp", {}), "must return Scores with a metric"),
+        (Scores("mlp", {"accuracy": 0.5}), "must give accuracy as a tuple of numbers, .* and gave 0.5"),  # type: ignore[dict-item]
+        (Scores("mlp", {"accuracy": (torch.tensor(0.5),)}), "must give accuracy as a tuple of numbers"),  # type: ignore[dict-item]
+        (Scores("mlp", {"accuracy": ()}), "must give accuracy as a tuple of numbers"),
+        (Scores("mlp", {"accuracy": (97.0,)}), r"must give accuracy as fractions .* and gave \(97.0,\)"),
+    ],
+)
+def test_what_a_task_returns_in_place_of_scores_is_named(result: DistilledSet, found: object, message: str) -> None:
+    with pytest.raises(ShapeError, match=f"evaluate of Reporting {message}"):
+        evaluate(Reporting(found), result, n=1, baselines=())
+    with pytest.raises(ConformanceError, match=f"evaluate of Reporting {message}"):
+        check_task(Reporting(found), judge="mlp")
+
+
+def test_scores_may_be_numbers_of_numpy(result: DistilledSet) -> None:
+    numbers = tuple(np.full(2, 0.25, np.float32))
+    (entry,) = evaluate(Reporting(Scores("mlp", {"accuracy": numbers})), result, n=2, baselines=()).results
+    assert str(entry) == "25.0 +/- 0.0"
 
 
 def test_entries_are_mean_and_sample_deviation() -> None:

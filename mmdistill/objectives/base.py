@@ -311,9 +311,11 @@ def _numbers(batch: ClassBatch) -> int:
 def class_summary(
     network: Network, batch: ClassBatch, first: int = 0, read: MapReader | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return the weighted mean feature of each class, per layer, and the embedding of every sample (Eq. 15).
+    """Return the weighted mean feature of each class, per layer, and the embeddings of each class's samples (Eq. 15).
 
     All classes take one forward pass, or some a few at a time; of other layers than the embedding no more is kept.
+    Where classes share their samples, as the nodes of one graph, the embeddings are a view that gives each class all of
+    them, and the weight of those of others is 0.
 
     Args:
         network: the network.
@@ -322,8 +324,16 @@ def class_summary(
         read: what to make of layers' maps in place of their features, see :meth:`Network.features`.
 
     Shapes:
-        Returns ``(C, d_l)`` per layer, and ``(C, n, d)``, or ``(n, d)`` where the inputs are shared.
+        Returns ``(C, d_l)`` per layer, and ``(C, n, d)``.
     """
+    means, embeddings = compact_summary(network, batch, first, read)
+    return means, embeddings if embeddings.ndim == 3 else embeddings.expand(batch.num_classes, -1, -1)
+
+
+def compact_summary(
+    network: Network, batch: ClassBatch, first: int = 0, read: MapReader | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return what :func:`class_summary` does, but embeddings ``(n, d)`` once where classes share their samples."""
     if batch.dims.inputs is None:
         with network.lowered(batch):
             layers = _full(network.features(batch.batch.inputs, read)[first:])

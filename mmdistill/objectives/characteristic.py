@@ -6,7 +6,14 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import features_by_portions, sum_by_classes
-from mmdistill.objectives.base import Network, Objective, class_sides, class_summary, features_at_once, require_features
+from mmdistill.objectives.base import (
+    Network,
+    Objective,
+    class_sides,
+    compact_summary,
+    features_at_once,
+    require_features,
+)
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task, map_inputs, real_samples
 
@@ -86,7 +93,7 @@ class CharacteristicMatching(Objective):
             target = torch.cat([_function_by_portions(*part, frequencies) for part in seen], 1)
 
         def term(part: ClassBatch, rows: slice) -> Tensor:
-            own = characteristic_function(_unit(class_summary(network, part, -1)[1]), _shares(part), frequencies)
+            own = characteristic_function(_unit(compact_summary(network, part, -1)[1]), _shares(part), frequencies)
             return self.difference(own, target[:, rows]).mean(1).sum()
 
         matched = SCALE * sum_by_classes(term, syn, features_at_once(network, syn))
@@ -114,7 +121,7 @@ class CharacteristicMatching(Objective):
     def _told_apart(self, network: Network, syn: ClassBatch, seen: Side, drawn: Tensor) -> Tensor:
         """Return nothing, whose gradient with respect to the sampler is that of the objective without its scale."""
         with torch.no_grad():
-            own = _unit(class_summary(network, syn, -1)[1])
+            own = _unit(compact_summary(network, syn, -1)[1])
         target = torch.cat([characteristic_function(*part, drawn) for part in seen], 1)
         value = self.difference(characteristic_function(own, _shares(syn), drawn), target).mean(1).sum()
         return value - value.detach()
@@ -173,7 +180,7 @@ def _function_by_portions(embedding: Tensor, share: Tensor, frequencies: Tensor)
 def _embeddings_by_parts(network: Network, batch: ClassBatch) -> Side:
     """Return the embeddings of all classes, at unit length."""
     if batch.dims.inputs is None:
-        return [(_unit(class_summary(network, batch, -1)[1]), _shares(batch))]
+        return [(_unit(compact_summary(network, batch, -1)[1]), _shares(batch))]
     found, size = [], features_at_once(network, batch)
     for start in range(0, batch.num_classes, size):
         part = batch.part(start, start + size)

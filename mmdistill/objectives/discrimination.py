@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.objectives.base import Network, Objective, class_means, class_sides, class_summary, require_features
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides, compact_summary, require_features
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task
 
@@ -57,7 +57,7 @@ class DiscriminativeMatching(Objective):
         """Return the weighted sum; one forward pass a side."""
         syn, real = class_sides(syn, real, "discriminative matching")
         with torch.no_grad():
-            real_means, embeddings = class_summary(network, real)
+            real_means, embeddings = compact_summary(network, real)
         syn_means = class_means(network, syn)
         weights = self.layer_weights(len(syn_means))
         terms = [w * (s - r).square().sum() for w, s, r in zip(weights, syn_means, real_means, strict=True)]

@@ -14,7 +14,7 @@ from mmdistill.objectives.base import (
     Objective,
     class_means,
     class_sides,
-    class_summary,
+    compact_summary,
     features_at_once,
     require_features,
 )
@@ -67,7 +67,7 @@ class RegularisedMatching(Objective):
             goal = class_means(network, real, -1)[-1]
 
         def term(part: ClassBatch, rows: slice) -> Tensor:
-            means, embeddings = class_summary(network, part, -1)
+            means, embeddings = compact_summary(network, part, -1)
             gap = (means[-1] - goal[rows]).square().sum()
             return gap + amount * class_losses(network, part, embeddings).sum()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill import distill, evaluate, save_evaluation
@@ -25,14 +25,14 @@ from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.labels import FixedLabels
 from mmdistill.metrics import read_metrics, recorded
-from mmdistill.objectives.base import Network
+from mmdistill.objectives.base import Network, Objective, class_sides, class_summary
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.runs.folder import METRICS
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, share_classes
-from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
+from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_objective_on, check_task
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.oracles import graph as oracle
 
@@ -51,6 +51,47 @@ def task(model: str | Callable[[], nn.Module] = "sgc") -> GraphTask:
 @pytest.mark.parametrize("model", ["sgc", "gcn", "mlp", pyg_gcn], ids=["sgc", "gcn", "mlp", "module"])
 def test_conformance(model: str | Callable[[], nn.Module]) -> None:
     check_task(task(model), judge="gcn" if isinstance(model, str) else "model")
+
+
+class Moments(Objective):
+    """Matches each class's mean squared embedding."""
+
+    reads_labels = False
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        s, r = (self.moments(network, side) for side in class_sides(syn, real, "moments"))
+        return (s - r.detach()).square().sum()
+
+    def moments(self, network: Network, side: ClassBatch) -> Tensor:
+        embeddings, weight = class_summary(network, side, -1)[1], side.batch.weight
+        assert embeddings.shape[:2] == weight.shape
+        return (weight[..., None] * embeddings.square()).sum(1) / weight.sum(1, keepdim=True)
+
+
+def test_objectives_are_checked_on_nodes_as_they_are_stored() -> None:
+    shared: list[bool] = []
+
+    def expected(network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch) -> float:
+        assert isinstance(syn, ClassBatch)
+        assert isinstance(real, ClassBatch)
+        shared.append(syn.dims.inputs is None and real.dims.inputs == 0)
+        s, r = (
+            [network.features(side.one_class(c).inputs)[-1][side.one_class(c).weight > 0] for c in range(3)]
+            for side in (syn, real)
+        )
+        return sum(float((a.square().mean(0) - b.square().mean(0)).square().sum()) for a, b in zip(s, r, strict=True))
+
+    check_objective_on(task(), Moments, oracle=expected)
+    assert shared == [True]
+
+
+def test_shared_nodes_are_given_to_each_class_without_copies() -> None:
+    own = task("gcn")
+    network, real = Network(own, own.init(Draws(0))), own.parts["train"].whole(True)
+    batch = share_classes(real._replace(weight=torch.ones(120)), torch.eye(3).repeat(1, 40))
+    embeddings = class_summary(network, batch, -1)[1]
+    assert embeddings.shape[:2] == (3, 120)
+    assert embeddings.stride(0) == 0
 
 
 def test_the_bytes_of_the_whole_are_those_of_what_training_sees() -> None:

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.labels import one_hot
+from mmdistill.labels import one_hot, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.objectives.base import Network, Objective, class_gradients, class_means, flatten_classes
+from mmdistill.objectives.base import (
+    Network,
+    Objective,
+    class_gradients,
+    class_means,
+    class_sides,
+    class_summary,
+    flatten_classes,
+)
+from mmdistill.objectives.compiled import batched_gradients
 from mmdistill.objectives.distances import flat_cosine, row_cosine, row_cosine_euclidean, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
@@ -20,7 +29,7 @@ from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching,
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, share_classes
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Tensors, share_classes
 from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_objective_on, check_task
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
@@ -128,6 +137,40 @@ class Ordered(Drifting):
         rows = (syn if self.side == "synthetic" else real).inputs  # type: ignore[union-attr]
         by_place = (rows.sum(1) * torch.arange(len(rows))).sum()  # type: ignore[union-attr,arg-type]
         return super().forward(network, syn, real, draws) + by_place
+
+
+class Unweighted(Objective):
+    """Matches second moments whatever the weights."""
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        syn, real = class_sides(syn, real, "moments")
+        s, r = (class_summary(network, side, -1)[1].square().mean(1) for side in (syn, real))
+        return (s - r.detach()).square().sum()
+
+
+class Averaging(DistributionMatching):
+    """Divides by a running mean of its value, which is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        value = super().forward(network, syn, real, draws)
+        self.mean = 0.9 * self.mean + 0.1
+        self.mean.add_(1.0)
+        return value / self.mean
+
+
+def test_samples_of_weight_0_may_not_count() -> None:
+    with pytest.raises(ConformanceError, match=r"synthetic samples of weight 0 change the value.*batch\.batch\.weight"):
+        check_objective_on(BlobTask(), Unweighted)
+
+
+def test_an_objective_is_checked_at_the_buffers_that_it_begins_with() -> None:
+    made = Averaging()
+    check_objective_on(BlobTask(), lambda: made)
+    assert float(made.mean) == 1.0
 
 
 class Cancelling(Drifting):
@@ -356,10 +399,35 @@ class BreaksContract(BlobTask):
 
     def select(self, indices: Tensor) -> Batch:
         found = super().select(indices)
+        if self.how == "selected tuple":
+            return tuple(found)[:2]  # type: ignore[return-value]
         if self.how == "other labels":
             assert isinstance(found.targets, Tensor)
             return found._replace(targets=(found.targets + 1) % 3)
         return found
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        logits, buffers = super().predict(state, inputs, train=train)
+        if self.how == "two classes":
+            return logits[:, :2], buffers
+        return logits if self.how == "logits alone" else (logits, buffers)  # type: ignore[return-value]
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        if self.how in ("no weights", "logits alone", "two classes"):
+            assert isinstance(batch.targets, Tensor)
+            logits = self.module(state, batch.inputs, train=train)[0]
+            losses = soft_cross_entropy(logits, batch.targets)
+            return losses.mean() if self.how == "no weights" else weighted_mean(losses, batch.weight)
+        return super().loss(state, batch, train=train)
+
+    def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:
+        if self.how != "gradients without weights":
+            return None
+        return batched_gradients(
+            self, state, ClassBatch(batch.batch._replace(weight=torch.ones_like(batch.batch.weight)), batch.dims)
+        )
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         if self.how == "flat augmentation" and isinstance(batch, ClassBatch):
@@ -377,11 +445,22 @@ class BreaksContract(BlobTask):
         ("other labels", "samples of other classes|the labels of other ones"),
         ("flat augmentation", "augment: a ClassBatch must stay one"),
         ("one augmentation", "augment: other keys"),
+        ("no weights", "loss: a sample of weight 0 must not count"),
+        ("gradients without weights", "class_gradients: .* differs"),
+        ("logits alone", "predict: a tuple of outputs and buffers by name is needed, got a Tensor"),
+        ("two classes", r"predict: outputs are \(n, classes\), here \(4, 3\), got \(4, 2\)"),
+        ("selected tuple", "select: a Batch is needed, got a tuple"),
     ],
 )
 def test_the_battery_finds_what_is_wrong(how: str, said: str) -> None:
     with pytest.raises(ConformanceError, match=said):
         check_task(BreaksContract(how), judge="mlp")
+
+
+def test_members_that_a_task_lacks_are_named() -> None:
+    members = {name: value for name, value in vars(BlobTask).items() if name not in ("augment", "describe")}
+    with pytest.raises(ConformanceError, match=r"^Own lacks augment and describe, which every task has$"):
+        check_task(type("Own", (), members)())
 
 
 def test_the_toy_task_conforms() -> None:
