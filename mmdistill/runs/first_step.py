@@ -84,6 +84,11 @@ def require_weights(made: Parameterization, draws: Draws) -> None:
         raise ConfigError(f"{type(made).__name__} decodes {which} with weight 0; a sample that counts has weight 1")
 
 
+_Seen = tuple[Tensor | None, int]
+"""A tensor, and how often it was written to."""
+_NONE: _Seen = (None, 0)
+
+
 class Unsaved:
     """What an objective keeps where no checkpoint does, as it is now: public attributes, but parameters and buffers.
 
@@ -115,10 +120,6 @@ class Unsaved:
                 "a resumed run would be another one; keep tensors in buffers (register_buffer), read network.step in "
                 "place of a counter, or begin the name with _ where it changes no result (a cache, a log)"
             )
-
-
-_Seen = tuple[Tensor | None, int]
-_NONE: _Seen = (None, 0)
 
 
 def _public_tensors(objective: Objective) -> dict[str, _Seen]:
