@@ -14,6 +14,9 @@ import pytest
 
 from mmdistill.cli import build_parser, spelled
 from mmdistill.errors import ConfigError
+from mmdistill.image.kernel_judge import kernel_judge
+from mmdistill.image.known import DATASETS
+from mmdistill.image.models import refusal
 from mmdistill.names import split_names
 from mmdistill.registry import domain_of, get_method, get_parameterization
 from mmdistill.settings import Settings
@@ -80,8 +83,24 @@ def require_method(data: str, name: str, schedule: str) -> None:
     assert get_method(domain, name, data, schedule).title  # type: ignore[arg-type]
 
 
+def shape_of(data: str) -> tuple[int, int, int] | None:
+    """Return the shape of a known data set's images, or of those of a run's folder that is called after it."""
+    known = max((name for name in DATASETS if Path(data).name.startswith(name)), key=len, default="")
+    if not known:
+        return None
+    height, width, colours = re.findall(r"(\d+) x (\d+) (grey|colour)", DATASETS[known])[0]
+    return 1 if colours == "grey" else 3, int(height), int(width)
+
+
+def require_networks(data: str, names: str | None) -> None:
+    """Check that networks, separated by commas, take images of data or of a run's folder; other data are trusted."""
+    if shape := shape_of(data):
+        for name in split_names(names or ""):
+            assert name in {"all", "model"} or kernel_judge(name) is not None or not refusal(name, shape), (data, name)
+
+
 def check_mmdistill(arguments: list[str]) -> None:
-    """Check a command line of mmdistill, and that the method and the storage that it names are there."""
+    """Check a command line of mmdistill: the method, storage and networks that it names are there and fit the data."""
     if "--config" in arguments:  # a file that is not here
         del arguments[(place := arguments.index("--config")) : place + 2]
     chosen = PARSER().parse_args(spelled(arguments))
@@ -90,6 +109,11 @@ def check_mmdistill(arguments: list[str]) -> None:
         require_method(own.data, own.method, own.schedule)
         if own.parameterization is not None:
             get_parameterization(domain_of(own.data), own.parameterization)
+        for names in (own.model, own.judges):
+            require_networks(own.data, names)
+    if chosen.command == "evaluate":
+        for run in chosen.evaluate.runs:
+            require_networks(run, chosen.evaluate.judges)
     if chosen.command == "sweep":
         for method in split_names(chosen.sweep.methods):
             require_method(chosen.sweep.data, method, chosen.sweep.schedule)
@@ -172,6 +196,8 @@ def test_commands_that_are_not_taken_fail(monkeypatch: pytest.MonkeyPatch) -> No
         check_mmdistill(["distill", "--data", "mnist", "--method", "dmm", "--ipc", "1"])
     with pytest.raises(ConfigError):
         check_mmdistill(["sweep", "--data", "mnist", "--methods", "dm,dmm", "--ipc", "1", "--out", "x"])
+    with pytest.raises(AssertionError):  # 8 x 8 pixels are too few
+        check_mmdistill(["evaluate", "sweeps/digits", "--judges", "mlp,resnet18"])
     with pytest.raises(SystemExit):
         check_mmdistill(["distill", "--data", "mnist", "--metod", "dm"])
     with pytest.raises(SystemExit):
