@@ -1,15 +1,18 @@
 """mmdistill: distil a large training set of images, graphs, text or interactions into a tiny one.
 
-Three lines::
+For example::
+
+    from mmdistill import distill, evaluate, image_task
 
     task = image_task("digits")
-    result = distill(task, "dm", ipc=10)
-    evaluate(task, result)
+    distilled = distill(task, "dm", ipc=10)
+    print(evaluate(task, distilled))
 
-``method_names(task)`` lists the methods that ``distill`` takes by name, and ``method_settings(task, "dm", ipc=10)`` is
-what one takes. ``METHODS`` is not that list: it has the six made of parts that belong to no kind of data, as
-:class:`~mmdistill.method.Method` values with published settings, without the presets that a name stands for on some
-data sets. Images have all six by name, texts ``dc`` and ``dm``.
+Other kinds of data: ``graph_task``, ``graph_set_task``, ``text_task``, ``token_task`` and ``recsys_task``.
+``method_names(task)`` lists the methods that ``distill`` takes by name, ``method_settings(task, "dm", ipc=10)`` is what
+one takes. ``distill(..., out=folder)`` keeps a set, ``DistilledSet.load`` reads it, ``export`` writes it for other
+tools, and ``import_set`` reads theirs. ``save_evaluation`` keeps scores, and ``compare`` puts runs side by side.
+``METHODS`` holds the six methods that are made of parts of no kind of data, with published settings.
 """
 
 import sys

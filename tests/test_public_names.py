@@ -70,7 +70,7 @@ def test_the_methods_of_a_task_are_those_that_are_listed(capsys: pytest.CaptureF
     listed = re.findall("^  ([a-z]\\S*)", capsys.readouterr().out, re.MULTILINE)
     assert listed[: len(names)] == names
     assert set(mmdistill.METHODS) < set(names)
-    assert "``METHODS`` is not that list" in (mmdistill.__doc__ or "")
+    assert "``METHODS`` holds the six methods" in (mmdistill.__doc__ or "")
     elsewhere = replace(task.describe(), domain="waves")
     task.describe = lambda: elsewhere  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="unknown domain 'waves'"):
