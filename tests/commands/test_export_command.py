@@ -100,7 +100,7 @@ def test_the_documented_use_of_an_exported_set(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(run), "--format", "pt", "--to", str(tmp_path)]) == 0
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "images.md").read_text()
     section = page.partition("## Using an exported set")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)

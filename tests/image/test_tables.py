@@ -1,6 +1,7 @@
 """The scripts that fill the survey's tables: how cells are spelled, and the page of what they found."""
 
 import json
+import re
 import time
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain
 from mmdistill.store import write_json
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -47,6 +49,23 @@ def document(mean: float, baselines: dict[str, float] | None = None) -> dict[str
         "seconds": 12.0,
         "peak_memory_bytes": 2**20,
     }
+
+
+def test_the_page_of_methods_has_the_accuracies_of_the_tables() -> None:
+    measured = {}
+    for data in ("mnist", "cifar10"):
+        table = (DOCS / "tables.md").read_text().partition(f"## {data}, reduced schedule\n")[2].partition("\n## ")[0]
+        for ipc, name, mean in re.findall(r"^\| (1|10) \| (.+?) \| (\d+\.\d) ± ", table, re.MULTILINE):
+            measured[data, name, ipc] = mean
+    page = (DOCS / "methods.md").read_text().partition("## Accuracies")[2].partition("\n## ")[0]
+    shown = {
+        row[0].strip("`"): row[1:] for line in page.splitlines() if (row := line.strip("| ").split(" | ")) and row[4:]
+    }
+    columns = [(data, ipc) for data in ("mnist", "cifar10") for ipc in ("1", "10")]
+    shown.pop("method")
+    assert set(shown) == {"*random real images*", "*herding real images*", *domain_methods(get_domain("image"))}
+    for name, row in shown.items():
+        assert row == [measured.get((data, name, ipc), "-") for data, ipc in columns], name
 
 
 def test_rows_of_all_data_sets_are_read(scripts: Any) -> None:

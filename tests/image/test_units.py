@@ -88,7 +88,7 @@ def test_images_in_other_units_or_forms_are_refused(tmp_path: Path) -> None:
 def test_the_documented_training_on_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = image_task("digits", width=8)
     distill(task, "dm", ipc=5, settings={"steps": 50}, out=tmp_path / "run")
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "images.md").read_text()
     section = page.partition("## Training on a set in Python")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert '"runs/digits"' in block
@@ -96,4 +96,4 @@ def test_the_documented_training_on_a_set(tmp_path: Path, capsys: pytest.Capture
     torch.manual_seed(0)
     exec(block.replace('"runs/digits"', repr(str(tmp_path / "run"))), own)
     assert float(capsys.readouterr().out.split()[-1]) > 0.6
-    assert own["to_pixels"](own["found"]).shape == (50, 1, 8, 8)  # type: ignore[operator]
+    assert own["to_pixels"](own["distilled"]).shape == (50, 1, 8, 8)  # type: ignore[operator]

@@ -14,7 +14,7 @@ from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.whitening import KINDS
 from mmdistill.registry import domain_methods
 
-PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
+PAGE = Path(__file__).parents[3] / "docs" / "fidelity.md"
 
 
 def test_conditions_name_what_there_is() -> None:
