@@ -83,9 +83,9 @@ class DistilledSet:
         classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None.
         origin: of a set that another tool made, its files in words; empty of others.
         history: ``(step, loss)`` of some hundred of all steps that the run took, the first and the last among them, be
-            the set of an earlier one; see :class:`~mmdistill.runs.history.Reading`. ``pandas.DataFrame(found.history)``
-            has these two columns. Empty where there were no steps (closed forms, selections, sets of other tools), and
-            of a folder without ``history.json``.
+            the set of an earlier one; see :class:`~mmdistill.runs.history.Reading`. These are the two columns of
+            ``pandas.DataFrame(distilled.history)``. Empty where there were no steps (closed forms, selections, sets of
+            other tools), and of a folder without ``history.json``.
     """
 
     batch: Batch
