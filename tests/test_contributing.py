@@ -36,7 +36,7 @@ from mmdistill.testing import check_parameterization, check_task
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 REFERENCE = PAGE.parent / "docs" / "extending.md"
-IMAGES_PAGE = PAGE.parent / "docs" / "images.md"
+README = PAGE.parent / "README.md"
 APPLICATIONS_PAGE = PAGE.parent / "docs" / "applications.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 UNTYPED = "# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls\n"
@@ -90,7 +90,7 @@ def shown() -> Iterator[dict[str, Any]]:
 def test_a_strict_type_checker_takes_the_shown_code(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     shown = [block for page in (PAGE, REFERENCE) for block in BLOCK.findall(page.read_text())]
-    (training,) = [block for block in BLOCK.findall(IMAGES_PAGE.read_text()) if "DistilledSet.load" in block]
+    (training,) = [block for block in BLOCK.findall(README.read_text()) if "DistilledSet.load" in block]
     scripts = {
         "shown.py": UNTYPED + "".join(shown),
         "training.py": f"{UNTYPED}import torch\ntest_images = test_labels = torch.zeros(5, 1, 8, 8)\n{training}",
