@@ -17,7 +17,7 @@ from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain
 from mmdistill.store import write_json
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = SCRIPTS.parent / "docs"
 
 
 @pytest.fixture
