@@ -1,6 +1,6 @@
 """What a task may be able to do beyond the Task protocol; who can make use of it asks by isinstance."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -128,6 +128,15 @@ class TrainsWhole(Protocol):
 
     def training_batch(self) -> Batch:
         """Return all real training samples as networks train on them."""
+        ...
+
+
+@runtime_checkable
+class GradesSamples(Protocol):
+    """A task that says how hard its training samples are to learn by what it knows of them (a graph, by its edges)."""
+
+    def difficulty(self, networks: Iterable[NetworkState]) -> Tensor:
+        """Return one number per training sample, ``(n,)``, higher for harder ones, from briefly trained networks."""
         ...
 
 

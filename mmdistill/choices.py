@@ -16,6 +16,8 @@ InnerOptimizer = Literal["sgd", "adam"]
 """By which unrolled students train."""
 MaskedBy = Literal["depth", "distance"]
 """Which parameters a comparison of trajectories leaves out: the shallowest, or those that end nearest to the target."""
+Pacing = Literal["linear", "root", "geometric"]
+"""How the share grows that experts train on: its value, its square or its logarithm evenly."""
 TrainingPrecision = Literal["float32", "bf16"]
 """What experts and judges train in: float32, of which CUDA computes convolutions in TF32, or bfloat16."""
 SplitBy = Literal["random", "time"]

@@ -96,7 +96,8 @@ def experts_by(
             sam_gap=settings.expert_gap,
             sam_adaptive=protocol.sam_adaptive if adaptive is None else adaptive,
         )
-        lessons = Curriculum(settings.expert_easy, settings.expert_joining, settings.expert_leaving, scoring)
+        stages = settings.expert_easy, settings.expert_joining, settings.expert_leaving
+        lessons = Curriculum(*stages, scoring, settings.expert_pacing)
         curriculum = None if lessons.is_whole else lessons
         recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision, curriculum=curriculum)
         folder = users_path(settings.expert_folder) if settings.expert_folder else None

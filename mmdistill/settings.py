@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from mmdistill.checks import are_numbers, is_of, require_at_least, require_below_one
 from mmdistill.choices import InitKind as InitKind
-from mmdistill.choices import InnerOptimizer, MaskedBy, TrainingPrecision
+from mmdistill.choices import InnerOptimizer, MaskedBy, Pacing, TrainingPrecision
 from mmdistill.errors import ConfigError, did_you_mean, require_choice
 
 LEAST: Mapping[str, float] = {
@@ -147,6 +147,7 @@ class Settings:
         expert_precision: number formats in which missing experts train: ``float32`` or ``bf16``.
         expert_easy: the share of each class, its easiest samples, that experts train on in their first epoch; 1: all.
         expert_joining: the epochs in which the others join these.
+        expert_pacing: how they join: ``linear``, evenly; ``root``, fewer and fewer; ``geometric``, more and more.
         expert_leaving: pairs of an epoch, counted from 0, and the share of each class, its easiest samples, that
             experts no longer train on from there.
         masked: the share of the parameters that trajectories are compared without; 0 compares all.
@@ -200,6 +201,7 @@ class Settings:
     expert_precision: TrainingPrecision = "float32"
     expert_easy: float = 1.0
     expert_joining: int = 0
+    expert_pacing: Pacing = "linear"
     expert_leaving: tuple[tuple[int, float], ...] = ()
     masked: float = 0.0
     masked_by: MaskedBy = "depth"
@@ -220,6 +222,7 @@ class Settings:
         require_choice("the start (init)", self.init, get_args(InitKind))
         require_choice("the students' optimizer (inner_optimizer)", self.inner_optimizer, get_args(InnerOptimizer))
         require_choice("what masks parameters (masked_by)", self.masked_by, get_args(MaskedBy))
+        require_choice("how samples join (expert_pacing)", self.expert_pacing, get_args(Pacing))
         require_choice("the experts' precision (expert_precision)", self.expert_precision, get_args(TrainingPrecision))
         if not isinstance(self.augment, bool):
             raise ConfigError(f"augment is true or false, got {self.augment!r}")

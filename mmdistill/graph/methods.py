@@ -6,13 +6,19 @@ from mmdistill.graph.ridge import propagated_ridge
 from mmdistill.graph.schedules import trained_on_graph
 from mmdistill.graph.structure import bernoulli_edges, pairwise_mlp
 from mmdistill.graph.synthetic import mean_features, propagated_features, raw_features, with_structure
-from mmdistill.graph.trajectories import graph_experts, graph_trajectory_matching
-from mmdistill.method import Method, MethodTable
+from mmdistill.graph.trajectories import (
+    KnowledgeSettings,
+    graph_experts,
+    graph_trajectory_matching,
+    knowledge_extraction,
+)
+from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import fresh, trained_on_s
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.known import labelled_by_experts
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task
@@ -103,6 +109,31 @@ def _sfgc_settings(nodes: int) -> Settings:
     )
 
 
+def _geom_settings(nodes: int) -> KnowledgeSettings:
+    """Return settings of our own, chosen on Cora's validation nodes, with the published curriculum in epochs."""
+    return KnowledgeSettings(
+        steps=100,
+        real_batch=1,
+        optimizers={"codes": OptimizerSpec("adam", 0.03), "labels": OptimizerSpec("adam", 0.01)},
+        init="k-center",
+        inner_steps=800,
+        inner_lr=0.6,
+        inner_batch=0,
+        experts=8,
+        expert_lr=0.4,
+        expert_steps=30,
+        expert_easy=0.75,
+        expert_joining=15,
+        expert_pacing="geometric",
+        start_epochs=3,
+        start_bound=1,
+        start_steps=50,
+        ema=0.9,
+        validate_every=25,
+        knowledge=0.01,
+    )
+
+
 def _ridge_settings(nodes: int) -> Settings:
     """Return settings of our own, chosen on Cora's validation nodes."""
     rate = OptimizerSpec("adam", 0.02)
@@ -187,6 +218,17 @@ METHODS = MethodTable(
             source="Zheng et al., NeurIPS 2023 (a neural tangent kernel chooses its step, here validation nodes do; "
             "starts, targets and steps are our own)",
         ),
+        "geom": Method(
+            "GEOM",
+            knowledge_extraction,
+            graph_experts,
+            _geom_settings,
+            Storage(labelled_by_experts(graph_experts, raw_features), "node features"),
+            label="soft",
+            summary="SFGC from ever later starts of experts that begin with easy nodes; labels learned from theirs",
+            source="Zhang et al., ICML 2024 (nodes without a label count by what a network says of them, its code "
+            "reads the labels of test nodes; starts, targets and steps are our own)",
+        ),
         "krr": Method(
             "KRR",
             propagated_ridge,
@@ -211,5 +253,5 @@ METHODS = MethodTable(
     }
 )
 
-NETWORK_OF = {"sfgc": "gcn"}
+NETWORK_OF = {"sfgc": "gcn", "geom": "gcn"}
 """The network of a method by name, where it is not SGC."""

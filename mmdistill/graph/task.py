@@ -1,7 +1,7 @@
 """The graph task: node classification on one graph, distilled into a few labelled nodes."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mmdistill.checks import require_kind, require_no_features, require_no_width
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.graph.data import GraphData
+from mmdistill.graph.difficulty import neighbourhood_entropy
 from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
 from mmdistill.graph.models import HOPS, MODELS, SGC, GraphNetwork, ModuleNetwork, make_network, named
@@ -152,6 +153,14 @@ class GraphTask:
     def embedding(self) -> Tensor:
         """Return the training nodes' features after two hops."""
         return self.scene.propagated(HOPS)[self._nodes]
+
+    @torch.no_grad()
+    def difficulty(self, networks: Iterable[NetworkState]) -> Tensor:
+        """Return how mixed the classes around each training node are; networks say those that have no label."""
+        inputs = self.seen(torch.arange(len(self.scene), device=self.device), self.scene.y).inputs
+        said = torch.stack([self.predict(network, inputs)[0].softmax(-1) for network in networks]).mean(0).argmax(-1)
+        classes = said.index_copy(0, self._nodes, self.parts["train"].classes)
+        return neighbourhood_entropy(self.scene.adjacency, classes.cpu(), self._nodes.cpu())
 
     def select(self, indices: Tensor) -> Batch:
         """Return training nodes with their own features and the edges among them (the induced subgraph).

@@ -1,7 +1,7 @@
 """Trajectory matching on a graph: SGC's rates in a unit of the graph's own, and students in closed form."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 from torch import Tensor
@@ -9,12 +9,15 @@ from torch import Tensor
 from mmdistill.graph.models import SGC
 from mmdistill.graph.students import trained_in_closed_form, trains_in_closed_form
 from mmdistill.graph.task import GraphTask
+from mmdistill.method import Configured
 from mmdistill.methods import experts_by, trajectory_matching
+from mmdistill.networks.difficulty import Scoring
 from mmdistill.networks.expert_recipe import ExpertRecipe
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.objectives.base import Network, flatten_classes
+from mmdistill.objectives.calibration import KnowledgeExtraction
 from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryOptions
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
@@ -27,6 +30,9 @@ STEPS_OF_EPOCH = 100
 """Steps on the whole graph between two networks of an expert that are kept."""
 EXPERTS = FitProtocol(epochs=1, lr=1.0, momentum=0.0, weight_decay=0.0, batch=None, decay_at=(), passes=STEPS_OF_EPOCH)
 """Full-batch SGD on the labelled nodes; the rate is the settings' own."""
+
+GRADERS, GRADED = 2, 20
+"""Networks that say the classes of nodes without a label, where experts begin with easy nodes, and their epochs."""
 
 
 def rate_unit(task: Task) -> float:
@@ -97,15 +103,44 @@ class GraphExperts(ExpertTrajectories):
     """
 
     def recipe_for(self, task: Task) -> ExpertRecipe:
-        """Return how experts train, at a rate in the graph's unit."""
-        protocol = self.recipe.protocol
-        return replace(self.recipe, protocol=replace(protocol, lr=protocol.lr * rate_unit(task)))
+        """Return how experts train, and what grades their nodes, at rates in the graph's unit."""
+        recipe, unit = self.recipe, rate_unit(task)
+        if recipe.curriculum is not None:
+            scoring = recipe.curriculum.scoring
+            scoring = replace(scoring, protocol=_times(scoring.protocol, unit))
+            recipe = replace(recipe, curriculum=replace(recipe.curriculum, scoring=scoring))
+        return replace(recipe, protocol=_times(recipe.protocol, unit))
+
+
+def _times(protocol: FitProtocol, unit: float) -> FitProtocol:
+    return replace(protocol, lr=protocol.lr * unit)
 
 
 def graph_experts(settings: Settings) -> NetworkSchedule:
     """Experts on the real graph that train at the student's first rate where they have none of their own."""
-    return experts_by(replace(EXPERTS, lr=settings.inner_lr), GraphExperts)(settings)
+    protocol = replace(EXPERTS, lr=settings.inner_lr)
+    graders = replace(protocol, epochs=GRADED, lr=settings.expert_lr or settings.inner_lr)
+    return experts_by(protocol, GraphExperts, Scoring(GRADERS, graders))(settings)
 
 
 graph_trajectory_matching = trajectory_matching(GraphTrajectoryMatching)
 """Trajectory matching of the settings' students on synthetic nodes, their rate learned where asked for."""
+
+
+@dataclass(frozen=True)
+class KnowledgeSettings(Settings):
+    """Settings of trajectory matching beside which an expert says what the nodes are.
+
+    Args:
+        knowledge: the weight of the divergence of what it says from the nodes' labels; 0 matches alone.
+    """
+
+    knowledge: float = 0.01
+
+
+def _extracting(settings: KnowledgeSettings) -> KnowledgeExtraction:
+    return KnowledgeExtraction(graph_trajectory_matching.make(settings), settings.knowledge)
+
+
+knowledge_extraction = Configured(_extracting)
+"""The same, beside which the expert's end says of the nodes what their labels say."""

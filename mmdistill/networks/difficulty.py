@@ -8,6 +8,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import GradesSamples
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import are_probabilities, as_probabilities, hard_labels
 from mmdistill.networks.fit_protocol import FitProtocol
@@ -57,6 +58,11 @@ def scored_classes(batch: Batch) -> Tensor:
     if not isinstance(targets, Tensor) or targets.ndim > 2 or not are_probabilities(targets):
         raise ConfigError("difficulty is scored by class, and these samples have none; leave expert_easy and so on out")
     return hard_labels(targets)
+
+
+def difficulty_of(task: Task, data: Batch, networks: Iterable[NetworkState]) -> Tensor:
+    """Return how hard the training samples are, ``(n,)``: as their task grades them, or by the networks' errors."""
+    return task.difficulty(networks) if isinstance(task, GradesSamples) else el2n(task, data, networks)
 
 
 @torch.no_grad()

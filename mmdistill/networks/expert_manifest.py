@@ -20,7 +20,7 @@ SETTING_OF = {
     "sam_adaptive": "expert_adaptive",
     "augment": "augment",
     "precision": "expert_precision",
-    "curriculum": "expert_easy, expert_joining or expert_leaving",
+    "curriculum": "expert_easy, expert_joining, expert_pacing or expert_leaving",
 }
 """By the name of a training's value, the setting of a method that says it."""
 

@@ -16,13 +16,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import GradesSamples
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import explained
 from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
 from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock, training_foretold
-from mmdistill.networks.difficulty import el2n, kept_scores, scored_classes
+from mmdistill.networks.difficulty import difficulty_of, kept_scores, scored_classes
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
     OWN,
@@ -289,18 +290,18 @@ def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> Lessons | None:
     None where they draw from all.
 
     Raises:
-        ConfigError: samples that train all at once, or without classes.
+        ConfigError: samples without classes, or that share inputs, of a task that does not grade them.
     """
     if recipe.curriculum is None:
         return None
-    if shares_inputs(data):
-        raise ConfigError(
-            "samples that share inputs, as a graph's nodes do, train all at once, so experts have no curriculum; "
-            "leave expert_easy, expert_joining and expert_leaving out"
-        )
+    classes = scored_classes(data)[data.weight > 0]
+    if isinstance(task, GradesSamples):
+        classes = torch.zeros_like(classes)
+    elif shares_inputs(data):
+        raise ConfigError("samples share inputs, and their task does not grade them; leave expert_easy and so on out")
     scoring = recipe.curriculum.scoring
     scores = partial(scored, task, recipe.of_scorers(scoring), scoring.networks, data)
-    return Lessons(recipe.curriculum, scored_classes(data), scores)
+    return Lessons(recipe.curriculum, classes, scores)
 
 
 def scored(task: Task, recipe: ExpertRecipe, count: int, data: Batch) -> Tensor:
@@ -311,8 +312,8 @@ def scored(task: Task, recipe: ExpertRecipe, count: int, data: Batch) -> Tensor:
     folder = serving_folder(task, recipe, count)
     networks = open_experts(task, folder, count, recipe, called="networks that score difficulty")
     states = (networks.snapshot(index, recipe.protocol.epochs) for index in range(count))
-    name = f"el2n-{count}-{recipe.protocol.epochs}.safetensors"
-    return kept_scores(networks.folder / name, data.weight.shape[0], partial(el2n, task, data, states))
+    path = networks.folder / f"difficulty-{count}-{recipe.protocol.epochs}.safetensors"
+    return kept_scores(path, int((data.weight > 0).sum()), partial(difficulty_of, task, data, states))
 
 
 class _ExpertTrainer:

@@ -106,6 +106,12 @@ def _augment_all(augment: Augment, draws: Draws, batch: Batch) -> Batch:
     return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
 
 
+def weighing(batch: Batch, rows: Tensor) -> Batch:
+    """Return a batch in which, of the samples of some weight, only these rows have any."""
+    kept = batch.weight.nonzero().flatten()[rows]
+    return batch._replace(weight=torch.zeros_like(batch.weight).index_copy(0, kept, batch.weight[kept]))
+
+
 class _Minibatches:
     """The minibatches of a training, drawn for all networks at once.
 
@@ -126,28 +132,33 @@ class _Minibatches:
         self.count = data.weight.shape[0]
         self.first = first_steps(protocol, self.count, lessons)
         size = visits_and_size(protocol, self.count)[1]
-        self.apart = size < self.count or augment is not None or lessons is not None
+        self.shared = shares_inputs(data)
+        self.apart = size < self.count or augment is not None or (lessons is not None and not self.shared)
         """Whether each network has minibatches of its own; else all take the whole data in each step."""
-        if self.apart and shares_inputs(data):
+        if self.apart and self.shared:
             raise ConfigError("samples that share inputs, as a graph's nodes do, train all at once and as they are")
 
     def of_epoch(self, key: Draws, epoch: int, step: int = 0) -> Iterator[tuple[Draws, Batch]]:
         """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own, from a step on."""
-        rows = None if self.lessons is None else self.lessons.rows(epoch).to(self.data.weight.device)
+        data, rows = self.data, None
+        if self.lessons is not None:
+            rows = self.lessons.rows(epoch).to(data.weight.device)
+            if self.shared:
+                data, rows = weighing(data, rows), None
         per_pass = (self.first[epoch + 1] - self.first[epoch]) // self.protocol.passes
         first, begun = divmod(step, per_pass)
         for number in range(first, self.protocol.passes):
             own = key.fold("pass", number) if number else key
-            yield from self._of_pass(own, rows, begun if number == first else 0)
+            yield from self._of_pass(own, data, rows, begun if number == first else 0)
 
-    def _of_pass(self, key: Draws, rows: Tensor | None, step: int) -> Iterator[tuple[Draws, Batch]]:
+    def _of_pass(self, key: Draws, data: Batch, rows: Tensor | None, step: int) -> Iterator[tuple[Draws, Batch]]:
         count = self.count if rows is None else len(rows)
         visits, size = visits_and_size(self.protocol, count, whole=rows is not None)
         order = key.fold("order").uniform(self.n, count).argsort(1)[:, :visits] if self.apart else None
         order = order if rows is None or order is None else rows[order]
         for start in range(step * size, visits, size):
             step_key = key.fold(start)
-            batch = self.data if order is None else take(self.data, order[:, start : start + size])
+            batch = data if order is None else take(data, order[:, start : start + size])
             if self.augment is not None:
                 batch = _augment_all(self.augment, step_key.fold("augment"), batch)
             yield step_key, batch

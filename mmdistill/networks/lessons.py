@@ -1,44 +1,58 @@
-"""Which samples an epoch of a training draws from: the easy ones first, and in the end without the easiest (PAD)."""
+"""Which samples an epoch of a training draws from: the easy ones first (PAD, GEOM), in the end without the easiest."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from numbers import Integral, Real
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from mmdistill.checks import is_of, require_at_least
-from mmdistill.errors import ConfigError
+from mmdistill.choices import Pacing
+from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.difficulty import BY_TEN, Scoring
 from mmdistill.networks.fit_protocol import FitProtocol, steps_of_epoch
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """By epoch, the part of each class that is trained on, in the order of difficulty.
+    r"""By epoch, the part of each class that is trained on, in the order of difficulty.
 
-    Epoch e of the first ``joining`` draws from the easiest ``easy + (1 - easy) e / joining`` of each class, later ones
-    from all. From the epochs of ``leaving`` on, a share of the easiest is left out.
+    Epoch e of the first E (``joining``) draws from the easiest s(e) of each class, later ones from all, with
+    :math:`s(0) = \lambda` (``easy``) and by pacing
+
+    .. math:: \lambda + (1 - \lambda)\, e / E, \quad \sqrt{\lambda^2 + (1 - \lambda^2)\, e / E}, \quad
+        \lambda^{1 - e / E}
+
+    From the epochs of ``leaving`` on, a share of the easiest is left out. Where a task grades its samples by itself,
+    the classes count as one.
 
     Args:
         easy: the share of each class, its easiest samples, that the first epoch draws from.
-        joining: the epochs in which the others join, evenly.
+        joining: the epochs in which the others join.
         leaving: pairs of an epoch, counted from 0, and the share of the easiest that is left out from there on, instead
             of what was before.
         scoring: who says how hard samples are.
+        pacing: ``linear``, ``root`` or ``geometric``.
     Raises:
-        ConfigError: a share out of range, epochs out of order, others that never join, or an epoch of no samples.
-    Source: Li et al., 2024 (PAD), Sec. 3.1, with the stages of its published code.
+        ConfigError: a share out of range, epochs out of order, others that never join, an epoch of no samples, or an
+            unknown pacing.
+    Source: Li et al., 2024 (PAD), Sec. 3.1, with the stages of its published code; Zhang et al., ICML 2024 (GEOM),
+    Sec. 3.1, with the three pacing functions of its published code.
     """
 
     easy: float = 1.0
     joining: int = 0
     leaving: tuple[tuple[int, float], ...] = ()
     scoring: Scoring = BY_TEN
+    pacing: Pacing = "linear"
 
     def __post_init__(self) -> None:
         require_at_least(self, {"easy": 0.0, "joining": 0})
+        require_choice("how samples join (expert_pacing)", self.pacing, get_args(Pacing))
         if not 0 < self.easy <= 1 or (self.easy < 1 and not self.joining):
             raise ConfigError(
                 f"experts begin with a share of each class (expert_easy) above 0 and of at most 1, and below 1 the "
@@ -61,7 +75,7 @@ class Curriculum:
     def part(self, epoch: int) -> tuple[float, float]:
         """Return the shares of a class, in the order of difficulty, between which an epoch's samples lie."""
         first = next((share for begin, share in reversed(self.leaving) if epoch >= begin), 0.0)
-        until = self.easy + (1 - self.easy) * epoch / self.joining if epoch < self.joining else 1.0
+        until = paced(self.pacing, self.easy, epoch, self.joining) if epoch < self.joining else 1.0
         return first, until
 
     def bounds(self, sizes: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -72,6 +86,15 @@ class Curriculum:
         """
         first, until = self.part(epoch)
         return (sizes.double() * first).long(), (sizes.double() * until).long()
+
+
+def paced(pacing: Pacing, easy: float, epoch: int, joining: int) -> float:
+    """Return the share that has joined by an epoch before the last one of ``joining``, see :class:`Curriculum`."""
+    if pacing == "root":
+        return math.sqrt(easy**2 + (1 - easy**2) * epoch / joining)
+    if pacing == "geometric":
+        return math.pow(easy, 1 - epoch / joining)
+    return easy + (1 - easy) * epoch / joining
 
 
 class Lessons:

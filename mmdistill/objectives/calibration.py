@@ -1,9 +1,11 @@
-"""Matching whose samples a trained network also has to classify (DANCE, NCFM)."""
+"""Matching whose samples a trained network also has to classify (DANCE, NCFM), or to label as they are (GEOM)."""
 
+import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import sum_by_classes
+from mmdistill.labels import as_probabilities, in_full, weighted_mean
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.objectives.base import Network, Objective, class_sides, features_at_once, flatten_classes
 from mmdistill.objectives.distribution import DistributionMatching
@@ -11,7 +13,7 @@ from mmdistill.objectives.gradient import Siamese
 from mmdistill.objectives.trajectory import required_target
 from mmdistill.objectives.wrapper import ObjectiveWrapper
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState
+from mmdistill.task import Batch, ClassBatch, NetworkState, one_tensor
 
 
 class CalibratedMatching(ObjectiveWrapper):
@@ -86,3 +88,49 @@ def calibration_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tenso
         return part.num_classes * mean
 
     return sum_by_classes(term, batch, at_once)
+
+
+class KnowledgeExtraction(ObjectiveWrapper):
+    r"""Match, and have an expert say of the synthetic samples what their labels say (GEOM).
+
+    .. math:: \ell + \frac{\beta}{\sum_j w_j} \sum_j w_j\, \mathrm{KL}\big(y_j \,\|\, p(x_j; \theta_T)\big)
+
+    The expert is the network's ``target``.
+
+    Args:
+        matching: what is matched.
+        weight: beta.
+    Shapes:
+        batches as they are matched; returns a scalar.
+    Raises:
+        ConfigError: a negative weight, or a network without a target.
+        ShapeError: the target has other parameters than the network.
+    Differs from: the published code reads the expert where its training ends, which may be later than the target.
+    Source: Zhang et al., ICML 2024 (GEOM), Sec. 3.3 (knowledge embedding extraction).
+    """
+
+    reads_labels = True
+    reads_scores = False
+    needs_target = True
+
+    def __init__(self, matching: Objective, weight: float) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ConfigError(f"the weight of what an expert says (knowledge) must not be negative, got {weight}")
+        self.matching, self.weight = matching, weight
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return what is matched plus the weighted divergence."""
+        matched: Tensor = self.matching(network, syn, real, draws)
+        return matched + self.weight * expert_divergence(network, flatten_classes(syn)) if self.weight else matched
+
+
+def expert_divergence(network: Network, batch: Batch) -> Tensor:
+    """Return the mean divergence of what a network's target says from the samples' labels.
+
+    Raises: as for :func:`calibration_loss`.
+    """
+    state = NetworkState(required_target(network), copied(network.state.buffers))
+    said = in_full(network.task.predict(state, batch.inputs)[0]).log_softmax(-1)
+    labels = as_probabilities(one_tensor(batch.targets, "what an expert says"), said.shape[-1], said.dtype)
+    return weighted_mean((torch.special.xlogy(labels, labels) - labels * said).sum(-1), batch.weight)

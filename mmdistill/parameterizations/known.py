@@ -10,8 +10,10 @@ from mmdistill.allocation import shares_of
 from mmdistill.coresets import EMBED_CHUNK, random_subset, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, SoftmaxLabels, make_labels
+from mmdistill.method import Parameterizer
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.rehearsal import is_rehearsal
@@ -23,42 +25,63 @@ Networks = Callable[[], Iterable[NetworkState]]
 """Gives the same networks each time, one by one."""
 
 
-def known_samples(
-    experts: Callable[[Settings], NetworkSchedule],
-) -> Callable[[Task, int, Settings, LabelKind, Draws], Raw]:
+def known_samples(experts: Callable[[Settings], NetworkSchedule]) -> Parameterizer:
     """Return a builder of raw samples that start from what experts know at the end of their training.
 
     Random real samples are those of which an expert knows the class. Others, chosen in another way, are as chosen. Soft
-    labels start from the experts' logits, :func:`labels_by`; those of noise start near its classes.
+    labels start as :func:`labelled_by_experts` has them.
 
     Args:
         experts: how the settings make the schedule whose experts these are; the method's own.
     """
 
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
-        """Build raw samples that start from what experts know.
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        if settings.init != "real" or is_rehearsal():
+            return raw_samples(task, budget, settings.init, label, draws)
+        finals = finals_of(experts, settings, task)
+        counts, classes, num_classes = shares_of(task, budget)
+        inputs = start_inputs(task, lambda once: recognised(task, finals, once, draws), counts, draws)
+        return Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
+
+    return labelled_by_experts(experts, build)
+
+
+def labelled_by_experts(experts: Callable[[Settings], NetworkSchedule], build: Parameterizer) -> Parameterizer:
+    """Return a builder of the same samples whose soft labels start from experts' logits, :func:`labels_by`.
+
+    Those of noise start near its classes.
+
+    Args:
+        experts: as for :func:`known_samples`.
+        build: builds the samples.
+    """
+
+    def built(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        """Build samples that experts label where their labels are soft.
 
         Raises:
             ConfigError: a schedule without experts, a task without classes, or a budget that cannot be shared.
         """
-        schedule = experts(settings)
-        if not isinstance(schedule, ExpertTrajectories):
-            raise ConfigError(f"samples are chosen and labelled by experts, which {type(schedule).__name__} has not")
-        if settings.init == "noise" or is_rehearsal():
-            return raw_samples(task, budget, settings.init, label, draws)
-        finals = partial(schedule.finals, task)
-        if settings.init == "real":
-            counts, classes, num_classes = shares_of(task, budget)
-            inputs = start_inputs(task, lambda once: recognised(task, finals, once, draws), counts, draws)
-            made = Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
-        else:
-            made = raw_samples(task, budget, settings.init, label, draws)
-        if label == "soft":
+        finals = finals_of(experts, settings, task)
+        made = build(task, budget, settings, label, draws)
+        if label == "soft" and settings.init != "noise" and not is_rehearsal():
             assert made.classes is not None
             made.labels = SoftmaxLabels.of_logits(labels_by(task, finals, made(draws), made.classes))
         return made
 
-    return build
+    return built
+
+
+def finals_of(experts: Callable[[Settings], NetworkSchedule], settings: Settings, task: Task) -> Networks:
+    """Return what gives the settings' experts as their training ended.
+
+    Raises:
+        ConfigError: a schedule without experts.
+    """
+    schedule = experts(settings)
+    if not isinstance(schedule, ExpertTrajectories):
+        raise ConfigError(f"samples are chosen and labelled by experts, which {type(schedule).__name__} has not")
+    return partial(schedule.finals, task)
 
 
 @torch.no_grad()

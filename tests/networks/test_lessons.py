@@ -187,7 +187,7 @@ def test_easy_samples_are_those_that_networks_learn_first(cache: Path) -> None:
     scorers = RECIPE.of_scorers(SCORING)
     folder = default_folder(task, scorers)
     scores = experts.scored(task, scorers, SCORING.networks, task.select(torch.arange(90)))
-    assert (folder / "el2n-2-2.safetensors").exists()
+    assert (folder / "difficulty-2-2.safetensors").exists()
     assert is_complete(folder, 2)
     loss = torch.nn.functional.cross_entropy(
         task.predict(found.snapshot(0, 5), task.images)[0], task.labels, reduction="none"
@@ -279,7 +279,7 @@ def test_settings_choose_the_stages(cache: Path) -> None:
 def test_samples_that_train_at_once_have_no_curriculum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(experts, "shares_inputs", lambda batch: True)
     for refused in (train_experts, experts_foretold):
-        with pytest.raises(ConfigError, match="train all at once, so experts have no curriculum"):
+        with pytest.raises(ConfigError, match="their task does not grade them"):
             refused(BlobTask(), tmp_path, 1, RECIPE)
     monkeypatch.undo()
     scores, parts = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), {"a": torch.ones(2)}  # an interaction of a user's, say

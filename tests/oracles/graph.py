@@ -238,3 +238,63 @@ def trained_one_by_one(
         logits.append(chosen)
         scores.append(best)
     return torch.stack([one for one in logits if one is not None]), torch.tensor(scores)
+
+
+def neighbour_entropy(weights: Array, classes: list[int]) -> list[float]:
+    """Zhang et al., ICML 2024, Sec. 3.1: entropy of the classes of each node and its neighbours."""
+    found = []
+    for v in range(len(weights)):
+        around = [classes[v]] + [classes[u] for u in range(len(weights)) if weights[v, u] and u != v]
+        shares = [around.count(c) / len(around) for c in set(around)]
+        found.append(-sum(p * math.log(p) for p in shares))
+    return found
+
+
+def pacing(easy: float, epoch: int, joining: int, kind: str) -> float:
+    """The published code of Zhang et al. (``training_scheduler``)."""
+    if kind == "linear":
+        return min(1.0, easy + (1 - easy) * epoch / joining)
+    if kind == "root":
+        return min(1.0, math.sqrt(easy**2 + (1 - easy**2) * epoch / joining))
+    return min(1.0, 2 ** (math.log2(easy) - math.log2(easy) * epoch / joining))
+
+
+def expanding_bound(first: int, last: int, step: int) -> int:
+    """The published code of Zhang et al.: starts lie below a bound that grows by one in each step."""
+    return min(first + step, last)
+
+
+def gcn_alone(params: dict[str, Array], x: Array) -> tuple[Array, Array]:
+    """Units and class probabilities of a two-layer GCN on nodes without edges, which see themselves alone."""
+    units = x @ params["first.weight"].T + params["first.bias"]
+    logits = np.maximum(units, 0) @ params["second.weight"].T + params["second.bias"]
+    return units, np.array([softmax([float(v) for v in row]) for row in logits])
+
+
+def geom_objective(
+    start: dict[str, Array], target: dict[str, Array], x: Array, y: Array, steps: int, rate: float, weight: float
+) -> float:
+    """Zhang et al., Eq. 6 and 8: the end of a student that trains on soft labels, and what the expert says of them.
+
+    The student steps along written-out gradients of the mean divergence KL(y || p) of all nodes; distances are squared.
+    """
+    now = {name: tensor.copy() for name, tensor in start.items()}
+    for _ in range(steps):
+        units, p = gcn_alone(now, x)
+        error = (p - y) / len(x)
+        push = (error @ now["second.weight"]) * (units > 0)
+        slopes = {
+            "first.weight": push.T @ x,
+            "first.bias": push.sum(0),
+            "second.weight": error.T @ np.maximum(units, 0),
+            "second.bias": error.sum(0),
+        }
+        now = {name: now[name] - rate * slopes[name] for name in now}
+    reached = sum(float(((now[name] - target[name]) ** 2).sum()) for name in now)
+    moved = sum(float(((start[name] - target[name]) ** 2).sum()) for name in now)
+    _, said = gcn_alone(target, x)
+    divergence = 0.0
+    for i in range(len(x)):
+        for c in range(y.shape[1]):
+            divergence += float(y[i, c]) * (math.log(y[i, c]) - math.log(said[i, c])) / len(x)
+    return reached / moved + weight * divergence
