@@ -20,7 +20,7 @@ def neighbourhood_entropy(adjacency: Adjacency, classes: Tensor, nodes: Tensor) 
     Shapes:
         on the CPU; classes ``(N,)`` int64 and nodes ``(n,)``; returns ``(n,)``.
     Differs from: the published code, which counts a node twice beside its neighbours.
-    Source: Zhang et al., ICML 2024 (GEOM), Sec. 3.1, after Wei et al., WSDM 2023 (CLNode).
+    Source: Zhang et al., ICML 2024 (GEOM), whose code takes the local measure of Wei et al., WSDM 2023 (CLNode).
     """
     each = one_hot(classes, int(classes.max()) + 1)
     around = torch.from_numpy(adjacency.rows(nodes).sign() @ each.numpy()) + each[nodes]

@@ -41,7 +41,7 @@ class Curriculum:
         ConfigError: a share out of range, epochs out of order, others that never join, an epoch of no samples, or an
             unknown pacing.
     Source: Li et al., 2024 (PAD), Sec. 3.1, with the stages of its published code; Zhang et al., ICML 2024 (GEOM),
-    Sec. 3.1, with the three pacing functions of its published code.
+    the pacing functions of its published code.
     """
 
     easy: float = 1.0

@@ -106,7 +106,7 @@ class KnowledgeExtraction(ObjectiveWrapper):
         ConfigError: a negative weight, or a network without a target.
         ShapeError: the target has other parameters than the network.
     Differs from: the published code reads the expert where its training ends, which may be later than the target.
-    Source: Zhang et al., ICML 2024 (GEOM), Sec. 3.3 (knowledge embedding extraction).
+    Source: Zhang et al., ICML 2024 (GEOM; knowledge embedding extraction), with the divergence of its published code.
     """
 
     reads_labels = True

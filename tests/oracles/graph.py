@@ -241,7 +241,7 @@ def trained_one_by_one(
 
 
 def neighbour_entropy(weights: Array, classes: list[int]) -> list[float]:
-    """Zhang et al., ICML 2024, Sec. 3.1: entropy of the classes of each node and its neighbours."""
+    """Zhang et al., ICML 2024: entropy of the classes of each node and its neighbours."""
     found = []
     for v in range(len(weights)):
         around = [classes[v]] + [classes[u] for u in range(len(weights)) if weights[v, u] and u != v]
@@ -274,7 +274,7 @@ def gcn_alone(params: dict[str, Array], x: Array) -> tuple[Array, Array]:
 def geom_objective(
     start: dict[str, Array], target: dict[str, Array], x: Array, y: Array, steps: int, rate: float, weight: float
 ) -> float:
-    """Zhang et al., Eq. 6 and 8: the end of a student that trains on soft labels, and what the expert says of them.
+    """Zhang et al., ICML 2024: the end of a student that trains on soft labels, and what the expert says of them.
 
     The student steps along written-out gradients of the mean divergence KL(y || p) of all nodes; distances are squared.
     """
