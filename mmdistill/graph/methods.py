@@ -226,8 +226,8 @@ METHODS = MethodTable(
             Storage(labelled_by_experts(graph_experts, raw_features), "node features"),
             label="soft",
             summary="SFGC from ever later starts of experts that begin with easy nodes; labels learned from theirs",
-            source="Zhang et al., ICML 2024 (its code grades nodes by the labels of test nodes too, in place of which networks "
-            "speak here; starts, targets and steps are our own)",
+            source="Zhang et al., ICML 2024 (its code grades nodes by the labels of test nodes too, in place of "
+            "which networks speak here; starts, targets and steps are our own)",
         ),
         "krr": Method(
             "KRR",
