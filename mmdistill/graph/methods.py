@@ -112,9 +112,9 @@ def _sfgc_settings(nodes: int) -> Settings:
 def _geom_settings(nodes: int) -> KnowledgeSettings:
     """Return settings of our own, chosen on Cora's validation nodes, with the published curriculum in epochs."""
     return KnowledgeSettings(
-        steps=100,
+        steps=40,
         real_batch=1,
-        optimizers={"codes": OptimizerSpec("adam", 0.03), "labels": OptimizerSpec("adam", 0.01)},
+        optimizers={"codes": OptimizerSpec("adam", 0.1), "labels": OptimizerSpec("adam", 0.1)},
         init="k-center",
         inner_steps=800,
         inner_lr=0.6,
@@ -129,7 +129,7 @@ def _geom_settings(nodes: int) -> KnowledgeSettings:
         start_bound=1,
         start_steps=50,
         ema=0.9,
-        validate_every=25,
+        validate_every=10,
         knowledge=0.01,
     )
 
