@@ -3,17 +3,17 @@
     python benchmarks/tables.py --data cifar10 --devices cuda:0 --hours 0.4
     python benchmarks/tables.py --data mnist --ipc 1,10 --schedule reduced
     python benchmarks/tables.py --table 3 --data cifar10 --ipc 10
-    python benchmarks/tables.py --figure 8 --data cifar10 --ipc 1,10,50,100,200 --methods dm,dc,dsa
+    python benchmarks/tables.py --data cifar10 --ipc 100,200 --methods dm --schedule reduced
     python benchmarks/tables.py --page docs/tables.md
 
 A cell is a method, a data set and an ipc. Cells with few images and steps run first, one at a time on each device, in
 processes of their own, so that one that fails costs only itself; the further judges of Tables 3 and 5 follow on the
 first device. When the hours are over, running cells keep a checkpoint and end; the same command goes on from there and
 skips what is finished. Runs lie under ``--out``; what they found is copied to ``--cells``, a folder of small files that
-belongs to the repository, from which ``--page`` writes everything measured so far. Remove a cell's folder from both to
-measure it anew. Published schedules take the network, whitening and judging of the method's paper. A ``reduced``
-schedule is the library's own for a CPU, with a ConvNet of width 16, or as wide as ``--width`` says, and shorter
-judging; its numbers stand in tables of their own, one for each width.
+belongs to the repository, from which ``--page`` writes everything measured so far and draws Fig. 8. Remove a cell's
+folder from both to measure it anew. Published schedules take the network, whitening and judging of the method's paper.
+A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 16, or as wide as ``--width`` says, and
+shorter judging; its numbers stand in tables of their own, one for each width.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import get_args
 
 import torch
 from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, cost, network_of, row
-from pages import draw_figure_8, page
+from pages import page
 from quality import prepared
 
 from mmdistill.choices import Schedule
@@ -182,8 +182,7 @@ def named(devices: str) -> list[str]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=int, choices=(2, 3, 5), help="2 where neither a figure nor a page is asked for")
-    parser.add_argument("--figure", type=int, choices=(8,))
+    parser.add_argument("--table", type=int, choices=(2, 3, 5), help="2 where no page is asked for")
     parser.add_argument("--data", default="mnist", help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
     parser.add_argument("--ipc", default="1,10", help="comma-separated")
@@ -203,7 +202,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cells", type=Path, default=CELLS, help="where what they found is kept")
     parser.add_argument("--page", type=Path, help="write all that was measured so far as Markdown")
     chosen = parser.parse_args()
-    if chosen.table is None and chosen.figure is None and chosen.page is None:
+    if chosen.table is None and chosen.page is None:
         chosen.table = 2
     if chosen.width != REDUCED_WIDTH and chosen.schedule == "published":
         parser.error("--width belongs to a reduced schedule; published ones have their papers' networks")
@@ -219,7 +218,7 @@ def main() -> None:
     seeds = [int(text) for text in chosen.seeds.split(",")]
     devices = [str(choose_device(device)) for device in named(chosen.devices)]
     places = Places(chosen.out, chosen.cells)
-    for data in chosen.data.split(",") if chosen.table or chosen.figure else ():
+    for data in chosen.data.split(",") if chosen.table else ():
         able = [name for name in methods if chosen.schedule == "published" or name in domain.reduced.get(data, {})]
         if chosen.width != REDUCED_WIDTH:  # which networks of their own do not follow
             able = [name for name in able if name not in REDUCED_MODELS]
@@ -230,13 +229,6 @@ def main() -> None:
         if chosen.table in (3, 5):
             judges = [name for name in chosen.judges.split(",") if name] or (TABLE_3 if chosen.table == 3 else TABLE_5)
             judge_cells(cells, judges, places, devices[0], seeds, chosen.networks, until)
-        if chosen.figure == 8:
-            like = Cell(data, "dm", 1, chosen.schedule, chosen.options, chosen.width)
-            other = f"-w{chosen.width}" if chosen.width != REDUCED_WIDTH else ""
-            other += f"-{chosen.options}" if chosen.options else ""
-            path = chosen.cells.parent / f"figure-8-{data}{other}.png"
-            draw_figure_8(like, chosen.cells, able, ipcs, path)
-            print(f"wrote {path}")
     if chosen.page is not None:
         everything = sorted(domain_methods(domain), key=row)
         chosen.page.write_text(page(chosen.cells, everything, chosen.page.parent) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmdistill import distill, image_task
 from mmdistill.errors import ConfigError
@@ -147,14 +148,45 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     assert "| 1 | dm | 95.0 ± 1.0 | 1 x 2 | 89.9 ± 0.8 | 7.8 | 10 | 12 | 1 |" in table
     assert "| 1 | dc | no memory |" in table
     assert "egm" not in table
-    path = tmp_path / "figure-8-mnist-w64.png"
-    pages.draw_figure_8(wide, tmp_path, ["dm"], [1], path)
-    assert path.stat().st_size > 1000
-    path.unlink()
     assert "images per class]" not in text
-    pages.draw_figure_8(dm, tmp_path, ["dm"], [1, 10], tmp_path / "figure-8-mnist.png")
-    assert (tmp_path / "figure-8-mnist.png").stat().st_size > 1000
-    assert "![Accuracy against images per class](figure-8-mnist.png)" in pages.page(tmp_path, ["dm"], tmp_path)
+
+
+def test_the_page_draws_accuracy_against_images_per_class_from_the_cells(scripts: Any, tmp_path: Path) -> None:
+    cells, pages, _ = scripts
+    for ipc, mean in ((1, 0.8), (10, 0.9)):
+        cell = cells.Cell("mnist", "dm", ipc, "reduced")
+        write_json(cell.record(tmp_path), document(mean, {"random": 0.5}))
+    write_json(cells.Cell("mnist", "dc", 10, "reduced").record(tmp_path), document(0.7))
+    (tmp_path / "figure-8-cifar10.png").write_bytes(b"of cells that have gone")
+    text = pages.page(tmp_path, ["dm", "dc"], tmp_path)
+    assert "![mnist: accuracy against images per class](figure-8-mnist.png)" in text
+    assert "figure-8-cifar10.png" not in text
+    assert drawn(tmp_path / "figure-8-mnist.png") == {
+        "dm": [[1, 80.0, 1.0], [10, 90.0, 1.0]],
+        "dc": [[10, 70.0, 1.0]],
+        "random": [[1, 50.0, 0.0], [10, 50.0, 0.0]],
+    }
+
+
+def test_the_figures_of_the_documentation_show_what_the_cells_hold(scripts: Any) -> None:
+    cells, pages, _ = scripts
+    for data in ("mnist", "cifar10"):
+        points = pages.figure_8(cells.Cell(data, "dm", 1, "reduced"), cells.CELLS)
+        assert drawn(DOCS / f"figure-8-{data}.png") == json.loads(json.dumps(points))
+
+
+@pytest.mark.slow
+def test_the_page_of_the_documentation_is_that_of_the_cells(scripts: Any, tmp_path: Path) -> None:
+    cells, pages, _ = scripts
+    methods = sorted(domain_methods(get_domain("image")), key=cells.row)
+    assert (DOCS / "tables.md").read_text(encoding="utf-8") == pages.page(cells.CELLS, methods, tmp_path) + "\n"
+    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in DOCS.iterdir()}
+
+
+def drawn(path: Path) -> Any:
+    """Return the points that a figure says it shows."""
+    with Image.open(path) as picture:
+        return json.loads(picture.text["Description"])  # type: ignore[attr-defined]
 
 
 def test_a_budget_that_is_too_small_is_told_in_short(scripts: Any) -> None:
