@@ -284,6 +284,11 @@ def judge_title(task: Task, judge: str) -> str:
     return task.judge_title(judge) if isinstance(task, TitlesJudges) else judge
 
 
+def is_solved(task: Task, judge: str) -> bool:
+    """Return whether a task's judge is solved, so that nothing trains for epochs."""
+    return isinstance(task, LimitsJudging) and "epochs" not in task.judging_read(judge)
+
+
 ROBUST_METRICS = (
     "label-robust score",
     "augmentation-robust score",

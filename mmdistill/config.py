@@ -262,7 +262,7 @@ class EvaluateConfig:
         judge_epochs: training epochs of judges; those of the run by default, with --protocol the protocol's
         judge_batch: minibatch size of judges; that of the run by default, with --protocol the protocol's
         judge_precision: number formats that judges of images train in, float32 or bf16; that of the run by default
-        scores: accuracy (or what the data's domain has instead), or the two robust scores of images
+        scores: 'accuracy' (or what the data have instead), or 'robust' for the two robust scores of images
     """
 
     judges: str | None = None

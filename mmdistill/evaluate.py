@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects, judge_title
+from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects, is_solved, judge_title
 from mmdistill.allocation import allocate, available, short_classes
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.classification import pooled
@@ -348,8 +348,7 @@ class _Judging:
     def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
         """Return a judge's scores; where not all of its networks shall train at once, they train in groups."""
         n, at_once, task = self.n, self.at_once, self.task
-        solved = isinstance(task, LimitsJudging) and "epochs" not in task.judging_read(judge)
-        if at_once is None or at_once >= n or solved:  # a group of what is solved would be another network to count
+        if at_once is None or at_once >= n or is_solved(task, judge):  # whose groups would count as networks
             return self._scores(batch, judge, key, n, learned)
         sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}
         return pooled([self._scores(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()])

@@ -83,6 +83,7 @@ class Domain:
         make_task: builds the task for a data set name or path; its keywords are those options that were given: of
             :data:`EVERYWHERE`, and of the :data:`OF_SOME_TASKS` that ``options`` names. A device and a seed always are.
         methods: methods of this domain alone, and refinements of shared ones.
+        first: those to start with, in words; empty where there is one.
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
         exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
         imports: reads sets that other tools made; None: it reads none.
@@ -113,6 +114,7 @@ class Domain:
     make_task: Callable[..., Task]
     methods: MutableMapping[str, Method]
     draw: Writer
+    first: str = ""
     exports: Mapping[str, Exporter] = field(default_factory=dict)
     imports: Importer | None = None
     accepted: str = "a file or folder of your own"

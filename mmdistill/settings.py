@@ -57,6 +57,10 @@ MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 AT_RESUME = ("steps", *MEMORY_ONLY)
 """Settings that may be given anew when a run resumes: it can be taken further, to more steps, within other bounds."""
+ALL_SAMPLES = 1_000_000
+"""As ``inner_batch``: every synthetic sample."""
+ALL_REAL = 1_000_000_000
+"""As ``real_batch``: every real sample."""
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
 
 

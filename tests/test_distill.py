@@ -279,7 +279,7 @@ def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
     assert "network" not in dict(fact_rows(DistilledSet.load(tmp_path)))
     stored.save(tmp_path / "stored")
     facts = dict(fact_rows(DistilledSet.load(tmp_path / "stored")))
-    assert facts["settings"] == "codes adam lr 0.01, real batch 2, init real, augment"
+    assert facts["settings"] == "codes: adam, lr 0.01; real batch 2, init real, augment"
 
 
 def test_a_schedule_is_chosen_by_name() -> None:

@@ -50,7 +50,8 @@ def _list(domains: Sequence[Domain], long: bool) -> None:
     """List methods, a line each and one for their row in the survey's Table 1; at length, all that is said of them."""
     show = entry if long else short_entry
     for found in domains:
-        print(f"{found.name} (budget: --{found.budget})")
+        begun = f"; start with {found.first}" if found.first else ""
+        print(f"{found.name} (budget: --{found.budget}{begun})")
         if found.taxonomy:
             print(f"  {TABLE_1}{LEGEND if long else ''}")
         for key, method in domain_methods(found).items():
@@ -66,8 +67,10 @@ def _list(domains: Sequence[Domain], long: bool) -> None:
             print(show(key, storage.summary, "--parameterization "))
         for stem, family in found.families.items():
             print(show(f"{stem}-N", family.summary, "--parameterization "))
-        for key, line in found.protocols.items():
-            print(show(key, line, "--protocol "))
+        if found.protocols and not long:
+            print(_filled("  --protocol ", " | ".join(found.protocols)))
+        for key, line in found.protocols.items() if long else ():
+            print(entry(key, line, "--protocol "))
     if not long:
         print("in full, with departures from the papers: mmdistill methods --long; one method: mmdistill methods NAME")
 

@@ -16,7 +16,7 @@ SHOWN_BUDGETS = {"ipc": (1, 10, 50), "nodes": (35, 70, 140), "users": (50, 500)}
 """The budgets, by what they count, that settings are shown for: those of published tables."""
 ALWAYS = ("steps", "real_batch", "init")
 """Settings that are shown even where they have their usual values."""
-USUAL = "read, as usual"
+USUAL = "also read, at defaults"
 OPTIONS = frozenset(entry.name for entry in fields(DistillConfig))
 
 
@@ -96,7 +96,7 @@ def _settings(domain: Domain, method: Method) -> dict[str, str]:
     for group in dict.fromkeys(group for own in found.values() for group in own.optimizers):
         specs = {budget: own.optimizers.get(group) for budget, own in found.items()}
         told = {budget: "" if spec is None else optimizer_in_words(asdict(spec)) for budget, spec in specs.items()}
-        shown["codes by (--lr)" if group == "codes" else f"{group} by"] = _by_budget(domain, told)
+        shown[_optimizer_of(group, method)] = _by_budget(domain, told)
     for name in _read(domain, method):
         values = _by_budget(domain, {budget: _said(getattr(own, name)) for budget, own in found.items()})
         optional = name in OPTIONS
@@ -105,6 +105,13 @@ def _settings(domain: Domain, method: Method) -> dict[str, str]:
         else:
             plain.append(f"--{name.replace('_', '-')} {values}" if optional else f"--set {name}={values}")
     return {**shown, USUAL: ", ".join(plain)}
+
+
+def _optimizer_of(group: str, method: Method) -> str:
+    """Return what a group's optimizer is called, with the option that changes its rate."""
+    if group == "codes":
+        return f"{'samples' if method.storage == 'raw' else group}' optimizer (--lr)"
+    return f"{group}' optimizer" if group.endswith("s") else f"{group}'s optimizer"
 
 
 def _read(domain: Domain, method: Method) -> list[str]:

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from mmdistill.abilities import AsksTeacher, TellsEpochs, TrainsTeacher, judge_title
+from mmdistill.abilities import AsksTeacher, TellsEpochs, TrainsTeacher, is_solved, judge_title
 from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
@@ -61,9 +61,9 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
         "budget": f"{info.budget} {budget}{'' if samples in (None, int(counts.sum())) else f', {samples:,} samples'}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
-        "stored as": method.storage or "the method's own way",
+        "stored as": method.storage,
         "labels": made.labels.title,
-        "settings": settings_in_words(asdict(settings)),
+        "settings": settings_in_words(asdict(settings), method.storage),
         "generator": method.foretold(task),
         "experts": _experts(distiller),
         "teacher": _teacher(distiller, made),
@@ -107,14 +107,17 @@ def _judged(config: DistillConfig, task: Task, judges: list[str], epochs: Mappin
         judges: their names.
         epochs: see :func:`_told`; empty where the set comes with steps, which judges then take.
     """
-    epochs = {judge: epochs.get(judge, "") for judge in judges}
+    solved = [judge for judge in judges if is_solved(task, judge)]
+    trained = {judge: epochs.get(judge, "") for judge in judges if judge not in solved}
     title = partial(judge_title, task)
+    told = [f"{', '.join(map(title, solved))}, solved without training"] if solved else []
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
-    if len(set(epochs.values())) == 1:
-        return ", ".join([*map(title, judges), networks, *([own] if (own := epochs[judges[0]]) else [])])
-    return (
-        f"{', '.join(f'{title(judge)} ({own})' if own else title(judge) for judge, own in epochs.items())}, {networks}"
-    )
+    if len(set(trained.values())) == 1:
+        told.append(", ".join(filter(None, (*map(title, trained), networks, *set(trained.values())))))
+    elif trained:
+        each = (f"{title(judge)} ({own})" if own else title(judge) for judge, own in trained.items())
+        told.append(f"{', '.join(each)}, {networks}")
+    return "; ".join(told)
 
 
 def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:

@@ -254,7 +254,10 @@ def import_parser() -> Parser:
     skipped = {*DistillConfig.__dataclass_fields__} - taken
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     name_values(parser)
-    in_groups(parser, GROUPS)
+    (model,) = (action for action in parser._actions if action.dest == "model")
+    model.help = model.help and model.help.replace("network to distil with", "network that judges")
+    data, *others = GROUPS
+    in_groups(parser, {"the data and the network": GROUPS[data]} | {title: GROUPS[title] for title in others[:-1]})
     return parser
 
 

@@ -18,6 +18,7 @@ DOMAIN = Domain(
     make_task=graph_task,
     methods=METHODS,
     draw=draw,
+    first="gcond-x or krr",
     exports={"pyg": export_pyg, "tensors": export_tensors},
     imports=IMPORTS,
     options=("inductive", "model"),

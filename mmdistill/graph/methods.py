@@ -20,11 +20,9 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.known import labelled_by_experts
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.settings import ALL_SAMPLES, OptimizerSpec, Settings
 from mmdistill.task import Task
 
-WHOLE = 1_000_000
-"""A minibatch that holds every synthetic graph."""
 FEW_EDGES = -3.0
 """An initial bias by which edges weigh a twentieth: at one half, two hops leave all nodes with one mean to match."""
 ALMOST_NO_EDGES = -5.0
@@ -40,7 +38,7 @@ def _gcond_settings(nodes: int) -> Settings:
         outer_steps=20,
         inner_steps=15,
         inner_lr=0.1,
-        inner_batch=WHOLE,
+        inner_batch=ALL_SAMPLES,
     )
 
 
@@ -65,7 +63,7 @@ def _gcond_structure_settings(nodes: int) -> Settings:
         outer_steps=EPOCH,
         inner_steps=15,
         inner_lr=0.01,
-        inner_batch=WHOLE,
+        inner_batch=ALL_SAMPLES,
         inner_momentum=0.9,
         validate_every=5 * EPOCH,
     )

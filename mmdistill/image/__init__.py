@@ -26,6 +26,7 @@ DOMAIN = Domain(
     make_task=image_task,
     methods=METHODS,
     draw=draw,
+    first="dm",
     exports=EXPORTS,
     imports=IMPORTS,
     accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), IDX or CIFAR binary "

@@ -34,6 +34,7 @@ DOMAIN = Domain(
     make_task=recsys_task,
     methods=METHODS,
     draw=draw,
+    first="distill-cf-meanfield",
     exports=EXPORTS,
     imports=IMPORTS,
     accepted=ACCEPTED,

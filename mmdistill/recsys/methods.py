@@ -31,12 +31,10 @@ from mmdistill.recsys.storage import (
 )
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.settings import ALL_REAL, OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Inputs, Task
 
 SOURCE = "Sachdeva et al., NeurIPS 2022"
-ALL_USERS = 1_000_000_000
-"""As ``real_batch``: every real user in each step."""
 CHUNK_NUMBERS = 32_000_000
 """Numbers of the target users' rows that are differentiated at once where there are more: 128 MB."""
 
@@ -139,7 +137,7 @@ def ease() -> KernelRidgeMatching:
 
 def _published(users: int) -> Settings:
     return Settings(
-        steps=500, real_batch=ALL_USERS, optimizers={"codes": OptimizerSpec("adam", 0.04)}, validate_every=40
+        steps=500, real_batch=ALL_REAL, optimizers={"codes": OptimizerSpec("adam", 0.04)}, validate_every=40
     )
 
 

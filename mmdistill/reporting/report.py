@@ -16,7 +16,7 @@ from mmdistill.reporting.tabular import aligned, html_row, html_table, markdown_
 from mmdistill.runs.folder import DRAWN, PAGE, PICTURES, REPORT
 from mmdistill.runs.history import Reading
 from mmdistill.runs.written import note_written
-from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
+from mmdistill.settings import ALL_REAL, ALL_SAMPLES, MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import write_text
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
@@ -25,6 +25,8 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%;image
 pre{background:#f6f6f6;padding:.8em;overflow-x:auto;white-space:pre-wrap}.q{color:#666}"""
 LEAST_TOLD = 0.01
 """The share of a run's seconds, and of a step's, from which on a report tells what takes it."""
+WHOLE = {"inner_batch": (0, ALL_SAMPLES), "real_batch": (ALL_REAL,)}
+"""Sizes of minibatches that stand for all samples."""
 
 
 def percent(entry: Mapping[str, Any]) -> str:
@@ -77,7 +79,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
             f"{budget_in_words(distilled)}: {distilled.stored_bytes:,} bytes, {share}",
         ],
         *([name, value] for name, value in made if value),
-        *([["settings", settings_in_words(distilled.settings)]] if distilled.steps else []),
+        *([["settings", settings_in_words(distilled.settings, distilled.parameterization)]] if distilled.steps else []),
         *([] if distilled.origin else (["cost", cost], ["run", f"{path}, {distilled.precision}"])),
     ]
 
@@ -107,17 +109,30 @@ def budget_in_words(distilled: DistilledSet) -> str:
     return f"{unit} {budget}" if count == named else f"{unit} {budget}, {count} samples"
 
 
-def settings_in_words(settings: Mapping[str, Any]) -> str:
-    """Return a set's settings: its optimizers, and what methods choose or a user changed."""
-    usual = asdict(Settings(steps=0))
-    groups = [f"{group} {optimizer_in_words(spec)}" for group, spec in settings.get("optimizers", {}).items()]
-    others = _changed(settings, usual, ("real_batch", "init"), ("steps", "optimizers", "stored_bytes", *MEMORY_ONLY))
-    return ", ".join([*groups, *others])
+def settings_in_words(settings: Mapping[str, Any], parameterization: str) -> str:
+    """Return a set's settings: its optimizers, and what methods choose or a user changed.
+
+    Args:
+        settings: by name.
+        parameterization: how samples are stored, in words.
+    """
+    usual, raw = asdict(Settings(steps=0)), parameterization == "raw"
+    groups = [
+        f"{'samples' if raw and group == 'codes' else group}: {optimizer_in_words(spec)}; "
+        for group, spec in settings.get("optimizers", {}).items()
+    ]
+    told = {name: "all" if value in WHOLE.get(name, ()) else value for name, value in settings.items()}
+    others = _changed(told, usual, ("real_batch", "init"), ("steps", "optimizers", "stored_bytes", *MEMORY_ONLY))
+    return "".join(groups) + ", ".join(others)
 
 
 def optimizer_in_words(spec: Mapping[str, Any]) -> str:
-    """Return an optimizer's name, its rate, and what else is not as usual."""
-    return " ".join([str(spec["name"]), *_changed(spec, asdict(OptimizerSpec()), ("lr",), ("name",))])
+    """Return an optimizer's name, its rate, what else is not as usual, and, where it rests at times, its steps."""
+    told = [str(spec["name"]), *_changed(spec, asdict(OptimizerSpec()), ("lr",), ("name", "active"))]
+    if spec.get("active"):
+        start, stop, period = spec["active"]
+        told.append(f"steps {start} to {stop - 1} of each {period}")
+    return ", ".join(told)
 
 
 def _changed(

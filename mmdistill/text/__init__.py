@@ -47,6 +47,7 @@ DOMAIN = Domain(
     make_task=_make_task,
     methods={**METHODS, **TOKEN_METHODS},
     draw=draw,
+    first="krr",
     exports={"tensors": export_tensors, "embeds": export_embeds, "texts": export_texts},
     imports=IMPORTS,
     accepted="a TSV, CSV, JSON or Parquet file with a text and a label column, a folder with such train and test "

@@ -67,6 +67,20 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(default: random,herding,whole)" in " ".join(distill.split())
 
 
+def test_help_of_judging_names_the_scores_and_what_is_not_distilled(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(command: str) -> str:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        return capsys.readouterr().out
+
+    assert "'accuracy' (or what the data have instead), or 'robust'" in " ".join(shown("evaluate").split())
+    help_of_import = shown("import")
+    assert "\nthe data and the network:\n" in help_of_import
+    assert "distilled, and how" not in help_of_import
+    assert "distil with" not in help_of_import
+    assert "network that judges" in help_of_import
+
+
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--long"]) == 0
     methods = capsys.readouterr().out
@@ -102,7 +116,12 @@ def test_methods_are_listed_in_a_line_each_above_their_row_of_table_1(
     assert below.strip() == "Table 1: distribution (variant) | trained on S | raw or DSA | fixed"
     assert sum("Table 1: " in line for line in short) == 20
     assert "--long" in short[-1]
-    assert {"graph (budget: --nodes)", "recsys (budget: --users)"} <= set(shown())
+    protocols = [line for line in short if line.startswith("  --protocol")]
+    assert protocols == [f"  --protocol {' | '.join(get_domain('image').protocols)}"]  # what each is, is for --long
+    begun = re.findall(r"^([\w-]+) \(budget: --\w+; start with (.*)\)$", "\n".join(shown()), re.MULTILINE)
+    assert [name for name, _ in begun] == [name for name in DOMAIN_PACKAGES if name != "graph-set"]  # which has one
+    for name, methods in begun:
+        assert set(methods.split(" or ")) <= set(domain_methods(get_domain(name)))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     assert all(len(line) <= 100 for line in shown("image") if "--" not in line)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mmdistill.cli import main
@@ -70,11 +71,33 @@ def test_a_dry_run_says_for_how_long_networks_train(capsys: pytest.CaptureFixtur
     assert "convnet, 5 networks each, 300 epochs\n" in said
     assert "random, herding, whole (60 epochs)\n" in said
     stored = planned(capsys, "--method", "dm", "--judges", "ntk,mlp", "--parameterization", "upsample-2")
-    assert "ntk, mlp (epochs that depend on the finished set), 5 networks each\n" in stored
+    assert "ntk, solved without training; mlp, 5 networks each, epochs that depend on the finished set\n" in stored
     said = planned(capsys, "--method", "dm", "--judges", "ntk,mlp", "--judge-epochs", "2", "--baselines", "random")
-    assert "ntk, mlp (2 epochs), 5 networks each\n" in said
+    assert "ntk, solved without training; mlp, 5 networks each, 2 epochs\n" in said
     assert "whole" not in said
     assert "convnet, 5 networks each\n" in planned(capsys, "--method", "dd")  # whose sets carry their own steps
+
+
+def test_a_dry_run_names_things_by_words_of_the_field(capsys: pytest.CaptureFixture[str]) -> None:
+    said = planned(capsys, "--method", "dm")
+    assert "settings    samples: sgd, lr 1.0, momentum 0.5; real batch 64, init real, augment\n" in said
+    assert "judges      ntk, solved without training\n" in planned(capsys, "--method", "kip")
+    haba = planned(capsys, "--method", "haba", ipc=10)
+    assert "settings    codes: adam, lr 0.03; " in haba
+    assert "decoder: adam, lr 0.003; real batch" in haba
+    assert "inner batch all" in haba
+    assert "stored as" not in haba  # which has no name
+
+
+def test_a_dry_run_says_which_steps_a_group_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edges = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
+    nodes = {"x": torch.eye(8), "edge_index": edges, "y": torch.arange(8) // 4}
+    masks = {f"{name}_mask": torch.arange(8) % 4 == part for part, name in enumerate(("train", "val", "test"))}
+    torch.save(nodes | masks, tmp_path / "own.pt")
+    assert main(["distill", "--data", str(tmp_path / "own.pt"), "--method", "gcond", "--nodes", "2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "codes: adam, lr 0.02, steps 10 to 49 of each 50; decoder: adam, lr 0.001, steps 0 to 9 of each 50; " in said
+    assert "inner batch all" in said
 
 
 def test_a_dry_run_says_which_experts_it_would_train(

@@ -1,5 +1,6 @@
 """What ``mmdistill methods NAME`` says of one method."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmdistill.cli import main
-from mmdistill.commands.method_page import SHOWN_BUDGETS, having, method_facts
+from mmdistill.commands.method_page import SHOWN_BUDGETS, USUAL, having, method_facts
 from mmdistill.config import DistillConfig
 from mmdistill.errors import UnknownNameError
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
@@ -25,9 +26,11 @@ def test_every_method_tells_its_settings_by_options_that_there_are(name: str, ke
     told = {name.removeprefix("--").replace("-", "_") for name in facts if name.startswith("--") and " " not in name}
     assert told <= options
     if method.solve is None:
+        groups = set(method.settings(10).optimizers)
         steps = {str(method.settings(budget).steps) for budget in SHOWN_BUDGETS[domain.budget]}
         assert all(number in facts["--steps"] for number in steps)
-        assert {f"{group} by" for group in method.settings(10).optimizers} - {"codes by"} <= set(facts)
+        known = {"labels": "labels' optimizer", "decoder": "decoder's optimizer", "objective": "objective's optimizer"}
+        assert {known[group] for group in groups - {"codes"}} <= set(facts)
     else:
         assert "--steps" not in facts
 
@@ -36,13 +39,13 @@ def test_settings_that_depend_on_the_budget_name_it() -> None:
     facts = method_facts(get_domain("image"), "DSA", "")
     assert facts["--steps"] == "1000 at ipc 1; 10000 at ipc 10; 50000 at ipc 50"
     assert facts["--inner-steps"] == "1 at ipc 1; 50 at ipc 10; 10 at ipc 50"
-    assert facts["codes by (--lr)"] == "sgd lr 0.1 momentum 0.5"
+    assert facts["samples' optimizer (--lr)"] == "sgd, lr 0.1, momentum 0.5"
     assert facts["--init"] == "real"
-    assert "--inner-lr 0.01" in facts["read, as usual"]
+    assert "--inner-lr 0.01" in facts[USUAL]
     assert not any("expert" in value for value in facts.values())
-    assert "syn-batch" in facts["read, as usual"]
-    assert "syn-batch" not in method_facts(get_domain("image"), "krr", "")["read, as usual"]  # which takes all samples
-    assert "interactions" not in facts["read, as usual"]
+    assert "syn-batch" in facts[USUAL]
+    assert "syn-batch" not in method_facts(get_domain("image"), "krr", "")[USUAL]  # which takes all samples
+    assert "interactions" not in facts[USUAL]
 
 
 def test_settings_of_a_data_set_and_of_its_short_schedule() -> None:
@@ -90,5 +93,5 @@ def test_own_data_have_the_settings_of_any_data(tmp_path: Path, capsys: pytest.C
     shown = capsys.readouterr().out
     assert shown.startswith("image (budget: --ipc, --data ")
     assert "text (budget" not in shown
-    assert "--steps          20000" in shown
+    assert re.search(r"--steps +20000\n", shown)
     assert main(["methods", "dm", "--data", str(tmp_path / "none")]) == 2
