@@ -35,6 +35,8 @@ from mmdistill.store import read_json, write_json
 
 REAL = {"random": ":", "herding": "--"}
 """Memories of real images, with the lines that the figure has for them."""
+ASIDE = 0.08
+"""By how many classes points of one step stand apart, so that their deviations can be told from one another."""
 Entry = dict[str, Any]
 
 
@@ -121,15 +123,17 @@ def table(found: dict[str, list[list[Entry]]]) -> list[str]:
 def draw(title: str, found: dict[str, list[list[Entry]]], path: Path) -> None:
     """Draw accuracy against classes seen, with deviations over seeds."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for memory, runs in found.items():
+    for index, (memory, runs) in enumerate(found.items()):
         steps = [[100 * entry["mean"] for entry in step] for step in zip(*runs, strict=True)]
         deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in steps]
-        x, y = [len(entry["classes"]) for entry in runs[0]], [statistics.fmean(values) for values in steps]
+        x = [len(entry["classes"]) + ASIDE * (index - (len(found) - 1) / 2) for entry in runs[0]]
+        y = [statistics.fmean(values) for values in steps]
         style: dict[str, str] = {"linestyle": REAL[memory], "color": "black"} if memory in REAL else {"marker": "o"}
         axes.errorbar(x, y, deviations, label=memory, capsize=2, **style)  # type: ignore[arg-type]
+    axes.set_xticks([len(entry["classes"]) for entry in next(iter(found.values()))[0]])
     axes.set_xlabel("classes seen")
-    axes.set_ylabel("test accuracy on them (%)")
-    axes.set_title(title, fontsize="small")
+    axes.set_ylabel("test accuracy on the classes seen so far (%)")
+    axes.set_title(title)
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -157,7 +161,8 @@ def main() -> None:
     lines = table(found)
     write_json(place / "continual.json", {"row": chosen.row, "seeds": chosen.seeds, "steps": found})
     (place / "continual.md").write_text("\n".join([f"`{chosen.row}`", "", *lines]) + "\n", encoding="utf-8")
-    draw(chosen.row, found, place / "continual.png")
+    title = f"{stream.data.name}, {stream.ipc} images per class: accuracy on all classes seen"
+    draw(title, found, place / "continual.png")
     print("\n".join([*lines, f"wrote {place}/continual.json, .md and .png"]))
 
 

@@ -114,14 +114,11 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     shade = [(0.2, 0.2, 0.2, float(value)) for value in 0.1 + 0.5 * strength]
     width = 0.2 + 1.8 * strength
     axes.add_collection(LineCollection(list(lines), colors=shade, linewidths=width, zorder=1))
-    axes.scatter(
-        place[:, 0],
-        place[:, 1],
-        s=70,
-        c=_pick(class_colours(task.graph.num_classes), classes),
-        edgecolors="black",
-        zorder=2,
-    )
+    colours = class_colours(task.graph.num_classes)
+    axes.scatter(place[:, 0], place[:, 1], s=70, c=_pick(colours, classes), edgecolors="black", zorder=2)
+    for name, colour in zip(task.graph.class_names, colours, strict=True):
+        axes.scatter([], [], s=70, color=colour, edgecolors="black", label=literal(name))
+    figure.legend(title="class", loc="outside right upper", fontsize=8, ncols=1 + task.graph.num_classes // 25)
     axes.set_title(f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class", fontsize=9)
     axes.set_aspect("equal")
     axes.set_axis_off()

@@ -80,7 +80,7 @@ def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target:
     sizes, masses = data.lengths("train"), rows.sum(1).numpy()
     bins = np.geomspace(max(min(sizes.min(), masses.min()), 1), max(sizes.max(), masses.max()) * 1.01 + 1, 40)
     _draw_shares(mass, {"real users": sizes, "synthetic users": masses}, bins.tolist())
-    mass.set(xscale="log", xlabel="interactions (mass) per user", ylabel="share of users", title="how much users do")
+    mass.set(xscale="log", xlabel="mass per user", ylabel="share of users", title="interactions per user")
     _draw_shares(
         likeness, {"real, to another": near.among_real, "synthetic": near.cosine}, np.linspace(0, 1 + 1e-9, 41).tolist()
     )
@@ -112,7 +112,10 @@ def _label_ticks(axis: "Axis") -> None:
 
 def _draw_popularity(axes: "Axes", real: npt.NDArray[np.floating], syn: npt.NDArray[np.floating]) -> None:
     axes.loglog(real, syn, ".", markersize=3, alpha=0.5)
-    both = real[real > 0]
+    both, unseen = real[real > 0], int(((real == 0) | (syn == 0)).sum())  # which no logarithmic axis shows
+    if unseen:
+        told = f"not shown: {unseen:,} items that real\nor synthetic users have none of"
+        axes.text(0.02, 0.98, told, transform=axes.transAxes, va="top", fontsize=9)
     axes.plot([both.min(), both.max()], [both.min(), both.max()], color="grey", linewidth=1)
     axes.set(xlabel="share of real interactions", ylabel="share of synthetic mass", title="popularity of each item")
 

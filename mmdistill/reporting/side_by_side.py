@@ -24,6 +24,8 @@ USUAL = 3
 """Rows of one value from which on it may be the usual one."""
 NAME_WIDTH, NAME_HEIGHT = 88, 0.19
 """Characters in a line of a picture's legend, and its height in inches."""
+ROW_WIDTH = 36
+"""Characters in a line beside the row of a picture."""
 
 
 def titles(rows: Sequence[Repetitions]) -> list[str]:
@@ -190,12 +192,14 @@ def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
     """Draw each data set's scores against the budget, baselines dashed; returns the pictures.
 
     A line joins the means of the budgets of one method, stored, distilled with, labelled and judged alike; each judge
-    has baselines of its own.
+    has baselines of its own. Of a single budget each method and baseline has a row.
     """
-    return [
-        _draw([row for row in rows if row.data == data], folder / f"{as_file_name(encodable(name))}-budgets.png")
-        for data, name in data_names(rows).items()
-    ]
+    pictures = []
+    for data, name in data_names(rows).items():
+        own = [row for row in rows if row.data == data]
+        draw = _draw_rows if len({(row.unit, row.budget) for row in own}) == 1 else _draw
+        pictures.append(draw(own, folder / f"{as_file_name(encodable(name))}-budgets.png"))
+    return pictures
 
 
 def data_names(rows: Iterable[Repetitions]) -> dict[str, str]:
@@ -270,8 +274,34 @@ def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.minorticks_off()
     axes.set_xlabel(rows[0].unit)
-    shown = {row.judged for row in rows} if len({row.judged for row in rows}) == 1 else {row.metric for row in rows}
-    axes.set_ylabel(literal(f"{', '.join(sorted(shown))}, percent"))
+    axes.set_ylabel(_scores_of(rows))
     axes.set_title(literal(Path(rows[0].data).stem))
     figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     return save_figure(figure, target)
+
+
+def _draw_rows(rows: Sequence[Repetitions], target: Path) -> Path:
+    """Draw the scores of one budget, each method and baseline in a row; equal scores of a row once."""
+    own, beside = _lines(rows), _baseline_lines(rows)
+    names = ["\n".join(textwrap.wrap(name, ROW_WIDTH)) for name in (*own, *beside)]
+    heights = [name.count("\n") + 2 for name in names]
+    places = [sum(heights[:number]) + height / 2 for number, height in enumerate(heights)]
+    figure, axes = one_plot(7, 1.2 + NAME_HEIGHT * sum(heights))
+    for number, (place, points) in enumerate(zip(places, (*own.values(), *beside.values()), strict=True)):
+        scores = sorted({(100 * score.mean, 100 * (score.deviation or 0.0)) for _, score in points})
+        colour = f"C{number}" if number < len(own) else "grey"
+        for index, (mean, deviation) in enumerate(scores):
+            aside = place + heights[number] * ((index + 1) / (len(scores) + 1) - 0.5)
+            axes.errorbar([mean], [aside], xerr=[deviation], marker="o", capsize=3, color=colour)
+    axes.set_yticks(places, [literal(name) for name in names], fontsize=9)
+    axes.set_ylim(sum(heights), 0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(_scores_of(rows))
+    axes.set_title(literal(f"{Path(rows[0].data).stem}, {rows[0].unit} {rows[0].budget}"))
+    return save_figure(figure, target)
+
+
+def _scores_of(rows: Sequence[Repetitions]) -> str:
+    """Return what the axis of scores is called: the metric, with the judge where there is one."""
+    shown = {row.judged for row in rows} if len({row.judged for row in rows}) == 1 else {row.metric for row in rows}
+    return literal(f"{', '.join(sorted(shown))}, percent")

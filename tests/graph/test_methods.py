@@ -1,5 +1,6 @@
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from matplotlib.figure import Figure
 from torch_geometric.data import Data
 
 from mmdistill.allocation import subset_bytes
@@ -124,6 +126,15 @@ def test_pictures_are_drawn_and_other_tasks_refused(tmp_path: Path) -> None:
     assert len(DOMAIN.draw(own, empty, tmp_path)) == 4
     with pytest.raises(UnsupportedError, match="a graph task is needed"):
         DOMAIN.draw(BlobTask(), plain, tmp_path)
+
+
+def test_the_picture_of_edges_has_its_classes_in_a_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, seen = task(), dict[str, Figure]()
+    module = sys.modules[DOMAIN.draw.__module__]
+    monkeypatch.setattr(module, "save_figure", lambda figure, path, dpi: seen.update({path.name: figure}) or path)
+    DOMAIN.draw(own, own.select(torch.arange(6)), tmp_path)
+    (legend,) = seen["structure.png"].legends
+    assert [text.get_text() for text in legend.get_texts()] == list(own.graph.class_names)
 
 
 def test_nodes_of_one_feature_are_drawn_on_a_line(tmp_path: Path) -> None:

@@ -404,6 +404,18 @@ def test_the_report_says_what_was_read_stored_and_copied(named, tmp_path):
     assert "film-" in text
 
 
+def test_the_picture_says_how_many_items_its_logarithmic_axes_leave_out(tmp_path, monkeypatch):
+    taken = [(user, item) for user in range(20) for item in range(4)]
+    data, figures = load_interactions(pd.DataFrame(taken, columns=["user", "item"])), []
+    monkeypatch.setattr(
+        sys.modules[draw_distributions.__module__], "save_figure", lambda figure, target: figures.append(figure)
+    )
+    for rows in (torch.tensor([[1.0, 0.5, 0.0, 0.0]]), torch.ones(1, 4)):
+        draw_distributions(data, rows, nearness(data, rows), tmp_path / "interactions.png")
+    told = [[text.get_text() for text in figure.axes[0].texts] for figure in figures]
+    assert told == [["not shown: 2 items that real\nor synthetic users have none of"], []]
+
+
 @pytest.mark.parametrize(("items", "each"), [(5, 5), (8, 5), (20, 8), (400, 150)])
 def test_axes_of_small_logs_have_labels_that_do_not_overlap(items, each, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)

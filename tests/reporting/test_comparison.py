@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmdistill.cli import main
@@ -313,6 +314,7 @@ def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypa
     rows = rows_of(runs)
     assert titles(rows) == ["dm (raw)", "dm (upsample-2)", "dm (upsample-2)"]
     assert titles(rows[1:]) == ["dm", "dm"]
+    rows += [replace(row, budget=10) for row in rows]
     lines: list[list[tuple[float, float]]] = []
     plot = Axes.plot
 
@@ -322,7 +324,7 @@ def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Axes, "plot", noted)
     draw_budgets(rows, tmp_path)
-    assert [len(line) for line in lines] == [1, 1, 1]  # two methods and a baseline, each at the only budget
+    assert [len(line) for line in lines] == [2, 2, 2]  # two methods and a baseline, each at both budgets
     assert lines[1][0][1] == pytest.approx(85.0)
 
 
@@ -496,9 +498,29 @@ def test_each_judge_has_baselines_of_its_own_in_the_picture(tmp_path: Path, monk
     other = finished(tmp_path / "b", 0.6)
     entry = {**ENTRY, "judge": "ntk", "mean": 0.6}
     changed(other, results=[entry], baselines={"random": [{**entry, "mean": 0.3}]})
-    found = drawn(rows_of([one, other]), tmp_path, monkeypatch)
-    assert found["random by convnet"] == pytest.approx([70.0])
-    assert found["random by ntk"] == pytest.approx([30.0])
+    rows = rows_of([one, other])
+    found = drawn([*rows, *(replace(row, budget=10) for row in rows)], tmp_path, monkeypatch)
+    assert found["random by convnet"] == pytest.approx([70.0, 70.0])
+    assert found["random by ntk"] == pytest.approx([30.0, 30.0])
+
+
+def test_of_one_budget_each_method_and_baseline_has_a_row_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [finished(tmp_path / method, mean) for method, mean in (("dm", 0.8), ("dc", 0.6))]
+    for run in runs:
+        changed(run, method=run.name)
+    seen: list[Figure] = []
+    monkeypatch.setattr("mmdistill.reporting.side_by_side.save_figure", lambda figure, target: seen.append(figure))
+    draw_budgets(rows_of(runs), tmp_path)
+    (axes,) = seen[0].axes
+    names = dict(zip(axes.get_yticks().tolist(), (text.get_text() for text in axes.get_yticklabels()), strict=True))
+    found: dict[str, list[float]] = {}
+    for bars in axes.containers:
+        (x, y), *_ = bars.lines[0].get_xydata().tolist()  # type: ignore[union-attr]
+        found.setdefault(names[min(names, key=lambda tick: abs(tick - y))], []).append(round(x, 6))
+    assert found == {"dc": [60.0], "dm": [80.0], "random": [50.0, 70.0]}  # each run has random images of its own
+    assert axes.get_title() == "digits, ipc 1"
 
 
 def test_a_long_legend_leaves_the_axes_their_room(tmp_path: Path) -> None:
