@@ -4,6 +4,7 @@
     python benchmarks/tables.py --data mnist --ipc 1,10 --schedule reduced
     python benchmarks/tables.py --table 3 --data cifar10 --ipc 10
     python benchmarks/tables.py --data cifar10 --ipc 100,200 --methods dm --schedule reduced
+    python benchmarks/tables.py --figure 8 --data cifar10 --schedule reduced
     python benchmarks/tables.py --page docs/tables.md
 
 A cell is a method, a data set and an ipc. Cells with few images and steps run first, one at a time on each device, in
@@ -31,7 +32,7 @@ from typing import get_args
 
 import torch
 from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, cost, network_of, row
-from pages import page
+from pages import draw_figure_8, figure_8, page
 from quality import prepared
 
 from mmdistill.choices import Schedule
@@ -182,7 +183,10 @@ def named(devices: str) -> list[str]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=int, choices=(2, 3, 5), help="2 where no page is asked for")
+    parser.add_argument("--table", type=int, choices=(2, 3, 5), help="2 where neither a figure nor a page is asked for")
+    parser.add_argument(
+        "--figure", type=int, choices=(8,), help="draw what cells hold, into --out; --page draws it too"
+    )
     parser.add_argument("--data", default="mnist", help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
     parser.add_argument("--ipc", default="1,10", help="comma-separated")
@@ -202,7 +206,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cells", type=Path, default=CELLS, help="where what they found is kept")
     parser.add_argument("--page", type=Path, help="write all that was measured so far as Markdown")
     chosen = parser.parse_args()
-    if chosen.table is None and chosen.page is None:
+    if chosen.table is chosen.figure is chosen.page is None:
         chosen.table = 2
     if chosen.width != REDUCED_WIDTH and chosen.schedule == "published":
         parser.error("--width belongs to a reduced schedule; published ones have their papers' networks")
@@ -229,6 +233,14 @@ def main() -> None:
         if chosen.table in (3, 5):
             judges = [name for name in chosen.judges.split(",") if name] or (TABLE_3 if chosen.table == 3 else TABLE_5)
             judge_cells(cells, judges, places, devices[0], seeds, chosen.networks, until)
+    for data in chosen.data.split(",") if chosen.figure else ():
+        like = Cell(data, "dm", 1, chosen.schedule, chosen.options, chosen.width)
+        if not (points := figure_8(like, chosen.cells)):
+            raise SystemExit(f"{chosen.cells} has no such cell of {data} ({chosen.schedule})")
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        path = chosen.out / f"figure-8-{data}.png"
+        draw_figure_8(like, points, path)
+        print(f"wrote {path}")
     if chosen.page is not None:
         everything = sorted(domain_methods(domain), key=row)
         chosen.page.write_text(page(chosen.cells, everything, chosen.page.parent) + "\n", encoding="utf-8")
