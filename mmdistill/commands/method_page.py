@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
+from mmdistill.commands.assigned import spelled
 from mmdistill.config import WITHOUT_TEXT, DistillConfig
 from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
@@ -98,9 +99,9 @@ def _settings(domain: Domain, method: Method) -> dict[str, str]:
         told = {budget: "" if spec is None else optimizer_in_words(asdict(spec)) for budget, spec in specs.items()}
         shown[_optimizer_of(group, method)] = _by_budget(domain, told)
     for name in _read(domain, method):
-        values = _by_budget(domain, {budget: _said(getattr(own, name)) for budget, own in found.items()})
+        values = _by_budget(domain, {budget: spelled(getattr(own, name)) for budget, own in found.items()})
         optional = name in OPTIONS
-        if name in ALWAYS or values != _said(getattr(usual, name, None)):
+        if name in ALWAYS or values != spelled(getattr(usual, name, None)):
             shown[f"--{name.replace('_', '-')}" if optional else f"--set {name}"] = values
         else:
             plain.append(f"--{name.replace('_', '-')} {values}" if optional else f"--set {name}={values}")
@@ -126,11 +127,6 @@ def _read(domain: Domain, method: Method) -> list[str]:
     if method.make_objective(own).view != "classes":
         idle.add("syn_batch")  # which is refused there
     return [name for name in names if name not in idle]
-
-
-def _said(value: object) -> str:
-    """Return a value as an option takes it."""
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _by_budget(domain: Domain, values: Mapping[int, str]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmdistill.cli import main
+from mmdistill.commands.assigned import assigned
 from mmdistill.commands.method_page import SHOWN_BUDGETS, USUAL, having, method_facts
 from mmdistill.config import DistillConfig
 from mmdistill.errors import UnknownNameError
@@ -33,6 +34,18 @@ def test_every_method_tells_its_settings_by_options_that_there_are(name: str, ke
         assert {known[group] for group in groups - {"codes"}} <= set(facts)
     else:
         assert "--steps" not in facts
+
+
+@pytest.mark.parametrize(("name", "key"), EVERY, ids=["-".join(pair) for pair in EVERY])
+def test_what_is_shown_of_settings_is_what_set_takes(name: str, key: str) -> None:
+    domain = get_domain(name)
+    facts, method = method_facts(domain, key, ""), get_method(domain, key)
+    shown = {told.removeprefix("--set "): value for told, value in facts.items() if told.startswith("--set ")}
+    shown |= dict(re.findall(r"--set (\w+)=(.*?)(?=, --|$)", facts.get("read, as usual", "")))
+    for setting, value in shown.items():
+        budget = SHOWN_BUDGETS[domain.budget][0]
+        taken = assigned([f"{setting}={value.partition(' at ')[0]}"], method.settings(budget), key)
+        assert taken == {setting: getattr(method.settings(budget), setting)}
 
 
 def test_settings_that_depend_on_the_budget_name_it() -> None:
