@@ -27,7 +27,8 @@ DOMAIN_PACKAGES: dict[str, str] = {
     "recsys": "mmdistill.recsys",
 }
 """The modules that export a ``DOMAIN``, by its name; a script may add its own."""
-
+SHIPPED = frozenset(DOMAIN_PACKAGES)
+"""The domains of this package."""
 
 EVERYWHERE = ("width", "device", "judge_epochs", "seed")
 """What tasks of every domain are told."""
@@ -177,7 +178,8 @@ def domain_of(
         data: the name or path.
         columns: the options by which a user named columns: a table belongs to the domain that has them.
         budget: what a user counts samples in: without named columns a table belongs to the one domain that does so.
-        method: what a user distils by: else a table belongs to the one domain that has it.
+        method: what a user distils by: else a table, and what several domains read, belongs to the one that has it.
+            What is left belongs to a domain that a user's code added, whose files are a narrower kind.
     Raises:
         ConfigError: neither a known name nor an existing path, or a path that no domain reads.
     """
@@ -188,11 +190,13 @@ def domain_of(
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     path = users_path(data)
     if path.exists():
+        own = _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
         accepting = [domain for domain in domains if domain.accepts(path)]
+        accepting.sort(key=lambda domain: (domain not in own, domain.name in SHIPPED))
         named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
         if not named and path.is_file():
             named = _only([domain for domain in domains if domain.budget == budget])
-            named = named or _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
+            named = named or own
         ending = path.name.lower().removesuffix(".gz")
         if named and (ending.endswith(named[0].tables) if path.is_file() else not accepting):
             return named[0]

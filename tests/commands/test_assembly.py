@@ -6,14 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmdistill import registry
 from mmdistill.commands.assembly import SIZES, make_task
 from mmdistill.config import DistillConfig
 from mmdistill.errors import ConfigError
+from mmdistill.methods import CORE_METHODS
 from mmdistill.names import in_words
-from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, get_domain, takers
+from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_of, get_domain, takers
 from tests.toys import BlobTask
 
 Told = list[dict[str, object]]
@@ -64,6 +66,25 @@ def test_splits_have_a_seed_of_their_own_and_methods_a_network_that_another_repl
     assert [(own["seed"], own.get("model")) for own in told] == [(3, None), (0, None), (0, "gru"), (0, "rnn")]
     make_task(replace(WAVES, method="dc"))
     assert "model" not in told[-1]
+
+
+def test_files_of_a_domain_of_ones_own_go_to_it_before_those_that_take_anything(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, images = tmp_path / "a.csv", tmp_path / "a.npz"
+    table.write_text("text,label\n" + "".join(f"word {row},{row % 3}\n" for row in range(30)))
+    np.savez(images, images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4) % 2)
+    assert [domain_of(str(path)).name for path in (table, images)] == ["text", "image"]
+    own = {"waving": CORE_METHODS["dm"], "dm": CORE_METHODS["dm"]}
+    domain = replace(get_domain("series"), accepts=lambda path: path.suffix in (".csv", ".npz"), methods=own)
+    monkeypatch.setitem(sys.modules, "own_series", SimpleNamespace(DOMAIN=domain))
+    for path in (table, images):
+        for told_of in ({}, {"budget": "ipc"}, {"method": "dm"}, {"method": "Waving"}):
+            assert domain_of(str(path), **told_of).name == "series"  # type: ignore[arg-type]
+    assert domain_of(str(images), method="mtt").name == "image"  # which no other domain has
+    assert domain_of(str(table), budget="users").name == "recsys"
+    assert domain_of(str(table), ["text_column"]).name == "text"
+    assert domain_of("digits", method="waving").name == "image"
 
 
 @pytest.mark.parametrize("option", SIZES)
