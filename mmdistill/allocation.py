@@ -103,7 +103,11 @@ def shares_of(task: Task, budget: int) -> ClassShares:
     """
     info = task.describe()
     if task.labels is None or task.num_classes is None:
-        raise ConfigError(f"{info.data!r} has no classes, and here samples are made class by class")
+        raise ConfigError(
+            f"{info.data!r} has no classes, and here samples are made class by class; choose a way of storing them "
+            f"that needs none (--parameterization, parameterization= in Python; 'mmdistill methods {info.domain}' "
+            "lists those of such data)"
+        )
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
     classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
     return ClassShares(counts, classes, task.num_classes)

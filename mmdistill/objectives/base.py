@@ -133,8 +133,9 @@ class Objective(nn.Module, ABC):
         """
         if self.view == "classes" and task.num_classes is None:
             raise ConfigError(
-                f"{type(self).__name__} matches class by class, but {task.describe().data!r} has no classes; "
-                "use a kernel ridge method"
+                f"{type(self).__name__} matches class by class, but {task.describe().data!r} has no classes; use an "
+                "objective of whole batches (view 'flat'), such as GradientMatching(distance, 'batch') or a kernel "
+                "ridge method"
             )
 
     @property
@@ -155,6 +156,25 @@ class Objective(nn.Module, ABC):
         own = {name: p.detach() for name, p in self.named_parameters(recurse=False) if p.ndim <= 1}
         parts = [part for part in self.children() if isinstance(part, Objective)]
         return own | {name: tensor for part in parts for name, tensor in part.learned().items()}
+
+
+def require_parameters(objective: Objective, does: str, task: Task) -> Tensors:
+    """Return the parameters of a fresh network.
+
+    Args:
+        objective: who asks.
+        does: what it does with them, for the message.
+        task: the task.
+    Raises:
+        ConfigError: it has none, as an infinitely wide one.
+    """
+    params = task.init(Draws(0, ("check",), task.device)).params
+    if not params:
+        raise ConfigError(
+            f"{type(objective).__name__} {does}, and the network of {task.describe().data!r} has no parameters; choose "
+            "one that has (of interactions, --model autoencoder, model='autoencoder' in Python)"
+        )
+    return params
 
 
 def require_features(name: str, task: Task) -> None:

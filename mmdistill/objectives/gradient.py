@@ -18,14 +18,15 @@ from mmdistill.objectives.base import (
     class_sides,
     classes_at_once,
     flatten_classes,
+    require_parameters,
 )
 from mmdistill.objectives.distances import Distance, row_cosine, row_cosine_euclidean
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, Task, Tensors, share_classes
 
 Siamese = Callable[[Draws, ClassBatch], ClassBatch]
 """Augments a batch per class; the same key means the same augmentation."""
-Reduction = Literal["per-class", "class-sum"]
+Reduction = Literal["per-class", "class-sum", "batch"]
 ClassWeights = Literal["equal", "share"]
 
 
@@ -55,15 +56,16 @@ class GradientMatching(Objective):
     Args:
         distance: maps two parameter trees with a leading class axis to a ``(C,)`` tensor.
         reduction: ``per-class`` compares class by class and sums (Eq. 8); ``class-sum`` compares the mean gradients
-            over classes (Eq. 9).
+            over classes (Eq. 9); ``batch`` those of whole batches, whatever their classes, which tasks without classes
+            take too.
         weights: ``equal`` sets every w_c to 1; ``share`` to the class's synthetic samples over the largest class's, as
             sets with uneven classes need it.
         augment: an augmentation of its own instead of the task's, the same for both sides of a class.
         warm_up: when ``class-sum`` compares class by class yet; None: never.
     Shapes:
-        class batches on both sides with one number of classes; returns a scalar.
+        class batches on both sides with one number of classes, or flat ones (``batch``); returns a scalar.
     Raises:
-        ConfigError: another reduction or weights than these.
+        ConfigError: another reduction or weights than these, or of whole batches what is of classes.
         ShapeError: the class axes differ.
     Source: Zhao et al., ICLR 2021, Sec. 3; Lee et al., ICML 2022 (Eq. 9); weights: Jin et al., ICLR 2022; survey
         Sec. 3.3.3.
@@ -91,17 +93,24 @@ class GradientMatching(Objective):
         self.siamese = augment is None
         self.warm_up = warm_up
         self.steady = warm_up is None
+        if reduction == "batch":
+            if weights != "equal" or warm_up is not None or augment is not None:
+                raise ConfigError(
+                    "weights, a warm-up and an augmentation of its own are those of classes, and whole batches (batch) "
+                    "are compared without them"
+                )
+            self.view = "flat"
 
     def check(self, task: Task) -> None:
-        """Refuse a task without classes, and a network of which the distance can compare nothing."""
+        """Refuse a task without the classes that are compared, and a network of which the distance compares nothing."""
         super().check(task)
-        params = task.init(Draws(0, ("check",), task.device)).params
+        params = require_parameters(self, "compares gradients", task)
         tree = {name: parameter[None] for name, parameter in params.items()}
         self.distance(tree, tree)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the summed distance; no graph is kept for the real side."""
-        syn, real = class_sides(syn, real, "gradient matching")
+        syn, real = self._sides(syn, real)
         if self.augment is not None:
             syn, real = self.augment(draws, syn), self.augment(draws, real)
         shares = class_shares(syn) if self.weights == "share" else None
@@ -114,6 +123,12 @@ class GradientMatching(Objective):
 
             return sum_by_classes(term, syn, classes_at_once(network, syn))
         return self.across(network, syn, reals, shares)
+
+    def _sides(self, syn: Batch | ClassBatch, real: Batch | ClassBatch) -> tuple[ClassBatch, ClassBatch]:
+        """Return both sides class by class; whole batches as one group."""
+        if self.reduction != "batch":
+            return class_sides(syn, real, "gradient matching")
+        return one_group(flatten_classes(syn)), one_group(flatten_classes(real))
 
     def additive(self, network: Network) -> bool:
         """Return whether the distance is a sum of one term for each class."""
@@ -249,6 +264,11 @@ class RealGradients:
                 own = gradient.sum(0, keepdim=True)
                 sums[name] = sums[name].add_(own) if name in sums else own
         return {name: total / classes for name, total in sums.items()}
+
+
+def one_group(batch: Batch) -> ClassBatch:
+    """Return a batch as that of one class, to which all samples belong."""
+    return share_classes(batch, torch.ones(1, len(batch.weight), device=batch.weight.device))
 
 
 def class_shares(batch: ClassBatch) -> Tensor:

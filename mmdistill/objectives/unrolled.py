@@ -21,7 +21,7 @@ from mmdistill.networks.minibatches import (
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
-from mmdistill.objectives.base import Network, Objective, flatten_classes
+from mmdistill.objectives.base import Network, Objective, flatten_classes, require_parameters
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, take
 
@@ -98,11 +98,7 @@ class UnrolledObjective(Objective):
             ConfigError: an infinitely wide network, say.
         """
         super().check(task)
-        if not task.init(Draws(0, device=task.device)).params:
-            raise ConfigError(
-                f"{type(self).__name__} trains students, and the network of {task.describe().data!r} has no "
-                "parameters; choose one that has (of interactions, --model autoencoder)"
-            )
+        require_parameters(self, "trains students", task)
 
     def __init__(
         self,

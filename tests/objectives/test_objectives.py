@@ -24,13 +24,20 @@ from mmdistill.objectives.base import (
 from mmdistill.objectives.compiled import batched_gradients
 from mmdistill.objectives.distances import flat_cosine, row_cosine, row_cosine_euclidean, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
-from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.gradient import GradientMatching, WarmUp
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, ridge_solution
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Tensors, share_classes
-from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_objective_on, check_task
+from mmdistill.testing import (
+    ConformanceError,
+    as_float64,
+    check_class_gradients,
+    check_objective,
+    check_objective_on,
+    check_task,
+)
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
 
@@ -207,6 +214,36 @@ def test_gradient_matching_equals_its_oracle(task: BlobTask, network: Network, r
     )
 
 
+@pytest.mark.parametrize("distance", [row_cosine, flat_cosine])
+def test_gradients_of_whole_batches_equal_plain_autograd(
+    task: BlobTask, network: Network, distance: Callable[[Tensors, Tensors], Tensor]
+) -> None:
+    syn, real = (flatten_classes(class_batch(task, n, name)) for n, name in ((2, "syn"), (9, "real")))
+    syn = syn._replace(weight=DRAWS.fold("w").uniform(len(syn.weight), low=0.5))
+    network = network._replace(state=as_float64(network.state))
+
+    def gradient(batch: Batch) -> Tensors:
+        params = {name: tensor.detach().requires_grad_() for name, tensor in network.state.params.items()}
+        rows = Batch(*(t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in batch))
+        loss = task.loss(network.state._replace(params=params), rows)
+        found = torch.autograd.grad(loss, list(params.values()))
+        return {name: one[None] for name, one in zip(params, found, strict=True)}
+
+    check_objective(
+        GradientMatching(distance, "batch"),
+        network,
+        syn,
+        real,
+        oracle=lambda: float(distance(gradient(syn), gradient(real))),
+    )
+
+
+def test_whole_batches_have_no_weights_of_classes_nor_a_warm_up_by_them() -> None:
+    for own in ({"weights": "share"}, {"warm_up": WarmUp(1, 1)}, {"augment": lambda draws, batch: batch}):
+        with pytest.raises(ConfigError, match="weights, a warm-up and an augmentation of its own are those of classes"):
+            GradientMatching(row_cosine, "batch", **own)  # type: ignore[arg-type]
+
+
 def test_distances_of_whole_gradients_equal_the_oracle() -> None:
     shapes = {"weight": (2, 3, 4), "bias": (2, 3), "kernel": (2, 2, 3, 2, 2)}
     a, b = ({name: DRAWS.fold(side, name).normal(*shape).double() for name, shape in shapes.items()} for side in "ab")
@@ -365,7 +402,7 @@ def test_mismatched_sides_are_refused(task: BlobTask, network: Network) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GradientMatching(reduction="per_class"), "reduction is per-class or class-sum.*mean 'per-class'"),  # type: ignore[arg-type]
+        (lambda: GradientMatching(reduction="per_class"), "reduction is per-class or .*mean 'per-class'"),  # type: ignore[arg-type]
         (lambda: GradientMatching(weights="shares"), "weights is equal or share.*mean 'share'"),  # type: ignore[arg-type]
         (lambda: DistributionMatching("lats"), "layers is last or all.*mean 'last'"),  # type: ignore[arg-type]
         (lambda: KernelRidgeMatching(FeatureKernel(), scale="trave"), "scale is trace or absolute.*mean 'trace'"),  # type: ignore[arg-type]

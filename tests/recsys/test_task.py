@@ -22,8 +22,11 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
-from mmdistill.methods import CORE_METHODS
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS, fresh, trained_on_s
 from mmdistill.objectives.base import Network
+from mmdistill.objectives.distances import flat_cosine
+from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
 from mmdistill.recsys import DOMAIN, RankingProtocol, RecsysTask, load_interactions, methods, models, recsys_task
@@ -36,7 +39,7 @@ from mmdistill.recsys.privacy import nearness
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.reporting.comparison import judged_runs, read_runs
 from mmdistill.runtime import Draws
-from mmdistill.settings import Settings
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, one_tensor
 from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle
@@ -682,6 +685,31 @@ def test_the_trained_judge_is_made_as_the_others_are(task):
         assert task.evaluate(synthetic, "mult-vae", key, 1, {}).values["ndcg@10"] == expected["ndcg@10"]
     last = task.judge(batch, "mult-vae", key).scorer(0.0)(batch.inputs)
     assert torch.equal(last, task.judge(batch, "mult-vae", key).fitted(None)(batch.inputs))
+
+
+@pytest.mark.parametrize("network", [fresh, trained_on_s])
+def test_gradients_of_users_are_matched_where_there_are_no_classes(interactions, network):
+    task = recsys_task(interactions, model="autoencoder", name="own")
+    adam = OptimizerSpec("adam", 0.5)
+    matched = Method(
+        "GM",
+        lambda: GradientMatching(flat_cosine, "batch"),
+        network,
+        lambda users: Settings(12, 64, {"codes": adam}, outer_steps=3, inner_steps=2),
+    )
+    history = distill(task, matched, users=6, parameterization="mean-field").history
+    losses = [loss for _, loss in history]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    with pytest.raises(
+        ConfigError,
+        match=r"made class by class; choose a way of storing them .*parameterization.*mmdistill methods recsys",
+    ):
+        distill(task, matched, users=6)
+    by_class = dataclasses.replace(matched, objective=GradientMatching)
+    with pytest.raises(ConfigError, match=r"has no classes; .* such as GradientMatching\(distance, 'batch'\)"):
+        distill(task, by_class, users=6, parameterization="mean-field")
+    with pytest.raises(ConfigError, match=r"has no parameters; choose one that has .*--model autoencoder"):
+        distill(recsys_task(interactions), matched, users=6, parameterization="mean-field")
 
 
 def test_methods_refuse_networks_that_they_would_not_train(interactions):
