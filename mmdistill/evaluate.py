@@ -235,7 +235,8 @@ def _names(what: str, given: object) -> Sequence[str]:
         ConfigError: something else than a list of names.
     """
     if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"{what} are names, got {given!r}")
+        own = "; one of your own goes by name once it is in a table (docs/extending.md)"
+        raise ConfigError(f"{what} are names, got {given!r:.200}{own}")
     return list(dict.fromkeys(given))
 
 

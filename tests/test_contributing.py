@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.neighbors import NearestCentroid
 
+from mmdistill import image_task
 from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
-from mmdistill.evaluate import evaluate
+from mmdistill.evaluate import evaluate, find_judges
+from mmdistill.image.judges import JUDGES
 from mmdistill.image.models import FAMILIES
 from mmdistill.labels import LabelKind
 from mmdistill.method import MethodTable
@@ -74,7 +77,7 @@ QUICK = ["--steps", "2", "--networks", "1", "--judge-epochs", "1", "--baselines"
 def shown() -> Iterator[dict[str, Any]]:
     names: dict[str, Any] = {}
     domain = get_domain("image")
-    tables = (domain.methods, domain.presets, domain.reduced, domain.parameterizations, FAMILIES, KINDS)
+    tables = (domain.methods, domain.presets, domain.reduced, domain.parameterizations, FAMILIES, KINDS, JUDGES)
     before = [(table, dict(table)) for table in tables]
     for page in (PAGE, REFERENCE):
         for block in BLOCK.findall(page.read_text()):
@@ -184,6 +187,24 @@ def test_what_a_script_registers_goes_by_name(shown: dict[str, Any], tmp_path: P
         == 0
     )
     assert DistilledSet.load(tmp_path / "own").settings["power"] == 1.5
+
+
+def test_the_shown_judge_goes_by_name(shown: dict[str, Any]) -> None:
+    task, domain = shown["task"], get_domain("image")
+    assert [name for name in ("ntk-d2", "mlp", "means", "means [own]") if domain.network_added(name)] == [
+        "means",
+        "means [own]",
+    ]
+    with pytest.raises(ConfigError, match=r"unknown judge 'meens'; did you mean 'means'"):
+        find_judges(task, ["meens"])
+    made = distill(task, "dm", ipc=2, settings={"steps": 1})
+    found = evaluate(task, made, judges=["Means", "ntk"], n=2, baselines=["whole"])
+    assert [entry.judge for entry in found.results] == ["means", "ntk"]
+    nearest = NearestCentroid().fit(task.data.normalise(task.data.train_images).flatten(1), task.labels)
+    images, labels = task.test_set
+    right = nearest.score(task.data.normalise(images).flatten(1), labels)
+    assert found.baselines["whole"][0].mean == pytest.approx(right)
+    assert {"means", "ntk"} <= {*find_judges(image_task("digits", model="mlp", width=4), ["all"])}
 
 
 def test_a_script_of_the_shown_blocks_runs_in_place_of_the_command(tmp_path: Path) -> None:

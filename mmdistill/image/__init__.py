@@ -7,6 +7,7 @@ from mmdistill.image.datasets import accepts, load, shortcoming
 from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.imports import IMPORTS
 from mmdistill.image.joining import joined
+from mmdistill.image.judges import is_added_judge
 from mmdistill.image.known import DATASETS
 from mmdistill.image.methods import METHODS, PRESETS, REDUCED, conditions
 from mmdistill.image.methods.generative import DIGITS_LATENTS, generated, of_generator
@@ -40,7 +41,7 @@ DOMAIN = Domain(
     taxonomy=TABLE_1,
     conditions=conditions,
     shortcoming=shortcoming,
-    network_added=is_added,
+    network_added=lambda name: is_added(name) or is_added_judge(name),
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
     families=FAMILIES,
     storages={"digits": {"gan-latents": DIGITS_LATENTS}},

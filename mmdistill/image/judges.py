@@ -1,17 +1,23 @@
-"""The sorts of judges of images: networks, which train by a protocol, and kernels, which are solved for."""
+"""The sorts of judges of images: networks, which train by a protocol, and kernels, which are solved for.
 
-from collections.abc import Mapping, Sequence
+What is no network is an entry of :data:`JUDGES`, where a user's code adds other sorts.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.image.judge import Judge, with_learned
-from mmdistill.image.kernel_judge import KernelJudge
+from mmdistill.image.kernel_judge import KERNELS, kernel_judge
 from mmdistill.image.protocols import Occasion, Plan, plan_for, whole_note
 from mmdistill.labels import are_probabilities
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import Augment
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, one_tensor
@@ -31,7 +37,7 @@ class ImageJudge(Protocol):
 
     @property
     def title(self) -> str:
-        """Its name for the scores."""
+        """Its name for the scores, which begins with that of its entry."""
         ...
 
     @property
@@ -59,44 +65,37 @@ class ImageJudge(Protocol):
 
 @dataclass(frozen=True)
 class ClosedFormJudge:
-    """A kernel's ridge regression, which no protocol, no choice of judging and no learned rate moves.
+    """A judge that no protocol, no choice of judging and no learned rate moves, such as a kernel's ridge regression.
 
     Args:
-        task: whose images it judges.
-        kernel: the regression.
+        name: in its one spelling, and for the scores.
+        solve: gives the test scores of a set, from its flat batch, a key and how many values are asked for; without
+            randomness one will do.
+        limit: refuses so many images, before they are made.
     """
 
-    task: "ImageTask"
-    kernel: KernelJudge
+    name: str
+    solve: Callable[[Batch, Draws, int], Scores]
+    limit: Callable[[int], object] = lambda samples: None
     reads: Sequence[str] = ()
     teacher: str = ""
 
     @property
-    def name(self) -> str:
-        """The kernel's name in its one spelling."""
-        return self.kernel.name
-
-    @property
     def title(self) -> str:
         """The same name, without a protocol."""
-        return self.kernel.name
+        return self.name
 
     def epochs(self, samples: int | None) -> int | None:
         """Return None: it does not train."""
         return None
 
     def require(self, samples: int) -> None:
-        """Check that one system can be solved for so many samples.
-
-        Raises:
-            UnsupportedError: they are too many.
-        """
-        self.kernel.require(samples)
+        """Check that it takes so many samples."""
+        self.limit(samples)
 
     def score(self, batch: Batch, draws: Draws, n: int, learned: Mapping[str, Tensor], *, whole: bool) -> Scores:
-        """Return one value of each metric, however many are asked for."""
-        data = self.task.data
-        return self.kernel.score(batch, len(data.class_names), data.normalise, self.task.test_set)
+        """Return the test scores on a set."""
+        return self.solve(batch, draws, n)
 
 
 @dataclass(frozen=True)
@@ -159,3 +158,40 @@ class NetworkJudge:
         notes += whole_note(plan, occasion, self.epochs(classes))
         scorer = Judge(names.network(self.asked), self.title, classes, plan, augment, steps, notes)
         return scorer.score(batch, data.normalise, task.test_set, n, draws.to(task.device))
+
+
+def of_kernel(task: "ImageTask", name: str) -> ClosedFormJudge:
+    """Return a kernel's ridge regression, which gives one value of each metric, however many are asked for.
+
+    Raises:
+        UnknownNameError: the name's options are none of a kernel.
+    """
+    kernel = kernel_judge(name)
+    if kernel is None:
+        raise unknown_name("judge", name, KERNELS)
+    data = task.data
+
+    def solve(batch: Batch, draws: Draws, n: int) -> Scores:
+        return kernel.score(batch, len(data.class_names), data.normalise, task.test_set)
+
+    return ClosedFormJudge(kernel.name, solve, kernel.require)
+
+
+JUDGES: dict[str, Callable[["ImageTask", str], ImageJudge]] = {"ntk": of_kernel, "nngp": of_kernel}
+"""What makes the judges that are no networks, of the task and the judge's name, by what the name begins with.
+
+Options may follow it, after a hyphen.
+"""
+SHIPPED = MappingProxyType(dict(JUDGES))
+"""Those of this package."""
+
+
+def entry_of(name: str) -> str:
+    """Return under which name of :data:`JUDGES` a judge's, or its title, would stand."""
+    key = canonical(name)
+    return key if key in JUDGES else re.split("[- ]", key, maxsplit=1)[0]
+
+
+def is_added_judge(name: str) -> bool:
+    """Return whether a judge's name or title is of an entry that a user's code added, and may change."""
+    return JUDGES.get(entry_of(name)) is not SHIPPED.get(entry_of(name))

@@ -1,4 +1,4 @@
-"""Who can judge images, by name: the network distilled with, other networks, and kernels."""
+"""Who can judge images, by name: the network distilled with, other networks, kernels, and what a user adds."""
 
 from typing import TYPE_CHECKING
 
@@ -6,8 +6,8 @@ import torch
 
 from mmdistill.errors import MmdistillError, UnsupportedError
 from mmdistill.image.data import ImageData
-from mmdistill.image.judges import ClosedFormJudge, ImageJudge, NetworkJudge
-from mmdistill.image.kernel_judge import KERNELS, kernel_judge
+from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, entry_of, is_added_judge
+from mmdistill.image.kernel_judge import KERNELS
 from mmdistill.image.models import (
     FAMILIES,
     NetworkKind,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # which has its judges named here
 
 
 class NamedJudges:
-    """The judges of one task: any network of :mod:`mmdistill.image.models`, or a kernel.
+    """The judges of one task: any network of :mod:`mmdistill.image.models`, or an entry of the other judges.
 
     Args:
         data: what is judged.
@@ -53,14 +53,15 @@ class NamedJudges:
         self.protocol = protocol
         self.device = device
         self.width = width
-        self.usual = (model, *(name for name in fitting_models(data.shape) if name != model), "ntk")
+        others = (*fitting_models(data.shape), "ntk", *filter(is_added_judge, JUDGES))
+        self.usual = (model, *(name for name in others if name != model))
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
 
     def judge(self, name: str, task: "ImageTask") -> ImageJudge:
         """Return the judge of a task by its name, or by the title of its scores; whether there is one shows later."""
-        kernel = kernel_judge(name)
-        return NetworkJudge(task, self, name) if kernel is None else ClosedFormJudge(task, kernel)
+        make = JUDGES.get(entry_of(name))
+        return NetworkJudge(task, self, name) if make is None else make(task, name)
 
     def spelled(self, name: str) -> str:
         """Return a network's name in its one spelling, the own network's for that network.
@@ -76,7 +77,7 @@ class NamedJudges:
                 )
             return self.model
         if canonical(name).split("-")[0] not in FAMILIES:
-            raise unknown_name("judge", name, (*FAMILIES, *KERNELS), scripts="a network")
+            raise unknown_name("judge", name, {*FAMILIES, *KERNELS, *JUDGES}, scripts="a judge")
         spelled = self._beside_own(name)
         reason = refusal(spelled, self.data.shape)
         if reason:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
+from mmdistill.names import canonical
 from mmdistill.recsys.factorisation import Factorisation, heaviest
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.vae import Rows, TrainedAutoencoder
@@ -117,3 +119,10 @@ JUDGES: dict[str, RecommenderJudge] = {
     ),
 }
 """The judges by name, the default one first."""
+SHIPPED = MappingProxyType(dict(JUDGES))
+"""Those of this package."""
+
+
+def is_added(name: str) -> bool:
+    """Return whether a judge's name is one that a user's code added, and may change."""
+    return JUDGES.get(canonical(name)) is not SHIPPED.get(canonical(name))

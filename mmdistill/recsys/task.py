@@ -53,8 +53,7 @@ class RecsysTask:
     a synthetic set. It has no parameters: its state is empty and, unfitted, it predicts its prior mean 0 for
     every item. A factory of modules from rows to logits makes the task one of that network.
 
-    What is known of a judge is its entry in ``judge_kinds``; a subclass with another one adds it there and to
-    ``judges``.
+    What is known of a judge is its entry in ``judge_kinds``, where another one is added.
 
     Args:
         data: the interactions.
@@ -77,7 +76,6 @@ class RecsysTask:
     num_classes: int | None = None
     labels: Tensor | None = None
     judge_kinds: Mapping[str, RecommenderJudge] = JUDGES
-    judges: Sequence[str] = tuple(JUDGES)
     selections: Sequence[str] = SELECTIONS
 
     def __init__(
@@ -101,6 +99,7 @@ class RecsysTask:
         if model is None:
             require_no_features(features, "the infinitely wide network")
         self.data: Interactions = data
+        self.judges: Sequence[str] = tuple(self.judge_kinds)
         self.device: torch.device = torch.device(device)
         self.kernel: FullyConnectedKernel = FullyConnectedKernel(depth=depth)
         trained, tested = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
@@ -223,13 +222,16 @@ class RecsysTask:
             return kind.of_all(self, draws)
         return kind.of_rows(self, self._fitted_rows(synthetic), draws)
 
-    def _kind(self, name: str) -> RecommenderJudge:
-        """Return what is known of a judge.
+    def judge_name(self, name: str) -> str:
+        """Return a judge's name in its one spelling, also of one that was added since the task was made.
 
         Raises:
             ConfigError: an unknown one.
         """
-        return self.judge_kinds[known_name("judge", name, self.judge_kinds)]
+        return known_name("judge", name, self.judge_kinds)
+
+    def _kind(self, name: str) -> RecommenderJudge:
+        return self.judge_kinds[self.judge_name(name)]
 
     def chosen_ridge(self, synthetic: Batch) -> float:
         """Return the ridge of Distill-CF's code that validation data choose on users; without any, the middle one."""

@@ -21,7 +21,7 @@ from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
-from mmdistill.evaluate import evaluate
+from mmdistill.evaluate import evaluate, find_judges
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, fresh, trained_on_s
 from mmdistill.objectives.base import Network
@@ -635,10 +635,7 @@ def test_only_the_trained_judge_reads_epochs_and_minibatches(task):
 
 
 def test_a_judge_of_which_nothing_is_known_is_refused(interactions):
-    class Forgetful(RecsysTask):
-        judges = (*RecsysTask.judges, "slim")
-
-    task, key = Forgetful(interactions), Draws(0)
+    task, key = RecsysTask(interactions), Draws(0)
     for ask in (
         lambda: task.evaluate(task.select(torch.arange(4)), "slim", key, 1, {}),
         lambda: task.evaluate(None, "slim", key, 1, {}),
@@ -663,7 +660,6 @@ def test_one_entry_is_all_that_another_judge_takes(interactions):
                 epochs=lambda task, users: 2 * users,
             ),
         }
-        judges = tuple(judge_kinds)
 
     task, batch, key = Wider(interactions), RecsysTask(interactions).select(torch.arange(6)), Draws(0)
     assert torch.equal(task.judge(batch, "popular-twice").counts, 2 * task.judge(batch, "popularity").counts)
@@ -675,6 +671,18 @@ def test_one_entry_is_all_that_another_judge_takes(interactions):
     assert len(single.notes) == len(scores.notes)  # of which one says that there is no randomness
     (by_name,) = evaluate(task, batch, judges=["popular-twice"], n=1, baselines=(), progress=None).results[:1]
     assert by_name.judge == "popular-twice"
+
+
+def test_a_judge_that_a_script_adds_goes_by_name(interactions, monkeypatch):
+    before = recsys_task(interactions, name="own")
+    twice = dataclasses.replace(JUDGES["popularity"], of_rows=lambda task, rows, draws: models.Popularity(2 * rows[0]))
+    monkeypatch.setitem(JUDGES, "first-user", twice)
+    after, batch = recsys_task(interactions, name="own"), before.select(torch.arange(6))
+    for task in (before, after):
+        (found,) = evaluate(task, batch, judges=["First_User"], n=1, baselines=()).results[:1]
+        assert found.judge == "first-user"
+    assert find_judges(after, ["all"]) == list(JUDGES)
+    assert [name for name in JUDGES if DOMAIN.network_added(name)] == ["first-user"]
 
 
 def test_the_trained_judge_is_made_as_the_others_are(task):
