@@ -1,6 +1,6 @@
 """Coreset selection: initialisers of synthetic sets and the baselines beside every result (Sec. 2.2, 3.2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import get_args
 
 import torch
@@ -12,6 +12,8 @@ from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_c
 from mmdistill.execution.portions import filled
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.rehearsal import is_rehearsal
+from mmdistill.rules import craig, herding, k_center, k_means_nearest, members_of
+from mmdistill.rules import random_subset as random_subset
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, real_samples
@@ -29,18 +31,6 @@ BRIEF_LR = 0.01
 """Learning rate of networks that train for a few steps to look at samples."""
 EMBEDDED_MOST = 1 << 28
 """Numbers in the embedding of all samples (1 GiB) from which classes are looked at one after the other."""
-CRAIG_MOST = 8192
-"""Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
-
-
-def _members(labels: Tensor | None, total: int, counts: Tensor) -> list[Tensor]:
-    """Return the sample indices of each class (of the one group without classes), checked against the counts."""
-    groups = [torch.arange(total)]
-    if labels is not None:
-        sizes = torch.bincount(labels, minlength=len(counts)).tolist()
-        groups = list(torch.split(torch.argsort(labels, stable=True), sizes))[: len(counts)]
-    require_members(torch.tensor([len(members) for members in groups]), counts)
-    return groups
 
 
 def require_samples(task: Task, counts: Tensor) -> None:
@@ -48,168 +38,6 @@ def require_samples(task: Task, counts: Tensor) -> None:
     if task.labels is not None:
         have = torch.bincount(task.labels, minlength=len(counts))
         require_members(have, counts, task.describe().class_names)
-
-
-def random_subset(labels: Tensor | None, counts: Tensor, draws: Draws, total: int | None = None) -> Tensor:
-    """Choose samples of each class uniformly without replacement.
-
-    Args:
-        labels: ``(N,)`` classes, or None.
-        counts: how many of each class, as :func:`allocate` returns.
-        draws: the key.
-        total: N, needed where labels is None.
-    Returns:
-        Indices in class-major order.
-    Raises:
-        DataError: a class has fewer samples than asked for.
-    """
-    groups = _members(labels, total or 0, counts)
-    chosen = [
-        members[draws.fold(index).to("cpu").permutation(len(members))[:wanted]]
-        for index, (members, wanted) in enumerate(zip(groups, counts.tolist(), strict=True))
-    ]
-    return torch.cat(chosen)
-
-
-def _by_class(
-    embedding: Tensor, labels: Tensor | None, counts: Tensor, rule: Callable[[Tensor, int], list[int]]
-) -> Tensor:
-    """Return the indices that a rule chooses of each class, in class-major order.
-
-    Args:
-        embedding: ``(N, d)``.
-        labels: ``(N,)`` classes, or None.
-        counts: how many of each class.
-        rule: called with a class's rows in float64 and how many of them are wanted, class by class; returns which.
-    """
-    chosen = []
-    for members, wanted in zip(_members(labels, len(embedding), counts), counts.tolist(), strict=True):
-        order = rule(embedding[members.to(embedding.device)].double(), wanted)
-        chosen.append(members[torch.tensor(order, dtype=torch.long)])
-    return torch.cat(chosen)
-
-
-def herding(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
-    """Choose greedily the samples whose running mean stays nearest to the class mean.
-
-    Shapes:
-        embedding ``(N, d)``; returns indices in class-major order.
-    Source: Welling, ICML 2009; survey Sec. 2.2.
-    """
-
-    def nearest_mean(points: Tensor, wanted: int) -> list[int]:
-        centred = points - points.mean(0)
-        norms, total, order = centred.square().sum(1), torch.zeros_like(points[0]), []
-        for _ in range(wanted):
-            # The mean with one more sample is (total + x) / step; of its norm this is what depends on the sample.
-            order.append(int((norms + 2 * (centred @ total)).argmin()))
-            norms[order[-1]] = torch.inf  # chosen once
-            total += centred[order[-1]]
-        return order
-
-    return _by_class(embedding, labels, counts, nearest_mean)
-
-
-def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
-    """Choose greedily the sample farthest from those chosen, starting at the one nearest to the class mean.
-
-    Shapes:
-        embedding ``(N, d)``; returns indices in class-major order.
-    Source: Sener and Savarese, ICLR 2018; survey Sec. 3.2.
-    """
-
-    def farthest(points: Tensor, wanted: int) -> list[int]:
-        centred = points - points.mean(0)
-        norms = centred.square().sum(1)
-        nearest, order = torch.full_like(norms, torch.inf), [int(norms.argmin())]
-        for _ in range(1, wanted):
-            last = centred[order[-1]]
-            nearest = torch.minimum(nearest, norms + last @ last - 2 * (centred @ last))
-            nearest[order[-1]] = -torch.inf  # never again, even where all others coincide with chosen ones
-            order.append(int(nearest.argmax()))
-        return order
-
-    return _by_class(embedding, labels, counts, farthest)
-
-
-def k_means(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
-    """Return the k-means centroids of each class, ``(sum(counts), d)``, in class-major order."""
-    if is_rehearsal():
-        return embedding[random_subset(labels, counts, draws, len(embedding)).to(embedding.device)]
-    from sklearn.cluster import KMeans  # here, since importing it takes seconds
-
-    groups = _members(labels, len(embedding), counts)
-    centroids = []
-    for index, (members, wanted) in enumerate(zip(groups, counts.tolist(), strict=True)):
-        points = embedding[members.to(embedding.device)].cpu().numpy()
-        seed = draws.fold(index).integer() % 2**32
-        fitted = KMeans(wanted, n_init=4, random_state=seed).fit(points)
-        centroids.append(torch.from_numpy(fitted.cluster_centers_))
-    return torch.cat(centroids).to(embedding)
-
-
-def k_means_nearest(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
-    """Choose the samples nearest to the k-means centroids of each class, no sample twice.
-
-    Shapes:
-        embedding ``(N, d)``; returns indices in class-major order.
-    """
-    centroids = iter(torch.split(k_means(embedding, labels, counts, draws).double(), counts.tolist()))
-
-    def nearest_centroids(points: Tensor, wanted: int) -> list[int]:
-        distances = torch.cdist(next(centroids), points)
-        order = []
-        for row in distances:
-            order.append(int(row.argmin()))
-            distances[:, order[-1]] = torch.inf
-        return order
-
-    return _by_class(embedding, labels, counts, nearest_centroids)
-
-
-def craig(
-    residuals: Tensor, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws, most: int = CRAIG_MOST
-) -> tuple[Tensor, Tensor]:
-    """Choose samples whose last-layer gradients stand for those of their class, by greedy facility location.
-
-    Each choice lowers ``sum_i min_(j in S) ||g_i - g_j||`` the most, with ``g_i = r_i (x) [h_i, 1]`` the gradient of
-    the last linear layer and its bias, whose inner products are ``<r_i, r_j> (<h_i, h_j> + 1)``.
-
-    Args:
-        residuals: ``(N, C)``, derivatives of the loss with respect to the logits.
-        embedding: ``(N, d)``, the last layer's inputs.
-        labels: ``(N,)`` classes, or None.
-        counts: how many of each class.
-        draws: the key of the subsets of large classes.
-        most: a class with more samples is represented by so many drawn ones, since memory grows with their square.
-
-    Returns:
-        Indices in class-major order, and how many samples each of them stands for, which add up to its class; of a
-        class of which some were drawn, in proportion.
-
-    Source: Mirzasoleiman, Bilmes and Leskovec, ICML 2020, Eq. 8 and Sec. 3.4.
-    """
-    chosen, weights, groups = [], [], _members(labels, len(embedding), counts)
-    for index, (members, wanted) in enumerate(zip(groups, counts.tolist(), strict=True)):
-        whole = len(members)
-        if whole > most:
-            members = members[draws.fold(index).to("cpu").permutation(len(members))[: max(most, wanted)]]
-        own = members.to(embedding.device)
-        r, h = residuals[own].float(), embedding[own].float()
-        inner = (r @ r.T) * (h @ h.T + 1)
-        norms = inner.diagonal()
-        distances = (norms[:, None] + norms[None] - 2 * inner).clamp_min(0).sqrt()
-        nearest = distances.max().expand(len(members))
-        order: list[int] = []
-        for _ in range(wanted):
-            gains = (nearest[:, None] - distances).clamp_min(0).sum(0)
-            gains[order] = -1.0
-            order.append(int(gains.argmax()))
-            nearest = torch.minimum(nearest, distances[:, order[-1]])
-        chosen.append(members[torch.tensor(order, dtype=torch.long)])
-        stands_for = distances[:, order].argmin(1).bincount(minlength=wanted).cpu()
-        weights.append(stands_for if len(members) == whole else stands_for * (whole / len(members)))
-    return torch.cat(chosen), torch.cat(weights)
 
 
 def briefly_trained(task: Task, draws: Draws, steps: int = 100, batch: int = 256) -> NetworkState:
@@ -388,7 +216,7 @@ def _looked_at(
     if not large or labels is None or kind not in ("herding", "k-center"):  # others draw by the class's number
         return rows[_chosen(kind, _embedded(task, network, rows), labels, counts, draws)]
     chosen = []
-    for members, wanted in zip(_members(labels, len(labels), counts), counts[:, None], strict=True):
+    for members, wanted in zip(members_of(labels, len(labels), counts), counts[:, None], strict=True):
         own = rows[members]
         chosen.append(own[_chosen(kind, _embedded(task, network, own), None, wanted, draws)])
     return torch.cat(chosen)

@@ -16,17 +16,13 @@ from mmdistill.coresets import (
     choose_samples,
     choose_start,
     coreset,
-    craig,
-    herding,
-    k_center,
-    k_means,
-    k_means_nearest,
     last_layer_gradients,
     random_subset,
 )
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.execution.portions import filled
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.rules import craig, herding, k_center, k_means, k_means_nearest
 from mmdistill.runtime import Draws
 from tests.toys import BlobTask, RecordedTask, Sizes
 

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from mmdistill.abilities import Embeds
 from mmdistill.allocation import shares_of
 from mmdistill.checks import require_centroids
-from mmdistill.coresets import choose_samples, k_means
+from mmdistill.coresets import choose_samples
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.method import Parameterizer
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, stored_tensor_bytes
+from mmdistill.rules import k_means
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, Inputs, Task, Tensors, share_classes
