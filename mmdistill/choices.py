@@ -1,9 +1,21 @@
 """The words that options take where they take a few: written once, where ``--help`` reads them without torch."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
-InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
-"""What synthetic samples start from: noise, or real samples chosen in some way."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmdistill.runtime import Draws
+
+Rule = Callable[["Tensor", "Tensor | None", "Tensor", "Draws"], "Tensor"]
+"""Chooses samples: ``(embedding, labels, counts, draws) -> indices``, see :data:`mmdistill.rules.RULES`."""
+InitKind = str
+"""What synthetic samples start from: one of :func:`starts`."""
+STARTS = ("real", "noise", "herding", "k-center", "k-means", "craig")
+"""Noise, or real samples chosen in some way, those that this package has."""
+RULES: dict[str, Rule] = {}
+"""Filled by :mod:`mmdistill.rules`, where it is to be imported from."""
 LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
 """The targets of synthetic samples; see :func:`mmdistill.labels.make_labels`."""
 Schedule = Literal["published", "reduced"]
@@ -24,3 +36,8 @@ SplitBy = Literal["random", "time"]
 """What divides interactions into those that train and those that test."""
 Units = Literal["normalised", "pixels"]
 """What imported images count in: as networks read them, or between black and white."""
+
+
+def starts() -> tuple[str, ...]:
+    """Return what synthetic samples may start from; last what a user's code added."""
+    return tuple(dict.fromkeys((*STARTS, *RULES)))

@@ -328,7 +328,7 @@ def _chooses(kind: Any) -> bool:
     return get_origin(kind) is Literal or any(map(_chooses, get_args(kind)))
 
 
-NAMED = {"method", "methods", "model", "parameterization", "protocol", "whiten", "scores", "units"}
+NAMED = {"method", "methods", "model", "parameterization", "init", "protocol", "whiten", "scores", "units"}
 """Options whose values are names that this package gives."""
 CHOICES = {entry.name for kind in (DistillConfig, EvaluateConfig) for entry in fields(kind) if _chooses(entry.type)}
 CHOICES |= NAMED  # all of which count however they are spelled, and are recorded in one spelling

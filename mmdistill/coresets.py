@@ -1,25 +1,24 @@
 """Coreset selection: initialisers of synthetic sets and the baselines beside every result (Sec. 2.2, 3.2)."""
 
 from collections.abc import Iterator
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from mmdistill.abilities import Embeds, Selects
 from mmdistill.allocation import available, require_members
+from mmdistill.choices import RULES, starts
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.portions import filled
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.rehearsal import is_rehearsal
-from mmdistill.rules import craig, herding, k_center, k_means_nearest, members_of
+from mmdistill.rules import chosen_by, craig, members_of
 from mmdistill.rules import random_subset as random_subset
 from mmdistill.runtime import Draws
-from mmdistill.settings import InitKind
 from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, real_samples
 
 CORESETS = ("herding", "k-center", "k-means", "craig")
-"""Selections of real samples that look at the samples."""
+"""Selections of real samples that look at the samples, those that this package has."""
 
 EMBED_CHUNK = {"cuda": 1024, "cpu": 128}
 """Samples per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
@@ -31,6 +30,11 @@ BRIEF_LR = 0.01
 """Learning rate of networks that train for a few steps to look at samples."""
 EMBEDDED_MOST = 1 << 28
 """Numbers in the embedding of all samples (1 GiB) from which classes are looked at one after the other."""
+
+
+def known_coresets() -> tuple[str, ...]:
+    """Return the names of all selections of real samples that look at the samples; last what a user's code added."""
+    return tuple(dict.fromkeys((*CORESETS, *RULES)))
 
 
 def require_samples(task: Task, counts: Tensor) -> None:
@@ -115,8 +119,8 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
 
     Args:
         task: the task.
-        kind: ``real`` (random), ``herding``, ``k-center``, ``k-means`` (nearest to the centroids) or ``craig``; for
-            ``noise``, samples that show what it is like, repeatedly where a class has fewer.
+        kind: ``real`` (random), ``herding``, ``k-center``, ``k-means`` (nearest to the centroids), ``craig`` or a rule
+            of a user's own; for ``noise``, samples that show what it is like, repeatedly where a class has fewer.
         counts: as :func:`allocate` returns.
         draws: the key.
     Shapes:
@@ -126,7 +130,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
         DataError: a class with fewer samples than asked for.
         UnsupportedError: a rule that this task cannot offer.
     """
-    require_choice("the start (init)", kind, get_args(InitKind))
+    require_choice("the start (init)", kind, starts())
     if kind == "noise":
         return choose_repeatedly(task, "real", counts, draws)
     require_samples(task, counts)
@@ -136,7 +140,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
     if kind == "craig":
         return _craig_of(task, counts, draws)[0]
     if isinstance(task, Embeds):
-        return _chosen(kind, task.embedding(), task.labels, counts, draws)
+        return chosen_by(kind, task.embedding(), task.labels, counts, draws)
     network, everything = briefly_trained(task, draws.fold("embed")), torch.arange(task.describe().num_train)
     return _looked_at(task, network, everything, task.labels, kind, counts, draws)
 
@@ -166,7 +170,7 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     looks = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
     if not looks or is_rehearsal() or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
-    require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
+    require_choice("the start (init)", kind, starts())  # before a network trains to look at samples
     require_samples(task, counts)
     sizes = torch.bincount(task.labels, minlength=len(counts))
     candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
@@ -199,26 +203,17 @@ def ranks_within(counts: Tensor) -> Tensor:
     return torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
 
-def _chosen(kind: str, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
-    """Return the rows of an embedding that a rule chooses."""
-    if kind == "herding":
-        return herding(embedding, labels, counts)
-    if kind == "k-center":
-        return k_center(embedding, labels, counts)
-    return k_means_nearest(embedding, labels, counts, draws.fold("k-means"))
-
-
 def _looked_at(
     task: Task, network: NetworkState, rows: Tensor, labels: Tensor | None, kind: str, counts: Tensor, draws: Draws
 ) -> Tensor:
     """Return those of some real samples that a rule chooses by a network's features; class by class where it can."""
     large = len(rows) * _embedded(task, network, rows[:1]).shape[1] > EMBEDDED_MOST
     if not large or labels is None or kind not in ("herding", "k-center"):  # others draw by the class's number
-        return rows[_chosen(kind, _embedded(task, network, rows), labels, counts, draws)]
+        return rows[chosen_by(kind, _embedded(task, network, rows), labels, counts, draws)]
     chosen = []
     for members, wanted in zip(members_of(labels, len(labels), counts), counts[:, None], strict=True):
         own = rows[members]
-        chosen.append(own[_chosen(kind, _embedded(task, network, own), None, wanted, draws)])
+        chosen.append(own[chosen_by(kind, _embedded(task, network, own), None, wanted, draws)])
     return torch.cat(chosen)
 
 

@@ -12,7 +12,7 @@ from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects, is_solve
 from mmdistill.allocation import allocate, available, short_classes
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.classification import pooled
-from mmdistill.coresets import CORESETS, choose_samples, coreset
+from mmdistill.coresets import choose_samples, coreset, known_coresets
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillError, MmdistillWarning, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation, checked_scores, summarise
@@ -26,7 +26,6 @@ from mmdistill.task import Batch, Scores, Task, require_task
 
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
-KNOWN_BASELINES = ("random", *CORESETS, "whole")
 Progress = Callable[[int, int, str, Evaluation], object]
 """Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
 Tell = Callable[[int, str | None], None]
@@ -76,7 +75,7 @@ def find_baselines(task: Task, asked: str | Sequence[str]) -> list[str]:
     Raises:
         ConfigError: an unknown baseline.
     """
-    known = (*KNOWN_BASELINES, *(task.selections if isinstance(task, Selects) else ()))
+    known = ("random", *known_coresets(), "whole", *(task.selections if isinstance(task, Selects) else ()))
     names = baseline_names(asked) if isinstance(asked, str) else [canonical(name) for name in asked]
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise unknown_name("baseline", unknown[0], known)
@@ -125,8 +124,8 @@ def evaluate(
             Networks for robust scores train one at a time.
         seed: of judging; by default that of the set's distillation, of which judging draws independently, so that the
             judges of repetitions are independent too; of a bare batch 0.
-        baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
-            selections; ``"all"`` are all of these, ``()`` or ``"none"`` none.
+        baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, the task's own
+            selections and rules of your own; ``"all"`` are all of these, ``()`` or ``"none"`` none.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
         baselines_only: judge the baselines alone, where results of the set itself are known.
         progress: called before samples are chosen, before each judgement and in the end, so that what is finished can

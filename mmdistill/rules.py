@@ -1,11 +1,16 @@
 """Rules that choose samples by an embedding of them: pure functions, class by class."""
 
 from collections.abc import Callable
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from mmdistill.allocation import require_members
+from mmdistill.choices import RULES as RULES
+from mmdistill.choices import Rule
+from mmdistill.errors import ShapeError
+from mmdistill.names import canonical
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 
@@ -183,3 +188,52 @@ def craig(
         stands_for = distances[:, order].argmin(1).bincount(minlength=wanted).cpu()
         weights.append(stands_for if len(members) == whole else stands_for * (whole / len(members)))
     return torch.cat(chosen), torch.cat(weights)
+
+
+SHIPPED: MappingProxyType[str, Rule] = MappingProxyType(
+    {
+        "herding": lambda embedding, labels, counts, draws: herding(embedding, labels, counts),
+        "k-center": lambda embedding, labels, counts, draws: k_center(embedding, labels, counts),
+        "k-means": lambda embedding, labels, counts, draws: k_means_nearest(
+            embedding, labels, counts, draws.fold("k-means")
+        ),
+    }
+)
+"""The rules of this package by name, but for CRAIG, which looks at gradients and weighs what it chooses."""
+RULES |= SHIPPED
+"""What chooses real samples by an embedding of them, by name; a user's code may add its own.
+
+A rule is a function ``(embedding, labels, counts, draws) -> indices`` of ``(N, d)``, ``(N,)`` classes or None, how many
+of each class ``(C,)`` (one number without classes) and a key. It returns ``(counts.sum(),)`` different samples class
+after class, as :func:`by_class` does, and is known wherever ``herding`` is.
+"""
+
+
+def chosen_by(name: str, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
+    """Return the rows of an embedding that a rule chooses, ``(counts.sum(),)`` int64 on the CPU.
+
+    Raises:
+        ShapeError: the rule chooses another number of any class, a sample twice, or something else than indices.
+    """
+    found = RULES[name](embedding, labels, counts, draws)
+    if not isinstance(found, Tensor) or found.dtype != torch.long or found.ndim != 1:
+        raise ShapeError(
+            f"the rule {name!r} returns the indices of samples, one tensor (n,) of int64, got {found!r:.80}"
+        )
+    found = found.cpu()
+    if len(found) and not 0 <= int(found.min()) <= int(found.max()) < len(embedding):
+        raise ShapeError(f"the rule {name!r} chose samples beyond the {len(embedding)} that there are")
+    classes = torch.zeros_like(found) if labels is None else labels.cpu()[found]
+    wanted = torch.arange(len(counts)).repeat_interleave(counts.cpu())
+    if not torch.equal(classes, wanted) or len(torch.unique(found)) < len(found):
+        own = torch.bincount(classes, minlength=len(counts)).tolist()
+        raise ShapeError(
+            f"the rule {name!r} chose {own} different samples of the classes where {counts.tolist()} are asked for, "
+            "class after class"
+        )
+    return found
+
+
+def is_added(name: str) -> bool:
+    """Return whether a selection's name is that of a rule which a user's code added, and may change."""
+    return RULES.get(canonical(name)) is not SHIPPED.get(canonical(name))

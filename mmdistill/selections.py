@@ -5,7 +5,7 @@ import time
 from mmdistill.abilities import Selects, SizesSelections
 from mmdistill.allocation import allocate, subset_bytes
 from mmdistill.budget import asked_count, largest_within, parse_bytes
-from mmdistill.coresets import CORESETS, choose_samples, coreset
+from mmdistill.coresets import choose_samples, coreset, known_coresets
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated
@@ -33,7 +33,8 @@ def selection(
 
     Args:
         task: whose samples they are.
-        rule: ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, or a selection of the task's own.
+        rule: ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, a rule of your own
+            (:data:`mmdistill.rules.RULES`), or a selection of the task's own.
         budget: the size in the task's unit; or give it by name as one of the next four, as of a distilled set.
         ipc: samples per class.
         nodes: nodes in all.
@@ -54,7 +55,7 @@ def selection(
     require_task(task)
     size = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     seed, began = checked_seed(seed), time.perf_counter()
-    known = ("random", *CORESETS, *(task.selections if isinstance(task, Selects) else ()))
+    known = ("random", *known_coresets(), *(task.selections if isinstance(task, Selects) else ()))
     rule = known_name("selection", rule, known)
     if bytes is not None:
         size = most_within(task, rule, parse_bytes(bytes))
@@ -103,4 +104,4 @@ def bytes_of(task: Task, rule: str, budget: int) -> int:
 def known_bytes(task: Task, budget: int) -> dict[str, int]:
     """Return the bytes of baselines at equal count by name, without those of whose size the task says nothing."""
     own = task.selections if isinstance(task, SizesSelections) else ()
-    return {rule: bytes_of(task, rule, budget) for rule in ("random", *CORESETS, *own)}
+    return {rule: bytes_of(task, rule, budget) for rule in ("random", *known_coresets(), *own)}

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from mmdistill.checks import are_numbers, is_of, require_at_least, require_below_one
 from mmdistill.choices import InitKind as InitKind
-from mmdistill.choices import InnerOptimizer, MaskedBy, Pacing, TrainingPrecision
+from mmdistill.choices import InnerOptimizer, MaskedBy, Pacing, TrainingPrecision, starts
 from mmdistill.errors import ConfigError, did_you_mean, require_choice
 
 LEAST: Mapping[str, float] = {
@@ -223,7 +223,7 @@ class Settings:
     def __post_init__(self) -> None:
         require_at_least(self, LEAST)
         require_below_one(self, "inner_momentum", "masked", "ema")
-        require_choice("the start (init)", self.init, get_args(InitKind))
+        require_choice("the start (init)", self.init, starts())
         require_choice("the students' optimizer (inner_optimizer)", self.inner_optimizer, get_args(InnerOptimizer))
         require_choice("what masks parameters (masked_by)", self.masked_by, get_args(MaskedBy))
         require_choice("how samples join (expert_pacing)", self.expert_pacing, get_args(Pacing))

@@ -88,7 +88,7 @@ def words(kind: object) -> tuple[object, ...]:
 
 def test_the_words_of_an_option_are_written_once() -> None:
     known = {entry.name: found for entry in fields(DistillConfig) if (found := words(entry.type))}
-    assert known.keys() >= {"compile", "init", "label", "precision", "schedule", "split_by"}
+    assert known.keys() >= {"compile", "label", "precision", "schedule", "split_by"}
     for path in PACKAGE.rglob("*.py"):
         if path.name == "choices.py":
             continue

@@ -14,12 +14,13 @@ import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
-from mmdistill import image_task
+from mmdistill import image_task, selection
 from mmdistill.cli import main
+from mmdistill.coresets import coreset
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
-from mmdistill.evaluate import evaluate, find_judges
+from mmdistill.evaluate import evaluate, find_baselines, find_judges
 from mmdistill.image.judges import JUDGES
 from mmdistill.image.models import FAMILIES
 from mmdistill.labels import LabelKind
@@ -33,6 +34,7 @@ from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.wrapper import FLAGS
 from mmdistill.parameterizations.codes import KINDS, load_codes
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
+from mmdistill.rules import RULES
 from mmdistill.runtime import Draws
 from mmdistill.task import TaskInfo
 from mmdistill.testing import check_parameterization, check_task
@@ -77,7 +79,7 @@ QUICK = ["--steps", "2", "--networks", "1", "--judge-epochs", "1", "--baselines"
 def shown() -> Iterator[dict[str, Any]]:
     names: dict[str, Any] = {}
     domain = get_domain("image")
-    tables = (domain.methods, domain.presets, domain.reduced, domain.parameterizations, FAMILIES, KINDS, JUDGES)
+    tables = (domain.methods, domain.presets, domain.reduced, domain.parameterizations, FAMILIES, KINDS, JUDGES, RULES)
     before = [(table, dict(table)) for table in tables]
     for page in (PAGE, REFERENCE):
         for block in BLOCK.findall(page.read_text()):
@@ -205,6 +207,21 @@ def test_the_shown_judge_goes_by_name(shown: dict[str, Any]) -> None:
     right = nearest.score(task.data.normalise(images).flatten(1), labels)
     assert found.baselines["whole"][0].mean == pytest.approx(right)
     assert {"means", "ntk"} <= {*find_judges(image_task("digits", model="mlp", width=4), ["all"])}
+
+
+def test_the_shown_rule_is_known_wherever_herding_is(shown: dict[str, Any], tmp_path: Path) -> None:
+    task = shown["task"]
+    chosen = selection(task, "Outliers", ipc=2)
+    expected = coreset(task, "outliers", torch.full((10,), 2), Draws(0, ("selection", "outliers")))
+    assert torch.equal(chosen.batch.inputs, expected.inputs)  # type: ignore[arg-type]
+    assert chosen.stored_bytes == selection(task, "herding", ipc=2).stored_bytes
+    assert find_baselines(task, "all")[-2:] == ["outliers", "whole"]
+    start = distill(task, "dm", ipc=2, settings={"steps": 0, "init": "outliers"}).batch
+    assert torch.equal(start.targets, expected.targets)  # type: ignore[arg-type]
+    own = ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--model", "mlp", "--init", "OUTLIERS"]
+    assert main([*own, *QUICK[:-1], "outliers", "--out", str(tmp_path)]) == 0
+    assert DistilledSet.load(tmp_path).settings["init"] == "outliers"
+    assert read_metrics(tmp_path / "metrics.json")["baselines"].keys() == {"outliers"}
 
 
 def test_a_script_of_the_shown_blocks_runs_in_place_of_the_command(tmp_path: Path) -> None:

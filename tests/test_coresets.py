@@ -1,5 +1,5 @@
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,14 +16,16 @@ from mmdistill.coresets import (
     choose_samples,
     choose_start,
     coreset,
+    known_coresets,
     last_layer_gradients,
     random_subset,
 )
-from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.execution.portions import filled
 from mmdistill.parameterizations.raw import raw_samples
-from mmdistill.rules import craig, herding, k_center, k_means, k_means_nearest
+from mmdistill.rules import RULES, chosen_by, craig, herding, k_center, k_means, k_means_nearest
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from tests.toys import BlobTask, RecordedTask, Sizes
 
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
@@ -143,6 +145,46 @@ def test_selection_through_a_task() -> None:
         assert len(set(chosen.tolist())) == 6
     with pytest.raises(ConfigError, match="got 'best'"):
         choose_samples(task, "best", torch.tensor([2, 2, 2]), Draws(0))
+
+
+Rule = Callable[[Tensor, Tensor | None, Tensor, Draws], Tensor]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda embedding, labels, counts, draws: torch.arange(5), r"chose \[5, 0, 0\] .* where \[2, 2, 2\] are asked"),
+        (lambda embedding, labels, counts, draws: torch.tensor([0, 0, 8, 9, 16, 17]), "different samples"),
+        (lambda embedding, labels, counts, draws: torch.tensor([16, 17, 0, 1, 8, 9]), "class after class"),
+        (lambda embedding, labels, counts, draws: torch.tensor([0, 1, 8, 9, 16, 99]), "beyond the 24 that there are"),
+        (lambda embedding, labels, counts, draws: [0, 1], r"one tensor \(n,\) of int64, got \[0, 1\]"),
+    ],
+)
+def test_a_rule_of_ones_own_is_held_to_what_is_asked_for(
+    rule: Rule, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULES, "own", rule)
+    assert known_coresets() == (*CORESETS, "own")
+    with pytest.raises(ShapeError, match=f"the rule 'own' .*{message}"):
+        choose_samples(BlobTask(per_class=8), "own", torch.tensor([2, 2, 2]), Draws(0))
+
+
+def test_a_rule_of_ones_own_gets_an_embedding_classes_counts_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, counts, given = BlobTask(per_class=8), torch.tensor([2, 3, 1]), list[tuple[object, ...]]()
+
+    def own(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
+        given.append((embedding.shape[0], labels, counts, draws))
+        return herding(embedding, labels, counts)
+
+    monkeypatch.setitem(RULES, "own", own)
+    assert torch.equal(choose_samples(task, "own", counts, Draws(0)), choose_samples(task, "herding", counts, Draws(0)))
+    assert given == [(24, task.labels, counts, Draws(0))]
+    assert torch.equal(choose_start(task, "own", counts, Draws(0)), choose_start(task, "herding", counts, Draws(0)))
+    assert Settings(1, init="own").init == "own"
+    assert len(chosen_by("own", Draws(1).normal(9, 2), None, torch.tensor([4]), Draws(0))) == 4
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="got 'own'"):
+        Settings(1, init="own")
 
 
 @pytest.mark.parametrize("kind", ["herding", "k-center"])

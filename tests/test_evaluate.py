@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmdistill.allocation import subset_bytes
 from mmdistill.classification import pooled, scored
+from mmdistill.coresets import CORESETS
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import (
@@ -26,7 +27,7 @@ from mmdistill.errors import (
     ShapeError,
     UnsupportedError,
 )
-from mmdistill.evaluate import KNOWN_BASELINES, evaluate, find_baselines, find_judges
+from mmdistill.evaluate import evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.execution.memory import explained
 from mmdistill.image import image_task
@@ -244,12 +245,13 @@ def test_all_baselines_are_those_of_every_task_and_its_own() -> None:
 
         def selection(self, *given: object) -> None: ...
 
-    assert find_baselines(BlobTask(), "All") == [*KNOWN_BASELINES]
+    every = ["random", *CORESETS, "whole"]
+    assert find_baselines(BlobTask(), "All") == every
     without_classes = BlobTask()
     without_classes.num_classes = None
-    assert find_baselines(without_classes, "all") == [name for name in KNOWN_BASELINES if name != "craig"]
+    assert find_baselines(without_classes, "all") == [name for name in every if name != "craig"]
     assert find_baselines(without_classes, "craig") == ["craig"]
-    assert find_baselines(Selecting(), ["head", "all"]) == ["head", *KNOWN_BASELINES]
+    assert find_baselines(Selecting(), ["head", "all"]) == ["head", *every]
 
 
 def test_bad_requests_are_named(result: DistilledSet) -> None:

@@ -11,6 +11,7 @@ from mmdistill.allocation import require_budget
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.checks import require_sizes
+from mmdistill.choices import starts
 from mmdistill.commands.assembly import (
     chosen_method,
     kept_config,
@@ -34,7 +35,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.importing import import_set
 from mmdistill.method import Method
-from mmdistill.names import as_argument, assignments, canonical
+from mmdistill.names import as_argument, assignments, canonical, unknown_name
 from mmdistill.networks.expert_recipe import ExpertRecipe
 from mmdistill.networks.experts import Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -122,6 +123,8 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
 def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     """Return the task and the method that a configuration names and its budget; print what is to be noted."""
     require_networks(config.networks, config.networks_at_once)  # before the data are read
+    if config.init not in (None, *starts()):
+        raise unknown_name("start (--init)", str(config.init), starts(), scripts="a rule")
     for unit in get_args(BudgetKind):
         if (asked := getattr(config, unit)) is not None:
             require_budget(unit, asked)

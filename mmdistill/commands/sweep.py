@@ -21,9 +21,10 @@ from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, read_metrics, recorded
-from mmdistill.names import as_argument, canonical, split_names
+from mmdistill.names import as_argument, baseline_names, canonical, split_names
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
+from mmdistill.rules import is_added
 from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
 from mmdistill.runs.judging import missing
 from mmdistill.runs.mending import whole_set
@@ -203,7 +204,7 @@ def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfi
 
 
 def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> None:
-    """Refuse methods, storages and networks that the running script added, where runs are no processes of that script.
+    """Refuse methods, storages and the like that the running script added, where runs are no processes of that script.
 
     Raises:
         ConfigError: naming them, and how to start the script.
@@ -211,7 +212,8 @@ def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> 
     added = {*domain_methods(domain), *domain.parameterizations} - domain.shipped
     names = {name for config in configs for name in (config.method, config.parameterization)} & added
     networks = {name for config in configs for name in (config.model or "", *config.judge_names())}
-    own = sorted({*map(str, names), *filter(domain.network_added, networks)})
+    rules = {rule for config in configs for rule in (config.init or "", *baseline_names(config.baselines))}
+    own = sorted({*map(str, names), *filter(domain.network_added, networks), *filter(is_added, rules)})
     if own and own_program()[-1] == PROGRAM:
         raise ConfigError(
             f"{', '.join(own)} would be unknown to the runs: each is a process of its own, which is that of the script "

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
-from mmdistill.choices import Units
+from mmdistill.choices import Units, starts
 from mmdistill.config import DistillConfig, SweepConfig, assignable, read_settings
 from mmdistill.errors import MmdistillWarning, did_you_mean
 
@@ -272,6 +272,8 @@ def name_values(parser: ArgumentParser) -> None:
             action.metavar = kinds[action.dest]
         if action.dest == "bytes":
             action.metavar = "SIZE"
+        if action.dest == "init":
+            action.metavar = f"{{{','.join(starts())}}}"
         if action.dest == "print_config":
             action.help = "print the configuration that the other options make, and exit; =skip_default omits defaults"
         if action.metavar == VALUES[bool]:

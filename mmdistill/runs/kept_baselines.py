@@ -17,6 +17,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, fits, judging_of
 from mmdistill.registry import TASK_OPTIONS, get_domain
+from mmdistill.rules import is_added
 from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
 from mmdistill.store import as_json, read_json, write_json
 from mmdistill.task import Task
@@ -36,7 +37,7 @@ class KeptBaselines:
     A score is found again where all that decides its bits is the same: the data, what was chosen of the task and of
     judging, the seed, the device, this library's code and the versions of those it calls. Only tasks of this package
     are known well enough for that, and only those that say what they are tested on; of others nothing is kept, nor of
-    networks that a user's code added.
+    judges, networks and rules of selection that a user's code added.
 
     Args:
         config: the options of the run.
@@ -65,7 +66,7 @@ class KeptBaselines:
         """Return a baseline's entries by a judge (in the spelling of results); none where they are not known."""
         key = self._key(name, budget, judge)
         try:
-            found = read_json(self._path(key)) if self._usable(judge) else {}
+            found = read_json(self._path(key)) if self._usable(name, judge) else {}
         except (CheckpointError, ConfigError, OSError):  # no cache; missing or damaged: it is judged anew
             return []
         entries = found.get("entries")
@@ -75,7 +76,9 @@ class KeptBaselines:
 
     def keep(self, name: str, budget: int, entries: Sequence[Mapping[str, Any]]) -> None:
         """Keep a baseline's entries, of any judges; where the cache folder takes none, nothing is kept."""
-        for judge in filter(self._usable, dict.fromkeys(str(entry["judge"]) for entry in entries)):
+        for judge in dict.fromkeys(str(entry["judge"]) for entry in entries):
+            if not self._usable(name, judge):
+                continue
             key = self._key(name, budget, judge)
             with suppress(ConfigError, OSError):
                 path = self._path(key)
@@ -83,10 +86,14 @@ class KeptBaselines:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"key": key, "entries": [entry for entry in entries if entry["judge"] == judge]})
 
-    def _usable(self, judge: str) -> bool:
-        """Return whether all that decides a judge's scores is known."""
+    def _usable(self, name: str, judge: str) -> bool:
+        """Return whether all that decides a judge's scores of a baseline is known."""
         own = self.task.network_name if isinstance(self.task, NamesNetwork) else ""  # which herding looks by
-        return self.known and not any(map(get_domain(self.task.describe().domain).network_added, (own, judge)))
+        return (
+            self.known
+            and not is_added(name)
+            and not any(map(get_domain(self.task.describe().domain).network_added, (own, judge)))
+        )
 
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
         own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}

@@ -1,6 +1,7 @@
 """The command line as a person meets it, on the embedded digits: help, lists, spellings, and input that cannot be."""
 
 import errno
+import inspect
 import io
 import json
 import re
@@ -16,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdistill import distill, graph_set_task, graph_task, image_task, recsys_task, text_task
+from mmdistill import cli, distill, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.commands import listings
 from mmdistill.commands.wording import GROUPS
 from mmdistill.config import SETTINGS, read_settings
 from mmdistill.errors import ConfigError, MmdistillError, MmdistillWarning
 from mmdistill.registry import DOMAIN_PACKAGES, StorageFamily, domain_methods, get_domain, get_method
+from mmdistill.rules import RULES
 from mmdistill.settings import TRAINING, Settings
 from tests.commands.digits import distil
 
@@ -360,6 +362,23 @@ def test_both_spellings_of_options() -> None:
         "--method", "gcond-x", "--init", "k-center", "--compile=off", "--expert_precision", "bf16",
         "--out", "My_Run", "My_Run",
     ]  # fmt: skip
+
+
+def test_starts_that_a_script_adds_stand_in_the_help_and_unknown_ones_name_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--dry-run", "--init"]
+    assert main([*own, "outer"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown start (--init) 'outer' (there are: craig, herding, k-center, k-means, noise, real); a rule" in said
+    monkeypatch.setitem(RULES, "outer", RULES["herding"])
+    monkeypatch.setattr(cli, "build_parser", inspect.unwrap(cli.build_parser))  # of each call, as out of tests
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    assert "--init {real,noise,herding,k-center,k-means,craig,outer}" in capsys.readouterr().out
+    assert main([*own, "oter"]) == 2
+    assert "unknown start (--init) 'oter'; did you mean 'outer'?" in capsys.readouterr().err
+    assert main([*own, "OUTER"]) == 0
 
 
 def test_a_word_behind_an_equals_sign_leaves_what_comes_next_as_it_is() -> None:

@@ -29,6 +29,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.image import METHODS
 from mmdistill.image.models import FAMILIES, MLP, Family
 from mmdistill.methods import CORE_METHODS
+from mmdistill.rules import RULES
 from mmdistill.runs.signals import ENDING
 from mmdistill.settings import Settings
 
@@ -568,6 +569,10 @@ def test_a_scripts_methods_that_its_runs_would_not_know_are_refused(
         own = ["sweep", "--data", "digits", "--methods", "dm", "--ipc", "1", "--out", str(tmp_path / "runs")]
         assert main([*own, option, "mine-w4"]) == 2
         assert "mine-w4 would be unknown to the runs" in capsys.readouterr().err
+    monkeypatch.setitem(RULES, "outer", RULES["herding"])
+    for option in ("--init", "--baselines"):
+        assert main([*own, option, "outer"]) == 2
+        assert "outer would be unknown to the runs" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr("sys.argv", ["x.py", "sweep"])
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None, __file__="/y/x.py"))

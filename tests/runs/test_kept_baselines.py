@@ -17,6 +17,7 @@ from mmdistill.commands import making as commands
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.datasets import load
 from mmdistill.image.models import FAMILIES, MLP, Family
+from mmdistill.rules import RULES
 from mmdistill.runs import judging, kept_baselines
 
 DIGITS = ["distill", "--data", "digits", "--model", "mlp", "--width", "4", "--networks", "2", "--judge-epochs", "9"]
@@ -126,6 +127,15 @@ def test_of_networks_that_a_script_adds_and_may_change_nothing_is_kept(
     for folder in ("a", "b"):
         distil(tmp_path / folder, option, "mine", "--baselines", "random")
     assert judged == ["random", "random"]
+
+
+def test_of_rules_that_a_script_adds_and_may_change_nothing_is_kept(
+    tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULES, "mine", RULES["herding"])
+    for folder in ("a", "b"):
+        distil(tmp_path / folder, "--baselines", "mine,random")
+    assert judged == ["mine", "random", "mine"]
 
 
 @pytest.fixture
