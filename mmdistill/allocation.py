@@ -156,6 +156,11 @@ def _folded(name: str) -> str:
 
 def subset_bytes(task: Task, budget: int) -> int:
     """Return the bytes of real samples at equal count, as the training set stores them, of small classes all."""
+    counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
+    return real_bytes(task, int(available(task, counts).sum()))
+
+
+def real_bytes(task: Task, count: int) -> int:
+    """Return the bytes of so many real samples, as the training set stores them."""
     info = task.describe()
-    count = int(available(task, allocate(budget, info.budget, task.labels, task.num_classes)).sum())
     return count * info.sample_bytes or -(-count * info.stored_bytes // info.num_train)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmdistill.abilities import Validates
-from mmdistill.allocation import ShortClassError
+from mmdistill.allocation import ShortClassError, allocate
 from mmdistill.checks import is_of
 from mmdistill.described import described
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
@@ -39,6 +39,18 @@ def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, 
         if task.augment(Draws(0), one, shared=False) is one:  # there is no augmentation of such data
             found.append("augment")
     return found
+
+
+def other_count(task: Task, method: Method, budget: int, count: int) -> str:
+    """Return in words that a closed form made another number of samples than its budget names; empty if it did not."""
+    unit = task.describe().budget
+    asked = int(allocate(budget, unit, task.labels, task.num_classes).sum())
+    if method.solve is None or count == asked:
+        return ""
+    return (
+        f"{method.title} made {count:,} samples, where {unit} {budget} is {asked:,}: so many have the baselines at "
+        "equal count"
+    )
 
 
 def starts_from_noise(task: Task, method: Method, budget: int, settings: Settings) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from mmdistill.budget import find_budget
 from mmdistill.checks import require_checkpoint_every, require_kind
-from mmdistill.composition import without_effect
+from mmdistill.composition import other_count, without_effect
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
@@ -310,6 +310,9 @@ def _distilled(
     seconds = time.perf_counter() - began if keeper is None else keeper.seconds
     result = distiller.result(run, name, seconds)
     result.require_finite()
+    note = other_count(distiller.task, distiller.method, distiller.budget, len(result.batch.weight))
+    if note and ranks.is_first():
+        logger.warning("%s", note)
     result = replace(
         result,
         path=run.path,

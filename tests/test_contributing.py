@@ -209,6 +209,14 @@ def test_the_shown_judge_goes_by_name(shown: dict[str, Any]) -> None:
     assert {"means", "ntk"} <= {*find_judges(image_task("digits", model="mlp", width=4), ["all"])}
 
 
+def test_the_shown_closed_form_gives_real_samples_at_their_own_bytes(shown: dict[str, Any]) -> None:
+    found = distill(shown["task"], shown["solved"], ipc=2)
+    assert found.stored_bytes == selection(shown["task"], "random", ipc=2).stored_bytes
+    images = shown["task"].select(torch.arange(len(shown["task"].labels))).inputs.flatten(1).sum(1)
+    for label, light in enumerate(found.batch.inputs.flatten(1).sum(1).split(2)):  # type: ignore[union-attr]
+        torch.testing.assert_close(light, images[shown["task"].labels == label].topk(2).values)
+
+
 def test_the_shown_rule_is_known_wherever_herding_is(shown: dict[str, Any], tmp_path: Path) -> None:
     task = shown["task"]
     chosen = selection(task, "Outliers", ipc=2)

@@ -14,26 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.budget import find_budget
+from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill, identity
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, MemoryExhaustedError, NonFiniteError
 from mmdistill.image import image_task
 from mmdistill.labels import FixedLabels, LabelKind
-from mmdistill.method import Method
+from mmdistill.method import Method, Solver
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, ScheduleState, UnreadNetwork
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.parameterizations.raw import Raw
+from mmdistill.parameterizations.raw import Raw, RealSamples
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.reporting.report import fact_rows
 from mmdistill.runs import loop as run_loop
 from mmdistill.runs.state import RunState
 from mmdistill.runtime import Draws
+from mmdistill.selections import selection
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Task
 from tests.runs.blobs import method, samples
@@ -470,6 +472,38 @@ def test_a_set_that_no_step_has_looked_at_is_finite(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"holds NaN or infinite values \(inputs\): the data"):
         distill(BlobTask(), spoiled, ipc=1, out=tmp_path / "run")
     assert not (tmp_path / "run" / "distilled.json").exists()
+
+
+def closed(solve: Solver) -> Method:
+    return Method("Closed", None, CORE_METHODS["dm"].network, lambda ipc: Settings(0), solve=solve)
+
+
+def test_real_samples_of_a_closed_form_take_the_bytes_of_a_selection(caplog: pytest.LogCaptureFixture) -> None:
+    task = image_task("digits", model="mlp", width=4)
+    solve = closed(
+        lambda task, budget, settings, draws: RealSamples(
+            task, choose_samples(task, "real", torch.full((10,), budget), draws)
+        )
+    )
+    found, beside = distill(task, solve, ipc=2), selection(task, "random", ipc=2)
+    assert found.stored_bytes == beside.stored_bytes == 20 * (64 + 1)
+    assert found.label == "hard"
+    assert found.batch.targets.tolist() == beside.batch.targets.tolist()  # type: ignore[union-attr]
+    assert find_budget(task, solve, bytes=found.stored_bytes)[1] == 2
+    assert not caplog.messages
+    without = BlobTask()
+    without.labels = None
+    with pytest.raises(ConfigError, match="real samples go by their classes, and 'blobs' has none"):
+        RealSamples(without, torch.arange(2))
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_closed_form_of_another_count_than_its_budget_is_noted(each: int, caplog: pytest.LogCaptureFixture) -> None:
+    rows = torch.arange(24).view(3, 8)[:, :each].flatten()
+    distill(BlobTask(per_class=8), closed(lambda task, *rest: RealSamples(task, rows)), ipc=2)
+    assert caplog.messages == [
+        f"Closed made {3 * each} samples, where ipc 2 is 6: so many have the baselines at equal count"
+    ]
 
 
 @pytest.mark.parametrize("name", ["lr", "inner_lr"])

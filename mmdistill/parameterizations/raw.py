@@ -5,9 +5,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mmdistill.allocation import shares_of
+from mmdistill.allocation import real_bytes, shares_of
 from mmdistill.coresets import choose_start, require_samples
-from mmdistill.labels import LabelKind, Labels, make_labels
+from mmdistill.errors import ConfigError
+from mmdistill.labels import FixedLabels, LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.runtime import Draws
@@ -55,6 +56,28 @@ class Raw(Parameterization):
         inputs: Inputs = named["inputs"] if self._single else named
         weight = torch.ones(self.count, device=next(iter(named.values())).device)
         return Batch(inputs, self.labels(), weight)
+
+
+class RealSamples(Raw):
+    """Real samples as they are, with their own classes: nothing is learned, and they take the bytes of a selection.
+
+    Args:
+        task: whose samples they are.
+        indices: ``(M,)`` int64, which.
+    Raises:
+        ConfigError: a task without classes.
+    """
+
+    def __init__(self, task: Task, indices: Tensor) -> None:
+        if task.labels is None:
+            raise ConfigError(f"real samples go by their classes, and {task.describe().data!r} has none")
+        classes = task.labels[indices.cpu()].to(task.device)
+        super().__init__(task.select(indices).inputs, FixedLabels(classes), classes, task.num_classes, learn=())
+        self._bytes = real_bytes(task, len(indices))
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of as many samples, labels included, as the training set stores them."""
+        return self._bytes
 
 
 def raw_samples(

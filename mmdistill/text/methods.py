@@ -24,7 +24,7 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Inputs, Task, one_tensor
 from mmdistill.text.judges import centred_targets, ridge_weights
-from mmdistill.text.selection import class_centroids, selected_texts
+from mmdistill.text.selection import class_centroids, random_texts, selected_texts
 from mmdistill.text.task import TextTask
 
 CONFIDENCE = 0.9
@@ -61,7 +61,7 @@ def k_means_set(task: Task, budget: int, settings: Settings, draws: Draws) -> Ra
 
 
 def real_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
-    """Return random real texts with hard labels, which take the bytes of chosen ones and of centroids."""
+    """Return random real texts with hard labels, which take the bytes of centroids."""
     return raw_samples(task, budget, "real", "hard", draws, learned=False)
 
 
@@ -194,7 +194,7 @@ METHODS = MethodTable(
             summary="real texts, each the one from which ridge regression learns most; points or tokens, can be read",
             source="forward selection, as orthogonal least squares (Chen et al., 1989), with a ridge and a kernel",
             solve=selected_texts,
-            sized=real_texts,
+            sized=random_texts,
         ),
         "k-means": Method(
             "k-means centroids",

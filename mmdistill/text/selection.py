@@ -7,8 +7,7 @@ from mmdistill.abilities import Embeds
 from mmdistill.allocation import require_members, shares_of
 from mmdistill.coresets import random_subset, require_samples
 from mmdistill.errors import ConfigError
-from mmdistill.labels import FixedLabels
-from mmdistill.parameterizations.raw import Raw
+from mmdistill.parameterizations.raw import RealSamples
 from mmdistill.rules import k_means
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -65,7 +64,14 @@ def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor
     return chosen[labels[chosen].argsort(stable=True)]
 
 
-def selected_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
+def random_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> RealSamples:
+    """Return random real texts, which take the bytes of :func:`selected_texts`."""
+    counts = shares_of(task, budget).counts
+    require_samples(task, counts)
+    return RealSamples(task, random_subset(task.labels, counts, draws))
+
+
+def selected_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> RealSamples:
     """Return real texts chosen by :func:`greedy_ridge` on the encoder's points, with their own labels.
 
     Raises:
@@ -84,8 +90,7 @@ def selected_texts(task: Task, budget: int, settings: Settings, draws: Draws) ->
     points = task.embedding()[pool.to(task.device)]
     targets = centred_targets(labels[pool].to(task.device), classes)
     chosen = pool[greedy_ridge(points @ points.T, targets, labels[pool], counts).cpu()]
-    own = labels[chosen].to(task.device)
-    return Raw(task.select(chosen).inputs, FixedLabels(own), own, classes, learn=())
+    return RealSamples(task, chosen)
 
 
 def class_centroids(task: Task, counts: Tensor, draws: Draws) -> Tensor:

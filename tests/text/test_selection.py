@@ -36,6 +36,7 @@ def test_selected_texts_are_real_and_beat_random_ones() -> None:
     result = distill(task, "select", ipc=3)
     assert isinstance(result.batch.inputs, torch.Tensor)
     assert all((row == task.train.inputs).all(1).any() for row in result.batch.inputs)
+    assert result.stored_bytes == selection(task, "herding", ipc=3).stored_bytes
     assert result.batch.targets.tolist() == [0] * 3 + [1] * 3 + [2] * 3  # type: ignore[union-attr]
     own = task.evaluate(result.batch, "read-tfidf", Draws(0), 1, {}).values["accuracy"][0]
     counts = allocate(3, "ipc", task.labels, 3)
