@@ -26,6 +26,12 @@ from mmdistill.task import Batch, Scores, Task, require_task
 
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
+NAMED = {
+    "judges": "those of your own have them in mmdistill.image.models.FAMILIES (networks) or in JUDGES of "
+    "mmdistill.image.judges and mmdistill.recsys.judges",
+    "baselines": "rules of your own have them in mmdistill.rules.RULES",
+}
+"""Where a user's code names what is judged by and beside."""
 Progress = Callable[[int, int, str, Evaluation], object]
 """Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
 Tell = Callable[[int, str | None], None]
@@ -234,8 +240,7 @@ def _names(what: str, given: object) -> Sequence[str]:
         ConfigError: something else than a list of names.
     """
     if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        own = "; one of your own goes by name once it is in a table (docs/extending.md)"
-        raise ConfigError(f"{what} are names, got {given!r:.200}{own}")
+        raise ConfigError(f"{what} are names, got {given!r:.200}; {NAMED[what]}")
     return list(dict.fromkeys(given))
 
 

@@ -265,9 +265,9 @@ def test_bad_requests_are_named(result: DistilledSet) -> None:
             evaluate(task, result, n=n)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="at once is a whole number of at least 1, got 0"):
         evaluate(task, result, at_once=0)
-    with pytest.raises(ConfigError, match="judges are names, got 3"):
+    with pytest.raises(ConfigError, match=r"judges are names, got 3; those of your own .*models\.FAMILIES .*JUDGES"):
         evaluate(task, result, judges=3)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"baselines are names, got \[None\]"):
+    with pytest.raises(ConfigError, match=r"baselines are names, got \[None\]; .*rules\.RULES"):
         evaluate(task, result, baselines=[None])  # type: ignore[list-item]
 
 
