@@ -54,9 +54,10 @@ def test_an_unknown_method_that_resembles_none_may_be_a_scripts() -> None:
     with pytest.raises(ConfigError, match=f"one {script}"):
         get_parameterization(domain, "qqqqqq")
     task = image_task("digits", width=4)
-    for refused in (lambda: image_task("digits", model="qqqqqq"), lambda: find_judges(task, ["qqqqqq"])):
-        with pytest.raises(ConfigError, match=f"a network {script}"):
-            refused()
+    with pytest.raises(ConfigError, match=f"a network {script}"):
+        image_task("digits", model="qqqqqq")
+    with pytest.raises(ConfigError, match=f"a judge {script}"):
+        find_judges(task, ["qqqqqq"])
     with pytest.raises(ConfigError, match="did you mean 'dsa'") as near:
         get_method(domain, "dsaa", "digits")
     assert "script" not in str(near.value)
