@@ -153,9 +153,8 @@ def evaluate(
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
     require_networks(n, at_once)
-    if seed is None:
-        seed = distilled.seed if isinstance(distilled, DistilledSet) else 0
-    seed = checked_seed(seed)
+    own = distilled.seed if isinstance(distilled, DistilledSet) else 0
+    seed = checked_seed(own if seed is None else seed)
     asked = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
     batch, budget, learned = _placed(task, distilled)
     if budget is None and baselines is not BASELINES and (left := [name for name in asked if name != "whole"]):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import mmdistill
 from mmdistill.objectives.adversary import StyleAdversary
 from mmdistill.objectives.base import Network, Objective
-from mmdistill.objectives.calibration import CalibratedMatching
+from mmdistill.objectives.calibration import CalibratedMatching, KnowledgeExtraction
 from mmdistill.objectives.wrapper import FLAGS, ObjectiveWrapper
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task
@@ -20,6 +20,7 @@ from tests.toys import BlobTask
 OWN = {
     StyleAdversary: {"view", "reads_labels", "steady", "styles"},
     CalibratedMatching: {"view", "reads_labels", "reads_scores", "needs_target"},
+    KnowledgeExtraction: {"reads_labels", "reads_scores", "needs_target"},
 }
 """What each wrapper of the package says itself."""
 
@@ -52,7 +53,9 @@ def inner_of(view: str) -> Inner:
 
 
 def wrapped(kind: type[ObjectiveWrapper], inner: Objective) -> ObjectiveWrapper:
-    return StyleAdversary(inner, 2) if kind is StyleAdversary else CalibratedMatching(matching=inner)
+    if kind is CalibratedMatching:
+        return CalibratedMatching(matching=inner)
+    return StyleAdversary(inner, 2) if kind is StyleAdversary else KnowledgeExtraction(inner, 0.5)
 
 
 def test_each_wrapper_of_the_package_is_tested() -> None:
@@ -71,7 +74,7 @@ def test_each_wrapper_of_the_package_is_tested() -> None:
 
 @pytest.mark.parametrize("kind", OWN)
 def test_flags_are_passed_on(kind: type[ObjectiveWrapper]) -> None:
-    inner = inner_of("flat" if kind is StyleAdversary else "classes")
+    inner = inner_of("classes" if kind is CalibratedMatching else "flat")
     outer = wrapped(kind, inner)
     for flag in FLAGS:
         if flag not in OWN[kind]:
@@ -80,7 +83,7 @@ def test_flags_are_passed_on(kind: type[ObjectiveWrapper]) -> None:
 
 @pytest.mark.parametrize("kind", OWN)
 def test_what_the_inner_objective_checks_draws_and_learns_is_passed_on(kind: type[ObjectiveWrapper]) -> None:
-    inner, task = inner_of("flat" if kind is StyleAdversary else "classes"), BlobTask()
+    inner, task = inner_of("classes" if kind is CalibratedMatching else "flat"), BlobTask()
     outer = wrapped(kind, inner)
     outer.check(task)
     outer.begin(task, Draws(0))
