@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from mmdistill.open_table import OpenTable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -14,7 +16,7 @@ InitKind = str
 """What synthetic samples start from: one of :func:`starts`."""
 STARTS = ("real", "noise", "herding", "k-center", "k-means", "craig")
 """Noise, or real samples chosen in some way, those that this package has."""
-RULES: dict[str, Rule] = {}
+RULES: OpenTable[Rule] = OpenTable(reserved=("random", "whole", "real", "noise", "craig"))
 """Filled by :mod:`mmdistill.rules`, where it is to be imported from."""
 LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
 """The targets of synthetic samples; see :func:`mmdistill.labels.make_labels`."""

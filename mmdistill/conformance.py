@@ -12,7 +12,7 @@ from mmdistill.errors import MmdistillError
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, Task, map_inputs, tensors_of
+from mmdistill.task import Batch, ClassBatch, Task, map_inputs, shares_inputs, tensors_of
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """Relative error allowed between two ways of computing one thing, by dtype."""
@@ -69,9 +69,9 @@ def with_samples(batch: Batch | ClassBatch, inputs: Tensor) -> Batch | ClassBatc
 
 
 def in_reverse(batch: Batch | ClassBatch) -> Batch | ClassBatch:
-    """Return a batch in the opposite order of its samples, within each class; as it is where classes share them."""
+    """Return a batch in the opposite order of its samples, within each class; as it is where these are linked."""
     if not isinstance(batch, ClassBatch):
-        return batch.map(lambda t: t.flip(0))
+        return batch if shares_inputs(batch) else batch.map(lambda t: t.flip(0))
     return batch if None in batch.dims else ClassBatch(batch.batch.map(lambda t: t.flip(1)), batch.dims)
 
 

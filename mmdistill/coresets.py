@@ -12,8 +12,7 @@ from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_c
 from mmdistill.execution.portions import filled
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.rehearsal import is_rehearsal
-from mmdistill.rules import chosen_by, craig, members_of
-from mmdistill.rules import random_subset as random_subset
+from mmdistill.rules import chosen_by, craig, members_of, random_subset
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, real_samples
 

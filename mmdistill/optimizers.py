@@ -142,19 +142,13 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimiz
     return OPTIMIZERS[spec.name](parameters, **options)
 
 
-def rate_at(spec: OptimizerSpec, step: int, steps: int) -> float:
-    """Return the learning rate at a step of so many: constant, or annealed by a cosine to the spec's floor."""
-    if not spec.cosine:
-        return spec.lr
-    wave = 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
-    return spec.lr * (spec.floor + (1 - spec.floor) * wave)
-
-
 def anneal(optimizer: Optimizer, spec: OptimizerSpec, step: int, steps: int) -> None:
-    """Give an optimizer the rate of a step of so many, where its spec anneals; a constant one it keeps as it is."""
-    if spec.cosine:
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(spec, step, steps)
+    """Give an optimizer the rate of a step of so many, by a cosine to the spec's floor; a constant one stays."""
+    if not spec.cosine:
+        return
+    wave = 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
+    for group in optimizer.param_groups:
+        group["lr"] = spec.lr * (spec.floor + (1 - spec.floor) * wave)
 
 
 def is_active(spec: OptimizerSpec, step: int) -> bool:

@@ -1,16 +1,13 @@
 """Rules that choose samples by an embedding of them: pure functions, class by class."""
 
 from collections.abc import Callable
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from mmdistill.allocation import require_members
 from mmdistill.choices import RULES as RULES
-from mmdistill.choices import Rule
 from mmdistill.errors import ShapeError
-from mmdistill.names import canonical
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 
@@ -190,7 +187,7 @@ def craig(
     return torch.cat(chosen), torch.cat(weights)
 
 
-SHIPPED: MappingProxyType[str, Rule] = MappingProxyType(
+RULES.ship(
     {
         "herding": lambda embedding, labels, counts, draws: herding(embedding, labels, counts),
         "k-center": lambda embedding, labels, counts, draws: k_center(embedding, labels, counts),
@@ -199,13 +196,12 @@ SHIPPED: MappingProxyType[str, Rule] = MappingProxyType(
         ),
     }
 )
-"""The rules of this package by name, but for CRAIG, which looks at gradients and weighs what it chooses."""
-RULES |= SHIPPED
 """What chooses real samples by an embedding of them, by name; a user's code may add its own.
 
 A rule is a function ``(embedding, labels, counts, draws) -> indices`` of ``(N, d)``, ``(N,)`` classes or None, how many
 of each class ``(C,)`` (one number without classes) and a key. It returns ``(counts.sum(),)`` different samples class
-after class, as :func:`by_class` does, and is known wherever ``herding`` is.
+after class, as :func:`by_class` does, and is known wherever ``herding`` is. CRAIG, which looks at gradients and weighs
+what it chooses, is no rule.
 """
 
 
@@ -232,8 +228,3 @@ def chosen_by(name: str, embedding: Tensor, labels: Tensor | None, counts: Tenso
             "class after class"
         )
     return found
-
-
-def is_added(name: str) -> bool:
-    """Return whether a selection's name is that of a rule which a user's code added, and may change."""
-    return RULES.get(canonical(name)) is not SHIPPED.get(canonical(name))

@@ -219,7 +219,7 @@ def _check_evaluation(task: Task, judge: str, key: Draws) -> None:
         scores = checked_scores(task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {}), task)
     for metric, values in scores.values.items():
         require(len(values) in (1, 2), f"evaluate: {metric} has {len(values)} values for 2 judges")
-        require(all(0 <= value <= 1 for value in values), f"evaluate: {metric} must be a fraction, got {values}")
+        require(all(0 <= value <= 1 + 1e-5 for value in values), f"evaluate: {metric} must be a fraction, got {values}")
     again = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
     require(scores.values == again.values, "evaluate: one key must give one result")
 

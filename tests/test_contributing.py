@@ -4,7 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import replace
 from inspect import isabstract
 from pathlib import Path
@@ -86,7 +86,7 @@ def shown() -> Iterator[dict[str, Any]]:
             exec(block, names)
     yield names
     for table, entries in before:  # what the page adds to the package is this page's alone
-        assert isinstance(table, dict)
+        assert isinstance(table, MutableMapping)
         table.clear()
         table.update(entries)
 

@@ -147,6 +147,12 @@ def test_what_a_task_returns_in_place_of_scores_is_named(result: DistilledSet, f
         check_task(Reporting(found), judge="mlp")
 
 
+def test_a_sum_that_rounds_to_above_one_is_a_score(result: DistilledSet) -> None:
+    found = Scores("mlp", {"ndcg@20": (1.0000001192092896,)})
+    (entry,) = evaluate(Reporting(found), result, n=1, baselines=()).results
+    assert str(entry) == "100.0"
+
+
 def test_scores_may_be_numbers_of_numpy(result: DistilledSet) -> None:
     numbers = tuple(np.full(2, 0.25, np.float32))
     (entry,) = evaluate(Reporting(Scores("mlp", {"accuracy": numbers})), result, n=2, baselines=()).results

@@ -24,7 +24,7 @@ from mmdistill.metrics import former_metrics, read_metrics, recorded
 from mmdistill.names import as_argument, baseline_names, canonical, split_names
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
-from mmdistill.rules import is_added
+from mmdistill.rules import RULES
 from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
 from mmdistill.runs.judging import missing
 from mmdistill.runs.mending import whole_set
@@ -213,7 +213,7 @@ def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> 
     names = {name for config in configs for name in (config.method, config.parameterization)} & added
     networks = {name for config in configs for name in (config.model or "", *config.judge_names())}
     rules = {rule for config in configs for rule in (config.init or "", *baseline_names(config.baselines))}
-    own = sorted({*map(str, names), *filter(domain.network_added, networks), *filter(is_added, rules)})
+    own = sorted({*map(str, names), *filter(domain.network_added, networks), *filter(RULES.added, rules)})
     if own and own_program()[-1] == PROGRAM:
         raise ConfigError(
             f"{', '.join(own)} would be unknown to the runs: each is a process of its own, which is that of the script "

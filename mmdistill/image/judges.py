@@ -3,11 +3,9 @@
 What is no network is an entry of :data:`JUDGES`, where a user's code adds other sorts.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -19,6 +17,7 @@ from mmdistill.image.protocols import Occasion, Plan, plan_for, whole_note
 from mmdistill.labels import are_probabilities
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import Augment
+from mmdistill.open_table import OpenTable
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, one_tensor
 
@@ -177,21 +176,20 @@ def of_kernel(task: "ImageTask", name: str) -> ClosedFormJudge:
     return ClosedFormJudge(kernel.name, solve, kernel.require)
 
 
-JUDGES: dict[str, Callable[["ImageTask", str], ImageJudge]] = {"ntk": of_kernel, "nngp": of_kernel}
+JUDGES: OpenTable[Callable[["ImageTask", str], ImageJudge]] = OpenTable({"ntk": of_kernel, "nngp": of_kernel})
 """What makes the judges that are no networks, of the task and the judge's name, by what the name begins with.
 
 Options may follow it, after a hyphen.
 """
-SHIPPED = MappingProxyType(dict(JUDGES))
-"""Those of this package."""
 
 
 def entry_of(name: str) -> str:
-    """Return under which name of :data:`JUDGES` a judge's, or its title, would stand."""
+    """Return the name in :data:`JUDGES` with which a judge's name or title begins; nothing where there is none."""
     key = canonical(name)
-    return key if key in JUDGES else re.split("[- ]", key, maxsplit=1)[0]
+    fitting = [own for own in JUDGES if key.startswith(own) and not key[len(own) :][:1].isalnum()]
+    return max(fitting, key=len, default="")
 
 
 def is_added_judge(name: str) -> bool:
     """Return whether a judge's name or title is of an entry that a user's code added, and may change."""
-    return JUDGES.get(entry_of(name)) is not SHIPPED.get(entry_of(name))
+    return JUDGES.added(entry_of(name))

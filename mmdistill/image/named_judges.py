@@ -6,7 +6,7 @@ import torch
 
 from mmdistill.errors import MmdistillError, UnsupportedError
 from mmdistill.image.data import ImageData
-from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, entry_of, is_added_judge
+from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, entry_of
 from mmdistill.image.kernel_judge import KERNELS
 from mmdistill.image.models import (
     FAMILIES,
@@ -53,8 +53,7 @@ class NamedJudges:
         self.protocol = protocol
         self.device = device
         self.width = width
-        others = (*fitting_models(data.shape), "ntk", *filter(is_added_judge, JUDGES))
-        self.usual = (model, *(name for name in others if name != model))
+        self.usual = (*dict.fromkeys((model, *fitting_models(data.shape), "ntk", *filter(JUDGES.added, JUDGES))),)
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
 

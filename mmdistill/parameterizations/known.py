@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import EMBED_CHUNK, random_subset, require_samples
+from mmdistill.coresets import EMBED_CHUNK, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Parameterizer
@@ -17,6 +17,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.rehearsal import is_rehearsal
+from mmdistill.rules import random_subset
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, NetworkState, Task, take

@@ -7,7 +7,7 @@ from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
 from mmdistill.recsys.files import ACCEPTED, looks_like_interactions
 from mmdistill.recsys.imports import IMPORTS
-from mmdistill.recsys.judges import is_added
+from mmdistill.recsys.judges import JUDGES
 from mmdistill.recsys.methods import METHODS, REDUCED
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.storage import (
@@ -42,7 +42,7 @@ DOMAIN = Domain(
     parameterizations=STORAGES,
     reduced=REDUCED,
     tables=SUFFIXES,
-    network_added=is_added,
+    network_added=JUDGES.added,
     options=(*READING_OPTIONS, "interactions_per_user", "model", "judge_batch"),
 )
 

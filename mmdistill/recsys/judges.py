@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.names import canonical
+from mmdistill.open_table import OpenTable
 from mmdistill.recsys.factorisation import Factorisation, heaviest
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.vae import Rows, TrainedAutoencoder
@@ -87,42 +86,37 @@ def _seed(draws: Draws) -> int:
     return draws.integer() % 2**31
 
 
-JUDGES: dict[str, RecommenderJudge] = {
-    "inf-ae": RecommenderJudge(
-        of_rows=lambda task, rows, draws: InfiniteAutoencoder(rows, task.kernel),
-        of_all=_wide_of_all,
-        ridge="ridge",
-    ),
-    "ease": RecommenderJudge(
-        of_rows=lambda task, rows, draws: Ease(rows),
-        of_all=_ease_of_all,
-        ridge="absolute_ridge",
-    ),
-    "mult-vae": RecommenderJudge(
-        of_rows=_trained_of_rows,
-        of_all=_trained_of_all,
-        random=True,
-        reads=JUDGING,
-        unvalidated=LAST_NOTE,
-        epochs=lambda task, users: task.vae.passes(users),
-    ),
-    "als": RecommenderJudge(
-        of_rows=lambda task, rows, draws: Factorisation(heaviest(rows), _seed(draws)),
-        of_all=lambda task, draws: Factorisation(task.data.parts["train"], _seed(draws)),
-        random=True,
-        weighted=HEAVIEST_NOTE,
-    ),
-    "popularity": RecommenderJudge(
-        of_rows=lambda task, rows, draws: Popularity(rows.sum(0)),
-        of_all=lambda task, draws: Popularity(task.data.item_counts().to(task.device)),
-        unvalidated="",
-    ),
-}
+JUDGES = OpenTable(
+    {
+        "inf-ae": RecommenderJudge(
+            of_rows=lambda task, rows, draws: InfiniteAutoencoder(rows, task.kernel),
+            of_all=_wide_of_all,
+            ridge="ridge",
+        ),
+        "ease": RecommenderJudge(
+            of_rows=lambda task, rows, draws: Ease(rows),
+            of_all=_ease_of_all,
+            ridge="absolute_ridge",
+        ),
+        "mult-vae": RecommenderJudge(
+            of_rows=_trained_of_rows,
+            of_all=_trained_of_all,
+            random=True,
+            reads=JUDGING,
+            unvalidated=LAST_NOTE,
+            epochs=lambda task, users: task.vae.passes(users),
+        ),
+        "als": RecommenderJudge(
+            of_rows=lambda task, rows, draws: Factorisation(heaviest(rows), _seed(draws)),
+            of_all=lambda task, draws: Factorisation(task.data.parts["train"], _seed(draws)),
+            random=True,
+            weighted=HEAVIEST_NOTE,
+        ),
+        "popularity": RecommenderJudge(
+            of_rows=lambda task, rows, draws: Popularity(rows.sum(0)),
+            of_all=lambda task, draws: Popularity(task.data.item_counts().to(task.device)),
+            unvalidated="",
+        ),
+    }
+)
 """The judges by name, the default one first."""
-SHIPPED = MappingProxyType(dict(JUDGES))
-"""Those of this package."""
-
-
-def is_added(name: str) -> bool:
-    """Return whether a judge's name is one that a user's code added, and may change."""
-    return JUDGES.get(canonical(name)) is not SHIPPED.get(canonical(name))

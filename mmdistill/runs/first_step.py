@@ -1,11 +1,12 @@
 """What only steps can tell of a run's parts, said in words before any time is spent on more."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mmdistill.described import described
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Objective
@@ -84,13 +85,10 @@ def require_weights(made: Parameterization, draws: Draws) -> None:
         raise ConfigError(f"{type(made).__name__} decodes {which} with weight 0; a sample that counts has weight 1")
 
 
-_Seen = tuple[Tensor | None, int]
-"""A tensor, and how often it was written to."""
-_NONE: _Seen = (None, 0)
-
-
 class Unsaved:
     """What an objective keeps where no checkpoint does, as it is now: public attributes, but parameters and buffers.
+
+    Numbers, texts, tensors and arrays are looked at, in lists, mappings, sets and parts of the objective too.
 
     Args:
         objective: the objective, before a step.
@@ -98,7 +96,7 @@ class Unsaved:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self._plain, self._tensors = described(objective), _public_tensors(objective)
+        self._before = _kept(objective)
 
     def require_unchanged(self) -> None:
         """Refuse an objective that has changed any of it since, which a run that resumes would begin with anew.
@@ -108,25 +106,48 @@ class Unsaved:
         Raises:
             ConfigError: naming what has changed, and where to keep it.
         """
-        plain, tensors = described(self.objective), _public_tensors(self.objective)
-        changed = {name for name in plain.keys() | self._plain.keys() if plain.get(name) != self._plain.get(name)}
-        for name in tensors.keys() | self._tensors.keys():
-            (now, written), (then, before) = tensors.get(name, _NONE), self._tensors.get(name, _NONE)
-            changed |= {name} if now is not then or written != before else set()
-        if changed:
-            which = in_words(sorted(changed))
+        now, before = _kept(self.objective), self._before
+        if changed := sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name)):
             raise ConfigError(
-                f"a step of {type(self.objective).__name__} has changed its {which}, which checkpoints do not hold, so "
-                "a resumed run would be another one; keep tensors in buffers (register_buffer), read network.step in "
-                "place of a counter, or begin the name with _ where it changes no result (a cache, a log)"
+                f"a step of {type(self.objective).__name__} has changed its {in_words(changed)}, which checkpoints do "
+                "not hold, so a resumed run would be another one; keep tensors in buffers (register_buffer), read "
+                "network.step in place of a counter, or begin the name with _ where it changes no result (a cache, a "
+                "log)"
             )
 
 
-def _public_tensors(objective: Objective) -> dict[str, _Seen]:
-    """Return the tensors that are plain attributes of an objective or of its parts, with how often each was written."""
+class _Seen:
+    """A tensor and how often it was written to; equal to itself while nobody writes to it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, 0 if tensor.is_inference() else tensor._version
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Seen) and self.tensor is other.tensor and self.version == other.version
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _kept(objective: Objective) -> dict[str, object]:
+    """Return the public attributes of an objective and its parts as values that tell whether they change, by name."""
     return {
-        f"{path}.{name}" if path else name: (value, 0 if value.is_inference() else value._version)
+        f"{path}.{name}" if path else name: _trace(value)
         for path, module in objective.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, Tensor) and not name.startswith("_")
+        if not name.startswith("_") and name != "training"
     }
+
+
+def _trace(value: object) -> object:
+    """Return what tells whether a value changes; of other objects than :class:`Unsaved` names their class."""
+    if isinstance(value, Tensor):
+        return _Seen(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value)  # of which a NaN equals itself
+    if isinstance(value, Mapping):
+        return [(repr(name), _trace(one)) for name, one in value.items()]
+    if isinstance(value, list | tuple | deque):
+        return [_trace(one) for one in value]
+    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else type(value)

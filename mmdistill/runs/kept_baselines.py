@@ -17,7 +17,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, fits, judging_of
 from mmdistill.registry import TASK_OPTIONS, get_domain
-from mmdistill.rules import is_added
+from mmdistill.rules import RULES
 from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
 from mmdistill.store import as_json, read_json, write_json
 from mmdistill.task import Task
@@ -91,7 +91,7 @@ class KeptBaselines:
         own = self.task.network_name if isinstance(self.task, NamesNetwork) else ""  # which herding looks by
         return (
             self.known
-            and not is_added(name)
+            and not RULES.added(name)
             and not any(map(get_domain(self.task.describe().domain).network_added, (own, judge)))
         )
 

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from mmdistill.abilities import Embeds
 from mmdistill.allocation import require_members, shares_of
-from mmdistill.coresets import random_subset, require_samples
+from mmdistill.coresets import require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.parameterizations.raw import RealSamples
-from mmdistill.rules import k_means
+from mmdistill.rules import k_means, random_subset
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, Task

@@ -220,6 +220,11 @@ def train_one_by_one(own: GraphTask, network: GCN | SGC, batch: Batch, count: in
     return oracle.trained_one_by_one(network, keys, sample, val, test, FAST)
 
 
+@pytest.mark.parametrize("model", ["sgc", "gcn"])
+def test_whole_batches_of_linked_nodes_are_matched(model: str) -> None:
+    check_objective_on(task(model), lambda: GradientMatching(row_cosine, "batch"), n=3)
+
+
 @pytest.mark.parametrize("judge", ["gcn", "sgc"])
 @pytest.mark.parametrize("structured", [False, True])
 def test_judges_side_by_side_equal_judges_one_by_one(judge: str, structured: bool) -> None:

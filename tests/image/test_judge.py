@@ -5,7 +5,7 @@ import torch
 
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.image import ImageTask, image_task
+from mmdistill.image import ImageTask, image_task, judges
 from mmdistill.image import judge as judge_module
 from mmdistill.image.judge import Judge, training_loss, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
@@ -217,3 +217,13 @@ def test_a_minibatch_of_samples_without_weight_moves_no_network() -> None:
     assert float(found.detach()) == 0
     assert torch.autograd.grad(found, values)[0].tolist() == [0, 0]
     assert float(weighted_mean(values.detach(), torch.tensor([1.0, 3.0]))) == 1.75
+
+
+def test_the_entry_of_a_judge_is_the_longest_name_that_its_own_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("linear", "Linear_SVM"):
+        monkeypatch.setitem(judges.JUDGES, name, judges.JUDGES["ntk"])
+    for name in ("linear-svm", "linear_svm-rbf", "linear-svm (C=1)", "Linear SVM".replace(" ", "-")):
+        assert judges.entry_of(name) == "linear-svm"
+        assert judges.is_added_judge(name)
+    assert [judges.entry_of(name) for name in ("linear, k=3", "ntk-d2", "linears", "vit")] == ["linear", "ntk", "", ""]
+    assert not judges.is_added_judge("ntk-d2")

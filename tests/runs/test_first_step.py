@@ -1,10 +1,13 @@
 """What only the start of a run can tell of its parts is refused there, in words."""
 
+import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -261,6 +264,9 @@ class Remembering(DistributionMatching):
     def __init__(self, change: Callable[[Any], None]) -> None:
         super().__init__()
         self.calls, self.mean, self._cache = 0, torch.zeros(2), 0
+        self.means, self.byname, self.array = [torch.ones(2)], {"a": torch.ones(2)}, np.zeros(2)
+        self.recent, self.parts, self.broken = deque[int](), nn.Sequential(nn.Identity()), math.nan
+        self.parts[0].calls = 0
         self.register_buffer("kept", torch.zeros(2))
         self._change = change
 
@@ -285,6 +291,26 @@ def adds(made: Any) -> None:
     made.found = made.mean
 
 
+def averages_in_a_list(made: Any) -> None:
+    made.means[0] = 0.9 * made.means[0]
+
+
+def writes_in_a_mapping(made: Any) -> None:
+    made.byname["a"].mul_(0.9)
+
+
+def writes_an_array(made: Any) -> None:
+    made.array += 1
+
+
+def appends(made: Any) -> None:
+    made.recent.append(1)
+
+
+def counts_in_a_part(made: Any) -> None:
+    made.parts[0].calls += 1
+
+
 def caches(made: Any) -> None:
     made._cache += 1
     made.kept += 1
@@ -296,7 +322,18 @@ def counts_late(made: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "name"), [(counts, "calls"), (averages, "mean"), (averages_in_place, "mean"), (adds, "found")]
+    ("change", "name"),
+    [
+        (counts, "calls"),
+        (averages, "mean"),
+        (averages_in_place, "mean"),
+        (adds, "found"),
+        (averages_in_a_list, "means"),
+        (writes_in_a_mapping, "byname"),
+        (writes_an_array, "array"),
+        (appends, "recent"),
+        (counts_in_a_part, r"parts\.0\.calls"),
+    ],
 )
 def test_what_checkpoints_do_not_hold_may_not_change(change: Callable[[Any], None], name: str) -> None:
     method = Method("Remembering", lambda: Remembering(change), fresh, settings)

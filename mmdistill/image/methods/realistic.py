@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmdistill.allocation import shares_of
 from mmdistill.checks import require_at_least
-from mmdistill.coresets import random_subset, require_samples
+from mmdistill.coresets import require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import filled
 from mmdistill.image.crops import LARGE, draw_boxes, resized_crops
@@ -22,6 +22,7 @@ from mmdistill.networks.teacher import trained_teacher
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.parameterizations.tiles import join_tiles, require_tiles, tile_sides
 from mmdistill.parameterizations.upsample import require_images
+from mmdistill.rules import random_subset
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import NetworkState, Task

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mmdistill import image_task
 from mmdistill.budget import find_budget
-from mmdistill.coresets import random_subset
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError
 from mmdistill.image import DOMAIN
@@ -19,6 +18,7 @@ from mmdistill.image.methods.realistic import CropSettings, draw_boxes, realisti
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.registry import get_method
+from mmdistill.rules import random_subset
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import NetworkState, Task
