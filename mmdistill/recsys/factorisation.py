@@ -12,8 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import UnsupportedError, to_install
-from mmdistill.recsys.metrics import Scorer
-from mmdistill.recsys.models import Recommender
+from mmdistill.recsys.models import Fit, Recommender
 
 
 class Factorisation(Recommender):
@@ -51,14 +50,14 @@ class Factorisation(Recommender):
         self.options = {"factors": min(factors, *rows.shape), "iterations": iterations, "random_state": seed}
         self.rows = sparse.csr_matrix(rows, dtype=np.float32)
 
-    def scorer(self, ridge: float) -> Scorer:
-        """Fit with a regularisation and return the function from known interactions to scores."""
+    def fit(self, ridge: float) -> Fit:
+        """Fit with a regularisation and return what scores known interactions."""
         model = self.als(regularization=ridge, num_threads=1, **self.options)
         with _without_thread_advice():
             model.fit(self._confidence(self.rows), show_progress=False)
         items = torch.from_numpy(np.asarray(model.item_factors))
 
-        def score(known: Tensor) -> Tensor:
+        def score(known: Tensor, read: Tensor) -> Tensor:
             context = self._confidence(sparse.csr_matrix((known > 0).cpu().numpy().astype(np.float32)))
             users = torch.from_numpy(np.asarray(model.recalculate_user(np.arange(len(known)), context)))
             scores: Tensor = users @ items.T

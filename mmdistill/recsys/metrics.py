@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -20,8 +21,10 @@ from mmdistill.runtime import Draws
 
 Scorer = Callable[[Tensor], Tensor]
 """Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""
-Judged = Callable[[Scorer], float]
-"""Scores a scorer on validation data, higher is better."""
+Scorers = Callable[[Tensor], Iterable[Tensor]]
+"""Does so for several recommenders, one after another."""
+Judged = Callable[[Scorers], list[float]]
+"""Scores each of several recommenders on validation data, higher is better; one that gives a NaN scores 0."""
 
 METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", "auc")
 """What is reported, the headline first; then the headline in each group of users."""
@@ -92,22 +95,35 @@ def user_metrics(
     if torch.isnan(scores).any():
         raise NonFiniteError("a score is NaN, so items cannot be ranked: the judge's ridge is too small for this set")
     best = top_items(scores, known, max(ks)) if best is None else best
-    hits = held.gather(1, best) * (known.gather(1, best) <= 0)
-    gains = 1 / torch.arange(2, best.shape[1] + 2).log2()
-    # Summed on the CPU: on CUDA, a cumulative sum of floats is refused where only deterministic kernels run.
-    gain, leading = gains.to(scores.device), gains.cumsum(0).to(scores.device)
+    hits = _hits(best, known, held)
     weighted = hits * weights[best]
     largest = (held * weights).topk(min(max(ks), held.shape[1]), dim=1).values
     count = held.sum(1)
     result = {}
     for k in ks:
         m = count.clamp(max=k)
-        ideal = leading[(m.long() - 1).clamp(max=len(leading) - 1)]
-        result[f"ndcg@{k}"] = (hits[:, :k] * gain[:k]).sum(1) / ideal
+        result[f"ndcg@{k}"] = ndcg(hits, count, k)
         result[f"hr@{k}"] = hits[:, :k].sum(1) / m
         result[f"recall@{k}"] = hits[:, :k].sum(1) / count
         result[f"psp@{k}"] = weighted[:, :k].sum(1) / m / largest[:, :k].sum(1)
     return result
+
+
+def _hits(best: Tensor, known: Tensor, held: Tensor) -> Tensor:
+    """Return which of the best items are held-out ones, ``(n, k)``; known ones that fill a list are none."""
+    return held.gather(1, best) * (known.gather(1, best) <= 0)
+
+
+def ndcg(hits: Tensor, count: Tensor, k: int) -> Tensor:
+    """Return NDCG@k, ``(n,)``, of :func:`user_metrics`.
+
+    Shapes:
+        hits ``(n, best)``, 1 where an item is held out, the best first; count ``(n,)`` held-out items.
+    """
+    gains = 1 / torch.arange(2, min(k, hits.shape[1]) + 2).log2()
+    # Summed on the CPU: on CUDA, a cumulative sum of floats is refused where only deterministic kernels run.
+    gain, leading = gains.to(hits.device), gains.cumsum(0).to(hits.device)
+    return (hits[:, :k] * gain).sum(1) / leading[count.long().clamp(max=len(gains)) - 1]
 
 
 def sample_negatives(taken: Tensor, count: int, draws: Draws, block: tuple[int, int] | None = None) -> Tensor:
@@ -214,19 +230,14 @@ class RankingProtocol:
             repeats: how often negatives are drawn.
             device: where the scorer computes.
         """
-        context = contexts(part)
         weights = propensity_weights(data.item_counts()).to(device)
         users = self.users(data, part)
         found: dict[str, list[Tensor]] = {}
         shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=device) for k in self.ks}
         positives: list[Tensor] = []
         negatives: list[list[Tensor]] = [[] for _ in range(repeats)]
-        block = max(1, min(DRAWN_TOGETHER, CHUNK_NUMBERS // data.num_items))
-        for first, place, chunk in _in_blocks(users, block, self.chunk):
-            known = data.rows(chunk, context, device)
-            held = data.rows(chunk, (part,), device)
+        for first, place, known, held, hidden in self._read(users, data, part, device):
             scores = scorer(known)
-            hidden = self._hidden(known, held, JUDGED.fold("candidates", first), place)
             best = top_items(scores, hidden, max(self.ks))
             for name, values in user_metrics(scores, hidden, held, weights, self.ks, best).items():
                 found.setdefault(name, []).append(values.double().cpu())
@@ -246,12 +257,36 @@ class RankingProtocol:
             result["auc"] = tuple(pooled_auc(torch.cat(positives), torch.cat(drawn)) for drawn in negatives)
         headline = f"ndcg@{self.ks[0]}"
         everyone = data.users_with(part)  # whose groups are the same whoever is drawn of them
-        lengths = sum(data.lengths(split)[everyone] for split in context)
+        lengths = sum(data.lengths(split)[everyone] for split in contexts(part))
         for name, members in group_users(np.asarray(lengths), self.groups).items():
             judged = torch.from_numpy(np.isin(users, everyone[members]))
             if judged.any():
                 result[f"{headline} {name}"] = (float(per_user[headline][judged].mean()),)
         return result
+
+    def ndcg(
+        self, scorers: Scorers, data: Interactions, part: Split, device: torch.device | str = "cpu"
+    ) -> list[float]:
+        """Return each recommender's NDCG at the first cut-off, as :meth:`evaluate` does, in one pass over the users.
+
+        It is 0 where a score is NaN.
+        """
+        k = self.ks[0]
+        found: dict[int, list[Tensor]] = defaultdict(list)
+        for _, _, known, held, hidden in self._read(self.users(data, part), data, part, device):
+            for index, scores in enumerate(scorers(known)):
+                own = ndcg(_hits(top_items(scores, hidden, k), hidden, held), held.sum(1), k)
+                found[index].append(own.masked_fill(scores.isnan().any(1), torch.nan).double().cpu())
+        return [float(torch.cat(own).mean().nan_to_num()) for own in found.values()]
+
+    def _read(
+        self, users: npt.NDArray[np.int64], data: Interactions, part: Split, device: torch.device | str
+    ) -> Iterator[tuple[int, tuple[int, int], Tensor, Tensor, Tensor]]:
+        """Yield users in chunks: block and place as :func:`_in_blocks`, and what is known, held out and not ranked."""
+        block = max(1, min(DRAWN_TOGETHER, CHUNK_NUMBERS // data.num_items))
+        for first, place, chunk in _in_blocks(users, block, self.chunk):
+            known, held = data.rows(chunk, contexts(part), device), data.rows(chunk, (part,), device)
+            yield first, place, known, held, self._hidden(known, held, JUDGED.fold("candidates", first), place)
 
     def _hidden(self, known: Tensor, held: Tensor, draws: Draws, place: tuple[int, int]) -> Tensor:
         """Return what is left out of the ranking: known items, and, with candidates, all others that are not drawn."""

@@ -1,7 +1,8 @@
 """The recommenders that are solved in closed form: infinite-width autoencoder, EASE, popularity."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -9,7 +10,10 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import RidgeScale, ridge_factor
-from mmdistill.recsys.metrics import Judged, Scorer
+from mmdistill.recsys.metrics import Judged, Scorer, Scorers
+
+Fit = Callable[[Tensor, Tensor], Tensor]
+"""Maps known interactions ``(n, items)`` and what :meth:`Recommender.read` made of them to scores ``(n, items)``."""
 
 DISTILL_CF_RIDGES = (1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0)
 """The infinite autoencoder's that Distill-CF's code chooses from, while it distils and where it judges."""
@@ -17,6 +21,8 @@ AUTOENCODER_RIDGES = tuple(sorted({*DISTILL_CF_RIDGES, 0.3, 20.0, 100.0}))
 """Those that judges choose from here: also the ones of the autoencoder's own code (but 0), and one between."""
 MAX_EXACT = 20_000
 """The largest dense system that is solved: its float64 matrix has 3.2 GB."""
+FITTED_NUMBERS = 2**26
+"""Numbers of fits at several ridges that are held at once to be validated together, unless one has more: 256 MB."""
 
 
 class Recommender(ABC):
@@ -24,10 +30,21 @@ class Recommender(ABC):
 
     ridges: tuple[float, ...]
     """The ridges that validation chooses from."""
+    together = 1
+    """How many of them are validated together, so that users are read once for all."""
 
     @abstractmethod
+    def fit(self, ridge: float) -> Fit:
+        """Fit with a ridge and return what scores users from their known interactions and what was read of these."""
+
+    def read(self, known: Tensor) -> Tensor:
+        """Return what the scores at any ridge are made of, by default the known interactions themselves."""
+        return known
+
     def scorer(self, ridge: float) -> Scorer:
         """Fit with a ridge and return the scoring function."""
+        fit = self.fit(ridge)
+        return lambda known: fit(known, self.read(known))
 
     def fitted(self, judged: Judged | None, others: tuple[float, ...] = ()) -> Scorer:
         """Return the scoring function at the ridge of :meth:`pick`."""
@@ -46,14 +63,26 @@ class Recommender(ABC):
         ridges = (*self.ridges, *others)
         if len(ridges) == 1:
             return ridges[0]
-        return max(ridges, key=lambda ridge: self.validate(ridge, judged))
+        found = self.validate(ridges, judged)
+        return max(found, key=found.__getitem__)
 
-    def validate(self, ridge: float, judged: Judged) -> float:
-        """Return the score on validation data; a system that cannot be solved scores 0."""
-        try:
-            return judged(self.scorer(ridge))
-        except NonFiniteError:
-            return 0.0
+    def validate(self, ridges: Sequence[float], judged: Judged) -> dict[float, float]:
+        """Return each ridge's score on validation data; a system that cannot be solved scores 0."""
+        found = dict.fromkeys(ridges, 0.0)
+        for start in range(0, len(ridges), self.together):
+            fits: dict[float, Fit] = {}
+            for ridge in ridges[start : start + self.together]:
+                with suppress(NonFiniteError):
+                    fits[ridge] = self.fit(ridge)
+            found |= zip(fits, judged(self._scorers(list(fits.values()))), strict=True)
+        return found
+
+    def _scorers(self, fits: Sequence[Fit]) -> Scorers:
+        def scores(known: Tensor) -> Iterable[Tensor]:
+            read = self.read(known)
+            return (fit(known, read) for fit in fits)
+
+        return scores
 
 
 class InfiniteAutoencoder(Recommender):
@@ -84,20 +113,21 @@ class InfiniteAutoencoder(Recommender):
         self.rows = rows.detach()
         self.kernel = kernel or FullyConnectedKernel()
         self.ridges = tuple(ridges)
+        self.together = max(1, FITTED_NUMBERS // self.rows.numel())
         with torch.no_grad():
             blocks = [self.kernel.matrix(part, self.rows).double() for part in torch.split(self.rows, chunk)]
         self.gram = torch.cat(blocks)
 
-    def scorer(self, ridge: float) -> Scorer:
-        """Solve in float64 and return the function from known interactions to scores."""
+    @torch.no_grad()
+    def read(self, known: Tensor) -> Tensor:
+        """Return the kernel of users and those fitted on."""
+        return self.kernel.matrix(known, self.rows)
+
+    def fit(self, ridge: float) -> Fit:
+        """Solve in float64 and return what scores from the kernel."""
         factor = positive_factor(self.gram, ridge, "trace")
         coefficients = torch.cholesky_solve(self.rows.double(), factor).to(self.rows.dtype)
-
-        def score(known: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self.kernel.matrix(known, self.rows) @ coefficients
-
-        return score
+        return lambda known, kernel: kernel @ coefficients
 
 
 class Ease(Recommender):
@@ -132,39 +162,32 @@ class Ease(Recommender):
         if rows is not None:
             self.rows = rows.detach().double()
             self.gram = self.rows @ self.rows.T if self.dual else self.rows.T @ self.rows
+            self.together = max(1, FITTED_NUMBERS // self.rows.numel()) if self.dual else 1
         elif gram is not None:
             self.gram = gram.double()
         require_solvable(len(self.gram), "EASE", "users or items, whichever are fewer")
 
-    def scorer(self, ridge: float) -> Scorer:
-        """Solve in float64 and return the function from known interactions to scores."""
+    def read(self, known: Tensor) -> Tensor:
+        """Return, of the dual form, the products of users and those fitted on."""
+        return known.float() @ self.rows.float().T if self.dual else known
+
+    def fit(self, ridge: float) -> Fit:
+        """Solve in float64 and return what scores from known interactions and, in the dual form, the products."""
         return self._dual(ridge) if self.dual else self._primal(ridge)
 
-    def _primal(self, ridge: float) -> Scorer:
+    def _primal(self, ridge: float) -> Fit:
         # Its diagonal is what EASE divides by, so that solving for some right-hand side would not do.
         inverse = torch.cholesky_inverse(positive_factor(self.gram, ridge, "absolute"))
         weights = -inverse / inverse.diagonal()
-        weights.fill_diagonal_(0)
-        weights = weights.float()
+        weights = weights.fill_diagonal_(0).float()
+        return lambda known, read: known @ weights.to(known.dtype)
 
-        def score(known: Tensor) -> Tensor:
-            scores: Tensor = known @ weights.to(known.dtype)
-            return scores
-
-        return score
-
-    def _dual(self, ridge: float) -> Scorer:
+    def _dual(self, ridge: float) -> Fit:
         solved = torch.cholesky_solve(self.rows, positive_factor(self.gram, ridge, "absolute"))
         own = (self.rows * solved).sum(0)
         scale = (1 / (1 - own)).float()
-        rows, solved, own = self.rows.float(), solved.float(), own.float()
-
-        def score(known: Tensor) -> Tensor:
-            predicted = (known.float() @ rows.T) @ solved
-            scores: Tensor = (predicted - own * known.float()) * scale
-            return scores
-
-        return score
+        solved, own = solved.float(), own.float()
+        return lambda known, products: (products @ solved - own * known.float()) * scale
 
 
 class Popularity(Recommender):
@@ -179,9 +202,9 @@ class Popularity(Recommender):
     def __init__(self, counts: Tensor) -> None:
         self.counts = counts.detach()
 
-    def scorer(self, ridge: float) -> Scorer:
+    def fit(self, ridge: float) -> Fit:
         """Return the same scores for everybody."""
-        return lambda known: self.counts.to(known.dtype).expand_as(known).clone()
+        return lambda known, read: self.counts.to(known.dtype).expand_as(known).clone()
 
 
 def require_solvable(size: int, name: str, unit: str) -> None:

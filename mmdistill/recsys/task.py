@@ -307,24 +307,15 @@ class RecsysTask:
         name = "ease" if JUDGES["ease"].learned(learned) else "inf-ae"
         model, own = self.judge(synthetic, name), JUDGES[name].learned(learned)
         ridges = (*own, *(10 * ridge for ridge in own)) or model.ridges
-        return max(model.validate(ridge, judged) for ridge in ridges)
+        return max(model.validate(ridges, judged).values())
 
     def _judged(self) -> Judged | None:
         """Return what scores recommenders on validation data by NDCG at the first cut-off; None without such data."""
         if not self.data.validates:
             return None
-        protocol = self._validation()
-
-        def judged(scorer: Scorer) -> float:
-            found = protocol.evaluate(scorer, self.data, "valid", FIXED, device=self.device)
-            return found[f"ndcg@{protocol.ks[0]}"][0]
-
-        return judged
-
-    def _validation(self) -> RankingProtocol:
-        """Return how validation data are judged: one metric, of at most as many users as tell steps apart."""
         most = min(self.protocol.max_users or VALIDATION_USERS, VALIDATION_USERS)
-        return replace(self.protocol, ks=self.protocol.ks[:1], negatives=0, groups=1, max_users=most)
+        protocol = replace(self.protocol, max_users=most)
+        return lambda scorers: protocol.ndcg(scorers, self.data, "valid", self.device)
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the item ids travel with the set."""

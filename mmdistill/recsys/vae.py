@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.errors import NonFiniteError
 from mmdistill.recsys.metrics import Judged, Scorer
-from mmdistill.recsys.models import Recommender
+from mmdistill.recsys.models import Fit, Recommender
 from mmdistill.runtime import Draws
 
 Rows = Callable[[Tensor], Tensor]
@@ -139,7 +139,7 @@ def fit_vae(
         users: how many there are.
         items: the number of items.
         protocol: how to train.
-        judged: scores a scoring function on validation data; None, where there are none, keeps the last check.
+        judged: scores scoring functions on validation data; None, where there are none, keeps the last check.
         draws: the key of everything random.
         device: where to train.
 
@@ -171,7 +171,7 @@ def fit_vae(
         if step % every == 0 or step == steps:
             if not bool(torch.isfinite(loss)):
                 raise NonFiniteError(f"Mult-VAE's loss became {float(loss.detach())} by step {step}; lower its rate")
-            found = best if judged is None else judged(scorer)
+            found = best if judged is None else judged(lambda known: [scorer(known)])[0]
             if judged is None or found > best:
                 best, kept = found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(kept)
@@ -202,9 +202,10 @@ class TrainedAutoencoder(Recommender):
         self.draws = draws
         self.device = device
 
-    def scorer(self, ridge: float) -> Scorer:
-        """Train and return the scoring function of the last check."""
-        return self.fitted(None)
+    def fit(self, ridge: float) -> Fit:
+        """Train and return what scores known interactions at the last check."""
+        scorer = self.fitted(None)
+        return lambda known, read: scorer(known)
 
     def fitted(self, judged: Judged | None, others: tuple[float, ...] = ()) -> Scorer:
         """Train and return the scoring function of the check that scores best, without validation of the last one."""

@@ -69,23 +69,62 @@ def test_popularity_is_the_same_for_everybody():
 
 
 def on_validation(data):
-    protocol = RankingProtocol(ks=(5,), negatives=0)
-    return lambda scorer: protocol.evaluate(scorer, data, "valid", Draws(0))["ndcg@5"][0]
+    return lambda scorers: RankingProtocol(ks=(5,)).ndcg(scorers, data, "valid")
+
+
+def one_by_one(model, ridges, protocol, data):
+    """Each ridge's score where all metrics of its own scorer are computed, 0 where it cannot be solved or ranked."""
+    found = {}
+    for ridge in ridges:
+        try:
+            found[ridge] = protocol.evaluate(model.scorer(ridge), data, "valid", Draws(0))["ndcg@5"][0]
+        except NonFiniteError:
+            found[ridge] = 0.0
+    return found
+
+
+@pytest.mark.parametrize("kind", ["inf-ae", "ease of few", "ease of many"])
+@pytest.mark.parametrize("together", [1, 2, 9])
+def test_ridges_validated_together_score_as_each_alone(interactions, monkeypatch, kind, together):
+    x = interactions.rows(range(100 if kind == "ease of many" else 12))
+    monkeypatch.setattr(models, "FITTED_NUMBERS", together * x.numel() + 1)
+    model = InfiniteAutoencoder(x) if kind == "inf-ae" else Ease(x)
+    assert model.together == (1 if kind == "ease of many" else together)
+    ridges, read, seen = (-1e9, *model.ridges[:5]), model.read, []
+    monkeypatch.setattr(model, "read", lambda known: (seen.append(len(known)), read(known))[1])
+    protocol = RankingProtocol(ks=(5,), negatives=0, candidates=30, chunk=50, max_users=120)
+    found = model.validate(ridges, lambda scorers: protocol.ndcg(scorers, interactions, "valid"))
+    assert len(seen) == 3 * -(-len(ridges) // model.together)
+    assert found == one_by_one(model, ridges, protocol, interactions)
+    assert found[-1e9] == 0
+    assert len(set(found.values())) > 2
+
+
+def test_a_score_that_is_nan_makes_its_recommender_the_worst_and_no_other(interactions):
+    def scorers(known):
+        broken = known.clone()
+        broken[0, -1] = math.nan
+        return known, broken
+
+    protocol = RankingProtocol(ks=(5,), negatives=0, chunk=50)
+    expected = protocol.evaluate(lambda known: known, interactions, "valid", Draws(0))["ndcg@5"][0]
+    assert protocol.ndcg(scorers, interactions, "valid") == [expected, 0.0]
+    assert protocol.ndcg(lambda known: [], interactions, "valid") == []
 
 
 def test_the_ridge_is_picked_on_validation_not_on_test(interactions):
     train, valid = interactions.parts["train"], interactions.parts["valid"]
     model = Ease(gram=torch.tensor((train.T @ train).toarray()))
-    scores = {ridge: model.validate(ridge, on_validation(interactions)) for ridge in model.ridges}
+    scores = model.validate(model.ridges, on_validation(interactions))
     best = model.pick(on_validation(interactions))
     assert best == max(scores, key=scores.__getitem__)
     assert len(set(scores.values())) > 1
     reversed_test = interactions.parts["test"][::-1]
     other_test = replace(interactions, parts={**interactions.parts, "test": reversed_test})
-    assert {ridge: model.validate(ridge, on_validation(other_test)) for ridge in model.ridges} == scores
+    assert model.validate(model.ridges, on_validation(other_test)) == scores
     assert model.pick(on_validation(other_test)) == best
     other_valid = replace(interactions, parts={**interactions.parts, "valid": valid[::-1]})
-    assert model.validate(best, on_validation(other_valid)) != scores[best]
+    assert model.validate([best], on_validation(other_valid))[best] != scores[best]
 
 
 def test_without_validation_a_learned_ridge_or_the_middle_one_is_taken(interactions):
@@ -100,7 +139,7 @@ def test_equal_users_need_a_ridge(interactions):
     with pytest.raises(NonFiniteError, match="larger ridge"):
         model.scorer(-0.1)
     assert torch.isfinite(model.scorer(1.0)(x)).all()
-    assert model.validate(-0.1, on_validation(interactions)) == 0
+    assert model.validate([-0.1], on_validation(interactions)) == {-0.1: 0}
 
 
 def test_systems_too_large_to_solve_are_refused(monkeypatch):

@@ -48,9 +48,8 @@ from tests.recsys.conftest import ML1M, taste_matrix
 from tests.toys import BlobTask, held
 
 
-def on_validation(task, draws):
-    protocol = dataclasses.replace(task.protocol, negatives=0)
-    return lambda scorer: protocol.evaluate(scorer, task.data, "valid", draws)["ndcg@10"][0]
+def on_validation(task):
+    return lambda scorers: task.protocol.ndcg(scorers, task.data, "valid")
 
 
 @pytest.mark.parametrize("judge", ["inf-ae", "ease", "popularity"])
@@ -279,7 +278,7 @@ def test_the_depth_of_the_inner_model_is_the_tasks(interactions):
 def test_the_published_method_chooses_from_the_ridges_of_its_code(task, monkeypatch):
     tried = []
     monkeypatch.setattr(
-        models.InfiniteAutoencoder, "validate", lambda self, ridge, judged: tried.append(ridge) or -ridge
+        models.InfiniteAutoencoder, "validate", lambda self, ridges, judged: {r: tried.append(r) or -r for r in ridges}
     )
     rows = task.select(torch.arange(8))
     assert task.chosen_ridge(rows) == 1e-5
@@ -295,21 +294,22 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
     syn, other, real = (task.select(torch.arange(start, start + 8)) for start in (0, 8, 16))
     network = Network(task, task.init(key))
 
-    def chosen(batch, draws):
+    def chosen(batch):
         model = task.judge(batch, "inf-ae")
-        scores = {r: model.validate(r, on_validation(task, draws)) for r in (1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0)}
+        scores = model.validate((1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0), on_validation(task))
         return max(scores, key=scores.get)
 
     for step, batch in ((0, syn), (3, other), (4, other)):
         value = objective(network._replace(step=step), batch, real, key)
-        ridge = chosen(syn if step < every else other, key.fold("ridge"))
+        ridge = chosen(syn if step < every else other)
         fixed = KernelRidgeMatching(FullyConnectedKernel(), ridge, loss=multinomial)
         assert float(objective.log_ridge.exp()) == pytest.approx(ridge)
         assert value.item() == pytest.approx(fixed(network, batch, real, key).item())
-    assert chosen(syn, key) != chosen(other, key)
+    assert chosen(syn) != chosen(other)
     assert objective.learned() == {}
     # Steps are validated, and the set judged, at the ridge that the method distils with.
-    best = task.judge(other, "inf-ae").validate(float(objective.log_ridge.exp()), on_validation(task, key))
+    ridge = float(objective.log_ridge.exp())
+    best = task.judge(other, "inf-ae").validate([ridge], on_validation(task))[ridge]
     assert task.validate(other, key, {}) >= best
 
 
@@ -357,7 +357,9 @@ def test_a_learned_ridge_is_used_where_validation_prefers_it(task, monkeypatch):
     batch = task.select(torch.arange(10))
     model = task.judge(batch, "inf-ae")
     expected = task.protocol.evaluate(model.scorer(3.0), task.data, "test", Draws(0).fold("test"))
-    monkeypatch.setattr(models.Recommender, "validate", lambda self, ridge, *rest: float(ridge == 3.0))
+    monkeypatch.setattr(
+        models.Recommender, "validate", lambda self, ridges, judged: {r: float(r == 3.0) for r in ridges}
+    )
     scores = task.evaluate(batch, "inf-ae", Draws(0), 1, {"ridge": torch.tensor(3.0)})
     assert scores.values["ndcg@10"] == expected["ndcg@10"]
     other = task.evaluate(batch, "inf-ae", Draws(0), 1, {"absolute_ridge": torch.tensor(3.0)})  # EASE's, not its own
@@ -368,7 +370,7 @@ def test_validation_scores_the_inner_model_whose_ridge_was_learned(task):
     batch = task.select(torch.arange(10))
     for judge, name in (("inf-ae", "ridge"), ("ease", "absolute_ridge")):
         model = task.judge(batch, judge)
-        expected = max(model.validate(ridge, on_validation(task, Draws(0))) for ridge in (2.0, 20.0))
+        expected = max(model.validate((2.0, 20.0), on_validation(task)).values())
         assert task.validate(batch, Draws(0), {name: torch.tensor(2.0)}) == pytest.approx(expected)
 
 
@@ -688,7 +690,7 @@ def test_a_judge_that_a_script_adds_goes_by_name(interactions, monkeypatch):
 def test_the_trained_judge_is_made_as_the_others_are(task):
     batch, key = task.select(torch.arange(12)), Draws(5)
     for synthetic in (batch, None):
-        scorer = task.judge(synthetic, "mult-vae", key.fold("run", 0)).fitted(on_validation(task, key))
+        scorer = task.judge(synthetic, "mult-vae", key.fold("run", 0)).fitted(on_validation(task))
         expected = task.protocol.evaluate(scorer, task.data, "test", key.fold("run", 0).fold("test"))
         assert task.evaluate(synthetic, "mult-vae", key, 1, {}).values["ndcg@10"] == expected["ndcg@10"]
     last = task.judge(batch, "mult-vae", key).scorer(0.0)(batch.inputs)

@@ -44,14 +44,16 @@ def test_scores_are_of_the_mean_code_of_unit_rows():
 
 def fitted(task, score, protocol=SMALL, seed=0):
     rows = task.select(torch.arange(60)).inputs
-    return fit_vae(lambda i: rows[i], 60, task.data.num_items, protocol, score, Draws(seed), torch.device("cpu"))
+
+    def judged(scorers):
+        return [score(lambda known: next(iter(scorers(known))))]
+
+    return fit_vae(lambda i: rows[i], 60, task.data.num_items, protocol, judged, Draws(seed), torch.device("cpu"))
 
 
 def test_training_is_repeatable_and_learns(task):
-    protocol = task._validation()
-
     def score(scorer):
-        return protocol.evaluate(scorer, task.data, "valid", Draws(0))["ndcg@10"][0]
+        return task._judged()(lambda known: [scorer(known)])[0]
 
     a, b, other = fitted(task, score), fitted(task, score), fitted(task, score, seed=1)
     known = task.data.rows(range(5))
@@ -110,7 +112,7 @@ def test_every_epoch_reads_the_users_in_an_order_of_its_own(task):
         return task.select(chosen).inputs
 
     protocol = VaeProtocol(hidden=4, latent=2, steps=1, batch=60, checks=1, epochs=3)
-    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorer: 0.0, Draws(0), torch.device("cpu"))
+    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorers: [0.0], Draws(0), torch.device("cpu"))
     assert len(set(orders)) == 3
 
 
@@ -132,7 +134,7 @@ def test_training_takes_the_epochs_that_it_should(task):
         return task.select(chosen).inputs
 
     protocol = VaeProtocol(hidden=4, latent=2, steps=5, batch=16, checks=1, epochs=3)
-    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorer: 0.0, Draws(0), torch.device("cpu"))
+    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorers: [0.0], Draws(0), torch.device("cpu"))
     assert torch.bincount(torch.cat(read)).tolist() == [3] * 60
 
 
