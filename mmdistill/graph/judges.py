@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.classification import scored, unrecognised
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
+from mmdistill.graph.propagation import constant_product
 from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import target_loss, weighted_mean
@@ -31,10 +33,10 @@ from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
+PORTION_BYTES = 2**23
+"""Bytes of hidden units that a CPU computes at a time: of 2**18 to 2**24, those from 2**22 on took least time."""
 READ_BYTES = 2**28
-"""Bytes of hidden units that are read at a time where nothing learns."""
-
-
+"""Those that other devices compute at a time."""
 HARDLY_RECOGNISED = 0.1
 """A class whose test accuracy falls below this is reported."""
 
@@ -109,27 +111,32 @@ class StackedJudges:
             parameter.requires_grad_(True)
 
     def logits(self, params: Sequence[Tensor], view: View, epoch: int | None = None) -> Tensor:
-        """Return ``(S, m, C)`` logits, with dropout in a training epoch."""
-        return self._joined(params, self._own(params, view, epoch), view)
+        """Return ``(S, m, C)`` logits, with dropout in a training epoch.
 
-    def _own(self, params: Sequence[Tensor], view: View, epoch: int | None) -> Tensor:
+        Hidden units of many nodes are computed some nodes at a time, and again in the backward pass, so that they need
+        no large memory and, on a CPU, stay in its cache.
+        """
+        kept = None if epoch is None else self._kept(epoch, view.first)
+        portion = PORTION_BYTES if view.first.device.type == "cpu" else READ_BYTES
+        rows = max(portion // (4 * params[0][0].numel()), 1)
+        if view.first.layout == torch.strided and len(view.first) > rows:
+            own = partial(checkpoint, self._own, params, use_reentrant=False, preserve_rng_state=False)
+            parts = [View(part) for part in torch.split(view.first, rows)]
+            masks = [None] * len(parts) if kept is None else torch.split(kept, rows)
+            out = torch.cat([own(*part) for part in zip(parts, masks, strict=True)], 1)
+        else:
+            out = self._own(params, view, kept)
+        return self._joined(params, out, view)
+
+    def _own(self, params: Sequence[Tensor], view: View, kept: Tensor | None) -> Tensor:
         """Return ``(S, r, C)`` logits before the last propagation and bias, for SGC the logits."""
         first = view.times(params[0].flatten(1)).reshape(-1, *params[0].shape[1:]) + params[1]
         if isinstance(self.network, SGC):
             return first.transpose(0, 1)
         hidden = first.relu()
-        if epoch is not None and self.network.dropout:
-            hidden = hidden * self._kept(epoch, hidden) / (1 - self.network.dropout)
+        if kept is not None:
+            hidden = hidden * kept / (1 - self.network.dropout)
         return torch.bmm(hidden.transpose(0, 1), params[2])
-
-    @torch.no_grad()
-    def read(self, params: Sequence[Tensor], view: View) -> Tensor:
-        """Return the same without a gradient, some nodes at a time, so that large graphs need no large memory."""
-        rows = max(READ_BYTES // (4 * params[0].shape[1] * params[0].shape[2]), 1)
-        if view.first.layout != torch.strided or len(view.first) <= rows:
-            return self.logits(params, view)
-        parts = torch.split(view.first, rows)
-        return self._joined(params, torch.cat([self._own(params, View(part), None) for part in parts], 1), view)
 
     def _joined(self, params: Sequence[Tensor], out: Tensor, view: View) -> Tensor:
         """Return ``(S, m, C)`` logits, of what :meth:`_own` returned after the last propagation and bias."""
@@ -137,14 +144,21 @@ class StackedJudges:
             return out
         if view.second is not None:
             columns = out.transpose(0, 1).flatten(1)
-            out = (view.second @ columns).reshape(-1, *out.shape[::2]).transpose(0, 1)
+            out = constant_product(view.second, view.back, columns).reshape(-1, *out.shape[::2]).transpose(0, 1)
         return out + params[3].unsqueeze(1)
 
-    def _kept(self, epoch: int, hidden: Tensor) -> Tensor:
-        """Return which hidden units ``(r, S, h)`` an epoch keeps."""
-        nodes, _, width = hidden.shape
-        key = [self.draws.fold("network", index, "epoch", epoch).to(hidden.device) for index in self.which]
-        return torch.stack([own.uniform(nodes, width) for own in key], 1) >= self.network.dropout  # type: ignore[union-attr]
+    def _kept(self, epoch: int, features: Tensor) -> Tensor | None:
+        """Return which hidden units ``(r, S, h)`` an epoch keeps; None where it keeps all."""
+        if isinstance(self.network, SGC) or not self.network.dropout:
+            return None
+        nodes, width = len(features), self.network.width
+        keys = [self.draws.fold("network", index, "epoch", epoch).to(features.device) for index in self.which]
+        return torch.stack([own.uniform(nodes, width) >= self.network.dropout for own in keys], 1)
+
+    @torch.no_grad()
+    def read(self, params: Sequence[Tensor], view: View) -> Tensor:
+        """Return :meth:`logits` without a gradient."""
+        return self.logits(params, view)
 
     def fit(
         self, sample: Sample, val: tuple[View, Tensor] | None, protocol: JudgeProtocol

@@ -105,19 +105,21 @@ class _ConstantProduct(torch.autograd.Function):
         return None, None, transposed @ gradients[0]
 
 
-def constant_product(matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-    """Return a constant matrix of compressed rows times ``x``, with a gradient to ``x`` once.
+def constant_product(matrix: Tensor, transposed: Tensor | None, x: Tensor) -> Tensor:
+    """Return a constant matrix times ``x``, with a gradient to ``x``, of compressed rows once.
 
-    Torch's own gradient of that product is for coordinates alone, which one thread multiplies.
+    Torch's own gradient of sparse products is for coordinates alone, which one thread multiplies.
 
     Args:
-        matrix: compressed rows.
-        transposed: the compressed rows of its transpose.
+        matrix: dense, coordinates or compressed rows.
+        transposed: the compressed rows of its transpose, where the gradient of compressed rows is needed; else None.
         x: what is multiplied.
 
     Shapes:
         matrix ``(r, d)``; transposed ``(d, r)``; x ``(d, h)``; returns ``(r, h)``.
     """
+    if transposed is None:
+        return matrix @ x
     product: Tensor = _ConstantProduct.apply(matrix, transposed, x)  # type: ignore[no-untyped-call]
     return product
 

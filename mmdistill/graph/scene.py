@@ -27,17 +27,16 @@ class View(NamedTuple):
     Shapes:
         first: ``(r, d)`` propagated features, dense or sparse, of the nodes that the m nodes read (SGC, MLP: of the m
             nodes themselves). second: ``(m, r)`` propagation after the hidden layer, or None for the identity.
-            transposed: ``(d, r)``, of features in compressed rows, which the gradient reads; else None.
+            transposed ``(d, r)`` and back ``(r, m)``: those two in compressed rows are differentiated by; else None.
     """
 
     first: Tensor
     second: Tensor | None = None
     transposed: Tensor | None = None
+    back: Tensor | None = None
 
     def times(self, weight: Tensor) -> Tensor:
         """Return the features times a weight ``(d, h)``."""
-        if self.transposed is None:
-            return self.first @ weight
         return constant_product(self.first, self.transposed, weight)
 
     def __deepcopy__(self, memo: object) -> "View":
@@ -114,9 +113,12 @@ class Scene:
     def neighbourhood(self, nodes: Tensor, trains: bool) -> View:
         """Return the propagated features of the nodes' neighbours, and the rows of the adjacency that read them."""
         reached, second = self._reading(nodes.cpu())
-        # Gradients pass the transposed product, which torch has for coordinates alone.
-        joined = second if trains else compressed_rows(second)
-        return _view(self.propagated(1)[reached.to(self.device)], trains)._replace(second=joined.to(self.device))
+        view = _view(self.propagated(1)[reached.to(self.device)], trains)
+        if not trains:
+            return view._replace(second=compressed_rows(second).to(self.device))
+        if self.device.type != "cpu":  # not measured; torch's own gradient is for coordinates
+            return view._replace(second=second.to(self.device))
+        return view._replace(second=compressed_rows(second), back=compressed_rows(second.mT))
 
     def neighbourhoods(self, groups: Sequence[Tensor]) -> Tensors | None:
         """Return what a network of two layers reads of groups of nodes; None where it is more than all features.

@@ -11,7 +11,7 @@ from mmdistill.distill import distill
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import StackedJudges
-from mmdistill.graph.models import GCN
+from mmdistill.graph.models import GCN, SGC
 from mmdistill.graph.propagation import compressed_rows, constant_product
 from mmdistill.graph.scene import Part, Scene, View, parts_of
 from mmdistill.graph.task import GraphTask, graph_task
@@ -102,13 +102,44 @@ def test_inductive_judges_are_scored_on_the_test_nodes_own_graph(judge: str) -> 
     assert torch.allclose(by_hand.judging.fit(batch, judge, Draws(1), 1, FAST), fitted, atol=1e-4)
 
 
-def test_large_graphs_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    judges = StackedJudges(GCN(12, 3, 16), Draws(0), range(3))
+@pytest.mark.parametrize("epoch", [None, 2])
+@pytest.mark.parametrize("network", [GCN(12, 3, 16), SGC(12, 3)])
+def test_many_nodes_are_computed_and_differentiated_in_portions(
+    network: GCN | SGC, epoch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges = StackedJudges(network, Draws(0), range(3))
     graph = planted_graph()
     view = parts_of(graph, CPU)["test"].scene.neighbourhood(graph.test, trains=True)
-    whole = judges.logits(judges.params, view)
-    monkeypatch.setattr("mmdistill.graph.judges.READ_BYTES", 4 * 3 * 16 * 7)
-    assert torch.allclose(judges.read(judges.params, View(*view)), whole, atol=1e-5)
+    view = View(*(None if part is None else part.double() for part in view))
+    params = [parameter.detach().double().requires_grad_() for parameter in judges.params]
+    sizes, own = [], judges._own
+    monkeypatch.setattr(
+        judges, "_own", lambda params, view, kept: (sizes.append(len(view.first)), own(params, view, kept))[1]
+    )
+
+    def found() -> list[Tensor]:
+        logits = judges.logits(params, view, epoch)
+        return [logits, *torch.autograd.grad(logits.square().sum(), params), judges.read(params, view)]
+
+    whole = found()
+    assert sizes == [len(view.first)] * 2
+    sizes.clear()
+    monkeypatch.setattr("mmdistill.graph.judges.PORTION_BYTES", 4 * params[0][0].numel() * 7)
+    for part, expected in zip(found(), whole, strict=True):
+        assert torch.allclose(part, expected, rtol=1e-12, atol=1e-12)
+    assert max(sizes) == 7
+    assert sum(sizes) == 3 * len(view.first)  # forwards, in the backward pass, and read
+    assert torch.equal(whole[0], whole[-1]) == (epoch is None or isinstance(network, SGC))
+
+
+def test_what_nodes_read_of_their_neighbours_is_differentiated_by_its_transpose() -> None:
+    graph = planted_graph()
+    view = parts_of(graph, CPU)["test"].scene.neighbourhood(graph.test, trains=True)
+    assert view.second is not None
+    assert view.back is not None
+    assert view.second.layout == view.back.layout == torch.sparse_csr
+    assert torch.equal(view.back.to_dense(), view.second.to_dense().T)
+    assert parts_of(graph, CPU)["test"].scene.neighbourhood(graph.test, trains=False).back is None
 
 
 @pytest.mark.parametrize("judge", ["gcn", "sgc", "mlp"])
