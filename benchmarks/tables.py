@@ -184,9 +184,7 @@ def named(devices: str) -> list[str]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=int, choices=(2, 3, 5), help="2 where neither a figure nor a page is asked for")
-    parser.add_argument(
-        "--figure", type=int, choices=(8,), help="draw what cells hold, into --out; --page draws it too"
-    )
+    parser.add_argument("--figure", type=int, choices=(8,), help="of all methods and ipc that cells hold, into --out")
     parser.add_argument("--data", default="mnist", help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
     parser.add_argument("--ipc", default="1,10", help="comma-separated")
@@ -238,7 +236,8 @@ def main() -> None:
         if not (points := figure_8(like, chosen.cells)):
             raise SystemExit(f"{chosen.cells} has no such cell of {data} ({chosen.schedule})")
         chosen.out.mkdir(parents=True, exist_ok=True)
-        path = chosen.out / f"figure-8-{data}.png"
+        other = [f"w{chosen.width}"] if chosen.width != REDUCED_WIDTH else []
+        path = chosen.out / f"figure-8-{'-'.join(filter(None, (data, chosen.schedule, *other, chosen.options)))}.png"
         draw_figure_8(like, points, path)
         print(f"wrote {path}")
     if chosen.page is not None:
