@@ -7,6 +7,8 @@ from mmdistill.errors import ConfigError
 from mmdistill.names import canonical
 
 Entry = TypeVar("Entry")
+LISTED = ("", "all", "none")
+"""What names no entry where entries are listed, as commas divide them."""
 
 
 class OpenTable(MutableMapping[str, Entry]):
@@ -33,7 +35,7 @@ class OpenTable(MutableMapping[str, Entry]):
             ConfigError: a name that means something else.
         """
         key = canonical(name)
-        if key in self._reserved:
+        if key in self._reserved or key in LISTED or "," in key:
             raise ConfigError(f"{name!r} means something else here; choose another name")
         self._entries[key] = entry
 
@@ -49,7 +51,7 @@ class OpenTable(MutableMapping[str, Entry]):
     def ship(self, entries: Mapping[str, Entry]) -> None:
         """Take entries as those of this package."""
         self.update(entries)
-        self._shipped.update(self._entries)
+        self._shipped.update({canonical(name): entry for name, entry in entries.items()})
 
     def added(self, name: str) -> bool:
         """Return whether an entry is of a user's code, which may change."""

@@ -21,6 +21,7 @@ def test_names_have_one_spelling_and_entries_of_users_are_known() -> None:
 
 def test_names_that_mean_something_else_are_refused() -> None:
     table = OpenTable({"herding": 1}, reserved=("real",))
-    with pytest.raises(ConfigError, match="'Real' means something else here; choose another name"):
-        table["Real"] = 2
+    for name in ("Real", "ALL", "none", "", "a,b"):
+        with pytest.raises(ConfigError, match=f"'{name}' means something else here; choose another name"):
+            table[name] = 2
     assert list(table) == ["herding"]

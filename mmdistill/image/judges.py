@@ -13,6 +13,7 @@ from torch import Tensor
 from mmdistill.abilities import JUDGING
 from mmdistill.image.judge import Judge, with_learned
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
+from mmdistill.image.models import FAMILIES
 from mmdistill.image.protocols import Occasion, Plan, plan_for, whole_note
 from mmdistill.labels import are_probabilities
 from mmdistill.names import canonical, unknown_name
@@ -176,7 +177,9 @@ def of_kernel(task: "ImageTask", name: str) -> ClosedFormJudge:
     return ClosedFormJudge(kernel.name, solve, kernel.require)
 
 
-JUDGES: OpenTable[Callable[["ImageTask", str], ImageJudge]] = OpenTable({"ntk": of_kernel, "nngp": of_kernel})
+JUDGES: OpenTable[Callable[["ImageTask", str], ImageJudge]] = OpenTable(
+    {"ntk": of_kernel, "nngp": of_kernel}, reserved=FAMILIES
+)
 """What makes the judges that are no networks, of the task and the judge's name, by what the name begins with.
 
 Options may follow it, after a hyphen.

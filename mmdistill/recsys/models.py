@@ -113,7 +113,7 @@ class InfiniteAutoencoder(Recommender):
         self.rows = rows.detach()
         self.kernel = kernel or FullyConnectedKernel()
         self.ridges = tuple(ridges)
-        self.together = max(1, FITTED_NUMBERS // self.rows.numel())
+        self.together = max(1, FITTED_NUMBERS // max(self.rows.numel(), 1))
         with torch.no_grad():
             blocks = [self.kernel.matrix(part, self.rows).double() for part in torch.split(self.rows, chunk)]
         self.gram = torch.cat(blocks)
@@ -162,7 +162,7 @@ class Ease(Recommender):
         if rows is not None:
             self.rows = rows.detach().double()
             self.gram = self.rows @ self.rows.T if self.dual else self.rows.T @ self.rows
-            self.together = max(1, FITTED_NUMBERS // self.rows.numel()) if self.dual else 1
+            self.together = max(1, FITTED_NUMBERS // max(self.rows.numel(), 1)) if self.dual else 1
         elif gram is not None:
             self.gram = gram.double()
         require_solvable(len(self.gram), "EASE", "users or items, whichever are fewer")

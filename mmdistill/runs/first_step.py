@@ -1,7 +1,12 @@
 """What only steps can tell of a run's parts, said in words before any time is spent on more."""
 
+import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import partial
+from numbers import Number
 
 import numpy as np
 import torch
@@ -85,10 +90,15 @@ def require_weights(made: Parameterization, draws: Draws) -> None:
         raise ConfigError(f"{type(made).__name__} decodes {which} with weight 0; a sample that counts has weight 1")
 
 
+PLAIN = (Number, np.generic, str, bytes, Enum, torch.dtype, type(None))
+"""What is compared by how it is written."""
+
+
 class Unsaved:
     """What an objective keeps where no checkpoint does, as it is now: public attributes, but parameters and buffers.
 
-    Numbers, texts, tensors and arrays are looked at, in lists, mappings, sets and parts of the objective too.
+    Numbers, texts, tensors and arrays are looked at, in lists, mappings, sets, dataclasses and parts of the objective
+    too.
 
     Args:
         objective: the objective, before a step.
@@ -117,10 +127,10 @@ class Unsaved:
 
 
 class _Seen:
-    """A tensor and how often it was written to; equal to itself while nobody writes to it."""
+    """A tensor and, unless checkpoints hold it, how often it was written to; equal to itself while that is so."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, 0 if tensor.is_inference() else tensor._version
+    def __init__(self, tensor: Tensor, saved: bool) -> None:
+        self.tensor, self.version = tensor, 0 if saved or tensor.is_inference() else tensor._version
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Seen) and self.tensor is other.tensor and self.version == other.version
@@ -130,24 +140,39 @@ class _Seen:
 
 def _kept(objective: Objective) -> dict[str, object]:
     """Return the public attributes of an objective and its parts as values that tell whether they change, by name."""
+    saved = {id(tensor) for tensor in objective.state_dict(keep_vars=True).values()}
     return {
-        f"{path}.{name}" if path else name: _trace(value)
+        f"{path}.{name}" if path else name: _trace(value, saved)
         for path, module in objective.named_modules()
         for name, value in vars(module).items()
         if not name.startswith("_") and name != "training"
     }
 
 
-def _trace(value: object) -> object:
-    """Return what tells whether a value changes; of other objects than :class:`Unsaved` names their class."""
+def _trace(value: object, saved: set[int]) -> object:
+    """Return what tells whether a value changes; of functions and other objects than :class:`Unsaved` names, a name.
+
+    Args:
+        value: an attribute.
+        saved: the ids of tensors that checkpoints hold.
+    """
     if isinstance(value, Tensor):
-        return _Seen(value)
+        return _Seen(value, id(value) in saved)
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return _trace(value.tolist(), saved)
     if isinstance(value, np.ndarray):
-        return value.shape, value.tobytes()
-    if isinstance(value, bool | int | float | str | None):
+        content = hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16)
+        return str(value.dtype), value.shape, content.hexdigest()
+    if isinstance(value, PLAIN):
         return repr(value)  # of which a NaN equals itself
     if isinstance(value, Mapping):
-        return [(repr(name), _trace(one)) for name, one in value.items()]
+        return [(repr(name), _trace(one, saved)) for name, one in value.items()]
     if isinstance(value, list | tuple | deque):
-        return [_trace(one) for one in value]
-    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else type(value)
+        return [_trace(one, saved) for one in value]
+    if isinstance(value, set | frozenset):
+        return {repr(one) if isinstance(one, PLAIN) else id(one) for one in value}
+    if isinstance(value, partial):
+        return [_trace(one, saved) for one in (value.func, value.args, value.keywords)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [_trace(getattr(value, entry.name, None), saved) for entry in fields(value)]
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -3,7 +3,8 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,13 @@ def test_fixed_labels_say_what_they_are(targets: Tensor, title: str) -> None:
     assert FixedLabels(targets).title == title
 
 
+@dataclass
+class Counter:
+    """A number in a dataclass."""
+
+    n: int = 0
+
+
 class Remembering(DistributionMatching):
     """Changes something of its own in each step."""
 
@@ -268,6 +276,8 @@ class Remembering(DistributionMatching):
         self.recent, self.parts, self.broken = deque[int](), nn.Sequential(nn.Identity()), math.nan
         self.parts[0].calls = 0
         self.register_buffer("kept", torch.zeros(2))
+        self.both = {"kept": self.kept}
+        self.steps, self.state, self.power = np.int64(0), Counter(), partial(pow, 2)
         self._change = change
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
@@ -311,9 +321,22 @@ def counts_in_a_part(made: Any) -> None:
     made.parts[0].calls += 1
 
 
+def counts_in_numpy(made: Any) -> None:
+    made.steps = made.steps + 1
+
+
+def counts_in_a_dataclass(made: Any) -> None:
+    made.state.n += 1
+
+
+def takes_another_argument(made: Any) -> None:
+    made.power = partial(pow, made.power.args[0] + 1)
+
+
 def caches(made: Any) -> None:
     made._cache += 1
     made.kept += 1
+    made.both["kept"].mul_(1.5)
 
 
 def counts_late(made: Any) -> None:
@@ -333,6 +356,9 @@ def counts_late(made: Any) -> None:
         (writes_an_array, "array"),
         (appends, "recent"),
         (counts_in_a_part, r"parts\.0\.calls"),
+        (counts_in_numpy, "steps"),
+        (counts_in_a_dataclass, "state"),
+        (takes_another_argument, "power"),
     ],
 )
 def test_what_checkpoints_do_not_hold_may_not_change(change: Callable[[Any], None], name: str) -> None:
