@@ -1,6 +1,7 @@
 """Graph methods: gradient and mean matching of nodes, with and without a learned structure, and the means."""
 
 from functools import partial
+from typing import Any
 
 from mmdistill.graph.ridge import propagated_ridge
 from mmdistill.graph.schedules import trained_on_graph
@@ -83,6 +84,20 @@ def _gcdm_settings(nodes: int) -> Settings:
     return Settings(steps=500, optimizers={"codes": OptimizerSpec("adam", 0.05)})
 
 
+GCN_STUDENTS: dict[str, Any] = {
+    "real_batch": 1,
+    "init": "k-center",
+    "inner_steps": 800,
+    "inner_lr": 0.6,
+    "inner_batch": 0,
+    "experts": 8,
+    "expert_lr": 0.4,
+    "expert_steps": 30,
+    "ema": 0.9,
+}
+"""How SFGC's and GEOM's experts and students train, and what the nodes of their sets start from."""
+
+
 def _sfgc_settings(nodes: int) -> Settings:
     """Return settings of our own, chosen on Cora's validation nodes with test accuracy in sight.
 
@@ -92,18 +107,10 @@ def _sfgc_settings(nodes: int) -> Settings:
     """
     return Settings(
         steps=100,
-        real_batch=1,
         optimizers={"codes": OptimizerSpec("adam", 0.03)},
-        init="k-center",
-        inner_steps=800,
-        inner_lr=0.6,
-        inner_batch=0,
-        experts=8,
-        expert_lr=0.4,
-        expert_steps=30,
         start_epochs=1,
-        ema=0.9,
         validate_every=25,
+        **GCN_STUDENTS,
     )
 
 
@@ -111,24 +118,16 @@ def _geom_settings(nodes: int) -> KnowledgeSettings:
     """Return settings of our own, chosen on Cora's validation nodes, with the published curriculum in epochs."""
     return KnowledgeSettings(
         steps=40,
-        real_batch=1,
         optimizers={"codes": OptimizerSpec("adam", 0.1), "labels": OptimizerSpec("adam", 0.1)},
-        init="k-center",
-        inner_steps=800,
-        inner_lr=0.6,
-        inner_batch=0,
-        experts=8,
-        expert_lr=0.4,
-        expert_steps=30,
         expert_easy=0.75,
         expert_joining=15,
         expert_pacing="geometric",
         start_epochs=3,
         start_bound=1,
         start_steps=50,
-        ema=0.9,
         validate_every=10,
         knowledge=0.01,
+        **GCN_STUDENTS,
     )
 
 
