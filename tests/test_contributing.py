@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
-from mmdistill import image_task, selection
+from mmdistill import cli, image_task, selection
 from mmdistill.cli import main
 from mmdistill.coresets import coreset
 from mmdistill.distill import distill
@@ -89,6 +89,7 @@ def shown() -> Iterator[dict[str, Any]]:
         assert isinstance(table, MutableMapping)
         table.clear()
         table.update(entries)
+    cli.build_parser.cache_clear()  # type: ignore[attr-defined]  # whose help may name them: tests keep one
 
 
 @pytest.mark.slow  # minutes where mypy has not read the package before, and seconds after that
