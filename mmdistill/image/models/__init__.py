@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from types import MappingProxyType
 from typing import Literal
 
 from torch import nn
@@ -35,6 +34,7 @@ from mmdistill.image.models.resnet import STAGES, ResNet
 from mmdistill.image.models.vit import ViT, patch_size
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
+from mmdistill.open_table import OpenTable
 
 Builder = Callable[..., nn.Module]
 Option = str | int | bool
@@ -88,19 +88,22 @@ class Family:
 
 
 CONVNET_OPTIONS = ("depth", "width", "norm", "activation", "pooling", "doubling")
-FAMILIES: dict[str, Family] = {
-    "convnet": Family(ConvNet, 1, CONVNET_OPTIONS, by_size=True),
-    "freponet": Family(PreNormConvNet, 1, ("depth", "width", "norm", "activation"), by_size=True),
-    "mlp": Family(MLP, 1, ("depth", "width")),
-    "lenet": Family(LeNet, 16, ("width",)),
-    "alexnet": Family(AlexNet, 16, ("width", "norm")),
-    "vgg11": Family(VGG11, 32, ("width", "norm"), "deep"),
-    **{f"resnet{layers}": Family(partial(ResNet, layers=layers), 16, ("width", "norm"), "deep") for layers in STAGES},
-    "vit": Family(ViT, 8, ("depth", "width"), kind="transformer"),
-}
+FAMILIES: OpenTable[Family] = OpenTable(
+    {
+        "convnet": Family(ConvNet, 1, CONVNET_OPTIONS, by_size=True),
+        "freponet": Family(PreNormConvNet, 1, ("depth", "width", "norm", "activation"), by_size=True),
+        "mlp": Family(MLP, 1, ("depth", "width")),
+        "lenet": Family(LeNet, 16, ("width",)),
+        "alexnet": Family(AlexNet, 16, ("width", "norm")),
+        "vgg11": Family(VGG11, 32, ("width", "norm"), "deep"),
+        **{
+            f"resnet{layers}": Family(partial(ResNet, layers=layers), 16, ("width", "norm"), "deep")
+            for layers in STAGES
+        },
+        "vit": Family(ViT, 8, ("depth", "width"), kind="transformer"),
+    }
+)
 """Networks by name."""
-SHIPPED = MappingProxyType(dict(FAMILIES))
-"""Those of this package."""
 JUDGES = (
     "convnet",
     "convnet-nn",
@@ -119,8 +122,7 @@ JUDGES = (
 
 def is_added(name: str) -> bool:
     """Return whether a network's or judge's name is of a family that a user's code added, and may change."""
-    family = re.split("[- ]", canonical(name), maxsplit=1)[0]
-    return FAMILIES.get(family) is not SHIPPED.get(family)
+    return FAMILIES.added(re.split("[- ]", canonical(name), maxsplit=1)[0])
 
 
 def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]:
