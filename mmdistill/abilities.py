@@ -12,6 +12,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Task
 
 if TYPE_CHECKING:  # they know of tasks themselves
     from mmdistill.labels import LabelKind
+    from mmdistill.networks.given import GivenTeacher
     from mmdistill.parameterizations.base import Parameterization
     from mmdistill.settings import Settings
 
@@ -201,6 +202,23 @@ class AsksTeacher(Protocol):
     def judging_teacher(self, judge: str) -> str:
         """Return which network does so for a judge and whether it trains first, in words; empty where none does."""
         ...
+
+
+@runtime_checkable
+class HasTeacher(Protocol):
+    """A task that may be given a trained network of its own kind, which is asked in place of one that trains first."""
+
+    given_teacher: "GivenTeacher | None"
+
+
+def given_teacher(task: Task) -> "GivenTeacher | None":
+    """Return the trained network that a task was given as its teacher; None where one is trained as soon as asked."""
+    return task.given_teacher if isinstance(task, HasTeacher) else None
+
+
+def ask_teacher(task: Task, judges: Iterable[str]) -> bool:
+    """Return whether any of some judges, by name, has a trained network label what it trains on."""
+    return isinstance(task, AsksTeacher) and any(map(task.judging_teacher, judges))
 
 
 JUDGING = ("epochs", "batch", "precision", "protocol", "testing")

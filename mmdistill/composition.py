@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from mmdistill.abilities import Validates
+from mmdistill.abilities import TrainsTeacher, Validates, ask_teacher, given_teacher
 from mmdistill.allocation import ShortClassError, allocate
 from mmdistill.checks import is_of
 from mmdistill.described import described
@@ -27,6 +27,8 @@ from mmdistill.task import Task, require_task
 
 NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
+TEACHER = "teacher"
+"""Under which a run's description has a digest of the teacher that it was given."""
 GROUPS = ("codes", "decoder", "labels", "objective")
 """What the settings of a method may have optimizers for, whether this run learns it or not."""
 
@@ -38,7 +40,25 @@ def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, 
         one = task.select(torch.tensor([0]))
         if task.augment(Draws(0), one, shared=False) is one:  # there is no augmentation of such data
             found.append("augment")
+    if "teacher_epochs" in given and "teacher_epochs" not in found and given_teacher(task) is not None:
+        found.append("teacher_epochs")
     return found
+
+
+def asks_teacher(method: Method, schedule: NetworkSchedule) -> bool:
+    """Return whether a trained network labels a method's samples, or is what its steps read."""
+    labelled = method.label == "teacher" and not schedule.gives_target
+    return labelled or isinstance(schedule, TrainsTeacher)
+
+
+def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[str]) -> bool:
+    """Return whether the teacher that a task was given is asked by neither the method nor the judges; if there is one.
+
+    Judges of robust scores, which may ask it, are others.
+    """
+    if given_teacher(task) is None or asks_teacher(method, method.make_schedule(method.settings(budget))):
+        return False
+    return not ask_teacher(task, judges)
 
 
 def other_count(task: Task, method: Method, budget: int, count: int) -> str:
@@ -316,7 +336,9 @@ def takes_some(settings: Settings, parameterization: Parameterization) -> bool:
 def described_parts(
     task: Task, method: Method, budget: int, settings: Settings, schedule: NetworkSchedule
 ) -> dict[str, object]:
-    """Return a user's own network, the objective and the schedule of a run as plain values.
+    """Return a user's own network, the objective and the schedule of a run as plain values, and of a given teacher.
+
+    Of the teacher that a task was given a digest counts, and only where the run asks it.
 
     Raises:
         ConfigError: the method makes no objective.
@@ -325,4 +347,6 @@ def described_parts(
     found: dict[str, object] = {"network": own} if own else {}
     if method.solve is None:
         found |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
+    if (given := given_teacher(task)) is not None and asks_teacher(method, schedule):
+        found[TEACHER] = given.digest
     return found

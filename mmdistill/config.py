@@ -73,6 +73,8 @@ class DistillConfig:
             selection method (the others)
         label: hard, soft (learned probabilities), unrestricted (learned numbers) or teacher (a trained network's
             probabilities); the method's own by default
+        teacher: file of a network that is trained already, asked wherever one would be trained for --teacher-epochs
+            (images, texts): a state dict (.safetensors, .pt or .pth) of the network distilled with
         augment: augment images while matching, real and synthetic ones alike
         outer_steps: updates of the synthetic data for which one network serves
         inner_steps: training of the network between two of these updates (epochs on the set for dc and its relatives),
@@ -154,6 +156,7 @@ class DistillConfig:
     syn_batch: int | None = None
     init: InitKind | None = None
     label: LabelKind | None = None
+    teacher: str | None = None
     augment: bool | None = None
     outer_steps: int | None = None
     inner_steps: int | None = None
@@ -262,6 +265,7 @@ class EvaluateConfig:
         judge_epochs: training epochs of judges; those of the run by default, with --protocol the protocol's
         judge_batch: minibatch size of judges; that of the run by default, with --protocol the protocol's
         judge_precision: number formats that judges of images train in, float32 or bf16; that of the run by default
+        teacher: file of the network that judges ask for labels, as for distill; that of the run by default
         scores: 'accuracy' (or what the data have instead), or 'robust' for the two robust scores of images
     """
 
@@ -275,6 +279,7 @@ class EvaluateConfig:
     judge_epochs: int | None = None
     judge_batch: int | None = None
     judge_precision: TrainingPrecision | None = None
+    teacher: str | None = None
     scores: str = "accuracy"
 
     def replaced(self, config: DistillConfig) -> DistillConfig:
@@ -286,6 +291,7 @@ class EvaluateConfig:
             judge_epochs=former.judge_epochs if self.judge_epochs is None else self.judge_epochs,
             judge_batch=former.judge_batch if self.judge_batch is None else self.judge_batch,
             judge_precision=self.judge_precision or former.judge_precision,
+            teacher=self.teacher or former.teacher,
         )
 
 

@@ -78,14 +78,14 @@ class DistilledSet:
             learned, ``fixed probabilities`` or ``fixed scores``; empty where there are none.
         judge: whose scores the method makes sets for; empty: the task's first judge.
         described: the objective and the network schedule with what is set of them, as plain values, and of a network
-            of the user's own its name and a digest of what it is made of; closed forms and selections have no more.
+            of the user's own its name and a digest of what it is made of; of a given ``teacher`` its digest.
         taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
         classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None.
+        teacher: that was given and asked, by its name and a digest's first digits; empty where none was.
         origin: of a set that another tool made, its files in words; empty of others.
         history: ``(step, loss)`` of some hundred of all steps that the run took, the first and the last among them, be
-            the set of an earlier one; see :class:`~mmdistill.runs.history.Reading`. These are the two columns of
-            ``pandas.DataFrame(distilled.history)``. Empty where there were no steps (closed forms, selections, sets of
-            other tools), and of a folder without ``history.json``.
+            the set of an earlier one: the two columns of ``pandas.DataFrame(distilled.history)``. Empty where there
+            were no steps (closed forms, selections, sets of other tools), and of a folder without ``history.json``.
     """
 
     batch: Batch
@@ -112,6 +112,7 @@ class DistilledSet:
     described: Mapping[str, object] = field(default_factory=dict)
     taken: int = 0
     classes: Tensor | None = None
+    teacher: str = ""
     origin: str = ""
     history: tuple[Reading, ...] = ()
 

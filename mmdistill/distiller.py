@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill import composition
-from mmdistill.abilities import Validates
+from mmdistill.abilities import Validates, given_teacher
 from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
 from mmdistill.execution import ranks
@@ -85,7 +85,7 @@ class Distiller:
 
     @cached_property
     def described(self) -> dict[str, object]:
-        """A user's own network, the objective and the schedule as plain values, by which runs are told apart."""
+        """The run's own network, objective, schedule and teacher as plain values, by which runs are told apart."""
         return composition.described_parts(self.task, self.method, self.budget, self.settings, self.schedule)
 
     def compile(self) -> None:
@@ -409,6 +409,7 @@ class Distiller:
                 label=run.parameterization.labels.title,
                 judge=self.method.judge,
                 described=self.described,
+                teacher=str(given_teacher(self.task)) if composition.TEACHER in self.described else "",
                 taken=run.step,
                 classes=unsaid(run.parameterization.classes, batch.targets),
             )

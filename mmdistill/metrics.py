@@ -5,7 +5,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
-from mmdistill.abilities import JUDGING, Judging, LimitsJudging
+from mmdistill.abilities import JUDGING, Judging, LimitsJudging, ask_teacher, given_teacher
 from mmdistill.distilled import DistilledSet, is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
@@ -14,8 +14,8 @@ from mmdistill.store import read_json
 from mmdistill.task import BudgetKind, Task
 
 METRICS_VERSION = 1
-NETWORK = "network"
-"""Under which the ``judging`` of an entry says which network one of the user's own is."""
+NETWORK, TEACHER = "network", "teacher"
+"""Under which the ``judging`` of an entry says which network one of the user's own is, and which a given teacher."""
 ENTRY = {"judge": str, "metric": str, "mean": Real, "sd": Real, "n": int}
 DOCUMENT = {"data": str, "method": str, "seconds": Real}
 """What an entry, and the whole, must have."""
@@ -128,11 +128,18 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
 
 
 def judging_of(task: Task | None, judge: str, judging: Judging) -> dict[str, int | str]:
-    """Return what a judge reads of what the user set of judging, and which network a network of the user's own is."""
+    """Return what a judge reads of what the user set of judging, and which one a network of the user's own is.
+
+    Of a judge that asks the teacher that the task was given, also the first digits of that one's digest.
+    """
     read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
     found = {name: value for name, value in judging.items() if name in read}
     own = own_network(task) if task is not None and judge.partition(" [")[0] == OWN else ""
-    return found | ({NETWORK: own} if own else {})
+    found |= {NETWORK: own} if own else {}
+    given = None if task is None else given_teacher(task)
+    if task is not None and given is not None and ask_teacher(task, [judge]):
+        found[TEACHER] = given.digest[:8]
+    return found
 
 
 def judge_in_words(entry: Mapping[str, Any]) -> str:

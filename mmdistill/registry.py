@@ -35,7 +35,7 @@ EVERYWHERE = ("width", "device", "judge_epochs", "seed")
 OF_SOME_TASKS = (
     *("model", "text_column", "label_column", "user_column", "item_column", "rating_column", "time_column"),
     *("min_rating", "split_by", "encoder", "length", "judge_batch", "judge_precision", "protocol", "whiten"),
-    *("mirror", "size", "inductive"),
+    *("mirror", "size", "inductive", "teacher"),
 )
 """What tasks of some domains are told, those whose ``options`` name it."""
 TASK_OPTIONS = (*EVERYWHERE, *OF_SOME_TASKS)

@@ -1,8 +1,11 @@
 """From a configuration to the task and the method that it names, and to its place in a run folder."""
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +13,7 @@ from mmdistill.checks import require_sizes
 from mmdistill.commands.assigned import assigned
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, DataError
 from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
@@ -39,14 +42,51 @@ SIZES = ("width", "length", "judge_epochs", "judge_batch", "size")
 def placed(config: DistillConfig) -> DistillConfig:
     """Return a configuration whose folders of experts and of an encoder are absolute, so that a run always finds them.
 
-    The folder of experts may not be there yet. An encoder that is no folder is a model's name.
+    The folder of experts may not be there yet. An encoder that is no folder is a model's name. A teacher's file is told
+    from what may lie in its place later, see :func:`pinned`.
     """
     experts, encoder = config.expert_folder, config.encoder
     if experts:
         experts = str(users_path(experts).absolute())
     if encoder and encoder.strip().lower() not in OWN_ENCODERS and users_path(encoder).is_dir():
         encoder = str(users_path(encoder).absolute())
-    return replace(config, expert_folder=experts, encoder=encoder)
+    teacher = pinned(config.teacher) if config.teacher else config.teacher
+    return replace(config, expert_folder=experts, encoder=encoder, teacher=teacher)
+
+
+def pinned(file: str) -> str:
+    """Return a file's absolute path and, after ``#``, a digest of its content, where the file is there."""
+    path, digest = _unpinned(file)
+    if not digest and path.is_file():
+        digest = _digest(path)
+    return "#".join(filter(None, (str(path.absolute()), digest)))
+
+
+def as_it_was(file: str) -> Path:
+    """Return a file's path, without the digest that may follow it.
+
+    Raises:
+        DataError: the file is another one than the digest is of.
+    """
+    path, digest = _unpinned(file)
+    if digest and path.is_file() and (found := _digest(path)) != digest:
+        raise DataError(
+            f"{path} has changed since these options were kept (its digest was {digest} and is {found}): bring it back "
+            "as it was; distill and evaluate take another teacher by --teacher"
+        )
+    return path
+
+
+def _unpinned(file: str) -> tuple[Path, str]:
+    """Return a file's path and the digest that follows it; empty where none does."""
+    path, _, digest = file.rpartition("#")
+    known = bool(path) and re.fullmatch("[0-9a-f]{16}", digest) is not None
+    return (users_path(path), digest) if known else (users_path(file), "")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=8)).hexdigest()
 
 
 def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
@@ -54,6 +94,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
 
     Raises:
         ConfigError: an option that means nothing to the data's domain, or a size below 1.
+        DataError: a teacher's file that is another one than the configuration was kept with.
     """
     data, method = require_data_and_method(config)
     options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]
@@ -68,6 +109,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     chosen = {option: getattr(config, option) for option in TASK_OPTIONS}
     chosen |= {"device": str(choose_device(device or config.device))}
     chosen |= {} if config.split_seed is None else {"seed": config.split_seed}
+    chosen |= {} if config.teacher is None else {"teacher": as_it_was(config.teacher)}
     chosen["model"] = chosen["model"] or domain.networks.get(canonical(method))
     require_sizes(**{f"--{option.replace('_', '-')}": chosen[option] for option in SIZES})
     return domain, domain.make_task(data, **{option: value for option, value in chosen.items() if value is not None})

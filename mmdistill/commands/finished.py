@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmdistill.abilities import AsksTeacher, chosen_judging
+from mmdistill.abilities import ask_teacher, chosen_judging
 from mmdistill.commands.assembly import make_task, note_of_more_steps, require_own_config
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first_line
-from mmdistill.evaluate import find_baselines
+from mmdistill.evaluate import find_baselines, find_judges
 from mmdistill.export import export
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
@@ -145,10 +145,12 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
 def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled: DistilledSet) -> None:
     """Judge a finished run's set as its configuration, changed for judging, says, and add to its metrics."""
     task, path = _task_of(config, distilled, asked.device), folder / METRICS
-    asks = isinstance(task, AsksTeacher) and task.judging_teacher(task.judges[0])
-    own_steps = carries_steps(distilled.learned) and not asks
+    own_steps = carries_steps(distilled.learned) and not ask_teacher(task, [task.judges[0]])
     if own_steps and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
+    judges = find_judges(task, split_names(asked.judges), distilled.judge, unfit={})
+    if asked.teacher and asked.scores != "robust" and not ask_teacher(task, judges):
+        print("note: no judge here asks a teacher: --teacher changes nothing")
     with sole_writer(folder):
         require_held(distilled, folder)  # which another process may have replaced
         judged = former_metrics(path)  # again, since another process may have judged

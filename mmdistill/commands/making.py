@@ -23,7 +23,7 @@ from mmdistill.commands.assembly import (
     unmet_conditions,
 )
 from mmdistill.commands.planning import plan_rows
-from mmdistill.composition import without_effect
+from mmdistill.composition import is_teacher_idle, without_effect
 from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
@@ -131,7 +131,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain, task.num_classes)
-    find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation
+    judges = find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error before the work
     find_baselines(task, config.baselines)
     method, budget = find_budget(task, chosen, **config.budgets(), seed=config.seed)
     method.settings(budget)  # which says what none of its values can be
@@ -142,6 +142,8 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
         for name in without_effect(task, method, budget, {**config.overrides(), **own}):
             option = f"set {name}" if name in own else name.replace("_", "-")
             print(f"note: {method.title} does not read --{option}, which changes nothing")
+        if is_teacher_idle(task, method, budget, judges):
+            print(f"note: neither {method.title} nor a judge here asks a teacher: --teacher changes nothing")
         if method.judge and not config.judges and method.reads_no_network(budget):
             for name in ("model", "width"):
                 if getattr(config, name) is not None:

@@ -146,7 +146,7 @@ def require_own_folder(config: DistillConfig) -> None:
         ways = "choose another --out or remove it"
         if differing == ["steps"] and (config.steps or 0) > (saved.steps or 0) > 0:
             ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
-        elif set(differing) <= set(EvaluateConfig.__dataclass_fields__) - {"seed"} and is_finished(folder):
+        elif set(differing) <= set(EvaluateConfig.__dataclass_fields__) - {"seed", "teacher"} and is_finished(folder):
             named = {name.replace("_", "-"): asked[name] for name in differing if asked[name] is not None}
             options = " ".join(f"--{name} {value}" for name, value in named.items())
             ways = f"mmdistill evaluate {as_argument(folder)} {options} judges its set so; else {ways}"

@@ -23,7 +23,7 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 GROUPS = {
     "what is distilled, and how": (
         *("data", "method", "methods", "ipc", "nodes", "users", "bytes"),
-        *("schedule", "model", "width", "parameterization", "label"),
+        *("schedule", "model", "width", "parameterization", "label", "teacher"),
     ),
     "the run": (
         *("out", "overwrite", "resume", "dry_run", "config", "print_config", "seed", "seeds", "checkpoint_every"),
@@ -249,7 +249,7 @@ def import_parser() -> Parser:
     add("--logits", action="store_true", help="soft labels are logits, whose softmax is taken")
     add("--inner_lr", type=float | None, default=None, metavar="X", help=rate)
     add("--stored_bytes", type=str | int | None, default=None, metavar="SIZE", help=size)
-    taken = {"data", "out", "overwrite", "seed", "device", "deterministic", "model", "width"}
+    taken = {"data", "out", "overwrite", "seed", "device", "deterministic", "model", "width", "teacher"}
     taken |= {*GROUPS["reading the data"], *GROUPS["judging"]}
     skipped = {*DistillConfig.__dataclass_fields__} - taken
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)

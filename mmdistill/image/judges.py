@@ -153,7 +153,7 @@ class NetworkJudge:
         augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
         if plan.teacher is not None:
             augment = plan.teacher.asking(task, data.whole_epochs, augment)
-            notes += (plan.teacher.note(task.network_name, data.whole_epochs),)
+            notes += (plan.teacher.note(task, data.whole_epochs),)
         classes = len(data.class_names)
         notes += whole_note(plan, occasion, self.epochs(classes))
         scorer = Judge(names.network(self.asked), self.title, classes, plan, augment, steps, notes)

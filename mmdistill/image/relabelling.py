@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.abilities import NamesNetwork, given_teacher
 from mmdistill.checks import require_at_least, require_positive
 from mmdistill.image.augment import image_inputs
 from mmdistill.names import counted
@@ -24,10 +25,11 @@ class Relabelling:
     """A teacher that labels every minibatch of judges anew.
 
     The teacher is the network distilled with, trained on the real data as
-    :func:`~mmdistill.networks.teacher.trained_teacher` does it, once for all judges, sets and baselines.
+    :func:`~mmdistill.networks.teacher.trained_teacher` does it, once for all judges, sets and baselines, or the one
+    that the task was given.
 
     Args:
-        epochs: of its training; None: as many as networks on all real images train for.
+        epochs: of its training; None: as many as networks on all real images train for. A given one has trained.
         temperature: T, by which the logits of both sides are divided.
     Raises:
         ConfigError: no epoch, or a temperature that is not positive.
@@ -51,18 +53,18 @@ class Relabelling:
         """Return in words where the teacher is, or that it will be trained."""
         return teacher_foretold(task, self.of_epochs(usual))
 
-    def note(self, network: str, usual: int) -> str:
+    def note(self, task: Task, usual: int) -> str:
         """Return what readers of a score must know.
 
         Args:
-            network: the name of the teacher's, where it has one.
+            task: whose network the teacher is.
             usual: epochs, see :meth:`of_epochs`.
         """
+        network = task.network_name if isinstance(task, NamesNetwork) else ""
         epochs, named = counted(self.of_epochs(usual), "epoch"), f" ({network})" if network else ""
-        return (
-            f"each minibatch was labelled anew by a network{named} trained on all real data for {epochs}: scores "
-            "include what it knows, stored bytes do not"
-        )
+        given = given_teacher(task)
+        by = f"a network{named} trained on all real data for {epochs}" if given is None else f"the given {given}"
+        return f"each minibatch was labelled anew by {by}: scores include what it knows, stored bytes do not"
 
     def asking(self, task: Task, usual: int, before: Augment | None) -> Augment:
         """Return what labels flat batches by the teacher, all networks' minibatches in one call; it is trained first.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mmdistill.abilities import ROBUST_METRICS
+from mmdistill.abilities import ROBUST_METRICS, given_teacher
 from mmdistill.errors import UnsupportedError
 from mmdistill.labels import classes_of
 from mmdistill.networks.teacher import soft_labels, trained_teacher
@@ -90,6 +90,7 @@ def robust_scores(
     known = classes_of(targets, len(task.data.class_names)) if classes is None else classes.to(targets.device)
     hard = synthetic._replace(targets=known)
     teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
+    given = given_teacher(task)
     augmented, plain = (task.judged_by(replace(task.chosen, augment=wanted)) for wanted in (True, False))
 
     def accuracy(of: "ImageTask", batch: Batch | None, key: Draws, carried: Mapping[str, Tensor]) -> float:
@@ -103,6 +104,7 @@ def robust_scores(
     if subset is None:
         gaps = [gap_at_hard(key, accuracy(augmented, synthetic, key, learned)) for key in keys]
         return Scores(title, {"hard-label gap": tuple(gaps)})
+    notes = (f"random images were labelled by the given {given}",) if teacher is not None and given else ()
     rows = []
     for index, key in enumerate(keys):
         random = subset(draws.fold("subset", index))
@@ -116,4 +118,4 @@ def robust_scores(
             (label_robust(gap, improvement), augmentation_robust(improvement, without), gap, improvement, without)
         )
     columns = zip(*rows, strict=True)
-    return Scores(title, {name: tuple(column) for name, column in zip(ROBUST_METRICS, columns, strict=True)})
+    return Scores(title, {name: tuple(column) for name, column in zip(ROBUST_METRICS, columns, strict=True)}, notes)

@@ -29,6 +29,7 @@ from mmdistill.image.whitening import whitened
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN, described_module, task_line
+from mmdistill.networks.given import GivenTeacher, TeacherLike, given_as_teacher
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
 from mmdistill.networks.statistics import settled_by_class
@@ -62,9 +63,15 @@ class ImageTask:
         judge_precision: number formats that judges train in; None is float32, in which they are tested.
         protocol: how judges train, or its name in :data:`~mmdistill.image.protocols.PROTOCOLS`.
         width: the network's, where it is a named one of another width than its name says.
+
     Raises:
         ConfigError: an unknown protocol, or epochs or a size that are no whole numbers of at least 1.
+
+    Attributes:
+        given_teacher: a trained network that is asked in place of one that would train first.
     """
+
+    given_teacher: GivenTeacher | None = None
 
     def __init__(
         self,
@@ -309,6 +316,7 @@ def image_task(
     judge_precision: TrainingPrecision | None = None,
     protocol: str | Protocol | None = None,
     whiten: str | None = None,
+    teacher: TeacherLike | None = None,
     seed: int = 0,
 ) -> ImageTask:
     """Build the task of distilling images.
@@ -336,14 +344,19 @@ def image_task(
         protocol: how judges train: ``default``, a paper's (``dc``, ``cafe``, ``dsa``, ``dm``, ``mtt``, ``frepo``,
             ``rfad``, ``kip``, ``idc``, ``addmem``, ``rded``, ...), or one of your own.
         whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
+        teacher: a network that is trained already, asked wherever one would train first (labels of a teacher, ``rded``,
+            ``sre2l``, judges that ask one): an ``nn.Module``, a state dict, or the path of a ``.safetensors``, ``.pt``
+            or ``.pth`` file of one, from which no code is run. It is of the task's own ``model``, with the same names
+            and shapes, and sees what all networks of the task see: images normalised (and whitened) by the data's
+            moments. One that wants others takes a ``model`` whose first layer changes them (docs/images.md).
         seed: of the split that data without a test set get.
 
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name or submodule, or a network that does not take these images.
-        DataError: missing, damaged or unusable data.
+        ConfigError: an unknown name or submodule, a network that does not take these images, or a teacher of another.
+        DataError: missing, damaged or unusable data, or such a teacher.
         UnsupportedError: a network for larger images.
     """
     seed = checked_seed(seed)
@@ -384,4 +397,5 @@ def image_task(
     )
     images = loaded.normalise(loaded.train_images[:2].to(place))
     try_network(task, images, f"images of shape {loaded.shape}", len(loaded.class_names))
+    task.given_teacher = None if teacher is None else given_as_teacher(teacher, task.network)
     return task

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import given_teacher
 from mmdistill.errors import ConfigError
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
 from mmdistill.networks.experts import experts_foretold, open_experts, serving_folder
@@ -20,21 +21,26 @@ LABELLED = 512
 def trained_teacher(task: Task, epochs: int) -> NetworkState:
     """Return a network that trained on the real data, from the cache folder where it is there already.
 
-    It depends on the data, the network and the epochs, not on the distillation's seed.
+    It depends on the data, the network and the epochs, not on the distillation's seed. Where the task was given a
+    teacher, it is a copy of that one, and the epochs are not read.
 
     Raises:
         ConfigError: no epoch.
     """
+    if (given := given_teacher(task)) is not None:
+        return given.state.map(lambda tensor: tensor.clone())
     recipe = _recipe(epochs)
     return open_experts(task, serving_folder(task, recipe, 1), 1, recipe, called="teacher").snapshot(0, epochs)
 
 
 def teacher_foretold(task: Task, epochs: int) -> str:
-    """Return in words where the network of :func:`trained_teacher` is, or that it will be trained.
+    """Return in words where the network of :func:`trained_teacher` is, or that it will be trained, or was given.
 
     Raises:
         ConfigError: no epoch.
     """
+    if (given := given_teacher(task)) is not None:
+        return f"the given {given}, trained already; how accurate it is, nothing checks"
     recipe = _recipe(epochs)
     return experts_foretold(task, serving_folder(task, recipe, 1), 1, recipe, called="a network")
 

@@ -68,6 +68,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
         ("network", distilled.network),
         ("stored as", distilled.parameterization),
         ("labels", distilled.label),
+        ("teacher", distilled.teacher),
     )
     return [
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],

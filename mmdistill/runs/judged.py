@@ -15,11 +15,11 @@ TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "step
 """Options and settings that the rest of a row tells."""
 NOT_TOLD_APART = (
     *HOW_IT_RUNS,
-    *("data", "mirror", "seed", *BUDGETS),
+    *("data", "mirror", "seed", "teacher", *BUDGETS),
     *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "judge_precision"),
 )
-"""Options in which runs may differ and still be repetitions of one another: the set says what its data and its budget
-are, and each result who judged and how."""
+"""Options in which runs may differ and still be repetitions of one another: the set says what its data, its budget and
+its teacher are, and each result who judged and how."""
 VALIDATING = ("judge_epochs", "judge_batch", "judge_precision")
 """Those of them by which validation trains its networks, and so what it keeps."""
 

@@ -29,6 +29,8 @@ WITHOUT_BUDGET = ("whole",)
 """Baselines that are the same whatever the budget is."""
 SHAPING = ("compile", "precision", "deterministic")
 """Options beside those of the task that decide the bits of a score."""
+OF_SOME_JUDGES = ("teacher",)
+"""Options of the task that some judges alone read, who say so themselves (:func:`~mmdistill.metrics.judging_of`)."""
 
 
 class KeptBaselines:
@@ -54,7 +56,7 @@ class KeptBaselines:
         info = task.describe()
         self.task, self.judging, self.networks, self.at_once, self.seed = task, judging, n, at_once, seed
         self.known = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
-        options = {name: getattr(config, name) for name in (*TASK_OPTIONS, *SHAPING)}
+        options = {name: getattr(config, name) for name in (*TASK_OPTIONS, *SHAPING) if name not in OF_SOME_JUDGES}
         self.key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},

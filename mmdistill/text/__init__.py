@@ -54,7 +54,7 @@ DOMAIN = Domain(
     f"files, or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     claims=on_hub,
     tables=SUFFIXES,
-    options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
+    options=("encoder", "length", "text_column", "label_column", "model", "judge_batch", "teacher"),
     instead={
         "augment": "leave it out, or add noise to sentence points in Python, by text_task(data, noise=0.1) and "
         "distill(..., settings={'augment': True})"

@@ -11,6 +11,7 @@ from mmdistill.abilities import JUDGING, Judging
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import known_name
 from mmdistill.networks.architecture import described_module, task_line
+from mmdistill.networks.given import GivenTeacher
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.runtime import Draws
@@ -31,7 +32,12 @@ class TextClassification(ABC):
         judges: the names of those that read this form, the default one first; :data:`READERS` follow.
         judging: what the user set of judging, see :func:`~mmdistill.abilities.judging_set`.
         solved: those of them that do not train.
+
+    Attributes:
+        given_teacher: a trained network that is asked in place of one that would train first.
     """
+
+    given_teacher: GivenTeacher | None = None
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
+from mmdistill.networks.given import TeacherLike, given_as_teacher
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
@@ -262,6 +263,7 @@ def text_task(
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     protocol: FitProtocol | None = None,
+    teacher: TeacherLike | None = None,
     seed: int = 0,
 ) -> TextTask:
     """Encode labelled texts once and return the task of distilling their points.
@@ -288,6 +290,9 @@ def text_task(
         judge_epochs: epochs of trained judges; None is the protocol's own number.
         judge_batch: their minibatch size; None is the protocol's own.
         protocol: how they are trained; by default :data:`JUDGE`, by which every set gets as many updates.
+        teacher: a network that is trained already, asked wherever one would train first to label samples: an
+            ``nn.Module`` of the task's own ``model``, its state dict, or the path of a ``.safetensors``, ``.pt`` or
+            ``.pth`` file of one.
         seed: of the splits that the data do not come with.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
@@ -310,7 +315,7 @@ def text_task(
     if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
     module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
-    return TextTask(
+    task = TextTask(
         loaded,
         encoded,
         module,
@@ -321,3 +326,5 @@ def text_task(
         judge_batch=judge_batch,
         noise=noise,
     )
+    task.given_teacher = None if teacher is None else given_as_teacher(teacher, module)
+    return task

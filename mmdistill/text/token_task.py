@@ -15,6 +15,7 @@ from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit_protocol import FitProtocol
+from mmdistill.networks.given import TeacherLike, given_as_teacher
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
@@ -286,6 +287,7 @@ def token_task(
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     protocol: FitProtocol | None = None,
+    teacher: TeacherLike | None = None,
     seed: int = 0,
 ) -> TokenTask:
     """Tokenize labelled texts once and return the task of distilling sequences of token embeddings.
@@ -311,6 +313,9 @@ def token_task(
             number.
         judge_batch: their minibatch size; None is the protocol's own.
         protocol: how they are trained; by default :func:`~mmdistill.text.token_judges.protocol_for` each network.
+        teacher: a network that is trained already, asked wherever one would train first to label samples: an
+            ``nn.Module`` of the task's own ``model``, its state dict, or the path of a ``.safetensors``, ``.pt`` or
+            ``.pth`` file of one.
         seed: of the splits that the data do not come with.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
@@ -338,7 +343,7 @@ def token_task(
         module = named_module(network, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
     else:
         module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
-    return TokenTask(
+    task = TokenTask(
         loaded,
         vocabulary,
         TokenSplits(train, dev, held_out),
@@ -349,6 +354,8 @@ def token_task(
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,
     )
+    task.given_teacher = None if teacher is None else given_as_teacher(teacher, module)
+    return task
 
 
 def _network_name(model: TokenModelLike, width: int | None, features: str | Sequence[str]) -> str:

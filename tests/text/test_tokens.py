@@ -17,11 +17,12 @@ from mmdistill.labels import FixedLabels
 from mmdistill.method import Method
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import sgd_step
+from mmdistill.networks.teacher import soft_labels
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.registry import get_domain, get_method, method_names
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch
+from mmdistill.task import Batch, ClassBatch, NetworkState, one_tensor
 from mmdistill.testing import as_float64, check_objective, check_task
 from mmdistill.text import token_judges
 from mmdistill.text.attention import AttentionLabels, attention_loss
@@ -389,6 +390,16 @@ def test_each_kind_of_task_has_the_methods_of_its_samples(task: TokenTask, trans
         Distiller(task, get_method(get_domain("text"), "k-means"), 1).rehearse()
     settings = {"steps": 1, "real_batch": 8, "init": "real"}
     assert len(distill(task, "dm", ipc=1, parameterization="embeddings", settings=settings).batch.weight) == 3
+
+
+def test_token_vectors_are_labelled_by_a_given_teacher(task: TokenTask, folder: Path) -> None:
+    made = task.model.factory()
+    given = token_corpus_task(folder, teacher=made)
+    result = distill(given, "dm-tokens", ipc=1, label="teacher", settings={"steps": 1, "real_batch": 4})
+    state = NetworkState(dict(made.named_parameters()), dict(made.named_buffers()))
+    assert torch.equal(soft_labels(task, state, result.batch.inputs), one_tensor(result.batch.targets))
+    assert given.given_teacher is not None
+    assert result.teacher == str(given.given_teacher)
 
 
 def test_attention_labels_need_attention(task: TokenTask) -> None:
