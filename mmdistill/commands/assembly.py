@@ -38,6 +38,8 @@ MANY = 1000
 SIZES = ("width", "length", "judge_epochs", "judge_batch", "size")
 """Options of tasks that are whole numbers of at least 1, which is told by their names on the command line."""
 
+NO_JUDGE_ASKS = "note: no judge here asks a teacher: --teacher changes nothing"
+
 
 def placed(config: DistillConfig) -> DistillConfig:
     """Return a configuration whose folders of experts and of an encoder are absolute, so that a run always finds them.

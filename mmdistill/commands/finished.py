@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mmdistill.abilities import ask_teacher, chosen_judging
-from mmdistill.commands.assembly import make_task, note_of_more_steps, require_own_config
+from mmdistill.commands.assembly import NO_JUDGE_ASKS, make_task, note_of_more_steps, require_own_config
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first_line
@@ -150,7 +150,7 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     judges = find_judges(task, split_names(asked.judges), distilled.judge, unfit={})
     if asked.teacher and asked.scores != "robust" and not ask_teacher(task, judges):
-        print("note: no judge here asks a teacher: --teacher changes nothing")
+        print(NO_JUDGE_ASKS)
     with sole_writer(folder):
         require_held(distilled, folder)  # which another process may have replaced
         judged = former_metrics(path)  # again, since another process may have judged

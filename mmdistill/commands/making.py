@@ -7,12 +7,14 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
+from mmdistill.abilities import ask_teacher
 from mmdistill.allocation import require_budget
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.checks import require_sizes
 from mmdistill.choices import starts
 from mmdistill.commands.assembly import (
+    NO_JUDGE_ASKS,
     chosen_method,
     kept_config,
     kept_options,
@@ -185,10 +187,12 @@ def import_command(
     config = placed(dataclasses.replace(config, method=name, data=located(config.data) if config.data else None))
     with deterministic_kernels(config.deterministic):
         _, task = make_task(config)
-        find_judges(task, config.judge_names())  # before anything is written, as the next one
+        judges = find_judges(task, config.judge_names())  # before anything is written, as the next one
         find_baselines(task, config.baselines)
         for note in task.describe().notes:
             print(f"note: {note}")
+        if config.teacher is not None and not ask_teacher(task, judges):
+            print(NO_JUDGE_ASKS)
         distilled = import_set(task, files, name=name, stored_bytes=stored_bytes, seed=config.seed, **said)
         budget: dict[str, Any] = {distilled.info.budget: distilled.budget}
         config = dataclasses.replace(config, **budget)

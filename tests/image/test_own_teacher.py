@@ -379,7 +379,7 @@ def test_sweeps_pass_it_to_their_runs(file: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-def test_sets_of_other_tools_are_judged_with_it(file: Path, tmp_path: Path) -> None:
+def test_sets_of_other_tools_are_judged_with_it(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", *FAST, "--out", str(tmp_path / "a")]) == 0
     )
@@ -389,6 +389,10 @@ def test_sets_of_other_tools_are_judged_with_it(file: Path, tmp_path: Path) -> N
     assert main(["import", *files, *own, "--out", str(tmp_path / "b")]) == 0
     found = json.loads((tmp_path / "b" / "metrics.json").read_text())["results"][0]
     assert "the given my teacher.pt" in found["notes"][0]
+    idle = "note: no judge here asks a teacher: --teacher changes nothing"
+    assert idle not in capsys.readouterr().out
+    assert main(["import", *files, *own, "--protocol", "dm", "--out", str(tmp_path / "c")]) == 0
+    assert idle in capsys.readouterr().out
 
 
 def test_experts_take_none(capsys: pytest.CaptureFixture[str]) -> None:
