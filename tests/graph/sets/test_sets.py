@@ -2,6 +2,7 @@ import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mmdistill.graph.sets.draw import graph_list
 from mmdistill.graph.sets.synthetic import SyntheticGraphs
 from mmdistill.graph.structure import BernoulliEdges
 from mmdistill.labels import FixedLabels
+from mmdistill.networks.fit import fit_networks
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import relative_squared_error
 from mmdistill.objectives.gradient import GradientMatching
@@ -224,6 +226,29 @@ def test_the_chosen_judges_read_no_test_label(graphs: GraphSet) -> None:
         for made in (task(graphs), task(replace(graphs, y=y)))
     )
     assert all(torch.equal(tensor, other.params[name]) for name, tensor in own.params.items())
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_judges_of_many_nodes_train_one_after_the_other_on_the_same_streams(
+    graphs: GraphSet, monkeypatch: pytest.MonkeyPatch, padded: bool
+) -> None:
+    own, modes, fit = task(graphs), list[str](), fit_networks
+
+    def watched(*given: Any, mode: str, **more: Any) -> NetworkState:
+        modes.append(mode)
+        return fit(*given, mode=mode, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mmdistill.graph.sets.task.fit_networks", watched)
+    batch = own.select(torch.arange(6)) if padded else own.training_batch()
+    nodes = batch.inputs["x"].shape[:-1].numel()  # type: ignore[index, union-attr]
+    found = []
+    for bound in (nodes * 2 * 16, nodes * 2 * 16 - 1):
+        monkeypatch.setattr("mmdistill.graph.sets.task.TOGETHER", bound)
+        found.append(own._fitted(own.network, batch, Draws(0), 2, replace(FAST, epochs=10)))
+    assert modes == ["vmap", "loop"]
+    torch.testing.assert_close(found[0].params, found[1].params, rtol=1e-4, atol=1e-5)
+    hits = [own._hits(own.network, states, graphs.test) for states in found]
+    assert torch.equal(*hits)
 
 
 def test_nodes_without_features_get_their_degree(tmp_path: Path) -> None:
