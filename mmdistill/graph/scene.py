@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmdistill.graph.adjacency import Adjacency
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.propagation import compressed_rows, constant_product, propagate_columns
+from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Tensors
 
 SPARSE_BELOW = 0.1
@@ -19,6 +20,10 @@ SPARSE_BELOW = 0.1
 On a CPU, compressed rows with the transpose at hand are faster forwards and backwards up to a share of about 0.15, with
 one thread as with two.
 """
+
+SAMPLED_BYTES = 2**30
+"""The most that sampled neighbourhoods of groups may take side by side: of 200 classes' 256 nodes with 10 neighbours
+each they are 0.7 GB."""
 
 
 class View(NamedTuple):
@@ -131,18 +136,48 @@ class Scene:
         nodes, rows = (max(second.shape[axis] for _, second in found) for axis in (0, 1))
         if len(groups) * rows * (nodes + self.x.shape[1]) > self.x.numel():
             return None
-        joined = self.x.new_zeros(len(groups), nodes, rows, device="cpu")
-        for own, (_, second) in zip(joined, found, strict=True):
-            own[: second.shape[0], : second.shape[1]] = second.to_dense()
         first = self.propagated(1)
-        x = pad_sequence([first[reached.to(self.device)] for reached, _ in found], batch_first=True)
-        return {"x": x, "second": joined.to(self.device)}
+        return _padded([(first[reached.to(self.device)], second) for reached, second in found])
 
-    def _reading(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the neighbours of nodes, these among them, and the normalised adjacency's rows ``(n, r)`` on them."""
+    def sampled_neighbourhoods(self, groups: Sequence[Tensor], fanouts: Sequence[int], draws: Draws) -> Tensors | None:
+        """Return what a network of two layers reads of what random walks away from each group reach.
+
+        The second layer reads what the walk reaches in one hop, the first one all that it reaches, both by the weights
+        of the whole graph. A group's walk depends on the group alone: in one for all groups each would read them all.
+
+        Args:
+            groups: ``(n_g,)`` distinct nodes each, on the CPU.
+            fanouts: neighbours drawn at each hop, as for :meth:`~mmdistill.graph.adjacency.Adjacency.sampled`.
+            draws: the key.
+
+        Shapes:
+            Returns what :meth:`neighbourhoods` does; None where it takes more than ``SAMPLED_BYTES``.
+        """
+        walks = [(nodes, draws.fold(int(nodes[0]))) for nodes in groups]
+        near = [self.adjacency.sampled(nodes, fanouts[:1], key) for nodes, key in walks]
+        nodes, rows = max(map(len, groups)), max(map(len, near))
+        if self.x.element_size() * len(groups) * rows * (nodes + self.x.shape[1]) > SAMPLED_BYTES:
+            return None
+        found = []
+        for own, (group, key) in zip(near, walks, strict=True):
+            reached = self.adjacency.sampled(group, fanouts, key)
+            first = compressed_rows(self._reading(own, reached)[1]).to(self.device)
+            found.append((first @ self.x[reached.to(self.device)], self._reading(group, own)[1]))
+        return _padded(found)
+
+    def _reading(self, nodes: Tensor, reached: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the neighbours of nodes, these among them, and the normalised adjacency's rows ``(n, r)`` on them.
+
+        Those that are reached ``(r,)``, sorted, stand for all neighbours where they are given.
+        """
         own = self.adjacency.rows(nodes)
         scale = self.edges["scale"].to("cpu", self.x.dtype)
-        reached, position = torch.unique(torch.cat([torch.from_numpy(own.indices).long(), nodes]), return_inverse=True)
+        if reached is None:
+            ends = torch.cat([torch.from_numpy(own.indices).long(), nodes])
+            reached, position = torch.unique(ends, return_inverse=True)
+        else:
+            own = own[:, reached.numpy()]
+            position = torch.cat([torch.from_numpy(own.indices).long(), torch.searchsorted(reached, nodes)])
         counts = torch.from_numpy(own.indptr).diff().long()
         row = torch.cat([torch.repeat_interleave(torch.arange(len(nodes)), counts), torch.arange(len(nodes))])
         weight = torch.cat([torch.from_numpy(own.data), torch.ones(len(nodes))])
@@ -150,6 +185,16 @@ class Scene:
         size = (len(nodes), len(reached))
         second = torch.sparse_coo_tensor(torch.stack([row, position]), weight, size, check_invariants=False)
         return reached, second.coalesce()
+
+
+def _padded(found: Sequence[tuple[Tensor, Tensor]]) -> Tensors:
+    """Return groups' features and the sparse rows that read them as :meth:`Scene.neighbourhoods` returns them."""
+    nodes, rows = (max(second.shape[axis] for _, second in found) for axis in (0, 1))
+    x = pad_sequence([own for own, _ in found], batch_first=True)
+    joined = x.new_zeros(len(found), nodes, rows, device="cpu")
+    for dense, (_, second) in zip(joined, found, strict=True):
+        dense[: second.shape[0], : second.shape[1]] = second.to_dense()
+    return {"x": x, "second": joined.to(x.device)}
 
 
 def _view(features: Tensor, trains: bool) -> View:

@@ -184,8 +184,9 @@ class GraphTask:
         """Draw up to n training nodes of each class, or of all, without replacement.
 
         Networks that need only propagated rows (SGC, MLP) get those rows as inputs; others get the whole graph, shared,
-        with the draw in the weights. Of a large graph, where classes are drawn, they get a sampled neighbourhood; of
-        others a GCN gets the neighbourhoods of each class's training nodes where these are less than the graph.
+        with the draw in the weights. Of a large graph, where classes are drawn, they get a sampled neighbourhood, a GCN
+        one for each class; of others a GCN gets the neighbourhoods of each class's training nodes where these are less
+        than the graph.
         """
         draws = draws.to("cpu")
         if classes is None:
@@ -197,7 +198,11 @@ class GraphTask:
             inputs = {"x": self.scene.propagated(self.network.hops)[nodes]}
             return ClassBatch(Batch(inputs, self.parts["train"].classes[table], present), Dims(0, 0))
         if self.graph.is_large:
-            whole, nodes = self._around(nodes, draws.fold("neighbours"))
+            key, groups = draws.fold("neighbours"), [self._nodes.cpu()[own] for own in rows]
+            near = self.scene.sampled_neighbourhoods(groups, FANOUTS, key) if self.network.two_layers else None
+            if near is not None:
+                return ClassBatch(Batch(near, self.parts["train"].classes[table], present), Dims(0, 0))
+            whole, nodes = self._around(nodes, key)
         elif self._near is not None:
             return self._drawn_near(*self._near, classes.to(self.device), table, present)
         else:

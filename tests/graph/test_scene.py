@@ -208,6 +208,30 @@ def test_neighbours_are_sampled_within_their_hops() -> None:
     assert alone.sampled(torch.tensor([2]), (4,), Draws(0)).tolist() == [2]
 
 
+def test_sampled_neighbourhoods_are_those_of_each_groups_own_walk() -> None:
+    graph = planted_graph()
+    scene, fanouts = parts_of(graph, CPU)["train"].scene, (2, 2)
+    groups = [torch.tensor([3, 0, 60]), torch.tensor([1, 118])]
+    found = scene.sampled_neighbourhoods(groups, fanouts, Draws(0))
+    assert found is not None
+    dense = induced(graph, torch.arange(120)).double().numpy() + np.eye(120)
+    scale = dense.sum(1) ** -0.5
+    matrix, x = scale[:, None] * dense * scale, graph.x.double().numpy()
+    for index, nodes in enumerate(groups):
+        alone = scene.sampled_neighbourhoods([nodes], fanouts, Draws(0))
+        assert alone is not None
+        key, (count, rows) = Draws(0).fold(int(nodes[0])), alone["second"].shape[1:]
+        for name, own in alone.items():
+            same, rest = found[name][index].split([len(own[0]), len(found[name][index]) - len(own[0])])
+            assert torch.equal(same[..., : own.shape[-1]], own[0])
+            assert not rest.any()
+        near, reached = (scene.adjacency.sampled(nodes, fanouts[:hops], key).numpy() for hops in (1, 2))
+        assert rows == len(near) < len(reached) < 120
+        assert count == len(nodes)
+        assert np.allclose(alone["second"][0], matrix[nodes.numpy()][:, near], atol=1e-6)
+        assert np.allclose(alone["x"][0], matrix[near][:, reached] @ x[reached], atol=1e-5)
+
+
 @pytest.mark.parametrize("model", ["gcn", "module"])
 def test_class_batches_of_a_large_graph_are_its_sampled_neighbourhood(
     model: str, monkeypatch: pytest.MonkeyPatch
@@ -225,6 +249,13 @@ def test_class_batches_of_a_large_graph_are_its_sampled_neighbourhood(
     state = own.init(Draws(2))
     for index in range(3):
         losses = [float(own.loss(state, side.one_class(index))) for side in (whole, near)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    if model == "gcn":  # more than may be padded: one graph for all classes
+        monkeypatch.setattr("mmdistill.graph.scene.SAMPLED_BYTES", 0)
+        shared = own.sample_real(Draws(1), torch.arange(3), 2)
+        assert isinstance(shared, ClassBatch)
+        assert (near.dims.inputs, shared.dims.inputs) == (0, None)
+        losses = [float(own.loss(state, side.one_class(0))) for side in (whole, shared)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     monkeypatch.setattr("mmdistill.graph.task.FANOUTS", (1,))
     few = own.sample_real(Draws(1), torch.arange(3), 2)
