@@ -81,15 +81,27 @@ def proxy_auc(data: Interactions, draws: Draws, dimensions: int = PROXY_DIMENSIO
         raise DataError(f"{data.name!r} has too few users or items for a proxy to rank")
     svd = TruncatedSVD(kept, random_state=0)
     users = torch.from_numpy(np.ascontiguousarray(svd.fit_transform(train), dtype=np.float32))
-    items = torch.from_numpy(np.ascontiguousarray(svd.components_, dtype=np.float32))
+    items = torch.from_numpy(np.ascontiguousarray(svd.components_.T, dtype=np.float32))
     found = []
     size = max(1, CHUNK_NUMBERS // data.num_items)
     for start in range(0, data.num_users, size):
         chosen = np.arange(start, min(start + size, data.num_users))
-        rows, scores = data.rows(chosen), users[chosen] @ items
-        negatives = sample_negatives(rows, PROXY_NEGATIVES, draws.fold("proxy", start))
-        drawn = negatives >= 0
-        others = scores.gather(1, negatives.clamp(min=0)).masked_fill(~drawn, torch.inf).sort(1).values
-        beaten = torch.searchsorted(others, scores.contiguous()).double() / drawn.sum(1, keepdim=True).clamp(min=1)
-        found.append((beaten * rows).sum(1) / rows.sum(1).clamp(min=1))
+        negatives = sample_negatives(data.rows(chosen), PROXY_NEGATIVES, draws.fold("proxy", start))
+        drawn, own, factors = negatives >= 0, train[chosen], users[start : start + size]
+        row, place = drawn.nonzero(as_tuple=True)
+        others = torch.full(drawn.shape, torch.inf)
+        others[row, place] = _scores(factors, items, row, negatives[row, place])
+        lengths, column = torch.from_numpy(np.diff(own.indptr)).long(), torch.from_numpy(own.indices)
+        row = torch.repeat_interleave(lengths)
+        mine = torch.full((len(chosen), int(lengths.max())), -torch.inf)  # which beats none
+        mine[torch.arange(mine.shape[1]) < lengths[:, None]] = _scores(factors, items, row, column)
+        beaten = torch.searchsorted(others.sort(1).values, mine).sum(1)
+        found.append(beaten.double() / (lengths * drawn.sum(1)).clamp(min=1))
     return torch.cat(found).numpy()
+
+
+def _scores(users: Tensor, items: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the scores ``(p,)`` of pairs of a user and an item, of their factors ``(n, d)`` and ``(items, d)``."""
+    portion = CHUNK_NUMBERS // items.shape[1]
+    pairs = zip(torch.split(row, portion), torch.split(column, portion), strict=True)
+    return torch.cat([(users[user] * items[item]).sum(1) for user, item in pairs])

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.evaluate import evaluate
 from mmdistill.recsys import RecsysTask
 from mmdistill.recsys.data import Interactions
+from mmdistill.recsys.metrics import sample_negatives
 from mmdistill.recsys.privacy import nearness
-from mmdistill.recsys.selection import SELECTIONS, cluster_means, embed_users, proxy_auc, select_users
+from mmdistill.recsys.selection import PROXY_NEGATIVES, SELECTIONS, cluster_means, embed_users, proxy_auc, select_users
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
 
@@ -73,6 +75,27 @@ def test_the_proxys_auc_is_that_of_pairs(interactions, monkeypatch):
         others = [scores[user, item] for item in np.flatnonzero(~own)]
         wanted = np.mean([np.mean([score > other for other in others]) for score in scores[user, own]])
         assert auc[user] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_proxys_auc_is_that_of_all_scores(interactions, monkeypatch):
+    """Some users have no item and some have all, and users and pairs come in several portions."""
+    train = interactions.parts["train"].toarray()
+    train[[0, 7]], train[[1, 9]] = 0, 1
+    data = replace(interactions, parts={**interactions.parts, "train": sparse.csr_array(train)})
+    monkeypatch.setattr("mmdistill.recsys.selection.CHUNK_NUMBERS", 50 * data.num_items)
+    svd = TruncatedSVD(4, random_state=0)
+    users = torch.from_numpy(svd.fit_transform(data.parts["train"]).astype(np.float32))
+    scores = users @ torch.from_numpy(svd.components_.astype(np.float32))
+    wanted = []
+    for start in range(0, data.num_users, 50):
+        rows = data.rows(range(start, min(start + 50, data.num_users)))
+        negatives = sample_negatives(rows, PROXY_NEGATIVES, Draws(3).fold("proxy", start))
+        for user, own, drawn in zip(range(start, data.num_users), rows > 0, negatives, strict=False):
+            others = scores[user, drawn[drawn >= 0]]
+            beaten = (scores[user, own][:, None] > others).double()
+            wanted.append(float(beaten.mean()) if beaten.numel() else 0.0)
+    assert {wanted[user] for user in (0, 7, 1, 9)} == {0.0}
+    np.testing.assert_allclose(proxy_auc(data, Draws(3), dimensions=4), wanted, atol=1e-12)
 
 
 def test_selections_stand_beside_a_result(task):
