@@ -28,13 +28,17 @@ def suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
-def read(path: Path, missing: Sequence[str] = (), *, verbatim: bool = False) -> pd.DataFrame:
+def read(
+    path: Path, missing: Sequence[str] = (), *, verbatim: bool = False, numbers: Collection[int] = ()
+) -> pd.DataFrame:
     """Read a table with a header, of any ending but those of :data:`UNDELIMITED` as delimited text.
 
     Args:
         path: the file; nothing is guessed of the values in text and JSON.
         missing: what delimited text has in place of missing values.
         verbatim: spaces behind a separator belong to the value, as do quotation marks where tabs separate.
+        numbers: the places of columns that need not be text where they are numbers throughout, which take less time and
+            memory; to leave columns out would hide rows longer than the header.
     Raises:
         DataError: a missing or damaged file, one that is not UTF-8 (the line is named), or no table.
     """
@@ -47,12 +51,13 @@ def read(path: Path, missing: Sequence[str] = (), *, verbatim: bool = False) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose values
-            table = pd.read_csv(
+            table = as_text(
                 path,
+                range(len(names)),
+                numbers,
                 sep=mark,
                 compression="gzip" if path.suffix == ".gz" else None,
                 header=0,
-                names=range(len(names)),
                 dtype=object if verbatim else str,
                 keep_default_na=False,
                 na_values=list(missing),
@@ -68,6 +73,38 @@ def read(path: Path, missing: Sequence[str] = (), *, verbatim: bool = False) -> 
         hint = f'; texts that hold {held} stand in quotation marks: "so{mark} say"' if quoted else ""
         raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}{hint}") from error
     return table.set_axis(names, axis=1)
+
+
+def as_text(
+    source: Path | io.StringIO,
+    names: range | list[str],
+    numbers: Collection[Any],
+    *,
+    dtype: type = str,
+    **options: Any,
+) -> pd.DataFrame:
+    """Return delimited text with its values as they are written, but for some columns that are numbers throughout.
+
+    Args:
+        source: the text.
+        names: of the columns.
+        numbers: of those whose values may be numbers.
+        dtype: of the others.
+        options: what else pandas reads by.
+    """
+    written: dict[Any, type] = dict.fromkeys((name for name in names if name not in numbers), dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.DtypeWarning)  # numbers in some places only
+        try:
+            table: pd.DataFrame = pd.read_csv(source, names=names, dtype=written, **options)
+            if not any(pd.api.types.is_bool_dtype(table[name]) for name in numbers):
+                return table
+        except pd.errors.DtypeWarning:
+            pass
+    if isinstance(source, io.StringIO):
+        source.seek(0)
+    table = pd.read_csv(source, names=names, dtype=dtype, **options)
+    return table
 
 
 def header(path: Path) -> list[str]:

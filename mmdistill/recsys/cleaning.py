@@ -83,13 +83,19 @@ def feedback(column: "pd.Series[Any]") -> npt.NDArray[np.float64]:
     return numbers
 
 
-def positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> npt.NDArray[np.bool_]:
+def positive(
+    values: npt.NDArray[np.float64], column: "pd.Series[Any]", min_rating: float | None, name: str
+) -> npt.NDArray[np.bool_]:
     """Return which ratings count as interactions.
 
+    Args:
+        values: what :func:`feedback` makes of them.
+        column: as they were written.
+        min_rating: the lowest that counts; None: any above 0.
+        name: of the log.
     Raises:
         DataError: a rating that is no finite number, or none that counts.
     """
-    values = feedback(column)
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(bad.argmax())

@@ -241,7 +241,7 @@ def load_interactions(
         if path.suffix.lower() == ".npz":
             columns.require_none(f"{path}, a matrix,")
             return _from_matrix(read_sparse(path), name, reading)
-        frame, notes = read_table(path, columns)
+        frame, notes = read_table(path, columns, by_time=split_by == "time")
     elif isinstance(source, pd.DataFrame) or is_rows(source):
         name = "table"
         table = source if isinstance(source, pd.DataFrame) else pd.DataFrame(source, dtype=object)
@@ -306,9 +306,10 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     items, item_ids = codes(frame["item"], name)
     part = named_parts(frame["split"], name) if reading.split_by is None and "split" in frame else None
     if "rating" in frame:
-        keep = positive(frame["rating"], reading.min_rating, name)
+        ratings = feedback(frame["rating"])
+        keep = positive(ratings, frame["rating"], reading.min_rating, name)
         counts["not_positive"] = int((~keep).sum())
-        keep, notes = _heeding_later(frame, users * len(item_ids) + items, part, keep, counts)
+        keep, notes = _heeding_later(frame, ratings, users * len(item_ids) + items, part, keep, counts)
         users, items, part = users[keep], items[keep], None if part is None else part[keep]
     elif reading.min_rating is not None:
         raise ConfigError(f"{name} has no ratings, so none is at least {reading.min_rating}; leave min_rating out")
@@ -335,6 +336,7 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
 
 def _heeding_later(
     frame: pd.DataFrame,
+    ratings: npt.NDArray[np.float64],
     pair: npt.NDArray[np.int64],
     part: npt.NDArray[np.int64] | None,
     keep: npt.NDArray[np.bool_],
@@ -346,14 +348,15 @@ def _heeding_later(
     apart, so that no test rating changes what is trained on.
 
     Args:
-        frame: the ratings, perhaps with their times.
+        frame: of the ratings, perhaps with their times.
+        ratings: as numbers.
         pair: a number for the user and the item of each.
         part: of a given split.
         keep: which ratings count by themselves.
         counts: where those that no longer do are counted, as ``taken_back``.
     """
     pair = pair if part is None else pair * len(SPLITS) + part
-    rated = np.flatnonzero(feedback(frame["rating"]) != 0)
+    rated = np.flatnonzero(ratings != 0)
     both = disputed(pair[rated], keep[rated])
     if not len(both):
         return keep, ()

@@ -116,10 +116,14 @@ class Columns:
                 raise ConfigError(f"{what} has no names of columns, so none is called {name!r}; leave it out")
 
 
-def read_table(path: Path, wanted: Columns = Columns()) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def read_table(
+    path: Path, wanted: Columns = Columns(), *, by_time: bool = False
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read any accepted file but ``.npz`` as text columns ``user``, ``item`` and, where there, the others.
 
-    These are ``rating``, ``time`` and ``split``. Beside the table come notes on columns that are not read.
+    These are ``rating``, ``time`` and ``split``. Times that are numbers come as such, unless they are what rows are
+    split by (``by_time``), of which errors quote what is written. Beside the table come notes on columns that are not
+    read.
 
     Raises:
         ConfigError: no column of a wanted name.
@@ -132,8 +136,12 @@ def read_table(path: Path, wanted: Columns = Columns()) -> tuple[pd.DataFrame, t
     tabs = path.name.removesuffix(".gz") == "u.data"
     if tabs or suffix(path) == ".dat" or (suffix(path) not in UNDELIMITED and "::" in "".join(tables.header(path))):
         wanted.require_none(f"{path}, which has no header,")
-        return _headerless(path, "\t" if tabs else "::"), ()
-    table = tables.read(path, MISSING)
+        return _headerless(path, "\t" if tabs else "::", by_time), ()
+    names = [] if suffix(path) in UNDELIMITED else tables.header(path)
+    places = _places(names, wanted, path)[1] if names else {}
+    written = {index for role, index in places.items() if role != "time" or by_time}
+    numbers = [i for i, name in enumerate(names) if i not in written and spelt(name).lower() not in SPLIT_COLUMNS]
+    table = tables.read(path, MISSING, numbers=numbers)
     if table.empty:
         raise DataError(f"{path} has no interactions")
     return select_columns(table, str(path), wanted)
@@ -151,12 +159,7 @@ def select_columns(
         DataError: there is no user or no item column, or there are several of one name.
     """
     columns = [str(column) for column in frame.columns]
-    given = {role: tables.named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
-    free = ["" if index in given.values() else name for index, name in enumerate(columns)]  # for what may be missing
-    places = {
-        role: given.get(role, guessed(columns if role in ("user", "item") else free, aliases))
-        for role, aliases in ALIASES.items()
-    }
+    given, places = _places(columns, wanted, origin)
     twice = [role for role in places if places[role] is not None and [*places.values()].count(places[role]) > 1]
     if twice:
         raise ConfigError(f"of {origin} one column is to be {' and '.join(twice)}; name each its own")
@@ -181,6 +184,20 @@ def select_columns(
     known = (*TIME_COLUMNS, *SPLIT_COLUMNS)
     unread = [i for i, name in enumerate(columns) if i not in used and spelt(name).lower() not in known]
     return pd.DataFrame(found), (*notes, *_unread_notes(frame, columns, unread, rated="rating" in found))
+
+
+def _places(columns: list[str], wanted: Columns, origin: object) -> tuple[dict[str, int], dict[str, int | None]]:
+    """Return the place of each role's column that the user named, and of each role's that is named or guessed.
+
+    Raises:
+        ConfigError: there is no column of a wanted name.
+    """
+    given = {role: tables.named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
+    free = ["" if index in given.values() else name for index, name in enumerate(columns)]  # for what may be missing
+    return given, {
+        role: given.get(role, guessed(columns if role in ("user", "item") else free, aliases))
+        for role, aliases in ALIASES.items()
+    }
 
 
 def _is_rating(name: str, column: "pd.Series[Any]") -> bool:
@@ -213,18 +230,18 @@ def _marks_some(column: "pd.Series[Any]") -> bool:
     return bool(np.isfinite(values).all()) and 1 < zeros < len(values)
 
 
-def _headerless(path: Path, separator: str) -> pd.DataFrame:
+def _headerless(path: Path, separator: str, by_time: bool) -> pd.DataFrame:
     """Read MovieLens' user, item, rating, timestamp lines."""
     text = decoded(path).replace(separator, "\t")  # one character: pandas' fast parser
     names = ["user", "item", "rating", "time"][: max(3, text.partition("\n")[0].count("\t") + 1)]
     try:
-        return pd.read_csv(
+        return tables.as_text(
             io.StringIO(text),
+            names,
+            () if by_time else {"time"}.intersection(names),
             sep="\t",
             header=None,
             usecols=range(len(names)),
-            names=names,
-            dtype=str,
             keep_default_na=False,
             na_values=list(MISSING),
         )

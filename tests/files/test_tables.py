@@ -92,6 +92,26 @@ def test_words_for_nothing_are_texts_and_no_ids(tmp_path: Path) -> None:
     assert users[4] == "so"
 
 
+def test_columns_that_need_not_be_text_are_numbers_only_throughout(tmp_path: Path) -> None:
+    path, names = tmp_path / "a.csv", ["user", "when", *(f"x{index}" for index in range(62))]
+    rest = ",".join(["1"] * 62)
+    rows = 2**14 + 5  # pandas reads so wide a table by 2**14 rows, and would take those at first for numbers
+
+    def read_with(values: list[str]) -> list[object]:
+        path.write_text(",".join(names) + "\n" + "".join(f"007,{value},{rest}\n" for value in values))
+        table = read(path, ("",), numbers=range(1, 64))
+        assert table["user"].tolist() == ["007"] * len(values)
+        return table["when"].tolist()
+
+    assert read_with(["010", "", "8"])[::2] == [10, 8]
+    late = [*["010"] * rows, "then"]
+    assert read_with(late) == late
+    assert read_with(["True", "False"]) == ["True", "False"]
+    path.write_text(f"{','.join(names)}\n1,2,{rest}\n1,2,{rest},3\n")
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read(path, numbers=range(1, 64))
+
+
 def test_tabs_part_texts_without_quoting_whatever_the_file_is_called(tmp_path: Path) -> None:
     said = [text for row in range(10) for text in (f'"so {row}', f'a "b" {row}', f'"all of {row}"')]
     content = delimited(pd.DataFrame({"text": said, "label": ["x", "y", "z"] * 10}), "\t")

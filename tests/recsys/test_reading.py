@@ -13,8 +13,8 @@ from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image.datasets import load
 from mmdistill.recsys import load_interactions, recsys_task
-from mmdistill.recsys.files import looks_like_interactions
-from mmdistill.recsys.splits import SPLITS, by_time
+from mmdistill.recsys.files import looks_like_interactions, read_table
+from mmdistill.recsys.splits import SPLITS, _ranks, by_time
 from mmdistill.registry import domain_of
 from tests.recsys.conftest import taste_matrix
 
@@ -265,3 +265,53 @@ def test_a_named_column_is_not_guessed_as_something_else():
 def test_arguments_of_reading_beside_loaded_interactions_are_refused(given):
     with pytest.raises(ConfigError, match=f"loaded are read and divided; leave {next(iter(given))} out"):
         recsys_task(load_interactions(taste_matrix()), **given)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "ratings.dat"])
+def test_times_are_numbers_unless_rows_are_split_by_them(tmp_path, name):
+    mark = "::" if name == "ratings.dat" else ","
+    rows = [f"{user}{mark}{item}{mark}{1 + item}{mark}0{user + item}" for user in range(5) for item in range(6)]
+    (tmp_path / name).write_text("\n".join([*(["user,item,rating,time"] if mark == "," else []), *rows]))
+    table, _ = read_table(tmp_path / name)
+    assert table["time"].tolist() == [user + item for user in range(5) for item in range(6)]
+    assert table["rating"].tolist()[:6] == list("123456")
+    assert read_table(tmp_path / name, by_time=True)[0]["time"].tolist()[:2] == ["00", "01"]
+
+
+@pytest.mark.parametrize("time", ["{}", "{}.5", "0{}", "2020-01-0{}", "day {}", ""])
+@pytest.mark.parametrize("by", [None, "time"])
+def test_a_file_is_read_as_its_text_is(tmp_path, time, by):
+    """Ratings of one pair dispute each other, so that their times count."""
+    log = pd.DataFrame(
+        [
+            (user, item, rating, time.format(1 + (3 * item + user + 2 * rating) % 9), (user + item) % 2)
+            for user in range(6)
+            for item in range(8)
+            for rating in (1, 5)
+        ],
+        columns=["user", "item", "rating", "time", "seen"],
+    ).astype(str)
+    log.to_csv(tmp_path / "log.csv", index=False)
+    given = {"min_rating": 4, "min_interactions": 3, "split_by": by}
+    if by and time in ("day {}", ""):
+        messages = []
+        for source in (log, tmp_path / "log.csv"):
+            with pytest.raises(DataError) as error:
+                load_interactions(source, **given)
+            messages.append(str(error.value).replace(str(tmp_path / "log.csv"), "table"))
+        assert messages[0].split(" has time ")[0] == messages[1].split(" has time ")[0]
+        return
+    wanted, found = (load_interactions(source, **given) for source in (log, tmp_path / "log.csv"))
+    assert (wanted.fingerprint, wanted.test_fingerprint) == (found.fingerprint, found.test_fingerprint)
+    assert (wanted.counts, wanted.notes) == (found.counts, found.notes)
+
+
+def test_later_interactions_have_lower_ranks_and_equal_ones_keep_their_order():
+    draw = np.random.default_rng(0)
+    users, late = draw.integers(5, size=200), draw.integers(8, size=200).astype(np.float32)
+    users[users == 3] = 4  # a number without a user
+    wanted = [
+        sum(other > own or (other == own and place < row) for place, other in enumerate(late) if users[place] == user)
+        for row, (user, own) in enumerate(zip(users, late, strict=True))
+    ]
+    assert _ranks(users, late).tolist() == wanted
