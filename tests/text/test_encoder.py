@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mmdistill.text.encoder import (
     make_encoder,
     mean_pool,
     positions,
+    token_counts,
 )
 from mmdistill.text.task import TextTask, text_task
 from tests.text.corpus import tiny_transformer
@@ -216,6 +218,45 @@ def test_a_model_is_asked_for_no_more_places_than_it_has(tmp_path: Path) -> None
     kind = SimpleNamespace(max_position_embeddings=514, model_type="xlm-roberta", pad_token_id=1)
     assert positions(kind) == 512
     assert positions(SimpleNamespace()) > 10**6
+
+
+class Reading:
+    """A tokenizer that notes how many characters it is given at once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.seen: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *texts: list[str], **options: object) -> Any:
+        self.seen.append(sum(len(text) for part in texts for text in part))
+        return self.tokenizer(*texts, **options)
+
+
+@pytest.mark.parametrize("second", ["", f"{encoders.PAIR}wine"])
+def test_no_more_is_tokenised_at_once_than_some_texts(
+    second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = TransformerEncoder(tiny_transformer(tmp_path / "bert"), batch=1)
+    texts = [" ".join(["bread"] * words) + second for words in (3, 40, 1, 9, 0, 200, 17, 0, 60, 5, 2)]
+    whole, load, reading = encoder.encode(texts), encoder.load, list[Reading]()
+
+    def spied(kind: type, **options: object) -> Any:
+        if kind.__name__ == "AutoTokenizer":
+            reading.append(Reading(load(kind)))
+            return reading[0]
+        return load(kind, **options)
+
+    monkeypatch.setattr(encoders, "COUNTED", 300)
+    monkeypatch.setattr(encoder, "load", spied)
+    found = encoder.encode(texts)
+    assert max(reading[0].seen) < 300 + max(map(len, texts)) < sum(map(len, texts))
+    assert torch.equal(found.points, whole.points)
+    assert found.truncated == whole.truncated == 3
+    counts = [len(reading[0].tokenizer(*text.split(encoders.PAIR))["input_ids"]) for text in texts]
+    assert token_counts(reading[0], texts).tolist() == counts
 
 
 def test_what_an_encoder_of_the_users_own_raises_is_told() -> None:
