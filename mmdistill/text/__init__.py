@@ -12,12 +12,13 @@ from mmdistill.task import Task
 from mmdistill.text.callables import CallableEncoder
 from mmdistill.text.data import SOURCES, TextData, TextSplit, accepts, load_text
 from mmdistill.text.draw import draw
-from mmdistill.text.encoder import SentenceEncoder, TfidfEncoder, TransformerEncoder
+from mmdistill.text.encoder import SentenceEncoder, TransformerEncoder
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
 from mmdistill.text.imports import IMPORTS
 from mmdistill.text.methods import METHODS
 from mmdistill.text.models import MODELS, TOKEN_MODELS
 from mmdistill.text.task import TextTask, text_task
+from mmdistill.text.tfidf import TfidfEncoder
 from mmdistill.text.token_methods import TOKEN_METHODS
 from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.words import WORD_RATES, token_samples, word_samples

@@ -8,7 +8,6 @@ enters the cache's key and the task's fingerprint.
 import hashlib
 import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, DataError, first_line, to_install
+from mmdistill.errors import ConfigError, first_line, to_install
 from mmdistill.files.paths import users_path
 from mmdistill.names import OWN_ENCODERS
 
@@ -250,92 +249,6 @@ def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     return F.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=1)
 
 
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-"""Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
-TOKENS = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]"
-"""Words, and single characters where a script does not set words apart."""
-
-
-class TfidfEncoder(SentenceEncoder):
-    """TF-IDF of words and word pairs, reduced by SVD and L2-normalised: no model file, any script.
-
-    In scripts without spaces, characters and pairs of them stand for words.
-
-    Args:
-        dim: the number of dimensions kept (fewer where the training texts span fewer).
-        seed: of the randomised SVD.
-    """
-
-    name = "tfidf"
-    cached = False
-
-    def __init__(self, dim: int = 128, seed: int = 0) -> None:
-        self.dim = dim
-        self.seed = seed
-        self._pipeline: Any = None
-        self._fitted_on = ""
-
-    def fit(self, texts: Sequence[str]) -> None:
-        """Learn vocabulary, document frequencies and singular vectors.
-
-        Raises:
-            DataError: texts without words, or of one word alone, in which no direction can be told from another.
-        """
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS)
-        try:
-            matrix = vectorizer.fit_transform(texts)
-        except ValueError as error:  # an empty vocabulary
-            raise DataError(f"TF-IDF cannot be learned of these {len(texts):,} texts, which hold no word") from error
-        if matrix.shape[1] < 2:
-            raise DataError(
-                f"TF-IDF is learned of texts that hold but one word, {vectorizer.get_feature_names_out()[0]!r}"
-            )
-        dim = min(self.dim, matrix.shape[0], matrix.shape[1])
-        svd = TruncatedSVD(dim, random_state=self.seed)
-        with np.errstate(divide="ignore", invalid="ignore"):  # the explained-variance ratio of constant texts
-            svd.fit(matrix)
-        self._pipeline = (vectorizer, svd)
-        self._fitted_on = hash_texts(texts) + ":characters" * any(re.search(f"[{UNSPACED}]", text) for text in texts)
-
-    def learned(self) -> dict[str, Tensor | str]:
-        """Return inverse document frequencies ``idf (v,)``, ``components (d, v)``, the v ``terms``, one per line.
-
-        Beside them stands ``token_pattern``, what is a word.
-
-        Raises:
-            ConfigError: it is not fitted.
-        """
-        vectorizer, svd = self._fitted()
-        return {
-            "idf": torch.from_numpy(vectorizer.idf_).float(),
-            "components": torch.from_numpy(svd.components_).float(),
-            "terms": "\n".join(vectorizer.get_feature_names_out()),
-            "token_pattern": TOKENS,
-        }
-
-    def identity(self) -> str:
-        """Return a hash of the training texts with the settings."""
-        return f"tfidf:{self._fitted_on}:{self.dim}:{self.seed}"
-
-    def encode(self, texts: Sequence[str]) -> Encoding:
-        """Return one unit vector per text; a text of unknown words only is the zero vector.
-
-        Raises:
-            ConfigError: it is not fitted.
-        """
-        vectorizer, svd = self._fitted()
-        points = torch.from_numpy(svd.transform(vectorizer.transform(texts))).float()
-        return Encoding(F.normalize(points, dim=1), 0)
-
-    def _fitted(self) -> Any:
-        if self._pipeline is None:
-            raise ConfigError("the tfidf encoder must be fitted on training texts before it encodes")
-        return self._pipeline
-
-
 class WithEncode(Protocol):
     """A model that encodes a list of n texts to ``(n, d)``, as those of sentence-transformers do."""
 
@@ -385,6 +298,8 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
 
             return AverageEncoder(TransformerEncoder(minilm_folder(), name="minilm", device=device))
         if key == "tfidf":
+            from mmdistill.text.tfidf import TfidfEncoder  # it builds on this module
+
             return TfidfEncoder()
         if not users_path(encoder).exists() and (near := get_close_matches(key, OWN_ENCODERS, 1, NEARLY)):
             raise ConfigError(f"unknown encoder {encoder!r}; did you mean {near[0]!r}?")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.text.encoder import TfidfEncoder
+from mmdistill.text.tfidf import TfidfEncoder
 from tests.text.corpus import sentences, tiny_transformer, write_tsv
 
 PAGE = Path(__file__).parents[2] / "docs" / "text.md"

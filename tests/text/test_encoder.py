@@ -22,7 +22,6 @@ from mmdistill.text.encoder import (
     EncoderLike,
     Encoding,
     SentenceEncoder,
-    TfidfEncoder,
     TransformerEncoder,
     make_encoder,
     mean_pool,
@@ -30,6 +29,7 @@ from mmdistill.text.encoder import (
     token_counts,
 )
 from mmdistill.text.task import TextTask, text_task
+from mmdistill.text.tfidf import TfidfEncoder
 from tests.text.corpus import tiny_transformer
 
 TEXTS = ["one short text", "another, rather longer text than the first one", "третий текст", "短い"]

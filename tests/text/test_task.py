@@ -28,7 +28,6 @@ from mmdistill.testing import as_float64, check_task
 from mmdistill.text import judges
 from mmdistill.text.data import TextData
 from mmdistill.text.draw import draw, draw_map
-from mmdistill.text.encoder import TOKENS
 from mmdistill.text.exports import export_embeds, export_tensors
 from mmdistill.text.judges import (
     INVERSE_PENALTIES,
@@ -44,6 +43,7 @@ from mmdistill.text.judges import (
 from mmdistill.text.reading import Reader
 from mmdistill.text.sampling import ClassRows
 from mmdistill.text.task import TextTask, text_task
+from mmdistill.text.tfidf import TOKENS
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task
 from tests.toys import Sizes, held
