@@ -58,6 +58,8 @@ class SentenceEncoder(ABC):
     """How the user calls it."""
     cached: bool = True
     """Whether its output is worth keeping on disk and its identity pins down the output."""
+    notes: tuple[str, ...] = ()
+    """What a reader of results must know of how it was fitted."""
 
     def fit(self, texts: Sequence[str]) -> None:  # noqa: B027 (most encoders are pre-trained and take nothing)
         """Learn what the encoder takes from the training texts."""

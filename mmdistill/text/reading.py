@@ -117,5 +117,5 @@ class Reader:
         batch = Batch(points, labels.cpu(), weights)
         predicted, penalty = logistic_predictions(batch, len(self.data.class_names), dev, self.data.dev.labels, test)
         truth = self.data.test.labels
-        notes = (f"C = {penalty:g}, chosen on development data",)
+        notes = (f"C = {penalty:g}, chosen on development data", *encoder.notes)
         return scored(judge, (predicted == truth)[None], truth, notes)

@@ -16,12 +16,16 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4
 """Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 TOKENS = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]"
 """Words, and single characters where a script does not set words apart."""
+MOST_TERMS = 200_000
+"""Words and word pairs that are learned at most, those in most texts: 128 numbers of each are 0.2 GB, of which the SVD
+holds a few copies. Pairs grow with the texts: 4,000 of 100 words have 300,000, a large corpus tens of millions."""
 
 
 class TfidfEncoder(SentenceEncoder):
     """TF-IDF of words and word pairs, reduced by SVD and L2-normalised: no model file, any script.
 
-    In scripts without spaces, characters and pairs of them stand for words.
+    In scripts without spaces, characters and pairs of them stand for words. Of more than :data:`MOST_TERMS` words and
+    pairs those in most training texts are read, and :attr:`notes` says so.
 
     Args:
         dim: the number of dimensions kept (fewer where the training texts span fewer).
@@ -44,13 +48,19 @@ class TfidfEncoder(SentenceEncoder):
             DataError: texts without words, or of one word alone, in which no direction can be told from another.
         """
         from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS)
+        vectorizer = _vectorizer()
         try:
             matrix = vectorizer.fit_transform(texts)
         except ValueError as error:  # an empty vocabulary
             raise DataError(f"TF-IDF cannot be learned of these {len(texts):,} texts, which hold no word") from error
+        self.notes, count = (), matrix.shape[1]
+        if count > MOST_TERMS:
+            terms = vectorizer.get_feature_names_out()[_commonest(matrix, MOST_TERMS)]
+            del matrix
+            vectorizer = _vectorizer(terms)
+            matrix = vectorizer.fit_transform(texts)
+            self.notes = (f"tfidf reads the {MOST_TERMS:,} words and word pairs that are in most texts, of {count:,}",)
         if matrix.shape[1] < 2:
             raise DataError(
                 f"TF-IDF is learned of texts that hold but one word, {vectorizer.get_feature_names_out()[0]!r}"
@@ -61,6 +71,7 @@ class TfidfEncoder(SentenceEncoder):
             svd.fit(matrix)
         self._pipeline = (vectorizer, svd)
         self._fitted_on = hash_texts(texts) + ":characters" * any(re.search(f"[{UNSPACED}]", text) for text in texts)
+        self._fitted_on += f":{MOST_TERMS} terms" * (count > MOST_TERMS)
 
     def learned(self) -> dict[str, Tensor | str]:
         """Return inverse document frequencies ``idf (v,)``, ``components (d, v)``, the v ``terms``, one per line.
@@ -96,3 +107,19 @@ class TfidfEncoder(SentenceEncoder):
         if self._pipeline is None:
             raise ConfigError("the tfidf encoder must be fitted on training texts before it encodes")
         return self._pipeline
+
+
+def _vectorizer(terms: Any = None) -> Any:
+    """Return scikit-learn's TF-IDF of some words and word pairs; None: of all that the texts hold."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS, vocabulary=terms)
+
+
+def _commonest(matrix: Any, most: int) -> Any:
+    """Return the columns of a sparse matrix with the most entries, in their order; of equal ones the first.
+
+    scikit-learn's ``max_features`` leaves to the machine's sort which of equally frequent terms stay.
+    """
+    entries = np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return np.sort(np.argsort(-entries, kind="stable")[:most])

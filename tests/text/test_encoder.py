@@ -11,11 +11,17 @@ import pytest
 import torch
 from safetensors.torch import save
 from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
 
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError
 from mmdistill.evaluate import evaluate
+from mmdistill.runtime import Draws
 from mmdistill.text import encoder as encoders
+from mmdistill.text import tfidf
 from mmdistill.text.callables import CallableEncoder
 from mmdistill.text.embeddings import MANY, encode
 from mmdistill.text.encoder import (
@@ -29,8 +35,8 @@ from mmdistill.text.encoder import (
     token_counts,
 )
 from mmdistill.text.task import TextTask, text_task
-from mmdistill.text.tfidf import TfidfEncoder
-from tests.text.corpus import tiny_transformer
+from mmdistill.text.tfidf import TOKENS, TfidfEncoder
+from tests.text.corpus import sentences, tiny_transformer
 
 TEXTS = ["one short text", "another, rather longer text than the first one", "третий текст", "短い"]
 
@@ -141,6 +147,34 @@ def test_tfidf_gives_unit_vectors_in_any_script() -> None:
     torch.testing.assert_close(points[:4].norm(dim=1), torch.ones(4))
     assert points[4].norm() == 0
     assert encoder.identity() != TfidfEncoder(dim=3).identity()
+
+
+def test_of_too_many_terms_those_in_most_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["b a", "b a", "b c", "b d c", "d"]  # texts with b: 4; a, c, d, "b a": 2; "b c", "b d", "d c": 1
+    whole = TfidfEncoder(dim=2)
+    whole.fit(texts)
+    assert len(str(whole.learned()["terms"]).split("\n")) == 8
+    for most in (8, 7, 4):
+        monkeypatch.setattr(tfidf, "MOST_TERMS", most)
+        encoder = TfidfEncoder(dim=2)
+        encoder.fit(texts)
+        assert (encoder.identity() == whole.identity()) == (most == 8) == (not encoder.notes)
+    assert encoder.learned()["terms"] == "a\nb\nb a\nc"  # the first of those that two texts hold
+    assert encoder.notes == ("tfidf reads the 4 words and word pairs that are in most texts, of 8",)
+    only = make_pipeline(
+        TfidfVectorizer(vocabulary=["a", "b", "b a", "c"], ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS),
+        TruncatedSVD(2, random_state=0),
+        Normalizer(),
+    )
+    torch.testing.assert_close(encoder.encode(texts).points.double(), torch.from_numpy(only.fit_transform(texts)))
+
+
+def test_results_say_that_not_all_terms_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tfidf, "MOST_TERMS", 20)
+    task = text_task(sentences(30), encoder="tfidf", judge_epochs=1)
+    (note,) = [note for note in task.describe().notes if "word pairs" in note]
+    assert note in task.evaluate(None, "read-tfidf", Draws(0), 1, {}).notes
+    assert note not in task.evaluate(None, "ridge", Draws(0), 1, {}).notes
 
 
 def test_a_model_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
