@@ -1,4 +1,7 @@
-"""Losses with their gradients, and features without, in portions: of batches by samples, of classes by class."""
+"""Losses with their gradients, and features without, in portions: of batches by samples, of classes by class.
+
+Also how many samples are read together where nothing but memory and speed depends on it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,6 +22,23 @@ CACHED = 65_536
 """Numbers of inputs that a CPU takes through a network at once for their features (about 80 images of 28 x 28)."""
 DIFFERENTIATED = 32_768
 """Numbers of inputs that a CPU takes through a network at once where it keeps a graph (about 40 images of 28 x 28)."""
+
+LARGE = 3 * 64 * 64
+"""Numbers of an image from which fewer of them go together than of smaller ones."""
+
+
+def samples_at_once(usual: int, inputs: Inputs) -> int:
+    """Return how many samples are read together: as many as usual, of large images as many as hold as many numbers.
+
+    So memory is bounded by what images of 3 x 64 x 64 take, and those of up to this size go together as ever.
+
+    Args:
+        usual: samples where they are not large.
+        inputs: one sample or more; what is no tensor of images goes together as usual.
+    """
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+        return usual
+    return min(usual, max(usual * LARGE // max(inputs.shape[1:].numel(), 1), 1))
 
 
 def with_gradients(value: Tensor, sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

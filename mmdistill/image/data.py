@@ -1,6 +1,7 @@
 """Image data sets as tensors: what they hold, how they are normalised, and the checks that they pass."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, did_you_mean
+from mmdistill.execution.portions import samples_at_once
 from mmdistill.files.classes import missing_like, untested
 from mmdistill.files.columns import repeated_note
 from mmdistill.image.repeated import alike_images, held_out
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from mmdistill.image.whitening import Whitening
 
 MOMENTS_CHUNK = 1000
-"""Images that are read at once for the moments of channels."""
+"""Images that are read at once for the moments of channels, fewer of large ones."""
 SCALES_APART = 100
 """Factor between the largest values of training and test images above which they cannot be of one scale."""
 WHOLE_EPOCHS, WHOLE_UPDATES, WHOLE_BATCH = 30, 1000, 256
@@ -374,14 +376,30 @@ def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tu
         images ``(N, channels, height, width)`` on the CPU, to be divided by ``scale``; returns two tuples of one number
         per channel.
     """
-    parts = torch.split(images, MOMENTS_CHUNK)
+    parts = torch.split(images, samples_at_once(MOMENTS_CHUNK, images))
+    means, spreads = _moments_of_bytes(parts) if images.dtype == torch.uint8 else _moments_of_floats(parts, scale)
+    unit = scale if images.dtype == torch.uint8 else 1.0
+    deviations = [round(value / unit, 6) or 1.0 for value in spreads]
+    return tuple(round(value / unit, 6) for value in means), tuple(deviations)
+
+
+def _moments_of_bytes(parts: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel of images in bytes, by how often each byte occurs."""
+    counts = sum(torch.stack([one.flatten().bincount(minlength=256) for one in part.unbind(1)]) for part in parts)
+    assert isinstance(counts, Tensor)
+    values = torch.arange(256)
+    n = int(counts[0].sum())
+    sums = [(int(first), int(second)) for first, second in zip(counts @ values, counts @ values.square(), strict=True)]
+    return [first / n for first, _ in sums], [math.sqrt((n * second - first**2) / n**2) for first, second in sums]
+
+
+def _moments_of_floats(parts: Sequence[Tensor], scale: float) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel of scaled images."""
     shift = (parts[0].double() / scale).mean((0, 2, 3), keepdim=True)  # near the mean, so that little cancels
-    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    sums = torch.zeros(2, parts[0].shape[1], dtype=torch.float64)
     for part in parts:
         gaps = part.double() / scale - shift
         sums += torch.stack([gaps.sum((0, 2, 3)), gaps.square().sum((0, 2, 3))])
-    mean, square = sums / (images.numel() / images.shape[1])
-    means = [round(value, 6) for value in (mean + shift.flatten()).tolist()]
-    spreads = (square - mean.square()).clamp_min(0).sqrt().tolist()
-    deviations = [round(value, 6) or 1.0 for value in spreads]
-    return tuple(means), tuple(deviations)
+    mean, square = sums / sum(part[:, 0].numel() for part in parts)
+    spreads: list[float] = (square - mean.square()).clamp_min(0).sqrt().tolist()
+    return (mean + shift.flatten()).tolist(), spreads

@@ -610,6 +610,33 @@ def test_moments_do_not_cancel() -> None:
     assert std == pytest.approx(images.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "scale"), [((1, 28, 28), 255.0), ((3, 32, 32), 255.0), ((2, 8, 8), 16.0)])
+def test_moments_of_bytes_are_exact(shape: tuple[int, ...], scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.image.data.MOMENTS_CHUNK", 70)
+    images = bytes_like(300, *shape)
+    images[:, -1] //= 3
+    for found in (images, torch.full_like(images, 7)):
+        mean, std = channel_moments(found, scale)
+        whole = found.double() / scale
+        assert mean == tuple(round(value, 6) for value in whole.mean((0, 2, 3)).tolist())
+        assert std == tuple(round(value, 6) or 1.0 for value in whole.std((0, 2, 3), correction=0).tolist())
+        assert (mean, std) == channel_moments(found.double(), scale)
+
+
+def test_moments_of_large_images_are_read_with_the_memory_of_smaller_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def split(images: Tensor, size: int) -> tuple[Tensor, ...]:
+        seen.append(size)
+        return images.split(size)
+
+    monkeypatch.setattr(torch, "split", split)
+    for side, expected in ((32, 1000), (64, 1000), (224, 81)):
+        for kind in (torch.uint8, torch.float32):
+            channel_moments(torch.zeros(2, 3, side, side, dtype=kind), 1.0)
+            assert seen.pop() == expected
+
+
 def test_safetensors_of_images(tmp_path: Path) -> None:
     tensors = {"images": bytes_like(20, 1, 8, 8), "labels": labels_of(20, 4)}
     path = tmp_path / "mine.safetensors"
