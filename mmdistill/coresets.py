@@ -9,18 +9,18 @@ from mmdistill.abilities import Embeds, Selects
 from mmdistill.allocation import available, require_members
 from mmdistill.choices import RULES, starts
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
-from mmdistill.execution.portions import filled
+from mmdistill.execution.portions import filled, samples_at_once
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.rules import chosen_by, craig, members_of, random_subset
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, real_samples
+from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors, num_samples, real_samples
 
 CORESETS = ("herding", "k-center", "k-means", "craig")
 """Selections of real samples that look at the samples, those that this package has."""
 
 EMBED_CHUNK = {"cuda": 1024, "cpu": 128}
-"""Samples per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
+"""Samples per forward pass, fewer of large images; on the CPU so few that the layers' outputs stay in its caches."""
 START_MOST = 1000
 """Samples of a class among which the start of a synthetic set is chosen by what they look like."""
 START_BATCH = 64
@@ -53,16 +53,23 @@ def briefly_trained(task: Task, draws: Draws, steps: int = 100, batch: int = 256
     return network
 
 
-def _chunks(task: Task, indices: Tensor) -> tuple[Tensor, ...]:
+def chunks(task: Task, indices: Tensor) -> tuple[Tensor, ...]:
     """Return the indices of real samples, a forward pass's worth at a time."""
-    return torch.split(indices, EMBED_CHUNK.get(task.device.type, 1024))
+    if len(indices) < 2:
+        return (indices,)
+    return torch.split(indices, forward_size(task, task.select(indices[:1]).inputs))
+
+
+def forward_size(task: Task, inputs: Inputs) -> int:
+    """Return how many samples like some go through a task's network at once."""
+    return samples_at_once(EMBED_CHUNK.get(task.device.type, 1024), inputs)
 
 
 def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
     """Return the last feature layer of real samples, ``(len(indices), d)``."""
 
     def layers() -> Iterator[Tensor]:
-        for part in _chunks(task, indices):
+        for part in chunks(task, indices):
             inputs = task.select(part).inputs
             try:
                 layer = task.features(network, inputs)[-1]
@@ -100,7 +107,7 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Te
         network, everything = briefly_trained(task, draws, steps), torch.arange(task.describe().num_train)
         embedding = _embedded(task, network, everything)
         with torch.no_grad():
-            inputs = (task.select(part).inputs for part in _chunks(task, everything))
+            inputs = (task.select(part).inputs for part in chunks(task, everything))
             probabilities = filled((task.predict(network, own)[0].softmax(1) for own in inputs), len(everything))
     place = probabilities.device  # in place below, since these may be as large as the data
     probabilities[torch.arange(len(probabilities), device=place), labels.to(place)] -= 1

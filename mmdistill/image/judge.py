@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mmdistill.choices import TrainingPrecision
 from mmdistill.classification import classes_seen, collapse_note, scored
+from mmdistill.execution.portions import samples_at_once
 from mmdistill.execution.precision import lowered
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Occasion, Plan, Protocol
@@ -38,7 +39,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
 TEST_CHUNK = {"cuda": 1000, "cpu": 100}
-"""Test images per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
+"""Test images per forward pass, fewer of large ones; on the CPU so few that the layers' outputs stay in its caches."""
 
 
 def squared_loss(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
@@ -207,7 +208,8 @@ class Judge:
 
         Images are normalised once for all networks.
         """
-        chunks = map(normalise, torch.split(images, TEST_CHUNK.get(images.device.type, 1000)))
+        size = samples_at_once(TEST_CHUNK.get(images.device.type, 1000), images)
+        chunks = map(normalise, torch.split(images, size))
         found = [[_predicted(self.network(state, part)[0]) for state in states] for part in chunks]
         parts = [tuple(zip(*own, strict=True)) for own in zip(*found, strict=True)]
         return [(torch.cat(classes), torch.stack(finite).all()) for classes, finite in parts]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmdistill.classification import scored
 from mmdistill.errors import UnsupportedError
+from mmdistill.execution.portions import samples_at_once
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import regression_targets
 from mmdistill.names import canonical
@@ -26,7 +27,7 @@ RIDGE = 1e-6
 MOST, MOST_CONVOLUTIONAL = 10_000, 1000
 """Samples that one system is solved for, whose matrix then takes 0.8 GB, or whose pixels are compared in minutes."""
 TEST_CHUNK = 1000
-"""Test images whose kernel is computed at once."""
+"""Test images whose kernel is computed at once, fewer of large ones."""
 NOTE = "ridge regression in closed form, without randomness of its own"
 KERNELS = ("ntk", "ntk-conv", "nngp", "nngp-conv")
 """Names without options, for messages."""
@@ -84,7 +85,8 @@ class KernelJudge:
         """
         images, labels = test
         predict = self.predictor(data, classes)
-        predicted = torch.cat([predict(normalise(part)).argmax(1) for part in torch.split(images, TEST_CHUNK)])
+        parts = torch.split(images, samples_at_once(TEST_CHUNK, images))
+        predicted = torch.cat([predict(normalise(part)).argmax(1) for part in parts])
         return scored(self.name, (predicted == labels)[None], labels, (NOTE,))
 
     def predictor(self, data: Batch, classes: int) -> Callable[[Tensor], Tensor]:

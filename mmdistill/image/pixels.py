@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mmdistill.execution.portions import samples_at_once
 from mmdistill.image.data import ImageData
 from mmdistill.runtime import spare_memory_bytes
 
@@ -11,7 +12,7 @@ NORMALISED_MOST = 1 << 28
 NORMALISED_SHARE = 8
 """On CUDA, the part of the free memory that they may take, where that is more."""
 NORMALISED_AT_ONCE = 2000
-"""Images that are normalised together, which takes several times their memory."""
+"""Images that are normalised together, fewer of large ones, which takes several times their memory."""
 
 
 class Pixels:
@@ -57,7 +58,8 @@ def _most_normalised(device: torch.device, whitened: bool) -> int:
 def _normalised(data: ImageData, images: Tensor) -> Tensor:
     """Return all images in normalised units."""
     found = torch.empty(images.shape, device=images.device)
-    for raw, place in zip(torch.split(images, NORMALISED_AT_ONCE), torch.split(found, NORMALISED_AT_ONCE), strict=True):
+    size = samples_at_once(NORMALISED_AT_ONCE, images)
+    for raw, place in zip(torch.split(images, size), torch.split(found, size), strict=True):
         place.copy_(data.normalise(raw))
     return found
 

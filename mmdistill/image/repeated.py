@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdistill.execution.portions import samples_at_once
 from mmdistill.files.columns import shared_note
 
 if TYPE_CHECKING:
     from mmdistill.image.data import ImageData
 
 AT_ONCE = 1000
-"""Images whose bytes are added up at once."""
+"""Images whose bytes are added up at once, fewer of large ones."""
 
 
 def told(data: "ImageData") -> "ImageData":
@@ -82,7 +83,8 @@ def _sums(images: Tensor) -> Tensor:
     """Return a number for each image, ``(N,)`` int64: the sum of its bytes, eight or four at a time where they fit."""
     size = images[:1].numel() * images.element_size()
     words = next(kind for kind in (np.int64, np.int32, np.uint8) if size % np.dtype(kind).itemsize == 0)
-    parts = (part.flatten(1).contiguous().cpu().numpy() for part in torch.split(images, AT_ONCE))
+    blocks = torch.split(images, samples_at_once(AT_ONCE, images))
+    parts = (part.flatten(1).contiguous().cpu().numpy() for part in blocks)
     return torch.from_numpy(np.concatenate([part.view(words).sum(1, dtype=np.int64) for part in parts]))
 
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from mmdistill.abilities import GradesSamples
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.execution.portions import samples_at_once
 from mmdistill.labels import are_probabilities, as_probabilities, hard_labels
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.store import opened_tensors, write_tensors
 from mmdistill.task import Batch, NetworkState, Task, take
 
 SCORED = 1024
-"""Samples whose difficulty a network says at once."""
+"""Samples whose difficulty a network says at once, fewer of large images."""
 SCORERS_SEED = 1
 """Other networks than experts and teachers are."""
 SCORES = "scores"
@@ -79,7 +80,8 @@ def el2n(task: Task, data: Batch, networks: Iterable[NetworkState]) -> Tensor:
         n samples; returns ``(n,)``.
     Source: Paul et al., NeurIPS 2021, Sec. 2.2.
     """
-    parts = torch.split(torch.arange(data.weight.shape[0], device=data.weight.device), SCORED)
+    rows = torch.arange(data.weight.shape[0], device=data.weight.device)
+    parts = torch.split(rows, samples_at_once(SCORED, data.inputs))
     classes = scored_classes(data)
     total, number = torch.zeros_like(data.weight), 0
     for network in networks:

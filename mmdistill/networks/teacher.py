@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmdistill.abilities import given_teacher
 from mmdistill.errors import ConfigError
+from mmdistill.execution.portions import samples_at_once
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
 from mmdistill.networks.experts import experts_foretold, open_experts, serving_folder
 from mmdistill.task import Inputs, NetworkState, Task
@@ -15,7 +16,7 @@ TRAINING = replace(PUBLISHED, momentum=0.9)
 """Unlike experts, of whom the way matters, a teacher may take momentum and arrive sooner."""
 
 LABELLED = 512
-"""Samples that a teacher labels at once."""
+"""Samples that a teacher labels at once, fewer of large images."""
 
 
 def trained_teacher(task: Task, epochs: int) -> NetworkState:
@@ -53,7 +54,7 @@ def _recipe(epochs: int) -> ExpertRecipe:
 
 @torch.no_grad()
 def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs, temperature: float = 1.0) -> Tensor:
-    """Return a teacher's class probabilities for some samples, ``(n, C)``, :data:`LABELLED` at a time.
+    """Return a teacher's class probabilities for some samples, ``(n, C)``, some at a time.
 
     Args:
         task: the task.
@@ -63,5 +64,5 @@ def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs, temperature: 
 
     Source: Cui et al., ICML 2023, Sec. 3.3.
     """
-    parts = torch.split(inputs, LABELLED) if isinstance(inputs, Tensor) else (inputs,)
+    parts = torch.split(inputs, samples_at_once(LABELLED, inputs)) if isinstance(inputs, Tensor) else (inputs,)
     return torch.cat([(task.predict(teacher, part)[0] / temperature).softmax(-1) for part in parts])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.coresets import briefly_trained
 from mmdistill.errors import ConfigError, MmdistillError, first_line
-from mmdistill.execution.portions import with_gradients
+from mmdistill.execution.portions import samples_at_once, with_gradients
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
@@ -21,7 +21,7 @@ from mmdistill.task import Batch, Inputs, Task
 Decode = Callable[[Tensor, Tensor], Tensor]
 """From latents and classes to images."""
 MADE_TOGETHER = 512
-"""Latents that are inverted, or decoded once all is learned, at a time."""
+"""Latents that are inverted, or decoded once all is learned, at a time, fewer of large images."""
 PAIRED_TOGETHER = 65_536
 """Numbers of samples whose paired features a CPU takes at once (about 20 images of 3 x 32 x 32)."""
 
@@ -94,7 +94,9 @@ class GeneratedSamples(Parameterization):
 
     def finished(self, draws: Draws) -> Batch:
         """Generate every sample, some at a time."""
-        parts = zip(*(torch.split(t, MADE_TOGETHER) for t in (self.latents, self._classes)), strict=True)
+        with torch.no_grad():
+            size = samples_at_once(MADE_TOGETHER, self.decode(self.latents[:1], self._classes[:1]))
+        parts = zip(*(torch.split(t, size) for t in (self.latents, self._classes)), strict=True)
         return self._batch(torch.cat([self.decode(latents, classes) for latents, classes in parts]), self.labels())
 
     def _batch(self, images: Tensor, targets: Tensor) -> Batch:
@@ -177,7 +179,8 @@ def invert(
     if is_rehearsal():
         return latents
     found = []
-    for rows in torch.split(torch.arange(len(latents), device=latents.device), MADE_TOGETHER):
+    every = torch.arange(len(latents), device=latents.device)
+    for rows in torch.split(every, samples_at_once(MADE_TOGETHER, images)):
         z = latents[rows].clone().requires_grad_()
         with torch.no_grad():
             wanted = features(images[rows])[-1]

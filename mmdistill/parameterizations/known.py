@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import EMBED_CHUNK, require_samples
+from mmdistill.coresets import chunks, forward_size, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Parameterizer
@@ -122,12 +122,12 @@ def recognised(task: Task, networks: Networks, counts: Tensor, draws: Draws) -> 
 def _first_known(task: Task, network: NetworkState, rows: Tensor, label: int, wanted: int) -> Tensor:
     """Return which of a class's samples, in their order, are the first so many that a network knows, ``(n,)`` bool."""
     known = torch.zeros(len(rows), dtype=torch.bool)
-    size, count = EMBED_CHUNK.get(task.device.type, 1024), 0
-    for begin in range(0, len(rows), size):
-        own = task.predict(network, task.select(rows[begin : begin + size]).inputs)[0].argmax(1).cpu() == label
+    begin, count = 0, 0
+    for part in chunks(task, rows) if len(rows) else ():
+        own = task.predict(network, task.select(part).inputs)[0].argmax(1).cpu() == label
         own &= own.cumsum(0) <= wanted - count
-        known[begin : begin + size] = own
-        count += int(own.sum())
+        known[begin : begin + len(part)] = own
+        begin, count = begin + len(part), count + int(own.sum())
         if count == wanted:
             break
     return known
@@ -142,7 +142,7 @@ def labels_by(task: Task, networks: Networks, samples: Batch, classes: Tensor) -
     Source: the published code of Guo et al., ICLR 2024.
     """
     rows = torch.arange(len(classes), device=classes.device)
-    parts = torch.split(rows, EMBED_CHUNK.get(task.device.type, 1024))
+    parts = torch.split(rows, forward_size(task, samples.inputs))
     every = torch.zeros((), device=classes.device)
     right, number, total = every, every, 0
     for network in networks():

@@ -392,4 +392,15 @@ def test_some_latents_give_what_all_do_and_their_own_pairs() -> None:
 def test_finished_latents_are_decoded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     made = samples(None, 0.0)
     monkeypatch.setattr("mmdistill.parameterizations.generated.MADE_TOGETHER", 3)
-    assert torch.allclose(made.finished(KEY).inputs, made(KEY).inputs, rtol=1e-12)  # type: ignore[arg-type]
+    whole, decode, seen = made(KEY).inputs, made.decode, list[int]()
+
+    def counted(latents: Tensor, classes: Tensor) -> Tensor:
+        seen.append(len(latents))
+        return decode(latents, classes)
+
+    monkeypatch.setattr(made, "decode", counted)
+    for large, sizes in ((10**6, [1, 3, 1]), (32, [1] * 5)):
+        seen.clear()
+        monkeypatch.setattr("mmdistill.execution.portions.LARGE", large)
+        assert torch.allclose(made.finished(KEY).inputs, whole, rtol=1e-12)  # type: ignore[arg-type]
+        assert seen == sizes
