@@ -20,6 +20,15 @@ if TYPE_CHECKING:  # they know of tasks themselves
 MapReader = Callable[[Tensor], Tensor]
 """What is made of a layer's maps: from ``(n, channels, height, width)`` to ``(n, d)``, a row for each sample."""
 
+
+class EveryLayer:
+    """A reader that takes maps as they are, and asks for every layer: see :meth:`GivesMaps.maps`."""
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Return the maps, flattened."""
+        return maps.flatten(1)
+
+
 NormReader = Callable[[Tensor, Tensor, Tensor], Tensors]
 """What is made of a batch norm's input ``(n, channels, ...)``, running mean and running variance."""
 
@@ -49,7 +58,9 @@ class GivesMaps(Protocol):
     def maps(self, state: NetworkState, inputs: Inputs, read: MapReader) -> tuple[Tensor, ...]:
         """Return what a reader makes of each layer's maps, ``(n, d_l)``, and the embedding last; one forward pass.
 
-        Layers come in the order of :meth:`Task.features`, those without maps left out, each before it is pooled.
+        Layers come in the order of :meth:`Task.features`, those without maps left out, each before it is pooled. A
+        reader that is an :class:`EveryLayer` is also given layers without maps, as their features, and after these the
+        block that the embedding is made of, where the network names it: its maps, and its output where that is pooled.
         """
         ...
 

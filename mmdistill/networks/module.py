@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mmdistill.abilities import MapReader
+from mmdistill.abilities import EveryLayer, MapReader
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import NetworkState, Tensors
@@ -148,10 +148,14 @@ class FunctionalModule:
         self._readers: list[MapReader] = []
         every = [id(module) for _, module in self.module.named_modules(remove_duplicate=False)]
         self._pools_alike = False
-        for name in self.feature_names[:-1]:
+        last = getattr(self.module, "last_block", "")
+        self._last_block = last if last not in self.feature_names else ""
+        self._last_readers: list[MapReader] = []
+        for name in filter(None, (*self.feature_names[:-1], self._last_block)):
             pooling = _last_pooling(submodules[name])
             self._pools_alike |= pooling is not None and every.count(id(pooling)) > 1
-            keep = partial(_keep_map, self._maps, self._readers, name)
+            readers = self._last_readers if name == self._last_block else self._readers
+            keep = partial(_keep_map, self._maps, readers, name)
             if pooling is None:
                 submodules[name].register_forward_hook(keep)
             else:
@@ -282,7 +286,8 @@ class FunctionalModule:
         """Return what a reader makes of the features' maps, each before it is pooled, and the embedding last.
 
         Maps are features of four dimensions; where the last layer of a feature's submodule is a pooling, they are what
-        that is given. A map is read as soon as it is there, so that without gradients no more than one is kept.
+        that is given. A map is read as soon as it is there, so that without gradients no more than one is kept. The
+        block that an :class:`~mmdistill.abilities.EveryLayer` is given beside them is the module's ``last_block``.
 
         Shapes:
             maps ``(n, channels, height, width)``; what ``read`` returns of one is ``(n, d)``.
@@ -294,11 +299,19 @@ class FunctionalModule:
                 "layers end in one and the same pooling module, so their maps cannot be told apart; give each its own"
             )
         self._readers.append(read)
+        every = isinstance(read, EveryLayer)
+        self._last_readers.extend([read] * every)
         try:
-            embedding = self.features(state, *inputs)[-1]
-            return (*(self._maps[name] for name in self.feature_names[:-1] if name in self._maps), embedding)
+            *layers, embedding = self.features(state, *inputs)
+            if not every:
+                return (*(self._maps[name] for name in self.feature_names[:-1] if name in self._maps), embedding)
+            before = [self._maps.get(name, layer) for name, layer in zip(self.feature_names, layers, strict=False)]
+            last = [self._maps[self._last_block]] if self._last_block in self._maps else []
+            pooled = [embedding] if last and last[0].shape != embedding.shape else []
+            return (*before, *last, *pooled, embedding)
         finally:
             self._readers.clear()
+            self._last_readers.clear()
             self._maps.clear()
 
 

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import EveryLayer, GivesMaps
 from mmdistill.errors import ConfigError
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, compact_summary, require_features
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Task
+from mmdistill.task import Batch, ClassBatch, Task, real_samples
 
 EARLY_LAYERS = 2
 
@@ -17,8 +18,9 @@ class DiscriminativeMatching(Objective):
     .. math:: \sum_{c,l} w_l \lVert \mu_{S,c,l} - \mu_{T,c,l} \rVert^2 - \lambda \sum_{c,j}
         \log \operatorname{softmax}_c(\mu_S^\top f(x_{T,c,j}))
 
-    The first two layers weigh less than the others; the embedding, which is also what the centres classify by, always
-    weighs 1.
+    Layers are blocks' maps before they are pooled, then the last block's pooled maps, then the embedding, which the
+    centres classify by as well; of networks without maps they are the task's features. The first two weigh less than
+    the others, but for the embedding, which always weighs 1.
 
     Args:
         balance: lambda.
@@ -27,10 +29,8 @@ class DiscriminativeMatching(Objective):
         class batches on both sides; returns a scalar.
     Raises:
         ConfigError: a negative balance or weight.
-    Differs from: the published code compares each block's maps before they are pooled, and the last block's pooled
-        maps, which are the embedding, twice beside them; here each block's are compared once, as the task gives them
-        (pooled). With maps before pooling as the task's features and a single last term the two agree to rounding.
-    Source: Wang et al., CVPR 2022, Sec. 3; survey Sec. 3.3.4.
+    Source: Wang et al., CVPR 2022, Sec. 3, and its published code, whose embedding is the last block's pooled maps, so
+        that these count twice; survey Sec. 3.3.4.
     """
 
     reads_labels = False
@@ -44,9 +44,13 @@ class DiscriminativeMatching(Objective):
         self.early = early
 
     def check(self, task: Task) -> None:
-        """Refuse tasks without classes, and networks without features."""
+        """Refuse tasks without classes, networks without features, and those whose maps cannot be told apart."""
         super().check(task)
         require_features(type(self).__name__, task)
+        if isinstance(task, GivesMaps):
+            key = Draws(0, ("check",), task.device)
+            with torch.no_grad():
+                task.maps(task.init(key), real_samples(task, key.fold("real"), 2).inputs, EveryLayer())
 
     def layer_weights(self, layers: int) -> tuple[float, ...]:
         """Return one weight per layer: the early one for the first two, without the embedding, and 1 for the rest."""
@@ -56,9 +60,10 @@ class DiscriminativeMatching(Objective):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the weighted sum; one forward pass a side."""
         syn, real = class_sides(syn, real, "discriminative matching")
+        read = EveryLayer() if isinstance(network.task, GivesMaps) else None
         with torch.no_grad():
-            real_means, embeddings = compact_summary(network, real)
-        syn_means = class_means(network, syn)
+            real_means, embeddings = compact_summary(network, real, read=read)
+        syn_means = class_means(network, syn, read=read)
         weights = self.layer_weights(len(syn_means))
         terms = [w * (s - r).square().sum() for w, s, r in zip(weights, syn_means, real_means, strict=True)]
         matching = torch.stack(terms).sum()

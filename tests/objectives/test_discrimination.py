@@ -1,13 +1,18 @@
 import pytest
 import torch
+from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.abilities import EveryLayer
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.image import image_task
 from mmdistill.objectives.base import Network, class_means, flatten_classes
 from mmdistill.objectives.discrimination import DiscriminativeMatching, discrimination
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
-from mmdistill.testing import check_objective
+from mmdistill.testing import check_objective, check_objective_on
+from tests.objectives.test_attention import images_of, tiny
 from tests.objectives.test_objectives import as_numpy, class_batch, per_class
+from tests.oracles import discrimination as oracle_on_maps
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
 
@@ -24,6 +29,59 @@ def test_it_equals_its_oracle(task: BlobTask, network: Network) -> None:
         return 0.2 * (both - last) + last + 0.5 * oracle.discrimination(as_numpy(network), *sides)
 
     check_objective(DiscriminativeMatching(balance=0.5, early=0.2), network, syn, real, oracle=expected)
+
+
+def test_on_images_it_compares_maps_before_pooling() -> None:
+    def expected(network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch) -> float:
+        params = {name: p.numpy() for name, p in network.state.params.items()}
+        return oracle_on_maps.discriminative_matching(params, images_of(syn), images_of(real), 0.5)
+
+    check_objective_on(tiny(), lambda: DiscriminativeMatching(balance=0.5), oracle=expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        ("convnet-d3-w4", [4 * 1024, 4 * 256, 4 * 64, 4 * 16, 4 * 16]),
+        ("convnet-d2-w4-nopool", [4 * 1024, 4 * 1024, 4 * 1024]),  # the last block's maps are the embedding as they are
+        ("lenet", [6 * 28 * 28, 16 * 10 * 10, 120, 84]),
+        ("alexnet-w8", [8 * 1024, 12 * 256, 16 * 64, 12 * 64, 12 * 64, 12 * 16, 12 * 16]),
+        ("vgg11-w4", [4 * 1024, 8 * 256, 16 * 64, 32 * 16, 32 * 4, 32, 32]),
+        ("resnet18-w4", [4 * 1024, 8 * 256, 16 * 64, 32 * 16, 32, 32]),
+        ("freponet-d2-w4", [4 * 1024, 8 * 256, 8 * 64, 8 * 64]),
+        ("mlp-w4", [4, 4]),
+    ],
+)
+def test_every_layer_is_read(model: str, sizes: list[int]) -> None:
+    images = KEY.normal(6, 3, 32, 32)
+    task = image_task((images, torch.arange(6) % 3), test=(images, torch.arange(6) % 3), model=model, mirror=False)
+    state = task.init(KEY)
+    found = task.maps(state, images[:2], EveryLayer())
+    assert [tuple(layer.shape) for layer in found] == [(2, size) for size in sizes]
+    assert torch.equal(found[-1], task.features(state, images[:2])[-1])
+    few: list[Tensor] = []
+    task.maps(state, images[:2], lambda maps: few.append(maps) or maps.flatten(1))  # type: ignore[func-returns-value]
+    named = sum(maps.ndim == 4 for maps in few)
+    assert named == len(few) == sum(size > 120 for size in sizes[: len(task.network.feature_names) - 1])
+
+
+def test_layers_that_share_a_pooling_are_refused_at_the_start() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            pool = nn.AvgPool2d(2)
+            self.one = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), pool)
+            self.two = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), pool)
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            out: Tensor = self.head(self.two(self.one(images)).flatten(1))
+            return out
+
+    images, labels = KEY.normal(6, 2, 8, 8), torch.arange(6) % 3
+    task = image_task((images, labels), test=(images, labels), model=Shared, features=["one", "head"], mirror=False)
+    with pytest.raises(UnsupportedError, match="give each its own"):
+        DiscriminativeMatching().check(task)
 
 
 def test_without_balance_it_is_layerwise_matching(task: BlobTask, network: Network) -> None:

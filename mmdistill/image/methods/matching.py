@@ -135,8 +135,7 @@ _METHODS: dict[str, Method] = {
         trained_by(AccuracyDriven),
         _cafe_settings,
         summary="mean features of every layer, and synthetic centres that classify real samples",
-        source="Wang et al., CVPR 2022 (a rate annealed smoothly, not in three halvings; limited loops; the third "
-        "block's features after pooling)",
+        source="Wang et al., CVPR 2022 (a rate annealed smoothly, not in three halvings; limited loops)",
     ),
 }
 _METHODS["cafe+dsa"] = replace(

@@ -94,6 +94,7 @@ class AlexNet(nn.Module):
     """
 
     feature_names = ("block1", "block2", "block3", "block4", "classifier")
+    last_block = "block5"
 
     def __init__(self, shape: ImageShape, num_classes: int, width: int = 128, norm: Norm = "none") -> None:
         super().__init__()
@@ -127,6 +128,7 @@ class VGG11(nn.Module):
     """
 
     feature_names = ("stage1", "stage2", "stage3", "stage4", "classifier")
+    last_block = "stage5"
     STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
     """Widths of each stage's convolutions, in multiples of the first one's."""
 

@@ -64,6 +64,11 @@ class Blocks(nn.Module):
         """The submodules that give one feature tensor per block, the embedding last."""
         return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
 
+    @property
+    def last_block(self) -> str:
+        """The block that the embedding is made of."""
+        return f"block{self.depth}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
         for block in range(1, self.depth + 1):

@@ -86,6 +86,7 @@ class ResNet(nn.Module):
     """
 
     feature_names = ("stage1", "stage2", "stage3", "classifier")
+    last_block = "stage4"
 
     def __init__(
         self, shape: ImageShape, num_classes: int, layers: int, width: int = 64, norm: Norm = "instance"
