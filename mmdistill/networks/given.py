@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, DataError
@@ -21,10 +22,10 @@ TeacherLike = Mapping[str, Tensor] | nn.Module | str | PathLike[str]
 """A state dict, a module, or the path of a file that holds a state dict."""
 WITHIN = ("state_dict", "model_state_dict", "model")
 """Under which training scripts keep a state dict among other things."""
-WRAPPERS = ("module.", "_orig_mod.")
-"""What parallel and compiled modules put before the names of the module within."""
 COUNTED = "num_batches_tracked"
 """What batch norms count, which no prediction reads and old files lack."""
+AVERAGED = "n_averaged"
+"""What averages of a module over its training count, which is not the module's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,10 @@ class GivenTeacher:
 def given_as_teacher(teacher: TeacherLike, network: FunctionalModule) -> GivenTeacher:
     """Return a teacher of a task's own network, whose tensors are copied.
 
-    Wrappers of parallel and compiled modules are seen through, and a state dict is found in a checkpoint that holds it
-    as ``state_dict``, ``model_state_dict`` or ``model``. Buffers that no state dict holds are the network's own, as are
-    the counts of batch norms.
+    Modules that hold it as a part (parallel, compiled, averaged, a training script's own) are seen through, where all
+    names begin alike, and a state dict or a module is found in a checkpoint that holds it as ``state_dict``,
+    ``model_state_dict`` or ``model``. Buffers that no state dict holds are the network's own, as are the counts of
+    batch norms.
 
     Args:
         teacher: its weights; no code is run from files.
@@ -60,7 +62,8 @@ def given_as_teacher(teacher: TeacherLike, network: FunctionalModule) -> GivenTe
         ConfigError: something else, or another network.
         DataError: a file that is missing, damaged or holds something else, or weights that are not finite.
     """
-    given, name = _held(teacher)
+    held, name = _held(teacher)
+    given = held.state_dict() if isinstance(held, nn.Module) else held
     start = network.init(Draws(0, device=network.device))
     own: Tensors = {**start.params, **start.buffers}
     first: dict[int, str] = {}
@@ -69,12 +72,12 @@ def given_as_teacher(teacher: TeacherLike, network: FunctionalModule) -> GivenTe
         *network.module.named_buffers(remove_duplicate=False),
     ]
     shared = {other: first.setdefault(id(tensor), other) for other, tensor in tensors}  # tied ones under one name
-    wrapper = _wrapper(given, shared)
-    if isinstance(teacher, nn.Module):
-        _require_layers(teacher.get_submodule(wrapper.rstrip(".")), network.module)
-    named = {key.removeprefix(wrapper): value for key, value in given.items()}
-    found = {shared.get(key, key): value for key, value in named.items() if not _is_count(key)}
     needed = {shared[key] for key in network.module.state_dict() if key in shared and not _is_count(key)}
+    wrapper = _wrapper(given, shared, needed)
+    if isinstance(held, nn.Module):
+        _require_layers(held.get_submodule(wrapper.rstrip(".")), network.module)
+    named = {key.removeprefix(wrapper): value for key, value in given.items() if not _is_count(key)}
+    found = {shared.get(key, key): value for key, value in named.items() if key in shared or not _is_average(key)}
     _require_same(found, own, needed, name, type(network.module).__name__)
     taken = {key: found[key].detach().to(own[key].device, own[key].dtype, copy=True) for key in found}
     if broken := [key for key, tensor in taken.items() if not tensor.isfinite().all()]:
@@ -84,10 +87,12 @@ def given_as_teacher(teacher: TeacherLike, network: FunctionalModule) -> GivenTe
     return GivenTeacher(state, name, digest_of(read))
 
 
-def _held(teacher: object) -> tuple[Mapping[str, Any], str]:
-    """Return the tensors that are given by their names, and what these were given as."""
+def _held(teacher: object) -> tuple[Mapping[str, Any] | nn.Module, str]:
+    """Return the module, or the tensors by their names, that are given, and what these were given as."""
+    if isinstance(teacher, Mapping):
+        teacher = next((teacher[key] for key in WITHIN if isinstance(teacher.get(key), nn.Module)), teacher)
     if isinstance(teacher, nn.Module):
-        return teacher.state_dict(), type(teacher).__name__
+        return teacher, type(teacher).__name__
     if isinstance(teacher, Mapping):
         return _state_dict(teacher, "the state dict", ConfigError), "a state dict"
     if not isinstance(teacher, str | PathLike):
@@ -118,15 +123,25 @@ def _state_dict(found: object, what: str, kind: type[ConfigError] | type[DataErr
     return {str(key): value for key, value in found.items()}
 
 
-def _wrapper(given: Mapping[str, Any], own: Mapping[str, str]) -> str:
-    """Return what wrappers have put before all names, where the network has none of these."""
-    found = ""
-    while not any(key.removeprefix(found) in own for key in given):
-        more = next((one for one in WRAPPERS if all(key.startswith(found + one) for key in given)), None)
-        if more is None:
-            return found
-        found += more
-    return found
+def _wrapper(given: Mapping[str, Any], own: Mapping[str, str], needed: set[str]) -> str:
+    """Return the shortest part that all names begin with under which a network is found; empty where none is.
+
+    Args:
+        given: the tensors by name.
+        own: the network's name of each tensor, of tied ones one for all.
+        needed: names that must be there; where some are nowhere, the part under which there are any.
+    """
+    names = [key for key, value in given.items() if isinstance(value, Tensor) and not _is_average(key)]
+    first = next(iter(names), "")
+    begun = (first[: place + 1] for place, letter in enumerate(first) if letter == ".")
+    parts = ["", *(part for part in begun if all(key.startswith(part) for key in names))]
+    found = {part: {own[rest] for key in names if (rest := key.removeprefix(part)) in own} for part in parts}
+    whole, some = ([part for part in parts if fits(found[part])] for fits in (needed.issubset, bool))
+    return next(iter((*whole, *some)), "")
+
+
+def _is_average(name: str) -> bool:
+    return name.rpartition(".")[2] == AVERAGED
 
 
 def _is_count(name: str) -> bool:
@@ -175,8 +190,12 @@ def _require_same(found: Mapping[str, Any], own: Tensors, needed: set[str], name
 
 
 def _form(value: object) -> str:
-    """Return what must agree of a tensor in words: its shape, and whether it counts."""
+    """Return what must agree of a tensor in words: its shape, whether it counts, and that its numbers are there."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
+    if value.is_nested or value.is_quantized or value.layout != torch.strided:
+        return f"a {'nested' if value.is_nested else 'quantized' if value.is_quantized else 'sparse'} tensor"
+    if value.is_meta:
+        return "a tensor without numbers (on meta)"
     kind = "" if value.is_floating_point() else "complex " if value.is_complex() else "whole "
     return f"{kind}{tuple(value.shape)}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.networks.given import GivenTeacher, given_as_teacher
@@ -46,6 +47,14 @@ class Tied(nn.Module):
         return logits
 
 
+class Held(nn.Module):
+    """What a training script keeps a module in, under a name of its own."""
+
+    def __init__(self, made: nn.Module) -> None:
+        super().__init__()
+        self.net = made
+
+
 class Compiled(nn.Module):
     """What holds a module as ``torch.compile`` does, which takes seconds to import."""
 
@@ -81,6 +90,12 @@ FORMS: dict[str, Callable[[Plain, Path], Any]] = {
     "module": lambda made, folder: made,
     "parallel": lambda made, folder: nn.DataParallel(made),
     "compiled and parallel": lambda made, folder: nn.DataParallel(Compiled(made)),
+    "a script's": lambda made, folder: {"state_dict": Held(made).state_dict(), "epoch": 3},
+    "a script's module": lambda made, folder: nn.DataParallel(Held(made)),
+    "averaged": lambda made, folder: AveragedModel(made),
+    "averaged, state dict": lambda made, folder: AveragedModel(nn.DataParallel(made)).state_dict(),
+    "averaged and compiled": lambda made, folder: Compiled(AveragedModel(made)),
+    "module in a checkpoint": lambda made, folder: {"model": made, "epoch": 3},
     "safetensors": lambda made, folder: safe(made.state_dict(), folder / "a.safetensors"),
     "torch": lambda made, folder: str(saved(made.state_dict(), folder / "a.pt")),
     "checkpoint": lambda made, folder: saved(
@@ -154,7 +169,7 @@ def test_a_network_whose_names_begin_like_a_wrappers_is_itself() -> None:
             return logits
 
     own, made = FunctionalModule(Wrapped), Wrapped()
-    for given in (made, made.state_dict(), nn.DataParallel(made)):
+    for given in (made, made.state_dict(), nn.DataParallel(made), AveragedModel(made)):
         found = given_as_teacher(given, own)
         assert torch.equal(found.state.params["module.weight"], made.module.weight)
 
@@ -180,6 +195,10 @@ def wrong(**changes: Any) -> State:
             {f"layer{index}.weight": torch.ones(2) for index in range(9)},
             r"missing: .*, .*, .* and 5 more; unexpected: layer0.weight, layer1.weight, layer2.weight and 6 more",
         ),
+        (wrong(**{"head.bias": torch.ones(3, device="meta")}), r"head.bias, a tensor without numbers \(on meta\) in"),
+        (wrong(**{"head.weight": torch.ones(3, 8).to_sparse()}), "head.weight, a sparse tensor in place of"),
+        ({f"module.{key}": value for key, value in wrong(**{"head.bias": None}).items()}, r"\(missing: head.bias\)"),
+        ({"model": Plain(nn.Tanh)}, r"Tanh\(\), not .*ReLU\(\)"),
         (Plain(nn.Tanh), r"it has \(2\): Tanh\(\), not \(2\): ReLU\(\); if its weights .* give its state_dict\(\)"),
         (nn.DataParallel(Plain(nn.Tanh)), r"Tanh\(\), not .*ReLU\(\)"),
     ],
@@ -187,6 +206,17 @@ def wrong(**changes: Any) -> State:
 def test_what_is_no_such_network_is_refused(given: Any, message: str, own: FunctionalModule) -> None:
     with pytest.raises(ConfigError, match=message):
         given_as_teacher(given, own)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that both are no lasting kinds
+def test_tensors_of_other_kinds_are_refused(own: FunctionalModule) -> None:
+    kinds = {
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([torch.ones(3)]),
+    }
+    for kind, tensor in kinds.items():
+        with pytest.raises(ConfigError, match=f"head.bias, a {kind} tensor in place of"):
+            given_as_teacher(wrong(**{"head.bias": tensor}), own)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
