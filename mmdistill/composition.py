@@ -18,9 +18,11 @@ from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
 from mmdistill.networks.architecture import own_network
 from mmdistill.networks.schedules import NetworkSchedule
+from mmdistill.networks.teacher import teacher_foretold
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.rehearsal import rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Task, require_task
@@ -33,22 +35,50 @@ GROUPS = ("codes", "decoder", "labels", "objective")
 """What the settings of a method may have optimizers for, whether this run learns it or not."""
 
 
-def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, object]) -> list[str]:
-    """Return the settings among those given that neither the method nor the task looks at."""
+def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, object]) -> dict[str, str]:
+    """Return the settings among those given that nothing looks at, and for each why, with ``{}`` for its name."""
     found = method.unread(budget, given)
     if given.get("augment") and "augment" not in found:
         one = task.select(torch.tensor([0]))
         if task.augment(Draws(0), one, shared=False) is one:  # there is no augmentation of such data
             found.append("augment")
-    if "teacher_epochs" in given and "teacher_epochs" not in found and given_teacher(task) is not None:
-        found.append("teacher_epochs")
-    return found
+    told = dict.fromkeys(found, f"{method.title} does not read {{}}, which changes nothing")
+    if "teacher_epochs" in given and "teacher_epochs" not in told and given_teacher(task) is not None:
+        told["teacher_epochs"] = "the given teacher is trained already: {} changes nothing"
+    return told
 
 
-def asks_teacher(method: Method, schedule: NetworkSchedule) -> bool:
-    """Return whether a trained network labels a method's samples, or is what its steps read."""
-    labelled = method.label == "teacher" and not schedule.gives_target
-    return labelled or isinstance(schedule, TrainsTeacher)
+def needs_teacher(made: Parameterization, schedule: NetworkSchedule) -> bool:
+    """Return whether a network is trained first that labels samples, since no expert does."""
+    return isinstance(made.labels, TeacherLabels) and not schedule.gives_target
+
+
+def asked_teacher(
+    task: Task,
+    method: Method,
+    budget: int,
+    settings: Settings,
+    schedule: NetworkSchedule,
+    made: Parameterization | None = None,
+) -> str:
+    """Return which trained network labels a run's samples, or is read by its steps, in words; empty without any.
+
+    Args:
+        task: the task.
+        method: the method.
+        budget: in the task's unit.
+        settings: of the run.
+        schedule: of the run.
+        made: the run's samples, or others of the same kind; None: they are built to be looked at.
+    """
+    parts = (*(() if method.solve is not None else (method.make_objective(settings),)), schedule)
+    told = [part.teacher_foretold(task) for part in parts if isinstance(part, TrainsTeacher)]
+    if made is None and not any(told):
+        with rehearsal(), noise_suggested(task, method, budget, settings):
+            made = method.make_parameterization(task, budget, settings, Draws(0, device=task.device).fold("start"))
+    if made is not None and needs_teacher(made, schedule):
+        return teacher_foretold(task, settings.teacher_epochs)
+    return ", ".join(filter(None, told))
 
 
 def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[str]) -> bool:
@@ -56,9 +86,10 @@ def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[st
 
     Judges of robust scores, which may ask it, are others.
     """
-    if given_teacher(task) is None or asks_teacher(method, method.make_schedule(method.settings(budget))):
+    if given_teacher(task) is None or ask_teacher(task, judges):
         return False
-    return not ask_teacher(task, judges)
+    settings = method.settings(budget)
+    return not asked_teacher(task, method, budget, settings, method.make_schedule(settings))
 
 
 def other_count(task: Task, method: Method, budget: int, count: int) -> str:
@@ -347,6 +378,6 @@ def described_parts(
     found: dict[str, object] = {"network": own} if own else {}
     if method.solve is None:
         found |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
-    if (given := given_teacher(task)) is not None and asks_teacher(method, schedule):
+    if (given := given_teacher(task)) is not None and asked_teacher(task, method, budget, settings, schedule):
         found[TEACHER] = given.digest
     return found

@@ -244,8 +244,8 @@ def _warn_of_unread(task: Task, usual: Method, found: Method, size: int, setting
         return
     own = asdict(usual.settings(size))
     changed = {name: value for name, value in settings.items() if name not in own or own[name] != value}
-    for unread in without_effect(task, found, size, changed):
-        logger.warning("%s does not read %s, which changes nothing", found.title, unread)
+    for name, why in without_effect(task, found, size, changed).items():
+        logger.warning(why.format(name))
 
 
 @contextmanager

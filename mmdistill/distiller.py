@@ -117,16 +117,12 @@ class Distiller:
         if self.method.foretold(self.task):
             self.rehearse()
         objective, parameterization, optimizers = self._composed()
-        if self.needs_teacher(parameterization):
+        if composition.needs_teacher(parameterization, self.schedule):
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None
         inner = 0.0 if self.task.device.type == "cpu" else None  # elsewhere timing it would wait for the device
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average, inner_seconds=inner)
-
-    def needs_teacher(self, made: Parameterization) -> bool:
-        """Return whether a network is trained first that labels samples, since no expert does."""
-        return isinstance(made.labels, TeacherLabels) and not self.schedule.gives_target
 
     def rehearse(self) -> Parameterization:
         """Refuse what :meth:`start` refuses, but for what takes long; return samples as it builds, of other values."""

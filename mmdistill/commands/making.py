@@ -45,6 +45,7 @@ from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
+from mmdistill.runs.advice import lowering_start
 from mmdistill.runs.folder import CONFIG, is_finished, is_imported, is_started, require_free, ways_out
 from mmdistill.runs.judging import judge_missing
 from mmdistill.runs.keeper import put_finished
@@ -141,10 +142,12 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
         for note in task.describe().notes:
             print(f"note: {note}")
         own = assignments(config.set or ())
-        for name in without_effect(task, method, budget, {**config.overrides(), **own}):
+        for name, why in without_effect(task, method, budget, {**config.overrides(), **own}).items():
             option = f"set {name}" if name in own else name.replace("_", "-")
-            print(f"note: {method.title} does not read --{option}, which changes nothing")
-        if is_teacher_idle(task, method, budget, judges):
+            print(f"note: {why.format(f'--{option}')}")
+        with explained("the start of the distillation", lowering_start(method.settings(budget))):
+            idle = is_teacher_idle(task, method, budget, judges)
+        if idle:
             print(f"note: neither {method.title} nor a judge here asks a teacher: --teacher changes nothing")
         if method.judge and not config.judges and method.reads_no_network(budget):
             for name in ("model", "width"):

@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 
-from mmdistill.abilities import AsksTeacher, TellsEpochs, TrainsTeacher, is_solved, judge_title
+from mmdistill.abilities import AsksTeacher, TellsEpochs, is_solved, judge_title
 from mmdistill.allocation import allocate
+from mmdistill.composition import asked_teacher
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_baselines, find_judges
@@ -16,9 +17,7 @@ from mmdistill.method import Method
 from mmdistill.names import counted, first_few
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.minibatches import carries_steps
-from mmdistill.networks.teacher import teacher_foretold
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.parameterizations.base import Parameterization
 from mmdistill.reporting.report import settings_in_words
 from mmdistill.runs.advice import lowering_start
 from mmdistill.runs.folder import occupied, ways_out
@@ -66,7 +65,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "settings": settings_in_words(asdict(settings), method.storage),
         "generator": method.foretold(task),
         "experts": _experts(distiller),
-        "teacher": _teacher(distiller, made),
+        "teacher": asked_teacher(task, method, budget, settings, distiller.schedule, made),
         "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "judges' teacher": judges_teacher,
         "baselines": _baselines(config, task, judges),
@@ -137,15 +136,6 @@ def _experts(distiller: Distiller) -> str:
     """Return which experts the run matches and how many it trains first, in words; empty of methods without any."""
     schedule = distiller.schedule
     return schedule.foretold(distiller.task) if isinstance(schedule, ExpertTrajectories) else ""
-
-
-def _teacher(distiller: Distiller, made: Parameterization) -> str:
-    """Return which network labels samples, or real ones, and whether it trains first, in words; empty without any."""
-    if distiller.needs_teacher(made):
-        return teacher_foretold(distiller.task, distiller.settings.teacher_epochs)
-    parts = (distiller.make_objective(), distiller.schedule)
-    told = [part.teacher_foretold(distiller.task) for part in parts if isinstance(part, TrainsTeacher)]
-    return ", ".join(filter(None, told))
 
 
 def _judges_teacher(task: Task, judges: list[str]) -> str:

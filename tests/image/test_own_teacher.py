@@ -25,10 +25,13 @@ from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.relabelling import Relabelling
 from mmdistill.metrics import judging_of
 from mmdistill.networks.teacher import soft_labels, teacher_foretold, trained_teacher
+from mmdistill.objectives.base import Network, Objective, class_means
+from mmdistill.parameterizations.known import raw_samples
 from mmdistill.registry import get_domain, get_method
 from mmdistill.reporting.report import fact_rows
 from mmdistill.runtime import Draws
-from mmdistill.task import NetworkState
+from mmdistill.settings import Settings
+from mmdistill.task import NetworkState, Task
 from mmdistill.text import text_task
 from tests.commands.digits import FAST
 
@@ -134,16 +137,64 @@ def test_who_asks_no_teacher_does_not_depend_on_it(teacher: nn.Module, other: nn
         assert distill(digits(given), "dm", ipc=1, settings=settings, out=tmp_path, resume=True).seed == 0
 
 
+class Asks(Objective):
+    """Match the mean features of classes in the network that :func:`trained_teacher` hands out."""
+
+    view = "classes"
+
+    def teacher_foretold(self, task: Task) -> str:
+        return teacher_foretold(task, 3)
+
+    def begin(self, task: Task, draws: Draws) -> None:
+        self.state = trained_teacher(task, 3)
+
+    def forward(self, network: Network, syn: Any, real: Any, draws: Draws) -> Tensor:
+        own = network._replace(state=self.state)
+        return (class_means(own, syn)[-1] - class_means(own, real)[-1]).square().sum()
+
+
+def labelled_by_its_teacher(task: Task, budget: int, settings: Settings, label: Any, draws: Draws) -> Any:
+    """Build samples that a teacher labels, whatever labels the method names."""
+    return raw_samples(task, budget, settings.init, "teacher", draws)
+
+
+@pytest.mark.parametrize("changes", [{"objective": Asks}, {"parameterization": labelled_by_its_teacher}])
+def test_who_asks_it_is_told_by_objectives_and_samples_too(
+    changes: dict[str, Any], teacher: nn.Module, other: nn.Module, tmp_path: Path
+) -> None:
+    method = replace(get_method(get_domain("image"), "dm", "digits"), **changes)
+    tasks = [digits(given) for given in (teacher, other)]
+    assert not is_teacher_idle(tasks[0], method, 1, ["convnet-bn-d2"])
+    options: dict[str, Any] = {"ipc": 1, "settings": {"steps": 2, "real_batch": 8}}
+    first, second = (distill(task, method, **options) for task in tasks)
+    assert not same_batch(first, second)
+    assert first.described["teacher"] != second.described["teacher"]
+    assert [found.teacher for found in (first, second)] == [str(task.given_teacher) for task in tasks]
+    distill(tasks[0], method, **options, out=tmp_path)
+    with pytest.raises(CheckpointError, match=r"described\.teacher"):
+        distill(tasks[1], method, **options, out=tmp_path, resume=True)
+
+
+def same_batch(one: DistilledSet, other: DistilledSet) -> bool:
+    """Return whether two sets have the same samples with the same labels."""
+    pairs = zip((one.batch.inputs, one.batch.targets), (other.batch.inputs, other.batch.targets), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
 def test_epochs_of_a_teacher_that_has_trained_are_not_read(
     teacher: nn.Module, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("sre2l", "rded"):
         method = get_method(get_domain("image"), name, "digits")
-        assert without_effect(digits(teacher), method, 1, {"teacher_epochs": 3}) == ["teacher_epochs"]
-        assert without_effect(digits(teacher), method, 1, {}) == []
-        assert without_effect(digits(), method, 1, {"teacher_epochs": 3}) == []
+        assert without_effect(digits(teacher), method, 1, {"teacher_epochs": 3}) == {
+            "teacher_epochs": "the given teacher is trained already: {} changes nothing"
+        }
+        assert without_effect(digits(teacher), method, 1, {}) == {}
+        assert without_effect(digits(), method, 1, {"teacher_epochs": 3}) == {}
+    unread = without_effect(digits(teacher), get_method(get_domain("image"), "dm", "digits"), 1, {"teacher_epochs": 3})
+    assert unread == {"teacher_epochs": "DM does not read {}, which changes nothing"}
     distill(digits(teacher), "random-soft", ipc=1, settings={"teacher_epochs": 3})
-    assert "does not read teacher_epochs, which changes nothing" in caplog.text
+    assert "the given teacher is trained already: teacher_epochs changes nothing" in caplog.text
 
 
 def test_it_is_idle_where_neither_method_nor_judges_ask(teacher: nn.Module) -> None:
@@ -353,8 +404,9 @@ def test_an_option_that_nothing_reads_is_said(file: Path, capsys: pytest.Capture
     assert idle not in capsys.readouterr().out
     assert main(command("rded", file, "--teacher-epochs", "4", "--dry-run")) == 0
     said = capsys.readouterr().out
-    assert "RDED does not read --teacher-epochs, which changes nothing" in said
-    assert "teacher changes nothing" not in said
+    assert "note: the given teacher is trained already: --teacher-epochs changes nothing" in said
+    assert "does not read" not in said
+    assert "--teacher changes nothing" not in said
 
 
 @pytest.mark.parametrize(
