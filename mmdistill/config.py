@@ -291,7 +291,7 @@ class EvaluateConfig:
             judge_epochs=former.judge_epochs if self.judge_epochs is None else self.judge_epochs,
             judge_batch=former.judge_batch if self.judge_batch is None else self.judge_batch,
             judge_precision=self.judge_precision or former.judge_precision,
-            teacher=self.teacher or former.teacher,
+            teacher=former.teacher if self.teacher is None else self.teacher,
         )
 
 

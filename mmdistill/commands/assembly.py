@@ -52,12 +52,16 @@ def placed(config: DistillConfig) -> DistillConfig:
         experts = str(users_path(experts).absolute())
     if encoder and encoder.strip().lower() not in OWN_ENCODERS and users_path(encoder).is_dir():
         encoder = str(users_path(encoder).absolute())
-    teacher = pinned(config.teacher) if config.teacher else config.teacher
+    teacher = None if config.teacher is None else pinned(config.teacher)
     return replace(config, expert_folder=experts, encoder=encoder, teacher=teacher)
 
 
 def pinned(file: str) -> str:
-    """Return a file's absolute path and, after ``#``, a digest of its content, where the file is there."""
+    """Return a file's absolute path and, after ``#``, a digest of its content, where the file is there.
+
+    Raises:
+        ConfigError: no file is named.
+    """
     path, digest = _unpinned(file)
     if not digest and path.is_file():
         digest = _digest(path)
@@ -68,9 +72,15 @@ def as_it_was(file: str) -> Path:
     """Return a file's path, without the digest that may follow it.
 
     Raises:
-        DataError: the file is another one than the digest is of.
+        ConfigError: no file is named.
+        DataError: the file is another one than the digest is of, or has gone since that was taken.
     """
     path, digest = _unpinned(file)
+    if digest and not path.exists():
+        raise DataError(
+            f"there is no file {path} any more, the teacher that these options name: put it back there; distill and "
+            "evaluate take it from elsewhere, or another one, by --teacher FILE"
+        )
     if digest and path.is_file() and (found := _digest(path)) != digest:
         raise DataError(
             f"{path} has changed since these options were kept (its digest was {digest} and is {found}): bring it back "
@@ -79,8 +89,20 @@ def as_it_was(file: str) -> Path:
     return path
 
 
+def is_same_file(one: str | None, other: str | None) -> bool:
+    """Return whether two files are the same: by their digests where both have one, else by their paths."""
+    digests = [_unpinned(file)[1] for file in (one, other) if file is not None]
+    return digests[0] == digests[1] if len(digests) == 2 and all(digests) else one == other
+
+
 def _unpinned(file: str) -> tuple[Path, str]:
-    """Return a file's path and the digest that follows it; empty where none does."""
+    """Return a file's path and the digest that follows it; empty where none does.
+
+    Raises:
+        ConfigError: no file is named.
+    """
+    if not file.strip():
+        raise ConfigError("--teacher names the file of a trained network, got an empty name; without it one is trained")
     path, _, digest = file.rpartition("#")
     known = bool(path) and re.fullmatch("[0-9a-f]{16}", digest) is not None
     return (users_path(path), digest) if known else (users_path(file), "")
@@ -95,8 +117,8 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     """Build the task that a configuration names.
 
     Raises:
-        ConfigError: an option that means nothing to the data's domain, or a size below 1.
-        DataError: a teacher's file that is another one than the configuration was kept with.
+        ConfigError: an option that means nothing to the data's domain, a size below 1, or an empty teacher.
+        DataError: a teacher's file that is gone, or another one than the configuration was kept with.
     """
     data, method = require_data_and_method(config)
     options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]

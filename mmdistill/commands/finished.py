@@ -3,15 +3,16 @@
 import os
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from mmdistill.abilities import ask_teacher, chosen_judging
-from mmdistill.commands.assembly import NO_JUDGE_ASKS, make_task, note_of_more_steps, require_own_config
+from mmdistill.commands.assembly import NO_JUDGE_ASKS, as_it_was, make_task, note_of_more_steps, require_own_config
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first_line
+from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, first_line
 from mmdistill.evaluate import find_baselines, find_judges
 from mmdistill.export import export
 from mmdistill.files.locks import sole_writer
@@ -68,6 +69,24 @@ def _task_of(config: DistillConfig, distilled: DistilledSet, device: str = "cpu"
     _, task = make_task(config, device)
     distilled.require(task.describe())
     return task
+
+
+def _task_without_lost_teacher(
+    config: DistillConfig, distilled: DistilledSet, asked: EvaluateConfig
+) -> tuple[Task, DataError | None]:
+    """Return the task of a finished run; where the teacher's file is not as it was, without it, and what is wrong.
+
+    Raises:
+        CheckpointError: the set is of other data than are there.
+        DataError: a file that was asked for itself.
+    """
+    lost = None
+    if config.teacher is not None and asked.teacher is None:
+        try:
+            as_it_was(config.teacher)
+        except DataError as error:  # which matters only where a judge asks it
+            lost, config = error, replace(config, teacher=None)
+    return _task_of(config, distilled, asked.device), lost
 
 
 def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> None:
@@ -144,11 +163,14 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
 
 def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled: DistilledSet) -> None:
     """Judge a finished run's set as its configuration, changed for judging, says, and add to its metrics."""
-    task, path = _task_of(config, distilled, asked.device), folder / METRICS
+    task, lost = _task_without_lost_teacher(config, distilled, asked)
+    path = folder / METRICS
     own_steps = carries_steps(distilled.learned) and not ask_teacher(task, [task.judges[0]])
     if own_steps and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     judges = find_judges(task, split_names(asked.judges), distilled.judge, unfit={})
+    if lost is not None and (asked.scores == "robust" or ask_teacher(task, judges)):
+        raise lost
     if asked.teacher and asked.scores != "robust" and not ask_teacher(task, judges):
         print(NO_JUDGE_ASKS)
     with sole_writer(folder):
@@ -187,7 +209,7 @@ def report_command(folders: Sequence[str]) -> None:
 def _report(folder: Path) -> None:
     """Draw a finished run and write its report."""
     config, distilled = _read_run(folder)
-    task = _task_of(config, distilled)
+    task = _task_of(replace(config, teacher=None), distilled)  # the set says which one it was
     pictures = draw(task, distilled, folder)
     metrics = former_metrics(folder / METRICS)
     for path in write_report(folder, distilled, metrics, pictures):
@@ -226,7 +248,7 @@ def export_command(run: str, format: str, to: str | None) -> None:
     folder = own / EXPORT if to is None else users_path(to)
     if to is None:
         require_free(own, other="another folder (--to)")
-    written = export(distilled, format, folder, lambda: _task_of(_read_run(own)[0], distilled))
+    written = export(distilled, format, folder, lambda: _task_of(replace(_read_run(own)[0], teacher=None), distilled))
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
         lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""

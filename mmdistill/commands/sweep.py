@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import allocate
 from mmdistill.budget import find_budget, parse_bytes
-from mmdistill.commands.assembly import chosen_method, make_task, note_of_more_steps, placed
+from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, placed
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig, SweepConfig
@@ -139,6 +139,8 @@ def require_own_folder(config: DistillConfig) -> None:
     require_free(folder, other="another --out")
     saved = DistillConfig.load(folder / CONFIG) if holds_work(folder) else config
     asked, there = asdict(config), asdict(saved)
+    if is_same_file(there["teacher"], asked["teacher"]):
+        there["teacher"] = asked["teacher"]
     differing = [name for name in asked if name not in HOW_IT_RUNS and there[name] != asked[name]]
     if differing:
         asked, there = ({**one, "set": " ".join(one["set"] or ())} for one in (asked, there))

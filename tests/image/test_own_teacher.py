@@ -368,16 +368,36 @@ def test_a_run_finds_its_teacher_again_and_refuses_another_in_its_place(
     assert [entry["judging"]["teacher"] for entry in scores] == 2 * [str(digest)[:8]]
     capsys.readouterr()
     torch.save(other.state_dict(), file)
-    for words in (["report", str(run)], again, ["distill", "--resume", str(run)]):
+    for words in (again, ["distill", "--resume", str(run)]):
         assert main(words) == 2
         assert "my teacher.pt has changed since these options were kept" in capsys.readouterr().err
     assert main([*again, "--teacher", str(file)]) == 0
     assert "dropped, since judged otherwise than the set now is: random" in capsys.readouterr().out
     assert main([*again, "--teacher", str(file), "--protocol", "dm"]) == 0
     assert "note: no judge here asks a teacher: --teacher changes nothing" in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0  # which asks no teacher
+    assert main([*again, "--protocol", "dm"]) == 0
     file.unlink()
-    assert main(["report", str(run)]) == 2
-    assert "there is no file" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    assert main([*again, "--protocol", "dm"]) == 0
+    capsys.readouterr()
+    for words in (again, [*again, "--protocol", "dm", "--scores", "robust"]):
+        assert main(words) == 2
+        assert "my teacher.pt any more, the teacher that these options name: put it back" in capsys.readouterr().err
+
+
+def test_a_run_whose_teacher_has_gone_is_told(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*command("random-soft", file, "--baselines", "none"), "--out", str(run)]) == 0
+    moved = file.rename(tmp_path / "moved.pt")
+    assert main(["report", str(run)]) == 0
+    assert "**teacher**: my teacher.pt (" in (run / "report.md").read_text()
+    assert main(["evaluate", str(run), "--networks", "1", "--baselines", "none"]) == 0
+    capsys.readouterr()
+    assert main(["distill", "--resume", str(run)]) == 2
+    assert f"there is no file {file} any more" in capsys.readouterr().err
+    moved.rename(file)
+    assert main(["distill", "--resume", str(run)]) == 0
 
 
 @pytest.mark.slow
@@ -428,6 +448,40 @@ def test_sweeps_pass_it_to_their_runs(file: Path, tmp_path: Path, capsys: pytest
     words = ["sweep", *NETWORK_OPTIONS, "--methods", "sre2l,random-soft", "--out", str(tmp_path / "sweep"), *JUDGING]
     assert main([*words, "--teacher", str(file), "--baselines", "none", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("new") == 2
+
+
+def test_a_sweep_knows_its_runs_by_what_the_file_holds(
+    file: Path, other: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "sweep" / "digits-random-soft-1"
+    assert main([*command("random-soft", file, "--baselines", "none"), "--out", str(run)]) == 0
+    moved = file.rename(tmp_path / "moved.pt")
+    words = ["sweep", *NETWORK_OPTIONS, "--methods", "random-soft", "--out", str(run.parent), *JUDGING]
+    words += ["--baselines", "none", "--dry-run", "--teacher"]
+    assert main([*words, str(moved)]) == 0
+    assert "finished" in capsys.readouterr().out
+    torch.save(other.state_dict(), moved)
+    assert main([*words, str(moved)]) == 2
+    assert "holds another run, of teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["distill", "--ipc", "1", "--method", "dm"], ["sweep", "--ipc", "1", "--methods", "dm"]]
+)
+def test_an_empty_name_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("", " "):
+        own = ["--data", "digits", "--teacher", name, "--out", str(tmp_path / "a"), "--dry-run"]
+        assert main([*words, *own]) == 2
+        assert "--teacher names the file of a trained network, got an empty name" in capsys.readouterr().err
+
+
+def test_an_empty_name_is_none_of_a_finished_run(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main([*command("random-soft", file, "--baselines", "none"), "--out", str(run)]) == 0
+    assert main(["evaluate", str(run), "--networks", "1", "--baselines", "none", "--teacher", ""]) == 2
+    assert "--teacher names the file of a trained network, got an empty name" in capsys.readouterr().err
 
 
 @pytest.mark.slow
