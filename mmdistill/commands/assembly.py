@@ -78,7 +78,7 @@ def as_it_was(file: str) -> Path:
     path, digest = _unpinned(file)
     if digest and not path.exists():
         raise DataError(
-            f"there is no file {path} any more, the teacher that these options name: put it back there; distill and "
+            f"there is no file {path} any more, the teacher that these options name: put it back there; new runs and "
             "evaluate take it from elsewhere, or another one, by --teacher FILE"
         )
     if digest and path.is_file() and (found := _digest(path)) != digest:
