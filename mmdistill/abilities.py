@@ -22,7 +22,7 @@ MapReader = Callable[[Tensor], Tensor]
 
 
 class EveryLayer:
-    """A reader that takes maps as they are, and asks for every layer: see :meth:`GivesMaps.maps`."""
+    """A reader that keeps maps as they are, and asks for every layer: see :meth:`GivesMaps.maps`."""
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Return the maps, flattened."""
@@ -60,7 +60,8 @@ class GivesMaps(Protocol):
 
         Layers come in the order of :meth:`Task.features`, those without maps left out, each before it is pooled. A
         reader that is an :class:`EveryLayer` is also given layers without maps, as their features, and after these the
-        block that the embedding is made of, where the network names it: its maps, and its output where that is pooled.
+        block that the embedding is made of, where the network names it: its maps, and these pooled, if they are, which
+        is the embedding once more.
         """
         ...
 

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from mmdistill.abilities import EveryLayer, MapReader
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
+from mmdistill.networks.hooks import keep_input, keep_map, keep_output, last_block, last_pooling
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import NetworkState, Tensors
 
@@ -147,22 +148,22 @@ class FunctionalModule:
         self._maps: Tensors = {}
         self._readers: list[MapReader] = []
         every = [id(module) for _, module in self.module.named_modules(remove_duplicate=False)]
-        self._pools_alike = False
-        last = getattr(self.module, "last_block", "")
-        self._last_block = last if last not in self.feature_names else ""
+        self._pools_alike: set[str] = set()
+        self._last_block = last_block(self.module, self.feature_names)
         self._last_readers: list[MapReader] = []
-        for name in filter(None, (*self.feature_names[:-1], self._last_block)):
-            pooling = _last_pooling(submodules[name])
-            self._pools_alike |= pooling is not None and every.count(id(pooling)) > 1
-            readers = self._last_readers if name == self._last_block else self._readers
-            keep = partial(_keep_map, self._maps, readers, name)
+        for name in dict.fromkeys((*self.feature_names[:-1], *filter(None, [self._last_block]))):
+            pooling = last_pooling(submodules[name])
+            if pooling is not None and every.count(id(pooling)) > 1:
+                self._pools_alike.add(name)
+            readers = self._readers if name in self.feature_names else self._last_readers
+            keep = partial(keep_map, self._maps, readers, name)
             if pooling is None:
                 submodules[name].register_forward_hook(keep)
             else:
                 pooling.register_forward_pre_hook(keep)
-            submodules[name].register_forward_hook(partial(_keep_output, self._captured, name))
+            submodules[name].register_forward_hook(partial(keep_output, self._captured, name))
         for name in self.feature_names[-1:] if features else linear:  # under one name, so that the last to run counts
-            submodules[name].register_forward_pre_hook(partial(_keep_input, self._captured, self.feature_names[-1]))
+            submodules[name].register_forward_pre_hook(partial(keep_input, self._captured, self.feature_names[-1]))
         for submodule in submodules.values():
             if isinstance(submodule, (nn.modules.batchnorm._NormBase, nn.LayerNorm)):
                 submodule.register_forward_pre_hook(_in_full)
@@ -286,69 +287,36 @@ class FunctionalModule:
         """Return what a reader makes of the features' maps, each before it is pooled, and the embedding last.
 
         Maps are features of four dimensions; where the last layer of a feature's submodule is a pooling, they are what
-        that is given. A map is read as soon as it is there, so that without gradients no more than one is kept. The
-        block that an :class:`~mmdistill.abilities.EveryLayer` is given beside them is the module's ``last_block``.
+        that is given. A map is read as soon as it is there, so that without gradients no more than one is kept, but
+        for an :class:`~mmdistill.abilities.EveryLayer`, which keeps all. The block that this one is given beside them
+        is the module's ``last_block``, whose pooled maps are the embedding.
 
         Shapes:
             maps ``(n, channels, height, width)``; what ``read`` returns of one is ``(n, d)``.
         Raises:
             UnsupportedError: as :meth:`features`, or a pooling that several layers share.
         """
-        if self._pools_alike:
+        every = isinstance(read, EveryLayer)
+        if self._pools_alike if every else self._pools_alike.intersection(self.feature_names):
             raise UnsupportedError(
                 "layers end in one and the same pooling module, so their maps cannot be told apart; give each its own"
             )
         self._readers.append(read)
-        every = isinstance(read, EveryLayer)
         self._last_readers.extend([read] * every)
         try:
             *layers, embedding = self.features(state, *inputs)
             if not every:
                 return (*(self._maps[name] for name in self.feature_names[:-1] if name in self._maps), embedding)
-            before = [self._maps.get(name, layer) for name, layer in zip(self.feature_names, layers, strict=False)]
-            last = [self._maps[self._last_block]] if self._last_block in self._maps else []
-            pooled = [embedding] if last and last[0].shape != embedding.shape else []
-            return (*before, *last, *pooled, embedding)
+            given = {name: self._maps.get(name, layer) for name, layer in zip(self.feature_names, layers, strict=False)}
+            last = self._maps.get(self._last_block)
+            if last is None:
+                return (*given.values(), embedding)
+            given[self._last_block] = last
+            return (*given.values(), *[embedding] * (last.shape != embedding.shape), embedding)
         finally:
             self._readers.clear()
             self._last_readers.clear()
             self._maps.clear()
-
-
-def _keep_input(captured: Tensors, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Keep what a submodule is given.
-
-    As :func:`_keep_output` a function of the module's top level, whose partial follows copies: a copied network's hooks
-    write into its own dict.
-    """
-    captured[name] = args[0]
-
-
-def _keep_output(captured: Tensors, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    """Keep what a submodule returns."""
-    captured[name] = output
-
-
-def _keep_map(
-    maps: Tensors,
-    readers: Sequence[MapReader],
-    name: str,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    output: Tensor | None = None,
-) -> None:
-    """Keep what a reader, where there is one, makes of a submodule's output or, called before it runs, of its input."""
-    found = args[0] if output is None else output
-    if readers and isinstance(found, Tensor) and found.ndim == 4:
-        maps[name] = readers[-1](found)
-
-
-def _last_pooling(module: nn.Module) -> nn.Module | None:
-    """Return the pooling that a submodule ends with, a layer so named without parameters; None where it has none."""
-    while isinstance(module, nn.Sequential) and len(module):
-        module = module[-1]
-    pools = "Pool" in type(module).__name__ and next(module.parameters(), None) is None
-    return module if pools else None
 
 
 def _in_full(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

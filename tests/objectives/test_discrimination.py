@@ -65,6 +65,39 @@ def test_every_layer_is_read(model: str, sizes: list[int]) -> None:
     assert named == len(few) == sum(size > 120 for size in sizes[: len(task.network.feature_names) - 1])
 
 
+@pytest.mark.parametrize(
+    ("features", "sizes"),
+    [
+        (("classifier",), [256, 64, 64]),
+        (("block3", "classifier"), [256, 64, 64]),
+        (("block1", "block2", "block3", "classifier"), [4096, 1024, 256, 64, 64]),
+        (("block1", "block2"), [4096, 1024]),  # the embedding is what block2 is given
+    ],
+)
+def test_layers_of_ones_own_choice_end_in_their_own_embedding(features: tuple[str, ...], sizes: list[int]) -> None:
+    images, labels = KEY.normal(6, 3, 32, 32), torch.arange(6) % 3
+    task = image_task((images, labels), test=(images, labels), model="convnet-d3-w4", features=features, mirror=False)
+    found = task.maps(task.init(KEY), images[:2], EveryLayer())
+    assert [layer.shape[1] for layer in found] == sizes
+
+
+@pytest.mark.parametrize("value", ["head", "nowhere", 3, True, None])
+def test_an_own_networks_attribute_of_that_name_means_nothing(value: object) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last_block = nn.Linear(128, 8) if value is None else value
+            self.head = nn.Linear(128, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            out: Tensor = self.head(images.flatten(1))
+            return out
+
+    images, labels = KEY.normal(6, 2, 8, 8), torch.arange(6) % 3
+    task = image_task((images, labels), test=(images, labels), model=Own, mirror=False)
+    assert len(task.maps(task.init(KEY), images[:2], EveryLayer())) == 1
+
+
 def test_layers_that_share_a_pooling_are_refused_at_the_start() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
