@@ -84,7 +84,7 @@ def as_it_was(file: str) -> Path:
     if digest and path.is_file() and (found := _digest(path)) != digest:
         raise DataError(
             f"{path} has changed since these options were kept (its digest was {digest} and is {found}): bring it back "
-            "as it was; distill and evaluate take another teacher by --teacher"
+            "as it was; new runs and evaluate take another teacher by --teacher"
         )
     return path
 

@@ -83,7 +83,7 @@ def _task_without_lost_teacher(
     lost = None
     if config.teacher is not None and asked.teacher is None:
         try:
-            as_it_was(config.teacher)
+            config = replace(config, teacher=str(as_it_was(config.teacher)))  # no digest, so that it is read once
         except DataError as error:  # which matters only where a judge asks it
             lost, config = error, replace(config, teacher=None)
     return _task_of(config, distilled, asked.device), lost
@@ -169,9 +169,10 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
     if own_steps and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     judges = find_judges(task, split_names(asked.judges), distilled.judge, unfit={})
-    if lost is not None and (asked.scores == "robust" or ask_teacher(task, judges)):
+    asks = asked.scores == "robust" or ask_teacher(task, judges)
+    if lost is not None and asks:
         raise lost
-    if asked.teacher and asked.scores != "robust" and not ask_teacher(task, judges):
+    if asked.teacher and not asks:
         print(NO_JUDGE_ASKS)
     with sole_writer(folder):
         require_held(distilled, folder)  # which another process may have replaced
