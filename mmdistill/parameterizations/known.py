@@ -135,11 +135,15 @@ def _first_known(task: Task, network: NetworkState, rows: Tensor, label: int, wa
 
 @torch.no_grad()
 def labels_by(task: Task, networks: Networks, samples: Batch, classes: Tensor) -> Tensor:
-    """Return the mean logits of those networks that know each sample's class; of all, where none does.
+    """Return the mean logits of those networks that know each sample's class.
+
+    Where none does they are those of all, with the class's own raised to the largest: no label names another class
+    alone.
 
     Shapes:
         M samples, classes ``(M,)``; returns ``(M, C)``.
-    Source: the published code of Guo et al., ICLR 2024.
+    Source: the published code of Guo et al., ICLR 2024, where every sample is known, and of Zhang et al., ICML 2024,
+    which raises.
     """
     rows = torch.arange(len(classes), device=classes.device)
     parts = torch.split(rows, forward_size(task, samples.inputs))
@@ -150,4 +154,6 @@ def labels_by(task: Task, networks: Networks, samples: Batch, classes: Tensor) -
         knows = (logits.argmax(1) == classes)[:, None].to(logits.dtype)
         every, right, number = every + logits, right + knows * logits, number + knows
         total += 1
-    return torch.where(number > 0, right / number.clamp_min(1), every / total)
+    unknown = every / total
+    unknown[rows, classes] = unknown.amax(1)
+    return torch.where(number > 0, right / number.clamp_min(1), unknown)

@@ -183,7 +183,7 @@ def test_who_knows_too_few_of_a_class_is_followed_by_others() -> None:
     batch = task.select(torch.tensor([0, 5, 10, 12]))
     surer = NetworkState({**second.params, "sure": torch.tensor(5.0)}, {})
     logits = labels_by(task, lambda: iter([first, surer]), batch, torch.tensor([0, 1, 2, 2]))
-    assert logits.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [3, 0, 0]]
+    assert logits.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [3, 0, 3]]
 
 
 def test_starts_that_are_chosen_otherwise_stay(tmp_path: Path) -> None:
