@@ -292,7 +292,9 @@ class Distiller:
                 self._update(run, found)
                 run.parameterization.project()
             if run.average is not None:
-                follow(run.average, run.parameterization.state_dict(), self.settings.ema)
+                settings = self.settings
+                since = None if settings.ema_start else run.step
+                follow(run.average, run.parameterization.state_dict(), settings.ema, since)
 
             def current() -> Batch:
                 with torch.no_grad():

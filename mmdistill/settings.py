@@ -159,6 +159,7 @@ class Settings:
             (``distance``).
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then validated and the result; 0 keeps steps.
+        ema_start: whether the start counts in that average, by what is left of it; else it is of the steps alone.
         clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
         skip_above: a step of a higher loss changes nothing, of trajectories one that ends further from the target than
             it began; 0 takes every step. The host waits for each step to know.
@@ -211,6 +212,7 @@ class Settings:
     masked_by: MaskedBy = "depth"
     teacher_epochs: int = 10
     ema: float = 0.0
+    ema_start: bool = True
     clip: float = 0.0
     skip_above: float = 0.0
     validate_every: int = 0
@@ -228,8 +230,9 @@ class Settings:
         require_choice("what masks parameters (masked_by)", self.masked_by, get_args(MaskedBy))
         require_choice("how samples join (expert_pacing)", self.expert_pacing, get_args(Pacing))
         require_choice("the experts' precision (expert_precision)", self.expert_precision, get_args(TrainingPrecision))
-        if not isinstance(self.augment, bool):
-            raise ConfigError(f"augment is true or false, got {self.augment!r}")
+        for name in ("augment", "ema_start"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name} is true or false, got {value!r}")
         if not (self.expert_adaptive is None or isinstance(self.expert_adaptive, bool)):
             raise ConfigError(f"expert_adaptive is true, false or None, got {self.expert_adaptive!r}")
         if not isinstance(self.optimizers, Mapping):

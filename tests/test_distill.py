@@ -206,6 +206,7 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"inner_lr": float("nan")}, "inner_lr is a number of at least 0, got nan"),
         ({"clip": -1.0}, "clip is"),
         ({"augment": "no"}, "augment is true or false, got 'no'"),
+        ({"ema_start": 0}, "ema_start is true or false, got 0"),
         ({"init": "realz"}, "is real or noise or .*, got 'realz'; did you mean 'real'"),
         ({1: 2}, "settings are called by their names, got 1"),
         ({"optimizers": 3}, "optimizers are a mapping from groups to OptimizerSpecs, got 3"),

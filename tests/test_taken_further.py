@@ -82,6 +82,7 @@ def adversarial() -> Method:
 KINDS: Mapping[str, tuple[Callable[[], BlobTask], Method]] = {
     "momentum": (BlobTask, method("dc", optimizers={"codes": CODES})),
     "average": (BlobTask, method("dm", ema=0.9)),
+    "average of steps alone": (BlobTask, method("dm", ema=0.9, ema_start=False)),
     "adam": (BlobTask, method("dc", optimizers={"codes": OptimizerSpec("adam", 0.05)})),
     "soft labels": (BlobTask, method("dc", optimizers={"codes": CODES, "labels": RATE}).labelled("soft")),
     "learned rate": (BlobTask, method("dd", inner_steps=2, optimizers={"codes": CODES, "objective": RATE})),

@@ -165,10 +165,19 @@ def is_in_vain(step: int, best: Mapping[str, Any] | None, patience: int) -> bool
     return bool(patience) and best is not None and step - int(best["step"]) >= patience
 
 
-def follow(average: Tensors, current: Tensors, decay: float) -> None:
-    """Move a running average towards the current state, in place."""
+def follow(average: Tensors, current: Tensors, decay: float, step: int | None = None) -> None:
+    """Move a running average towards the current state, in place.
+
+    Args:
+        average: what moves.
+        current: the state.
+        decay: what is kept of the average.
+        step: counted from 0, of an average of the steps alone, whose weights are divided by their sum (as Adam corrects
+            its moments); None: what it starts from counts for all steps before.
+    """
+    share = 1 - decay if step is None else (1 - decay) / (1 - decay ** (step + 1))
     for name, tensor in current.items():
         if tensor.is_floating_point():
-            average[name].lerp_(tensor.detach(), 1 - decay)
+            average[name].lerp_(tensor.detach(), share)
         else:
             average[name].copy_(tensor)

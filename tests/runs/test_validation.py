@@ -84,6 +84,23 @@ def test_averages_are_validated_and_the_best_of_them_is_the_set() -> None:
     assert not torch.equal(samples(found), samples(live))
 
 
+@pytest.mark.parametrize("start", [True, False])
+def test_an_average_weighs_steps_by_powers_of_its_decay(start: bool) -> None:
+    """With its start as the oldest, or of the steps alone, by weights that sum to one."""
+    distiller = Distiller(BlobTask(), method("dm", ema=0.8, ema_start=start), 2)
+    run = distiller.start()
+    path = [run.parameterization(Draws(0)).inputs.double()]
+    for done in range(1, 4):
+        run, _ = distiller.step(run)
+        path.append(run.parameterization(Draws(0)).inputs.double())
+        weights = [0.2 * 0.8 ** (done - step) for step in range(1, done + 1)]
+        weights = [0.8**done if start else 0.0, *(weights if start else [w / sum(weights) for w in weights])]
+        expected = sum(weight * inputs for weight, inputs in zip(weights, path, strict=True))
+        with run.averaged():
+            found = run.parameterization(Draws(0)).inputs.double()
+        torch.testing.assert_close(found, expected)
+
+
 def test_validation_keeps_what_the_objective_learned_by_the_best_step() -> None:
     rates = {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
     task, dd = Validated(), method("dd", inner_steps=2, optimizers=rates)

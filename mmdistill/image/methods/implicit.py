@@ -77,6 +77,7 @@ def _rcig_settings(ipc: int) -> ImplicitSettings:
         inner_lr=5e-5,
         inner_batch=1000,
         ema=0.99,
+        ema_start=False,
     )
 
 

@@ -114,6 +114,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "settings.init": "real",
         "settings.augment": False,
         "settings.ema": 0.99,
+        "settings.ema_start": False,
         "rates.codes": OptimizerSpec("adabelief", 3e-3, betas=BETAS),
         "rates.labels": OptimizerSpec("adabelief", 3e-3, betas=BETAS),
         "rates.objective": OptimizerSpec("adabelief", 0.03, betas=BETAS),
