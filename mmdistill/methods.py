@@ -66,8 +66,11 @@ def trained_on_s(settings: Settings) -> NetworkSchedule:
 
 
 def stepped_on_s(settings: Settings) -> NetworkSchedule:
-    """A network trained on the synthetic set between steps, minibatch by minibatch, see :class:`SteppedOnS`."""
-    return trained_by(SteppedOnS)(settings)
+    """A network trained on the synthetic set between steps, minibatch by minibatch, see :class:`SteppedOnS`.
+
+    ``inner_lr`` is that of the student's step; the network's own is torch's default of Adam, as in LD's code.
+    """
+    return trained_by(SteppedOnS)(replace(settings, inner_lr=1e-3))
 
 
 def experts_by(

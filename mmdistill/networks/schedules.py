@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels
+from mmdistill.networks.inner import Adam
 from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.networks.training import network_gradients, network_outputs, training_loss
 from mmdistill.runtime import Draws
@@ -215,6 +216,12 @@ class InnerLoopSchedule(NetworkSchedule):
             batch = self.prepare(task, draws.fold("augment"), batch)
         elif self.augment:
             batch = augmented(task, draws.fold("augment"), batch, shared=False)
+        return self.taken(task, network, momentum, batch, draws)
+
+    def taken(
+        self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
+    ) -> tuple[NetworkState, Tensors]:
+        """Return the network and its momentum after one step of SGD."""
         return sgd_step(task, network, momentum, batch, self.lr, self.momentum, draws, self.weight_decay)
 
     @abstractmethod
@@ -235,11 +242,25 @@ class TrainedOnS(InnerLoopSchedule):
 
 
 class SteppedOnS(TrainedOnS):
-    """Train on the synthetic set, an inner step being one minibatch of it (LD)."""
+    """Train on the synthetic set by Adam, an inner step being one minibatch of it (LD)."""
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return one minibatch of the shuffled set."""
         return super().minibatches(task, syn, draws)[:1]
+
+    def taken(
+        self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
+    ) -> tuple[NetworkState, Tensors]:
+        """Return the network and its moments after one step of Adam, without momentum or weight decay of its own."""
+        gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
+        adam, before = Adam(), momentum.get("steps", torch.zeros((), device=batch.weight.device))
+        params, moments = {}, {"steps": before + 1}
+        for name, parameter in network.params.items():
+            kept = (f"first.{name}", f"second.{name}")
+            memory = (momentum[kept[0]], momentum[kept[1]]) if momentum else adam.start(parameter)
+            params[name], found = adam.step(parameter, memory, gradients[name], self.lr, before)
+            moments |= dict(zip(kept, found, strict=True))
+        return NetworkState(params, buffers), moments
 
 
 @dataclass(frozen=True)

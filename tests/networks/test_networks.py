@@ -484,6 +484,23 @@ def test_an_inner_step_is_an_epoch_or_one_minibatch() -> None:
     assert torch.equal(minibatch[0].inputs, epoch[0].inputs)  # type: ignore[arg-type]
 
 
+def test_minibatch_after_minibatch_is_taken_by_adam() -> None:
+    task = BlobTask()
+    syn, schedule = data(task), SteppedOnS(outer_steps=9, inner_steps=2, lr=0.01, batch=1000)
+    state = schedule.fetch(task, EMPTY, KEY)
+    assert state.network is not None
+    theirs = {name: tensor.clone().requires_grad_() for name, tensor in state.network.params.items()}
+    optimizer = torch.optim.Adam(theirs.values(), lr=0.01)
+    for _ in range(3):
+        state = schedule.advance(task, state, lambda: syn, KEY)
+        for _ in range(2):
+            optimizer.zero_grad()
+            task.loss(NetworkState(theirs, {}), syn, train=True, draws=KEY).backward()
+            optimizer.step()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(state.network.params[name], tensor.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_networks_trained_on_the_real_set_use_real_batches() -> None:
     task, schedule = BlobTask(), TrainedOnT(outer_steps=5, inner_steps=200, lr=0.1, momentum=0.5, batch=32)
 

@@ -203,12 +203,16 @@ def _labelled_rat_settings(ipc: int, table: Mapping[int, WindowRow]) -> Settings
 
 
 def ld_settings(ipc: int) -> Settings:
-    """Return the published rates; a network lives for a fixed number of steps instead of until it stops improving."""
+    """Return the published rates.
+
+    A network lives for a fixed number of steps, about as long as the published rule lets one, which ends it once the
+    loss of the real batch has not fallen for 50 steps.
+    """
     return Settings(
         steps=20_000,
         real_batch=1024,
         optimizers={"labels": OptimizerSpec("adam", 1e-3)},
-        outer_steps=200,
+        outer_steps=500,
         inner_steps=1,
         inner_lr=0.01,
         inner_batch=50,
@@ -278,7 +282,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         label="soft",
         summary="labels alone are learned, for fixed real images, by performance matching",
         source="Bohdal et al., 2020 (softmax for projected labels, which start near the images' classes; networks of a "
-        "fixed life, trained by SGD on minibatches of their own)",
+        "fixed life)",
     ),
     "random-soft": Method(
         "Random, soft",

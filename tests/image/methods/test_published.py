@@ -328,7 +328,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "settings.real_batch": 1024,
         "rates.labels": OptimizerSpec("adam", 1e-3, betas=BETAS),
         "network.__class__": SteppedOnS,
-        "network.lr": 0.01,
+        "network.lr": 1e-3,  # of Adam
         "network.batch": 50,
         "network.inner_steps": 1,
         "objective.__class__": UnrolledPerformance,
