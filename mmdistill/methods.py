@@ -68,9 +68,9 @@ def trained_on_s(settings: Settings) -> NetworkSchedule:
 def stepped_on_s(settings: Settings) -> NetworkSchedule:
     """A network trained on the synthetic set between steps, minibatch by minibatch, see :class:`SteppedOnS`.
 
-    ``inner_lr`` is that of the student's step; the network's own is torch's default of Adam, as in LD's code.
+    It steps by Adam at torch's default rate, as in LD's code; ``inner_lr`` and ``inner_momentum`` are the student's.
     """
-    return trained_by(SteppedOnS)(replace(settings, inner_lr=1e-3))
+    return trained_by(SteppedOnS)(replace(settings, inner_lr=1e-3, inner_momentum=0.0))
 
 
 def experts_by(

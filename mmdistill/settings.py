@@ -124,7 +124,7 @@ class Settings:
         augment: augmentation while matching, siamese (Sec. 3.4.1) or, of unrolled students, per sample.
         outer_steps: updates of the synthetic data per network, for schedules that train it.
         inner_steps: network updates between them.
-        inner_lr: the network's learning rate.
+        inner_lr: the network's learning rate, of LD the student's.
         inner_batch: the network's minibatch size; 0: the whole set, for unrolled students.
         inner_momentum: the network's momentum.
         inner_optimizer: by which unrolled students train: ``sgd`` or ``adam``.

@@ -242,7 +242,19 @@ class TrainedOnS(InnerLoopSchedule):
 
 
 class SteppedOnS(TrainedOnS):
-    """Train on the synthetic set by Adam, an inner step being one minibatch of it (LD)."""
+    """Train on the synthetic set by Adam, an inner step being one minibatch of it (LD).
+
+    Raises:
+        ConfigError: momentum or weight decay, which Adam's moments stand in for.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.momentum or self.weight_decay:
+            raise ConfigError(
+                f"networks that step by Adam have no momentum or weight decay of their own, got {self.momentum} and "
+                f"{self.weight_decay}"
+            )
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return one minibatch of the shuffled set."""
@@ -251,7 +263,7 @@ class SteppedOnS(TrainedOnS):
     def taken(
         self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
     ) -> tuple[NetworkState, Tensors]:
-        """Return the network and its moments after one step of Adam, without momentum or weight decay of its own."""
+        """Return the network and its moments after one step of Adam."""
         gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
         adam, before = Adam(), momentum.get("steps", torch.zeros((), device=batch.weight.device))
         params, moments = {}, {"steps": before + 1}

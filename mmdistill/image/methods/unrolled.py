@@ -282,7 +282,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         label="soft",
         summary="labels alone are learned, for fixed real images, by performance matching",
         source="Bohdal et al., 2020 (softmax for projected labels, which start near the images' classes; networks of a "
-        "fixed life)",
+        "fixed life, on minibatches of their own)",
     ),
     "random-soft": Method(
         "Random, soft",

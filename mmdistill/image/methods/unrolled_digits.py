@@ -126,7 +126,7 @@ def _short_ld(ipc: int) -> Settings:
 
 
 SHORT_LD = replace(UNROLLED_METHODS["ld"], network=trained_on_s, settings=_short_ld)
-"""Its networks train for five epochs of the set between two steps, not for a minibatch."""
+"""Its networks train by SGD for five epochs of the set between two steps, not by Adam for a minibatch."""
 _digits_experts = experts_by_start(DIGITS_EXPERTS, DIGITS_FAST_EXPERTS)
 UNROLLED_DIGITS: dict[str, Method] = {
     "dd": replace(CORE_METHODS["dd"], settings=_digits_dd),
