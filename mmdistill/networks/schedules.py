@@ -244,17 +244,8 @@ class TrainedOnS(InnerLoopSchedule):
 class SteppedOnS(TrainedOnS):
     """Train on the synthetic set by Adam, an inner step being one minibatch of it (LD).
 
-    Raises:
-        ConfigError: momentum or weight decay, which Adam's moments stand in for.
+    It reads ``lr``, and no momentum or weight decay.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.momentum or self.weight_decay:
-            raise ConfigError(
-                f"networks that step by Adam have no momentum or weight decay of their own, got {self.momentum} and "
-                f"{self.weight_decay}"
-            )
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return one minibatch of the shuffled set."""
