@@ -70,7 +70,9 @@ def stepped_on_s(settings: Settings) -> NetworkSchedule:
 
     It steps by Adam at torch's default rate, as in LD's code; ``inner_lr`` and ``inner_momentum`` are the student's.
     """
-    return trained_by(SteppedOnS)(replace(settings, inner_lr=1e-3, inner_momentum=0.0))
+    made = trained_by(SteppedOnS)(settings)
+    assert isinstance(made, SteppedOnS)
+    return replace(made, lr=1e-3, momentum=0.0)
 
 
 def experts_by(

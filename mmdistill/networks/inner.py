@@ -6,6 +6,7 @@ a direction in parameter space, along which :mod:`mmdistill.networks.unroll` dif
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,3 +139,21 @@ class Adam(UpdateRule):
         """Return the corrected mean, and the root of the corrected second moment."""
         first, second = (1 - beta ** (index + 1) for beta in self.betas)
         return m / first, (v / second).sqrt()
+
+
+def adam_update(
+    params: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Mapping[str, Tensor], lr: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return parameters and moments after a step of :class:`Adam` on all parameters.
+
+    Shapes:
+        moments ``first.NAME`` and ``second.NAME`` in the parameter's shape, and ``steps`` ``()``, those before; none
+        before the first step, and others are left unread.
+    """
+    adam, moved, found = Adam(), {}, {}
+    before = moments.get("steps", next(iter(params.values())).new_zeros(()))
+    for name, parameter in params.items():
+        first, second = f"first.{name}", f"second.{name}"
+        memory = (moments[first], moments[second]) if "steps" in moments else adam.start(parameter)
+        moved[name], (found[first], found[second]) = adam.step(parameter, memory, gradients[name], lr, before)
+    return moved, found | {"steps": before + 1}

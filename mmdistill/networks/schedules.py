@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels
-from mmdistill.networks.inner import Adam
+from mmdistill.networks.inner import adam_update
 from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.networks.training import network_gradients, network_outputs, training_loss
 from mmdistill.runtime import Draws
@@ -256,13 +256,7 @@ class SteppedOnS(TrainedOnS):
     ) -> tuple[NetworkState, Tensors]:
         """Return the network and its moments after one step of Adam."""
         gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
-        adam, before = Adam(), momentum.get("steps", torch.zeros((), device=batch.weight.device))
-        params, moments = {}, {"steps": before + 1}
-        for name, parameter in network.params.items():
-            kept = (f"first.{name}", f"second.{name}")
-            memory = (momentum[kept[0]], momentum[kept[1]]) if momentum else adam.start(parameter)
-            params[name], found = adam.step(parameter, memory, gradients[name], self.lr, before)
-            moments |= dict(zip(kept, found, strict=True))
+        params, moments = adam_update(network.params, gradients, momentum, self.lr)
         return NetworkState(params, buffers), moments
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import in_full, regression_targets, weighted_mean
-from mmdistill.networks.inner import Adam
+from mmdistill.networks.inner import Adam, adam_update
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.training import network_gradients
 from mmdistill.runtime import Draws
@@ -110,13 +110,8 @@ class NetworkPool(NetworkSchedule):
         if self.augment:
             syn = augmented(task, draws.fold("augment"), syn, shared=False)
         gradients, buffers = network_gradients(regression_loss, task, network, syn, draws)
-        steps, adam = pool[f"{member}.steps"], Adam()
-        updated: Tensors = {f"{member}.steps": steps + 1}
-        for name, parameter in network.params.items():
-            first, second = f"{member}.first.{name}", f"{member}.second.{name}"
-            moved, moments = adam.step(parameter, (pool[first], pool[second]), gradients[name], self.lr, steps)
-            updated[f"{member}.params.{name}"], (updated[first], updated[second]) = moved, moments
-        return updated | {f"{member}.buffers.{name}": buffer for name, buffer in buffers.items()}
+        params, moments = adam_update(network.params, gradients, under(f"{member}.", pool), self.lr)
+        return _named(member, NetworkState(params, buffers), moments)
 
 
 @dataclass(frozen=True)
@@ -160,9 +155,14 @@ def regression_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws 
 
 def _member(index: int, network: NetworkState) -> Tensors:
     """Return a fresh member's tensors under its own names."""
-    found = {f"{index}.steps": torch.zeros_like(next(iter(network.params.values())).flatten()[0])}
+    moments = {"steps": next(iter(network.params.values())).new_zeros(())}
     for name, parameter in network.params.items():
-        found[f"{index}.params.{name}"] = parameter
-        found[f"{index}.first.{name}"] = torch.zeros_like(parameter)
-        found[f"{index}.second.{name}"] = torch.zeros_like(parameter)
+        moments[f"first.{name}"], moments[f"second.{name}"] = Adam().start(parameter)
+    return _named(index, network, moments)
+
+
+def _named(index: int, network: NetworkState, moments: Tensors) -> Tensors:
+    """Return a member's tensors under its own names."""
+    found = {f"{index}.{name}": moment for name, moment in moments.items()}
+    found |= {f"{index}.params.{name}": parameter for name, parameter in network.params.items()}
     return found | {f"{index}.buffers.{name}": buffer for name, buffer in network.buffers.items()}

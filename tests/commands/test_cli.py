@@ -407,6 +407,7 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
     assert unread("dm") == ["inner_lr", "inner_window", "outer_steps"]
     assert unread("dc") == ["inner_window"]
     assert unread("rat-bptt") == ["outer_steps"]
+    assert get_method(get_domain("image"), "ld").unread(1, ["expert_steps", "inner_lr"]) == ["expert_steps"]
     assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
     assert get_method(get_domain("image"), "tesla").unread(1, ["teacher_epochs"]) == ["teacher_epochs"]
 
