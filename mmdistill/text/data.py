@@ -22,11 +22,12 @@ from mmdistill.names import canonical, class_numbers, class_order, unknown_data
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
-from mmdistill.text.checks import checked_rows, placed
+from mmdistill.text.checks import WHOLE, checked_rows, placed
 from mmdistill.text.inputs import (
     UNNAMED,
+    Columns,
     Pair,
-    RawSplit,
+    Raw,
     Table,
     columns_split,
     divided,
@@ -172,38 +173,42 @@ def load_text(
         DataError: missing or unreadable files, empty texts, missing or unknown labels, fewer than two classes.
     """
     seed = checked_seed(seed)
-    columns = {"text_column": text_column, "label_column": label_column}
+    wanted = Columns(text_column, label_column)
     if isinstance(source, TextData):
-        require_left_out("text data that are loaded are read, with their classes", **columns, class_names=class_names)
+        known = "text data that are loaded are read, with their classes"
+        require_left_out(known, text_column=text_column, label_column=label_column, class_names=class_names)
         return source
-    name = str(source) if isinstance(source, str | Path) else "texts"
-    notes: tuple[str, ...] = ()
-    own_names: tuple[str, ...] | None = None
-    if isinstance(source, tuple):
-        require_left_out(UNNAMED, **columns)
-        splits = {"all": pair_split("data", source)}
-    elif isinstance(source, Mapping) and not is_table(source):
-        splits, own_names, notes = from_parts(source, text_column, label_column)
-    elif isinstance(source, str) and on_hub(source):
-        name = located_on_hub(source)
-        splits, own_names, notes = from_data_sets(load_from_hub(source), text_column, label_column, source)
-    elif isinstance(source, str) and canonical(source) in SOURCES:
-        key = canonical(source)
-        own_names = SOURCES[key].class_names
-        splits, notes = _from_root(key, text_column, label_column)
-    elif isinstance(source, str | Path):
-        name = str(users_path(source).absolute())
-        splits, notes = _from_path(source, text_column, label_column)
-    elif is_table(source):
-        frame, own_names = frame_of(source, text_column, label_column, "the table")
-        splits, notes = divided(frame, text_column, label_column, "the table")
+    if isinstance(source, str | Path):
+        name, raw = _found(source, wanted)
     else:
-        raise ConfigError(
-            "text data is a name, a path, (texts, labels), a table (of pandas or Hugging Face, a dictionary "
-            "with a list per column, or a list with a dictionary per row) or a mapping of split names to such, got "
-            f"{type(source).__name__}"
-        )
-    return _finish(name, splits, class_names or own_names, seed, notes)
+        name, raw = "texts", _given(source, wanted)
+    return _finish(name, raw._replace(class_names=tuple(class_names)) if class_names else raw, seed)
+
+
+def _given(source: Pair | Table | Mapping[str, Pair | Table], wanted: Columns) -> Raw:
+    """Read data in memory."""
+    if isinstance(source, tuple):
+        wanted.require_none(UNNAMED)
+        return Raw({WHOLE: pair_split("data", source)})
+    if is_table(source):
+        frame, own_names = frame_of(source, wanted, "the table")
+        return divided(frame, wanted, "the table")._replace(class_names=own_names)
+    if isinstance(source, Mapping):
+        return from_parts(source, wanted)
+    raise ConfigError(
+        "text data is a name, a path, (texts, labels), a table (of pandas or Hugging Face, a dictionary "
+        "with a list per column, or a list with a dictionary per row) or a mapping of split names to such, got "
+        f"{type(source).__name__}"
+    )
+
+
+def _found(source: str | Path, wanted: Columns) -> tuple[str, Raw]:
+    """Read data by a name or a path; returns what they are called too."""
+    if isinstance(source, str) and on_hub(source):
+        return located_on_hub(source), from_data_sets(load_from_hub(source), wanted, source)
+    if isinstance(source, str) and canonical(source) in SOURCES:
+        return source, _from_root(canonical(source), wanted)
+    return str(users_path(source).absolute()), _from_path(source, wanted)
 
 
 def accepts(path: Path) -> bool:
@@ -214,18 +219,17 @@ def accepts(path: Path) -> bool:
     return path.is_file() and may_hold_texts(path)
 
 
-def _from_path(
-    source: str | Path, text_column: str | None, label_column: str | None
-) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
+def _from_path(source: str | Path, wanted: Columns) -> Raw:
     path = users_path(source)
     if path.is_dir():
-        return _from_folder(path, text_column, label_column, str(path))
+        return _from_folder(path, wanted, str(path))
     if not path.exists():
         if suffix(path) not in SUFFIXES:
             raise unknown_data("text data set", str(source), SOURCES)
         raise DataError(f"there is no file {path}")
-    splits, notes = divided(read_table(path), text_column, label_column, path)
-    return splits, (*notes, *quoted([text for texts, _ in splits.values() for text in texts], path))
+    raw = divided(read_table(path), wanted, path)
+    doubtful = quoted([text for texts, _ in raw.splits.values() for text in texts], path)
+    return raw._replace(notes=(*raw.notes, *doubtful))
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -239,21 +243,18 @@ def _split_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _from_root(
-    name: str, text_column: str | None, label_column: str | None
-) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
+def _from_root(name: str, wanted: Columns) -> Raw:
     """Read a data set that is found by name; of TREC its published files too, where there are no tables."""
-    folder = data_root() / name
+    folder, known = data_root() / name, SOURCES[name]
     if name == "trec" and not _split_files(folder) and trec.is_published(folder):
-        columns = {"text_column": text_column, "label_column": label_column}
-        require_left_out("the published files of TREC have no columns", **columns)
-        return trec.read_published(folder), ()
-    return _from_folder(folder, text_column, label_column, name, SOURCES[name].published)
+        wanted.require_none("the published files of TREC have no columns")
+        raw = Raw(trec.read_published(folder))
+    else:
+        raw = _from_folder(folder, wanted, name, known.published)
+    return raw._replace(class_names=known.class_names)
 
 
-def _from_folder(
-    folder: Path, text_column: str | None, label_column: str | None, name: str, published: str = ""
-) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
+def _from_folder(folder: Path, wanted: Columns, name: str, published: str = "") -> Raw:
     found = _split_files(folder)
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
@@ -264,45 +265,19 @@ def _from_folder(
             f"{there}; put the files there, each with a header and the columns 'label' and 'text'"
             f"{published and f', or {published}'} (MMDISTILL_DATA sets the data root)"
         )
-    splits = {split: columns_split(read_table(path), text_column, label_column, path) for split, path in found.items()}
-    return splits, tuple(note for split, path in found.items() for note in quoted(splits[split][0], path))
+    splits = {split: columns_split(read_table(path), wanted, path) for split, path in found.items()}
+    doubtful = [note for split, path in found.items() for note in quoted(splits[split][0], path)]
+    return Raw(splits, notes=tuple(doubtful))
 
 
-def _finish(
-    name: str, splits: dict[str, RawSplit], class_names: Sequence[str] | None, seed: int, given: tuple[str, ...]
-) -> TextData:
-    if "all" not in splits and "train" not in splits:
-        raise DataError(f"{name} has no training split; there are: {', '.join(splits) or 'none'}")
-    notes = list(given)
-    first = "all" if "all" in splits else "train"
-    texts, labels = checked_rows(name, splits)
-    names = tuple(class_names) if class_names else class_order(labels[first])
-    if len(names) < 2:
-        raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
-    distinct = set().union(*labels.values())
-    if class_names and str(len(names)) in distinct <= {str(number) for number in range(1, len(names) + 1)} - {*names}:
-        raise DataError(f"{name}: {from_one(len(names))}")
-    numbers = class_numbers(names, distinct, given=bool(class_names))
-    done = {
-        split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names, numbers)) for split in splits
-    }
-    missing = sorted(set(range(len(names))) - set(done[first].labels.tolist()))
-    if missing:
-        raise DataError(f"{name}: the class {names[missing[0]]!r} has no training text; remove it or add some")
-    train = done.pop(first)
-    doubtful = repeats(train.texts)
-    made_here = "test" not in done
-    if made_here:
-        train, done["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")), train.texts)
-        notes.append(f"test: {TEST_SHARE:.0%} of the data, stratified, seed {seed}")
-    else:
-        doubtful += leaks(train.texts, done["test"].texts)
-    if "dev" not in done:
-        # Beside a given test split, repeats in both cost nobody a fair score, and known data keep their split.
-        alike: Sequence[Hashable] = train.texts if made_here else range(len(train.texts))
-        train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")), alike, to_validate=True)
-        notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
-    for split, part in done.items():
+def _finish(name: str, raw: Raw, seed: int) -> TextData:
+    """Check data, number their classes, and hold out the splits that they lack."""
+    given, names = _numbered(name, raw)
+    train = given.pop(WHOLE if WHOLE in given else "train")
+    doubtful = repeats(train.texts) + (leaks(train.texts, given["test"].texts) if "test" in given else [])
+    splits, notes = _completed(train, given, seed)
+    train = splits["train"]
+    for split, part in splits.items():
         if not part.texts:
             many = ", which look like numbers to predict and not like classes" if len(train.texts) <= len(names) else ""
             counts = f"{len(set(train.texts))} of {len(names)} classes{many}"
@@ -311,12 +286,56 @@ def _finish(
                 "label column"
             )
     doubtful += [
-        *untested(done["test"].labels, names, "text"),
-        *unvalidated(done["dev"].labels, names, "text"),
+        *untested(splits["test"].labels, names, "text"),
+        *unvalidated(splits["dev"].labels, names, "text"),
         *missing_like(names),
-        *([] if class_names else alike_classes(names)),
+        *([] if raw.class_names else alike_classes(names)),
     ]
-    return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
+    return TextData(name, train, splits["dev"], splits["test"], names, (*raw.notes, *notes, *doubtful))
+
+
+def _numbered(name: str, raw: Raw) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
+    """Return the splits with class indices, and the names of the classes; without given ones, those of training.
+
+    Raises:
+        DataError: no training split, unusable rows, fewer than two classes, or one without a training text.
+    """
+    first = WHOLE if WHOLE in raw.splits else "train"
+    if first not in raw.splits:
+        raise DataError(f"{name} has no training split; there are: {', '.join(raw.splits) or 'none'}")
+    texts, labels = checked_rows(name, raw.splits)
+    names = raw.class_names or class_order(labels[first])
+    if len(names) < 2:
+        raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
+    distinct = set().union(*labels.values())
+    if raw.class_names and str(len(names)) in distinct <= {str(number) for number in range(1, len(names) + 1)} - {
+        *names
+    }:
+        raise DataError(f"{name}: {from_one(len(names))}")
+    numbers = class_numbers(names, distinct, given=bool(raw.class_names))
+    splits = {
+        split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names, numbers)) for split in texts
+    }
+    missing = sorted(set(range(len(names))) - set(splits[first].labels.tolist()))
+    if missing:
+        raise DataError(f"{name}: the class {names[missing[0]]!r} has no training text; remove it or add some")
+    return splits, names
+
+
+def _completed(
+    train: TextSplit, given: Mapping[str, TextSplit], seed: int
+) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
+    """Return all three splits, of which those that are not given are held out of training, and notes on these."""
+    held, notes = dict(given), list[str]()
+    if "test" not in given:
+        train, held["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")), train.texts)
+        notes.append(f"test: {TEST_SHARE:.0%} of the data, stratified, seed {seed}")
+    if "dev" not in given:
+        # Beside a given test split, repeats in both cost nobody a fair score, and known data keep their split.
+        alike: Sequence[Hashable] = range(len(train.texts)) if "test" in given else train.texts
+        train, held["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")), alike, to_validate=True)
+        notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
+    return {"train": train, **held}, tuple(notes)
 
 
 def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], numbers: Mapping[str, int]) -> Tensor:

@@ -1,8 +1,9 @@
 """Texts and labels as they come: pairs of lists, tables, and data sets with columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,45 @@ class WithColumns(Protocol):
 
 RawSplit = tuple[list[object], list[object]]
 """Texts and labels as they came."""
+
+
+class Raw(NamedTuple):
+    """Data as they came.
+
+    Args:
+        splits: by ``train``, ``dev`` and ``test``; of texts that are not split yet, ``all``.
+        class_names: by class index, where the data name their classes.
+        notes: how the splits came about, and what is doubtful, in words.
+    """
+
+    splits: Mapping[str, RawSplit]
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a table calls its columns; those that are None are guessed.
+
+    Args:
+        text: the column of texts, or two, comma-separated, of pairs of texts.
+        label: the column of labels.
+    """
+
+    text: str | None = None
+    label: str | None = None
+
+    def require_none(self, known: str) -> None:
+        """Refuse names of columns where none is read by its name.
+
+        Args:
+            known: why none is, in words.
+        Raises:
+            ConfigError: naming the arguments that name columns.
+        """
+        require_left_out(known, text_column=self.text, label_column=self.label)
+
+
 if TYPE_CHECKING:
     Series = pd.Series[Any]
 else:  # which pandas itself does not let be subscripted
@@ -109,16 +149,16 @@ def _listed(values: Column | Tensor) -> list[Any]:
     return list(values.tolist() if isinstance(values, Tensor | np.ndarray | pd.Series) else values)
 
 
-def columns_split(table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object) -> RawSplit:
-    """Return the texts and labels of a table, whose columns are named or guessed.
+def columns_split(table: pd.DataFrame, wanted: Columns, source: object) -> RawSplit:
+    """Return the texts and labels of a table.
 
     Raises:
         ConfigError: no column of a given name, or one for both.
         DataError: no column looks like the one wanted; or a text seems to go on in the next line of a file of tabs.
     """
     columns = list(table.columns)
-    texts = text_columns(columns, text_column, source)
-    label = column(columns, label_column, LABEL_COLUMNS, "label", source)
+    texts = text_columns(columns, wanted.text, source)
+    label = column(columns, wanted.label, LABEL_COLUMNS, "label", source)
     if label in texts:
         raise ConfigError(
             f"the column {label!r} of {source} would be text and label at once; name another with text_column "
@@ -162,18 +202,14 @@ def joined(columns: Sequence[Sequence[object]]) -> list[object]:
     return rows
 
 
-def divided(
-    table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object
-) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
-    """Return the splits that a column of a table names, or ``all``, and notes."""
+def divided(table: pd.DataFrame, wanted: Columns, source: object) -> Raw:
+    """Return the splits that a column of a table names, or ``all``."""
     rows, notes = splits_of_rows(table, source)
     parts = {split: table[[row == split for row in rows]] for split in dict.fromkeys(rows)}
-    return {split: columns_split(part, text_column, label_column, source) for split, part in parts.items()}, notes
+    return Raw({split: columns_split(part, wanted, source) for split, part in parts.items()}, notes=notes)
 
 
-def frame_of(
-    source: Table, text_column: str | None, label_column: str | None, name: str
-) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
+def frame_of(source: Table, wanted: Columns, name: str) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
     """Return a table as a data frame, and the names of its classes where it has them.
 
     Of a data set with columns only those of texts, labels and splits are read.
@@ -188,9 +224,9 @@ def frame_of(
     if isinstance(source, Mapping):
         return _framed(source, name), None
     columns = [str(each) for each in source.column_names]
-    label = column(columns, label_column, LABEL_COLUMNS, "label", name)
-    wanted = dict.fromkeys((*text_columns(columns, text_column, name), label, *_called_splits(columns)))
-    frame = pd.DataFrame({each: pd.Series(list(source[each]), dtype=object) for each in wanted})
+    label = column(columns, wanted.label, LABEL_COLUMNS, "label", name)
+    read = dict.fromkeys((*text_columns(columns, wanted.text, name), label, *_called_splits(columns)))
+    frame = pd.DataFrame({each: pd.Series(list(source[each]), dtype=object) for each in read})
     return frame, class_names_of(source, label)
 
 
@@ -202,7 +238,7 @@ def names_splits(table: Table) -> bool:
     """Return whether a column of a table says which rows train and which test."""
     if _has_columns(table):
         table = {name: list(table[name]) for name in _called_splits(table.column_names)}
-    return split_column(frame_of(table, None, None, "the table")[0], ())[0] is not None
+    return split_column(frame_of(table, Columns(), "the table")[0], ())[0] is not None
 
 
 def _framed(columns: Mapping[str, Column | Tensor], name: str) -> pd.DataFrame:
@@ -218,36 +254,32 @@ def _framed(columns: Mapping[str, Column | Tensor], name: str) -> pd.DataFrame:
     return pd.DataFrame({str(key): pd.Series(_listed(values), dtype=object) for key, values in columns.items()})
 
 
-def from_parts(
-    parts: Mapping[Any, Any], text_column: str | None, label_column: str | None
-) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
-    """Return the splits of a mapping from their names to pairs or tables, the class names where given, and notes.
+def from_parts(parts: Mapping[Any, Any], wanted: Columns) -> Raw:
+    """Return the splits of a mapping from their names to pairs or tables.
 
     Raises:
         ConfigError: names of columns where no split has any, or an unknown split.
         DataError: two names of one split, or a split that is none.
     """
     if parts and all(_has_columns(part) for part in parts.values()):
-        return from_data_sets(parts, text_column, label_column, "the data set")
+        return from_data_sets(parts, wanted, "the data set")
     splits: dict[str, RawSplit] = {}
     names: tuple[str, ...] | None = None
     require_one_each(parts)
     if not any(is_table(part) for part in parts.values()):
-        require_left_out(UNNAMED, text_column=text_column, label_column=label_column)
+        wanted.require_none(UNNAMED)
     for key, part in parts.items():
         split = split_name(key)
         if is_table(part):
-            frame, found = frame_of(part, text_column, label_column, str(key))
-            splits[split], names = columns_split(frame, text_column, label_column, str(key)), found or names
+            frame, found = frame_of(part, wanted, str(key))
+            splits[split], names = columns_split(frame, wanted, str(key)), found or names
         else:
             splits[split] = pair_split(str(key), part)
-    return splits, names, ()
+    return Raw(splits, names)
 
 
-def from_data_sets(
-    loaded: Mapping[Any, WithColumns], text_column: str | None, label_column: str | None, name: str
-) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
-    """Return the splits of Hugging Face data sets by name, the class names where there are any, and notes.
+def from_data_sets(loaded: Mapping[Any, WithColumns], wanted: Columns, name: str) -> Raw:
+    """Return the splits of Hugging Face data sets by name.
 
     Splits of other names are left out, as are those whose labels are hidden (-1, as GLUE has them). Without a test
     split that of validation is tested on.
@@ -259,12 +291,12 @@ def from_data_sets(
         split = known_split(key)
         if split is None:
             continue
-        frame, found = frame_of(part, text_column, label_column, name)
+        frame, found = frame_of(part, wanted, name)
         names = found or names
-        texts, labels = columns_split(frame, text_column, label_column, name)
+        texts, labels = columns_split(frame, wanted, name)
         if not are_hidden(labels):
             splits[split] = texts, labels
     notes: tuple[str, ...] = ()
     if "test" not in splits and "dev" in splits:
         splits["test"], notes = splits.pop("dev"), ("test: the published validation split",)
-    return splits, names, notes
+    return Raw(splits, names, notes)
