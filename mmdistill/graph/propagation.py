@@ -124,12 +124,16 @@ def constant_product(matrix: Tensor, transposed: Tensor | None, x: Tensor) -> Te
     return product
 
 
+def offsets(counts: Tensor) -> Tensor:
+    """Return where each of some rows begins, and where the last one ends, ``(n + 1,)``, of how many each holds."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
 def compressed_rows(matrix: Tensor) -> Tensor:
     """Return a dense or sparse matrix as compressed rows of its non-zeros."""
     coordinates = matrix.to_sparse().coalesce()
     row, column = coordinates.indices()
-    counts = torch.bincount(row, minlength=len(matrix))
-    pointer = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    pointer = offsets(torch.bincount(row, minlength=len(matrix)))
     return sparse_rows(pointer, column, coordinates.values(), (len(matrix), matrix.shape[1]))
 
 

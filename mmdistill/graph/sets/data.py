@@ -17,6 +17,7 @@ from mmdistill.files.classes import missing_like, untested, unvalidated
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import TORCH
 from mmdistill.graph.files import graph_classes, read_graphs
+from mmdistill.graph.propagation import offsets
 from mmdistill.graph.sets.lists import as_list, parts_side_by_side, side_by_side
 from mmdistill.graph.sets.splits import completed, stratified
 from mmdistill.names import canonical, unknown_data
@@ -115,8 +116,7 @@ class GraphSet:
     @functools.cached_property
     def pointer(self) -> Tensor:
         """Where each node's edges begin, ``(N + 1,)``."""
-        degree = torch.bincount(self.edge_index[0], minlength=len(self.x))
-        return torch.cat([degree.new_zeros(1), degree.cumsum(0)])
+        return offsets(torch.bincount(self.edge_index[0], minlength=len(self.x)))
 
     def joined(self, graphs: Tensor) -> Tensors:
         """Return graphs side by side as one graph of several components, whose memory grows with nodes and edges.
@@ -125,23 +125,33 @@ class GraphSet:
             graphs ``(n,)``, M nodes in all; sizes ``(n,)``; x ``(M, d)``; owner ``(M,)`` counts from 0 within
             ``graphs``; what :func:`~mmdistill.graph.propagation.propagate` reads of their edges.
         """
-        sizes = self.sizes[graphs]
+        sizes, (row, ends) = self.sizes[graphs], self._edges(graphs)
+        first = offsets(sizes)[:-1]
         owner = torch.repeat_interleave(torch.arange(len(graphs)), sizes)
-        moved = (self.start[graphs] - (sizes.cumsum(0) - sizes))[owner]  # of each node, by how much
-        nodes = torch.arange(len(owner)) + moved
+        nodes = torch.arange(len(owner)) + (self.start[graphs] - first)[owner]
         degree = self.pointer[nodes + 1] - self.pointer[nodes]
-        pointer = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
-        row = torch.repeat_interleave(torch.arange(len(nodes)), degree)
-        edges = torch.arange(int(pointer[-1])) + (self.pointer[nodes] - pointer[:-1])[row]
         return {
             "sizes": sizes,
             "x": self.x[nodes],
             "owner": owner,
-            "pointer": pointer,
-            "column": self.edge_index[1][edges] - moved[row],
-            "weight": torch.ones(len(edges)),
+            "pointer": offsets(degree),
+            "column": ends[1] + first[row],
+            "weight": torch.ones(len(row)),
             "scale": (1.0 + degree).rsqrt(),
         }
+
+    def _edges(self, graphs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the edges of graphs, those of one after those of the other.
+
+        Shapes:
+            graphs ``(n,)``; returns which of them has each edge, ``(E,)``, and both of its ends, ``(2, E)``, which
+            count from 0 within the graph.
+        """
+        first = self.pointer[self.start[graphs]]
+        counts = self.pointer[self.start[graphs + 1]] - first
+        row = torch.repeat_interleave(torch.arange(len(graphs)), counts)
+        edges = torch.arange(len(row)) + (first - offsets(counts)[:-1])[row]
+        return row, self.edge_index[:, edges] - self.start[graphs][row]
 
     def padded(self, graphs: Tensor, nodes: int | None = None) -> Tensors:
         """Return graphs as dense tensors.
@@ -166,13 +176,8 @@ class GraphSet:
         column = torch.arange(width)
         present = column < sizes[:, None]
         table = (self.start[graphs, None] + column).clamp(max=len(self.x) - 1)
+        row, (source, target) = self._edges(graphs)
         adjacency = torch.zeros(len(graphs), width, width)
-        ends = torch.stack([self.start[graphs], self.start[graphs + 1]])
-        first, last = torch.searchsorted(self.edge_index[0].contiguous(), ends)
-        counts = last - first
-        row = torch.repeat_interleave(torch.arange(len(graphs)), counts)
-        edges = torch.arange(len(row)) + (first - (counts.cumsum(0) - counts))[row]
-        source, target = self.edge_index[:, edges] - self.start[graphs][row]
         adjacency[row, source, target] = 1.0
         return {"x": self.x[table] * present[..., None], "adjacency": adjacency, "present": present.float()}
 
@@ -282,7 +287,7 @@ def _read(prefix: Path) -> dict[str, Any]:
     except Exception as error:  # text files can fail in any way
         raise DataError(f"the files {prefix}_*.txt are damaged ({type(error).__name__}: {error})") from error
     sizes = slices["x"].diff() if "x" in slices else torch.as_tensor(data._num_nodes)
-    start = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    start = offsets(sizes)
     if data.x is not None and len(data.x) != start[-1]:
         raise DataError(
             f"{prefix}_node_labels.txt and _node_attributes.txt need a line for each of the {int(start[-1])} nodes in "

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.files.columns import SPLIT_NAMES, require_one_each, split_name
 from mmdistill.graph.files import fields_of
+from mmdistill.graph.propagation import offsets
 
 UNREAD = ("edge_attr", "edge_weight")
 """What graphs may have of their edges that no method reads."""
@@ -85,7 +86,7 @@ def _joined(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
         told = ", ".join("none" if one is None else str(one) for one in sorted(columns, key=str))
         raise DataError(f"{name}: graphs have different numbers of node features ({told}); they must agree")
     sizes = torch.tensor([graph["nodes"] for graph in found])
-    start = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    start = offsets(sizes)
     edges = [graph["edge_index"] + first for graph, first in zip(found, start.tolist(), strict=False)]
     unread = {name: sum(name in graph["unread"] for graph in found) for name in UNREAD}
     return {
