@@ -2,33 +2,31 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, in_place_of, judging_set
 from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
+from mmdistill.graph.base import VALIDATION_JUDGES, GraphClassification
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.difficulty import neighbourhood_entropy
 from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
 from mmdistill.graph.models import HOPS, MODELS, SGC, GraphNetwork, ModuleNetwork, make_network, named
 from mmdistill.graph.placing import placed_set
-from mmdistill.graph.sampling import ClassMembers, padded_rows
+from mmdistill.graph.sampling import padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import SOURCES, load_graph
 from mmdistill.graph.synthetic import raw_features
-from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
+from mmdistill.labels import LabelKind, as_probabilities
 from mmdistill.names import called, known_name
 from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import ModuleFactory
-from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, checked_seed, choose_device
@@ -43,20 +41,17 @@ from mmdistill.task import (
     TaskInfo,
     Tensors,
     one_tensor,
-    real_classes,
     share_classes,
     take,
 )
 
 FANOUTS = (10, 5)
 """Neighbours drawn at each hop from large graphs, as published for ogbn-arxiv (Jin et al., ICLR 2022)."""
-VALIDATION_JUDGES = 3
-
 WIDTH = 256
 """Hidden units of a GCN or MLP unless others are asked for."""
 
 
-class GraphTask:
+class GraphTask(GraphClassification[JudgeProtocol]):
     """Node classification on one graph.
 
     Args:
@@ -78,21 +73,13 @@ class GraphTask:
         *,
         judge_epochs: int | None = None,
     ) -> None:
-        self.graph, self.network = graph, network
         require_kind(JudgeProtocol, protocol=protocol)
-        usual = protocol_for(graph)
-        self.judging_chosen: Judging = judging_set(judge_epochs, protocol=in_place_of(protocol, usual))
-        base = protocol or usual
-        self.protocol = replace(base, epochs=judge_epochs or base.epochs)
-        self.device = torch.device(device)
-        self.network_name = network.name
-        self.num_classes: int | None = graph.num_classes
+        labels, usual = graph.y[graph.train], protocol_for(graph)
+        super().__init__(network, labels, graph.num_classes, usual, protocol, judge_epochs, device)
+        self.graph = graph
         self.parts = parts_of(graph, self.device)
         self.scene = self.parts["train"].scene
         self._nodes = self.parts["train"].nodes
-        self._labels = graph.y[graph.train]
-        self.labels: Tensor | None = self._labels
-        self._members = ClassMembers(self._labels, graph.num_classes)
         own = network if isinstance(network, ModuleNetwork) else None
         self.judging = GraphJudges(self.parts, graph.num_classes, own)
         self.judges: Sequence[str] = self.judging.names
@@ -102,13 +89,9 @@ class GraphTask:
         sizes = f"{len(self.graph.train):,} training and {len(self.graph.test):,} test nodes"
         return task_line(self, self.graph.name, sizes)
 
-    def init(self, draws: Draws) -> NetworkState:
-        """Draw a fresh network."""
-        return self.network.init(draws)
-
-    def architecture(self) -> str:
-        """Return the network in words."""
-        return self.network.description
+    def network_inputs(self, inputs: Inputs) -> Tensors:
+        """Return a graph's inputs by name, see :func:`~mmdistill.graph.models.named`."""
+        return named(inputs)
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
@@ -123,20 +106,6 @@ class GraphTask:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ShapeError(f"the network returned {found}; it must return (nodes, {self.graph.num_classes}) logits")
         return logits, buffers
-
-    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
-        """Return the network with the real graph's statistics in its batch norms, of a large graph a sampled part's."""
-        real = real_classes(self, draws, torch.arange(self.graph.num_classes), BY_CLASS)
-        return self.network.settled(state, named(real.batch.inputs))
-
-    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
-        logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
-
-    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return the network's layers; for SGC the propagated features."""
-        return self.network.layers(state, named(inputs))
 
     def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:
         """Return SGC's per-class gradients in closed form, or None for networks without one."""
@@ -273,10 +242,6 @@ class GraphTask:
         # Nodes of unknown class carry class 0, and weigh nothing.
         return self.seen(self._nodes[indices.to(self.device)], self.scene.y.clamp(min=0))
 
-    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        """Return the batch as it is: condensation of graphs uses no augmentation."""
-        return batch
-
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
@@ -294,21 +259,13 @@ class GraphTask:
         hits = (logits.argmax(-1) == truth).double()
         return scores_of(name, hits, truth, self.graph.class_names)
 
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of what is set of judging: no ``batch``, since it sees all samples in each step."""
-        return ("epochs", "protocol")
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int:
-        """Return for how many epochs a judge trains, on however many samples."""
-        return self.protocol.epochs
-
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the mean validation accuracy of a few GCNs trained for a third of the judges' epochs."""
         if not len(self.graph.val):
             return None
-        protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
         sample = placed_set(synthetic, self.graph, self.device)
-        return float(self.judging.validation(sample, "gcn", draws, VALIDATION_JUDGES, protocol).mean())
+        scores = self.judging.validation(sample, "gcn", draws, VALIDATION_JUDGES, self.validation_protocol)
+        return float(scores.mean())
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
@@ -333,16 +290,6 @@ class GraphTask:
             test_fingerprint=graph.test_fingerprint,
             forms={"inputs.x": (graph.x.shape[1],)},
         )
-
-
-def _require_no_hops(hops: int | None, model: str) -> None:
-    """Refuse hops beside a model that takes none.
-
-    Raises:
-        ConfigError: naming the model.
-    """
-    if hops is not None:
-        raise ConfigError(f"{model} takes no hops; leave them out")
 
 
 @isolated
@@ -401,17 +348,15 @@ def graph_task(
     else:
         graph = load_graph(data, split=split or 0, seed=seed, inductive=inductive)
     graph = called(graph, name, data, SOURCES)
+    kind = "a module of your own" if callable(model) else known_name("graph model", model, MODELS)
+    if kind not in ("gcn", "mlp"):
+        require_no_width(width, kind)
+    if kind != "sgc" and hops is not None:
+        raise ConfigError(f"{kind} takes no hops; leave them out")
     if callable(model):
-        require_no_width(width, "a module of your own")
-        _require_no_hops(hops, "a module of your own")
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:
-        kind = known_name("graph model", model, MODELS)
         require_no_features(features, kind)
-        if kind == "sgc":
-            require_no_width(width, kind)
-        else:
-            _require_no_hops(hops, kind)
         hops = HOPS if hops is None else hops
         network = make_network(kind, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.0, hops, device)
     task = GraphTask(graph, network, protocol, device, judge_epochs=judge_epochs)

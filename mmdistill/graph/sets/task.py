@@ -2,20 +2,19 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, in_place_of, judging_set
 from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
+from mmdistill.graph.base import VALIDATION_JUDGES, GraphClassification
 from mmdistill.graph.judges import fit_modules, scores_of
 from mmdistill.graph.models import GraphNetwork, ModuleNetwork
-from mmdistill.graph.sampling import ClassMembers, padded_rows
+from mmdistill.graph.sampling import padded_rows
 from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GCN, WIDTH, GraphClassifier, graph_inputs
 from mmdistill.graph.sets.own import GraphModule
@@ -28,7 +27,6 @@ from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.selection import Selection
 from mmdistill.networks.stacked import Mode, state_at
-from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, checked_seed, choose_device
@@ -43,7 +41,6 @@ from mmdistill.task import (
     TaskInfo,
     Tensors,
     one_tensor,
-    real_classes,
     share_classes,
 )
 
@@ -63,7 +60,7 @@ READ_NODES = 2**15
 """Nodes, of all graphs and networks together, in a forward pass where nothing learns."""
 
 
-class GraphSetTask:
+class GraphSetTask(GraphClassification[FitProtocol]):
     """Graph classification.
 
     Args:
@@ -88,34 +85,24 @@ class GraphSetTask:
         own: GraphModule | None = None,
     ) -> None:
         require_kind(FitProtocol, protocol=protocol)
-        base = protocol or PROTOCOL
-        if base.batch is not None or base.visits is not None:
+        if protocol is not None and (protocol.batch is not None or protocol.visits is not None):
             raise ConfigError("judges of graphs train on all of them in each step; leave batch and visits None")
-        self.judging_chosen: Judging = judging_set(judge_epochs, protocol=in_place_of(protocol, PROTOCOL))
-        self.protocol = replace(base, epochs=judge_epochs or base.epochs)
-        self.graphs, self.width, self.device = graphs, width, torch.device(device)
-        classifier = GraphClassifier(graphs.x.shape[1], graphs.num_classes, width, device=device)
+        features, labels = graphs.x.shape[1], graphs.y[graphs.train]
+        classifier = GraphClassifier(features, graphs.num_classes, width, device=device)
         self.networks: dict[str, GraphNetwork] = {GCN: classifier} if own is None else {OWN: own, GCN: classifier}
-        self.judges: Sequence[str] = tuple(self.networks)
-        self.network = self.networks[self.judges[0]]
-        self.network_name = self.network.name
-        self.num_classes: int | None = graphs.num_classes
-        self._labels = graphs.y[graphs.train]
-        self.labels: Tensor | None = self._labels
-        self._members = ClassMembers(self._labels, graphs.num_classes)
+        self.judges = tuple(self.networks)
+        network = self.networks[self.judges[0]]
+        super().__init__(network, labels, graphs.num_classes, PROTOCOL, protocol, judge_epochs, device)
+        self.graphs, self.width = graphs, width
         self._largest = int(graphs.sizes[graphs.train].max())
 
     def __repr__(self) -> str:
         sizes = f"{len(self.graphs.train):,} training and {len(self.graphs.test):,} test graphs"
         return task_line(self, self.graphs.name, sizes)
 
-    def init(self, draws: Draws) -> NetworkState:
-        """Draw a fresh network."""
-        return self.network.init(draws)
-
-    def architecture(self) -> str:
-        """Return the network in words."""
-        return self.network.description
+    def network_inputs(self, inputs: Inputs) -> Tensors:
+        """Return the inputs of graphs by name, see :func:`~mmdistill.graph.sets.models.graph_inputs`."""
+        return graph_inputs(inputs)
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
@@ -132,20 +119,6 @@ class GraphSetTask:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ShapeError(f"the network returned {found}; it must return (graphs, classes) logits {expected}")
         return logits, buffers
-
-    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
-        logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
-
-    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return the pooled embedding; of a module of the user's the features that it was asked for."""
-        return self.network.layers(state, graph_inputs(inputs))
-
-    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
-        """Return the network with statistics of real graphs of each class in its batch norms."""
-        real = real_classes(self, draws, torch.arange(self.graphs.num_classes), BY_CLASS)
-        return self.network.settled(state, graph_inputs(real.batch.inputs))
 
     def stored(self, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Return synthetic graphs, as :func:`~mmdistill.graph.sets.synthetic.real_graphs` builds them."""
@@ -216,10 +189,6 @@ class GraphSetTask:
         }
         return Batch(inputs, self._labels[indices].to(self.device), torch.ones(len(indices), device=self.device))
 
-    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        """Return the batch as it is: the method uses no augmentation."""
-        return batch
-
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
@@ -238,18 +207,9 @@ class GraphSetTask:
         truth = self.graphs.y[self.graphs.test].to(self.device)
         return scores_of(name, hits, truth, self.graphs.names)
 
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of what is set of judging: no ``batch``, since it sees all samples in each step."""
-        return ("epochs", "protocol")
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int:
-        """Return for how many epochs a judge trains, on however many samples."""
-        return self.protocol.epochs
-
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean validation accuracy of a few networks trained for a third of the judges' epochs."""
-        protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
-        states = self._fitted(self.network, synthetic, draws, 3, protocol)
+        states = self._fitted(self.network, synthetic, draws, VALIDATION_JUDGES, self.validation_protocol)
         return float(self._hits(self.network, states, self.graphs.val).mean())
 
     def describe(self) -> TaskInfo:
