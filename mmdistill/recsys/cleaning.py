@@ -1,13 +1,34 @@
 """Ids, ratings and repeats of a log: what becomes a row, a column and an interaction."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from mmdistill.errors import DataError
+
+Numbers = npt.NDArray[np.int64]
+
+
+class Log(NamedTuple):
+    """Interactions, in columns of one length.
+
+    Args:
+        users: the code of each one's user.
+        items: the code of its item.
+        part: the number of the split that a source gives it; None where the source divides nothing.
+    """
+
+    users: Numbers
+    items: Numbers
+    part: Numbers | None = None
+
+    def where(self, rows: npt.NDArray[Any]) -> "Log":
+        """Return some rows, by a mask or by their places."""
+        return Log(self.users[rows], self.items[rows], None if self.part is None else self.part[rows])
+
 
 REMOVED = {
     "not_positive": "ratings {too_low}",
@@ -38,7 +59,7 @@ def removal_notes(counts: Mapping[str, int], min_rating: float | None) -> list[s
     return [f"left out when reading: {removed_in_words(counts, min_rating)}"]
 
 
-def codes(column: "pd.Series[Any]", name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+def codes(column: "pd.Series[Any]", name: str) -> tuple[Numbers, npt.NDArray[Any]]:
     """Return a code per row and the sorted original ids: integers where all are written as integers, else text.
 
     Raises:
@@ -111,7 +132,7 @@ def positive(
     return keep
 
 
-def disputed(pair: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def disputed(pair: Numbers, keep: npt.NDArray[np.bool_]) -> Numbers:
     """Return the pairs of a user and an item of which some ratings count as interactions and others do not.
 
     Args:
@@ -120,14 +141,14 @@ def disputed(pair: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]) -> npt.ND
     """
     if keep.all():
         return pair[:0]
-    both: npt.NDArray[np.int64] = np.intersect1d(pair[keep], pair[~keep])
+    both: Numbers = np.intersect1d(pair[keep], pair[~keep])
     return both
 
 
 def taken_back(
-    pair: npt.NDArray[np.int64],
+    pair: Numbers,
     keep: npt.NDArray[np.bool_],
-    both: npt.NDArray[np.int64],
+    both: Numbers,
     times: npt.NDArray[Any],
 ) -> npt.NDArray[np.bool_]:
     """Return which ratings count by themselves, and no longer since the latest one of their pair does not.
@@ -145,18 +166,12 @@ def taken_back(
     return gone
 
 
-def deduplicate(
-    users: npt.NDArray[np.int64],
-    items: npt.NDArray[np.int64],
-    part: npt.NDArray[np.int64] | None,
-    num_items: int,
-    counts: dict[str, int],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
-    """Return the users, items and parts of distinct pairs; of those in two parts the earlier part keeps the pair.
+def deduplicate(log: Log, num_items: int, counts: dict[str, int]) -> Log:
+    """Return each pair of a user and an item once, in the order of the rows; of two parts the earlier one keeps it.
 
     What is removed is counted as ``duplicates`` and ``overlaps``.
     """
-    pair = users * num_items + items
+    pair, part = log.users * num_items + log.items, log.part
     if part is None:
         first = np.unique(pair, return_index=True)[1]
     else:
@@ -167,5 +182,4 @@ def deduplicate(
         kept_part = part[first][np.cumsum(fresh)[~fresh] - 1]
         counts["overlaps"] = int((kept_part != part[repeats]).sum())
     counts["duplicates"] = len(pair) - len(first) - counts["overlaps"]
-    first = np.sort(first)
-    return users[first], items[first], None if part is None else part[first]
+    return log.where(np.sort(first))

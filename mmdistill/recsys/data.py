@@ -19,7 +19,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import is_rows
 from mmdistill.names import canonical, unknown_data
-from mmdistill.recsys.cleaning import codes, deduplicate, disputed, feedback, positive, taken_back
+from mmdistill.recsys.cleaning import Log, Numbers, codes, deduplicate, disputed, feedback, positive, taken_back
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, is_columns, joined, read_sparse
 from mmdistill.recsys.splits import (
@@ -127,12 +127,12 @@ class Interactions:
         counts = np.asarray(self.parts["train"].sum(0), dtype=np.float32).ravel()
         return torch.from_numpy(counts)
 
-    def lengths(self, part: Split) -> npt.NDArray[np.int64]:
+    def lengths(self, part: Split) -> Numbers:
         """Return how many interactions each user has in a part, ``(users,)``."""
-        counts: npt.NDArray[np.int64] = np.diff(self.parts[part].indptr).astype(np.int64)
+        counts: Numbers = np.diff(self.parts[part].indptr).astype(np.int64)
         return counts
 
-    def users_with(self, part: Split) -> npt.NDArray[np.int64]:
+    def users_with(self, part: Split) -> Numbers:
         """Return the rows that have at least one interaction in a part."""
         return np.flatnonzero(self.lengths(part)).astype(np.int64)
 
@@ -304,41 +304,42 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     counts = dict.fromkeys(("not_positive", "duplicates", "overlaps", "short_users", "unused_items", "cold_items"), 0)
     users, user_ids = codes(frame["user"], name)
     items, item_ids = codes(frame["item"], name)
-    part = named_parts(frame["split"], name) if reading.split_by is None and "split" in frame else None
+    divides = reading.split_by is None and "split" in frame
+    log = Log(users, items, named_parts(frame["split"], name) if divides else None)
     if "rating" in frame:
         ratings = feedback(frame["rating"])
         keep = positive(ratings, frame["rating"], reading.min_rating, name)
         counts["not_positive"] = int((~keep).sum())
-        keep, notes = _heeding_later(frame, ratings, users * len(item_ids) + items, part, keep, counts)
-        users, items, part = users[keep], items[keep], None if part is None else part[keep]
+        keep, notes = _heeding_later(frame, ratings, users * len(item_ids) + items, log.part, keep, counts)
+        log = log.where(keep)
     elif reading.min_rating is not None:
         raise ConfigError(f"{name} has no ratings, so none is at least {reading.min_rating}; leave min_rating out")
-    users, items, part = deduplicate(users, items, part, len(item_ids), counts)
-    keep = np.bincount(users, minlength=len(user_ids))[users] >= reading.min_interactions
-    users, items, part = users[keep], items[keep], None if part is None else part[keep]
-    if not len(users):
+    log = deduplicate(log, len(item_ids), counts)
+    log = log.where(np.bincount(log.users, minlength=len(user_ids))[log.users] >= reading.min_interactions)
+    if not len(log.users):
         raise DataError(f"no user of {name} has {reading.min_interactions} or more interactions, so nobody is left")
-    key, way = Draws(reading.seed).fold("recsys", "split"), reading.split_by or "random"
-    if part is None:
-        part = divided(users, way, key)
-        found = _assemble(name, users, items, part, user_ids, item_ids, counts, reading)
-        return replace(found, notes=(said(way, reading.seed), *notes))
-    users, items, part, lost = trained(part, users, items, name)
-    part = completed(part, users, key)
-    found = _assemble(name, users, items, part, user_ids, item_ids, counts, reading)
-    found = replace(found, notes=notes if found.validates else (*notes, UNVALIDATED))
-    if not lost:
-        return found
-    apart = {"short_users": found.counts["short_users"] - lost, "untrained_users": lost}
-    note = f"test or validation: {lost} users have no training rows of their own and are left out"
-    return replace(found, counts={**found.counts, **apart}, notes=(*found.notes, note))
+    key, lost = Draws(reading.seed).fold("recsys", "split"), 0
+    if log.part is None:
+        way = reading.split_by or "random"
+        part, notes = divided(log.users, way, key), (said(way, reading.seed), *notes)
+    else:
+        keep = trained(log.part, log.users, name)
+        lost, part = len(np.unique(log.users[~keep])), completed(log.part[keep], log.users[keep], key)
+        log = log.where(keep)
+    found = _assemble(name, log, part, (user_ids, item_ids), counts, reading)
+    if not found.validates:
+        notes += (UNVALIDATED,)
+    if lost:
+        counts |= {"short_users": counts["short_users"] - lost, "untrained_users": lost}
+        notes += (f"test or validation: {lost} users have no training rows of their own and are left out",)
+    return replace(found, notes=notes)
 
 
 def _heeding_later(
     frame: pd.DataFrame,
     ratings: npt.NDArray[np.float64],
-    pair: npt.NDArray[np.int64],
-    part: npt.NDArray[np.int64] | None,
+    pair: Numbers,
+    part: Numbers | None,
     keep: npt.NDArray[np.bool_],
     counts: dict[str, int],
 ) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
@@ -374,16 +375,16 @@ def _heeding_later(
 
 def _assemble(
     name: str,
-    users: npt.NDArray[np.int64],
-    items: npt.NDArray[np.int64],
-    part: npt.NDArray[np.int64],
-    user_ids: npt.NDArray[Any],
-    item_ids: npt.NDArray[Any],
+    log: Log,
+    part: Numbers,
+    ids: tuple[npt.NDArray[Any], npt.NDArray[Any]],
     counts: dict[str, int],
     reading: Reading,
 ) -> Interactions:
-    used_users, users = np.unique(users, return_inverse=True)
-    used_items, items = np.unique(items, return_inverse=True)
+    """Return interactions of the users and items that are left, by their original ids."""
+    user_ids, item_ids = ids
+    used_users, users = np.unique(log.users, return_inverse=True)
+    used_items, items = np.unique(log.items, return_inverse=True)
     counts["short_users"] = len(user_ids) - len(used_users)
     counts["unused_items"] = len(item_ids) - len(used_items)
     shape = (len(used_users), len(used_items))
@@ -394,8 +395,7 @@ def _assemble(
         parts[split] = sparse.csr_array((ones, (users[chosen], items[chosen])), shape=shape)
         parts[split].sort_indices()
     counts["cold_items"] = int((np.asarray(parts["train"].sum(0)).ravel() == 0).sum())
-    ids = user_ids[used_users], item_ids[used_items]
-    return Interactions(name, parts, *ids, counts, min_rating=reading.min_rating)
+    return Interactions(name, parts, user_ids[used_users], item_ids[used_items], counts, min_rating=reading.min_rating)
 
 
 def _from_matrix(matrix: sparse.csr_array, name: str, reading: Reading) -> Interactions:

@@ -14,12 +14,12 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.tables import splits_of
 from mmdistill.names import unknown_name
+from mmdistill.recsys.cleaning import Numbers
 from mmdistill.runtime import Draws
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TRAIN, VALID, TEST = range(len(SPLITS))
-Numbers = npt.NDArray[np.int64]
 NUMERIC_DATE = re.compile(r"\d{1,2}([/.-])\d{1,2}\1(\d{4}|\d{2})(?!\d)")
 """A date of numbers alone, with the year at its end."""
 TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
@@ -93,8 +93,8 @@ def _ranks(users: Numbers, late: npt.NDArray[Any]) -> Numbers:
     return rank
 
 
-def trained(part: Numbers, users: Numbers, items: Numbers, name: str) -> tuple[Numbers, Numbers, Numbers, int]:
-    """Return the users, items and parts of those users of a given split who have training rows, and how many have none.
+def trained(part: Numbers, users: Numbers, name: str) -> npt.NDArray[np.bool_]:
+    """Return which interactions of a given split are of users who have training rows.
 
     Raises:
         DataError: nothing to train on, or nothing to test with.
@@ -103,13 +103,13 @@ def trained(part: Numbers, users: Numbers, items: Numbers, name: str) -> tuple[N
         raise DataError(
             f"the split column of {name} needs both train and test rows; without the column, rows are split"
         )
-    keep = np.bincount(users[part == TRAIN], minlength=int(users.max()) + 1)[users] > 0
+    keep: npt.NDArray[np.bool_] = np.bincount(users[part == TRAIN], minlength=int(users.max()) + 1)[users] > 0
     if not (part[keep] == TEST).any():
         raise DataError(
             f"the test rows of {name} belong to users with no training rows; give these users some as history, or "
             "split by random / time (--split-by, split_by)"
         )
-    return users[keep], items[keep], part[keep], len(np.unique(users[~keep]))
+    return keep
 
 
 def completed(part: Numbers, users: Numbers, draws: Draws) -> Numbers:
