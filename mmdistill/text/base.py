@@ -18,6 +18,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.data import TextData
+from mmdistill.text.encoder import SentenceEncoder
 from mmdistill.text.reading import READERS, Reader
 from mmdistill.text.sampling import ClassRows
 
@@ -35,9 +36,13 @@ class TextClassification(ABC):
 
     Attributes:
         given_teacher: a trained network that is asked in place of one that would train first.
+        encoder: whose points, or tokens, samples are made of.
+        space_in_words: of which space samples are points in pictures and tables.
     """
 
     given_teacher: GivenTeacher | None = None
+    encoder: SentenceEncoder
+    space_in_words: str
 
     def __init__(
         self,
@@ -67,6 +72,14 @@ class TextClassification(ABC):
     @abstractmethod
     def real_inputs(self, indices: Tensor) -> Inputs:
         """Return the inputs of training texts, ``(*indices.shape, ...)``."""
+
+    @abstractmethod
+    def points(self, inputs: Inputs) -> Tensor:
+        """Return where samples lie among :meth:`training_points`, ``(n, d)`` on the device."""
+
+    @abstractmethod
+    def training_points(self) -> Tensor:
+        """Return the training texts as points of the space that :attr:`space_in_words` names, ``(N, d)``."""
 
     @abstractmethod
     def readable(self, inputs: Inputs) -> list[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,69 +12,33 @@ from mmdistill.labels import are_probabilities
 from mmdistill.reporting.figures import MOST_COLOURS, class_colours, literal, one_plot, save_figure
 from mmdistill.reporting.tabular import markdown_cell
 from mmdistill.store import write_text
-from mmdistill.task import Batch, Task, one_tensor
+from mmdistill.task import Batch, Task
 from mmdistill.text.attention import class_labels
+from mmdistill.text.base import TextClassification
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.judges import distributions
-from mmdistill.text.task import TextTask
 from mmdistill.text.token_task import TokenTask
 
 NEAREST = 3
 SHOWN_CHARACTERS = 160
 REAL_POINTS_SHOWN = 2000
 NAME_CHARACTERS = 30
-TextLike = TextTask | TokenTask
 
 
-class Places(NamedTuple):
-    """Real and synthetic samples as points of one space.
-
-    Shapes:
-        real ``(N, d)``; synthetic ``(n, d)``.
-    """
-
-    real: Tensor
-    synthetic: Tensor
-    space: str
-
-
-def as_text_like(task: Task) -> TextLike:
+def as_texts(task: Task) -> TextClassification:
     """Return the task if it is one of texts.
 
     Raises:
         UnsupportedError: it is of another kind.
     """
-    if not isinstance(task, TextTask | TokenTask):
+    if not isinstance(task, TextClassification):
         raise UnsupportedError(f"a text task is needed, got {type(task).__name__}")
     return task
 
 
-def places(task: TextLike, batch: Batch) -> Places:
-    """Return where samples lie: sentence points as they are, sequences by the sum of their vectors."""
-    if isinstance(task, TextTask):
-        synthetic = one_tensor(batch.inputs).to(task.device)
-        return Places(task.train.inputs, synthetic, _space(task))
-    inputs = task.network_inputs(batch.inputs)
-    synthetic = (inputs["vectors"] * inputs["mask"][..., None]).to(task.device).sum(1)
-    return Places(task.summed_vectors(), synthetic, _space(task))
-
-
-def _space(task: TextLike) -> str:
-    """Return in words of which space a task's samples are points."""
-    if isinstance(task, TextTask):
-        return f"the space of {task.encoder.name}"
-    return f"summed token vectors of {task.vocabulary.name}"
-
-
-def read(task: TextLike, batch: Batch) -> list[str]:
-    """Return each sample as a text: its nearest tokens, or, of a sentence point, the nearest training text."""
-    return task.readable(batch.inputs)
-
-
-def nearest_texts(task: TextLike, batch: Batch, k: int = NEAREST) -> tuple[Tensor, list[list[str]]]:
+def nearest_texts(task: TextClassification, batch: Batch, k: int = NEAREST) -> tuple[Tensor, list[list[str]]]:
     """Return, per sample, the cosine similarities ``(n, k)`` and the training texts nearest to it."""
-    real, synthetic, _ = places(task, batch)
-    similarity = F.normalize(synthetic, dim=1) @ F.normalize(real, dim=1).T
+    similarity = F.normalize(task.points(batch.inputs), dim=1) @ F.normalize(task.training_points(), dim=1).T
     top, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
     return top, [[task.data.train.texts[i] for i in row] for row in index.tolist()]
 
@@ -98,7 +61,7 @@ def label_words(targets: Tensor, names: Sequence[str]) -> list[str]:
     return words
 
 
-def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
+def write_nearest(task: TextClassification, batch: Batch, folder: Path) -> Path:
     """Write a Markdown table: per synthetic sample its label, its own words, and the real texts nearest to it."""
     targets = class_labels(batch.targets)
     similarity, texts = nearest_texts(task, batch)
@@ -106,7 +69,7 @@ def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
     cut = task.describe().preprocessing["truncated_texts"]
     lines = [
         f"Each synthetic sample of {markdown_cell(task.data.name)} with its label and the training texts nearest to it "
-        f"(cosine, {markdown_cell(_space(task))}).",
+        f"(cosine, {markdown_cell(task.space_in_words)}).",
         *(["Its own words, in bold, are the nearest tokens of its vectors."] if own is not None else []),
         *([f"{cut:,} texts are longer than what is read of each; their ends were cut off."] if cut else []),
         "",
@@ -135,14 +98,14 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
+def draw_map(task: TextClassification, batch: Batch, folder: Path) -> Path:
     """Draw real and synthetic samples on the first two principal components of the real ones, at unit length.
 
     A legend beside the map names the classes; of more than colours tell apart, each star's own name stands beside it.
     """
-    found = places(task, batch)
-    room = (0, max(2 - found.real.shape[1], 0))  # points of one dimension lie on a line
-    real, stars = (F.pad(F.normalize(x, dim=1).cpu(), room) for x in (found.real, found.synthetic))
+    points = task.training_points(), task.points(batch.inputs)
+    room = (0, max(2 - points[0].shape[1], 0))  # points of one dimension lie on a line
+    real, stars = (F.pad(F.normalize(x, dim=1).cpu(), room) for x in points)
     mean, labels = real.mean(0), task.data.train.labels
     directions = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2].T
     flat = (real - mean) @ directions
@@ -164,7 +127,7 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    title = f"{task.data.name}: training texts (dots), synthetic samples (stars); {found.space}"
+    title = f"{task.data.name}: training texts (dots), synthetic samples (stars); {task.space_in_words}"
     figure.suptitle(literal(title), fontsize=9)
     if few:
         figure.legend(loc="outside right center", frameon=False, fontsize=8)
@@ -173,5 +136,5 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the map and write the table of nearest texts."""
-    text = as_text_like(task)
+    text = as_texts(task)
     return [draw_map(text, batch, folder), write_nearest(text, batch, folder)]

@@ -13,7 +13,7 @@ from mmdistill.labels import are_probabilities
 from mmdistill.store import write_tensors, write_text
 from mmdistill.task import Task, TaskInfo, named_tensors
 from mmdistill.text.attention import class_labels
-from mmdistill.text.draw import as_text_like, read
+from mmdistill.text.draw import as_texts
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.judges import distributions
 from mmdistill.text.vocabulary import in_model_units, token_inputs
@@ -59,7 +59,7 @@ def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task
     else:
         tensors = {"embeds": batch.inputs}
         if not str(info.preprocessing.get("space")).startswith(UNFITTED):
-            learned = as_text_like(task()).encoder.learned()
+            learned = as_texts(task()).encoder.learned()
     written = [_write(folder / "embeds.safetensors", {**tensors, **labels}, info)]
     if learned:
         arrays = {name: value for name, value in learned.items() if isinstance(value, Tensor)}
@@ -75,10 +75,10 @@ def export_texts(distilled: DistilledSet, folder: Path, task: Callable[[], Task]
     The text of a sentence point is the nearest training text (of pairs, ``text`` and ``text_pair``), that of token
     embeddings their nearest tokens.
     """
-    text, batch, names = as_text_like(task()), distilled.batch, distilled.info.class_names
+    text, batch, names = as_texts(task()), distilled.batch, distilled.info.class_names
     lines = []
     probabilities = distributions(class_labels(batch.targets), len(names))
-    for words, row in zip(read(text, batch), probabilities.tolist(), strict=True):
+    for words, row in zip(text.readable(batch.inputs), probabilities.tolist(), strict=True):
         label = names[max(range(len(row)), key=row.__getitem__)]
         soft = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
         first, mark, second = words.partition(PAIR)

@@ -110,7 +110,7 @@ class TextTask(TextClassification):
         self.dev = Points(encoded.dev.to(self.device), data.dev.labels.to(self.device))
         self.test = Points(encoded.test.to(self.device), data.test.labels.to(self.device))
         self.encoder = encoder
-        self.space = encoder.space(encoded.train)
+        self.space, self.space_in_words = encoder.space(encoded.train), f"the space of {encoder.name}"
         self.selections: Sequence[str] = SELECTIONS
         self.truncated = encoded.truncated
         base = protocol or JUDGE
@@ -131,6 +131,14 @@ class TextTask(TextClassification):
     def network_inputs(self, inputs: Inputs) -> Tensor:
         """Return points as they are."""
         return one_tensor(inputs)
+
+    def points(self, inputs: Inputs) -> Tensor:
+        """Return points as they are, on the device."""
+        return one_tensor(inputs).to(self.device)
+
+    def training_points(self) -> Tensor:
+        """Return the points of the training texts."""
+        return self.train.inputs
 
     def embedding(self) -> Tensor:
         """Return the training points, ``(N, d)``."""
@@ -181,7 +189,7 @@ class TextTask(TextClassification):
 
     def readable(self, inputs: Inputs) -> list[str]:
         """Return the training text nearest to each point (cosine)."""
-        similarity = F.normalize(one_tensor(inputs).to(self.device), dim=1) @ F.normalize(self.train.inputs, dim=1).T
+        similarity = F.normalize(self.points(inputs), dim=1) @ F.normalize(self.train.inputs, dim=1).T
         return [self.data.train.texts[index] for index in similarity.argmax(1).tolist()]
 
     def _closed(self, batch: Batch, judge: str) -> tuple[Tensor, list[str]]:

@@ -76,6 +76,8 @@ class TokenTask(TextClassification):
         ConfigError: epochs or a size that are no whole numbers of at least 1, or a network that does not fit.
     """
 
+    encoder: TransformerEncoder
+
     def __init__(
         self,
         data: TextData,
@@ -94,6 +96,7 @@ class TokenTask(TextClassification):
         judging = judging_set(judge_epochs, judge_batch, protocol=in_place_of(protocol, protocol_for(model)))
         super().__init__(data, model, "" if name == OWN else name, (name, *others, PROJECTED), judging)
         self.vocabulary = vocabulary.to(self.device)
+        self.space_in_words = f"summed token vectors of {vocabulary.name}"
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
         self.judge_epochs, self.judge_batch = judge_epochs, judge_batch
         self._ids, self._mask = tokens.train.ids.to(self.device), tokens.train.mask.to(self.device)
@@ -154,8 +157,13 @@ class TokenTask(TextClassification):
             self._points = encode_splits(self.encoder, self.data).train.to(self.device)
         return self._points
 
-    def summed_vectors(self) -> Tensor:
-        """Return the sum of the vectors of each training text, ``(N, H)``: by direction, their mean."""
+    def points(self, inputs: Inputs) -> Tensor:
+        """Return the sum of each sequence's vectors."""
+        sequences = self.network_inputs(inputs)
+        return (sequences["vectors"] * sequences["mask"][..., None]).to(self.device).sum(1)
+
+    def training_points(self) -> Tensor:
+        """Return the sum of the vectors of each training text: by direction, their mean."""
         chunks = torch.split(torch.arange(len(self._ids), device=self.device), 1024)
         return torch.cat([self.look_up(self._ids[rows], self._mask[rows])["vectors"].sum(1) for rows in chunks])
 
