@@ -285,7 +285,7 @@ def constructors(kind: str, folder: Path) -> tuple[Callable[..., Task], object]:
     if kind == "token":
         token = token_corpus_task(folder / "bert")
         parts = (token.data, token.vocabulary, token.tokens, token.model)
-        return partial(TokenTask, *parts, encoder=token.encoder, name="textcnn"), replace(TOKENS, lr=0.5)
+        return partial(TokenTask, *parts, encoder=token.encoder, network_name="textcnn"), replace(TOKENS, lr=0.5)
     text = text_task(corpus(), encoder="tfidf")
     encoded = encode_splits(text.encoder, text.data)
     points = partial(TextTask, text.data, encoded, text.model, encoder=text.encoder, network_name="mlp")

@@ -42,50 +42,41 @@ def mlp_head(dim: int, num_classes: int, width: int = 256) -> nn.Module:
     return nn.Sequential(Scale(math.sqrt(dim)), nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, num_classes))
 
 
-def model_name(name: str, *, tokens: bool) -> str:
-    """Return the one spelling of a network's name.
+def network_name(
+    model: str | ModuleFactory | FunctionalModule, width: int | None, features: str | Sequence[str], *, tokens: bool
+) -> str:
+    """Return the one spelling of a network's name; of a user's own one nothing.
 
     Args:
-        name: as the user has it.
+        model: as the user has it.
+        width: of it, if the user says one.
+        features: the submodules whose activations are its features, if the user names any.
         tokens: whether it is to read token embeddings, or else sentence points.
     Raises:
-        ConfigError: an unknown name, or a network that reads the others.
-    """
-    key = known_name("text model", name, (*MODELS, *TOKEN_MODELS))
-    if tokens != (key in TOKEN_MODELS):
-        what, builder = ("sentence points", "text_task") if tokens else ("token embeddings", "token_task")
-        raise ConfigError(f"the network {key!r} reads {what}; {builder} has it")
-    return key
-
-
-def point_network(model: ModelLike, width: int | None, features: str | Sequence[str]) -> str:
-    """Return the name of a network that reads sentence points; of a user's own one nothing.
-
-    Raises:
-        ConfigError: an unknown name, a width of anything but ``mlp``, or features of a named one.
+        ConfigError: an unknown name, a network that reads the others, or a width or features of one that takes none.
     """
     if not isinstance(model, str):
         require_no_width(width, "a module of your own")
+        if isinstance(model, FunctionalModule):
+            require_no_features(features, f"a {type(model).__name__}")
         return ""
-    name = model_name(model, tokens=False)
+    name = known_name("text model", model, (*MODELS, *TOKEN_MODELS))
+    if tokens != (name in TOKEN_MODELS):
+        what, builder = ("sentence points", "text_task") if tokens else ("token embeddings", "token_task")
+        raise ConfigError(f"the network {name!r} reads {what}; {builder} has it")
     require_no_features(features, name)
-    if name != "mlp":
+    if name in ("linear", "transformer"):
         require_no_width(width, name)
     return name
 
 
-def make_module(
-    model: ModelLike,
-    dim: int,
-    num_classes: int,
-    width: int | None,
-    features: str | Sequence[str],
-    device: torch.device | str,
+def point_module(
+    name: str, dim: int, num_classes: int, width: int | None = None, device: torch.device | str = "cpu"
 ) -> FunctionalModule:
-    """Return the network that a name or a function means, for points of ``dim`` numbers; see :func:`point_network`."""
-    name = point_network(model, width, features)
-    if not isinstance(model, str):
-        return FunctionalModule(model, features, device)
-    if name == "linear":
-        return FunctionalModule(partial(linear_head, dim, num_classes), device=device)
-    return FunctionalModule(partial(mlp_head, dim, num_classes, width or 256), device=device)
+    """Return the network of :data:`MODELS` that a name means, for points of ``dim`` numbers; ``mlp`` has a width."""
+    head = (
+        partial(linear_head, dim, num_classes)
+        if name == "linear"
+        else partial(mlp_head, dim, num_classes, width or 256)
+    )
+    return FunctionalModule(head, device=device)

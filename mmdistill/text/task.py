@@ -44,7 +44,7 @@ from mmdistill.text.judges import (
     logistic_predictions,
     ridge_weights,
 )
-from mmdistill.text.models import ModelLike, make_module, mlp_head, point_network
+from mmdistill.text.models import ModelLike, network_name, point_module
 from mmdistill.text.reading import Encoded, encode_splits, with_test
 from mmdistill.text.selection import SELECTIONS, centroid_batch
 
@@ -118,7 +118,7 @@ class TextTask(TextClassification):
         self.noise = noise
         require_at_least(self, {"noise": 0.0})
         self.dim = encoded.train.shape[1]
-        self._mlp = FunctionalModule(partial(mlp_head, self.dim, self.class_count), device=self.device)
+        self._mlp = point_module("mlp", self.dim, self.class_count, device=self.device)
         points = f"points of shape (n, {self.dim}) of the encoder {self.encoder.name!r}"
         try_network(self, self.train.inputs[:2], points, self.class_count)
 
@@ -314,7 +314,7 @@ def text_task(
     require_at_least(SimpleNamespace(noise=noise), {"noise": 0.0})
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     require_kind(FitProtocol, protocol=protocol)
-    network = point_network(model, width, features)
+    network = network_name(model, width, features, tokens=False)
     device = choose_device(device)
     given = with_test(data, test)
     loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
@@ -324,7 +324,10 @@ def text_task(
     loaded = replace(loaded, notes=(*loaded.notes, *sentence_encoder.notes))
     if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
-    module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
+    if isinstance(model, str):
+        module = point_module(network, encoded.train.shape[1], len(loaded.class_names), width, device)
+    else:
+        module = FunctionalModule(model, features, device)
     task = TextTask(
         loaded,
         encoded,

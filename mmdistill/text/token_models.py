@@ -14,7 +14,6 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 from mmdistill.text.encoder import TransformerEncoder
-from mmdistill.text.models import model_name
 from mmdistill.text.vocabulary import Vocabulary
 
 WINDOWS = (3, 4, 5)
@@ -261,17 +260,14 @@ def named_module(
         encoder: whose body ``transformer`` is.
         width: filters of each window, or units of each direction; 64 by default. A transformer has its own.
         device: where it runs.
-    Raises:
-        ConfigError: an unknown name.
     """
-    key = model_name(name, tokens=True)
-    if key == "transformer":
+    if name == "transformer":
         return PretrainedModule(partial(_transformer, encoder, vocabulary, num_classes), device=device)
-    chosen = width or WIDTHS[key]
+    chosen = width or WIDTHS[name]
     dim = vocabulary.dim
     makers: dict[str, Callable[[], nn.Module]] = {
         "textcnn": partial(TextCNN, dim, num_classes, chosen),
         "bilstm": partial(Recurrent, dim, num_classes, chosen, 4),
         "bigru": partial(Recurrent, dim, num_classes, chosen, 3),
     }
-    return FunctionalModule(makers[key], device=device)
+    return FunctionalModule(makers[name], device=device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import in_place_of, judging_set
-from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
+from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
@@ -26,7 +26,7 @@ from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
 from mmdistill.text.encoder import PAIR, TransformerEncoder
 from mmdistill.text.encoders import make_encoder
 from mmdistill.text.inputs import Pair, Table
-from mmdistill.text.models import TOKEN_MODELS, model_name
+from mmdistill.text.models import TOKEN_MODELS, network_name
 from mmdistill.text.reading import encode_splits, with_test
 from mmdistill.text.token_judges import TokenJudge, protocol_for
 from mmdistill.text.token_models import TransformerClassifier, named_module
@@ -68,7 +68,7 @@ class TokenTask(TextClassification):
         tokens: of the three splits, of one length.
         model: the network to distil with.
         encoder: the model that tokens and transformer come from.
-        name: of the network, as a judge.
+        network_name: what reports call the network; empty: it is the user's, and as a judge called ``model``.
         protocol: how networks are trained on sets that carry no steps of their own; None is each network's default.
         judge_epochs: epochs of that training; None is the protocol's own number.
         judge_batch: size of its minibatches; None is the protocol's own.
@@ -86,15 +86,15 @@ class TokenTask(TextClassification):
         model: FunctionalModule,
         *,
         encoder: TransformerEncoder,
-        name: str,
+        network_name: str = "",
         protocol: FitProtocol | None = None,
         judge_epochs: int | None = None,
         judge_batch: int | None = None,
     ) -> None:
-        others = tuple(other for other in TOKEN_MODELS if other != name)
+        judges = dict.fromkeys((network_name or OWN, *TOKEN_MODELS, PROJECTED))
         require_kind(FitProtocol, protocol=protocol)
         judging = judging_set(judge_epochs, judge_batch, protocol=in_place_of(protocol, protocol_for(model)))
-        super().__init__(data, model, "" if name == OWN else name, (name, *others, PROJECTED), judging)
+        super().__init__(data, model, network_name, tuple(judges), judging)
         self.vocabulary = vocabulary.to(self.device)
         self.space_in_words = f"summed token vectors of {vocabulary.name}"
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
@@ -335,7 +335,7 @@ def token_task(
     seed = checked_seed(seed)
     require_sizes(length=length, width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     require_kind(FitProtocol, protocol=protocol)
-    network = _network_name(model, width, features)
+    network = network_name(model, width, features, tokens=True)
     device = choose_device(device)
     given = with_test(data, test)
     loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
@@ -358,28 +358,10 @@ def token_task(
         TokenSplits(train, dev, held_out),
         module,
         encoder=source,
-        name=network,
+        network_name=network,
         protocol=protocol,
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,
     )
     task.given_teacher = None if teacher is None else given_as_teacher(teacher, module)
     return task
-
-
-def _network_name(model: TokenModelLike, width: int | None, features: str | Sequence[str]) -> str:
-    """Return the name of a network that reads token embeddings, ``model`` of a user's own one.
-
-    Raises:
-        ConfigError: an unknown name, or a width or features of a network that takes none.
-    """
-    if not isinstance(model, str):
-        require_no_width(width, "a module of your own")
-        if isinstance(model, FunctionalModule):
-            require_no_features(features, f"a {type(model).__name__}")
-        return OWN
-    name = model_name(model, tokens=True)
-    require_no_features(features, name)
-    if name == "transformer":
-        require_no_width(width, name)
-    return name
