@@ -123,61 +123,6 @@ def initialised(network: MultVae, draws: Draws) -> MultVae:
     return network
 
 
-def fit_vae(
-    rows: Rows,
-    users: int,
-    items: int,
-    protocol: VaeProtocol,
-    judged: Judged | None,
-    draws: Draws,
-    device: torch.device,
-) -> Scorer:
-    """Train Mult-VAE and return the scoring function of the check that scored best, or of the last one.
-
-    Args:
-        rows: gives the rows of users to train on.
-        users: how many there are.
-        items: the number of items.
-        protocol: how to train.
-        judged: scores scoring functions on validation data; None, where there are none, keeps the last check.
-        draws: the key of everything random.
-        device: where to train.
-
-    Raises:
-        NonFiniteError: the loss diverges.
-    """
-    network = initialised(MultVae(items, protocol).to(device), draws.fold("init"))
-    optimizer = torch.optim.Adam(network.parameters(), lr=protocol.lr)
-    steps = protocol.updates(users)
-    every = -(-steps // protocol.checks)
-    best, kept = -1.0, network.state_dict()
-    order, epoch = torch.empty(0, dtype=torch.long), 0
-
-    def scorer(known: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = network(known)
-        return logits
-
-    for step in range(1, steps + 1):
-        if not len(order):
-            order = draws.fold("order", epoch).to("cpu").permutation(users)
-            epoch += 1
-        chosen, order = order[: protocol.batch], order[protocol.batch :]
-        kl = protocol.kl * min(1.0, 2 * step / steps)
-        loss = network.loss(rows(chosen).to(device), kl, draws.fold("step", step).to(device))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if step % every == 0 or step == steps:
-            if not bool(torch.isfinite(loss)):
-                raise NonFiniteError(f"Mult-VAE's loss became {float(loss.detach())} by step {step}; lower its rate")
-            found = best if judged is None else judged(lambda known: [scorer(known)])[0]
-            if judged is None or found > best:
-                best, kept = found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    network.load_state_dict(kept)
-    return scorer
-
-
 class TrainedAutoencoder(Recommender):
     """Mult-VAE as a recommender: it has no ridge, and validation data choose which of its checks is kept.
 
@@ -195,12 +140,8 @@ class TrainedAutoencoder(Recommender):
     def __init__(
         self, rows: Rows, users: int, items: int, protocol: VaeProtocol, draws: Draws, device: torch.device
     ) -> None:
-        self.rows = rows
-        self.users = users
-        self.items = items
-        self.protocol = protocol
-        self.draws = draws
-        self.device = device
+        self.rows, self.users, self.items = rows, users, items
+        self.protocol, self.draws, self.device = protocol, draws, device
 
     def fit(self, ridge: float) -> Fit:
         """Train and return what scores known interactions at the last check."""
@@ -208,5 +149,40 @@ class TrainedAutoencoder(Recommender):
         return lambda known, read: scorer(known)
 
     def fitted(self, judged: Judged | None, others: tuple[float, ...] = ()) -> Scorer:
-        """Train and return the scoring function of the check that scores best, without validation of the last one."""
-        return fit_vae(self.rows, self.users, self.items, self.protocol, judged, self.draws, self.device)
+        """Train and return the scoring function of the check that scores best, without validation of the last one.
+
+        Raises:
+            NonFiniteError: the loss diverges.
+        """
+        protocol, draws = self.protocol, self.draws
+        network = initialised(MultVae(self.items, protocol).to(self.device), draws.fold("init"))
+        optimizer = torch.optim.Adam(network.parameters(), lr=protocol.lr)
+        steps = protocol.updates(self.users)
+        every = -(-steps // protocol.checks)
+        best, kept = -1.0, network.state_dict()
+        order, epoch = torch.empty(0, dtype=torch.long), 0
+
+        def scorer(known: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = network(known)
+            return logits
+
+        for step in range(1, steps + 1):
+            if not len(order):
+                order = draws.fold("order", epoch).to("cpu").permutation(self.users)
+                epoch += 1
+            chosen, order = order[: protocol.batch], order[protocol.batch :]
+            kl = protocol.kl * min(1.0, 2 * step / steps)
+            loss = network.loss(self.rows(chosen).to(self.device), kl, draws.fold("step", step).to(self.device))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step % every == 0 or step == steps:
+                if not bool(torch.isfinite(loss)):
+                    diverged = f"Mult-VAE's loss became {float(loss.detach())} by step {step}; lower its rate"
+                    raise NonFiniteError(diverged)
+                found = best if judged is None else judged(lambda known: [scorer(known)])[0]
+                if judged is None or found > best:
+                    best, kept = found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        network.load_state_dict(kept)
+        return scorer

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError, NonFiniteError
-from mmdistill.recsys.vae import MultVae, VaeProtocol, fit_vae, initialised
+from mmdistill.recsys.vae import MultVae, TrainedAutoencoder, VaeProtocol, initialised
 from mmdistill.runtime import Draws
 
 SMALL = VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, epochs=1, lr=1e-2)
@@ -42,13 +42,17 @@ def test_scores_are_of_the_mean_code_of_unit_rows():
     torch.testing.assert_close(network(rows), decoded @ w["output.weight"].T + w["output.bias"])
 
 
+def trainer(task, rows, protocol, seed=0):
+    return TrainedAutoencoder(rows, 60, task.data.num_items, protocol, Draws(seed), torch.device("cpu"))
+
+
 def fitted(task, score, protocol=SMALL, seed=0):
     rows = task.select(torch.arange(60)).inputs
 
     def judged(scorers):
         return [score(lambda known: next(iter(scorers(known))))]
 
-    return fit_vae(lambda i: rows[i], 60, task.data.num_items, protocol, judged, Draws(seed), torch.device("cpu"))
+    return trainer(task, lambda i: rows[i], protocol, seed).fitted(judged)
 
 
 def test_training_is_repeatable_and_learns(task):
@@ -112,7 +116,7 @@ def test_every_epoch_reads_the_users_in_an_order_of_its_own(task):
         return task.select(chosen).inputs
 
     protocol = VaeProtocol(hidden=4, latent=2, steps=1, batch=60, checks=1, epochs=3)
-    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorers: [0.0], Draws(0), torch.device("cpu"))
+    trainer(task, rows, protocol).fitted(lambda scorers: [0.0])
     assert len(set(orders)) == 3
 
 
@@ -134,7 +138,7 @@ def test_training_takes_the_epochs_that_it_should(task):
         return task.select(chosen).inputs
 
     protocol = VaeProtocol(hidden=4, latent=2, steps=5, batch=16, checks=1, epochs=3)
-    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorers: [0.0], Draws(0), torch.device("cpu"))
+    trainer(task, rows, protocol).fitted(lambda scorers: [0.0])
     assert torch.bincount(torch.cat(read)).tolist() == [3] * 60
 
 
