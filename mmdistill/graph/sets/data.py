@@ -18,7 +18,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.files.saved import TORCH
 from mmdistill.graph.files import graph_classes, read_graphs
 from mmdistill.graph.propagation import offsets
-from mmdistill.graph.sets.lists import as_list, parts_side_by_side, side_by_side
+from mmdistill.graph.sets.lists import Listed, as_list, parts_side_by_side, side_by_side
 from mmdistill.graph.sets.splits import completed, stratified
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import cache_folder, checked_seed, data_root, tensor_digest
@@ -209,20 +209,20 @@ def load_graph_set(source: "str | Path | Sequence[Any] | Mapping[str, Sequence[A
                 "a Batch of them becomes one by to_data_list(), and graph_task takes one graph whose nodes have classes"
             )
         if isinstance(source, Mapping) and source and "edge_index" not in source:
-            return _from_fields(parts_side_by_side(source), "list", seed)
-        return _from_fields(side_by_side(as_list(source), "the list"), "list", seed)
+            return _checked(parts_side_by_side(source), "list", seed)
+        return _checked(side_by_side(as_list(source), "the list"), "list", seed)
     key = canonical(str(source))
     if key in TU:
-        return _from_fields(_named(TU[key][0]), key, seed)
+        return _checked(_named(TU[key][0]), key, seed)
     folder = users_path(source)
     if folder.is_file() and folder.suffix.lower() in TORCH:
-        return _from_fields(side_by_side(read_graphs(folder), str(source)), str(folder.absolute()), seed)
+        return _checked(side_by_side(read_graphs(folder), str(source)), str(folder.absolute()), seed)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
-    return _from_fields(_read(prefix), str(folder.absolute()), seed)
+    return _checked(_read(prefix), str(folder.absolute()), seed)
 
 
 def tu_prefix(folder: Path) -> Path | None:
@@ -235,8 +235,8 @@ def tu_prefix(folder: Path) -> Path | None:
     return None
 
 
-def _named(name: str) -> Mapping[str, Any]:
-    """Return a data set's fields from the data root, or by download into the cache folder."""
+def _named(name: str) -> Listed:
+    """Return a data set's graphs from the data root, or by download into the cache folder."""
     for root in (data_root(), cache_folder() / "data"):
         prefix = tu_prefix(root / name)
         if prefix is not None:
@@ -271,8 +271,8 @@ def _require_grouped(prefix: Path) -> None:
         )
 
 
-def _read(prefix: Path) -> dict[str, Any]:
-    """Return the fields of TU files by the common start of their names.
+def _read(prefix: Path) -> Listed:
+    """Return the graphs of TU files by the common start of their names.
 
     Raises:
         DataError: they are damaged, or do not agree with one another.
@@ -303,13 +303,8 @@ def _read(prefix: Path) -> dict[str, Any]:
             "nodes count from 1, as in _graph_indicator.txt"
         )
     unread = [kind for kind in ("edge_labels", "edge_attributes") if Path(f"{prefix}_{kind}.txt").is_file()]
-    return {
-        "x": data.x,
-        "edge_index": data.edge_index + start[owner],
-        "start": start,
-        "y": _classes_of(prefix, data.y),
-        "notes": tuple(f"{prefix.name}_{kind}.txt is not read" for kind in unread),
-    }
+    notes = tuple(f"{prefix.name}_{kind}.txt is not read" for kind in unread)
+    return Listed(data.x, data.edge_index + start[owner], start, _classes_of(prefix, data.y), notes)
 
 
 def _classes_of(prefix: Path, numbered: Tensor | None) -> Tensor | None:
@@ -321,14 +316,14 @@ def _classes_of(prefix: Path, numbered: Tensor | None) -> Tensor | None:
     return torch.from_numpy(labels.astype(np.int64)) if whole else numbered
 
 
-def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
+def _checked(listed: Listed, name: str, seed: int) -> GraphSet:
     """Check and split.
 
     Raises:
         DataError: no classes, or a class too small to split, or without a training graph.
     """
-    y, start, edges = fields["y"], fields["start"].long(), fields["edge_index"].long()
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
+    y, start, edges = listed.y, listed.start, listed.edge_index
+    if y is None or y.is_floating_point() or y.ndim != 1:
         raise DataError(f"{name} needs one class for each graph, as whole numbers (y, or NAME_graph_labels.txt)")
     if len(y) != len(start) - 1:
         raise DataError(f"{name} has {len(start) - 1} graphs and classes for {len(y)}; give one for each graph")
@@ -340,8 +335,7 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
     nodes = int(start[-1])
     both = torch.unique(torch.cat([edges, edges.flip(0)], 1), dim=1)
     both = both[:, both[0] != both[1]]
-    notes: tuple[str, ...] = tuple(fields.get("notes", ()))
-    x = fields["x"]
+    x, notes = listed.x, listed.notes
     if x is None or not x.numel():
         degree = torch.bincount(both[0], minlength=nodes).clamp(max=DEGREES)
         x = torch.nn.functional.one_hot(degree, DEGREES + 1)
@@ -351,8 +345,8 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
         raise DataError(f"{name}: node features are NaN or infinite; fill them")
     values, classes = torch.unique(y, return_inverse=True)
     names = tuple(map(str, values.tolist()))
-    if "parts" in fields:
-        parts, told = completed(classes, fields["parts"], seed, names)
+    if listed.parts:
+        parts, told = completed(classes, listed.parts, seed, names)
         notes += told
     else:
         parts = stratified(classes, seed, names)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +16,37 @@ UNREAD = ("edge_attr", "edge_weight")
 """What graphs may have of their edges that no method reads."""
 
 
-def side_by_side(graphs: object, name: str) -> dict[str, Any]:
-    """Return graphs as one list of nodes.
+class Listed(NamedTuple):
+    """Graphs as they came, their nodes side by side.
+
+    Args:
+        x: node features; None where nodes have none.
+        edge_index: both ends of each edge, by node in the whole list.
+        start: where each graph's nodes begin.
+        y: the graphs' classes; None where there are none.
+        notes: what was not read, in words.
+        parts: the numbers of the graphs of ``train``, ``dev`` and ``test``, as far as the source says them.
+
+    Shapes:
+        x ``(N, d)``; edge_index ``(2, E)`` int64; start ``(G + 1,)`` int64; y ``(G,)``.
+    """
+
+    x: Tensor | None
+    edge_index: Tensor
+    start: Tensor
+    y: Tensor | None
+    notes: tuple[str, ...] = ()
+    parts: Mapping[str, Tensor] = {}
+
+
+def side_by_side(graphs: object, name: str) -> Listed:
+    """Return the graphs of a list.
 
     Args:
         graphs: a list of ``Data`` or of mappings, each with ``edge_index (2, E)``, a class ``y`` of one number and, in
             all of them or in none, node features ``x (n, d)``; without those ``num_nodes``, or as many nodes as edges
             name.
         name: of the list, for errors.
-
-    Returns:
-        x ``(N, d)`` or None, edge_index ``(2, E)``, start ``(G + 1,)``, y ``(G,)``, and notes on what was not read.
 
     Raises:
         DataError: it is no list of such graphs; the message names the first that is none.
@@ -37,14 +57,11 @@ def side_by_side(graphs: object, name: str) -> dict[str, Any]:
     return _joined([_checked(graph, f"{name}: graph {index}") for index, graph in enumerate(graphs)], name)
 
 
-def parts_side_by_side(parts: Mapping[Any, object]) -> dict[str, Any]:
-    """Return the graphs of several lists as one list of nodes, and which of them are whose.
+def parts_side_by_side(parts: Mapping[Any, object]) -> Listed:
+    """Return the graphs of several lists, and which of them are whose.
 
     Args:
         parts: by name of split, in any of its spellings, a list of graphs or a data set of torch-geometric's.
-
-    Returns:
-        What :func:`side_by_side` does, and ``parts``: the numbers of the graphs of ``train``, ``dev`` and ``test``.
 
     Raises:
         ConfigError: an unknown split.
@@ -61,7 +78,7 @@ def parts_side_by_side(parts: Mapping[Any, object]) -> dict[str, Any]:
             raise DataError(f"{keys[split]} is an empty list; give it graphs, or leave it out to have some held out")
         numbers[split] = torch.arange(len(found), len(found) + len(graphs))
         found += [_checked(graph, f"{keys[split]}: graph {index}") for index, graph in enumerate(graphs)]
-    return {**_joined(found, "the splits"), "parts": numbers}
+    return _joined(found, "the splits")._replace(parts=numbers)
 
 
 def as_list(source: Any, place: str = "") -> list[Any]:
@@ -78,7 +95,7 @@ def as_list(source: Any, place: str = "") -> list[Any]:
     return [source[index] for index in range(len(source))]
 
 
-def _joined(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def _joined(found: list[dict[str, Any]], name: str) -> Listed:
     """Return checked graphs as one list of nodes."""
     features = [graph["x"] for graph in found]
     columns = {None if x is None else x.shape[1] for x in features}
@@ -89,13 +106,13 @@ def _joined(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
     start = offsets(sizes)
     edges = [graph["edge_index"] + first for graph, first in zip(found, start.tolist(), strict=False)]
     unread = {name: sum(name in graph["unread"] for graph in found) for name in UNREAD}
-    return {
-        "x": None if columns == {None} else torch.cat(features),
-        "edge_index": torch.cat(edges, 1),
-        "start": start,
-        "y": torch.cat([graph["y"] for graph in found]),
-        "notes": tuple(f"{name} of {count} graphs is not read" for name, count in unread.items() if count),
-    }
+    return Listed(
+        None if columns == {None} else torch.cat(features),
+        torch.cat(edges, 1),
+        start,
+        torch.cat([graph["y"] for graph in found]),
+        tuple(f"{name} of {count} graphs is not read" for name, count in unread.items() if count),
+    )
 
 
 def _checked(graph: object, name: str) -> dict[str, Any]:

@@ -69,28 +69,23 @@ def completed(
     Raises:
         DataError: a class without a training graph, or with too few of them.
     """
-    found, notes = dict(parts), list[str]()
-    for split, title in SPLITS.items():
-        if split not in found:
-            found["train"], found[split] = _held_out(y, found["train"], Draws(seed, ("split", split)), names, split)
-            notes.append(f"{title}: {SHARES[1]:.0%} of the training graphs of each class, at random, seed {seed}")
-    _require_trained(y, found["train"], names)
-    return (found["train"], found["dev"], found["test"]), tuple(notes)
-
-
-def _require_trained(y: Tensor, train: Tensor, names: Sequence[str]) -> None:
-    counts = torch.bincount(y[train], minlength=len(names)).tolist()
+    counts = torch.bincount(y[parts["train"]], minlength=len(names)).tolist()
     if 0 in counts:
         raise DataError(
             f"class {names[counts.index(0)]} has no training graph; give it one, or leave its graphs out of the other "
             "splits"
         )
+    found, notes = dict(parts), list[str]()
+    for split, title in SPLITS.items():
+        if split not in found:
+            found["train"], found[split] = _held_out(y, found["train"], Draws(seed, ("split", split)), names, split)
+            notes.append(f"{title}: {SHARES[1]:.0%} of the training graphs of each class, at random, seed {seed}")
+    return (found["train"], found["dev"], found["test"]), tuple(notes)
 
 
 def _held_out(y: Tensor, train: Tensor, draws: Draws, names: Sequence[str], split: str) -> tuple[Tensor, Tensor]:
     """Return the training graphs that stay, and a tenth of each class for another split."""
     held = torch.zeros(len(train), dtype=torch.bool)
-    _require_trained(y, train, names)
     counts = torch.bincount(y[train], minlength=len(names))
     giving = validating(counts) if split == "dev" else counts > 1
     if not giving.all() and (split == "test" or not giving.any()):
