@@ -104,14 +104,9 @@ class SyntheticGraph(Parameterization):
 
     def stored_bytes(self) -> int:
         """Return the bytes of the finished graph, an edge weight being a float32."""
-        return sum(stored_tensor_bytes(tensor) for tensor in self._kept()) + 4 * self._pairs()
-
-    def _kept(self) -> list[Tensor]:
-        return [tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")]
-
-    def _pairs(self) -> int:
-        nodes = len(self.codes)
-        return 0 if self.decoder is None else nodes * (nodes - 1) // 2
+        kept = [tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")]
+        pairs = 0 if self.decoder is None else len(self.codes) * (len(self.codes) - 1) // 2
+        return sum(stored_tensor_bytes(tensor) for tensor in kept) + 4 * pairs
 
     def class_batches(self, batch: Batch) -> ClassBatch:
         """Share the nodes between the classes; each class weighs its own."""

@@ -1,5 +1,6 @@
 """User-item interactions as a task: rows of users, the infinite-width autoencoder, closed-form judges."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -107,8 +108,6 @@ class RecsysTask:
         self.protocol = protocol or TESTING
         self.vae: VaeProtocol = (vae or TRAINING).lasting(judge_epochs, judge_batch, data.num_users)
         self.module = None if model is None else FunctionalModule(model, features, self.device)
-        self._info: TaskInfo | None = None
-        self._points: npt.NDArray[np.float32] | None = None
         self._kept: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,16 +191,15 @@ class RecsysTask:
 
     def embedding(self) -> Tensor:
         """Return every user's leading coordinates in the singular space of the rows, each row at unit length."""
-        return torch.from_numpy(self._embedded()).to(self.device)
+        return torch.from_numpy(self._points).to(self.device)
 
-    def _embedded(self) -> npt.NDArray[np.float32]:
-        if self._points is None:
-            self._points = embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)
-        return self._points
+    @functools.cached_property
+    def _points(self) -> npt.NDArray[np.float32]:
+        return embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
         """Return one of this domain's own baselines at equal count; see :func:`select_users`."""
-        rows = select_users(self.data, kind, int(counts.sum()), self._embedded, draws).to(self.device)
+        rows = select_users(self.data, kind, int(counts.sum()), lambda: self._points, draws).to(self.device)
         return Batch(rows, rows, torch.ones(len(rows), device=self.device))
 
     def judge(self, synthetic: Batch | None, name: str, draws: Draws = FIXED) -> Recommender:
@@ -319,26 +317,28 @@ class RecsysTask:
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the item ids travel with the set."""
-        if self._info is None:
-            removed = removal_notes(self.data.counts, self.data.min_rating)
-            self._info = TaskInfo(
-                domain="recsys",
-                data=self.data.name,
-                budget="users",
-                num_train=self.data.num_users,
-                stored_bytes=self.data.stored_bytes,
-                fingerprint=self.data.fingerprint,
-                test_fingerprint=self.data.test_fingerprint,
-                preprocessing={
-                    "item_ids": self.data.item_ids.tolist(),
-                    "dropped": dict(self.data.counts),
-                    **({"splits": list(self.data.notes)} if self.data.notes else {}),
-                    **({"notes": removed} if removed else {}),
-                    **({"augmentation": {"hold_out": self.hold_out}} if self.hold_out else {}),
-                },
-                forms={"inputs": (self.data.num_items,)},
-            )
         return self._info
+
+    @functools.cached_property
+    def _info(self) -> TaskInfo:
+        removed = removal_notes(self.data.counts, self.data.min_rating)
+        return TaskInfo(
+            domain="recsys",
+            data=self.data.name,
+            budget="users",
+            num_train=self.data.num_users,
+            stored_bytes=self.data.stored_bytes,
+            fingerprint=self.data.fingerprint,
+            test_fingerprint=self.data.test_fingerprint,
+            preprocessing={
+                "item_ids": self.data.item_ids.tolist(),
+                "dropped": dict(self.data.counts),
+                **({"splits": list(self.data.notes)} if self.data.notes else {}),
+                **({"notes": removed} if removed else {}),
+                **({"augmentation": {"hold_out": self.hold_out}} if self.hold_out else {}),
+            },
+            forms={"inputs": (self.data.num_items,)},
+        )
 
     def rows(self, inputs: Inputs) -> Tensor:
         """Return inputs as rows of interactions.

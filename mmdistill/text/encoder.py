@@ -5,6 +5,7 @@ of the data: a set distilled in one encoder's space means nothing in another's, 
 enters the cache's key and the task's fingerprint.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -105,17 +106,16 @@ class TransformerEncoder(SentenceEncoder):
         self.max_length = max_length
         self.batch = batch
         self.device = torch.device(device)
-        self._identity: str | None = None
 
     def identity(self) -> str:
         """Return a hash of the model's files, or the hub's commit, with the pooling and the length."""
-        if self._identity is None:
-            folder = Path(self.model)
-            weights = _hash_files(folder) if folder.is_dir() else self._commit()
-            self._identity = f"transformer:{weights}:mean:l2:{self.max_length}"
-        return self._identity
+        return f"transformer:{self._weights}:mean:l2:{self.max_length}"
 
-    def _commit(self) -> str:
+    @functools.cached_property
+    def _weights(self) -> str:
+        """What the model's weights are told from others by."""
+        if (folder := Path(self.model)).is_dir():
+            return _hash_files(folder)
         from transformers import AutoConfig
 
         config = self.load(AutoConfig)

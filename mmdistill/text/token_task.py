@@ -1,5 +1,6 @@
 """Token embeddings as a task: networks on token vectors, class batches of real texts, judges."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,6 @@ class TokenTask(TextClassification):
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
         self.judge_epochs, self.judge_batch = judge_epochs, judge_batch
         self._ids, self._mask = tokens.train.ids.to(self.device), tokens.train.mask.to(self.device)
-        self._points: Tensor | None = None
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs
         shapes = (2, self.length, self.vocabulary.dim), (2, self.length)
         try_network(self, inputs, f"a dict of vectors {shapes[0]} and a mask {shapes[1]}", self.class_count)
@@ -153,9 +153,11 @@ class TokenTask(TextClassification):
 
     def embedding(self) -> Tensor:
         """Return the encoder's sentence points of the training texts, ``(N, d)``, for selection by distance."""
-        if self._points is None:
-            self._points = encode_splits(self.encoder, self.data).train.to(self.device)
-        return self._points
+        return self._encoded
+
+    @functools.cached_property
+    def _encoded(self) -> Tensor:
+        return encode_splits(self.encoder, self.data).train.to(self.device)
 
     def points(self, inputs: Inputs) -> Tensor:
         """Return the sum of each sequence's vectors."""

@@ -1,5 +1,6 @@
 """The tokens of a transformers model with their vectors: the space that token embeddings are learned in."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -192,14 +193,11 @@ class AverageEncoder(SentenceEncoder):
     def __init__(self, source: TransformerEncoder, name: str = "average") -> None:
         self.source = source
         self.name = name
-        self._vocabulary: Vocabulary | None = None
 
-    @property
+    @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens and their vectors."""
-        if self._vocabulary is None:
-            self._vocabulary = load_vocabulary(self.source)
-        return self._vocabulary
+        return load_vocabulary(self.source)
 
     def identity(self) -> str:
         """Return that of the vocabulary, with the pooling."""
