@@ -1,4 +1,4 @@
-"""Class batches of training nodes or graphs by index."""
+"""Nodes or graphs by class: class batches of training ones by index, and random divisions of all."""
 
 from collections.abc import Sequence
 
@@ -36,6 +36,24 @@ class ClassMembers:
             own = self.members[label]
             found.append(own if len(own) <= n else own[draws.fold(label).to("cpu").permutation(len(own))[:n]])
         return found
+
+
+def divided(y: Tensor, seed: int, bounds: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the members of each class, at random, in parts.
+
+    Args:
+        y: classes, ``(N,)`` int64.
+        seed: of the division.
+        bounds: of each class, the places at which its shuffled members are cut.
+    Shapes:
+        Returns the sorted positions in ``y`` of each part.
+    """
+    found = []
+    for index, own in enumerate(bounds):
+        members = (y == index).nonzero().flatten()
+        members = members[Draws(seed, ("split", index)).permutation(len(members))]
+        found.append(members.tensor_split(list(own)))
+    return [torch.cat(part).sort().values for part in zip(*found, strict=True)]
 
 
 def padded_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,9 @@ from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS, TORCH
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
+from mmdistill.graph.sampling import divided
 from mmdistill.names import canonical, unknown_data
-from mmdistill.runtime import Draws, cache_folder, checked_seed, data_root
+from mmdistill.runtime import cache_folder, checked_seed, data_root
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,7 @@ def _ogb(root: Path, name: str) -> Mapping[str, Any]:
     found = PygNodePropPredDataset(name.replace("_", "-"), str(root))
     fields = dict(fields_of(found[0]))
     for part, ids in found.get_idx_split().items():
-        mask = torch.zeros(len(fields["x"]), dtype=torch.bool)
-        mask[ids] = True
-        fields[f"{'val' if part == 'valid' else part}_mask"] = mask
+        fields[f"{'val' if part == 'valid' else part}_mask"] = _mask(len(fields["x"]), ids)
     return fields
 
 
@@ -299,16 +298,17 @@ def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
     Raises:
         DataError: a class with too few nodes.
     """
-    masks = {name: torch.zeros(len(y), dtype=torch.bool) for name in ("train_mask", "val_mask", "test_mask")}
-    for index in range(int(y.max()) + 1):
-        members = (y == index).nonzero().flatten()
-        if len(members) <= sum(PER_CLASS.values()):
-            raise DataError(f"class {index} has {len(members)} nodes, too few for a split of {PER_CLASS} and a rest")
-        members = members[Draws(seed, ("split", index)).permutation(len(members))]
-        train, val, test = members.tensor_split([PER_CLASS["train"], sum(PER_CLASS.values())])
-        for name, ids in zip(masks, (train, val, test), strict=True):
-            masks[name][ids] = True
-    return masks
+    counts = torch.bincount(y).tolist()
+    for index, count in enumerate(counts):
+        if count <= sum(PER_CLASS.values()):
+            raise DataError(f"class {index} has {count} nodes, too few for a split of {PER_CLASS} and a rest")
+    parts = divided(y, seed, [[PER_CLASS["train"], sum(PER_CLASS.values())]] * len(counts))
+    return {f"{name}_mask": _mask(len(y), ids) for name, ids in zip(("train", "val", "test"), parts, strict=True)}
+
+
+def _mask(nodes: int, ids: Tensor) -> Tensor:
+    """Return which nodes are some of them, ``(N,)`` bool."""
+    return torch.zeros(nodes, dtype=torch.bool).index_fill_(0, ids, True)
 
 
 def divided_by_row_sum(x: Tensor) -> Tensor:

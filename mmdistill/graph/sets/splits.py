@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.classes import validating
+from mmdistill.graph.sampling import divided
 from mmdistill.runtime import Draws
 
 SHARES = (0.8, 0.1)
@@ -40,13 +41,11 @@ def stratified(y: Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Tens
     giving = validating(torch.tensor(ends))
     if not giving.any():
         raise DataError(f"classes of two graphs leave none to validate with{WAY_ON}")
-    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for index, (count, end) in enumerate(zip(counts, ends, strict=True)):
-        members = (y == index).nonzero().flatten()[Draws(seed, ("split", index)).permutation(count)]
-        first = min(int(SHARES[0] * count), end - 1) if giving[index] else end
-        for part, ids in zip(parts, members.tensor_split([first, end]), strict=True):
-            part.append(ids)
-    train, val, test = (torch.cat(part).sort().values for part in parts)
+    bounds = [
+        [min(int(SHARES[0] * count), end - 1) if gives else end, end]
+        for count, end, gives in zip(counts, ends, giving.tolist(), strict=True)
+    ]
+    train, val, test = divided(y, seed, bounds)
     return train, val, test
 
 
