@@ -1,6 +1,6 @@
 """Ways of storing synthetic users, each a builder that starts from real ones."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.recsys.synthetic import (
     BinaryInteractions,
     ExpectedInteractions,
-    InteractionPrior,
     MeanFieldInteractions,
     SampledInteractions,
 )
@@ -26,13 +25,22 @@ from mmdistill.task import Batch, Task, one_tensor
 TIE = 1e-3
 """Size of the noise that breaks ties between the first logits of binary users."""
 
-Maker = Callable[[Task, Tensor, int, float, Draws], InteractionPrior]
-"""``(task, rows of real users, gamma, their mean mass, draws) -> prior``."""
+MASS_RATIO = 1.5
+"""The default mass of a weighted row over the mean row of the real data; 200, as published, on ML-1M."""
 
 
-def mass_ratio(users: int) -> float:
-    """Return the default mass of a weighted row over the mean row of the real data; 200, as published, on ML-1M."""
-    return 1.5
+class Start(NamedTuple):
+    """What priors start from.
+
+    Args:
+        rows: of real users, or noise, ``(users, items)``.
+        gamma: interactions of each synthetic user.
+        real_mass: interactions of a real user, in the mean of those chosen.
+    """
+
+    rows: Tensor
+    gamma: int
+    real_mass: float
 
 
 def binary_ratio(users: int) -> float:
@@ -44,30 +52,28 @@ def binary_ratio(users: int) -> float:
     return 5.3 if users >= 300 else 3.5
 
 
-def _from_real_users(
-    make: Maker, ratio: Callable[[int], float], interactions_per_user: int | None
-) -> Callable[..., Parameterization]:
-    """Return a builder of priors that start from real users, as the settings choose them.
+def _start(
+    task: Task,
+    budget: int,
+    settings: Settings,
+    label: LabelKind,
+    draws: Draws,
+    interactions_per_user: int | None,
+    ratio: float,
+) -> Start:
+    """Return real users as the settings choose them, and gamma.
 
-    Args:
-        make: makes the prior.
-        ratio: from the budget to gamma over the mean real row, where neither the settings nor the next argument give
-            gamma; it is then at most a quarter of the items: with more, flat rows start at the clip, where nothing has
-            a gradient.
-        interactions_per_user: gamma, unless the settings give it.
+    That is what the settings say, or the next argument, or a ratio to the mean real row. But for the first it is at
+    most a quarter of the items: with more, flat rows start at the clip, where nothing has a gradient.
     """
-
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        counts = _checked_counts(task, budget, settings, label)
-        rows = _real_rows(task, settings.init, counts, draws)
-        items, real_mass = rows.shape[1], float(rows.sum(1).mean())
-        gamma = settings.interactions_per_user
-        gamma = gamma or max(1, min(interactions_per_user or round(ratio(budget) * real_mass), items // 4))
-        if settings.init == "noise":
-            rows = draws.fold("noise").to(task.device).normal(*rows.shape)
-        return make(task, rows, gamma, real_mass, draws)
-
-    return build
+    counts = _checked_counts(task, budget, settings, label)
+    rows = _real_rows(task, settings.init, counts, draws)
+    items, real_mass = rows.shape[1], float(rows.sum(1).mean())
+    gamma = settings.interactions_per_user
+    gamma = gamma or max(1, min(interactions_per_user or round(ratio * real_mass), items // 4))
+    if settings.init == "noise":
+        rows = draws.fold("noise").to(task.device).normal(*rows.shape)
+    return Start(rows, gamma, real_mass)
 
 
 def _checked_counts(task: Task, budget: int, settings: Settings, label: LabelKind) -> Tensor:
@@ -106,16 +112,17 @@ def _weighted_interactions(
     mass_penalty: float,
     scale: float,
 ) -> Storage:
-    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        start = _start(task, budget, settings, label, draws, interactions_per_user, MASS_RATIO)
         return prior(
-            scale * rows,
-            interactions_per_user=gamma,
+            scale * start.rows,
+            interactions_per_user=start.gamma,
             temperature=temperature,
             mass_penalty=mass_penalty,
-            real_mass=real_mass,
+            real_mass=start.real_mass,
         )
 
-    return Storage(_from_real_users(make, mass_ratio, interactions_per_user), summary)
+    return Storage(build, summary)
 
 
 def mean_field_interactions(
@@ -128,7 +135,7 @@ def mean_field_interactions(
     """Return a way of storing users as dense weighted rows, starting from real users.
 
     Args:
-        interactions_per_user: gamma, unless the settings give it; by default :func:`mass_ratio` times the mean row.
+        interactions_per_user: gamma, unless the settings give it; by default :data:`MASS_RATIO` times the mean row.
         temperature: tau.
         mass_penalty: weight of the mean row mass relative to the real one.
         scale: the initial logit of an item that the real user has; others start at 0.
@@ -158,12 +165,13 @@ def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
             real row.
     """
 
-    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
-        pooled = pooled_rows(task, rows, gamma, real_mass, draws.fold("pool"))
-        noise = draws.fold("ties").to(task.device).uniform(*rows.shape)
-        return BinaryInteractions(pooled + TIE * noise, interactions_per_user=gamma)
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        start = _start(task, budget, settings, label, draws, interactions_per_user, binary_ratio(budget))
+        pooled = pooled_rows(task, *start, draws.fold("pool"))
+        noise = draws.fold("ties").to(task.device).uniform(*start.rows.shape)
+        return BinaryInteractions(pooled + TIE * noise, interactions_per_user=start.gamma)
 
-    return Storage(_from_real_users(make, binary_ratio, interactions_per_user), "binary users, each a list of items")
+    return Storage(build, "binary users, each a list of items")
 
 
 def expected_interactions() -> Storage:
