@@ -3,11 +3,13 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING, Judging
+from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import known_name
 from mmdistill.networks.architecture import described_module, task_line
@@ -172,6 +174,15 @@ class TextClassification(ABC):
         if batch is None:
             return self._reader.score(key, self.data.train.texts, self._classes, None)
         return self._reader.score(key, self.readable(batch.inputs), class_labels(batch.targets), batch.weight)
+
+    def scores_of(self, judge: str, predicted: Tensor, truth: Tensor, notes: Sequence[str] = ()) -> Scores:
+        """Return the scores of S networks, and a remark where one does not predict all classes.
+
+        Shapes:
+            predicted ``(S, m)`` and truth ``(m,)`` classes.
+        """
+        remark = partial(collapse_note, classes=self.class_count, least=self.class_count)
+        return scored(judge, predicted == truth, truth, notes, seen=classes_seen(predicted), remark=remark)
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of what is set of judging: one that does not train nothing."""

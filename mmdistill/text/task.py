@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import in_place_of, judging_set
 from mmdistill.checks import require_at_least, require_kind, require_sizes
-from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
@@ -173,15 +171,14 @@ class TextTask(TextClassification):
     def score(self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
         """Fit judges to points and score them on the test points."""
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else synthetic
-        notes, classes = list[str](), self.class_count
+        notes = list[str]()
         if judge in SOLVED:
             predictions, notes = self._closed(batch, judge)
         else:
             predictions = self._trained(batch, judge, self.test.inputs, draws, n)
         if judge in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
-        hits, remark = predictions == self.test.labels, partial(collapse_note, classes=classes, least=classes)
-        return scored(judge, hits, self.test.labels, notes, seen=classes_seen(predictions), remark=remark)
+        return self.scores_of(judge, predictions, self.test.labels, notes)
 
     def epochs_on(self, judge: str, count: int) -> int:
         """Return the protocol's epochs, or as many as make :data:`JUDGE_STEPS` updates."""

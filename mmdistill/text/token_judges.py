@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.networks.fit import fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
@@ -80,9 +78,7 @@ class TokenJudge:
             states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)
         labels = queries[1].to(device)
         found = torch.stack([self.predict(state_at(states, index), queries[0]) for index in range(n)])
-        classes = self.task.class_count
-        remark = partial(collapse_note, classes=classes, least=classes)
-        return scored(self.name, found == labels, labels, seen=classes_seen(found), remark=remark)
+        return self.task.scores_of(self.name, found, labels)
 
     def epochs_on(self, count: int) -> int:
         """Return the protocol's epochs, or as many as make the usual number of updates on so many samples."""
