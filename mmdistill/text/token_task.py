@@ -124,24 +124,25 @@ class TokenTask(TextClassification):
         return super().loss(state, batch, train=train, draws=draws)
 
     def _attention_loss(self, state: NetworkState, batch: Batch, targets: Tensors) -> Tensor:
-        self.require_attention()
-        network, inputs = _WithAttention(self.model.module), self.network_inputs(batch.inputs)
+        network, inputs = _WithAttention(self.require_transformer()), self.network_inputs(batch.inputs)
         params = {f"model.{name}": tensor for name, tensor in {**state.params, **state.buffers}.items()}
         logits, attention = torch.func.functional_call(network, params, (inputs,))
         self.model.forget()
         each = target_loss(logits, targets["labels"]) + attention_loss(attention, targets["attention"])
         return weighted_mean(each, batch.weight)
 
-    def require_attention(self) -> None:
-        """Refuse networks whose attention cannot be read.
+    def require_transformer(self) -> TransformerClassifier:
+        """Return the network, where it is one whose attention can be read.
 
         Raises:
             ConfigError: any but the transformer.
         """
-        if not isinstance(self.model.module, TransformerClassifier):
+        module = self.model.module
+        if not isinstance(module, TransformerClassifier):
             raise ConfigError(
                 f"this method needs --model transformer; {self.judges[0]!r} has no attention and no encoder"
             )
+        return module
 
     def network_inputs(self, inputs: Inputs) -> Tensors:
         """Return inputs of this space as they are.
@@ -271,12 +272,11 @@ class TokenTask(TextClassification):
 class _WithAttention(torch.nn.Module):
     """Calls a transformer for logits and attention."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: TransformerClassifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Tensors) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.model, TransformerClassifier)
         return self.model.with_attention(inputs)
 
 

@@ -13,7 +13,6 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, Task, Tensors
 from mmdistill.text.attention import AttendedSamples, AttentionLabels
-from mmdistill.text.token_models import TransformerClassifier
 from mmdistill.text.token_task import TokenTask
 from mmdistill.text.vocabulary import Vocabulary
 
@@ -42,7 +41,7 @@ def as_attended_task(task: Task) -> TokenTask:
         ConfigError: it is of another kind, or of another network.
     """
     text = as_token_task(task)
-    text.require_attention()
+    text.require_transformer()
     return text
 
 
@@ -78,8 +77,7 @@ def attended_samples(task: Task, budget: int, settings: Settings, label: LabelKi
     text = as_attended_task(task)
     if label == "teacher":
         raise ConfigError("labels of attention are learned with those of the classes: choose --label soft or hard")
-    assert isinstance(text.model.module, TransformerClassifier)
-    config = text.model.module.body.config
+    config = text.require_transformer().body.config
     inputs, classes = token_start(task, budget, settings, draws)
     full = torch.ones_like(inputs["mask"])
     shape = (len(classes), config.num_hidden_layers, config.num_attention_heads, full.shape[1])
