@@ -256,13 +256,21 @@ class RankingProtocol:
         if self.negatives:
             result["auc"] = tuple(pooled_auc(torch.cat(positives), torch.cat(drawn)) for drawn in negatives)
         headline = f"ndcg@{self.ks[0]}"
+        groups = self._of_groups(per_user[headline], users, data, part)
+        return result | {f"{headline} {name}": (mean,) for name, mean in groups.items()}
+
+    def _of_groups(
+        self, values: Tensor, users: npt.NDArray[np.int64], data: Interactions, part: Split
+    ) -> dict[str, float]:
+        """Return the mean value of the judged users of each group, of groups without any nothing."""
         everyone = data.users_with(part)  # whose groups are the same whoever is drawn of them
         lengths = sum(data.lengths(split)[everyone] for split in contexts(part))
+        found = {}
         for name, members in group_users(np.asarray(lengths), self.groups).items():
             judged = torch.from_numpy(np.isin(users, everyone[members]))
             if judged.any():
-                result[f"{headline} {name}"] = (float(per_user[headline][judged].mean()),)
-        return result
+                found[name] = float(values[judged].mean())
+        return found
 
     def ndcg(
         self, scorers: Scorers, data: Interactions, part: Split, device: torch.device | str = "cpu"
