@@ -16,6 +16,8 @@ from mmdistill.task import Task, Tensors
 
 EPSILON = 1e-5
 """Added to the variances of norms, as torch's batch norms do."""
+COLDEST = 0.01
+"""The temperature at which relaxed edges end."""
 START = 4.0
 """Initial logits: this for edges of the real nodes that a graph starts from, minus this for all other pairs."""
 
@@ -97,8 +99,7 @@ class BernoulliEdges(Structure):
 
     Args:
         logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs, of which the upper triangles count.
-        cooling: S, the steps in which the temperature falls from 1 to ``coldest``.
-        coldest: t_0.
+        cooling: S, the steps in which the temperature falls from 1 to t_0, :data:`COLDEST`.
         penalty_weight: lambda.
         present: 1 where a padded graph has a node, ``(n,)`` or ``(M, n)``; None: everywhere.
     Raises:
@@ -114,7 +115,6 @@ class BernoulliEdges(Structure):
         self,
         logits: Tensor,
         cooling: int = 200,
-        coldest: float = 0.01,
         penalty_weight: float = 0.1,
         present: Tensor | None = None,
     ) -> None:
@@ -128,7 +128,7 @@ class BernoulliEdges(Structure):
         self.nodes = logits.shape[-1]
         row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=logits.device)
         self.logits = nn.Parameter(logits[..., row, column].clone())
-        self.cooling, self.coldest, self.penalty_weight = cooling, coldest, penalty_weight
+        self.cooling, self.penalty_weight = cooling, penalty_weight
         self.register_buffer("steps", torch.zeros((), device=logits.device))
         self.register_buffer("pairs", (present[..., row] * present[..., column]).to(logits), persistent=False)
         self.register_buffer("density", self._expected_density().detach())
@@ -143,7 +143,7 @@ class BernoulliEdges(Structure):
 
     def temperature(self) -> Tensor:
         """Return t, a scalar."""
-        return self.coldest ** (self.steps / self.cooling).clamp(max=1.0)
+        return COLDEST ** (self.steps / self.cooling).clamp(max=1.0)
 
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """Return one relaxed sample of the weights."""

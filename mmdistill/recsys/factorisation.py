@@ -14,6 +14,11 @@ from torch import Tensor
 from mmdistill.errors import UnsupportedError, to_install
 from mmdistill.recsys.models import Fit, Recommender
 
+WEIGHT = 0.5
+"""Alpha: an interaction counts 1 + alpha times as much as a missing one."""
+SWEEPS = 15
+"""Over users' and items' factors."""
+
 
 class Factorisation(Recommender):
     """Matrix factorisation of implicit feedback by alternating least squares, from the ``implicit`` package.
@@ -25,9 +30,7 @@ class Factorisation(Recommender):
         rows: ``(n, items)`` users to fit on, sparse.
         seed: of the initial factors.
         factors: dimensions.
-        weight: alpha; an interaction counts 1 + alpha times as much as a missing one.
         ridges: regularisations to choose from.
-        iterations: sweeps.
 
     Raises:
         UnsupportedError: ``implicit`` is not installed.
@@ -40,14 +43,11 @@ class Factorisation(Recommender):
         rows: sparse.csr_array,
         seed: int = 0,
         factors: int = 64,
-        weight: float = 0.5,
         ridges: Sequence[float] = (1.0, 3.0, 10.0, 30.0),
-        iterations: int = 15,
     ) -> None:
         self.als = _als()
         self.ridges = tuple(ridges)
-        self.weight = weight
-        self.options = {"factors": min(factors, *rows.shape), "iterations": iterations, "random_state": seed}
+        self.options = {"factors": min(factors, *rows.shape), "iterations": SWEEPS, "random_state": seed}
         self.rows = sparse.csr_matrix(rows, dtype=np.float32)
 
     def fit(self, ridge: float) -> Fit:
@@ -67,7 +67,7 @@ class Factorisation(Recommender):
 
     def _confidence(self, rows: sparse.csr_matrix) -> sparse.csr_matrix:
         weighted = rows.copy()
-        weighted.data = 1 + self.weight * weighted.data
+        weighted.data = 1 + WEIGHT * weighted.data
         return weighted
 
 

@@ -33,21 +33,20 @@ class Nearness:
     among_real: npt.NDArray[np.float64]
 
 
-def nearness(data: Interactions, rows: Tensor, compared: int = 500, seed: int = 0) -> Nearness:
+def nearness(data: Interactions, rows: Tensor, compared: int = 500) -> Nearness:
     """Find the nearest real user, by training interactions, of each synthetic user.
 
     Args:
         data: the real interactions.
         rows: ``(n, items)`` synthetic users, weighted or binary.
         compared: real users whose nearest other user is sought, drawn at random.
-        seed: of that draw.
     """
     real = data.parts["train"]
     lengths = data.lengths("train")
     sizes = np.sqrt(lengths.astype(np.float64))
     weights = rows.double().numpy()
     norms = np.maximum(np.linalg.norm(weights, axis=1), 1e-300)
-    drawn = Draws(seed).fold("nearness").permutation(data.num_users)[:compared].numpy()
+    drawn = Draws(0).fold("nearness").permutation(data.num_users)[:compared].numpy()
     binary = heaviest(rows)
     counts = np.diff(binary.indptr)
     best, user = np.full(len(weights), -1.0), np.zeros(len(weights), dtype=np.int64)

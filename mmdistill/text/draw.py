@@ -36,10 +36,10 @@ def as_texts(task: Task) -> TextClassification:
     return task
 
 
-def nearest_texts(task: TextClassification, batch: Batch, k: int = NEAREST) -> tuple[Tensor, list[list[str]]]:
-    """Return, per sample, the cosine similarities ``(n, k)`` and the training texts nearest to it."""
+def nearest_texts(task: TextClassification, batch: Batch) -> tuple[Tensor, list[list[str]]]:
+    """Return, per sample, the cosine similarities ``(n, 3)`` and the training texts nearest to it."""
     similarity = F.normalize(task.points(batch.inputs), dim=1) @ F.normalize(task.training_points(), dim=1).T
-    top, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
+    top, index = similarity.topk(min(NEAREST, similarity.shape[1]), dim=1)
     return top, [[task.data.train.texts[i] for i in row] for row in index.tolist()]
 
 

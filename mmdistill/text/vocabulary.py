@@ -43,7 +43,7 @@ class Vocabulary:
 
     A token's vector is its row of the model's input embeddings, minus the mean row, over the root mean square of what
     remains: so the zero vector, which stands where a text has ended, is the mean of all tokens, and learning rates
-    carry over between models. :meth:`embeds` goes back to what the model reads as ``inputs_embeds``.
+    carry over between models. :func:`in_model_units` goes back to what the model reads as ``inputs_embeds``.
 
     Args:
         tokenizer: a transformers tokenizer. Padding is masked, so it needs no pad token.
@@ -185,14 +185,13 @@ class AverageEncoder(SentenceEncoder):
 
     Args:
         source: whose tokens and input embeddings are averaged.
-        name: what the user calls it.
     """
 
+    name = "average"
     cached = False
 
-    def __init__(self, source: TransformerEncoder, name: str = "average") -> None:
+    def __init__(self, source: TransformerEncoder) -> None:
         self.source = source
-        self.name = name
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:

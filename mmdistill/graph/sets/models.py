@@ -13,6 +13,8 @@ GCN = "gcn"
 """The name of :class:`GraphClassifier`, as a network and as a judge."""
 WIDTH = 128
 """Units of a layer unless others are asked for."""
+DEPTH = 3
+"""Layers."""
 PADDED = frozenset({"x", "adjacency", "present"})
 JOINED = frozenset({"sizes", "x", "owner", "pointer", "column", "weight", "scale"})
 """Names of the inputs in either form, see :class:`~mmdistill.graph.sets.data.GraphSet`."""
@@ -36,15 +38,12 @@ class GraphClassifier(GraphNetwork):
         features: d.
         classes: C.
         width: units of each layer.
-        depth: layers.
         device: where parameters are drawn.
     Source: Kipf and Welling, ICLR 2017; Jin et al., KDD 2022, Sec. 4.1.
     """
 
-    def __init__(
-        self, features: int, classes: int, width: int = WIDTH, depth: int = 3, device: torch.device | str = "cpu"
-    ) -> None:
-        self.sizes = [features, *[width] * depth]
+    def __init__(self, features: int, classes: int, width: int = WIDTH, device: torch.device | str = "cpu") -> None:
+        self.sizes = [features, *[width] * DEPTH]
         self.classes, self.device = classes, torch.device(device)
 
     @property
@@ -55,7 +54,7 @@ class GraphClassifier(GraphNetwork):
     @property
     def description(self) -> str:
         """What the network is made of, beside what its parameters' shapes tell."""
-        return f"{type(self).__name__}(depth={len(self.sizes) - 1}, relu, mean pooling)"
+        return f"{type(self).__name__}(depth={DEPTH}, relu, mean pooling)"
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw weights and zero biases."""
@@ -71,7 +70,7 @@ class GraphClassifier(GraphNetwork):
     def embed(self, params: Tensors, inputs: Tensors) -> Tensor:
         """Return each graph's mean node after the convolutions, ``(n, width)``."""
         hidden, multiply = inputs["x"], operator(inputs)
-        for index in range(len(self.sizes) - 1):
+        for index in range(DEPTH):
             weight, bias = params[f"layer{index}.weight"], params[f"layer{index}.bias"]
             hidden = (multiply(hidden @ weight.mT) + bias).relu()
         if "sizes" in inputs:
