@@ -1,28 +1,23 @@
 """Train on S, test on T: judges, and the baselines that stand beside every result."""
 
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
-from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects, is_solved, judge_title
-from mmdistill.allocation import allocate, available, short_classes
+from mmdistill.abilities import NamesJudges, Selects
 from mmdistill.checks import require_kind, require_sizes
-from mmdistill.classification import pooled
-from mmdistill.coresets import choose_samples, coreset, known_coresets
+from mmdistill.coresets import known_coresets
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import ConfigError, DataError, MmdistillError, MmdistillWarning, UnsupportedError, note_kept
-from mmdistill.evaluation import Evaluation, checked_scores, summarise
+from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError, note_kept
+from mmdistill.evaluation import Evaluation
 from mmdistill.execution.isolation import isolated
-from mmdistill.execution.memory import explained
+from mmdistill.judgements import Judged, Judgements
+from mmdistill.judgements import Progress as Progress
 from mmdistill.names import baseline_names, canonical, in_words, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.samples import checked_samples, in_float32
-from mmdistill.task import Batch, Scores, Task, require_task
+from mmdistill.task import Batch, Task, require_task
 
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
@@ -32,12 +27,6 @@ NAMED = {
     "baselines": "rules of your own have them in mmdistill.rules.RULES",
 }
 """Where a user's code names what is judged by and beside."""
-Progress = Callable[[int, int, str, Evaluation], object]
-"""Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
-Tell = Callable[[int, str | None], None]
-"""Called with a judge's place and name before it judges a source of samples, without a name before they are chosen."""
-LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--judge-batch) or a narrower judge"
-"""What takes less memory in judging."""
 
 
 def find_judges(
@@ -153,54 +142,24 @@ def evaluate(
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
     require_networks(n, at_once)
-    own = distilled.seed if isinstance(distilled, DistilledSet) else 0
-    seed = checked_seed(own if seed is None else seed)
     asked = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
-    batch, budget, learned = _placed(task, distilled)
-    if budget is None and baselines is not BASELINES and (left := [name for name in asked if name != "whole"]):
+    given = _placed(task, distilled)
+    key = Draws(checked_seed(given.seed if seed is None else seed), ("evaluate",), task.device)
+    if given.budget is None and baselines is not BASELINES and (left := [name for name in asked if name != "whole"]):
         said = f"a bare batch has no budget at which {in_words(left)} could be chosen, so it is judged without"
         warnings.warn(said, MmdistillWarning, stacklevel=2)
-    baselines = asked
-    began = time.perf_counter()
     unfit: dict[str, str] = {}
-    names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "", unfit)
-    judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device), unfit)
-    results: list[Scores] = []
-    found: dict[str, list[Scores]] = {}
-    sources = 1 if robust else 1 + len(baselines)
-
-    class_names, usual = task.describe().class_names, task.judges[0]
-    if usual in names:  # else no score is of it, and it may not fit the data at all
-        usual = judge_title(task, usual)
-
-    def so_far() -> Evaluation:
-        beside = {name: summarise(scores, class_names) for name, scores in found.items() if scores}
-        own, seconds = summarise(results, class_names), time.perf_counter() - began
-        return Evaluation(own, beside, seconds, dict(judging.failures), usual)
-
-    with _kept(so_far), _shown(progress) as told:
-
-        def begins(source: int, subject: str) -> Tell:
-            def tell(index: int, judge: str | None) -> None:
-                if told is not None:
-                    what = subject if judge is None else f"{subject} by {judge}"
-                    told(source * len(names) + index, sources * len(names), what, so_far())
-
-            return tell
-
-        tell = begins(0, "the distilled set")
+    names = find_judges(task, judges, given.judge, unfit)
+    judging = Judgements(task, names, n, at_once, key, unfit, 1 if robust else 1 + len(asked))
+    with _kept(judging.so_far), _shown(progress) as judging.told:
         if robust:
-            classes = distilled.classes if isinstance(distilled, DistilledSet) else None
-            judging.of_robustness(batch, budget, learned, classes, results, tell)
+            judging.of_robustness(given)
         else:
             if not baselines_only:
-                judging.of_set(batch, learned, results, tell)
-            for source, name in enumerate(baselines, start=1):
-                judging.of_baseline(name, budget, found.setdefault(name, []), begins(source, name))
-        evaluation = so_far()
-        if told is not None:
-            told(sources * len(names), sources * len(names), "", evaluation)
-        return evaluation
+                judging.of_set(given)
+            for source, name in enumerate(asked, start=1):
+                judging.of_baseline(source, name, given.budget)
+        return judging.ended()
 
 
 @contextmanager
@@ -243,8 +202,8 @@ def _names(what: str, given: object) -> Sequence[str]:
     return list(dict.fromkeys(given))
 
 
-def _placed(task: Task, distilled: DistilledSet | Batch) -> tuple[Batch, int | None, Mapping[str, Tensor]]:
-    """Return a task's samples on its device, their budget, which a bare batch lacks, and what was learned with them.
+def _placed(task: Task, distilled: DistilledSet | Batch) -> Judged:
+    """Return what is to be judged, once it is known to be of the task.
 
     Raises:
         ConfigError: neither a set nor a batch.
@@ -252,169 +211,10 @@ def _placed(task: Task, distilled: DistilledSet | Batch) -> tuple[Batch, int | N
     """
     if isinstance(distilled, DistilledSet):
         distilled.require(task.describe())
-        learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
         batch = distilled.to(task.device)
-        return in_float32(batch) if task.describe().forms else batch, distilled.budget, learned
+        batch = in_float32(batch) if task.describe().forms else batch
+        learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
+        return Judged(batch, distilled.budget, learned, distilled.classes, distilled.judge, distilled.seed)
     if not isinstance(distilled, Batch):
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
-    return checked_samples(distilled).map(lambda tensor: tensor.to(task.device)), None, {}
-
-
-@dataclass
-class _Judging:
-    """One evaluation: who judges, and what could not be judged or had.
-
-    Args:
-        task: the task.
-        judges: their names.
-        n: networks of each.
-        at_once: of these, trained together; None: all.
-        key: of all that is random.
-        failures: reasons, by judge or baseline.
-    """
-
-    task: Task
-    judges: list[str]
-    n: int
-    at_once: int | None
-    key: Draws
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def of_set(self, batch: Batch, learned: Mapping[str, Tensor], scores: list[Scores], tell: Tell) -> None:
-        """Add a set's scores to others.
-
-        Raises:
-            MmdistillError: no judge can judge.
-        """
-
-        def score(judge: str) -> Scores:
-            return self._judged(batch, judge, self.key.fold(judge), learned)
-
-        _each(scores, self.judges, score, self.failures, tell)
-
-    def of_robustness(
-        self,
-        batch: Batch,
-        budget: int | None,
-        learned: Mapping[str, Tensor],
-        classes: Tensor | None,
-        scores: list[Scores],
-        tell: Tell,
-    ) -> None:
-        """Add both robust scores to others; without random samples at equal count, of the gap at hard labels alone.
-
-        Raises:
-            UnsupportedError: a task that has none.
-            ConfigError: a bare batch, which has no equal count to compare with.
-            MmdistillError: no judge can judge.
-        """
-        task = self.task
-        if not isinstance(task, ScoresRobustness):
-            raise UnsupportedError(f"{task.describe().domain} data have no robust scores; images have")
-        if budget is None:
-            raise ConfigError(
-                "robust scores compare with random samples at equal count: give a distilled set, not a batch"
-            )
-        counts = self._counts(budget)
-
-        def subset(draws: Draws) -> Batch:
-            return coreset(self.task, "real", counts, draws)
-
-        scorer, key = task.robust, self.key
-        beside: Callable[[Draws], Batch] | None = subset
-        try:
-            choose_samples(self.task, "real", counts, key)
-        except DataError as error:
-            beside = None
-            self.failures["the robust scores"] = f"they compare with random samples at equal count, and {error}"
-        _each(
-            scores,
-            self.judges,
-            lambda judge: scorer(batch, judge, key.fold(judge), self.n, learned, beside, classes),
-            self.failures,
-            tell,
-        )
-
-    def of_baseline(self, name: str, budget: int | None, scores: list[Scores], tell: Tell) -> None:
-        """Add a baseline's scores to others; none where the task cannot offer it, or lacks memory or samples, say."""
-        if budget is None and name != "whole":
-            return
-        able = [judge for judge in self.judges if judge not in self.failures]
-        failed: dict[str, str] = {}
-        try:
-            tell(0, None)
-            _each(scores, able, self._scorer(name, budget or 1), failed, tell)
-        except MmdistillError as error:
-            self.failures[f"the {name} baseline"] = str(error)
-            return
-        self.failures |= {f"the {name} baseline by {judge}": reason for judge, reason in failed.items()}
-
-    def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
-        """Return a judge's scores; where not all of its networks shall train at once, they train in groups."""
-        n, at_once, task = self.n, self.at_once, self.task
-        if at_once is None or at_once >= n or is_solved(task, judge):  # whose groups would count as networks
-            return self._scores(batch, judge, key, n, learned)
-        sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}
-        return pooled([self._scores(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()])
-
-    def _scores(self, batch: Batch | None, judge: str, key: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
-        """Return what the task's judge finds.
-
-        Raises:
-            ShapeError: something that is no scores.
-        """
-        return checked_scores(self.task.evaluate(batch, judge, key, n, learned), self.task)
-
-    def _scorer(self, name: str, budget: int) -> Callable[[str], Scores]:
-        """Return what judges a baseline by one judge.
-
-        Raises:
-            UnsupportedError: a task that cannot choose such samples.
-        """
-        task, key = self.task, self.key.fold(name)
-        if name == "whole":
-            return lambda judge: self._judged(None, judge, key.fold(judge), {})
-        asked = self._counts(budget)
-        counts, short = available(task, asked) if task.labels is not None else asked, short_classes(task, asked)
-        note = f"{short}, fewer than the {int(asked.max())} at equal count, and gives all of them"
-
-        def noted(scores: Scores) -> Scores:
-            return replace(scores, notes=(*scores.notes, note)) if short else scores
-
-        if name != "random":
-            chosen = coreset(task, name, counts, key)
-            return lambda judge: noted(self._judged(chosen, judge, key.fold(judge), {}))
-        # Every network sees another random subset, so the spread covers the choice.
-        keys = [key.fold("subset", index) for index in range(self.n)]
-        subsets = [coreset(task, "real", counts, own) for own in keys]
-        pairs = list(zip(keys, subsets, strict=True))
-        return lambda judge: noted(
-            pooled([self._scores(subset, judge, own.fold(judge), 1, {}) for own, subset in pairs])
-        )
-
-    def _counts(self, budget: int) -> Tensor:
-        """Return how many real samples of each class are as many as a budget's."""
-        return allocate(budget, self.task.describe().budget, self.task.labels, self.task.num_classes)
-
-
-def _each(
-    scores: list[Scores],
-    judges: Sequence[str],
-    score: Callable[[str], Scores],
-    failures: dict[str, str],
-    tell: Tell,
-) -> None:
-    """Add the scores of those judges that can judge, one by one; the reasons of the others go into ``failures``.
-
-    Raises:
-        MmdistillError: the last one's, where none can.
-    """
-    for index, judge in enumerate(judges):
-        tell(index, judge)
-        try:
-            with explained(f"judging with {judge}", LOWER):
-                scores.append(score(judge))
-        except MmdistillError as error:
-            failures[judge] = str(error)
-            if not scores and judge == judges[-1]:
-                raise
+    return Judged(checked_samples(distilled).map(lambda tensor: tensor.to(task.device)))

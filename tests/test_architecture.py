@@ -65,6 +65,7 @@ def test_lower_layers_do_not_import_upper_ones() -> None:
         "method.py": methods,
         "methods.py": methods - {"methods"},
         "evaluate.py": runs,
+        "judgements.py": {"evaluate", *runs},
         "distiller.py": {"distill", "commands", "config", "cli"},
         "runs": {"distill", "commands", "cli"},
         "reporting": {"distill", "distiller", "evaluate", "commands", "cli"},

@@ -1,6 +1,5 @@
 """Finished runs are judged again, and their reports are written."""
 
-import importlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill import judgements
 from mmdistill.cli import main
 from mmdistill.commands import finished, making
 from mmdistill.config import DistillConfig
@@ -195,9 +195,7 @@ def test_finished_judgements_survive_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("mmdistill.evaluate"), "coreset", interrupted
-        )  # after the set's own judgement
+        patch.setattr(judgements, "coreset", interrupted)  # after the set's own judgement
         assert distil(tmp_path / "run") == 130
     kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert [entry["judge"] for entry in kept["results"]] == ["convnet"]

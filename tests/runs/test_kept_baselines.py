@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,12 +10,13 @@ from unittest.mock import Mock
 import pytest
 from safetensors.torch import save_file
 
-from mmdistill import runtime
+from mmdistill import judgements, runtime
 from mmdistill.cli import main
 from mmdistill.commands import making as commands
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.datasets import load
 from mmdistill.image.models import FAMILIES, MLP, Family
+from mmdistill.judgements import Judgements
 from mmdistill.rules import RULES
 from mmdistill.runs import judging, kept_baselines
 
@@ -28,14 +28,13 @@ Judged = list[str]
 def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
     """Return the names of the baselines that are judged in a test."""
     names: Judged = []
-    own = import_module("mmdistill.evaluate")._Judging
-    score = own.of_baseline
+    score = Judgements.of_baseline
 
-    def noted(self: object, name: str, *rest: object) -> object:
+    def noted(self: Judgements, source: int, name: str, budget: int | None) -> None:
         names.append(name)
-        return score(self, name, *rest)
+        score(self, source, name, budget)
 
-    monkeypatch.setattr(own, "of_baseline", noted)
+    monkeypatch.setattr(Judgements, "of_baseline", noted)
     return names
 
 
@@ -82,7 +81,7 @@ def test_what_is_known_stays_where_another_baseline_cannot_be_had(
     judged.clear()
     capsys.readouterr()
     refused = Mock(side_effect=UnsupportedError("none here"))
-    monkeypatch.setattr(import_module("mmdistill.evaluate"), "coreset", refused)
+    monkeypatch.setattr(judgements, "coreset", refused)
     assert main(["distill", "--resume", str(tmp_path / "b")]) == 0
     assert judged == ["herding"]
     said = capsys.readouterr().out
