@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import ttest_1samp
 
-from mmdistill.abilities import Judging, chosen_judging
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
 from mmdistill.execution.precision import Precision
@@ -57,7 +56,6 @@ class Prepared(NamedTuple):
     method: Method
     schedule: str
     precision: Precision
-    judging: Judging
 
 
 def prepared(row: str, device: str = "cpu") -> Prepared:
@@ -75,7 +73,7 @@ def prepared(row: str, device: str = "cpu") -> Prepared:
         label,
         overrides,
     )
-    return Prepared(domain, data, name, budget, task, method, schedule, precision, chosen_judging(task))
+    return Prepared(domain, data, name, budget, task, method, schedule, precision)
 
 
 def parse_row(row: str) -> tuple[str, str, int, dict[str, Any]]:
@@ -150,7 +148,7 @@ def run_row(
     )
     judges = judges or [task.judges[0]]  # the network distilled with, also where the method's own judge is a kernel
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
-    document = metrics_document(result, evaluation, judging=found.judging, task=task)
+    document = metrics_document(task, result, evaluation)
     document |= {"row": row, "samples": len(result.batch.weight), "judging_seconds": evaluation.seconds}
     write_json(folder / METRICS, document)
     found.domain.draw(task, result.to(task.device), folder / "pictures")

@@ -169,7 +169,7 @@ def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, net
     except MmdistillError as error:
         return str(error)
     extra = {name: document[name] for name in ("row", "samples", "judging_seconds") if name in document}
-    content = metrics_document(distilled, found, document, here.judging, here.task)
+    content = metrics_document(here.task, distilled, found, document)
     write_json(folder / METRICS, content | extra)
     return str(found.results[0])
 

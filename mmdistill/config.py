@@ -283,16 +283,16 @@ class EvaluateConfig:
     scores: str = "accuracy"
 
     def replaced(self, config: DistillConfig) -> DistillConfig:
-        """Return a run's configuration with what judging is to do otherwise; a protocol has epochs of its own."""
+        """Return a run's configuration with what judging is to do instead; a protocol has epochs of its own.
+
+        The seed stays, by which data may be held out.
+        """
         former = config if self.protocol is None else replace(config, judge_epochs=None, judge_batch=None)
-        return replace(
-            former,
-            protocol=self.protocol or former.protocol,
-            judge_epochs=former.judge_epochs if self.judge_epochs is None else self.judge_epochs,
-            judge_batch=former.judge_batch if self.judge_batch is None else self.judge_batch,
-            judge_precision=self.judge_precision or former.judge_precision,
-            teacher=former.teacher if self.teacher is None else self.teacher,
-        )
+        always = ("judges", "networks", "networks_at_once", "baselines")
+        own: dict[str, Any] = {name: getattr(self, name) for name in always}
+        of_run = ("protocol", "judge_epochs", "judge_batch", "judge_precision", "teacher")
+        own |= {name: value for name in of_run if (value := getattr(self, name)) is not None}
+        return replace(former, **own)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
-from mmdistill.abilities import JUDGING, Judging, LimitsJudging, ask_teacher, given_teacher
+from mmdistill.abilities import JUDGING, Judging, LimitsJudging, ask_teacher, chosen_judging, given_teacher
 from mmdistill.distilled import DistilledSet, is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
@@ -22,11 +22,11 @@ DOCUMENT = {"data": str, "method": str, "seconds": Real}
 
 
 def metrics_document(
+    task: Task,
     distilled: DistilledSet,
     evaluation: Evaluation,
     previous: Mapping[str, Any] | None = None,
     judging: Judging | None = None,
-    task: Task | None = None,
 ) -> dict[str, object]:
     """Return the content of ``metrics.json``.
 
@@ -34,17 +34,16 @@ def metrics_document(
     Nothing stays of what was judged on other test data.
 
     Args:
+        task: that judged; it says what its judges read, what of that the user set, and what they are tested on.
         distilled: the set.
         evaluation: its results and baselines.
         previous: what the file held before.
-        judging: what the user set of judging (epochs, batch, precision), kept with every entry whose judge reads it;
-            None or empty where nothing.
-        task: which says what its judges read, and what they are tested on; without one, all read everything.
+        judging: what the user set of judging, of a task that does not keep it.
     """
     previous = of_same_test(previous or {}, task)
 
     def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
-        own = [judging_of(task, entry.judge, judging or {}) for entry in entries]
+        own = [judging_of(task, entry.judge, judging) for entry in entries]
         return [entry.plain() | ({"judging": read} if read else {}) for entry, read in zip(entries, own, strict=True)]
 
     results = _merged(previous.get("results", []), plain(evaluation.results))
@@ -71,13 +70,13 @@ def metrics_document(
     }
 
 
-def _tested_on(task: Task | None) -> dict[str, str]:
+def _tested_on(task: Task) -> dict[str, str]:
     """Return a hash of a task's test data as metrics hold it; nothing where the task does not say it."""
-    found = "" if task is None else task.describe().test_fingerprint
+    found = task.describe().test_fingerprint
     return {"tested_on": found} if found else {}
 
 
-def of_same_test(metrics: Mapping[str, Any], task: Task | None) -> Mapping[str, Any]:
+def of_same_test(metrics: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
     """Return metrics as they are, or empty where they are known to be of other test data than a task's."""
     return {} if any(metrics.get(name, own) != own for name, own in _tested_on(task).items()) else metrics
 
@@ -127,17 +126,21 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
     )
 
 
-def judging_of(task: Task | None, judge: str, judging: Judging) -> dict[str, int | str]:
+def judging_of(task: Task, judge: str, judging: Judging | None = None) -> dict[str, int | str]:
     """Return what a judge reads of what the user set of judging, and which one a network of the user's own is.
 
     Of a judge that asks the teacher that the task was given, also the first digits of that one's digest.
+
+    Args:
+        task: whose judge it is.
+        judge: by name or title.
+        judging: what the user set beside what the task keeps of it.
     """
     read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
-    found = {name: value for name, value in judging.items() if name in read}
-    own = own_network(task) if task is not None and judge.partition(" [")[0] == OWN else ""
+    found = {name: value for name, value in {**chosen_judging(task), **(judging or {})}.items() if name in read}
+    own = own_network(task) if judge.partition(" [")[0] == OWN else ""
     found |= {NETWORK: own} if own else {}
-    given = None if task is None else given_teacher(task)
-    if task is not None and given is not None and ask_teacher(task, [judge]):
+    if (given := given_teacher(task)) is not None and ask_teacher(task, [judge]):
         found[TEACHER] = given.digest[:8]
     return found
 

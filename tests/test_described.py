@@ -178,7 +178,7 @@ def test_a_run_resumes_with_other_settings_that_bound_memory(tmp_path: Path) -> 
 def judged(folder: Path, method: Method, seed: int = 0) -> Path:
     task = BlobTask()
     result = distill(task, method, ipc=1, seed=seed, out=folder)
-    document = metrics_document(result, evaluate(task, result, n=1, baselines=[]), task=task)
+    document = metrics_document(task, result, evaluate(task, result, n=1, baselines=[]))
     write_json(folder / "metrics.json", document)
     return folder
 

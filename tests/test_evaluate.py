@@ -302,7 +302,7 @@ def test_a_baseline_that_is_asked_for_twice_is_judged_once(result: DistilledSet,
 
 def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Path) -> None:
     found = evaluate(BlobTask(), result, n=2)
-    document = json.loads(json.dumps(metrics_document(result, found)))
+    document = json.loads(json.dumps(metrics_document(BlobTask(), result, found)))
     assert document["version"] == 1
     assert document["budget"] == {"ipc": 2, "stored_bytes": 6 * 4 * 4 + 6}
     assert document["whole_bytes"] == BlobTask().describe().stored_bytes > document["budget"]["stored_bytes"]
@@ -313,7 +313,7 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     # judging again adds judges and replaces equal entries
     other = [{"judge": "other", "metric": "accuracy", "mean": 0.1, "sd": 0.0, "n": 1}]
     previous = {**document, "results": other + document["results"]}
-    merged = metrics_document(result, evaluate(BlobTask(), result, n=1, baselines=()), previous)
+    merged = metrics_document(BlobTask(), result, evaluate(BlobTask(), result, n=1, baselines=()), previous)
     assert [(e["judge"], e["n"]) for e in merged["results"]] == [("other", 1), ("mlp", 1)]  # type: ignore[index,attr-defined]
     assert merged["baselines"] == document["baselines"]
 
@@ -322,8 +322,8 @@ def test_what_is_judged_again_keeps_its_place(result: DistilledSet) -> None:
     def scores(*judges: str, mean: float) -> Evaluation:
         return Evaluation([Entry(judge, "accuracy", mean, 0.0, 1) for judge in judges])
 
-    first = metrics_document(result, scores("gcn", "sgc", mean=0.5))
-    again = metrics_document(result, scores("mlp", "gcn", mean=0.7), first)
+    first = metrics_document(BlobTask(), result, scores("gcn", "sgc", mean=0.5))
+    again = metrics_document(BlobTask(), result, scores("mlp", "gcn", mean=0.7), first)
     assert [(entry["judge"], entry["mean"]) for entry in again["results"]] == [  # type: ignore[attr-defined]
         ("gcn", 0.7), ("sgc", 0.5), ("mlp", 0.7),
     ]  # fmt: skip
@@ -337,10 +337,10 @@ def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
     assert "percent, mean +/- sd of 2 networks\n" in summary(result, two, {"random": 96})
     mixed = Evaluation([*one.results, *two.results], two.baselines)
     assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, {"random": 96})
-    assert "±" not in " ".join(result_rows(metrics_document(result, one))[1])
-    assert " ".join(result_rows(metrics_document(result, two))[1]).count("±") == 2
+    assert "±" not in " ".join(result_rows(metrics_document(BlobTask(), result, one))[1])
+    assert " ".join(result_rows(metrics_document(BlobTask(), result, two))[1]).count("±") == 2
     mixed = Evaluation(one.results, two.baselines)
-    assert result_rows(metrics_document(result, mixed))[1][-2:] == [
+    assert result_rows(metrics_document(BlobTask(), result, mixed))[1][-2:] == [
         f"{two.baselines['random'][0]} (of 2)".replace("+/-", "±"),
         "1",
     ]
@@ -390,13 +390,13 @@ def test_baselines_have_the_bytes_that_are_known_of_them(result: DistilledSet) -
 
 def test_baselines_stay_where_they_were_judged_as_the_set_is(result: DistilledSet) -> None:
     first = evaluate(BlobTask(), result, n=1)
-    short = metrics_document(result, first, judging={"epochs": 2})
+    short = metrics_document(BlobTask(), result, first, judging={"epochs": 2})
     assert [entry["judging"] for entry in short["results"]] == [{"epochs": 2}]  # type: ignore[attr-defined]
     other = {"judge": "other", "metric": "accuracy", "mean": 0.1, "sd": 0.0, "n": 1}
     short["baselines"]["whole"].append(other)  # type: ignore[index]
     again = evaluate(BlobTask(), result, n=1, baselines=("random",))
-    assert metrics_document(result, again, short, {"epochs": 2})["baselines"] == short["baselines"]
-    longer = metrics_document(result, again, short, {"epochs": 20})
+    assert metrics_document(BlobTask(), result, again, short, {"epochs": 2})["baselines"] == short["baselines"]
+    longer = metrics_document(BlobTask(), result, again, short, {"epochs": 20})
     assert longer["baselines"]["whole"] == [other]  # type: ignore[index]
     assert "herding" not in longer["baselines"]  # type: ignore[operator]
     assert longer["baselines"]["random"][0]["judging"] == {"epochs": 20}  # type: ignore[index]
@@ -593,7 +593,7 @@ def test_accuracies_of_classes_stand_beside_those_of_baselines() -> None:
 
 def test_metrics_and_reports_hold_the_accuracies_of_classes(result: DistilledSet, tmp_path: Path) -> None:
     found = Evaluation([by_class(a=0.5, b=0.25)], {"random": [by_class(a=0.75, b=0.125)]})
-    document = metrics_document(result, found)
+    document = metrics_document(BlobTask(), result, found)
     (tmp_path / "metrics.json").write_text(json.dumps(document))
     metrics = read_metrics(tmp_path / "metrics.json")
     assert recorded(metrics) == found

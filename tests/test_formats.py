@@ -35,5 +35,5 @@ def test_the_shown_metrics_have_the_written_names(tmp_path: Path) -> None:
     shown = json.loads(block)
     task = image_task("digits", width=8, judge_epochs=1)
     found = distill(task, "dm", ipc=1, settings={"steps": 1, "real_batch": 8})
-    written = metrics_document(found, evaluate(task, found, n=1, baselines=()), task=task)
+    written = metrics_document(task, found, evaluate(task, found, n=1, baselines=()))
     assert list(shown) == list(written)

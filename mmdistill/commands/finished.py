@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmdistill.abilities import ask_teacher, chosen_judging
+from mmdistill.abilities import ask_teacher
 from mmdistill.commands.assembly import NO_JUDGE_ASKS, as_it_was, make_task, note_of_more_steps, require_own_config
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
@@ -18,7 +18,7 @@ from mmdistill.export import export
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import dropped_baselines, former_metrics, of_same_test, read_metrics
-from mmdistill.names import canonical, first_few, split_names, unknown_name
+from mmdistill.names import canonical, first_few, unknown_name
 from mmdistill.networks.minibatches import carries_steps
 from mmdistill.reporting.compare import compare
 from mmdistill.reporting.comparison import runs_in
@@ -168,7 +168,7 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
     own_steps = carries_steps(distilled.learned) and not ask_teacher(task, [task.judges[0]])
     if own_steps and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
-    judges = find_judges(task, split_names(asked.judges), distilled.judge, unfit={})
+    judges = find_judges(task, config.judge_names(), distilled.judge, unfit={})
     asks = asked.scores == "robust" or ask_teacher(task, judges)
     if lost is not None and asks:
         raise lost
@@ -180,16 +180,14 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
         previous = of_same_test(judged, task)
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        judging = chosen_judging(task)
-        seed = config.seed if asked.seed is None else asked.seed
-        kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, seed)
+        kept = KeptBaselines(config, task, config.seed if asked.seed is None else asked.seed)
         evaluation = judge_and_keep(
             kept,
             distilled,
             folder,
             previous,
-            judges=split_names(asked.judges),
-            baselines=find_baselines(task, asked.baselines),
+            judges=config.judge_names(),
+            baselines=find_baselines(task, config.baselines),
             robust=asked.scores == "robust",
         )
     dropped = dropped_baselines(previous, read_metrics(path))

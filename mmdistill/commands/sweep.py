@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import allocate
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, placed
@@ -234,7 +233,7 @@ def state(config: DistillConfig, task: Task) -> str:
         return "unfinished"
     metrics = former_metrics(folder / METRICS)
     judges = find_judges(task, config.judge_names(), found.judge)
-    lacking = missing(task, judges, find_baselines(task, config.baselines), metrics, chosen_judging(task))
+    lacking = missing(task, judges, find_baselines(task, config.baselines), metrics)
     return "not judged" if lacking else FINISHED
 
 

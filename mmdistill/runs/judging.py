@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdistill.abilities import ROBUST_METRICS, Judging, chosen_judging, judge_title
+from mmdistill.abilities import ROBUST_METRICS, judge_title
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import evaluate, find_baselines, find_judges
@@ -60,7 +60,7 @@ def judge_and_keep(
 
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
             if so_far.results or so_far.baselines:
-                write_json(path, metrics_document(distilled, so_far, previous, kept.judging, kept.task))
+                write_json(path, metrics_document(kept.task, distilled, so_far, previous))
             show(done, total, subject)
 
         found = evaluate(
@@ -82,9 +82,7 @@ def judge_and_keep(
     return found
 
 
-def missing(
-    task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any], judging: Judging
-) -> list[Missing]:
+def missing(task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any]) -> list[Missing]:
     """Return what metrics lack of the judges and baselines asked for.
 
     A judge whose number was made otherwise since (``mmdistill evaluate --judge-epochs``) lacks nothing: baselines
@@ -95,7 +93,6 @@ def missing(
         judges: names in the task's spelling.
         baselines: names.
         metrics: what ``metrics.json`` holds; empty where there is none.
-        judging: what the run sets of judging.
     """
     title = partial(judge_title, task)
     results = [entry for entry in metrics.get("results", ()) if entry["metric"] not in ROBUST_METRICS]
@@ -105,7 +102,7 @@ def missing(
     unjudged = [judge for judge in judges if title(judge) not in how]
     wanted = [name for name in baselines if not beside[name].issuperset(map(title, unjudged))]
     found = [Missing(unjudged, wanted, False)] if unjudged else []
-    alike = [judge for judge in judges if how.get(title(judge)) == judging_of(task, title(judge), judging)]
+    alike = [judge for judge in judges if how.get(title(judge)) == judging_of(task, title(judge))]
     for name in baselines:
         lacking = [judge for judge in alike if title(judge) not in beside[name]]
         found += [Missing(lacking, [name], True)] if lacking else []
@@ -120,13 +117,12 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     path = folder / METRICS
     metrics = of_same_test(former_metrics(path), task)
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), find_baselines(task, config.baselines)
-    judging = chosen_judging(task)
-    kept = KeptBaselines(config, task, judging, config.networks, config.networks_at_once, config.seed)
+    kept = KeptBaselines(config, task, config.seed)
     former = metrics
-    metrics = _with_kept(metrics, kept, missing(task, judges, baselines, metrics, judging), task, distilled.budget)
-    lacking = missing(task, judges, baselines, metrics, judging)
+    metrics = _with_kept(metrics, kept, missing(task, judges, baselines, metrics), distilled.budget)
+    lacking = missing(task, judges, baselines, metrics)
     if former and metrics != former:
-        write_json(path, metrics_document(distilled, Evaluation([]), metrics, judging, task))
+        write_json(path, metrics_document(task, distilled, Evaluation([]), metrics))
     if lacking:
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
@@ -137,10 +133,10 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
 
 
 def _with_kept(
-    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Missing], task: Task, budget: int
+    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Missing], budget: int
 ) -> Mapping[str, Any]:
     """Return metrics with those lacking baselines that are known from other runs, and print which these are."""
-    title = partial(judge_title, task)
+    title = partial(judge_title, kept.task)
     baselines = {name: list(entries) for name, entries in metrics.get("baselines", {}).items()}
     known: list[str] = []
     for name, judge in ((name, title(judge)) for part in lacking for name in part.baselines for judge in part.judges):

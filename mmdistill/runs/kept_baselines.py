@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import mmdistill
-from mmdistill.abilities import Judging, NamesNetwork
+from mmdistill.abilities import NamesNetwork
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, fits, judging_of
@@ -44,23 +44,18 @@ class KeptBaselines:
     Args:
         config: the options of the run.
         task: that they make.
-        judging: what the user set of judging.
-        n: networks of each judge.
-        at_once: of these, trained together; None is all.
         seed: of judging.
     """
 
-    def __init__(
-        self, config: DistillConfig, task: Task, judging: Judging, n: int, at_once: int | None, seed: int
-    ) -> None:
+    def __init__(self, config: DistillConfig, task: Task, seed: int) -> None:
         info = task.describe()
-        self.task, self.judging, self.networks, self.at_once, self.seed = task, judging, n, at_once, seed
+        self.task, self.networks, self.at_once, self.seed = task, config.networks, config.networks_at_once, seed
         self.known = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
         options = {name: getattr(config, name) for name in (*TASK_OPTIONS, *SHAPING) if name not in OF_SOME_JUDGES}
         self.key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},
-            "judged": [n, at_once, seed],
+            "judged": [self.networks, self.at_once, seed],
             "code": [package_digest(), torch.__version__, package_versions()],
         }
 
@@ -99,7 +94,7 @@ class KeptBaselines:
 
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
         own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}
-        whole = self.key | own | {"judge": [judge, judging_of(self.task, judge, self.judging)]}
+        whole = self.key | own | {"judge": [judge, judging_of(self.task, judge)]}
         return as_json(whole)  # as files give it back
 
     def _path(self, key: Mapping[str, Any]) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
-from mmdistill.abilities import JUDGING, Judging, chosen_judging, judging_set
+from mmdistill.abilities import JUDGING, Judging, judging_set
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.distilled import DistilledSet
@@ -59,14 +59,14 @@ def save_evaluation(
         if not isinstance(given, kind):
             raise ConfigError(f"a task, its DistilledSet and an Evaluation are saved, got {type(given).__name__}")
     distilled.require(task.describe())
-    judging = {**chosen_judging(task), **_checked(judging)}
+    judging = _checked(judging)
     folder = users_path(folder)
     require_free(folder, other="another folder")
     with sole_writer(folder):
         path, held = folder / METRICS, is_finished(folder)
         _keep_set(distilled, folder)
         previous = former_metrics(path) if held else {}  # not what is left of a set that is gone
-        write_json(path, metrics_document(distilled, evaluation, previous, judging, task))
+        write_json(path, metrics_document(task, distilled, evaluation, previous, judging))
         drawn: list[Path] = []
         with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures
             drawn = draw(task, distilled, folder)

@@ -21,36 +21,43 @@ def entry(judge: str, **more: object) -> dict[str, object]:
     return {"judge": judge, "metric": "accuracy", "mean": 0.5, "sd": 0.0, "n": 1, **more}
 
 
+def chosen(**judging: int) -> BlobTask:
+    """Return a task that keeps what its user set of judging."""
+    task = BlobTask()
+    task.judging_chosen = judging  # type: ignore[attr-defined]
+    return task
+
+
 def test_what_was_never_judged_is_missing() -> None:
     both = ["random", "whole"]
-    assert missing(BlobTask(), ["mlp"], both, {}, {}) == [Missing(["mlp"], both, False)]
+    assert missing(BlobTask(), ["mlp"], both, {}) == [Missing(["mlp"], both, False)]
     metrics = {"results": [entry("mlp")], "baselines": {"random": [entry("mlp")]}}
-    assert missing(BlobTask(), ["mlp", "other"], both, metrics, {}) == [
+    assert missing(BlobTask(), ["mlp", "other"], both, metrics) == [
         Missing(["other"], both, False),
         Missing(["mlp"], ["whole"], True),
     ]
-    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {}) == []
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics) == []
 
 
 def test_a_number_that_was_made_otherwise_lacks_no_baselines() -> None:
     metrics = {"results": [entry("mlp", judging={"epochs": 20})], "baselines": {}}
-    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {"epochs": 2}) == []
-    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {"epochs": 20}) == [Missing(["mlp"], ["random"], True)]
+    assert missing(chosen(epochs=2), ["mlp"], ["random"], metrics) == []
+    assert missing(chosen(epochs=20), ["mlp"], ["random"], metrics) == [Missing(["mlp"], ["random"], True)]
 
 
 def test_what_a_judge_does_not_read_makes_no_difference() -> None:
-    task = BlobTask()
+    task = chosen(epochs=20)
     task.judging_read = lambda judge: ()  # type: ignore[attr-defined]
     metrics = {"results": [entry("mlp")], "baselines": {}}
-    assert missing(task, ["mlp"], ["random"], metrics, {"epochs": 20}) == [Missing(["mlp"], ["random"], True)]
+    assert missing(task, ["mlp"], ["random"], metrics) == [Missing(["mlp"], ["random"], True)]
 
 
 def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     task = BlobTask()
     task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]
     asked = ["mlp"], ["random"]
-    assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}, {}) == [Missing(*asked, False)]
-    assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}, {}) == [Missing(*asked, True)]
+    assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}) == [Missing(*asked, False)]
+    assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}) == [Missing(*asked, True)]
 
 
 def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> None:
@@ -62,7 +69,7 @@ def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> N
 
 def test_robust_scores_are_no_judgement() -> None:
     metrics = {"results": [entry("mlp", metric="label-robust score")], "baselines": {}}
-    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {}) == [Missing(["mlp"], ["random"], False)]
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics) == [Missing(["mlp"], ["random"], False)]
 
 
 def test_what_a_judge_has_found_is_kept_when_the_next_is_interrupted(
