@@ -2,12 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from mmdistill.checks import require_sizes
 from mmdistill.commands.assigned import assigned
@@ -27,7 +27,7 @@ from mmdistill.registry import (
     get_parameterization,
     takers,
 )
-from mmdistill.runs.folder import CONFIG, holds_work, traces
+from mmdistill.runs.folder import CONFIG, traces
 from mmdistill.runs.ways_on import how_to_go_on
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
@@ -221,33 +221,8 @@ def _is_longer(config: DistillConfig, distilled: DistilledSet) -> bool:
 
 
 @contextmanager
-def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], None]]:
-    """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was.
-
-    Beside a former run it is kept from the first step on, which replaces that; gives what is to be called then.
-    """
-    path = folder / CONFIG
-    if holds_work(folder):
-        yield lambda: config.save(path)
-        config.save(path)  # of a closed form, which takes no step
-        return
-    with _saved(config, folder):
-        yield lambda: None
-
-
-@contextmanager
-def kept_options(given: Mapping[str, Any], folder: Path) -> Iterator[Callable[[], None]]:
-    """Keep in a run's configuration what is given anew where it resumes, so that the next time needs no options.
-
-    Where it cannot go on, the configuration stays what it was; gives what is to be called then, as :func:`kept_config`.
-    """
-    with _saved(replace(DistillConfig.load(folder / CONFIG), **given), folder) if given else nullcontext():
-        yield lambda: None
-
-
-@contextmanager
-def _saved(config: DistillConfig, folder: Path) -> Iterator[None]:
-    """Keep a configuration in a folder; if an error comes before any new work, the former one is put back."""
+def kept_config(config: DistillConfig, folder: Path) -> Iterator[None]:
+    """Keep a run's configuration in its folder; if an error comes before any new work, the former one is put back."""
     path = folder / CONFIG
     former, before = path.read_bytes() if path.exists() else None, traces(folder)
     try:

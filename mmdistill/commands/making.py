@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +17,6 @@ from mmdistill.commands.assembly import (
     NO_JUDGE_ASKS,
     chosen_method,
     kept_config,
-    kept_options,
     make_task,
     placed,
     require_own_config,
@@ -46,7 +45,7 @@ from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
 from mmdistill.runs.advice import lowering_start
-from mmdistill.runs.folder import CONFIG, is_finished, is_imported, is_started, require_free, ways_out
+from mmdistill.runs.folder import CONFIG, holds_work, is_finished, is_imported, require_free, ways_out
 from mmdistill.runs.judging import judge_missing
 from mmdistill.runs.keeper import put_finished
 from mmdistill.runs.kept_baselines import package_digest
@@ -90,29 +89,94 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
                     held.enter_context(sole_writer(folder))
                     _require_free(config, folder, resume)
             task, method, budget = _prepared(config, device)
-            done = whole_set(folder) if resume is not None and is_finished(folder) else None
-            if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
-                distilled = done
-                require_own_config(config, distilled, folder)
-                distilled.require(task.describe())
-                if ranks.is_first():
-                    print(f"{folder} is already distilled")
-                    with kept_options(given, folder):  # also where more steps were asked for and never begun
-                        pass
-            else:
-                started = is_started(folder) or done is not None
-                if resume is not None and not started and ranks.is_first():
-                    print(f"{folder} has no checkpoint yet; beginning with the first step")
-                saving = kept_config(config, folder) if resume is None else kept_options(given, folder)
-                with saving if ranks.is_first() else nullcontext(lambda: None) as begun:
-                    distilled = _distill_with_bar(
-                        config, task, method, budget, folder, resume is not None and started, begun
-                    )
-                if ranks.is_first():
-                    print(f"distilled in {distilled.seconds:.1f} s")
+            distilled = None if resume is None else _finished(config, task, folder, given)
+            if distilled is None:
+                distilled = _distilled(config, task, method, budget, folder, None if resume is None else given)
             first = ranks.is_first()
         if first:
             _judge_and_draw(config, task, distilled, folder, budget)
+
+
+def _finished(config: DistillConfig, task: Task, folder: Path, given: Mapping[str, Any]) -> DistilledSet | None:
+    """Return the set of the run that is to be resumed, if it is finished; None where it goes on, be it to more steps.
+
+    Args:
+        config: of the run.
+        task: that it names.
+        folder: of the run.
+        given: options that were given anew, which are kept, though they change nothing of the set.
+    """
+    done = whole_set(folder) if is_finished(folder) else None
+    if done is None or config.steps not in (None, done.settings.get("steps", config.steps)):
+        return None
+    require_own_config(config, done, folder)
+    done.require(task.describe())
+    if ranks.is_first():
+        print(f"{folder} is already distilled")
+        if given:  # also where more steps were asked for and never begun
+            _with(given, folder).save(folder / CONFIG)
+    return done
+
+
+def _distilled(
+    config: DistillConfig,
+    task: Task,
+    method: Method,
+    budget: int,
+    folder: Path,
+    given: Mapping[str, Any] | None,
+) -> DistilledSet:
+    """Return the set of a run, whose steps a bar counts and whose options are kept in its folder.
+
+    Args:
+        config: of the run.
+        task: that it names.
+        method: that it names.
+        budget: in the task's unit.
+        folder: of the run; a former one's options stay there until its first step replaces that.
+        given: the run is resumed, with these options given anew; None: it is another one.
+    """
+    first, resumes, name = ranks.is_first(), given is not None, canonical(str(config.method))
+    there = holds_work(folder)
+    replaces = first and there and not resumes
+    if first and resumes and not there:
+        print(f"{folder} has no checkpoint yet; beginning with the first step")
+    with ExitStack() as keeping, step_bar(f"{Path(str(config.data)).stem} {name}", visible=True) as show:
+        if first and given:
+            keeping.enter_context(kept_config(_with(given, folder), folder))
+        elif first and not resumes and not there:
+            keeping.enter_context(kept_config(config, folder))
+
+        def progress(done: int, total: int, loss: float) -> None:
+            if replaces and done == 1:
+                config.save(folder / CONFIG)
+            show(done, total, loss)
+
+        distilled = distill(
+            task,
+            method,
+            budget,
+            seed=config.seed,
+            out=folder,
+            resume=resumes and there,
+            overwrite=True,  # what may be replaced was asked when the command began
+            checkpoint_every=config.checkpoint_every,
+            progress=progress,
+            name=name,
+            label=config.label,
+            compile=config.compile,
+            precision=config.precision,
+        )
+    if replaces:
+        config.save(folder / CONFIG)  # of a closed form, which takes no step
+    if first:
+        print(f"distilled in {distilled.seconds:.1f} s")
+    return distilled
+
+
+def _with(given: Mapping[str, Any], folder: Path) -> DistillConfig:
+    """Return the options of a run with those that are given anew, so that the next time needs none."""
+    return dataclasses.replace(DistillConfig.load(folder / CONFIG), **given)
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
@@ -211,41 +275,6 @@ def import_command(
             put_finished(folder, write)
             print(f"imported {distilled}")
             _judge_and_draw(config, task, distilled, folder, distilled.budget)
-
-
-def _distill_with_bar(
-    config: DistillConfig,
-    task: Task,
-    method: Method,
-    budget: int,
-    folder: Path,
-    resume: bool,
-    begun: Callable[[], None],
-) -> DistilledSet:
-    """Return the set of a run whose steps a bar counts; ``begun`` is called after the first one."""
-    name = canonical(str(config.method))
-    with step_bar(f"{Path(str(config.data)).stem} {name}", visible=True) as show:
-
-        def progress(done: int, total: int, loss: float) -> None:
-            if done == 1:
-                begun()
-            show(done, total, loss)
-
-        return distill(
-            task,
-            method,
-            budget,
-            seed=config.seed,
-            out=folder,
-            resume=resume,
-            overwrite=True,  # what may be replaced was asked when the command began
-            checkpoint_every=config.checkpoint_every,
-            progress=progress,
-            name=name,
-            label=config.label,
-            compile=config.compile,
-            precision=config.precision,
-        )
 
 
 def experts_command(config: DistillConfig, epochs: int | None, together: int) -> None:
