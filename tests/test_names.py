@@ -6,7 +6,7 @@ import pytest
 
 from mmdistill import names
 from mmdistill.names import as_argument, as_file_name
-from mmdistill.reporting.report import _markdown
+from mmdistill.reporting.report import Page, _markdown
 
 
 def test_arguments_are_quoted_as_the_shell_of_the_system_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,5 +25,5 @@ def test_links_of_a_page_have_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmdistill.reporting.report.caption_of", lambda path: "")  # of a file that is not there
     folder = PureWindowsPath("C:/runs/digits")
     shown = [folder / "pictures" / "loss.png"]
-    page = _markdown(folder, "t", [], [["a"]], "c", [], shown, ("", []))  # type: ignore[arg-type]
+    page = _markdown(Page("t", [["a"]], "c", [], shown), [], folder)  # type: ignore[arg-type]
     assert "](pictures/loss.png)" in page

@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.evaluation import LOWEST, MOST_CLASSES, Evaluation
@@ -27,6 +27,26 @@ LEAST_TOLD = 0.01
 """The share of a run's seconds, and of a step's, from which on a report tells what takes it."""
 WHOLE = {"inner_batch": (0, ALL_SAMPLES), "real_batch": (ALL_REAL,)}
 """Sizes of minibatches that stand for all samples."""
+
+
+class Page(NamedTuple):
+    """What a page shows below its title and what stands at its head.
+
+    Args:
+        title: of the page.
+        results: a table, header first.
+        caption: what its numbers are.
+        notes: what their readers must know.
+        shown: pictures, and texts that are shown as they are.
+        classes: the heading and the rows of a table of classes, header first; both empty where there is none.
+    """
+
+    title: str
+    results: Sequence[Sequence[str]]
+    caption: str
+    notes: Sequence[str]
+    shown: Sequence[Path]
+    classes: tuple[str, Sequence[Sequence[str]]] = ("", ())
 
 
 def percent(entry: Mapping[str, Any]) -> str:
@@ -193,14 +213,12 @@ def write_comparison(
         notes: what readers of the scores must know.
         pictures: of the scores.
     """
-    page = folder / "comparison.html"
+    target = folder / "comparison.html"
     caption = (
         "Percent on untouched test data, mean ± standard deviation: over runs where there are several, else networks."
     )
-    results = [list(row) for row in rows]
-    head = html_table(scores)
-    write_text(page, _html("Distilled sets side by side", head, results, caption, list(notes), pictures))
-    return page
+    write_text(target, _html(Page("Distilled sets side by side", rows, caption, notes, pictures), html_table(scores)))
+    return target
 
 
 def write_report(
@@ -217,19 +235,21 @@ def write_report(
     curve = draw_curve(folder, distilled.history)
     shown = [*pictures, *([curve] if curve is not None else [])]
     title = f"{distilled.info.data} distilled with {distilled.method}"
-    facts, results = fact_rows(distilled), result_rows(metrics)
     evaluation = recorded(metrics)
-    notes, classes = evaluation.notes(), class_table(evaluation)
+    notes = evaluation.notes()
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {as_argument(folder)}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."
-    markdown, page = folder / REPORT, folder / PAGE
-    write_text(markdown, _markdown(folder, title, facts, results, caption, notes, shown, classes))
+    page, facts = (
+        Page(title, result_rows(metrics), caption, notes, shown, class_table(evaluation)),
+        fact_rows(distilled),
+    )
+    write_text(folder / REPORT, _markdown(page, facts, folder))
     head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
-    write_text(page, _html(title, head, results, caption, notes, shown, classes))
-    return [markdown, page]
+    write_text(folder / PAGE, _html(page, head))
+    return [folder / REPORT, folder / PAGE]
 
 
 def class_table(evaluation: Evaluation) -> tuple[str, list[list[str]]]:
@@ -246,23 +266,16 @@ def class_table(evaluation: Evaluation) -> tuple[str, list[list[str]]]:
     return f"accuracy of {which} by {judge}, mean over networks in percent", rows
 
 
-def _markdown(
-    folder: Path,
-    title: str,
-    facts: list[list[str]],
-    results: list[list[str]],
-    caption: str,
-    notes: list[str],
-    shown: Sequence[Path],
-    classes: tuple[str, list[list[str]]],
-) -> str:
+def _markdown(page: Page, facts: Sequence[Sequence[str]], folder: Path) -> str:
+    """Return a page as Markdown that lies in a folder, with facts at its head."""
     listed = [f"- **{markdown_cell(name)}**: {markdown_cell(value)}" for name, value in facts]
-    lines = [f"# {markdown_cell(title)}", "", *listed, "", caption, ""]
-    lines += _markdown_table(results)
-    lines += ["", *(line for note in notes for line in (f"> {markdown_cell(note)}", ""))]
-    if classes[1]:
-        lines += [f"## {markdown_cell(classes[0])}", "", *_markdown_table(classes[1]), ""]
-    for path in shown:
+    lines = [f"# {markdown_cell(page.title)}", "", *listed, "", page.caption, ""]
+    lines += _markdown_table(page.results)
+    lines += ["", *(line for note in page.notes for line in (f"> {markdown_cell(note)}", ""))]
+    heading, classes = page.classes
+    if classes:
+        lines += [f"## {markdown_cell(heading)}", "", *_markdown_table(classes), ""]
+    for path in page.shown:
         name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         lines += [
             f"## {markdown_cell(_heading(path))}",
@@ -273,7 +286,7 @@ def _markdown(
     return "\n".join(lines)
 
 
-def _markdown_table(rows: list[list[str]]) -> list[str]:
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     head, *body = rows
     return [markdown_row(row) for row in (head, ["---"] * len(head), *body)]
 
@@ -289,22 +302,16 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _html(
-    title: str,
-    head: list[str],
-    results: list[list[str]],
-    caption: str,
-    notes: list[str],
-    shown: Sequence[Path],
-    classes: tuple[str, list[list[str]]] = ("", []),
-) -> str:
-    parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
-    parts += [f"<h1>{html.escape(title)}</h1>", *head]
-    parts += [f"<p class=q>{html.escape(caption)}</p>", *html_table(results)]
-    parts += [*(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
-    if classes[1]:
-        parts += [f"<h2>{html.escape(classes[0])}</h2>", *html_table(classes[1])]
-    for path in shown:
+def _html(page: Page, head: Sequence[str]) -> str:
+    """Return a page as HTML that needs no other file, with some lines of it at its head."""
+    title = html.escape(page.title)
+    parts = [f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>", f"<h1>{title}</h1>"]
+    parts += [*head, f"<p class=q>{html.escape(page.caption)}</p>", *html_table(page.results)]
+    parts += [f"<p><b>Note</b>: {html.escape(note)}</p>" for note in page.notes]
+    heading, classes = page.classes
+    if classes:
+        parts += [f"<h2>{html.escape(heading)}</h2>", *html_table(classes)]
+    for path in page.shown:
         parts.append(f"<h2>{html.escape(_heading(path))}</h2>")
         if path.suffix == ".png":
             data = base64.b64encode(path.read_bytes()).decode()
