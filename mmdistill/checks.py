@@ -70,21 +70,28 @@ def require_below_one(owner: object, *names: str) -> None:
             raise ConfigError(f"{name} is at least 0 and below 1, got {getattr(owner, name):g}")
 
 
-def require_sizes(largest: int = 1_000_000, /, **sizes: int | None) -> None:
-    """Refuse sizes that are no whole numbers of at least 1; None stands for a default.
+def require_size(name: str, value: Any, largest: float = 1_000_000) -> None:
+    """Refuse a size that is no whole number of at least 1.
 
     Args:
+        name: what it is called.
+        value: the size.
         largest: what is above it is a slip: no network is so wide, and no judge trains for so many epochs.
-        sizes: by name.
 
     Raises:
-        ConfigError: naming the first such size.
+        ConfigError: naming it.
     """
+    if not is_of(value, Integral) or value < 1:
+        raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
+    if value > largest:
+        raise ConfigError(f"{name} is at most {largest:,}, got {value:,}")
+
+
+def require_sizes(largest: int = 1_000_000, /, **sizes: int | None) -> None:
+    """Refuse sizes by name as :func:`require_size` does; None stands for a default."""
     for name, value in sizes.items():
-        if value is not None and (not is_of(value, Integral) or value < 1):
-            raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
-        if value is not None and value > largest:
-            raise ConfigError(f"{name} is at most {largest:,}, got {value:,}")
+        if value is not None:
+            require_size(name, value, largest)
 
 
 def require_no_width(width: int | None, model: str) -> None:

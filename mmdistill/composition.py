@@ -1,16 +1,16 @@
 """Which parts of a run go together, said before its first step, and what they are."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Integral
 
 import torch
 from torch import nn
 
 from mmdistill.abilities import TrainsTeacher, Validates, ask_teacher, given_teacher
 from mmdistill.allocation import ShortClassError, allocate
-from mmdistill.checks import is_of
+from mmdistill.checks import require_size
 from mmdistill.described import described
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 from mmdistill.execution.precision import Precision
@@ -165,8 +165,7 @@ def require_parts(task: object, method: object, budget: object, settings: object
             f"a run takes a Method, got {type(method).__name__}; get_method(get_domain('image'), 'dm') of "
             "mmdistill.registry finds one by its name"
         )
-    if not is_of(budget, Integral) or int(budget) < 1:  # type: ignore[call-overload]  # which the first part tells
-        raise ConfigError(f"the budget is a whole number of at least 1, got {budget!r}")
+    require_size("the budget", budget, math.inf)  # how large it may be is said where it is shared out
     if not isinstance(settings, Settings | None):
         raise ConfigError(
             f"settings are a Settings, got {type(settings).__name__}; method.with_settings(steps=3) changes those of a "
@@ -179,35 +178,12 @@ def composed(
 ) -> dict[str, torch.optim.Optimizer]:
     """Return an optimizer for each group that a run learns, once its parts, which go to a device, go together.
 
-    Args: as for :func:`require_composition`.
-        device: where they learn.
-    Raises:
-        ConfigError: saying which do not go together.
-    """
-    require_composition(method, settings, parameterization, objective)
-    parameterization.to(device)
-    objective.to(device)
-    groups = grouped(parameterization, objective) if settings.steps and method.solve is None else {}
-    require_groups(settings, groups)
-    return make_optimizers(method, settings, groups)
-
-
-def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
-    """Return what is learned of samples and an objective, by optimizer group."""
-    groups, own = parameterization.groups(), list(objective.parameters())
-    return {**groups, "objective": own} if own else groups
-
-
-def require_composition(
-    method: Method, settings: Settings, parameterization: Parameterization, objective: Objective
-) -> None:
-    """Refuse samples and an objective that cannot go together.
-
     Args:
         method: what composes them.
         settings: of the run.
         parameterization: the initial samples.
         objective: that is to step them; of a closed form, one that does nothing.
+        device: where they learn.
     Raises:
         ConfigError: saying which do not go together.
     """
@@ -220,13 +196,27 @@ def require_composition(
             f"{settings.stored_bytes:,} that they may; a Storage whose builder does not heed settings.stored_bytes "
             "has no fills=True"
         )
-    if settings.steps and method.solve is None:
-        require_learning(method, bool(grouped(parameterization, objective)))
+    steps = bool(settings.steps) and method.solve is None
+    if steps and not grouped(parameterization, objective):
+        raise ConfigError(
+            f"{method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
+        )
     if takes_some(settings, parameterization) and not may_take_some(parameterization, objective):
         raise ConfigError(
             f"a step can take {settings.syn_batch} samples of each class where a method matches class by "
             f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
         )
+    parameterization.to(device)
+    objective.to(device)
+    groups = grouped(parameterization, objective) if steps else {}
+    require_groups(settings, groups)
+    return make_optimizers(method, settings, groups)
+
+
+def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
+    """Return what is learned of samples and an objective, by optimizer group."""
+    groups, own = parameterization.groups(), list(objective.parameters())
+    return {**groups, "objective": own} if own else groups
 
 
 def require_precision(method: Method, precision: Precision, objective: Objective) -> None:
@@ -274,18 +264,6 @@ def require_styles(method: Method, styles: int, objective: Objective) -> None:
         raise ConfigError(
             f"{method.title} compares the {objective.styles} samples that as many decoders make of each code, "
             f"and these have {styles}; leave storing to the method (no --parameterization)"
-        )
-
-
-def require_learning(method: Method, learns: bool) -> None:
-    """Refuse a run that learns nothing.
-
-    Raises:
-        ConfigError: it would.
-    """
-    if not learns:
-        raise ConfigError(
-            f"{method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from mmdistill.abilities import NamesJudges, Selects
-from mmdistill.checks import require_kind, require_sizes
+from mmdistill.checks import require_kind, require_size, require_sizes
 from mmdistill.coresets import known_coresets
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError, note_kept
@@ -84,9 +84,8 @@ def require_networks(n: int, at_once: int | None) -> None:
     Raises:
         ConfigError: none.
     """
-    if n is None:
-        raise ConfigError("the number of networks is a whole number of at least 1, got None")
-    require_sizes(**{"the number of networks": n, "the number of networks at once": at_once})
+    require_size("the number of networks", n)
+    require_sizes(**{"the number of networks at once": at_once})
 
 
 @isolated
