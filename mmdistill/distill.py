@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,6 +35,7 @@ from mmdistill.runs.folder import is_started, require_free
 from mmdistill.runs.history import Reading, write_history
 from mmdistill.runs.keeper import Keeper
 from mmdistill.runs.loop import take_steps
+from mmdistill.runs.state import RunState
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import checked_seed
 from mmdistill.settings import Settings
@@ -284,6 +286,30 @@ def _distilled(
 ) -> DistilledSet:
     """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
     began = time.perf_counter()
+    run = _started(distiller, resume, label)
+    if folder is not None and (reason := undecodable(run.parameterization, distiller.draws.seed)):
+        raise ConfigError(f"{reason}; mend it, or take the kind out of mmdistill.parameterizations.codes.KINDS")
+    run.share()
+    keeper = None if folder is None else Keeper(folder, identity(distiller, name), checkpoint_every, began)
+    if keeper is not None and resume:
+        keeper.resume(run, distiller.task.device)
+        if run.step < distiller.steps and distiller.exhausted(run) and ranks.is_first():
+            logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
+    elif keeper is not None:
+        keeper.begin(run)
+    run.setup_seconds += time.perf_counter() - began
+    with _interruptions_noted(keeper, again):
+        interrupted = take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
+    result = _result(distiller, run, name, time.perf_counter() - began if keeper is None else keeper.seconds)
+    if keeper is not None:
+        keeper.finish(partial(_write, result, run, distiller.draws.seed), run.step)
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def _started(distiller: Distiller, resume: bool, label: LabelKind | None) -> RunState:
+    """Return the state that a run begins with, once what it trains first is there; a resumed one's is loaded later."""
     with ranks.first_alone(), explained("the start of the distillation", lowering_start(distiller.settings)):
         run = distiller.start()
         if resume:
@@ -293,27 +319,21 @@ def _distilled(
     if label not in (None, labels.kind) and ranks.is_first():
         own = labels.title
         logger.warning("the samples come with labels of their own (%s): label %s is not read", own or "none", label)
-    if folder is not None and (reason := undecodable(run.parameterization, distiller.draws.seed)):
-        raise ConfigError(f"{reason}; mend it, or take the kind out of mmdistill.parameterizations.codes.KINDS")
-    run.share()
-    keeper = None if folder is None else Keeper(folder, identity(distiller, name), checkpoint_every, began)
-    if keeper is not None:
-        if resume:
-            keeper.resume(run, distiller.task.device)
-            if run.step < distiller.steps and distiller.exhausted(run) and ranks.is_first():
-                logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
-        else:
-            keeper.begin(run)
-    run.setup_seconds += time.perf_counter() - began
-    with _interruptions_noted(keeper, again):
-        interrupted = take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
-    seconds = time.perf_counter() - began if keeper is None else keeper.seconds
+    return run
+
+
+def _result(distiller: Distiller, run: RunState, name: str, seconds: float) -> DistilledSet:
+    """Return the set of a run that has taken its steps, with what is known of these.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinite values.
+    """
     result = distiller.result(run, name, seconds)
     result.require_finite()
     note = other_count(distiller.task, distiller.method, distiller.budget, len(result.batch.weight))
     if note and ranks.is_first():
         logger.warning("%s", note)
-    result = replace(
+    return replace(
         result,
         path=run.path,
         compile_seconds=run.compile_seconds,
@@ -322,18 +342,14 @@ def _distilled(
         history=tuple(Reading(*entry) for entry in run.history),
     )
 
-    def write(place: Path) -> None:
-        if not result.history:  # that of others goes with the set
-            write_history(place, ())
-        with run.selected():
-            save_codes(place / CODES, run.parameterization, distiller.draws.seed)
-        result.save(place)  # last, since its distilled.json says that a run is finished
 
-    if keeper is not None:
-        keeper.finish(write, run.step)
-    if interrupted:
-        raise KeyboardInterrupt
-    return result
+def _write(result: DistilledSet, run: RunState, seed: int, place: Path) -> None:
+    """Write what a finished run leaves into a folder."""
+    if not result.history:  # that of others goes with the set
+        write_history(place, ())
+    with run.selected():
+        save_codes(place / CODES, run.parameterization, seed)
+    result.save(place)  # last, since its distilled.json says that a run is finished
 
 
 @contextmanager

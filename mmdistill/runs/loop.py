@@ -75,13 +75,14 @@ def take_steps(
             stopping, leaving, overdue = _agreed(
                 (asked.stop, asked.is_pending, keeper is not None and keeper.overdue()), reading
             )
+            reading = reading or stopping
             showing = progress is not None and ranks.size() == 1 and time.perf_counter() - shown > LONGEST_UNSHOWN
-            if reading or stopping or showing:
+            if reading or showing:
                 value = float(ranks.averages([loss.clone()])[0])
                 _require_finite(run, value, keeper)
-                if reading or stopping:  # not what the clock alone asked for, so that equal runs have equal histories
-                    _warn_of_divergence(run, value)
-                    run.history.append((run.step, value))
+            if reading:  # not what the clock alone asked for, so that equal runs have equal histories
+                _warn_of_divergence(run, value)
+                run.history.append((run.step, value))
             due = keeper is not None and (overdue or keeper.is_due(run.step, steps))
             if ending or stopping or leaving or due:
                 _require_finite_state(run, loss, keeper)
@@ -89,7 +90,7 @@ def take_steps(
                     unsaved.require_unchanged()
                     with ranks.together():
                         keeper.save(run)
-            if progress is not None and (reading or stopping or showing):
+            if progress is not None and (reading or showing):
                 progress(run.step, steps, value)
                 shown = time.perf_counter()
             if stopping:
