@@ -91,7 +91,7 @@ class Checkpoints:
         trees: dict[str, dict[str, Any]] = {}
         for path in reversed(self.paths()):
             try:
-                trees[path.name] = load_tree(path)
+                trees[path.name] = _read(path)
             except CheckpointError as error:
                 damage.append(str(error))
                 continue
@@ -119,8 +119,7 @@ class Checkpoints:
         The last step is validated wherever it falls. Where it was the best, a longer run has another best step by then.
         """
         run, settings = tree["run"], self._settings
-        said = json.loads(tree["identity"])
-        require_begun_alike(path, said, self.identity, run["optimizers"], _has_ended(tree))
+        require_begun_alike(path, tree["identity"], self.identity, run["optimizers"], _has_ended(tree))
         best, every = run["best"], settings["validate_every"]
         validated = best is None or best["step"] % every == 0 or best["step"] == settings["steps"]
         lacks = bool(every) and self._ends_at(tree) and run["step"] % every > 0
@@ -133,12 +132,12 @@ class Checkpoints:
     def _ends_at(self, tree: Mapping[str, Any]) -> bool:
         """Return whether a checkpoint is of this run's last step and of a run that had more."""
         asked: int = self._settings["steps"]
-        return bool(tree["run"]["step"] == asked != steps_of(json.loads(tree["identity"])))
+        return bool(tree["run"]["step"] == asked != steps_of(tree["identity"]))
 
     def _why_not(self, tree: Mapping[str, Any]) -> str:
         """Return in words why this run does not come by a checkpoint's state, where it began like its run."""
         taken, asked = tree["run"]["step"], self._settings["steps"]
-        whole = steps_of(json.loads(tree["identity"]))
+        whole = steps_of(tree["identity"])
         if taken > asked:
             return f"is of a run of {whole:,} steps and has taken {taken:,}, so it ends at {taken:,} or later"
         if self._ends_at(tree):
@@ -155,7 +154,7 @@ class Checkpoints:
         """Return the newest readable checkpoint and what it says of its run; None where there is none."""
         for path in reversed(self.paths()):
             try:
-                return path, json.loads(load_tree(path)["identity"])
+                return path, _read(path)["identity"]
             except CheckpointError:
                 continue
         return None
@@ -165,7 +164,7 @@ class Checkpoints:
         found = []
         for path in self.paths():
             with suppress(CheckpointError):
-                load_tree(path)
+                _read(path)
                 found.append(path.name)
         return found
 
@@ -179,9 +178,19 @@ class Checkpoints:
             require_same(*found, self.identity)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Return what :meth:`Checkpoints.write` wrote.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    tree = load_tree(path)
+    return {**tree, "identity": json.loads(tree["identity"])}
+
+
 def _has_ended(tree: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint is of its run's end, be it the last step or the one that patience ended."""
-    run, settings = tree["run"], json.loads(tree["identity"])["settings"]
+    run, settings = tree["run"], tree["identity"]["settings"]
     patience = int(settings["patience"]) * int(settings["validate_every"])
     return bool(run["step"] == settings["steps"]) or is_in_vain(run["step"], run["best"], patience)
 
