@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from mmdistill import exports
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated
+from mmdistill.exports import LISTING
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.imports import LEARNED
 from mmdistill.names import known_name
 from mmdistill.registry import get_domain
+from mmdistill.runs.written import note_written, written_files
 from mmdistill.runtime import remove_parts
 from mmdistill.samples import require_forms
-from mmdistill.store import digest_of, write_json
+from mmdistill.store import digest_of, read_json, write_json
 from mmdistill.task import Task
 
 
@@ -50,11 +51,25 @@ def export(
     identity = digest_of(distilled.tensors())
     with sole_writer(folder) as alone:
         remove_parts(folder, alone)
-        exports.own_files(folder, identity)
+        require_own(folder, identity)
         written = domain.exports[key](distilled, folder, task)
         if distilled.learned:
             learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
             write_json(folder / LEARNED, learned)
             written = [*written, folder / LEARNED]
-        exports.record(folder, identity, written)
+        note_written(folder / LISTING, written, {"set": identity})
     return written
+
+
+def require_own(folder: Path, identity: str) -> None:
+    """Refuse a folder that holds exports of another set, so that two never mix there.
+
+    Raises:
+        ConfigError: it does; names the first of its files.
+    """
+    there = written_files(folder / LISTING)
+    if there and read_json(folder / LISTING).get("set") != identity:
+        raise ConfigError(
+            f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose "
+            "another folder (--to), or remove it"
+        )

@@ -1,15 +1,13 @@
-"""What writes sets for other tools, and what exports leave in a folder, so that two sets never mix there."""
+"""What writes sets for other tools, and what all that they write has in common."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
-from mmdistill.runs.written import note_written, written_files
-from mmdistill.store import read_json
 from mmdistill.task import Task
 
 PREPROCESSING = "preprocessing.json"
@@ -74,23 +72,3 @@ def task_exporter(write: Callable[[DistilledSet, Path, Callable[[], Task]], list
         return write(distilled, users_path(folder), real)
 
     return written
-
-
-def own_files(folder: Path, identity: str) -> list[str]:
-    """Return the files that earlier exports of a set left in a folder.
-
-    Raises:
-        ConfigError: it holds exports of another set; names the first of its files.
-    """
-    there = written_files(folder / LISTING)
-    if not there or read_json(folder / LISTING).get("set") == identity:
-        return there
-    raise ConfigError(
-        f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose another "
-        "folder (--to), or remove it"
-    )
-
-
-def record(folder: Path, identity: str, written: Sequence[Path]) -> None:
-    """Write down the files of an export beside those of earlier ones of the same set (:func:`own_files`)."""
-    note_written(folder / LISTING, written, {"set": identity})

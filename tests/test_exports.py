@@ -19,7 +19,8 @@ from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, ShapeError, UnknownNameError
-from mmdistill.exports import own_files, task_exporter
+from mmdistill.export import require_own
+from mmdistill.exports import task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.runs.written import remove_written
 from mmdistill.store import read_tensors
@@ -212,7 +213,7 @@ def test_listings_name_files_alone(tmp_path: Path) -> None:
     names = [".", "", "inner", "a\0b", "n" * 5000, "../a.bin", "a.bin/b", 3, "a.bin", "./a.bin"]
     (tmp_path / "export.json").write_text(json.dumps({"set": "one", "files": names}))
     with pytest.raises(ConfigError, match=r"holds the export of another set \(a.bin and more\)"):
-        own_files(tmp_path, "other")
+        require_own(tmp_path, "other")
     remove_written(tmp_path / "export.json")
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from mmdistill import exports
 from mmdistill.distilled import SET_VERSION
 from mmdistill.errors import CheckpointError, VersionError
 from mmdistill.execution import ranks
+from mmdistill.exports import LISTING
 from mmdistill.parameterizations.codes import CODES
 from mmdistill.runs.checkpoints import Checkpoints, steps_of
 from mmdistill.runs.folder import (
@@ -168,7 +168,7 @@ class Keeper:
     def _remove_former(self) -> None:
         """Remove what the former run, its report and its exports left beside its checkpoints."""
         if ranks.is_first():
-            for listing in (self.folder / EXPORT / exports.LISTING, self.folder / DRAWN):
+            for listing in (self.folder / EXPORT / LISTING, self.folder / DRAWN):
                 remove_written(listing)
             for name in FORMER:
                 for path in self.folder.glob(name):
