@@ -15,7 +15,7 @@ from mmdistill.checks import require_checkpoint_every, require_kind
 from mmdistill.composition import other_count, without_effect
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, note_kept
+from mmdistill.errors import CheckpointError, ConfigError, note_kept, require_choice
 from mmdistill.execution import ranks
 from mmdistill.execution.compilation import CompileMode
 from mmdistill.execution.isolation import isolated
@@ -25,7 +25,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method, Storage
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import canonical
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
@@ -50,8 +50,9 @@ def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[M
     They are those for as many classes as the task has.
 
     Raises:
-        ConfigError: neither a name nor a Method, an unknown name, or a schedule beside a Method.
+        ConfigError: neither a name nor a Method, an unknown name or schedule, or a schedule beside a Method.
     """
+    require_choice("schedule", schedule, get_args(Schedule))
     if isinstance(method, Method):
         if schedule != "published":
             raise ConfigError("a schedule goes with a method's name; a Method has settings of its own")
@@ -87,7 +88,7 @@ def method_settings(
         bytes: see ``budget``.
         schedule: ``published``, or ``reduced`` for a CPU.
     Raises:
-        ConfigError: an unknown method, or a budget in another unit.
+        ConfigError: an unknown method or schedule, or a budget in another unit.
     """
     require_task(task)
     found, _ = find_method(task, method, schedule)
@@ -178,7 +179,7 @@ def distill(
             is, or that without ``out`` there is none.
     """
     require_task(task)
-    _require_known(compile=(compile, CompileMode), precision=(precision, Precision), schedule=(schedule, Schedule))
+    require_choice("compile", compile, get_args(CompileMode))
     seed = checked_seed(seed)
     require_checkpoint_every(checkpoint_every)
     if settings is not None and not isinstance(settings, Mapping):
@@ -211,13 +212,6 @@ def distill(
                 label,
                 again="with resume='auto'" if resume == "auto" else "with resume=True",
             )
-
-
-def _require_known(**options: tuple[str, object]) -> None:
-    """Refuse a value that its kind of choices does not have; by the option's name (value, choices)."""
-    for option, (value, choices) in options.items():
-        if value not in get_args(choices):
-            raise unknown_name(option, str(value), get_args(choices))
 
 
 def _own_folder(out: Path | str | None, resume: bool | Literal["auto"], overwrite: bool) -> Path | None:

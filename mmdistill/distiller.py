@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mmdistill import composition
 from mmdistill.abilities import Validates, given_teacher
 from mmdistill.distilled import DistilledSet, unsaid
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, require_choice
 from mmdistill.execution import ranks
 from mmdistill.execution.allocator import keep_freed_memory
 from mmdistill.execution.capture import Graph
@@ -52,7 +53,7 @@ class Distiller:
         settings: the method's hyper-parameters; the published ones for the budget by default.
         precision: the number formats, see :mod:`mmdistill.execution.precision`.
     Raises:
-        ConfigError: something of another kind, or a composition that cannot work.
+        ConfigError: something of another kind, an unknown precision, or a composition that cannot work.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Distiller:
         self.draws = Draws(seed, device=task.device)
         require_plain(self.settings)
         composition.require_selectable(task, self.method, self.settings)
+        require_choice("precision", precision, get_args(Precision))
         self.precision = resolved(precision, task.device)
         self.schedule = self.method.make_schedule(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)

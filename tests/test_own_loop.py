@@ -59,3 +59,8 @@ def test_what_no_run_is_made_of_is_named(given: tuple[object, object, object, ob
     task, own, budget, settings = given
     with pytest.raises(ConfigError, match=message):
         Distiller(task, own, budget, settings=settings)  # type: ignore[arg-type]
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"precision is auto or float32 or .*, got 'fp16'"):
+        Distiller(BlobTask(), CORE_METHODS["dm"], 1, precision="fp16")  # type: ignore[arg-type]
