@@ -43,24 +43,22 @@ def find_judges(
         ConfigError: an unknown judge.
         UnsupportedError: one that cannot read such data, without ``unfit``; with it, none can.
     """
-    refused: list[tuple[str, UnsupportedError]] = []
-    names = names or [own or task.judges[0]]
     known = {canonical(judge): judge for judge in task.judges}
     found: list[str] = []
-    for name in names:
-        if canonical(name) not in (*known, "all") and not isinstance(task, NamesJudges):
+    refused: dict[str, UnsupportedError] = {}
+    for name in names or [own or task.judges[0]]:
+        key = canonical(name)
+        if key != "all" and key not in known and not isinstance(task, NamesJudges):
             raise unknown_name("judge", name, task.judges)
-        for judge in task.judges if canonical(name) == "all" else (known.get(canonical(name), name),):
+        for judge in task.judges if key == "all" else (known.get(key, name),):
             try:
                 found.append(task.judge_name(judge) if isinstance(task, NamesJudges) else judge)
             except UnsupportedError as error:
-                if unfit is None:
-                    raise
-                refused.append((judge, error))
-    if refused and not found:
-        raise refused[0][1]
+                refused[judge] = error
+    if refused and (unfit is None or not found):
+        raise next(iter(refused.values()))
     if unfit is not None:
-        unfit |= {name: str(error) for name, error in refused}
+        unfit |= {judge: str(error) for judge, error in refused.items()}
     return list(dict.fromkeys(found))
 
 

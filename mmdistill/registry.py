@@ -189,22 +189,21 @@ def domain_of(
             return domain
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     path = users_path(data)
-    if path.exists():
-        own = _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
-        accepting = [domain for domain in domains if domain.accepts(path)]
-        accepting.sort(key=lambda domain: (domain not in own, domain.name in SHIPPED))
-        named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
-        if not named and path.is_file():
-            named = _only([domain for domain in domains if domain.budget == budget])
-            named = named or own
-        ending = path.name.lower().removesuffix(".gz")
-        if named and (ending.endswith(named[0].tables) if path.is_file() else not accepting):
+    if not path.exists():
+        raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
+    own = _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
+    accepting = [domain for domain in domains if domain.accepts(path)]
+    named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
+    if path.is_file():
+        named = named or _only([domain for domain in domains if domain.budget == budget]) or own
+        if named and path.name.lower().removesuffix(".gz").endswith(named[0].tables):
             return named[0]
-        if accepting:
-            return accepting[0]
-        near = next(filter(None, (domain.shortcoming(path) for domain in domains)), "")
-        raise ConfigError(near or f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
-    raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
+    elif named and not accepting:
+        return named[0]
+    if accepting:
+        return min(accepting, key=lambda domain: (domain not in own, domain.name in SHIPPED))
+    near = next(filter(None, (domain.shortcoming(path) for domain in domains)), "")
+    raise ConfigError(near or f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
 
 
 def _only(domains: list[Domain]) -> list[Domain]:
