@@ -19,7 +19,7 @@ from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
-from mmdistill.metrics import former_metrics, read_metrics, recorded
+from mmdistill.metrics import former_metrics, of_same_test, read_metrics, recorded
 from mmdistill.names import as_argument, baseline_names, canonical, split_names
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
@@ -231,7 +231,7 @@ def state(config: DistillConfig, task: Task) -> str:
     found = whole_set(folder)
     if found is None or note_of_more_steps(config, found, folder):
         return "unfinished"
-    metrics = former_metrics(folder / METRICS)
+    metrics = of_same_test(former_metrics(folder / METRICS), task)
     judges = find_judges(task, config.judge_names(), found.judge)
     lacking = missing(task, judges, find_baselines(task, config.baselines), metrics)
     return "not judged" if lacking else FINISHED

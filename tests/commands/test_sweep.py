@@ -1,5 +1,6 @@
 """Several methods, budgets and seeds in one command: what runs, in which order, and what is left when it ends."""
 
+import json
 import os
 import re
 import signal
@@ -203,6 +204,16 @@ def test_a_finished_run_that_lacks_scores_is_judged(tmp_path: Path, fake: Fake) 
     out = tmp_path / "out"
     assert swept(out, "--ipc", "1") == 0
     (out / "digits-dm-1" / "metrics.json").unlink()
+    assert swept(out, "--ipc", "1") == 0
+    assert len(calls(out)) == 2
+
+
+def test_a_run_that_was_judged_on_other_test_data_is_judged_again(tmp_path: Path, fake: Fake) -> None:
+    fake("")
+    out = tmp_path / "out"
+    assert swept(out, "--ipc", "1") == 0
+    path = out / "digits-dm-1" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tested_on": "others"}))
     assert swept(out, "--ipc", "1") == 0
     assert len(calls(out)) == 2
 
