@@ -14,8 +14,8 @@ Rule = Callable[["Tensor", "Tensor | None", "Tensor", "Draws"], "Tensor"]
 """Chooses samples: ``(embedding, labels, counts, draws) -> indices``, see :data:`mmdistill.rules.RULES`."""
 InitKind = str
 """What synthetic samples start from: one of :func:`starts`."""
-STARTS = ("real", "noise", "herding", "k-center", "k-means", "craig")
-"""Noise, or real samples chosen in some way, those that this package has."""
+CORESETS = ("herding", "k-center", "k-means", "craig")
+"""Selections of real samples that look at the samples, those that this package has."""
 RULES: OpenTable[Rule] = OpenTable(reserved=("random", "whole", "real", "noise", "craig"))
 """Filled by :mod:`mmdistill.rules`, where it is to be imported from."""
 LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
@@ -40,6 +40,11 @@ Units = Literal["normalised", "pixels"]
 """What imported images count in: as networks read them, or between black and white."""
 
 
+def known_coresets() -> tuple[str, ...]:
+    """Return the names of all selections of real samples that look at the samples; last what a user's code added."""
+    return tuple(dict.fromkeys((*CORESETS, *RULES)))
+
+
 def starts() -> tuple[str, ...]:
-    """Return what synthetic samples may start from; last what a user's code added."""
-    return tuple(dict.fromkeys((*STARTS, *RULES)))
+    """Return what synthetic samples may start from: random real samples, noise, or real samples of a selection."""
+    return ("real", "noise", *known_coresets())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmdistill.abilities import Embeds, Selects
 from mmdistill.allocation import available, require_members
-from mmdistill.choices import RULES, starts
+from mmdistill.choices import starts
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.portions import filled, samples_at_once
 from mmdistill.networks.schedules import sgd_step
@@ -15,9 +15,6 @@ from mmdistill.rehearsal import is_rehearsal
 from mmdistill.rules import chosen_by, craig, members_of, random_subset
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors, num_samples, real_samples
-
-CORESETS = ("herding", "k-center", "k-means", "craig")
-"""Selections of real samples that look at the samples, those that this package has."""
 
 EMBED_CHUNK = {"cuda": 1024, "cpu": 128}
 """Samples per forward pass, fewer of large images; on the CPU so few that the layers' outputs stay in its caches."""
@@ -29,11 +26,6 @@ BRIEF_LR = 0.01
 """Learning rate of networks that train for a few steps to look at samples."""
 EMBEDDED_MOST = 1 << 28
 """Numbers in the embedding of all samples (1 GiB) from which classes are looked at one after the other."""
-
-
-def known_coresets() -> tuple[str, ...]:
-    """Return the names of all selections of real samples that look at the samples; last what a user's code added."""
-    return tuple(dict.fromkeys((*CORESETS, *RULES)))
 
 
 def require_samples(task: Task, counts: Tensor) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from mmdistill.abilities import NamesJudges, Selects
 from mmdistill.checks import require_kind, require_size, require_sizes
-from mmdistill.coresets import known_coresets
+from mmdistill.choices import known_coresets
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from mmdistill.bars import progress_bar, showing
 from mmdistill.errors import ConfigError
@@ -12,14 +12,9 @@ from mmdistill.networks.watching import watching
 
 StepProgress = Callable[[int, int, float], object]
 """Called with (steps done, steps in all, loss), 200 times in a run and every two seconds."""
+ShowJudging = Callable[[int, int, str], None]
+"""Called with (judgements done, in all, what is judged next)."""
 Told = TypeVar("Told", bound=Callable[..., object])
-
-
-class ShowJudging(Protocol):
-    """Shows how far judging has come."""
-
-    def __call__(self, done: int, total: int, subject: str) -> None:
-        """Show so many judgements done of all, and what is judged next."""
 
 
 def own_progress(progress: Told | bool | None, called_with: str) -> Told | None:

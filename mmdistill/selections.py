@@ -5,7 +5,8 @@ import time
 from mmdistill.abilities import Selects, SizesSelections
 from mmdistill.allocation import allocate, subset_bytes
 from mmdistill.budget import asked_count, largest_within, parse_bytes
-from mmdistill.coresets import choose_samples, coreset, known_coresets
+from mmdistill.choices import known_coresets
+from mmdistill.coresets import choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from mmdistill import coresets
 from mmdistill.allocation import allocate, require_members
+from mmdistill.choices import CORESETS, known_coresets
 from mmdistill.coresets import (
-    CORESETS,
     briefly_trained,
     choose_repeatedly,
     choose_samples,
     choose_start,
     coreset,
-    known_coresets,
     last_layer_gradients,
     random_subset,
 )

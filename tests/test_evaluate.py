@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import subset_bytes
+from mmdistill.choices import CORESETS
 from mmdistill.classification import pooled, scored
-from mmdistill.coresets import CORESETS
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import (
