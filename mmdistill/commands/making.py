@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
@@ -203,27 +203,41 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     method, budget = find_budget(task, chosen, **config.budgets(), seed=config.seed)
     method.settings(budget)  # which says what none of its values can be
     if ranks.is_first():
-        for note in task.describe().notes:
+        for note in _notes(config, domain, task, method, budget, judges):
             print(f"note: {note}")
-        own = assignments(config.set or ())
-        for name, why in without_effect(task, method, budget, {**config.overrides(), **own}).items():
-            option = f"set {name}" if name in own else name.replace("_", "-")
-            print(f"note: {why.format(f'--{option}')}")
-        with explained("the start of the distillation", lowering_start(method.settings(budget))):
-            idle = is_teacher_idle(task, method, budget, judges)
-        if idle:
-            print(f"note: neither {method.title} nor a judge here asks a teacher: --teacher changes nothing")
-        if method.judge and not config.judges and method.reads_no_network(budget):
-            for name in ("model", "width"):
-                if getattr(config, name) is not None:
-                    print(f"note: {method.title} reads no network, nor does its judge: --{name} changes nothing")
-        if unmet := unmet_conditions(config, domain, budget):
-            options = " ".join(f"--{option} {value}" for option, value in unmet.items())
-            print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
-        if task.device.type == "cpu" and (shorter := shorter_way(config, domain, method, budget)):
-            steps = method.settings(budget).steps
-            print(f"note: the {steps:,} steps may take hours or days on a CPU; {shorter}")
     return task, method, budget
+
+
+def _notes(
+    config: DistillConfig, domain: Domain, task: Task, method: Method, budget: int, judges: Sequence[str]
+) -> Iterator[str]:
+    """Yield what is to be known of a run before it begins: of its data, of options that change nothing, of its cost.
+
+    Args:
+        config: of the run.
+        domain: of its data.
+        task: that it names.
+        method: that it names.
+        budget: in the task's unit.
+        judges: their names.
+    """
+    yield from task.describe().notes
+    own = assignments(config.set or ())
+    for name, why in without_effect(task, method, budget, {**config.overrides(), **own}).items():
+        yield why.format(f"--set {name}" if name in own else f"--{name.replace('_', '-')}")
+    with explained("the start of the distillation", lowering_start(method.settings(budget))):
+        idle = is_teacher_idle(task, method, budget, judges)
+    if idle:
+        yield f"neither {method.title} nor a judge here asks a teacher: --teacher changes nothing"
+    if method.judge and not config.judges and method.reads_no_network(budget):
+        for name in ("model", "width"):
+            if getattr(config, name) is not None:
+                yield f"{method.title} reads no network, nor does its judge: --{name} changes nothing"
+    if unmet := unmet_conditions(config, domain, budget):
+        options = " ".join(f"--{option} {value}" for option, value in unmet.items())
+        yield f"{method.title}'s published numbers on {config.data} belong to {options}"
+    if task.device.type == "cpu" and (shorter := shorter_way(config, domain, method, budget)):
+        yield f"the {method.settings(budget).steps:,} steps may take hours or days on a CPU; {shorter}"
 
 
 def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:
