@@ -28,7 +28,7 @@ from mmdistill.commands.wording import (
 )
 from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.errors import KEPT, ConfigError, MmdistillError
-from mmdistill.names import canonical
+from mmdistill.names import as_option, canonical
 from mmdistill.runs.signals import left_terminal
 from mmdistill.settings import AT_RESUME
 
@@ -297,7 +297,7 @@ def require_resume_alone(arguments: Sequence[str]) -> None:
         ConfigError: there are some.
     """
     names = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
-    free = ("--resume", *(f"--{name.replace('_', '-')}" for name in AT_RESUME))
+    free = ("--resume", *map(as_option, AT_RESUME))
     beside = [name for name in (name.replace("_", "-") for name in names) if name not in free]
     if "--resume" in names and beside:
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_args
 from mmdistill.abilities import StoresSamples
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
 from mmdistill.labels import LabelKind, require_label_kind
+from mmdistill.names import as_option
 from mmdistill.networks.schedules import NetworkSchedule, UnreadNetwork
 from mmdistill.objectives.base import Objective, RealView
 from mmdistill.parameterizations.base import Parameterization
@@ -249,7 +250,7 @@ class Method:
             own = self.settings(1)  # of one class, whatever the budget
             moved = {name for name, value in changes.items() if not hasattr(own, name) or getattr(own, name) != value}
             read = read_in_closed_form(own, self.label)
-            if idle := [f"--{name.replace('_', '-')}" for name in changes if name in moved - read]:
+            if idle := [as_option(name) for name in changes if name in moved - read]:
                 raise ConfigError(
                     f"{self.title} has a closed form and takes no steps, so {', '.join(idle)} would do nothing"
                 )

@@ -139,6 +139,11 @@ def as_argument(value: object) -> str:
     return subprocess.list2cmdline([str(value)]) if WINDOWS else shlex.quote(str(value))
 
 
+def as_option(name: str) -> str:
+    """Return the option that is for a setting: ``--real-batch`` for ``real_batch``."""
+    return f"--{name.replace('_', '-')}"
+
+
 def as_file_name(text: str) -> str:
     """Return a name for a file or folder with a hyphen for each character that some file system does not take."""
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text)

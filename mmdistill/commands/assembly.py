@@ -17,7 +17,7 @@ from mmdistill.errors import CheckpointError, ConfigError, DataError
 from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
-from mmdistill.names import OWN_ENCODERS, canonical, in_words
+from mmdistill.names import OWN_ENCODERS, as_option, canonical, in_words
 from mmdistill.registry import (
     OF_SOME_DOMAINS,
     TASK_OPTIONS,
@@ -127,7 +127,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     for option in options:
         if option not in domain.options:
             raise ConfigError(
-                f"--{option.replace('_', '-')} is for {in_words(takers(option)) or 'no'} data, and {data!r} is "
+                f"{as_option(option)} is for {in_words(takers(option)) or 'no'} data, and {data!r} is "
                 f"{domain.name} data; {domain.instead.get(option, 'leave it out')}"
             )
     chosen = {option: getattr(config, option) for option in TASK_OPTIONS}
@@ -135,7 +135,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     chosen |= {} if config.split_seed is None else {"seed": config.split_seed}
     chosen |= {} if config.teacher is None else {"teacher": as_it_was(config.teacher)}
     chosen["model"] = chosen["model"] or domain.networks.get(canonical(method))
-    require_sizes(**{f"--{option.replace('_', '-')}": chosen[option] for option in SIZES})
+    require_sizes(**{as_option(option): chosen[option] for option in SIZES})
     return domain, domain.make_task(data, **{option: value for option, value in chosen.items() if value is not None})
 
 

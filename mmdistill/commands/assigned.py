@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from mmdistill.commands.wording import in_one_line
 from mmdistill.config import SETTINGS, WITHOUT_TEXT, DistillConfig
 from mmdistill.errors import ConfigError, did_you_mean
-from mmdistill.names import as_argument, assignments
+from mmdistill.names import as_argument, as_option, assignments
 from mmdistill.settings import Settings, own_names
 
 SAMPLES = {bool: "true", int: "1", float: "0.5", str: "a"}
@@ -38,7 +38,7 @@ def assigned(given: Iterable[str], settings: Settings, title: str) -> dict[str, 
         if name not in known:
             near = did_you_mean(name, known)
             if name in DistillConfig.__dataclass_fields__:
-                near = f"; there is the option --{name.replace('_', '-')}"
+                near = f"; there is the option {as_option(name)}"
             raise ConfigError(f"{title} has no setting {name!r} for --set{near} (it takes: {', '.join(known)})")
         found[name] = _read(name, text, kinds[name])
     return found

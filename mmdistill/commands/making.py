@@ -36,7 +36,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.importing import import_set
 from mmdistill.method import Method
-from mmdistill.names import as_argument, assignments, canonical, unknown_name
+from mmdistill.names import as_argument, as_option, assignments, canonical, unknown_name
 from mmdistill.networks.expert_recipe import ExpertRecipe
 from mmdistill.networks.experts import Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -224,7 +224,7 @@ def _notes(
     yield from task.describe().notes
     own = assignments(config.set or ())
     for name, why in without_effect(task, method, budget, {**config.overrides(), **own}).items():
-        yield why.format(f"--set {name}" if name in own else f"--{name.replace('_', '-')}")
+        yield why.format(f"--set {name}" if name in own else as_option(name))
     with explained("the start of the distillation", lowering_start(method.settings(budget))):
         idle = is_teacher_idle(task, method, budget, judges)
     if idle:

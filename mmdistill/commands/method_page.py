@@ -8,7 +8,7 @@ from mmdistill.config import WITHOUT_TEXT, DistillConfig
 from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
 from mmdistill.method import Method
-from mmdistill.names import canonical, unknown_data, unknown_name
+from mmdistill.names import as_option, canonical, unknown_data, unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_methods, domain_of, get_method
 from mmdistill.reporting.report import optimizer_in_words
 from mmdistill.settings import Settings, read_in_closed_form
@@ -102,9 +102,9 @@ def _settings(domain: Domain, method: Method) -> dict[str, str]:
         values = _by_budget(domain, {budget: spelled(getattr(own, name)) for budget, own in found.items()})
         optional = name in OPTIONS
         if name in ALWAYS or values != spelled(getattr(usual, name, None)):
-            shown[f"--{name.replace('_', '-')}" if optional else f"--set {name}"] = values
+            shown[as_option(name) if optional else f"--set {name}"] = values
         else:
-            plain.append(f"--{name.replace('_', '-')} {values}" if optional else f"--set {name}={values}")
+            plain.append(f"{as_option(name)} {values}" if optional else f"--set {name}={values}")
     return {**shown, USUAL: ", ".join(plain)}
 
 

@@ -20,7 +20,7 @@ from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, of_same_test, read_metrics, recorded
-from mmdistill.names import as_argument, baseline_names, canonical, split_names
+from mmdistill.names import as_argument, as_option, baseline_names, canonical, split_names
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
@@ -148,8 +148,8 @@ def require_own_folder(config: DistillConfig) -> None:
         if differing == ["steps"] and (config.steps or 0) > (saved.steps or 0) > 0:
             ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
         elif set(differing) <= set(EvaluateConfig.__dataclass_fields__) - {"seed", "teacher"} and is_finished(folder):
-            named = {name.replace("_", "-"): asked[name] for name in differing if asked[name] is not None}
-            options = " ".join(f"--{name} {value}" for name, value in named.items())
+            given = (f"{as_option(name)} {asked[name]}" for name in differing if asked[name] is not None)
+            options = " ".join(given)
             ways = f"mmdistill evaluate {as_argument(folder)} {options} judges its set so; else {ways}"
         raise ConfigError(f"{folder} holds another run, of {said}; {ways}")
 

@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter 
 from mmdistill.choices import Units, starts
 from mmdistill.config import DistillConfig, SweepConfig, assignable, read_settings
 from mmdistill.errors import MmdistillWarning, did_you_mean
+from mmdistill.names import as_option
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list"}
 """What options take, in words."""
@@ -176,7 +177,7 @@ def in_one_line(message: str, known: Sequence[str]) -> str:
     """
     wrong = re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
     if wrong is not None:
-        option = "--" + wrong[1].replace("_", "-")
+        option = as_option(wrong[1])
         given = re.search(r"(?:Given|Got) value: (.*)", message)
         kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", message)
         wanted = " or ".join(
