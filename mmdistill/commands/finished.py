@@ -24,7 +24,7 @@ from mmdistill.reporting.compare import compare
 from mmdistill.reporting.comparison import runs_in
 from mmdistill.reporting.report import summary, write_report
 from mmdistill.runs.folder import CONFIG, EXPORT, METRICS, require_free
-from mmdistill.runs.judging import judge_and_keep
+from mmdistill.runs.judging import Asked, judge_and_keep
 from mmdistill.runs.kept_baselines import KeptBaselines, package_digest
 from mmdistill.runs.mending import load_whole
 from mmdistill.runs.saving import draw, require_held
@@ -181,15 +181,8 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
         kept = KeptBaselines(config, task, config.seed if asked.seed is None else asked.seed)
-        evaluation = judge_and_keep(
-            kept,
-            distilled,
-            folder,
-            previous,
-            judges=config.judge_names(),
-            baselines=find_baselines(task, config.baselines),
-            robust=asked.scores == "robust",
-        )
+        wanted = Asked(config.judge_names(), find_baselines(task, config.baselines), robust=asked.scores == "robust")
+        evaluation = judge_and_keep(kept, distilled, folder, previous, wanted)
     dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")

@@ -18,30 +18,24 @@ from mmdistill.store import write_json
 from mmdistill.task import Task
 
 
-class Missing(NamedTuple):
-    """Judgements that a run asks for and its metrics lack.
+class Asked(NamedTuple):
+    """Judgements of a set that are asked for.
 
     Args:
-        judges: whose.
-        baselines: of which baselines.
+        judges: whose; none: the default one's.
+        baselines: of which baselines beside it.
         baselines_only: whether these judges have judged the set itself.
+        robust: whether the robust scores are meant.
     """
 
     judges: list[str]
     baselines: list[str]
-    baselines_only: bool
+    baselines_only: bool = False
+    robust: bool = False
 
 
 def judge_and_keep(
-    kept: KeptBaselines,
-    distilled: DistilledSet,
-    folder: Path,
-    previous: Mapping[str, Any],
-    *,
-    judges: Sequence[str],
-    baselines: Sequence[str],
-    baselines_only: bool = False,
-    robust: bool = False,
+    kept: KeptBaselines, distilled: DistilledSet, folder: Path, previous: Mapping[str, Any], asked: Asked
 ) -> Evaluation:
     """Judge a set with a bar; what is finished is kept in ``metrics.json`` one by one, and baselines for other runs.
 
@@ -50,10 +44,7 @@ def judge_and_keep(
         distilled: the set.
         folder: the run's.
         previous: what ``metrics.json`` held before; empty where there is none.
-        judges: names; none: the default.
-        baselines: names.
-        baselines_only: whether the set itself is judged already.
-        robust: whether the robust scores are asked for.
+        asked: who judges what.
     """
     path = folder / METRICS
     with judging_bar() as show:
@@ -66,14 +57,11 @@ def judge_and_keep(
         found = evaluate(
             kept.task,
             distilled,
-            judges=judges,
             n=kept.networks,
             at_once=kept.at_once,
             seed=kept.seed,
-            baselines=baselines,
-            baselines_only=baselines_only,
-            robust=robust,
             progress=keep,
+            **asked._asdict(),
         )
     known = read_metrics(path)["baselines"]
     for name, entries in found.baselines.items():
@@ -82,7 +70,7 @@ def judge_and_keep(
     return found
 
 
-def missing(task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any]) -> list[Missing]:
+def missing(task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any]) -> list[Asked]:
     """Return what metrics lack of the judges and baselines asked for.
 
     A judge whose number was made otherwise since (``mmdistill evaluate --judge-epochs``) lacks nothing: baselines
@@ -101,11 +89,11 @@ def missing(task: Task, judges: Sequence[str], baselines: Sequence[str], metrics
     beside = {name: {entry["judge"] for entry in known.get(name, ())} for name in baselines}
     unjudged = [judge for judge in judges if title(judge) not in how]
     wanted = [name for name in baselines if not beside[name].issuperset(map(title, unjudged))]
-    found = [Missing(unjudged, wanted, False)] if unjudged else []
+    found = [Asked(unjudged, wanted)] if unjudged else []
     alike = [judge for judge in judges if how.get(title(judge)) == judging_of(task, title(judge))]
     for name in baselines:
         lacking = [judge for judge in alike if title(judge) not in beside[name]]
-        found += [Missing(lacking, [name], True)] if lacking else []
+        found += [Asked(lacking, [name], baselines_only=True)] if lacking else []
     return found
 
 
@@ -127,13 +115,13 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
     for part in lacking:
-        failures |= judge_and_keep(kept, distilled, folder, metrics, **part._asdict()).failures
+        failures |= judge_and_keep(kept, distilled, folder, metrics, part).failures
         metrics = read_metrics(path)
     return recorded(metrics, failures)
 
 
 def _with_kept(
-    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Missing], budget: int
+    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Asked], budget: int
 ) -> Mapping[str, Any]:
     """Return metrics with those lacking baselines that are known from other runs, and print which these are."""
     title = partial(judge_title, kept.task)
