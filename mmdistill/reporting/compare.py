@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
 from mmdistill.names import first_few
-from mmdistill.reporting.comparison import Repetitions, judged_runs, judges_of, read_runs, repeated, without_scores
+from mmdistill.reporting.comparison import Repetitions, judged_runs, judges_of, read_runs, repeated
 from mmdistill.reporting.pivot import pivot, write_latex
 from mmdistill.reporting.report import write_comparison
 from mmdistill.reporting.side_by_side import LEGEND, TIMES, draw_budgets, notes, records, table, write_csv
@@ -124,7 +124,7 @@ def compare(*folders: Path | str, judges: Sequence[str] | str | None = None, met
     found, skipped = judged_runs([users_path(folder) for folder in folders])
     names = judges_of(found, judges)
     results = tuple(row for name in names for row in read_runs(found, name, metric))
-    lacking = [set(without_scores(found, name, metric)) for name in names]
-    without = tuple(run.folder for run in found if all(run.folder in own for own in lacking))
     twice = {folder: kept for name in names for folder, kept in repeated(found, name, metric).items()}
+    scored = {folder for row in results for folder in row.folders} | twice.keys()
+    without = tuple(run.folder for run in found if run.folder not in scored)
     return Comparison(results, without, twice, skipped)

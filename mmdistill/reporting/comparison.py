@@ -266,11 +266,6 @@ def _by(runs: Sequence[JudgedRun], key: Callable[[JudgedRun], str]) -> dict[str,
     return found
 
 
-def without_scores(runs: Sequence[JudgedRun], judge: str | None, metric: str | None) -> list[Path]:
-    """Return the run folders that :func:`read_runs` leaves out, since they lack the scores asked for."""
-    return [run.folder for run in runs if _chosen(run.metrics, judge, metric) is None]
-
-
 def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> dict[str, Any] | None:
     """Return the first of a run's results that is of a judge and a metric, where these are given."""
     wanted = {kind: canonical(name) for kind, name in (("judge", judge), ("metric", metric)) if name is not None}
