@@ -68,8 +68,8 @@ class _Known(torch.autograd.Function):
         return (None, None, *(adjoint * gradient for gradient in gradients), *(None for _ in gradients))
 
 
-def weighted_portions(weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor | None]]:
-    """Yield the rows of each portion with its share of the weights; of all samples None.
+def weighted_portions(weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of each portion with its share of the weights, a scalar; where no sample counts, all at once.
 
     The mean over a portion of which no sample counts is none, and must not be taken: its share is 0.
 
@@ -78,7 +78,7 @@ def weighted_portions(weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor
         size: samples in a portion; 0: all.
     """
     if not 0 < size < len(weight) or not (whole := weight.sum()) > 0:
-        yield slice(None), None
+        yield slice(None), weight.new_ones(())
         return
     for start in range(0, len(weight), size):
         rows = slice(start, start + size)
@@ -111,8 +111,6 @@ def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: in
     leaves = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in params.items()}
     value, gradients = batch.weight.new_zeros(()), [torch.zeros_like(params[name]) for name in wanted]
     for rows, share in weighted_portions(batch.weight, -(-len(inputs) // portions)):
-        if share is None:  # no sample counts
-            return loss(params, batch)
         if not share > 0:
             continue
         one = loss(leaves, take(batch, rows)) * share

@@ -16,7 +16,6 @@ from mmdistill.errors import UnsupportedError
 from mmdistill.execution.portions import weighted_portions
 from mmdistill.networks.convolutions import TwiceDifferentiable
 from mmdistill.networks.forward_mode import ExactNorms
-from mmdistill.networks.gradients import require_reached_from
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.task import Batch, Inputs, Targets, Tensors, tensors_of
 
@@ -93,19 +92,6 @@ class InnerStep(Protocol):
         """Return the gradient, and those of ``s`` with respect to the chosen leaves, which alone are followed."""
 
 
-class Closed:
-    """Refuses, in the first step of all, a loss that closes over tensors to which gradients should go."""
-
-    def __init__(self) -> None:
-        self._found = False
-
-    def require(self, value: Tensor, known: Sequence[Tensor]) -> None:
-        """Look through a loss's graph, once."""
-        if not self._found:
-            require_reached_from(value, known)
-            self._found = True
-
-
 @dataclass(frozen=True)
 class EagerStep:
     """A step by plain autograd, all samples at once, and its slope in reverse mode.
@@ -114,13 +100,13 @@ class EagerStep:
         loss: of one step.
         layout: of the parameter vector.
         rebuild: puts a list of tensors back into a batch.
-        closed: looks through the loss's graph; None: it need not be.
+        check: looks at a loss and the leaves that it may depend on, for others; None: none need be.
     """
 
     loss: StepLoss
     layout: Layout
     rebuild: Callable[[Sequence[Tensor]], Batch]
-    closed: Closed | None = None
+    check: Callable[[Tensor, Sequence[Tensor]], None] | None = None
     compiled: ClassVar[bool] = False
 
     def value(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
@@ -132,7 +118,8 @@ class EagerStep:
         with torch.enable_grad():
             theta = at.theta.detach().requires_grad_()
             value = self.value(theta, [leaf.detach() for leaf in at.leaves], at.step)
-            self._check(value, [theta])
+            if self.check is not None:
+                self.check(value, [theta])
             (gradient,) = torch.autograd.grad(value, theta)
         return gradient
 
@@ -143,7 +130,8 @@ class EagerStep:
             leaves = [leaf.detach().requires_grad_(index in at.chosen) for index, leaf in enumerate(at.leaves)]
             with TwiceDifferentiable():
                 value = self.value(theta, leaves, at.step)
-            self._check(value, [theta, *leaves])
+            if self.check is not None:
+                self.check(value, [theta, *leaves])
             (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         return [Recorded(gradient, theta, [leaves[index] for index in at.chosen])]
 
@@ -155,10 +143,6 @@ class EagerStep:
         """Differentiate twice, but for the parameters."""
         recorded = self.record(at)
         return total(recorded), pull(recorded, direction, of_theta=False).chosen
-
-    def _check(self, value: Tensor, known: Sequence[Tensor]) -> None:
-        if self.closed is not None:
-            self.closed.require(value, known)
 
 
 @dataclass(frozen=True)
@@ -275,36 +259,31 @@ class PortionedStep:
 
     def slope(self, at: At, direction: Tensor) -> Pulled:
         """Join the slopes of the portions."""
+        return joined(self._slope(part, share, direction) for part, share in self._parts(at))
 
-        def portions() -> Iterator[Pulled]:
-            for part, share in self._parts(at):
-                if not share > 0:
-                    yield Pulled(torch.zeros_like(share), torch.zeros_like(part.theta), _zeros(part))
-                    continue
-                value, along, others = self.inner.slope(part, direction)
-                yield Pulled(share * value, share * along, [share * own for own in others])
-
-        return joined(portions())
+    def _slope(self, part: At, share: Tensor, direction: Tensor) -> Pulled:
+        if not share > 0:
+            return Pulled(torch.zeros_like(share), torch.zeros_like(part.theta), _zeros(part))
+        value, along, others = self.inner.slope(part, direction)
+        return Pulled(share * value, share * along, [share * own for own in others])
 
     def held(self, at: At, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Join both derivatives of the portions."""
+        gradient: Tensor | None = None
         others: list[list[Tensor]] = []
-
-        def gradients() -> Iterator[Tensor]:
-            for part, share in self._parts(at):
-                if not share > 0:
-                    others.append(_zeros(part))
-                    continue
-                gradient, moved = self.inner.held(part, direction)
-                others.append([share * own for own in moved])
-                yield share * gradient
-
-        return added(gradients()), _below(others)
+        for part, share in self._parts(at):
+            if not share > 0:
+                others.append(_zeros(part))
+                continue
+            own, moved = self.inner.held(part, direction)
+            gradient = share * own if gradient is None else gradient + share * own
+            others.append([share * found for found in moved])
+        assert gradient is not None  # some share is positive
+        return gradient, _below(others)
 
     def _parts(self, at: At) -> Iterator[tuple[At, Tensor]]:
         """Yield each portion with its share of the weights; one whose share is 0 must not be taken."""
         for rows, share in weighted_portions(at.leaves[-1], self.size):
-            share = torch.ones_like(at.leaves[-1][0]) if share is None else share
             yield at._replace(leaves=[leaf[rows] for leaf in at.leaves]), share
 
 
@@ -361,16 +340,13 @@ def _pulled_part(part: Recorded, direction: Tensor, of_theta: bool) -> Pulled:
 
 def joined(parts: Iterable[Pulled]) -> Pulled:
     """Return what a step gives, from what its parts give, in the order of its samples."""
-    slopes, others = list[Tensor](), list[list[Tensor]]()
-
-    def along() -> Iterator[Tensor]:
-        for slope, own, chosen in parts:
-            slopes.append(slope)
-            others.append(chosen)
-            yield own
-
-    moved = added(along())
-    return Pulled(added(slopes), moved, _below(others))
+    rest = iter(parts)
+    slope, along, chosen = next(rest)
+    others = [chosen]
+    for part in rest:
+        slope, along = slope + part.slope, along + part.theta
+        others.append(part.chosen)
+    return Pulled(slope, along, _below(others))
 
 
 def flat_leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:

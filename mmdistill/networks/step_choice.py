@@ -6,7 +6,7 @@ where the loss is found to be the weighted mean over samples that know nothing o
 dropout exclude. Where runs compile, steps are computed by programs if products are little of their work.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar, cast
 
@@ -14,14 +14,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.execution.compilation import operations, uncounted
-from mmdistill.networks.inner_steps import (
-    At,
-    Closed,
-    EagerStep,
-    InnerStep,
-    PortionedStep,
-    ProgrammedStep,
-)
+from mmdistill.networks.gradients import require_reached_from
+from mmdistill.networks.inner_steps import At, EagerStep, InnerStep, PortionedStep, ProgrammedStep
 from mmdistill.networks.step_programs import StepPrograms
 
 DiffMode = Literal["auto", "forward", "reverse"]
@@ -42,7 +36,6 @@ class Findings:
     """What was found out about one loss's steps, so that later trainings need not find it again."""
 
     def __init__(self) -> None:
-        self.closed = Closed()
         self._found: dict[Hashable, object] = {}
 
     def once(self, kind: Hashable, find: Callable[[], Found]) -> Found:
@@ -55,6 +48,10 @@ class Findings:
         if kind not in self._found:
             self._found[kind] = find()
         return cast(Found, self._found[kind])
+
+    def require_reached(self, value: Tensor, known: Sequence[Tensor]) -> None:
+        """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
+        self.once("reached", lambda: require_reached_from(value, known))
 
 
 def kind_of(at: At) -> Hashable:
@@ -71,7 +68,7 @@ def on_cpu(step: EagerStep, at: At, findings: Findings, programs: StepPrograms |
         findings: about this loss.
         programs: of the run; None: it does not compile.
     """
-    kind, alone = kind_of(at), replace(step, closed=None)
+    kind, alone = kind_of(at), replace(step, check=None)
     size = findings.once(("portion", kind), lambda: portion_of(alone, at))
     inner: InnerStep = step
     if programs is not None:

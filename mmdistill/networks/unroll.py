@@ -154,12 +154,12 @@ def _pose(
     rates = torch.as_tensor(lr, device=theta.device).to(theta.dtype)
     if rates.shape not in ((), (count,)):
         raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
-    closed = unrolling.findings.closed if torch.is_grad_enabled() else None
+    check = unrolling.findings.require_reached if torch.is_grad_enabled() else None
     step: InnerStep
     if unrolling.mode == "forward" or (unrolling.mode == "auto" and theta.is_cuda):
-        step = ForwardStep(loss, layout, rebuild, closed, strict=unrolling.mode == "forward")
+        step = ForwardStep(loss, layout, rebuild, check, strict=unrolling.mode == "forward")
     else:
-        step = EagerStep(loss, layout, rebuild, closed)
+        step = EagerStep(loss, layout, rebuild, check)
         if theta.device.type == "cpu":
             chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
             step = on_cpu(step, _at(theta, leaves, 0, chosen), unrolling.findings, programs)

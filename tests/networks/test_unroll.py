@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
-from mmdistill.networks import inner_steps
+from mmdistill.networks import step_choice
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll, unroll_held
@@ -457,13 +457,13 @@ def test_a_loss_that_closes_over_what_shall_be_learned_is_refused(trainer: Calla
 def test_the_graph_is_looked_through_in_the_first_step_alone(keep: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, options = Problem(lambda: smooth_mlp(6, 16), 16), Unrolling(keep=keep)
     looked: list[Tensor] = []
-    found = inner_steps.require_reached_from
+    found = step_choice.require_reached_from
 
     def counted(value: Tensor, *rest: object) -> None:
         looked.append(value)
         found(value, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(inner_steps, "require_reached_from", counted)
+    monkeypatch.setattr(step_choice, "require_reached_from", counted)
     ends = [terminal(unroll(problem.loss, problem.params, problem.batch, 0.1, options)) for _ in range(2)]
     ends[0].backward()  # type: ignore[no-untyped-call]
     assert len(looked) == 1
