@@ -1,6 +1,6 @@
 """What hooks keep of a forward pass: what submodules are given and return, and what readers make of their maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,16 +25,16 @@ def keep_output(captured: Tensors, name: str, module: nn.Module, args: tuple[Any
 
 def keep_map(
     maps: Tensors,
-    readers: Sequence[MapReader],
+    readers: Mapping[str, MapReader],
     name: str,
     module: nn.Module,
     args: tuple[Any, ...],
     output: Tensor | None = None,
 ) -> None:
-    """Keep what a reader, where there is one, makes of a submodule's output or, called before it runs, of its input."""
+    """Keep what a submodule's reader, if it has one now, makes of its output or, called before it runs, its input."""
     found = args[0] if output is None else output
-    if readers and isinstance(found, Tensor) and found.ndim == 4:
-        maps[name] = readers[-1](found)
+    if name in readers and isinstance(found, Tensor) and found.ndim == 4:
+        maps[name] = readers[name](found)
 
 
 def last_pooling(module: nn.Module) -> nn.Module | None:

@@ -146,17 +146,15 @@ class FunctionalModule:
         self.losses: dict[tuple[float | None, str, float | None], Any] = {}
         self._captured: Tensors = {}
         self._maps: Tensors = {}
-        self._readers: list[MapReader] = []
+        self._readers: dict[str, MapReader] = {}
         every = [id(module) for _, module in self.module.named_modules(remove_duplicate=False)]
         self._pools_alike: set[str] = set()
         self._last_block = last_block(self.module, self.feature_names)
-        self._last_readers: list[MapReader] = []
         for name in dict.fromkeys((*self.feature_names[:-1], *filter(None, [self._last_block]))):
             pooling = last_pooling(submodules[name])
             if pooling is not None and every.count(id(pooling)) > 1:
                 self._pools_alike.add(name)
-            readers = self._readers if name in self.feature_names else self._last_readers
-            keep = partial(keep_map, self._maps, readers, name)
+            keep = partial(keep_map, self._maps, self._readers, name)
             if pooling is None:
                 submodules[name].register_forward_hook(keep)
             else:
@@ -301,8 +299,7 @@ class FunctionalModule:
             raise UnsupportedError(
                 "layers end in one and the same pooling module, so their maps cannot be told apart; give each its own"
             )
-        self._readers.append(read)
-        self._last_readers.extend([read] * every)
+        self._readers.update(dict.fromkeys((*self.feature_names[:-1], *[self._last_block] * every), read))
         try:
             *layers, embedding = self.features(state, *inputs)
             if not every:
@@ -315,7 +312,6 @@ class FunctionalModule:
             return (*given.values(), *[embedding] * (last.shape != embedding.shape), embedding)
         finally:
             self._readers.clear()
-            self._last_readers.clear()
             self._maps.clear()
 
 
