@@ -141,8 +141,7 @@ def _gradients(task: Task, state: NetworkState, batch: Batch, draws: Draws, mode
     if mode == "loop":
         members = range(len(batch.weight))
         found = [network_gradients(counting_loss, task, state_at(state, n), take(batch, n), draws) for n in members]
-        stacked = stack_states([NetworkState(*each) for each in found])
-        return stacked.params, stacked.buffers
+        return stack_states([NetworkState(*each) for each in found])
 
     def loss(state: NetworkState, batch: Batch, _: Tensors) -> tuple[Tensor, Tensors]:
         return counting_loss(task, NetworkState(state.params, copied(state.buffers)), batch, draws)

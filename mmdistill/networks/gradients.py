@@ -1,12 +1,15 @@
 """Gradients with respect to a network's parameters, by name."""
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.task import Tensors
+
+Beside = TypeVar("Beside")
 
 
 def gradients_by_name(loss: Callable[[Tensors], Tensor], params: Tensors, *, keep_graph: bool = False) -> Tensors:
@@ -19,11 +22,18 @@ def gradients_by_name(loss: Callable[[Tensors], Tensor], params: Tensors, *, kee
         params: where the gradients are taken; 0 for those that the loss does not read.
         keep_graph: whether they shall be differentiated again.
     """
+    return gradients_beside(lambda leaves: (loss(leaves), None), params, keep_graph=keep_graph)[0]
+
+
+def gradients_beside(
+    loss: Callable[[Tensors], tuple[Tensor, Beside]], params: Tensors, *, keep_graph: bool = False
+) -> tuple[Tensors, Beside]:
+    """Return what :func:`gradients_by_name` does of a loss that returns something beside its scalar, and that too."""
     leaves = {name: parameter.detach().requires_grad_() for name, parameter in params.items()}
     with torch.enable_grad():
-        value = loss(leaves)
+        value, beside = loss(leaves)
     found = torch.autograd.grad(value, list(leaves.values()), create_graph=keep_graph, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    return dict(zip(leaves, found, strict=True)), beside
 
 
 def require_reached_from(value: Tensor, known: Iterable[Tensor]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmdistill.execution.capture import CudaGraph, Graph, Replay
 from mmdistill.execution.compilation import compiled_once, operations, worth_compiling
 from mmdistill.execution.streams import side_streams
+from mmdistill.networks.gradients import gradients_beside
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, take
 
@@ -53,22 +54,17 @@ def stacked_gradients(
         return result
 
     def one(index: int) -> NetworkState:
-        own = state_at(state, index)
+        params, buffers = state_at(state, index)
+        own_batch = take(batch, index) if batched else batch
         own_noise = {name: t[index] for name, t in noise.items()}
-        # Plain autograd, as in gradients_by_name; here the loss has buffers beside it.
-        leaves = {name: p.detach().requires_grad_() for name, p in own.params.items()}
-        with torch.enable_grad():
-            scalar, buffers = value(leaves, own.buffers, take(batch, index) if batched else batch, own_noise)
-        gradients = torch.autograd.grad(scalar, list(leaves.values()), materialize_grads=True)
-        return NetworkState(dict(zip(leaves, gradients, strict=True)), buffers)
+        return NetworkState(*gradients_beside(lambda leaves: value(leaves, buffers, own_batch, own_noise), params))
 
     found = []
     with side_streams(batch.weight.device) as streams:
         for index in range(next(iter(state.params.values())).shape[0]):
             with next(streams):
                 found.append(one(index))
-    stacked = stack_states(found)
-    return stacked.params, stacked.buffers
+    return stack_states(found)
 
 
 class GradientEngine:

@@ -17,7 +17,7 @@ from mmdistill.execution.portions import features_by_portions
 from mmdistill.execution.precision import Precision, lowered
 from mmdistill.labels import in_full
 from mmdistill.networks.expert_loss import batches_networks
-from mmdistill.networks.gradients import gradients_by_name
+from mmdistill.networks.gradients import gradients_beside
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors, shares_inputs
@@ -28,6 +28,8 @@ NetworkLoss = Callable[[Task, NetworkState, Batch, Draws | None], tuple[Tensor, 
 A function of a module, so that a run compiles it once. The key is for the task, which draws dropout's masks by it, and
 None where networks draw none; what else is random goes into the batch.
 """
+_Value = Callable[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
+_Path = Callable[[NetworkState, Batch, Draws | None], tuple[Tensors, Tensors]]
 
 LOSSES = 8
 """Losses that a trainer compiles or captures; further ones, such as closures of each step, are not kept."""
@@ -105,7 +107,7 @@ class Trainer:
             found = features_by_portions(lambda part: chosen(network, part), inputs)
         return in_full(found)
 
-    def _valued(self, loss: NetworkLoss) -> "_Value":
+    def _valued(self, loss: NetworkLoss) -> _Value:
         """Return a loss that leaves the network's buffers as they are."""
         task = self.task
 
@@ -114,11 +116,11 @@ class Trainer:
 
         return value
 
-    def _plain(self, loss: NetworkLoss) -> "_Path":
+    def _plain(self, loss: NetworkLoss) -> _Path:
         """Return the eager path to a loss's gradients."""
         return partial(_gradients, self._valued(loss))
 
-    def _path(self, loss: NetworkLoss, batch: Batch) -> "_Path":
+    def _path(self, loss: NetworkLoss, batch: Batch) -> _Path:
         """Return the fastest path to the gradients of a loss, by the first batch."""
         if not (self.compiles or self.graph) or not batches_networks(self.task, batch):
             return self._plain(loss)
@@ -141,8 +143,6 @@ class Trainer:
         return replayed
 
 
-_Value = Callable[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
-_Path = Callable[[NetworkState, Batch, Draws | None], tuple[Tensors, Tensors]]
 _trainer: ContextVar[Trainer | None] = ContextVar("trainer", default=None)
 """Of this thread alone."""
 
@@ -181,12 +181,7 @@ def _at_work(task: Task) -> Trainer:
 
 def _gradients(value: _Value, network: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensors, Tensors]:
     """Return the gradients of a loss, by plain autograd, and what it returns beside it."""
-    beside: Tensors = {}
-
-    def loss(params: Tensors) -> Tensor:
-        found, others = value(NetworkState(params, network.buffers), batch, draws)
-        beside.update(others)
-        return found
-
-    gradients = gradients_by_name(loss, network.params)
+    gradients, beside = gradients_beside(
+        lambda params: value(NetworkState(params, network.buffers), batch, draws), network.params
+    )
     return gradients, {name: tensor.detach() for name, tensor in beside.items()}
