@@ -168,8 +168,7 @@ def check_judges(task: ImageTask) -> str:
 
     key = speed.Draws(0, device=task.device)
     states = [
-        fit.fit_networks(task.init, loss, data, protocol, 6, key, mode="loop", compile=compile)  # type: ignore[arg-type]
-        for compile in ("off", "auto")
+        fit.fit_networks(task.init, loss, data, protocol, 6, key, mode="loop", pure=pure) for pure in (False, True)
     ]
     return f"relative difference {capture.difference(states[1].params, states[0].params):.1e}"
 

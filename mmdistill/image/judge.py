@@ -17,7 +17,6 @@ labels that are not asked of a teacher anew: there the protocol is used, and the
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +160,7 @@ class Judge:
             or any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, BatchNorm2d) for m in modules)
         )
         with self.network.drawn(draws):
-            states = self._fit(data, n, draws, "loop" if alone else "vmap", "off" if self.network.random else "auto")
+            states = self._fit(data, n, draws, "loop" if alone else "vmap")
         images, labels = test
         found = self.predict([state_at(states, index) for index in range(n)], normalise, images)
         predicted = torch.stack([own for own, _ in found])
@@ -180,7 +179,7 @@ class Judge:
         state = self.network.init(draws)
         return state if self.plan.bias_std is None else redrawn(state, draws.fold("weights"), self.plan.bias_std)
 
-    def _fit(self, data: Batch, n: int, draws: Draws, mode: Mode, compile: Literal["auto", "off"]) -> NetworkState:
+    def _fit(self, data: Batch, n: int, draws: Draws, mode: Mode) -> NetworkState:
         """Train n networks by the learned steps or by the protocol."""
         scale = self.plan.label_scale if self.plan.squared else None
         temperature = None if self.plan.teacher is None else self.plan.teacher.temperature
@@ -197,7 +196,7 @@ class Judge:
             draws,
             augment=self.augment,
             mode=mode,
-            compile=compile,
+            pure=not self.network.random,
         )
 
     @torch.no_grad()

@@ -373,7 +373,7 @@ class _ExpertTrainer:
             reached=reached,
             lessons=self.lessons,
             mode=self.mode,
-            compile="auto" if self.pure else "off",
+            pure=self.pure,
         )
         for position, index in enumerate(group):
             if not shard(self.folder, index).exists():
@@ -390,7 +390,7 @@ class _ExpertTrainer:
         if self._operations is None:
             size = visits_and_size(self.protocol, self.data.weight.shape[0])[1]
             batch = self.data if self.whole else take(self.data, slice(size))
-            engine = GradientEngine(self.loss, False, self.mode, "auto", self.first[-1])
+            engine = GradientEngine(self.loss, False, self.mode, self.pure, self.first[-1])
             self._operations = engine.operations_of(stack_states([self.task.init(Draws(0))]), batch, {})
         of = (replace(self.protocol, epochs=number) for number in (self.protocol.epochs, epochs))
         steps = [first_steps(protocol, self.data.weight.shape[0], self.lessons)[-1] for protocol in of]

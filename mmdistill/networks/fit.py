@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -234,7 +234,7 @@ def fit_networks(
     reached: Reached | None = None,
     lessons: Lessons | None = None,
     mode: Mode = "vmap",
-    compile: Literal["auto", "off"] = "off",
+    pure: bool = False,
 ) -> NetworkState:
     """Train n networks from independent initialisations, each with its own data order.
 
@@ -254,8 +254,9 @@ def fit_networks(
         lessons: which samples each epoch draws from, in whole minibatches, so that all have one shape; None: from all.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
-        compile: ``auto`` compiles the loss where that repays, on the CPU in mode ``loop``; on CUDA all networks' steps
-            are captured, side by side on several streams. The loss must then be a pure function of tensors.
+        pure: whether the loss is a pure function of tensors, which draws nothing by itself. It is compiled then where
+            that repays, on the CPU in mode ``loop``; on CUDA all networks' steps are captured, side by side on several
+            streams.
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
@@ -275,7 +276,7 @@ def fit_networks(
         )
     begin, skipped = (0, 0) if reached is None else (reached.epoch, reached.step)
     steps = minibatches.first[-1]
-    engine = GradientEngine(loss, minibatches.apart, mode, compile, steps)
+    engine = GradientEngine(loss, minibatches.apart, mode, pure, steps)
     training = _Training(protocol, state, engine, steps, minibatches.first[begin] + skipped)
     if reached is not None:
         if reached.optimizer is not None:

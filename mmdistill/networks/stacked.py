@@ -74,21 +74,20 @@ class GradientEngine:
         loss: see :data:`Loss`.
         batched: whether each network has a minibatch of its own.
         mode: how to compute them where no graph is captured.
-        compile: ``off`` for losses that draw random numbers by themselves.
+        pure: whether the loss is a pure function of tensors; others are neither compiled nor captured.
         steps: of the whole training, which choose the path.
     """
 
-    def __init__(self, loss: Loss, batched: bool, mode: Mode, compile: str, steps: int) -> None:
-        self.loss, self.batched, self.mode, self.steps = loss, batched, mode, steps
-        self.compiles = compile == "auto"
+    def __init__(self, loss: Loss, batched: bool, mode: Mode, pure: bool, steps: int) -> None:
+        self.loss, self.batched, self.mode, self.pure, self.steps = loss, batched, mode, pure, steps
         self._begun = False
         self._replay: Replay | None = None
 
     def _begin(self, state: NetworkState, batch: Batch, noise: Tensors) -> None:
         """Choose the path, by the first step."""
-        steps, networks = self.steps, next(iter(state.params.values())).shape[0]
-        if not self.compiles:
+        if not self.pure:
             return
+        steps, networks = self.steps, next(iter(state.params.values())).shape[0]
         if batch.weight.is_cuda:
             repays = steps * networks >= WORTH_COMPILING
         else:

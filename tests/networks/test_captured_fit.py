@@ -90,8 +90,8 @@ def test_captured_training_equals_the_sequential_loop_on_cuda(mode: str) -> None
 
     protocol = FitProtocol(60, batch=4)
     found = [
-        fit_networks(net.init, loss, data, protocol, 9, key, mode=mode, compile=compile)  # type: ignore[arg-type]
-        for compile in ("off", "auto")
+        fit_networks(net.init, loss, data, protocol, 9, key, mode=mode, pure=pure)  # type: ignore[arg-type]
+        for pure in (False, True)
     ]
     for name, tensor in found[0].params.items():
         assert torch.allclose(tensor, found[1].params[name], rtol=1e-3, atol=1e-5), name

@@ -694,7 +694,7 @@ def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> N
     for worth in (1e30, 1.0):
         monkeypatch.setattr("mmdistill.execution.compilation.WORTH_OPERATIONS", worth)
         protocol = FitProtocol(epochs=2, batch=8)
-        found.append(fit_networks(task.init, loss, data, protocol, 2, Draws(0), mode="loop", compile="auto"))
+        found.append(fit_networks(task.init, loss, data, protocol, 2, Draws(0), mode="loop", pure=True))
     assert asked == [loss]
     assert all(torch.equal(found[0].params[name], found[1].params[name]) for name in found[0].params)
 
@@ -708,8 +708,8 @@ def test_deciding_whether_to_compile_moves_no_statistics() -> None:
         return nn.functional.cross_entropy(output, batch.targets), buffers
 
     found = [
-        fit_networks(network.init, loss, data(BlobTask()), FitProtocol(3), 2, KEY, mode="loop", compile=how)  # type: ignore[arg-type]
-        for how in ("off", "auto")
+        fit_networks(network.init, loss, data(BlobTask()), FitProtocol(3), 2, KEY, mode="loop", pure=pure)
+        for pure in (False, True)
     ]
     for name, tensor in found[0].buffers.items():
         assert torch.equal(tensor, found[1].buffers[name])

@@ -69,7 +69,7 @@ def test_students_and_judges_with_batch_norms_take_uneven_parts_as_they_are(norm
     judge = Judge(
         normed.network, "own", 10, Plan(CLASSIFICATION, "none"), None, learned_steps(syn, objective.learned())
     )
-    fitted = judge._fit(syn, 1, KEY, "loop", "off")
+    fitted = judge._fit(syn, 1, KEY, "loop")
     require_close(state_at(fitted, 0).params, expected)
 
 
