@@ -40,6 +40,10 @@ class ExpertRecipe:
         """Return the same training for so many epochs."""
         return replace(self, protocol=replace(self.protocol, epochs=epochs))
 
+    def reaching(self, epochs: int) -> "ExpertRecipe":
+        """Return the training of so many epochs that this one begins or is the beginning of; itself where none is."""
+        return self.of_epochs(epochs) if self.protocol.open_ended else self
+
     def of_scorers(self, scoring: Scoring) -> "ExpertRecipe":
         """Return how the networks train that say how hard samples are."""
         return ExpertRecipe(scoring.protocol, self.augment, SCORERS_SEED, self.precision)

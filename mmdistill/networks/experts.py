@@ -6,6 +6,7 @@ tensors have a leading axis of epochs; reading one snapshot reads one row of eac
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,8 +120,7 @@ class Experts:
         self._checked: set[tuple[int, int]] = set()
         self.device = task.device
         self.epochs = trained_epochs(self.manifest)
-        trained = (recipe or ExpertRecipe()).of_epochs(self.epochs)
-        wanted = identity(task, recipe if recipe is not None and not recipe.protocol.open_ended else trained)
+        wanted = identity(task, (recipe or ExpertRecipe()).reaching(self.epochs))
         require_same(folder, self.manifest, wanted, training=recipe is not None)
         if self.epochs < epochs:
             raise CheckpointError(f"the experts in {folder} trained for {self.epochs} epochs, {epochs} are needed")
@@ -131,7 +131,8 @@ class Experts:
                 "train_experts makes the missing ones"
             )
         for index in range(count):
-            self._read(index, None)
+            with self._opened(index):
+                pass
 
     def snapshot(self, expert: int, epoch: int) -> NetworkState:
         """Return an expert's network after an epoch; 0 is the initialisation."""
@@ -139,12 +140,6 @@ class Experts:
         if self.device.type == "cuda":  # so that no copy waits for what was launched before
             read = {name: tensor.pin_memory() for name, tensor in read.items()}
         found = state_of({name: tensor.to(self.device, non_blocking=True) for name, tensor in read.items()})
-        for name, shape in self.manifest["architecture"].items():
-            tensor = found.params.get(name)
-            if tensor is None or list(tensor.shape) != shape:
-                raise CheckpointError(
-                    f"{shard(self.folder, expert)} is damaged ({name}); remove it, and it is trained anew"
-                )
         return found._replace(params={name: found.params[name] for name in self.manifest["architecture"]})
 
     def together(self, experts: Sequence[int], epochs: int) -> Iterator[Tensors]:
@@ -153,24 +148,28 @@ class Experts:
             rows = [self._read(expert, epoch) for expert in experts]
             yield {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _read(self, expert: int, epoch: int | None) -> Tensors:
-        """Return one epoch's tensors, or with None check the file alone."""
+    @contextmanager
+    def _opened(self, expert: int) -> Iterator[Any]:
+        """Open an expert's file; what is wrong with it or found in it meanwhile is said in words."""
         path = shard(self.folder, expert)
         try:
             with opened_tensors(path) as handle:
                 if not (handle.metadata() or {}).get(OWN, "").startswith(self._digest):
                     raise CheckpointError(f"{path} belongs to other experts than {MANIFEST} beside it describes")
-                if epoch is None:
-                    return {}
-                found = {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
+                yield handle
         except (safetensors.SafetensorError, OSError, IndexError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); remove it, and it is trained anew") from error
+
+    def _read(self, expert: int, epoch: int) -> Tensors:
+        """Return one epoch's tensors."""
+        with self._opened(expert) as handle:
+            found = {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
         kept = found.pop(EPOCH_DIGESTS, None)
         if (expert, epoch) not in self._checked:
             if kept is None or not torch.equal(kept, epoch_digest(found)):
                 raise CheckpointError(
-                    f"{path} is damaged (epoch {epoch} has changed since it was written); remove it, and it is trained "
-                    "anew"
+                    f"{shard(self.folder, expert)} is damaged (epoch {epoch} has changed since it was written); remove "
+                    "it, and it is trained anew"
                 )
             self._checked.add((expert, epoch))
         return found
@@ -239,9 +238,9 @@ def train_experts(
 
 def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
     """Return a recipe with the epochs of the experts that a folder holds, where these are more and serve as well."""
-    if not (folder / MANIFEST).exists() or not recipe.protocol.open_ended:
+    if not (folder / MANIFEST).exists():
         return recipe
-    return recipe.of_epochs(max(trained_epochs(read_manifest(folder)), recipe.protocol.epochs))
+    return recipe.reaching(max(trained_epochs(read_manifest(folder)), recipe.protocol.epochs))
 
 
 def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "experts") -> Experts:
@@ -250,7 +249,7 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, 
         return Experts(folder, task, count, recipe.protocol.epochs, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
     logger.info("training %s in %s", what, folder)
-    return train_experts(task, folder, count, longer(recipe, folder), progress=LoggedProgress(called))
+    return train_experts(task, folder, count, recipe, progress=LoggedProgress(called))
 
 
 def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "") -> str:
