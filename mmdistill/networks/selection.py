@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mmdistill.checks import require_at_least
 from mmdistill.task import NetworkState
@@ -50,12 +51,4 @@ def better_of(best: Best | None, scores: Tensor, state: NetworkState) -> Best:
     def choose(now: Tensor, then: Tensor) -> Tensor:
         return torch.where(better.view(-1, *(1,) * (now.ndim - 1)), now, then)
 
-    return Best(
-        choose(scores, best.scores),
-        NetworkState(
-            *(
-                {name: choose(tensor, then[name]) for name, tensor in now.items()}
-                for now, then in zip(state, best.state, strict=True)
-            )
-        ),
-    )
+    return Best(choose(scores, best.scores), tree_map(choose, state, best.state))
