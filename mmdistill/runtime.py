@@ -88,6 +88,10 @@ class Draws:
         """Draw int64 from {0, ..., high - 1}, with replacement."""
         return torch.randint(high, shape, generator=self.generator(), device=self.device)
 
+    def index(self, n: int) -> int:
+        """Draw one of 0, ..., n - 1 as a plain number: on the CPU, whatever the key's device, so that nobody waits."""
+        return int(self.to("cpu").integers(n, 1))
+
     def permutation(self, n: int) -> Tensor:
         """Draw a permutation of {0, ..., n - 1}."""
         return torch.randperm(n, generator=self.generator(), device=self.device)

@@ -50,6 +50,12 @@ def test_distributions_have_their_moments() -> None:
     assert sorted(key.fold("p").permutation(9).tolist()) == list(range(9))
 
 
+def test_an_index_is_drawn_on_the_cpu_whatever_the_device() -> None:
+    found = [Draws(3, ("i", step), torch.device("cuda")).index(5) for step in range(40)]
+    assert found == [int(Draws(3, ("i", step)).integers(5, 1)) for step in range(40)]
+    assert set(found) == set(range(5))
+
+
 def test_devices_are_checked() -> None:
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match="unknown device"):

@@ -67,7 +67,7 @@ class EarlyStagePool(TrainedOnT):
         if state.network is not None and state.age > 0:
             return super().fetch(task, state, draws)
         pool = self.pool(task, draws)
-        index = int(draws.fold("member").to("cpu").integers(self.size, 1))
+        index = draws.fold("member").index(self.size)
         strengths = draws.fold("strength").to("cpu").uniform(self.directions, low=self.weakest, high=self.strongest)
         network = pool[index]
         params = perturbed(network.params, strengths.tolist(), draws.fold("direction").to(task.device))

@@ -77,7 +77,7 @@ class EnrichedPool(NetworkSchedule):
         pool = state.memory or _stacked([task.init(draws.fold("pool", index)) for index in range(self.first)])
         if state.age and state.age % self.every == 0:
             pool = self._joined(pool, task.init(draws.fold("pool")), state.age)
-        member = int(draws.to("cpu").fold("member").integers(len(pool[SEEN]), 1))
+        member = draws.fold("member").index(len(pool[SEEN]))
         network = with_real_statistics(task, _networks(pool).map(lambda tensor: tensor[member]), draws)
         accuracy = pool[RIGHT][member] / pool[SEEN][member].clamp_min(1)
         return ScheduleState(network, state.age, pool, accuracy=accuracy)

@@ -58,7 +58,7 @@ class NetworkPool(NetworkSchedule):
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return the state with a random member as its network; the first call draws all members."""
         pool = state.memory or self._first(task, draws.fold("pool"))
-        member = int(draws.to("cpu").fold(MEMBER).integers(self.size, 1))
+        member = draws.fold(MEMBER).index(self.size)
         network = NetworkState(under(f"{member}.params.", pool), under(f"{member}.buffers.", pool))
         return ScheduleState(network, state.age, {**pool, MEMBER: torch.tensor(member)})
 
@@ -138,7 +138,7 @@ class BusyPool(NetworkPool):
 
     def keys(self, draws: Draws) -> list[Draws]:
         """Return as many keys as are drawn."""
-        count = 1 + int(draws.to("cpu").fold("count").integers(self.steps, 1))
+        count = 1 + draws.fold("count").index(self.steps)
         return [draws.fold(step) for step in range(count)]
 
     def prepared(self, task: Task, syn: Batch) -> Batch:

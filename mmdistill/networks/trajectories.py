@@ -159,12 +159,10 @@ class ExpertTrajectories(NetworkSchedule):
 
     def ends(self, task: Task, step: int, draws: Draws) -> tuple[NetworkState, NetworkState]:
         """Return an expert's networks at a random start and, so many epochs later, at its target."""
-        experts, host = self._experts(task), draws.to("cpu")
-        expert = int(host.fold("expert").integers(self.experts, 1))
+        experts, expert = self._experts(task), draws.fold("expert").index(self.experts)
         first, until = self.window.first, self.window.until(self.start_epochs, step)
-        start = first + int(host.fold("start").integers(until - first, 1))
-        target = experts.snapshot(expert, start + self.expert_steps)
-        return experts.snapshot(expert, start), target
+        start = first + draws.fold("start").index(until - first)
+        return experts.snapshot(expert, start), experts.snapshot(expert, start + self.expert_steps)
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Forget the network: the next step starts at another snapshot, perhaps of a wider window."""

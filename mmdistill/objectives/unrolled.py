@@ -245,7 +245,7 @@ class UnrolledPerformance(UnrolledObjective):
         """Return T, or with a window a random number from W to T."""
         if self.window is None:
             return self.steps
-        return self.window + int(draws.fold("horizon").to("cpu").integers(self.steps - self.window + 1, 1))
+        return self.window + draws.fold("horizon").index(self.steps - self.window + 1)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the trained student's loss on the real batch, by whose own statistics any batch norms normalise."""
