@@ -10,13 +10,13 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels, in_full, soft_cross_entropy, weighted_mean
 from mmdistill.networks.expert_loss import batches_networks
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
-from mmdistill.networks.stacked import Mode, stack_states, stacked_gradients, state_at
+from mmdistill.networks.stacked import Mode, named, stack_states, stacked_gradients, state_at, state_of
 from mmdistill.networks.statistics import copied, with_real_statistics
 from mmdistill.networks.training import network_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, one_tensor, real_samples, take, under
 
-PARAMS, BUFFERS, MOMENTUM = "params.", "buffers.", "momentum."
+MOMENTUM = "momentum."
 RIGHT = "right"
 """Real samples that each network was right on as it trained, since they were last counted anew."""
 SEEN = "seen"
@@ -78,7 +78,7 @@ class EnrichedPool(NetworkSchedule):
         if state.age and state.age % self.every == 0:
             pool = self._joined(pool, task.init(draws.fold("pool")), state.age)
         member = draws.fold("member").index(len(pool[SEEN]))
-        network = with_real_statistics(task, _networks(pool).map(lambda tensor: tensor[member]), draws)
+        network = with_real_statistics(task, state_of(pool).map(lambda tensor: tensor[member]), draws)
         accuracy = pool[RIGHT][member] / pool[SEEN][member].clamp_min(1)
         return ScheduleState(network, state.age, pool, accuracy=accuracy)
 
@@ -100,7 +100,7 @@ class EnrichedPool(NetworkSchedule):
 
     def _trained(self, task: Task, pool: Tensors, draws: Draws) -> Tensors:
         """Return stacked networks after their minibatches, with all that is kept of them."""
-        state, momentum, mode = _networks(pool), under(MOMENTUM, pool), self._mode(task)
+        state, momentum, mode = state_of(pool), under(MOMENTUM, pool), self._mode(task)
         right, seen = pool[RIGHT], pool[SEEN]
         for step in range(self.steps):
             key = draws.fold("step", step)
@@ -158,14 +158,8 @@ def _stacked(networks: list[NetworkState]) -> Tensors:
 
 def _named(state: NetworkState, momentum: Tensors, right: Tensor, seen: Tensor) -> Tensors:
     """Return stacked networks with their momentum and counts, by the names that a pool has for them."""
-    parts = {PARAMS: state.params, BUFFERS: state.buffers, MOMENTUM: momentum}
-    tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
-    return tensors | {RIGHT: right, SEEN: seen}
-
-
-def _networks(pool: Tensors) -> NetworkState:
-    """Return the networks of a pool, stacked."""
-    return NetworkState(under(PARAMS, pool), under(BUFFERS, pool))
+    moved = {MOMENTUM + name: tensor for name, tensor in momentum.items()}
+    return named(state) | moved | {RIGHT: right, SEEN: seen}
 
 
 def _rows(pool: Tensors, members: list[int]) -> Tensors:

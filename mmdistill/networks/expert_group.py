@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.fit import Reached, Standing
+from mmdistill.networks.stacked import named, state_of
 from mmdistill.store import digest_of, load_tree, opened_tensors, save_tree, write_tensors
 from mmdistill.task import NetworkState, Tensors
 
@@ -94,7 +95,7 @@ class ExpertGroup:
     def note(self, at: Standing) -> None:
         """Take the snapshot of an epoch that is over, and write what there is once it is time."""
         if not at.step:
-            self._pending.append(_named(at.state))
+            self._pending.append(_kept(at.state))
         if time.monotonic() - self._kept < KEPT_EVERY:
             return
         files = self._files
@@ -106,7 +107,7 @@ class ExpertGroup:
         reached = {
             "epoch": at.epoch,
             "step": at.step,
-            "networks": _named(at.state),
+            "networks": _kept(at.state),
             "optimizer": at.optimizer.state_dict(),
         }
         save_tree(self.folder / STATE, {**reached, "files": files})
@@ -201,15 +202,6 @@ def numbers_in(path: Path) -> list[int]:
         return []
 
 
-def state_of(tensors: Tensors) -> NetworkState:
-    """Return the state whose tensors a file names so: ``params.NAME`` and ``buffers.NAME``."""
-    parts: dict[str, dict[str, Tensor]] = {"params": {}, "buffers": {}}
-    for key, tensor in tensors.items():
-        kind, name = key.split(".", 1)
-        parts[kind][name] = tensor
-    return NetworkState(parts["params"], parts["buffers"])
-
-
 def _unfinished(folder: Path) -> list[Path]:
     """Return the folders of groups that did not finish, in order."""
     return sorted(path for path in folder.glob("group-*") if path.is_dir())
@@ -228,11 +220,7 @@ def _rows(path: Path, position: int) -> Tensors:
         raise CheckpointError(f"{path} is damaged ({error}); remove its folder, to train its experts anew") from error
 
 
-def _named(state: NetworkState) -> Tensors:
-    """Return copies of a state's tensors on the host, by the names that :func:`state_of` reads."""
+def _kept(state: NetworkState) -> Tensors:
+    """Return copies of a state's tensors on the host, by name."""
     # Copies: to("cpu") alone returns the live networks as they are on the CPU.
-    return {
-        f"{kind}.{name}": tensor.detach().to("cpu", copy=True)
-        for kind, part in (("params", state.params), ("buffers", state.buffers))
-        for name, tensor in part.items()
-    }
+    return named(state.map(lambda tensor: tensor.detach().to("cpu", copy=True)))

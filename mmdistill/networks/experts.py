@@ -35,7 +35,6 @@ from mmdistill.networks.expert_group import (
     open_groups,
     remove_finished,
     shard,
-    state_of,
 )
 from mmdistill.networks.expert_loss import batches_networks, expert_loss, training_batch
 from mmdistill.networks.expert_manifest import (
@@ -50,7 +49,7 @@ from mmdistill.networks.expert_recipe import ExpertRecipe, identity
 from mmdistill.networks.fit import Reached, Standing, fit_networks
 from mmdistill.networks.fit_protocol import visits_and_size
 from mmdistill.networks.lessons import Lessons, first_steps
-from mmdistill.networks.stacked import GradientEngine, Mode, stack_states
+from mmdistill.networks.stacked import GradientEngine, Mode, stack_states, state_of
 from mmdistill.runtime import Draws, cache_folder, remove_parts
 from mmdistill.store import opened_tensors, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take

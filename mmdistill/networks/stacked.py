@@ -11,7 +11,7 @@ from mmdistill.execution.compilation import compiled_once, operations, worth_com
 from mmdistill.execution.streams import side_streams
 from mmdistill.networks.gradients import gradients_beside
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Tensors, take
+from mmdistill.task import Batch, NetworkState, Tensors, take, under
 
 Mode = Literal["vmap", "loop"]
 """How many networks train: all in one batched call, or one after the other with the memory of one."""
@@ -37,6 +37,16 @@ def stack_states(states: list[NetworkState]) -> NetworkState:
 def state_at(state: NetworkState, index: int) -> NetworkState:
     """Return one network of a stacked state."""
     return state.map(lambda t: t[index])
+
+
+def named(state: NetworkState) -> Tensors:
+    """Return all tensors of a state, by names that tell them apart: ``params.NAME`` and ``buffers.NAME``."""
+    return {f"{kind}.{name}": t for kind, part in state._asdict().items() for name, t in part.items()}
+
+
+def state_of(tensors: Tensors) -> NetworkState:
+    """Return the state of tensors that are :func:`named`; what else is among them is left out."""
+    return NetworkState(under("params.", tensors), under("buffers.", tensors))
 
 
 def stacked_gradients(

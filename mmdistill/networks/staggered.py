@@ -10,6 +10,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import in_full, regression_targets, weighted_mean
 from mmdistill.networks.inner import Adam, adam_update
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.networks.stacked import named, state_of
 from mmdistill.networks.training import network_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, augmented, num_samples, one_tensor, take, under
@@ -59,8 +60,7 @@ class NetworkPool(NetworkSchedule):
         """Return the state with a random member as its network; the first call draws all members."""
         pool = state.memory or self._first(task, draws.fold("pool"))
         member = draws.fold(MEMBER).index(self.size)
-        network = NetworkState(under(f"{member}.params.", pool), under(f"{member}.buffers.", pool))
-        return ScheduleState(network, state.age, {**pool, MEMBER: torch.tensor(member)})
+        return ScheduleState(_network(member, pool), state.age, {**pool, MEMBER: torch.tensor(member)})
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Step the network that served, or redraw it at its age; the state then holds the pool alone.
@@ -81,7 +81,7 @@ class NetworkPool(NetworkSchedule):
             for key in self.keys(draws):
                 ages[member] += 1
                 pool |= self._trained(task, pool, member, network, self.prepared(task, current), key)
-                network = NetworkState(under(f"{member}.params.", pool), under(f"{member}.buffers.", pool))
+                network = _network(member, pool)
         pool[AGES] = ages
         return ScheduleState(None, state.age + 1, pool)
 
@@ -163,6 +163,9 @@ def _member(index: int, network: NetworkState) -> Tensors:
 
 def _named(index: int, network: NetworkState, moments: Tensors) -> Tensors:
     """Return a member's tensors under its own names."""
-    found = {f"{index}.{name}": moment for name, moment in moments.items()}
-    found |= {f"{index}.params.{name}": parameter for name, parameter in network.params.items()}
-    return found | {f"{index}.buffers.{name}": buffer for name, buffer in network.buffers.items()}
+    return {f"{index}.{name}": tensor for name, tensor in (moments | named(network)).items()}
+
+
+def _network(index: int, pool: Tensors) -> NetworkState:
+    """Return a member's network."""
+    return state_of(under(f"{index}.", pool))

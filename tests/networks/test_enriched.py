@@ -9,8 +9,9 @@ from torch import Tensor
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image import image_task
-from mmdistill.networks.enriched import MOMENTUM, PARAMS, RIGHT, SEEN, EnrichedPool
+from mmdistill.networks.enriched import MOMENTUM, RIGHT, SEEN, EnrichedPool
 from mmdistill.networks.schedules import EMPTY, ScheduleState
+from mmdistill.networks.stacked import state_of
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, real_samples
 from tests.toys import BlobTask, RecordedTask
@@ -32,7 +33,7 @@ def walked(pool: EnrichedPool, task: BlobTask, steps: int) -> list[ScheduleState
 
 
 def weights(memory: Tensors) -> list[Tensor]:
-    return list(memory[PARAMS + "0.weight"])
+    return list(memory["params.0.weight"])
 
 
 def test_a_fresh_network_joins_and_the_oldest_leaves_once_it_is_full() -> None:
@@ -89,11 +90,7 @@ def test_networks_train_by_sgd_on_batches_of_their_own() -> None:
     right, seen = [0, 0], [0, 0]
     made = []
     for member in range(2):
-        params = {
-            name.removeprefix(PARAMS): tensor[member].clone().requires_grad_()
-            for name, tensor in start.items()
-            if name.startswith(PARAMS)
-        }
+        params = {name: tensor[member].clone().requires_grad_() for name, tensor in state_of(start).params.items()}
         made.append((params, torch.optim.SGD(params.values(), lr=0.1, momentum=0.9, weight_decay=0.01)))
     for outer in range(3):
         inner = KEY.fold(outer, "inner")
@@ -113,7 +110,7 @@ def test_networks_train_by_sgd_on_batches_of_their_own() -> None:
         memory = found[outer + 1].memory
         for member, (params, optimizer) in enumerate(made):
             for name, parameter in params.items():
-                torch.testing.assert_close(memory[PARAMS + name][member], parameter.detach())
+                torch.testing.assert_close(memory[f"params.{name}"][member], parameter.detach())
                 torch.testing.assert_close(
                     memory[MOMENTUM + name][member], optimizer.state[parameter]["momentum_buffer"]
                 )
