@@ -171,14 +171,14 @@ class _Training:
         protocol: optimizer and schedule.
         state: where the networks stand.
         engine: computes their gradients.
-        steps: of the whole training.
+        first: the step that each epoch begins with, and how many there are.
         step: the first one to take.
     """
 
     def __init__(
-        self, protocol: FitProtocol, state: NetworkState, engine: GradientEngine, steps: int, step: int
+        self, protocol: FitProtocol, state: NetworkState, engine: GradientEngine, first: Sequence[int], step: int
     ) -> None:
-        self.protocol, self.engine, self.steps, self.step = protocol, engine, steps, step
+        self.protocol, self.engine, self.first, self.step = protocol, engine, first, step
         self.params, self.buffers = state
         self.rate = protocol.lr
         self.optimizer = _optimizer(protocol, self.params, self.rate)
@@ -188,10 +188,11 @@ class _Training:
         """The live networks."""
         return NetworkState(self.params, self.buffers)
 
-    def standing(self, first: Sequence[int]) -> Standing:
-        """Return where the training stands, of epochs that begin with these steps."""
-        epoch = bisect_right(first, self.step) - 1
-        return Standing(epoch, self.step - first[epoch], self.state, self.optimizer)
+    @property
+    def standing(self) -> Standing:
+        """Where the training stands."""
+        epoch = bisect_right(self.first, self.step) - 1
+        return Standing(epoch, self.step - self.first[epoch], self.state, self.optimizer)
 
     def begin_epoch(self, epoch: int, *, anew: bool) -> None:
         """Step the rate down where that is due; an epoch that goes on keeps its optimizer."""
@@ -202,7 +203,7 @@ class _Training:
     def take_step(self, key: Draws, batch: Batch, noise: Tensors) -> None:
         """Step all networks once."""
         gradients, self.buffers = self._gradients(key, batch, noise)
-        _set_rate(self.optimizer, self.rate * rate_factor(self.protocol, self.step, self.steps))
+        _set_rate(self.optimizer, self.rate * rate_factor(self.protocol, self.step, self.first[-1]))
         _step(self.optimizer, self.params, gradients)
         self.step += 1
 
@@ -275,14 +276,13 @@ def fit_networks(
             *({name: there[name] for name in part} for part, there in zip(state, reached.state, strict=True))
         )
     begin, skipped = (0, 0) if reached is None else (reached.epoch, reached.step)
-    steps = minibatches.first[-1]
-    engine = GradientEngine(loss, minibatches.apart, mode, pure, steps)
-    training = _Training(protocol, state, engine, steps, minibatches.first[begin] + skipped)
+    engine = GradientEngine(loss, minibatches.apart, mode, pure, minibatches.first[-1])
+    training = _Training(protocol, state, engine, minibatches.first, minibatches.first[begin] + skipped)
     if reached is not None:
         if reached.optimizer is not None:
             training.optimizer.load_state_dict(reached.optimizer)
     elif observe is not None:
-        observe(training.standing(minibatches.first))
+        observe(training.standing)
     if (device := data.weight.device).type == "cpu":
         keep_freed_memory()
     best: Best | None = None
@@ -291,7 +291,7 @@ def fit_networks(
         for key, batch in minibatches.of_epoch(draws.fold("epoch", epoch).to(device), epoch, skipped):
             training.take_step(key, batch, noise(key.fold("noise"), n) if noise is not None else {})
             if observe is not None:
-                observe(training.standing(minibatches.first))
+                observe(training.standing)
         skipped = 0
         tell_watchers(epoch + 1, protocol.epochs)
         if selection is not None and is_scored(epoch + 1, protocol.epochs, selection.every):
