@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mmdistill.abilities import TrainsWhole
 from mmdistill.choices import TrainingPrecision
+from mmdistill.execution.memory import exhausted
 from mmdistill.execution.precision import lowered
 from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
@@ -40,8 +41,8 @@ def batches_networks(task: Task, data: Batch) -> bool:
     loss = expert_loss(task, random=False)
     try:
         torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # whatever else is wrong shows when they train one by one
-        return False
+    except RuntimeError as error:
+        if exhausted(error):
+            raise
+        return False  # whatever else is wrong shows when they train one by one
     return True

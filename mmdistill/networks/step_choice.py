@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.execution.compilation import operations, uncounted
+from mmdistill.execution.memory import exhausted
 from mmdistill.networks.gradients import require_reached_from
 from mmdistill.networks.inner_steps import At, EagerStep, InnerStep, PortionedStep, ProgrammedStep
 from mmdistill.networks.step_programs import StepPrograms
@@ -159,8 +160,8 @@ def _is_mean(step: EagerStep, at: At) -> bool:
             rows = [leaf.detach().requires_grad_(index in places) for index, leaf in enumerate(rows)]
             moved = [rows[index] for index in places]
             found = torch.autograd.grad(step.value(at.theta, [*rows, alone[-1]], 0), moved, allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError):  # whatever is wrong shows when it is taken as it is
-        return False
+    except (RuntimeError, ValueError) as error:
+        if exhausted(error):
+            raise
+        return False  # whatever else is wrong shows when it is taken as it is
     return all(gradient is None or not gradient[:-1].any() for gradient in found)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.networks import step_choice
+from mmdistill.networks.expert_loss import batches_networks
 from mmdistill.networks.inner_steps import At, EagerStep, Layout, PortionedStep, StepLoss, flat_leaves
 from mmdistill.networks.step_choice import portion_of, recorded_bytes
 from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
 from mmdistill.task import Batch, Tensors
 from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, peak_bytes, plain, terminal
-from tests.toys import smooth_mlp
+from tests.toys import BlobTask, smooth_mlp
 
 SAMPLES = 13
 
@@ -161,3 +162,17 @@ def test_a_step_needs_the_memory_of_one_portion() -> None:
     step, at = posed(Problem(Conv, samples=100))
     whole, portioned = (peak_bytes(partial(own.slope, at, at.theta)) for own in (step, PortionedStep(step, 20)))
     assert portioned < 0.5 * whole
+
+
+def test_memory_that_runs_out_chooses_no_way() -> None:
+    def exhausting(params: Tensors, batch: Batch, step: int) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+    class Large(BlobTask):
+        def loss(self, *given: object, **options: object) -> Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        portion_of(*posed(Problem(lambda: smooth_mlp(6, 16), samples=SAMPLES), exhausting))
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        batches_networks(Large(), BlobTask().select(torch.arange(4)))
