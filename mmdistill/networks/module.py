@@ -147,24 +147,27 @@ class FunctionalModule:
         self._captured: Tensors = {}
         self._maps: Tensors = {}
         self._readers: dict[str, MapReader] = {}
-        every = [id(module) for _, module in self.module.named_modules(remove_duplicate=False)]
         self._pools_alike: set[str] = set()
         self._last_block = last_block(self.module, self.feature_names)
-        for name in dict.fromkeys((*self.feature_names[:-1], *filter(None, [self._last_block]))):
-            pooling = last_pooling(submodules[name])
-            if pooling is not None and every.count(id(pooling)) > 1:
-                self._pools_alike.add(name)
-            keep = partial(keep_map, self._maps, self._readers, name)
-            if pooling is None:
-                submodules[name].register_forward_hook(keep)
-            else:
-                pooling.register_forward_pre_hook(keep)
-            submodules[name].register_forward_hook(partial(keep_output, self._captured, name))
         for name in self.feature_names[-1:] if features else linear:  # under one name, so that the last to run counts
             submodules[name].register_forward_pre_hook(partial(keep_input, self._captured, self.feature_names[-1]))
+        for name in dict.fromkeys((*self.feature_names[:-1], *filter(None, [self._last_block]))):
+            self._keep(name, submodules[name])
         for submodule in submodules.values():
             if isinstance(submodule, (nn.modules.batchnorm._NormBase, nn.LayerNorm)):
                 submodule.register_forward_pre_hook(_in_full)
+
+    def _keep(self, name: str, submodule: nn.Module) -> None:
+        """Have a submodule's output kept, and what a reader makes of its map before the pooling that it ends with."""
+        pooling, keep = last_pooling(submodule), partial(keep_map, self._maps, self._readers, name)
+        if pooling is None:
+            submodule.register_forward_hook(keep)
+        else:
+            pooling.register_forward_pre_hook(keep)
+            everywhere = [part for _, part in self.module.named_modules(remove_duplicate=False)]
+            if sum(part is pooling for part in everywhere) > 1:
+                self._pools_alike.add(name)
+        submodule.register_forward_hook(partial(keep_output, self._captured, name))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy starts with: the judges' losses, which run this very network, stay here."""
