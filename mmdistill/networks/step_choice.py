@@ -102,7 +102,7 @@ def portion_of(step: EagerStep, at: At) -> int:
     """
     weights = len(at.leaves) - 1
     samples, few = len(at.leaves[weights]), [_first(at, count) for count in (TRIED, 2 * TRIED)]
-    if at.theta.device.type != "cpu" or samples <= 2 * TRIED or weights in at.chosen or not _is_mean(step, few[0]):
+    if samples <= 2 * TRIED or weights in at.chosen or not _is_mean(step, few[0]):
         return 0
     less, more = (recorded_bytes(step, some) for some in few)  # both with what parameters take
     largest = max(PORTION_BYTES * TRIED // max(more - less, 1), 1)

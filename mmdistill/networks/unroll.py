@@ -102,10 +102,7 @@ def unroll(
             forward-mode derivatives in mode ``forward``.
     Source: survey Eq. 2, 3 and 12.
     """
-    unrolling = unrolling or Unrolling()
-    layout, inner, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
-    result: Tensor = _Unroll.apply(inner, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
-    return layout.unflatten(result)
+    return _trained(_Unroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
 
 
 def unroll_held(
@@ -126,21 +123,19 @@ def unroll_held(
     Shapes: those of :func:`unroll`.
     Source: Cui et al., ICML 2023, Sec. 3.
     """
-    unrolling = unrolling or Unrolling()
-    layout, inner, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling, programs)
-    result: Tensor = _HeldUnroll.apply(inner, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
-    return layout.unflatten(result)
+    return _trained(_HeldUnroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
 
 
-def _pose(
+def _trained(
+    loop: type[torch.autograd.Function],
     loss: StepLoss,
     params: Tensors,
     steps: Batch,
     lr: Tensor | float,
     unrolling: Unrolling,
     programs: StepPrograms | None,
-) -> tuple[Layout, InnerStep, Tensor, Tensor, list[Tensor]]:
-    """Check the arguments, bring them into flat form and choose how a step is computed."""
+) -> Tensors:
+    """Check the arguments, bring them into flat form, choose how a step is computed, and run a loop on these."""
     dtypes = {tensor.dtype for tensor in params.values()}
     if len(dtypes) != 1:
         raise ShapeError(f"unrolling needs parameters of one dtype, got {sorted(map(str, dtypes)) or 'none'}")
@@ -163,7 +158,8 @@ def _pose(
         if theta.device.type == "cpu":
             chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
             step = on_cpu(step, _at(theta, leaves, 0, chosen), unrolling.findings, programs)
-    return layout, step, theta, rates.expand(count), leaves
+    result: Tensor = loop.apply(step, unrolling, theta, rates.expand(count), *leaves)  # type: ignore[no-untyped-call]
+    return layout.unflatten(result)
 
 
 def _at(theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> At:
@@ -211,10 +207,10 @@ class _Unroll(torch.autograd.Function):
         kept: list[Tensor] = []
         ctx.recorded = {}
         memory = rule.start(theta)
-        recorded = _kept_steps(inner, unrolling, _at(theta, leaves, 0, chosen)) if differentiated else 0
+        keep = _kept_steps(inner, unrolling, _at(theta, leaves, 0, chosen)) if differentiated else 0
         for step in range(count):
             at = _at(theta, leaves, step, chosen)
-            if step >= max(first, count - recorded):
+            if step >= max(first, count - keep):
                 ctx.recorded[step] = inner.record(at)
                 gradient = total(ctx.recorded[step])
             else:
