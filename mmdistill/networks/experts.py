@@ -49,7 +49,7 @@ from mmdistill.networks.expert_recipe import ExpertRecipe, identity
 from mmdistill.networks.fit import Reached, Standing, fit_networks
 from mmdistill.networks.fit_protocol import visits_and_size
 from mmdistill.networks.lessons import Lessons, first_steps
-from mmdistill.networks.stacked import GradientEngine, Mode, stack_states, state_of
+from mmdistill.networks.stacked import Mode, operations_looped, repays_looped, stack_states, state_of
 from mmdistill.runtime import Draws, cache_folder, remove_parts
 from mmdistill.store import opened_tensors, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
@@ -389,12 +389,12 @@ class _ExpertTrainer:
         if self._operations is None:
             size = visits_and_size(self.protocol, self.data.weight.shape[0])[1]
             batch = self.data if self.whole else take(self.data, slice(size))
-            engine = GradientEngine(self.loss, False, self.mode, self.pure, self.first[-1])
-            self._operations = engine.operations_of(stack_states([self.task.init(Draws(0))]), batch, {})
+            network = stack_states([self.task.init(Draws(0))])
+            self._operations = operations_looped(self.loss, network, batch, {}, batched=False)
         of = (replace(self.protocol, epochs=number) for number in (self.protocol.epochs, epochs))
         steps = [first_steps(protocol, self.data.weight.shape[0], self.lessons)[-1] for protocol in of]
-        paths = {GradientEngine.repays(number, networks, self._operations) for number in steps}
-        return len(paths) == 1
+        one, other = (repays_looped(number, networks, self._operations) for number in steps)
+        return one == other
 
     def _begun(self, kept: ExpertGroup, group: Sequence[int]) -> Reached | None:
         """Return where a group's training stands after the epochs that are cached of a shorter one; None without any.

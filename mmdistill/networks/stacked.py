@@ -77,6 +77,20 @@ def stacked_gradients(
     return stack_states(found)
 
 
+def operations_looped(loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool) -> int:
+    """Return the floating-point operations of the first network's gradient."""
+    # Layers of torch write their running statistics in place, and counting must not train them.
+    first = state.map(lambda t: t[:1].clone())
+    own = take(batch, slice(1)) if batched else batch
+    own_noise = {name: t[:1] for name, t in noise.items()}
+    return operations(lambda: stacked_gradients(loss, first, own, own_noise, batched, "loop"))[1]
+
+
+def repays_looped(steps: int, networks: int, operations: int) -> bool:
+    """Return whether a CPU compiles a training in a loop of so many operations for each gradient of a network."""
+    return worth_compiling(float(steps) * networks * operations)
+
+
 class GradientEngine:
     """Computes the gradients of all networks, one step after the other, by the fastest path that works.
 
@@ -101,24 +115,13 @@ class GradientEngine:
         if batch.weight.is_cuda:
             repays = steps * networks >= WORTH_COMPILING
         else:
-            repays = self.mode == "loop" and self.repays(steps, networks, self.operations_of(state, batch, noise))
+            repays = self.mode == "loop" and repays_looped(
+                steps, networks, operations_looped(self.loss, state, batch, noise, self.batched)
+            )
         if repays:
             self.loss = compiled_once(self.loss)
         if batch.weight.is_cuda and steps >= WORTH_CAPTURING:
             self._replay = self._replayed()
-
-    @staticmethod
-    def repays(steps: int, networks: int, operations: int) -> bool:
-        """Return whether a CPU compiles a training of so many operations for each gradient of a network."""
-        return worth_compiling(float(steps) * networks * operations)
-
-    def operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
-        """Return the floating-point operations of the first network's gradient."""
-        # Layers of torch write their running statistics in place, and counting must not train them.
-        first = state.map(lambda t: t[:1].clone())
-        own = take(batch, slice(1)) if self.batched else batch
-        own_noise = {name: t[:1] for name, t in noise.items()}
-        return operations(lambda: self._plain(first, own, own_noise))[1]
 
     def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
         """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""
