@@ -141,6 +141,14 @@ class Adam(UpdateRule):
         return m / first, (v / second).sqrt()
 
 
+def adam_moments(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the moments of all parameters before the first step, as :func:`adam_update` reads them."""
+    moments = {"steps": next(iter(params.values())).new_zeros(())}
+    for name, parameter in params.items():
+        moments[f"first.{name}"], moments[f"second.{name}"] = Adam().start(parameter)
+    return moments
+
+
 def adam_update(
     params: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Mapping[str, Tensor], lr: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -151,9 +159,10 @@ def adam_update(
         before the first step, and others are left unread.
     """
     adam, moved, found = Adam(), {}, {}
-    before = moments.get("steps", next(iter(params.values())).new_zeros(()))
+    moments = moments if "steps" in moments else adam_moments(params)
+    before = moments["steps"]
     for name, parameter in params.items():
         first, second = f"first.{name}", f"second.{name}"
-        memory = (moments[first], moments[second]) if "steps" in moments else adam.start(parameter)
+        memory = moments[first], moments[second]
         moved[name], (found[first], found[second]) = adam.step(parameter, memory, gradients[name], lr, before)
     return moved, found | {"steps": before + 1}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import in_full, regression_targets, weighted_mean
-from mmdistill.networks.inner import Adam, adam_update
+from mmdistill.networks.inner import adam_moments, adam_update
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.stacked import named, state_of
 from mmdistill.networks.training import network_gradients
@@ -75,7 +75,7 @@ class NetworkPool(NetworkSchedule):
             raise ConfigError("a pool advances the network that it fetched")
         if int(ages[member]) > self.max_age:
             ages[member] = 0
-            pool |= _member(member, task.init(draws.fold("redraw")))
+            pool |= _fresh(member, task.init(draws.fold("redraw")))
         else:
             current, network = syn(), state.network
             for key in self.keys(draws):
@@ -97,7 +97,7 @@ class NetworkPool(NetworkSchedule):
         """Draw all members and stagger their counters."""
         pool: Tensors = {AGES: torch.arange(self.size) * self.max_age // self.size}
         for index in range(self.size):
-            pool |= _member(index, task.init(draws.fold(index)))
+            pool |= _fresh(index, task.init(draws.fold(index)))
         return pool
 
     def _trained(
@@ -153,12 +153,9 @@ def regression_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws 
     return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), state.buffers
 
 
-def _member(index: int, network: NetworkState) -> Tensors:
+def _fresh(index: int, network: NetworkState) -> Tensors:
     """Return a fresh member's tensors under its own names."""
-    moments = {"steps": next(iter(network.params.values())).new_zeros(())}
-    for name, parameter in network.params.items():
-        moments[f"first.{name}"], moments[f"second.{name}"] = Adam().start(parameter)
-    return _named(index, network, moments)
+    return _named(index, network, adam_moments(network.params))
 
 
 def _named(index: int, network: NetworkState, moments: Tensors) -> Tensors:
