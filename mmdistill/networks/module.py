@@ -228,12 +228,19 @@ class FunctionalModule:
             self.module.train(train)
         tensors = {**state.params, **state.buffers}  # a layer that replaces a buffer finds its new one put here
         with self.drawn(draws if train else None):
-            output = torch.func.functional_call(self.module, tensors, inputs)
-        self._captured.clear()
+            output, _ = self._run(tensors, inputs)
         buffers = {name: tensors[name] for name in state.buffers}
         if train:
             state.buffers.update(buffers)
         return output, buffers
+
+    def _run(self, tensors: Tensors, inputs: tuple[Any, ...]) -> tuple[Any, Tensors]:
+        """Return the module's output and what its hooks have kept of submodules, of which nothing stays here."""
+        self.forget()  # what a call that failed has left
+        output = torch.func.functional_call(self.module, tensors, inputs)
+        found = dict(self._captured)
+        self.forget()
+        return output, found
 
     def forget(self) -> None:
         """Let go of what submodules were given last, after a call of the module in another one."""
@@ -252,12 +259,11 @@ class FunctionalModule:
             for norm in norms:
                 norm.train()
                 norm.momentum = 1.0
-            torch.func.functional_call(self.module, tensors, inputs)
+            self._run(tensors, inputs)
         finally:
             for norm, momentum in zip(norms, kept, strict=True):
                 norm.eval()  # like the module, by whose mode a call knows that of its parts
                 norm.momentum = momentum
-        self._captured.clear()
         return NetworkState(state.params, {name: tensors[name] for name in state.buffers})
 
     def features(self, state: NetworkState, *inputs: Any) -> tuple[Tensor, ...]:
@@ -272,17 +278,14 @@ class FunctionalModule:
                 f"with features=[...] out of {sorted(name for name, _ in self.module.named_modules() if name)}"
             )
         self.module.eval()
-        self._captured.clear()
-        torch.func.functional_call(self.module, (state.params, dict(state.buffers)), inputs)
-        missing = [name for name in self.feature_names if name not in self._captured]
+        _, found = self._run({**state.params, **state.buffers}, inputs)
+        missing = [name for name in self.feature_names if name not in found]
         if missing:
             raise UnsupportedError(
                 f"submodule {missing[0]!r} did not run in the forward pass, so it has no features; name another one "
                 "with features=[...]"
             )
-        layers = tuple(self._captured[name].flatten(1) for name in self.feature_names)
-        self._captured.clear()
-        return layers
+        return tuple(found[name].flatten(1) for name in self.feature_names)
 
     def maps(self, state: NetworkState, read: MapReader, *inputs: Any) -> tuple[Tensor, ...]:
         """Return what a reader makes of the features' maps, each before it is pooled, and the embedding last.
