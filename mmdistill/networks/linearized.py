@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.inner_steps import Layout
-from mmdistill.runtime import Draws
-from mmdistill.task import Inputs, NetworkState, Task, Tensors, num_samples, real_samples
+from mmdistill.networks.trial import fresh_network
+from mmdistill.task import Inputs, NetworkState, Task, Tensors, num_samples
 
 
 class Readout(NamedTuple):
@@ -136,8 +136,7 @@ def require_readout(name: str, task: Task) -> None:
     Raises:
         ConfigError: no such layer.
     """
-    key = Draws(0, ("check",), task.device)
-    inputs, state = real_samples(task, key.fold("real"), 2).inputs, task.init(key)
+    state, inputs = fresh_network(task)
     with torch.no_grad():
         embedded, outputs = task.features(state, inputs)[-1], task.predict(state, inputs)[0]
         readout = readout_of(state, task.num_classes or 0, embedded.shape[1])

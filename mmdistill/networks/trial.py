@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, MmdistillWarning, ShapeError, first_line
 from mmdistill.runtime import Draws
-from mmdistill.task import Inputs, Task, num_samples, tensors_of
+from mmdistill.task import Inputs, NetworkState, Task, num_samples, real_samples, tensors_of
 
 
 def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
@@ -48,6 +48,12 @@ def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
             MmdistillWarning,
             stacklevel=3,
         )
+
+
+def fresh_network(task: Task) -> tuple[NetworkState, Inputs]:
+    """Return a fresh network of a task and two real samples, on which checks of what it can do try it."""
+    key = Draws(0, ("check",), task.device)
+    return task.init(key), real_samples(task, key.fold("real"), 2).inputs
 
 
 def _are_shares(output: Tensor) -> bool:

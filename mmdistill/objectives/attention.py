@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.abilities import GivesMaps
+from mmdistill.abilities import GivesMaps, MapReader
 from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.networks.trial import fresh_network
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once
 from mmdistill.objectives.distribution import gaps_of_means
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Task, real_samples
+from mmdistill.task import Batch, ClassBatch, Task
 
 SCALE = 100.0
 """What the published code multiplies the objective by, so that its learning rates count."""
@@ -51,7 +52,12 @@ class AttentionMatching(Objective):
     def check(self, task: Task) -> None:
         """Refuse tasks without classes, and networks without maps before their last layer."""
         super().check(task)
-        require_maps("attention matching", task)
+        if len(tried_maps("attention matching", task, self.attention)) < 2:
+            raise ConfigError(
+                "attention matching reads the maps of convolutions before the last one, but the network of "
+                f"{task.describe().data!r} has none; take a ConvNet of two blocks or more, or name submodules with "
+                "maps by features=[...], the embedding's last"
+            )
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the weighted sum; one forward pass a side."""
@@ -80,30 +86,23 @@ def _powers(maps: Tensor, power: float) -> Tensor:
     return maps.abs() if power == 1 else maps.abs().pow(power)
 
 
-def require_maps(name: str, task: Task) -> None:
-    """Refuse a task whose network has no maps before its embedding, by running a fresh one on two real samples.
+def tried_maps(name: str, task: Task, read: MapReader) -> tuple[Tensor, ...]:
+    """Return what is read of a fresh network's maps of two real samples, the embedding last; nothing without any.
 
     Args:
         name: who asks, for the message.
         task: the task.
+        read: what to make of each layer's maps.
 
     Raises:
-        ConfigError: no maps.
+        ConfigError: maps that the network cannot give.
     """
-    data, key = task.describe().data, Draws(0, ("check",), task.device)
-    found: tuple[Tensor, ...] = ()
-    if isinstance(task, GivesMaps):
-        try:
-            with torch.no_grad():
-                found = task.maps(task.init(key), real_samples(task, key.fold("real"), 2).inputs, _means)
-        except (UnsupportedError, NotImplementedError) as error:
-            raise ConfigError(f"{name} reads a network's maps, but that of {data!r} has none: {error}") from error
-    if len(found) < 2:
+    if not isinstance(task, GivesMaps):
+        return ()
+    try:
+        with torch.no_grad():
+            return task.maps(*fresh_network(task), read)
+    except (UnsupportedError, NotImplementedError) as error:
         raise ConfigError(
-            f"{name} reads the maps of convolutions before the last one, but the network of {data!r} has none; take a "
-            "ConvNet of two blocks or more, or name submodules with maps by features=[...], the embedding's last"
-        )
-
-
-def _means(maps: Tensor) -> Tensor:
-    return maps.mean((2, 3))
+            f"{name} reads a network's maps, but that of {task.describe().data!r} has none: {error}"
+        ) from error

@@ -14,9 +14,10 @@ from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.execution.portions import CACHED
 from mmdistill.execution.precision import Precision, lowered
 from mmdistill.networks.gradients import gradients_by_name
+from mmdistill.networks.trial import fresh_network
 from mmdistill.objectives.compiled import Compiled, batched_gradients
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples, real_samples
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples
 
 RealView = Literal["classes", "flat"]
 
@@ -187,14 +188,14 @@ def require_features(name: str, task: Task) -> None:
     Raises:
         ConfigError: no features, or no row of them per sample.
     """
-    data, key = task.describe().data, Draws(0, ("check",), task.device)
-    inputs = real_samples(task, key.fold("real"), 2).inputs
-    count = num_samples(inputs)  # where samples share their inputs, of all that come along
+    data = task.describe().data
     try:
+        state, inputs = fresh_network(task)
         with torch.no_grad():
-            layers = task.features(task.init(key), inputs)
+            layers = task.features(state, inputs)
     except (UnsupportedError, NotImplementedError) as error:
         raise ConfigError(f"{name} reads a network's features, but that of {data!r} has none: {error}") from error
+    count = num_samples(inputs)  # where samples share their inputs, of all that come along
     if not layers or layers[-1].ndim != 2 or layers[-1].shape[0] != count or layers[-1].shape[1] == 0:
         shapes = [tuple(layer.shape) for layer in layers]
         raise ConfigError(

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from mmdistill.abilities import EveryLayer, GivesMaps
 from mmdistill.errors import ConfigError
+from mmdistill.objectives.attention import tried_maps
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, compact_summary, require_features
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Task, real_samples
+from mmdistill.task import Batch, ClassBatch, Task
 
 EARLY_LAYERS = 2
 
@@ -47,10 +48,7 @@ class DiscriminativeMatching(Objective):
         """Refuse tasks without classes, networks without features, and those whose maps cannot be told apart."""
         super().check(task)
         require_features(type(self).__name__, task)
-        if isinstance(task, GivesMaps):
-            key = Draws(0, ("check",), task.device)
-            with torch.no_grad():
-                task.maps(task.init(key), real_samples(task, key.fold("real"), 2).inputs, EveryLayer())
+        tried_maps("discriminative matching", task, EveryLayer())
 
     def layer_weights(self, layers: int) -> tuple[float, ...]:
         """Return one weight per layer: the early one for the first two, without the embedding, and 1 for the rest."""

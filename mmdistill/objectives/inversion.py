@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import GivesNorms
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.networks.trial import fresh_network
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Task, Tensors, one_tensor, real_samples
+from mmdistill.task import Batch, ClassBatch, Task, Tensors, one_tensor
 
 Seen = Callable[[Draws, Tensor], Tensor]
 """What the network sees of samples ``(n, ...)`` in a step: ``(key, samples)``."""
@@ -64,10 +65,9 @@ class BatchNormInversion(Objective):
         data = task.describe().data
         if not isinstance(task, GivesNorms):
             raise ConfigError(f"{type(self).__name__} reads batch norms, which networks of {data!r} do not give")
-        key = Draws(0, ("check",), task.device)
         try:
             with torch.no_grad():
-                task.norms(task.init(key), real_samples(task, key.fold("real"), 2).inputs, lambda *_: {})
+                task.norms(*fresh_network(task), lambda *_: {})
         except UnsupportedError as error:
             raise ConfigError(f"{type(self).__name__} matches the statistics of batch norms, and {error}") from error
 
