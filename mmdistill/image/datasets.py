@@ -17,15 +17,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, folders, tensor_files
 from mmdistill.image.data import ImageData, build
-from mmdistill.image.known import (
-    DATASETS,
-    IDX_SPLITS,
-    LOADERS,
-    cifar_layout,
-    has_idx,
-    idx_split,
-    load_tiny_imagenet,
-)
+from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import told
 from mmdistill.image.samples import MapDataset, labelled, parts
 from mmdistill.names import canonical, unknown_data
@@ -123,7 +115,7 @@ def _on_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
         return LOADERS[canonical(str(source))]()
     if not path.exists():
         raise unknown_data("image data set", str(source), DATASETS)
-    return load_path(path.absolute(), size=size, seed=seed)  # whose name is then no known one's
+    return load_path(path.absolute(), size, seed)  # whose name is then no known one's
 
 
 def _built(
@@ -189,31 +181,18 @@ def _renumbered(labels: Tensor, own: tuple[str, ...], names: tuple[str, ...]) ->
 
 def accepts(path: Path) -> bool:
     """Whether a path looks like image data: an image folder, IDX or CIFAR files, or a file of images and labels."""
-    if path.is_dir():
-        return (
-            files.is_tiny_imagenet(path)
-            or has_idx(path)
-            or cifar_layout(path) is not None
-            or folders.is_image_folder(path)
-        )
-    return tensor_files.holds_images(path)
+    return published_layout(path) is not None or folders.is_image_folder(path) or tensor_files.holds_images(path)
 
 
-def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageData:
+def load_path(path: Path, size: int | None, seed: int) -> ImageData:
     """Load a file or folder of the user's: image folder, IDX files, CIFAR binary records, or one with tensors.
 
     Raises:
         DataError: a path without image data.
     """
-    name = str(path)
-    if path.is_dir() and has_idx(path):
-        train, test = (idx_split(path, *split) for split in IDX_SPLITS)
-        return build(name, train, test)
-    if path.is_dir() and (layout := cifar_layout(path)) is not None:
-        return layout(path)
-    if path.is_dir() and files.is_tiny_imagenet(path):
-        return load_tiny_imagenet(path)
-    if path.is_dir() and folders.is_image_folder(path):
+    if (read := published_layout(path)) is not None:
+        return read(path)
+    if folders.is_image_folder(path):
         return _load_folder(path, size, seed)
     if path.is_file() and path.suffix.lower() in tensor_files.SUFFIXES:
         return _load_tensors(path, seed)

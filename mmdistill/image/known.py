@@ -1,7 +1,7 @@
 """The image data sets that are known by name: found below the data root, or downloaded."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +77,16 @@ def has_idx(folder: Path) -> bool:
     return any((folder / f"{IDX_SPLITS[0][0]}{suffix}").is_file() for suffix in ("", ".gz"))
 
 
-def idx_split(folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of a folder's IDX files by name, gzipped or not."""
-    return files.read_idx(files.find_idx(folder, images)), files.read_idx(files.find_idx(folder, labels))
+def _idx_splits(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images and labels of a folder's IDX files, gzipped or not: those for training, then those for testing."""
+    for images, labels in IDX_SPLITS:
+        yield files.read_idx(files.find_idx(folder, images)), files.read_idx(files.find_idx(folder, labels))
+
+
+def _load_idx_folder(folder: Path) -> ImageData:
+    """Load a user's data in MNIST's layout."""
+    train, test = _idx_splits(folder)
+    return build(str(folder), train, test)
 
 
 def _published(name: str) -> Any:
@@ -105,7 +112,7 @@ def _load_idx(
         wanted = f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}"
         _download(lambda: _published(published)(str(root), download=True), name, wanted)
         folder = root / layout
-    train, test = (idx_split(folder, *split) for split in IDX_SPLITS)
+    train, test = _idx_splits(folder)
     return build(name, train, test, class_names=class_names, moments=moments, mirror=mirror, whole_epochs=whole_epochs)
 
 
@@ -136,6 +143,13 @@ def cifar_layout(folder: Path) -> Callable[[Path], ImageData] | None:
     if (folder / "train.bin").is_file() and (folder / "test.bin").is_file():
         return _load_cifar100_binary
     return None
+
+
+def published_layout(folder: Path) -> Callable[[Path], ImageData] | None:
+    """Return the reader of a folder in the layout of MNIST, CIFAR (binary) or Tiny-ImageNet; None of any other."""
+    if has_idx(folder):
+        return _load_idx_folder
+    return cifar_layout(folder) or (load_tiny_imagenet if files.is_tiny_imagenet(folder) else None)
 
 
 def _load_cifar(
