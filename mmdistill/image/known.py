@@ -16,7 +16,7 @@ from mmdistill.image.data import ImageData, build
 from mmdistill.runtime import cache_folder, data_root
 
 if TYPE_CHECKING:  # torchvision takes seconds to import, and is imported where it is used
-    from torchvision.datasets import CIFAR10
+    from torchvision.datasets import CIFAR10, SVHN
 
 DATASETS = {
     "digits": "scikit-learn's handwritten digits, 8 x 8 grey, 10 classes, 1,297 + 500; needs no download",
@@ -47,6 +47,7 @@ CIFAR10_MOMENTS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_MOMENTS = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 SVHN_MOMENTS = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SVHN_SPLITS = ("train", "test")
 TINY_FOLDER = "tiny-imagenet-200"
 
 
@@ -106,13 +107,11 @@ def _load_idx(
 ) -> ImageData:
     """Load MNIST or a data set in its layout, downloading it as torchvision's class where it is missing."""
     layout = Path(published) / "raw"
-    folder = next((root / layout for root in _roots() if has_idx(root / layout)), None)
-    if folder is None:
-        root = _writable_root()
-        wanted = f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}"
-        _download(lambda: _published(published)(str(root), download=True), name, wanted)
-        folder = root / layout
-    train, test = _idx_splits(folder)
+    wanted = f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}"
+    root = _found_or_downloaded(
+        name, lambda root: has_idx(root / layout), lambda root: _published(published)(root, download=True), wanted
+    )
+    train, test = _idx_splits(root / layout)
     return build(name, train, test, class_names=class_names, moments=moments, mirror=mirror, whole_epochs=whole_epochs)
 
 
@@ -164,11 +163,10 @@ def _load_cifar(
         if layout is not None:
             return layout(root / binary)
     source: type[CIFAR10] = _published(published)
-    present = [root for root in _roots() if (root / source.base_folder).is_dir()]
-    root = present[0] if present else _writable_root()
-    if not present:
-        wanted = f"the folder {source.base_folder} (python layout) or {binary} (binary layout) in {data_root()}"
-        _download(lambda: source(str(root), download=True), name, wanted)
+    wanted = f"the folder {source.base_folder} (python layout) or {binary} (binary layout) in {data_root()}"
+    root = _found_or_downloaded(
+        name, lambda root: (root / source.base_folder).is_dir(), lambda root: source(root, download=True), wanted
+    )
     try:
         splits = [source(str(root), train=train) for train in (True, False)]
     except RuntimeError as error:
@@ -181,17 +179,16 @@ def _load_cifar(
 
 def _svhn() -> ImageData:
     """Load SVHN's cropped digits, in torchvision's layout, downloading them where they are missing."""
-    from torchvision.datasets import SVHN
-
-    names = [SVHN.split_list[split][1] for split in ("train", "test")]
-    present = [root for root in _roots() if all((root / name).is_file() for name in names)]
-    root = present[0] if present else _writable_root()
-    if not present:
-        wanted = f"{' and '.join(names)} in {data_root()}"
-        for split in ("train", "test"):
-            _download(partial(SVHN, str(root), split=split, download=True), "svhn", wanted)
+    source: type[SVHN] = _published("SVHN")
+    names = [source.split_list[split][1] for split in SVHN_SPLITS]
+    root = _found_or_downloaded(
+        "svhn",
+        lambda root: all((root / name).is_file() for name in names),
+        lambda root: [source(root, split=split, download=True) for split in SVHN_SPLITS],
+        f"{' and '.join(names)} in {data_root()}",
+    )
     try:
-        splits = [SVHN(str(root), split=split) for split in ("train", "test")]
+        splits = [source(str(root), split=split) for split in SVHN_SPLITS]
     except RuntimeError as error:
         raise DataError(f"{names[0]} or {names[1]} in {root} differs from the published checksum; fetch it") from error
     train, test = ((torch.from_numpy(split.data).contiguous(), torch.from_numpy(split.labels)) for split in splits)
@@ -228,17 +225,29 @@ def _writable_root() -> Path:
     return root if os.access(existing, os.W_OK) else cache_folder() / "data"
 
 
-def _download(fetch: Callable[[], object], name: str, wanted: str) -> None:
-    """Download through torchvision.
+def _found_or_downloaded(
+    name: str, is_there: Callable[[Path], bool], download: Callable[[str], object], wanted: str
+) -> Path:
+    """Return the root below which a data set lies, which is downloaded where none has it.
 
+    Args:
+        name: of the data set.
+        is_there: whether a root has it.
+        download: brings it to a root, through torchvision.
+        wanted: which files it is and where they are to be put, in words.
     Raises:
         DataError: the download failed; says what is missing and where to put it.
     """
+    present = next(filter(is_there, _roots()), None)
+    if present is not None:
+        return present
+    root = _writable_root()
     try:
-        fetch()
+        download(str(root))
     except (RuntimeError, URLError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{name} is missing and its download failed ({reason}); put {wanted}") from error
+    return root
 
 
 LOADERS: dict[str, Callable[[], ImageData]] = {
