@@ -1,6 +1,7 @@
 """Raw storage: the samples themselves are learned."""
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +81,26 @@ class RealSamples(Raw):
         return self._bytes
 
 
+class RawStart(NamedTuple):
+    """What raw samples start as: the first arguments of :class:`Raw`."""
+
+    inputs: Inputs
+    labels: Labels
+    classes: Tensor
+    num_classes: int
+
+
 def raw_samples(
     task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, *, learned: bool = True
 ) -> Raw:
-    """Build the default parameterization: learned samples that start from real ones or from N(0, 1) noise.
+    """Build the default parameterization: learned samples that start as :func:`raw_start` says, arguments likewise."""
+    return Raw(*raw_start(task, budget, init, label, draws, learned=learned))
+
+
+def raw_start(
+    task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, *, learned: bool = True
+) -> RawStart:
+    """Return real samples, or N(0, 1) noise, and labels that raw ones start as.
 
     Args:
         task: a task with classes.
@@ -104,7 +121,7 @@ def raw_samples(
         if not learned:
             require_samples(task, counts)
         inputs = start_inputs(task, partial(choose_start, task, init, draws=draws), counts, draws)
-    return Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
+    return RawStart(inputs, make_labels(label, classes, num_classes), classes, num_classes)
 
 
 def noise_like(inputs: Inputs, draws: Draws) -> Inputs:

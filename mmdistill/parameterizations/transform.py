@@ -8,7 +8,7 @@ from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch
+from mmdistill.task import Batch, Inputs, one_tensor
 
 LARGEST = 16_384
 """Values of a sample beyond which the map would have more than 2^28 numbers, and its optimizer twice as many."""
@@ -37,18 +37,20 @@ class Transformed(Raw):
     numbers as X, S is what is stored: the budget counts samples and labels, and not A.
 
     Args:
-        inputs: initial samples ``(M, ...)``, one tensor.
+        inputs: initial samples ``(M, ...)``.
         labels: their targets.
         classes: ``(M,)`` the class each sample stands for.
         num_classes: C.
 
     Raises:
         ConfigError: samples of more values than :data:`LARGEST`.
+        ShapeError: samples that are a named dict.
 
     Source: Loo et al., NeurIPS 2022, published implementation.
     """
 
-    def __init__(self, inputs: Tensor, labels: Labels, classes: Tensor | None, num_classes: int | None) -> None:
+    def __init__(self, inputs: Inputs, labels: Labels, classes: Tensor | None, num_classes: int | None) -> None:
+        inputs = one_tensor(inputs, "a linear map of samples")
         size = inputs[0].numel()
         if size > LARGEST:
             raise ConfigError(
@@ -65,7 +67,5 @@ class Transformed(Raw):
 
     def stored_bytes(self) -> int:
         """Return the bytes of the mapped samples and their labels."""
-        return sum(stored_tensor_bytes(tensor) for tensor in self._kept())
-
-    def _kept(self) -> list[Tensor]:
-        return [tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")]
+        kept = (tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder."))
+        return sum(map(stored_tensor_bytes, kept))

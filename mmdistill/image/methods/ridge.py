@@ -19,7 +19,7 @@ from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKern
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.parameterizations.raw import Raw, raw_start
 from mmdistill.parameterizations.transform import Transformed
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
@@ -83,16 +83,15 @@ def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind,
     Raises:
         ConfigError: softmax labels, which a regression on centred targets cannot reach.
     """
-    found = raw_samples(task, budget, settings.init, "unrestricted", draws)
-    if label not in ("unrestricted", "hard") or found.classes is None or found.num_classes is None:
+    start = raw_start(task, budget, settings.init, "unrestricted", draws)
+    if label not in ("unrestricted", "hard"):
         raise ConfigError(
             "scaled labels, with which this method stores its samples (scaled_labels), are hard or unrestricted ones "
-            "(--label hard or unrestricted) of a task with classes; another way of storing them (parameterization) may "
-            "have others"
+            "(--label hard or unrestricted); another way of storing them (parameterization) may have others"
         )
-    values = centred_one_hot(found.classes, found.num_classes) / math.sqrt(found.num_classes / 10)
-    found.labels = LearnedLabels(values) if label == "unrestricted" else FixedLabels(values, "hard")
-    return found
+    values = centred_one_hot(start.classes, start.num_classes) / math.sqrt(start.num_classes / 10)
+    labels = LearnedLabels(values) if label == "unrestricted" else FixedLabels(values, "hard")
+    return Raw(*start._replace(labels=labels))
 
 
 def transformed(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -102,9 +101,7 @@ def transformed(task: Task, budget: int, settings: Settings, label: LabelKind, d
         ConfigError: a task without classes.
         ShapeError: samples that are a named dict.
     """
-    raw = raw_samples(task, budget, settings.init, label, draws)
-    inputs = one_tensor(raw(draws).inputs, "a linear map of pixels")
-    return Transformed(inputs.detach(), raw.labels, raw.classes, raw.num_classes)
+    return Transformed(*raw_start(task, budget, settings.init, label, draws))
 
 
 def network_pool(settings: Settings) -> NetworkSchedule:

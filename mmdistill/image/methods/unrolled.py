@@ -27,7 +27,7 @@ from mmdistill.networks.expert_recipe import PUBLISHED
 from mmdistill.objectives.adversary import StyleAdversary
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.parameterizations.raw import Raw, raw_samples
+from mmdistill.parameterizations.raw import Raw, raw_samples, raw_start
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task, one_tensor
@@ -83,9 +83,7 @@ def hallucinated_styles(
 
 def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build real images that stay as they are, with labels that are learned."""
-    found = raw_samples(task, budget, settings.init, label, draws, learned=False)
-    batch = found(draws)
-    return Raw(batch.inputs, found.labels, found.classes, found.num_classes, learn=())
+    return Raw(*raw_start(task, budget, settings.init, label, draws, learned=False), learn=())
 
 
 def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -97,11 +95,11 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
         ConfigError: a task without classes.
         ShapeError: samples that are a named dict.
     """
-    found = raw_samples(task, budget, settings.init, label, draws)
+    start = raw_start(task, budget, settings.init, label, draws)
     if settings.init != "noise":
-        return found
-    inputs = one_tensor(found(draws).inputs, "a norm of images")
-    return Raw(F.normalize(inputs.flatten(1)).view_as(inputs), found.labels, found.classes, found.num_classes)
+        return Raw(*start)
+    inputs = one_tensor(start.inputs, "a norm of images")
+    return Raw(*start._replace(inputs=F.normalize(inputs.flatten(1)).view_as(inputs)))
 
 
 UNIT_NOISE = Storage(unit_noise, "the images themselves")
