@@ -239,8 +239,7 @@ class _Players:
             raise ConfigError(f"a generator is trained on images of at least 4 x 4 pixels, got {height} x {width}")
         self.task, self.recipe, self.step = task, recipe, 0
         self.draws = Draws(recipe.seed, ("generator",), task.device)
-        space = pixel_space(task, channels)
-        low, high = ((bound - space.mean) / space.std for bound in (space.low, space.high))
+        low, high = pixel_space(task, channels).bounds()
         shape = (channels, height, width)
         with host_draws_from(self.draws.fold("init").integer()):
             self.generator = ConditionalGenerator(shape, task.num_classes, recipe, low.cpu(), high.cpu())

@@ -1,44 +1,31 @@
-"""Raw storage of samples whose values have bounds, such as pixels."""
+"""Raw storage of images that stay within the range of pixels."""
 
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.raw import Raw
+from mmdistill.parameterizations.upsample import PixelSpace
 
 
 class Bounded(Raw):
-    """Learn the samples themselves, brought back within bounds after every step.
+    """Learn the images themselves, brought back within the range of pixels after every step.
 
     Args:
-        inputs: initial samples ``(M, ...)``, one tensor; they may begin outside.
+        inputs: initial images ``(M, channels, height, width)``, normalised; they may begin outside.
         labels: their targets.
-        classes: ``(M,)`` the class each sample stands for.
+        classes: ``(M,)`` the class each image stands for.
         num_classes: C.
-        low: the least values, in the samples' units, which broadcast over one sample.
-        high: the largest ones.
-    Raises:
-        ShapeError: bounds of another shape than a sample, or of which the lower one is not below.
+        space: says the range; where pixels know none, images may be anything.
     """
 
     def __init__(
-        self, inputs: Tensor, labels: Labels, classes: Tensor | None, num_classes: int | None, low: Tensor, high: Tensor
+        self, inputs: Tensor, labels: Labels, classes: Tensor | None, num_classes: int | None, space: PixelSpace
     ) -> None:
         super().__init__(inputs, labels, classes, num_classes)
-        shape = inputs.shape[1:]
-        fits = all(
-            bound.ndim == len(shape) and all(own in (1, full) for own, full in zip(bound.shape, shape, strict=True))
-            for bound in (low, high)
-        )
-        if not fits or not bool((low < high).all()):
-            raise ShapeError(
-                f"samples of {tuple(shape)} have bounds of that shape, the lower below the upper, got "
-                f"{tuple(low.shape)} and {tuple(high.shape)}"
-            )
-        self.low, self.high = low.to(inputs), high.to(inputs)
+        self.low, self.high = (bound.to(inputs) for bound in space.bounds())
 
     @torch.no_grad()
     def project(self) -> None:
-        """Clamp the samples."""
+        """Clamp the images."""
         self.inputs.clamp_(self.low.to(self.inputs), self.high.to(self.inputs))

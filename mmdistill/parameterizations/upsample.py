@@ -31,6 +31,10 @@ class PixelSpace(NamedTuple):
     low: float
     high: float
 
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return the least and largest normalised values of each channel, ``(channels, 1, 1)``."""
+        return (self.low - self.mean) / self.std, (self.high - self.mean) / self.std
+
     def plain_values(self) -> dict[str, object]:
         """Return the space as plain values."""
         low, high = (None if math.isinf(bound) else bound for bound in (self.low, self.high))

@@ -1,7 +1,6 @@
 """Images that a trained network recognises, with the statistics of its batch norms: SRe2L, with its settings."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,11 @@ from mmdistill.networks.taught import TrainedNetwork
 from mmdistill.objectives.inversion import BatchNormInversion
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.bounded import Bounded
-from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.parameterizations.raw import raw_start
+from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Task, TaskInfo
+from mmdistill.task import Task
 
 
 @dataclass(frozen=True)
@@ -102,22 +102,11 @@ def taught(settings: Settings) -> NetworkSchedule:
     return TrainedNetwork(settings.teacher_epochs)
 
 
-def pixel_bounds(info: TaskInfo) -> tuple[Tensor, Tensor] | None:
-    """Return the least and largest values of images in a task's units, ``(channels, 1, 1)``; None of whitened ones."""
-    units: dict[str, Any] = dict(info.preprocessing)
-    if not {"mean", "std", "range"} <= units.keys():
-        return None
-    mean, std = (torch.tensor(units[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    low, high = ((value - mean) / std for value in units["range"])
-    return low, high
-
-
 def bounded_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build raw images that stay within the range of pixels, where they are pixels."""
-    made, bounds = raw_samples(task, budget, settings.init, label, draws), pixel_bounds(task.describe())
-    if bounds is None:
-        return made
-    return Bounded(made.inputs.detach(), made.labels, made.classes, made.num_classes, *bounds)
+    """Build raw images that stay within the range of pixels; whitened ones have none."""
+    start = raw_start(task, budget, settings.init, label, draws)
+    images = require_images(start.inputs)
+    return Bounded(images, start.labels, start.classes, start.num_classes, pixel_space(task, images.shape[1]))
 
 
 def _sre2l_settings(ipc: int) -> InversionSettings:

@@ -8,14 +8,14 @@ import torch
 from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.methods.inversion import InversionSettings, Shaken, bounded_images, pixel_bounds
-from mmdistill.labels import make_labels
+from mmdistill.image.methods.inversion import InversionSettings, Shaken, bounded_images
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.taught import TrainedNetwork
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.parameterizations.bounded import Bounded
+from mmdistill.parameterizations.upsample import pixel_space
 from mmdistill.registry import get_method
 from mmdistill.runs.advice import lowering_steps
 from mmdistill.runtime import Draws
@@ -41,9 +41,8 @@ def test_a_run_inverts_one_network_which_labels_the_images(digits: ImageTask, tm
     whole = distill(digits, method, ipc=2, settings=FEW, out=tmp_path / "run", checkpoint_every=3)
     images = one_tensor(whole.batch.inputs)
     assert torch.equal(one_tensor(whole.batch.targets), soft_labels(digits, trained_teacher(digits, 2), images))
-    bounds = pixel_bounds(digits.describe())
-    assert bounds is not None
-    assert bool(((images >= bounds[0] - 1e-6) & (images <= bounds[1] + 1e-6)).all())
+    low, high = pixel_space(digits, 1).bounds()
+    assert bool(((images >= low - 1e-6) & (images <= high + 1e-6)).all())
     assert len(list((tmp_path / "cache" / "experts").iterdir())) == 1
     sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1].unlink()
     (tmp_path / "run" / "distilled.json").unlink(missing_ok=True)
@@ -89,7 +88,7 @@ def test_images_stay_within_bounds(digits: ImageTask) -> None:
     with torch.no_grad():
         made.inputs.mul_(3)
     made.project()
-    low, high = pixel_bounds(digits.describe()) or (torch.empty(0), torch.empty(0))
+    low, high = pixel_space(digits, 1).bounds()
     assert float(made.inputs.detach().min()) == pytest.approx(float(low.min()))
     assert float(made.inputs.detach().max()) == pytest.approx(float(high.max()))
     pixels = digits.data.train_images.double() / digits.data.scale
@@ -97,12 +96,10 @@ def test_images_stay_within_bounds(digits: ImageTask) -> None:
     assert float(real.min()) >= float(low.min()) - 1e-6
     check_parameterization(digits, bounded_images, settings=settings)
     whitened = image_task("digits", model="convnet-bn-w4", whiten="mtt")
-    assert not isinstance(bounded_images(whitened, 1, settings, "hard", KEY), Bounded)
-    images = torch.zeros(3, 1, 8, 8)
-    labels = make_labels("hard", torch.arange(3), 3)
-    for low, high in ((torch.ones(1, 1, 1), torch.zeros(1, 1, 1)), (torch.zeros(5), torch.ones(5))):
-        with pytest.raises(ShapeError, match="bounds of that shape"):
-            Bounded(images, labels, torch.arange(3), 3, low, high)
+    free = bounded_images(whitened, 1, settings, "hard", KEY)
+    before = one_tensor(free(KEY).inputs).detach().clone()
+    free.project()
+    assert torch.equal(one_tensor(free(KEY).inputs), before)
 
 
 def test_all_images_of_a_step_are_shown_alike() -> None:
