@@ -1,5 +1,6 @@
 """What a budget of raw images allows other ways of storing them, and the real images that these start from."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,10 +78,13 @@ class ImageBudget:
             return index_bytes(self.num_classes)
         return FLOAT_BYTES * self.num_classes
 
-    @property
-    def decoded_label_bytes(self) -> int:
-        """The bytes of the labels of one decoded image: one label where samples share it, else one for each tile."""
-        return self.label_bytes * (1 if self.shared_labels else self.samples_per_image)
+    def labels_of_code(self, images: int = 1) -> int:
+        """Return how many labels a code of so many decoded images has: one if shared, else one for each sample."""
+        return 1 if self.shared_labels else images * self.samples_per_image
+
+    def code_label_bytes(self, images: int = 1) -> int:
+        """Return the bytes of the labels of a code of so many decoded images."""
+        return self.label_bytes * self.labels_of_code(images)
 
     @property
     def image_bytes(self) -> int:
@@ -90,8 +94,17 @@ class ImageBudget:
     @property
     def numel(self) -> int:
         """Numbers in one raw image."""
-        channels, height, width = self.shape
-        return channels * height * width
+        return math.prod(self.shape)
+
+    def require_divisor(self, factor: int) -> None:
+        """Refuse codes whose sides are a part of the images' that is no whole number of pixels.
+
+        Raises:
+            ConfigError: a factor below 1, or one that does not divide both sides.
+        """
+        _, height, width = self.shape
+        if factor < 1 or height % factor or width % factor:
+            raise ConfigError(f"a factor of {factor} does not divide images of {height} x {width} pixels")
 
     @property
     def stored_bytes(self) -> int:
@@ -132,8 +145,7 @@ class ImageBudget:
             ConfigError: not even one.
         """
         taken = bytes_of(shared)
-        labels = self.label_bytes if self.shared_labels else self.decoded_label_bytes * images
-        each = self.num_classes * (FLOAT_BYTES * code_numel + labels)
+        each = self.num_classes * (FLOAT_BYTES * code_numel + self.code_label_bytes(images))
         found = (self.stored_bytes - taken) // each
         if found < 1:
             least = taken + each
@@ -149,9 +161,8 @@ class ImageBudget:
         return torch.arange(self.num_classes).repeat_interleave(per_class)
 
     def labels(self, codes: int, images: int) -> Labels:
-        """Return labels of so many codes per class, each of so many images: one each if shared, else one per sample."""
-        count = codes * (1 if self.shared_labels else images * self.samples_per_image)
-        return make_labels(self.label, self.classes(count), self.num_classes)
+        """Return the labels of so many codes per class, each of so many images."""
+        return make_labels(self.label, self.classes(codes * self.labels_of_code(images)), self.num_classes)
 
     def targets(self, task: Task, per_class: int, init: InitKind, draws: Draws) -> Tensor:
         """Return images to start from, ``(C per_class, channels, height, width)``: real ones, or N(0, 1) noise.

@@ -108,8 +108,7 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
 
     def sides(room: ImageBudget) -> tuple[int, int]:
         count = room.per_class * multiple
-        labels = room.label_bytes if room.shared_labels else room.decoded_label_bytes * count
-        area = (room.stored_bytes // room.num_classes - labels) // (FLOAT_BYTES * channels)
+        area = (room.stored_bytes // room.num_classes - room.code_label_bytes(count)) // (FLOAT_BYTES * channels)
         scale = math.sqrt(area / (height * width)) if area > 0 else 0.0
         return int(height * scale + 1e-9), int(width * scale + 1e-9)
 

@@ -130,7 +130,7 @@ def learned_coefficients(
 
     def fitting(room: ImageBudget) -> int:
         count = room.per_class * multiple
-        each = room.stored_bytes // room.num_classes - count * room.decoded_label_bytes
+        each = room.stored_bytes // room.num_classes - count * room.code_label_bytes()
         return each // (image_bytes + FLOAT_BYTES * count)
 
     samples = room.per_class * multiple

@@ -276,10 +276,8 @@ def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, wi
     Raises:
         ConfigError: a factor that does not divide the sides.
     """
-    channels, height, breadth = room.shape
-    if factor < 1 or height % factor or breadth % factor:
-        raise ConfigError(f"a factor of {factor} does not divide images of {height} x {breadth} pixels")
-    return make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
+    room.require_divisor(factor)
+    return make_decoders(lambda: LatentDecoder(room.shape[0], factor, width), count, draws.fold("decoders"))
 
 
 def _of_their_own(

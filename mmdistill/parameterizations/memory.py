@@ -180,9 +180,7 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
     Raises:
         ConfigError: a factor that does not divide the sides, or samples and bases that do not fit into the bytes.
     """
-    height, width = room.shape[1:]
-    if factor < 1 or height % factor or width % factor:
-        raise ConfigError(f"a factor of {factor} does not divide images of {height} x {width} pixels")
+    room.require_divisor(factor)
     samples, count = _sizes(room, factor, multiple, bases)
     if samples < 1 or count < 1:
         told = f"{bases} bases for each raw image of a class leave no sample in {room.stored_bytes:,} bytes"
@@ -196,7 +194,7 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
 
 def _sizes(room: ImageBudget, factor: int, multiple: int, bases: int) -> tuple[int, int]:
     """Return the samples of each class and the bases, below 1 where the budget holds none."""
-    basis, per_label = room.numel // factor**2, room.num_classes * room.decoded_label_bytes
+    basis, per_label = room.numel // factor**2, room.num_classes * room.code_label_bytes()
     if bases:
         count = bases * room.per_class
         left = room.stored_bytes - FLOAT_BYTES * basis * count
@@ -291,8 +289,7 @@ def shared_codes(room: ImageBudget, numel: int, decoders: Sequence[nn.Module], m
     """
     if multiple < 1:
         raise ConfigError(f"combinations per raw image are at least 1, got {multiple}")
-    taken = bytes_of(decoders)
-    labels = room.label_bytes if room.shared_labels else room.decoded_label_bytes * len(decoders)
+    taken, labels = bytes_of(decoders), room.code_label_bytes(len(decoders))
 
     def fitting(room: ImageBudget) -> int:
         combinations = room.num_classes * room.per_class * multiple
