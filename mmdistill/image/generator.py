@@ -15,7 +15,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.labels import one_hot
 from mmdistill.networks.clock import LoggedProgress, TrainingClock, training_foretold
 from mmdistill.networks.experts import cache_name
-from mmdistill.parameterizations.upsample import pixel_space, require_images
+from mmdistill.parameterizations.upsample import image_shape, pixel_space, require_images
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws, cache_folder, host_draws_from, remove_stale_parts
 from mmdistill.store import as_json, load_tree, save_tree
@@ -234,13 +234,12 @@ class _Players:
     def __init__(self, task: Task, recipe: GeneratorRecipe) -> None:
         if task.num_classes is None:
             raise ConfigError(f"{task.describe().data!r} has no classes; a conditional generator needs them")
-        channels, height, width = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape[1:]
-        if min(height, width) < 4:
-            raise ConfigError(f"a generator is trained on images of at least 4 x 4 pixels, got {height} x {width}")
+        shape = image_shape(task)
+        if min(shape[1:]) < 4:
+            raise ConfigError(f"a generator is trained on images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}")
         self.task, self.recipe, self.step = task, recipe, 0
         self.draws = Draws(recipe.seed, ("generator",), task.device)
-        low, high = pixel_space(task, channels).bounds()
-        shape = (channels, height, width)
+        low, high = pixel_space(task, shape[0]).bounds()
         with host_draws_from(self.draws.fold("init").integer()):
             self.generator = ConditionalGenerator(shape, task.num_classes, recipe, low.cpu(), high.cpu())
             self.critic = ProjectionCritic(shape, task.num_classes, recipe.critic_width)

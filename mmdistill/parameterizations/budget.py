@@ -15,7 +15,7 @@ from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import index_bytes, stored_tensor_bytes
 from mmdistill.parameterizations.starts import start_inputs
 from mmdistill.parameterizations.tiles import composed, require_tiles
-from mmdistill.parameterizations.upsample import require_images
+from mmdistill.parameterizations.upsample import image_shape, require_images
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Task
@@ -53,10 +53,10 @@ class ImageBudget:
             ConfigError: a task of something else than images with classes, a budget below 1, or tiles of one pixel.
         """
         counts, _, num_classes = shares_of(task, budget)
-        shape = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape
+        shape = image_shape(task)
         if tiles != 1:  # else images of one pixel's height would be refused, which nobody cuts
-            require_tiles(shape, tiles)
-        room = cls(int(counts.min()), (shape[1], shape[2], shape[3]), num_classes, label, stored_bytes, tiles)
+            require_tiles(*shape[1:], tiles)
+        room = cls(int(counts.min()), shape, num_classes, label, stored_bytes, tiles)
         if not stored_bytes:
             return room
         return replace(room, per_class=max(stored_bytes // (num_classes * room.image_bytes), 1))

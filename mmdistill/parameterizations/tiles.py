@@ -56,15 +56,12 @@ class ImageCodes(Parameterization):
         return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
 
 
-def require_tiles(shape: torch.Size, factor: int) -> None:
+def require_tiles(height: int, width: int, factor: int) -> None:
     """Refuse images that cannot be cut.
 
     Raises:
-        ConfigError: no images, a factor below 1, or a tile side of one pixel.
+        ConfigError: a factor below 1, or a tile side of one pixel.
     """
-    if len(shape) != 4:
-        raise ConfigError(f"up-sampling reads images (n, channels, height, width), got {tuple(shape)}")
-    height, width = shape[2:]
     if factor < 1:
         raise ConfigError(f"a factor of up-sampling is at least 1, got {factor}")
     if min(height, width) // factor < 2:

@@ -76,7 +76,8 @@ class MultiFormation(ImageCodes):
     def __init__(
         self, pixels: Tensor, labels: Labels, classes: Tensor, num_classes: int, factor: int, space: PixelSpace
     ) -> None:
-        require_tiles(pixels.shape, factor)
+        height, width = require_images(pixels).shape[2:]
+        require_tiles(height, width, factor)
         super().__init__(labels, classes, num_classes, factor)
         self.low, self.high = space.low, space.high
         self.pixels = nn.Parameter(pixels.clamp(self.low, self.high))
@@ -121,6 +122,16 @@ def require_images(inputs: Inputs) -> Tensor:
     return inputs
 
 
+def image_shape(task: Task) -> tuple[int, int, int]:
+    """Return channels, height and width of a task's images.
+
+    Raises:
+        ConfigError: a task of other samples.
+    """
+    channels, height, width = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape[1:]
+    return channels, height, width
+
+
 def pixel_space(task: Task, channels: int) -> PixelSpace:
     """Return a task's normalisation and value range; without any, its units are pixels that know no bounds."""
     known = task.describe().preprocessing
@@ -153,12 +164,12 @@ def multi_formation(
         means of neighbouring pixels.
     """
     counts, classes, num_classes = shares_of(task, budget)
-    shape = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape
-    require_tiles(shape, factor)
-    space = pixel_space(task, shape[1])
+    shape = image_shape(task)
+    require_tiles(*shape[1:], factor)
+    space = pixel_space(task, shape[0])
     if init == "noise":
         low, high = (space.low, space.high) if space.high < float("inf") else (-2.0, 2.0)
-        spread = draws.fold("noise").to(task.device).normal(len(classes), *shape[1:]) / 4 + 0.5
+        spread = draws.fold("noise").to(task.device).normal(len(classes), *shape) / 4 + 0.5
         pixels = low + (high - low) * spread
     else:
         tiles = start_inputs(

@@ -1,5 +1,6 @@
 """Images that are crops of real ones, those that a trained network recognises best, joined where they are small."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from mmdistill.methods import fresh
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.parameterizations.tiles import join_tiles, require_tiles, tile_sides
-from mmdistill.parameterizations.upsample import require_images
+from mmdistill.parameterizations.upsample import image_shape, require_images
 from mmdistill.rules import random_subset
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -53,9 +54,9 @@ class CropSettings(Settings):
         require_at_least(self, {"candidates": 1, "crops": 1, "tiles": 0})
 
 
-def tiles_per_side(settings: CropSettings, shape: torch.Size) -> int:
-    """Return how many crops stand side by side in images ``(n, channels, height, width)``."""
-    return settings.tiles or (2 if min(shape[2:]) >= LARGE else 1)
+def tiles_per_side(settings: CropSettings, height: int, width: int) -> int:
+    """Return how many crops stand side by side in an image."""
+    return settings.tiles or (2 if min(height, width) >= LARGE else 1)
 
 
 def centred(crops: Tensor, height: int, width: int) -> Tensor:
@@ -66,8 +67,7 @@ def centred(crops: Tensor, height: int, width: int) -> Tensor:
 
 def _images_at_once(task: Task, crops: int) -> int:
     """Return of how many images so many crops each are looked at together."""
-    numbers = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).numel()
-    return max(AT_ONCE.get(task.device.type, 1 << 24) // (numbers * crops), 1)
+    return max(AT_ONCE.get(task.device.type, 1 << 24) // (math.prod(image_shape(task)) * crops), 1)
 
 
 @torch.no_grad()
@@ -175,15 +175,15 @@ def realistic_images(task: Task, budget: int, settings: Settings, draws: Draws, 
     if not isinstance(settings, CropSettings):
         raise ConfigError(f"images of crops are made by CropSettings, got {type(settings).__name__}")
     counts, classes, num_classes = shares_of(task, budget)
-    shape = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape
-    tiles = tiles_per_side(settings, shape)
-    require_tiles(shape, tiles)
+    _, height, width = image_shape(task)
+    tiles = tiles_per_side(settings, height, width)
+    require_tiles(height, width, tiles)
     wanted = counts * tiles**2
     require_samples(task, wanted)
     assert task.labels is not None  # there are classes
     sizes = torch.bincount(task.labels, minlength=num_classes).clamp(max=settings.candidates).maximum(wanted)
     rows = random_subset(task.labels, sizes, draws.fold("candidates"))
-    boxes = draw_boxes(draws.fold("boxes").to("cpu"), (len(rows), settings.crops), *shape[2:])
+    boxes = draw_boxes(draws.fold("boxes").to("cpu"), (len(rows), settings.crops), height, width)
     losses = torch.zeros(boxes.shape[:2])
     if scored:
         teacher = trained_teacher(task, settings.teacher_epochs)

@@ -107,8 +107,8 @@ def test_crops_that_never_fit_are_whole_images() -> None:
 
 def test_large_images_are_joined_of_four_crops() -> None:
     small, large = (PictureTask(4, (1, side, 140)) for side in (127, 128))
-    assert [module.tiles_per_side(CropSettings(0), task.images.shape) for task in (small, large)] == [1, 2]
-    assert module.tiles_per_side(CropSettings(0, tiles=3), small.images.shape) == 3
+    assert [module.tiles_per_side(CropSettings(0), *task.images.shape[2:]) for task in (small, large)] == [1, 2]
+    assert module.tiles_per_side(CropSettings(0, tiles=3), *small.images.shape[2:]) == 3
 
 
 def test_a_teacher_recognises_and_labels_them(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_settings_are_as_published(data: str) -> None:
     settings = method.settings(10)
     assert isinstance(settings, CropSettings)
     assert (settings.candidates, settings.crops, method.label) == (300, 5, "teacher")
-    assert [module.tiles_per_side(settings, torch.Size((1, 3, side, side))) for side in (32, 64, 128, 224)] == [
+    assert [module.tiles_per_side(settings, side, side) for side in (32, 64, 128, 224)] == [
         1, 1, 2, 2,
     ]  # fmt: skip
 
