@@ -229,9 +229,9 @@ def are_probabilities(targets: Tensor) -> bool:
     return not targets.is_floating_point() or bool(is_distribution(targets).all())
 
 
-def in_full(logits: Tensor) -> Tensor:
-    """Return logits in float32 where they are in bfloat16, since a logarithm or a difference of 8 bits is coarse."""
-    return logits.float() if logits.dtype == torch.bfloat16 else logits
+def in_full(values: Tensor) -> Tensor:
+    """Return values in float32 where they are in bfloat16, since a logarithm or a difference of 8 bits is coarse."""
+    return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def target_loss(logits: Tensor, targets: Tensor) -> Tensor:

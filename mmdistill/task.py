@@ -61,6 +61,11 @@ class ClassBatch(NamedTuple):
         """The length of the class axis."""
         return self.batch.weight.shape[0]
 
+    @property
+    def shares(self) -> Tensor:
+        """What each sample counts in its class, ``(C, n)``: the weights of a class over their sum."""
+        return self.batch.weight / self.batch.weight.sum(1, keepdim=True)
+
     def one_class(self, index: int) -> Batch:
         """Return the batch of one class, without the class axis."""
         inputs, targets, weight = self.batch

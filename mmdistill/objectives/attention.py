@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import GivesMaps, MapReader
 from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.labels import in_full
 from mmdistill.networks.trial import fresh_network
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once
 from mmdistill.objectives.distribution import gaps_of_means
@@ -74,8 +75,7 @@ class AttentionMatching(Objective):
         Shapes:
             maps ``(n, channels, height, width)``; returns ``(n, height * width)``.
         """
-        full = maps.float() if maps.dtype == torch.bfloat16 else maps
-        return F.normalize(_powers(full, self.power).sum(1).flatten(1), dim=1)
+        return F.normalize(_powers(in_full(maps), self.power).sum(1).flatten(1), dim=1)
 
 
 def _powers(maps: Tensor, power: float) -> Tensor:

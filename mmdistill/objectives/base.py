@@ -13,6 +13,7 @@ from mmdistill.abilities import GivesClassGradients, MapReader
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.execution.portions import CACHED
 from mmdistill.execution.precision import Precision, lowered
+from mmdistill.labels import in_full
 from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.trial import fresh_network
 from mmdistill.objectives.compiled import Compiled, batched_gradients
@@ -357,14 +358,16 @@ def compact_summary(
     """Return what :func:`class_summary` does, but embeddings ``(n, d)`` once where classes share their samples."""
     if batch.dims.inputs is None:
         with network.lowered(batch):
-            layers = _full(network.features(batch.batch.inputs, read)[first:])
-        return _weighted_means(layers, batch.batch.weight), layers[-1]
+            layers = tuple(map(in_full, network.features(batch.batch.inputs, read)[first:]))
+        shares = batch.shares
+        return tuple(shares @ layer for layer in layers), layers[-1]
     size = features_at_once(network, batch)
     means, embeddings = [], []
     for start in range(0, batch.num_classes, size):
         part = batch.part(start, start + size)
         layers = _flat_features(network, part, read)[first:]
-        means.append(_weighted_means(layers, part.batch.weight))
+        shares = part.shares
+        means.append(tuple(torch.einsum("cn,cnd->cd", shares, layer) for layer in layers))
         embeddings.append(layers[-1])
     if len(means) == 1:
         return means[0], embeddings[0]
@@ -378,12 +381,7 @@ def _flat_features(network: Network, batch: ClassBatch, read: MapReader | None) 
         layers = network.features(map_inputs(lambda t: t.flatten(0, 1), batch.batch.inputs), read)
     if layers[0].shape[0] != classes * n:
         raise ShapeError(f"features returned {layers[0].shape[0]} rows for {classes * n} samples")
-    return tuple(layer.reshape(classes, n, -1) for layer in _full(layers))
-
-
-def _full(layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return layers in float32 where they were lowered."""
-    return tuple(layer.float() if layer.dtype == torch.bfloat16 else layer for layer in layers)
+    return tuple(layer.reshape(classes, n, -1) for layer in map(in_full, layers))
 
 
 def features_at_once(network: Network, batch: ClassBatch) -> int:
@@ -401,14 +399,6 @@ def class_means(
 ) -> tuple[Tensor, ...]:
     """Return the weighted mean feature of each class, ``(C, d_l)`` per layer from the first wanted one on (Eq. 15)."""
     return class_summary(network, batch, first, read)[0]
-
-
-def _weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, ...]:
-    """Return each class's weighted mean, ``(C, d_l)`` per layer."""
-    share = weight / weight.sum(1, keepdim=True)
-    if layers[0].ndim == 2:
-        return tuple(share @ layer for layer in layers)
-    return tuple(torch.einsum("cn,cnd->cd", share, layer) for layer in layers)
 
 
 def flatten_classes(batch: Batch | ClassBatch) -> Batch:

@@ -80,8 +80,7 @@ def calibration_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tenso
     at_once = batch.num_classes if together else features_at_once(network, batch)
 
     def term(part: ClassBatch, rows: slice) -> Tensor:
-        weight = part.batch.weight / part.batch.weight.sum(1, keepdim=True)
-        flat = flatten_classes(ClassBatch(part.batch._replace(weight=weight), part.dims))
+        flat = flatten_classes(ClassBatch(part.batch._replace(weight=part.shares), part.dims))
         with network.lowered(part):
             state = NetworkState(expert, copied(buffers))
             mean = network.task.loss(state, flat, train=True, draws=draws.fold("expert", rows.start))

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import features_by_portions, sum_by_classes
+from mmdistill.labels import in_full
 from mmdistill.objectives.base import (
     Network,
     Objective,
@@ -93,7 +94,7 @@ class CharacteristicMatching(Objective):
             target = torch.cat([_function_by_portions(*part, frequencies) for part in seen], 1)
 
         def term(part: ClassBatch, rows: slice) -> Tensor:
-            own = characteristic_function(_unit(compact_summary(network, part, -1)[1]), _shares(part), frequencies)
+            own = characteristic_function(_unit(compact_summary(network, part, -1)[1]), part.shares, frequencies)
             return self.difference(own, target[:, rows]).mean(1).sum()
 
         matched = SCALE * sum_by_classes(term, syn, features_at_once(network, syn))
@@ -123,7 +124,7 @@ class CharacteristicMatching(Objective):
         with torch.no_grad():
             own = _unit(compact_summary(network, syn, -1)[1])
         target = torch.cat([characteristic_function(*part, drawn) for part in seen], 1)
-        value = self.difference(characteristic_function(own, _shares(syn), drawn), target).mean(1).sum()
+        value = self.difference(characteristic_function(own, syn.shares, drawn), target).mean(1).sum()
         return value - value.detach()
 
 
@@ -180,23 +181,17 @@ def _function_by_portions(embedding: Tensor, share: Tensor, frequencies: Tensor)
 def _embeddings_by_parts(network: Network, batch: ClassBatch) -> Side:
     """Return the embeddings of all classes, at unit length."""
     if batch.dims.inputs is None:
-        return [(_unit(compact_summary(network, batch, -1)[1]), _shares(batch))]
+        return [(_unit(compact_summary(network, batch, -1)[1]), batch.shares)]
     found, size = [], features_at_once(network, batch)
     for start in range(0, batch.num_classes, size):
         part = batch.part(start, start + size)
         flat = map_inputs(lambda inputs: inputs.flatten(0, 1), part.batch.inputs)
         with network.lowered(part):
-            rows = features_by_portions(lambda inputs: network.features(inputs)[-1], flat)
-        full = rows.float() if rows.dtype == torch.bfloat16 else rows
-        found.append((_unit(full).view(*part.batch.weight.shape, -1), _shares(part)))
+            rows = in_full(features_by_portions(lambda inputs: network.features(inputs)[-1], flat))
+        found.append((_unit(rows).view(*part.batch.weight.shape, -1), part.shares))
     return found
 
 
 def _unit(embedding: Tensor) -> Tensor:
     """Return embeddings at unit length."""
     return F.normalize(embedding, dim=-1)
-
-
-def _shares(batch: ClassBatch) -> Tensor:
-    """Return what each sample counts in its class."""
-    return batch.batch.weight / batch.batch.weight.sum(1, keepdim=True)

@@ -146,10 +146,8 @@ class GradientMatching(Objective):
         """
         if batch.dims.inputs is None:
             return _class_mean(class_gradients(network, batch), shares)
-        flat = flatten_classes(batch)
-        weight = batch.batch.weight / batch.batch.weight.sum(1, keepdim=True)
-        weight = weight if shares is None else shares[:, None] * weight
-        one = tree_map(lambda tensor: tensor[None], tuple(flat._replace(weight=weight.flatten())))
+        weight = batch.shares if shares is None else shares[:, None] * batch.shares
+        one = tree_map(lambda tensor: tensor[None], tuple(flatten_classes(batch)._replace(weight=weight.flatten())))
         return class_gradients(network, ClassBatch(Batch(*one), Dims(0, 0)))
 
     def within(self, syn: Tensors, real: Tensors, shares: Tensor | None) -> Tensor:
