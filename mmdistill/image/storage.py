@@ -14,15 +14,8 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import class_canvases
 from mmdistill.parameterizations.combination import learned_coefficients
-from mmdistill.parameterizations.decoder import (
-    hallucinated_bases,
-    latent_codes,
-)
-from mmdistill.parameterizations.memory import (
-    addressed_bases,
-    addressed_latents,
-    addressed_memory,
-)
+from mmdistill.parameterizations.decoder import decoded_codes, hallucinators, latent_decoders
+from mmdistill.parameterizations.memory import addressed_codes, addressed_memory
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
 from mmdistill.registry import StorageFamily
@@ -55,16 +48,17 @@ def tiled(factor: int = 2) -> Storage:
 
 
 def latent(factor: int = 4, count: int = 2, width: int = 8, tiles: int = 1) -> Storage:
-    """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
+    """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_decoders`."""
     summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
-    build = partial(latent_codes, factor=factor, count=count, width=width)
-    return _filling(build, summary, LATENT_RATES, tiles)
+    decoders = partial(latent_decoders, factor=factor, count=count, width=width)
+    return _filling(partial(decoded_codes, kind=decoders), summary, LATENT_RATES, tiles)
 
 
 def hallucinated(count: int = 5, tiles: int = 1) -> Storage:
-    """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
+    """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinators`."""
     summary = f"full-size bases, each rendered by {count} hallucinators that all share"
-    return _filling(partial(hallucinated_bases, count=count), summary, STYLED_RATES, tiles)
+    build = partial(decoded_codes, kind=partial(hallucinators, count=count))
+    return _filling(build, summary, STYLED_RATES, tiles)
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1) -> Storage:
@@ -75,16 +69,17 @@ def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1
 
 
 def addressed_latent(factor: int = 4, count: int = 2, width: int = 8, multiple: int = 16, tiles: int = 1) -> Storage:
-    """Decoded combinations of shared codes, see :func:`~mmdistill.parameterizations.memory.addressed_latents`."""
+    """Decoded combinations of shared codes, see :func:`~mmdistill.parameterizations.memory.addressed_codes`."""
     summary = f"as latent, but of {multiple} combinations per raw image of codes that all classes share"
-    build = partial(addressed_latents, factor=factor, count=count, width=width, multiple=multiple)
+    decoders = partial(latent_decoders, factor=factor, count=count, width=width)
+    build = partial(addressed_codes, kind=decoders, multiple=multiple)
     return _filling(build, summary, LATENT_RATES, tiles)
 
 
 def addressed_hallucinated(count: int = 5, multiple: int = 4, tiles: int = 1) -> Storage:
-    """Styled combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_bases`."""
+    """Styled combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_codes`."""
     summary = f"as hallucinated, but of {multiple} combinations per raw image of bases that all classes share"
-    build = partial(addressed_bases, count=count, multiple=multiple)
+    build = partial(addressed_codes, kind=partial(hallucinators, count=count), multiple=multiple)
     return _filling(build, summary, STYLED_RATES, tiles)
 
 
@@ -129,7 +124,6 @@ _CUT: dict[str, Callable[..., Storage]] = {
     "coefficients-by-index": partial(coefficients, contained=False),
     "canvas": canvas,
 }
-
 """Those of other codes than pixels, whose images may be cut."""
 
 PARAMETERIZATIONS: dict[str, Storage] = {

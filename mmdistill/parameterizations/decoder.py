@@ -4,7 +4,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -214,99 +214,90 @@ def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> li
         return [make() for _ in range(count)]
 
 
-def hallucinated_bases(
-    task: Task, room: ImageBudget, init: InitKind, draws: Draws, count: int = 5, warm_up: int = 300
-) -> DecodedCodes:
-    """Build full-size bases and hallucinators within a budget.
+class Decoders(NamedTuple):
+    """Decoders that all codes share, and what their codes are at first.
 
     Args:
-        task: a task of images with classes.
-        room: the budget; the hallucinators alone take about that of one image per class.
-        init: how real images are chosen: the first ones are the bases, and all samples start as near as ``warm_up``
-            steps bring them to real images; with ``noise``, bases and hallucinators stay random.
+        modules: from codes to images.
+        encode: from images ``(n, channels, height, width)`` to codes that stand for them.
+    """
+
+    modules: list[nn.Module]
+    encode: Callable[[Tensor], Tensor]
+
+    def code_numel(self, room: ImageBudget) -> int:
+        """Return how many numbers a code has."""
+        return self.encode(torch.zeros(1, *room.shape)).numel()
+
+
+def hallucinators(room: ImageBudget, draws: Draws, count: int) -> Decoders:
+    """Return hallucinators, whose codes are full-size bases; alone they take about the bytes of one image per class.
+
+    Args:
+        room: the budget.
         draws: the key.
-        count: hallucinators.
-        warm_up: steps of the start.
-    Raises:
-        ConfigError: a budget that the hallucinators alone exhaust.
+        count: how many.
     Source: Liu et al., NeurIPS 2022; survey Sec. 3.4.3.
     """
-    decoders = hallucinators(room, draws, count)
-    return _of_their_own(task, room, decoders, room.numel, lambda images: images, init, draws, warm_up)
+    return Decoders(
+        make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators")), lambda images: images
+    )
 
 
-def hallucinators(room: ImageBudget, draws: Draws, count: int) -> list[nn.Module]:
-    """Return so many hallucinators of a task's images."""
-    return make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
+def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, width: int) -> Decoders:
+    """Return decoders of small codes.
+
+    Args:
+        room: the budget.
+        draws: the key.
+        factor: how many times an image's sides are a code's, a power of two.
+        count: how many.
+        width: their hidden channels.
+    Raises:
+        ConfigError: a factor that does not divide the sides.
+    Differs from: sizes of codes and decoders, and the start near real images, are this library's own.
+    Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
+    """
+    room.require_divisor(factor)
+    made = make_decoders(lambda: LatentDecoder(room.shape[0], factor, width), count, draws.fold("decoders"))
+    return Decoders(made, partial(F.avg_pool2d, kernel_size=factor))
 
 
-def latent_codes(
-    task: Task,
-    room: ImageBudget,
-    init: InitKind,
-    draws: Draws,
-    factor: int = 4,
-    count: int = 2,
-    width: int = 8,
-    warm_up: int = 300,
+DecoderKind = Callable[[ImageBudget, Draws], Decoders]
+"""Makes decoders of one kind for the images of a budget."""
+
+
+def decoded_codes(
+    task: Task, room: ImageBudget, init: InitKind, draws: Draws, kind: DecoderKind, warm_up: int = 300
 ) -> DecodedCodes:
-    """Build small latent codes and decoders within a budget.
+    """Build as many codes as fit into a budget beside their decoders.
 
     Args:
         task: a task of images with classes.
         room: the budget.
-        init: how real images are chosen, to which ``warm_up`` steps bring the samples; with ``noise``, none are taken.
+        init: how real images are chosen, which codes stand for at first, and to which ``warm_up`` steps bring the
+            decoded ones; with ``noise``, codes are of noise and none are fitted.
         draws: the key.
-        factor: how many times an image's sides are a code's, a power of two.
-        count: decoders.
-        width: their hidden channels.
+        kind: of decoders, :func:`hallucinators` or :func:`latent_decoders`.
         warm_up: steps of the start.
     Raises:
-        ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
-    Differs from: sizes of codes and decoders, and the start near real images, are this library's own.
-    Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
+        ConfigError: a budget that the decoders alone exhaust.
     """
-    decoders, numel = latent_decoders(room, draws, factor, count, width), room.numel // factor**2
-    return _of_their_own(task, room, decoders, numel, partial(F.avg_pool2d, kernel_size=factor), init, draws, warm_up)
-
-
-def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, width: int) -> list[nn.Module]:
-    """Return so many decoders of small codes.
-
-    Raises:
-        ConfigError: a factor that does not divide the sides.
-    """
-    room.require_divisor(factor)
-    return make_decoders(lambda: LatentDecoder(room.shape[0], factor, width), count, draws.fold("decoders"))
-
-
-def _of_their_own(
-    task: Task,
-    room: ImageBudget,
-    decoders: Sequence[nn.Module],
-    numel: int,
-    encode: Callable[[Tensor], Tensor],
-    init: InitKind,
-    draws: Draws,
-    warm_up: int,
-) -> DecodedCodes:
-    """Return as many codes of so many numbers each as fit into a budget beside their decoders, started."""
-    per_class = room.codes_per_class(numel, decoders, len(decoders))
+    decoders = kind(room, draws)
+    per_class = room.codes_per_class(decoders.code_numel(room), decoders.modules, len(decoders.modules))
 
     def make(codes: Tensor, labels: Labels) -> DecodedCodes:
-        return DecodedCodes(
-            codes, decoders, labels, room.classes(per_class).to(codes.device), room.num_classes, room.tiles
-        )
+        classes = room.classes(per_class).to(codes.device)
+        return DecodedCodes(codes, decoders.modules, labels, classes, room.num_classes, room.tiles)
 
-    return started(task, room, per_class, len(decoders), encode, make, init, draws, warm_up)
+    return started(task, room, per_class, decoders, make, init, draws, warm_up)
 
 
 def started(
     task: Task,
     room: ImageBudget,
     per_class: int,
-    styles: int,
-    encode: Callable[[Tensor], Tensor],
+    decoders: Decoders,
     make: Callable[[Tensor, Labels], Made],
     init: InitKind,
     draws: Draws,
@@ -318,15 +309,15 @@ def started(
         task: a task of images with classes.
         room: the budget.
         per_class: codes of each class.
-        styles: images that are decoded from each code.
-        encode: from images ``(n, channels, height, width)`` to codes that stand for them.
-        make: of such codes, one for each image to start from, and their labels.
+        decoders: each of which decodes every code.
+        make: of codes, each of an image to start from, and their labels.
         init: how real images are chosen; with ``noise``, none are fitted.
         draws: the key.
         warm_up: steps of fitting.
     """
+    styles = len(decoders.modules)
     targets = room.targets(task, per_class * styles, init, draws)
-    made = make(encode(targets[::styles]), room.labels(per_class, styles)).to(task.device)
+    made = make(decoders.encode(targets[::styles]), room.labels(per_class, styles)).to(task.device)
     if init != "noise":
         fit_to_images(made, targets, warm_up, draws)
     return made

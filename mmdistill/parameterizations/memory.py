@@ -1,8 +1,7 @@
 """Addressing matrices: samples are linear combinations of a few bases that all classes share (Eq. 29)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from mmdistill.labels import Labels
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget, bytes_of
 from mmdistill.parameterizations.decoder import (
     Decoded,
-    hallucinators,
-    latent_decoders,
+    DecoderKind,
+    Decoders,
     started,
     stored_decoders,
 )
@@ -208,80 +207,37 @@ def _sizes(room: ImageBudget, factor: int, multiple: int, bases: int) -> tuple[i
     return samples, count
 
 
-def addressed_latents(
-    task: Task,
-    room: ImageBudget,
-    init: InitKind,
-    draws: Draws,
-    factor: int = 4,
-    count: int = 2,
-    width: int = 8,
-    multiple: int = 16,
+def addressed_codes(
+    task: Task, room: ImageBudget, init: InitKind, draws: Draws, kind: DecoderKind, multiple: int
 ) -> AddressedCodes:
-    """Build small latent codes that classes share as well, and decoders, within a budget.
+    """Build combinations of as many codes that classes share as fit into a budget beside decoders and addresses.
 
     Args:
         task: a task of images with classes.
         room: the budget.
         init: how real images are chosen, to which steps bring the decoded ones; with ``noise``, none are fitted.
         draws: the key.
-        factor: how many times an image's sides are a code's, a power of two.
-        count: decoders.
-        width: their hidden channels.
+        kind: of decoders, as for :func:`~mmdistill.parameterizations.decoder.decoded_codes`.
         multiple: how many combinations stand for each raw image.
     Raises:
-        ConfigError: a factor that does not divide the sides, or a budget that leaves no code.
+        ConfigError: a budget that leaves no code.
     """
-    decoders = latent_decoders(room, draws, factor, count, width)
-    return _combined(task, room, decoders, partial(F.avg_pool2d, kernel_size=factor), multiple, init, draws)
-
-
-def addressed_bases(
-    task: Task, room: ImageBudget, init: InitKind, draws: Draws, count: int = 5, multiple: int = 4
-) -> AddressedCodes:
-    """Build full-size bases that classes share as well, and hallucinators, within a budget.
-
-    Args:
-        task: a task of images with classes.
-        room: the budget.
-        init: how real images are chosen, to which steps bring the decoded ones; with ``noise``, none are fitted.
-        draws: the key.
-        count: hallucinators.
-        multiple: how many combinations stand for each raw image.
-    Raises:
-        ConfigError: a budget that leaves no basis.
-    """
-    return _combined(task, room, hallucinators(room, draws, count), lambda images: images, multiple, init, draws)
-
-
-def _combined(
-    task: Task,
-    room: ImageBudget,
-    decoders: Sequence[nn.Module],
-    encode: Callable[[Tensor], Tensor],
-    multiple: int,
-    init: InitKind,
-    draws: Draws,
-    warm_up: int = 300,
-) -> AddressedCodes:
-    """Return combinations of as many shared codes as fit into a budget beside decoders and addresses, started."""
-    combinations = multiple * room.per_class
+    decoders = kind(room, draws)
+    combinations, codes = multiple * room.per_class, shared_codes(room, decoders, multiple)
 
     def make(wanted: Tensor, labels: Labels) -> AddressedCodes:
-        codes = shared_codes(room, wanted[0].numel(), decoders, multiple)
         memory, addresses = best_approximation(wanted, codes, draws)
         by_class = addresses.view(room.num_classes, combinations, codes).transpose(0, 1)
-        return AddressedCodes(memory, by_class, decoders, labels, room.tiles)
+        return AddressedCodes(memory, by_class, decoders.modules, labels, room.tiles)
 
-    return started(task, room, combinations, len(decoders), encode, make, init, draws, warm_up)
+    return started(task, room, combinations, decoders, make, init, draws, warm_up=300)
 
 
-def shared_codes(room: ImageBudget, numel: int, decoders: Sequence[nn.Module], multiple: int) -> int:
+def shared_codes(room: ImageBudget, decoders: Decoders, multiple: int) -> int:
     """Return how many codes that all classes share fit into a budget, beside decoders and addresses.
 
     Args:
         room: the budget.
-        numel: numbers in one code.
         decoders: the decoders.
         multiple: how many combinations stand for each raw image.
     Raises:
@@ -289,7 +245,8 @@ def shared_codes(room: ImageBudget, numel: int, decoders: Sequence[nn.Module], m
     """
     if multiple < 1:
         raise ConfigError(f"combinations per raw image are at least 1, got {multiple}")
-    taken, labels = bytes_of(decoders), room.code_label_bytes(len(decoders))
+    numel, taken = decoders.code_numel(room), bytes_of(decoders.modules)
+    labels = room.code_label_bytes(len(decoders.modules))
 
     def fitting(room: ImageBudget) -> int:
         combinations = room.num_classes * room.per_class * multiple

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,9 @@ from mmdistill.parameterizations.decoder import (
     DecodedCodes,
     Hallucinator,
     LatentDecoder,
-    hallucinated_bases,
-    latent_codes,
+    decoded_codes,
+    hallucinators,
+    latent_decoders,
     make_decoders,
 )
 from mmdistill.parameterizations.memory import (
@@ -208,7 +210,8 @@ def test_bases_are_enlarged_between_the_centres_of_their_pixels() -> None:
 
 
 def test_hallucinated_bases_start_as_real_images_of_their_class(task: ImageTask) -> None:
-    made = hallucinated_bases(task, ImageBudget.of(task, 40, "hard"), "real", KEY, count=2, warm_up=0)
+    room = ImageBudget.of(task, 40, "hard")
+    made = decoded_codes(task, room, "real", KEY, partial(hallucinators, count=2), warm_up=0)
     nearest = torch.cdist(made.codes.detach().flatten(1), task.data.normalise(task.data.train_images).flatten(1))
     per_class = len(made.codes) // 10
     assert per_class > 1
@@ -219,6 +222,7 @@ def test_large_starts_are_fitted_in_minibatches_nearly_as_well(
     task: ImageTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room, taken = ImageBudget.of(task, 5, "hard"), list[int]()
+    kind = partial(latent_decoders, factor=2, count=2, width=4)
     images_of = DecodedCodes.images_of
 
     def noted(self: DecodedCodes, codes: Tensor) -> Tensor:
@@ -228,7 +232,7 @@ def test_large_starts_are_fitted_in_minibatches_nearly_as_well(
     def distance(at_once: int, steps: int = 60) -> float:
         monkeypatch.setattr("mmdistill.parameterizations.decoder.FITTED_AT_ONCE", at_once)
         taken.clear()
-        made = latent_codes(task, room, "real", KEY, factor=2, width=4, warm_up=steps)
+        made = decoded_codes(task, room, "real", KEY, kind, steps)
         assert len(taken) == steps
         targets = room.targets(task, len(made.codes) // 10 * 2, "real", KEY)
         return float((images_of(made, made.codes.detach()).detach() - targets).square().mean())

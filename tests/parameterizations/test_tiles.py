@@ -1,8 +1,10 @@
 """Codes of any kind whose images are cut into tiles, and addressed codes behind decoders: equal to loops over them."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.coresets import choose_repeatedly
@@ -15,11 +17,18 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import Canvases
 from mmdistill.parameterizations.combination import CombinedImages
-from mmdistill.parameterizations.decoder import DecodedCodes, LatentDecoder, hallucinated_bases, make_decoders
+from mmdistill.parameterizations.decoder import (
+    DecodedCodes,
+    LatentDecoder,
+    decoded_codes,
+    hallucinators,
+    latent_decoders,
+    make_decoders,
+)
 from mmdistill.parameterizations.memory import (
     AddressedCodes,
     AddressedMemory,
-    addressed_latents,
+    addressed_codes,
     memory_sizes,
     shared_codes,
 )
@@ -104,7 +113,7 @@ def test_a_composed_image_is_cut_into_the_means_that_it_was_composed_of() -> Non
 
 def test_images_that_are_cut_start_from_several_real_ones_of_their_class(task: ImageTask) -> None:
     room = ImageBudget.of(task, 16, "hard", tiles=2)
-    made = hallucinated_bases(task, room, "real", KEY, count=2, warm_up=0)
+    made = decoded_codes(task, room, "real", KEY, partial(hallucinators, count=2), warm_up=0)
     bases = len(made.codes) // 10
     chosen = task.select(choose_repeatedly(task, "real", torch.full((10,), bases * 2 * 4), KEY))
     assert isinstance(chosen.inputs, Tensor)
@@ -128,7 +137,8 @@ def test_addressed_codes_are_decoded_as_their_combinations_are() -> None:
 
 def test_addressed_latents_start_near_real_images(task: ImageTask) -> None:
     room = ImageBudget.of(task, 4, "hard")
-    made = addressed_latents(task, room, "real", KEY, factor=2, count=2, width=4, multiple=2)
+    kind = partial(latent_decoders, factor=2, count=2, width=4)
+    made = addressed_codes(task, room, "real", KEY, kind, multiple=2)
     targets = room.targets(task, 2 * 4 * 2, "real", KEY)
     with torch.no_grad():
         error = F.mse_loss(made(KEY).inputs, targets)  # type: ignore[arg-type]
@@ -137,15 +147,15 @@ def test_addressed_latents_start_near_real_images(task: ImageTask) -> None:
 
 def test_shared_codes_and_their_combinations_fill_the_bytes(task: ImageTask) -> None:
     room = ImageBudget.of(task, 40, "hard")
-    decoders: list[nn.Module] = list(make_decoders(lambda: LatentDecoder(1, 2, 2), 2, KEY))
-    taken = sum(p.numel() for decoder in decoders for p in decoder.parameters()) * 4
-    found = shared_codes(room, 16, decoders, 3)
+    decoders = latent_decoders(room, KEY, factor=2, count=2, width=2)
+    taken = sum(p.numel() for decoder in decoders.modules for p in decoder.parameters()) * 4
+    found = shared_codes(room, decoders, 3)
     each, labels = 4 * (16 + 10 * 40 * 3), 10 * 40 * 3
     assert found * each + taken + labels <= 40 * 10 * 257 < (found + 1) * each + taken + labels
     with pytest.raises(ConfigError, match=r"one code and 200 combinations; no larger budget .*; hard labels, which"):
-        shared_codes(ImageBudget(1, (1, 8, 8), 10, "unrestricted"), 16, decoders, 20)
+        shared_codes(ImageBudget(1, (1, 8, 8), 10, "unrestricted"), decoders, 20)
     with pytest.raises(ConfigError, match="combinations per raw image are at least 1, got 0"):
-        shared_codes(room, 16, decoders, 0)
+        shared_codes(room, decoders, 0)
     with pytest.raises(ConfigError, match=r"leave no basis .*; hard labels, which samples share"):
         memory_sizes(ImageBudget.of(task, 1, "soft", tiles=3))
 
