@@ -143,26 +143,24 @@ class ImageData:
         classes = classes.tolist() if isinstance(classes, Tensor) else classes
         if isinstance(classes, str) or not isinstance(classes, Sequence) or len(classes) < 2:
             raise ConfigError(f"a list of two or more classes is taken, got {classes!r}")
-        chosen = [names.index(one) if one in names else one for one in classes]
-        for one in chosen:
-            if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= one < len(names):
+        chosen: list[int] = []
+        for one in classes:
+            index = names.index(one) if one in names else one
+            if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= index < len(names):
                 raise ConfigError(f"{self.name} has no class {one!r}{did_you_mean(str(one), names)}")
+            chosen.append(int(index))
         if len(set(chosen)) < len(chosen):
             raise ConfigError(f"each class is taken once, got {list(classes)}")
         numbers = torch.full((len(names),), -1)
-        numbers[torch.tensor([int(one) for one in chosen])] = torch.arange(len(chosen))
-        (images, labels), (test_images, test_labels) = (
-            (images[mine], numbers[labels[mine]])
-            for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels))
-            for mine in [numbers[labels] >= 0]
-        )
+        numbers[torch.tensor(chosen)] = torch.arange(len(chosen))
+        mine, mine_to_test = (numbers[labels] >= 0 for labels in (self.train_labels, self.test_labels))
         return replace(
             self,
-            train_images=images,
-            train_labels=labels,
-            test_images=test_images,
-            test_labels=test_labels,
-            class_names=tuple(names[int(one)] for one in chosen),
+            train_images=self.train_images[mine],
+            train_labels=numbers[self.train_labels[mine]],
+            test_images=self.test_images[mine_to_test],
+            test_labels=numbers[self.test_labels[mine_to_test]],
+            class_names=tuple(names[index] for index in chosen),
         )
 
     def scaled(self, images: Tensor) -> Tensor:
@@ -222,26 +220,9 @@ def build(
         DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class, a single class,
             training and test images of two types or scales.
     """
-    count = len(class_names) if class_names is not None else None
-    images, labels = check(f"training images of {name}", *train, num_classes=count)
-    count = count or int(labels.max()) + 1
-    if count == 1:
-        only = f"class {class_names[0]!r}" if class_names else "class 0"
-        raise DataError(f"{name} has the single {only}; a classification set needs at least two")
-    if class_names is None and count > len(labels):
-        raise DataError(
-            f"{name} has {len(labels)} training images, and labels up to {count - 1}; number the classes without gaps"
-        )
-    empty = (torch.bincount(labels, minlength=count) == 0).nonzero().flatten().tolist()
-    if empty == [0] and class_names is None:
-        raise DataError(f"{name} has no training image of class 0: {from_one(count - 1)}")
-    if empty:
-        named = [class_names[index] if class_names is not None else str(index) for index in empty]
-        raise DataError(
-            f"{name} has no training image of class {', '.join(named[:5])} (of {count} classes); add some, or number "
-            "the labels without gaps"
-        )
-    names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
+    most = None if class_names is None else len(class_names)
+    images, labels = check(f"training images of {name}", *train, num_classes=most)
+    names = _names_of(name, labels, class_names)
     if test is None:
         alike = alike_images(images)
         repeats = int((alike != torch.arange(len(alike))).sum())
@@ -249,24 +230,8 @@ def build(
         notes += tuple(repeated_note(repeats, len(alike), "images"))
         images, labels, test_images, test_labels = split(name, images, labels, alike, seed, class_names)
     else:
-        test_images, test_labels = check(f"test images of {name}", *test, num_classes=count)
-    if test_images.shape[1:] != images.shape[1:]:
-        raise DataError(
-            f"test images of {name} are {tuple(test_images.shape[1:])} and training images {tuple(images.shape[1:])} "
-            "(channels, height, width); they must agree"
-        )
-    extremes = [tuple(float(value) for value in torch.aminmax(part)) for part in (images, test_images)]
-    if images.dtype != test_images.dtype or _scales_differ(*extremes):
-        train_range, test_range = (
-            f"{str(part.dtype).removeprefix('torch.')} from {low:g} to {high:g}"
-            for part, (low, high) in zip((images, test_images), extremes, strict=True)
-        )
-        raise DataError(
-            f"training images of {name} are {train_range}, test images {test_range}; give both in one type and scale"
-        )
-    low, high = extremes[0]
-    if low == high:
-        raise DataError(f"the training images of {name} are all alike: every pixel is {low:g}")
+        test_images, test_labels = check(f"test images of {name}", *test, num_classes=len(names))
+    _require_comparable(name, images, test_images)
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
     mean, std = moments or channel_moments(images, scale)
     return ImageData(
@@ -284,6 +249,53 @@ def build(
         judge_epochs,
         notes=(*notes, *untested(test_labels, names, "image"), *missing_like(names)),
     )
+
+
+def _names_of(name: str, labels: Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of classes, numbers where none are given.
+
+    Raises:
+        DataError: a single class, or one without a training image.
+    """
+    count = len(given) if given is not None else int(labels.max()) + 1
+    if given is None and count > len(labels):  # before so many numbers take memory
+        raise DataError(
+            f"{name} has {len(labels)} training images, and labels up to {count - 1}; number the classes without gaps"
+        )
+    names = tuple(given) if given is not None else tuple(map(str, range(count)))
+    if count == 1:
+        only = f"class {names[0]!r}" if given is not None else "class 0"
+        raise DataError(f"{name} has the single {only}; a classification set needs at least two")
+    empty = (torch.bincount(labels, minlength=count) == 0).nonzero().flatten().tolist()
+    if empty == [0] and given is None:
+        raise DataError(f"{name} has no training image of class 0: {from_one(count - 1)}")
+    if empty:
+        raise DataError(
+            f"{name} has no training image of class {', '.join(names[index] for index in empty[:5])} (of {count} "
+            "classes); add some, or number the labels without gaps"
+        )
+    return names
+
+
+def _require_comparable(name: str, images: Tensor, test_images: Tensor) -> None:
+    """Refuse training and test images of two shapes, types or scales, and training images that are all alike."""
+    if test_images.shape[1:] != images.shape[1:]:
+        raise DataError(
+            f"test images of {name} are {tuple(test_images.shape[1:])} and training images {tuple(images.shape[1:])} "
+            "(channels, height, width); they must agree"
+        )
+    extremes = [tuple(float(value) for value in torch.aminmax(part)) for part in (images, test_images)]
+    if images.dtype != test_images.dtype or _scales_differ(*extremes):
+        train_range, test_range = (
+            f"{str(part.dtype).removeprefix('torch.')} from {low:g} to {high:g}"
+            for part, (low, high) in zip((images, test_images), extremes, strict=True)
+        )
+        raise DataError(
+            f"training images of {name} are {train_range}, test images {test_range}; give both in one type and scale"
+        )
+    low, high = extremes[0]
+    if low == high:
+        raise DataError(f"the training images of {name} are all alike: every pixel is {low:g}")
 
 
 def enough_epochs(images: int) -> int:
