@@ -40,6 +40,12 @@ def moments_on(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
 
 
+def standardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return images ``(..., channels, height, width)`` with channels of mean 0 and deviation 1, by those given."""
+    shift, spread = moments_on(mean, std, images.device)
+    return (images - shift) / spread
+
+
 def destandardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return standardised images ``(..., channels, height, width)`` with channels of this mean and deviation."""
     shift, spread = moments_on(mean, std, images.device)
@@ -169,8 +175,7 @@ class ImageData:
 
     def standardised(self, images: Tensor) -> Tensor:
         """Return raw images with channels of mean 0 and deviation 1, as over the training set."""
-        mean, std = moments_on(self.mean, self.std, images.device)
-        return (self.scaled(images) - mean) / std
+        return standardised(self.scaled(images), self.mean, self.std)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return raw images ``(..., channels, height, width)`` in normalised units, float32; whitened where asked."""
@@ -285,7 +290,9 @@ def _require_comparable(name: str, images: Tensor, test_images: Tensor) -> None:
             "(channels, height, width); they must agree"
         )
     extremes = [tuple(float(value) for value in torch.aminmax(part)) for part in (images, test_images)]
-    if images.dtype != test_images.dtype or _scales_differ(*extremes):
+    largest = [max(map(abs, values)) for values in extremes]
+    scales_differ = min(largest) > 0 and max(largest) > SCALES_APART * min(largest)  # as of [0, 1] and [0, 255]
+    if images.dtype != test_images.dtype or scales_differ:
         train_range, test_range = (
             f"{str(part.dtype).removeprefix('torch.')} from {low:g} to {high:g}"
             for part, (low, high) in zip((images, test_images), extremes, strict=True)
@@ -301,12 +308,6 @@ def _require_comparable(name: str, images: Tensor, test_images: Tensor) -> None:
 def enough_epochs(images: int) -> int:
     """Return for how many epochs a judge trains on a whole set of so many images: 30, or 1,000 updates if more."""
     return max(WHOLE_EPOCHS, -(-WHOLE_UPDATES // -(-images // WHOLE_BATCH)))
-
-
-def _scales_differ(*extremes: Sequence[float]) -> bool:
-    """Return whether the largest absolute values of two splits are as far apart as those of [0, 1] and [0, 255]."""
-    largest = [max(map(abs, values)) for values in extremes]
-    return min(largest) > 0 and max(largest) > SCALES_APART * min(largest)
 
 
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from mmdistill.checks import are_numbers
 from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.execution.isolation import isolated, recordable
-from mmdistill.image.data import SCALES_APART, moments_on
+from mmdistill.image.data import SCALES_APART, destandardised, standardised
 from mmdistill.image.whitening import Whitening
 from mmdistill.task import TaskInfo, one_tensor
 
@@ -52,8 +52,7 @@ def normalised(images: Any, found: DistilledSet) -> Tensor:
     _require_scale(raw, units, found)
     scaled = raw.to(torch.float32) / units["scale"]
     if mean:
-        shift, spread = moments_on(mean, std, raw.device)
-        scaled = (scaled - shift) / spread
+        scaled = standardised(scaled, mean, std)
     return scaled if whitening is None else whitening.apply(scaled)
 
 
@@ -81,8 +80,7 @@ def to_pixels(found: DistilledSet) -> Tensor:
         flat = torch.linalg.solve(whitening.matrix.double(), images.flatten(1).double().T).T
         images = (flat.float() + whitening.mean).view_as(images)
     if mean:
-        shift, spread = moments_on(mean, std, images.device)
-        images = images * spread + shift
+        images = destandardised(images, mean, std)
     low, high = units.get("range", (0.0, 1.0))
     raw: Tensor = images.clamp(low, high) * units["scale"]
     return raw if units["scale"] == 1 else raw.round().to(torch.uint8)

@@ -15,7 +15,8 @@ The matrix is fitted to the training images once and kept in the user's cache fo
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from mmdistill.execution.precision import matrix_products
 from mmdistill.image.data import ImageData
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import known_name
 from mmdistill.runtime import cache_folder, remove_stale_parts
 from mmdistill.store import read_tensors, write_tensors
 
@@ -160,9 +161,7 @@ def whitened(data: ImageData, kind: str) -> ImageData:
         DataError: images that are all alike.
         UnsupportedError: images too large for a matrix over all their values.
     """
-    found = next((known for known in KINDS if known == canonical(kind)), None)
-    if found is None:
-        raise unknown_name("whitening", kind, KINDS)
+    found = cast(Kind, known_name("whitening", kind, KINDS))
     if data.whitening is not None:
         raise ConfigError(f"{data.name} is whitened already ({data.whitening.kind})")
     size = data.train_images[0].numel()
@@ -173,19 +172,27 @@ def whitened(data: ImageData, kind: str) -> ImageData:
         )
     units = hashlib.blake2b(repr((data.scale, data.mean, data.std)).encode(), digest_size=4).hexdigest()
     path = cache_folder() / "whitening" / f"{data.fingerprint}-{units}-{found}.safetensors"
-    try:
-        tensors, _ = read_tensors(path) if path.exists() else ({}, {})
-        scalars = tensors["scalars"].tolist() if tensors else []
-        kept = Whitening(found, tensors["mean"], tensors["matrix"], tensors["inverse"], *scalars) if tensors else None
-    except (CheckpointError, KeyError, TypeError, OSError):
-        kept = None  # a damaged cache is made anew
+    kept = _kept(path, found)
     if kept is None:
         kept = fit_whitening(data, found)
-        scalars_tensor = torch.tensor([kept.offset, kept.norm], dtype=torch.float64)
-        content = {"mean": kept.mean, "matrix": kept.matrix, "inverse": kept.inverse, "scalars": scalars_tensor}
-        remove_stale_parts(path.parent)
-        try:
-            write_tensors(path, content)
-        except OSError as error:
-            logger.warning("the whitening could not be cached at %s (%s); it will be fitted again", path, error)
+        _keep(path, kept)
     return replace(data, whitening=kept)
+
+
+def _kept(path: Path, kind: Kind) -> Whitening | None:
+    """Return the whitening that a file of the cache folder keeps; None of one that is missing or damaged."""
+    try:
+        tensors, _ = read_tensors(path)
+        return Whitening(kind, tensors["mean"], tensors["matrix"], tensors["inverse"], *tensors["scalars"].tolist())
+    except (CheckpointError, KeyError, TypeError, OSError):
+        return None
+
+
+def _keep(path: Path, made: Whitening) -> None:
+    """Keep a whitening in a file of the cache folder; where that cannot be written, a warning says so."""
+    scalars = torch.tensor([made.offset, made.norm], dtype=torch.float64)
+    remove_stale_parts(path.parent)
+    try:
+        write_tensors(path, {"mean": made.mean, "matrix": made.matrix, "inverse": made.inverse, "scalars": scalars})
+    except OSError as error:
+        logger.warning("the whitening could not be cached at %s (%s); it will be fitted again", path, error)
