@@ -18,6 +18,11 @@ class Readout(NamedTuple):
     weight: str
     bias: str | None
 
+    def outputs(self, params: Tensors, embedded: Tensor) -> Tensor:
+        """Return what the layer makes of embeddings ``(..., d)``."""
+        found = embedded @ params[self.weight].T
+        return found if self.bias is None else found + params[self.bias]
+
 
 def readout_of(state: NetworkState, classes: int, width: int) -> Readout | None:
     """Return the last layer that can be linear from embeddings to outputs, by the shapes of its parameters.
@@ -141,8 +146,7 @@ def require_readout(name: str, task: Task) -> None:
         embedded, outputs = task.features(state, inputs)[-1], task.predict(state, inputs)[0]
         readout = readout_of(state, task.num_classes or 0, embedded.shape[1])
         if readout is not None:
-            found = embedded @ state.params[readout.weight].T
-            found = found if readout.bias is None else found + state.params[readout.bias]
+            found = readout.outputs(state.params, embedded)
             if found.shape == outputs.shape and torch.allclose(found, outputs, rtol=1e-3, atol=1e-4):
                 return
     raise ConfigError(

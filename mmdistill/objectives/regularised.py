@@ -82,13 +82,11 @@ def class_losses(network: Network, batch: ClassBatch, embeddings: Tensor) -> Ten
     Raises:
         ConfigError: no last layer that could be linear.
     """
-    params, classes = network.state.params, cast(int, network.task.num_classes)
+    classes = cast(int, network.task.num_classes)
     readout = readout_of(network.state, classes, embeddings.shape[-1])
     if readout is None:
         raise ConfigError(f"the network has no linear layer of {classes} outputs on an embedding")
-    logits = embeddings @ params[readout.weight].T
-    if readout.bias is not None:
-        logits = logits + params[readout.bias]
+    logits = readout.outputs(network.state.params, embeddings)
     weight = batch.batch.weight
     losses = soft_cross_entropy(logits, one_tensor(batch.batch.targets, "regularised matching"))
     return (weight * losses).sum(1) / weight.sum(1)
