@@ -194,17 +194,18 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
 def _sizes(room: ImageBudget, factor: int, multiple: int, bases: int) -> tuple[int, int]:
     """Return the samples of each class and the bases, below 1 where the budget holds none."""
     basis, per_label = room.numel // factor**2, room.num_classes * room.code_label_bytes()
-    if bases:
-        count = bases * room.per_class
-        left = room.stored_bytes - FLOAT_BYTES * basis * count
-        samples = left // (FLOAT_BYTES * room.num_classes * count + per_label)
-    most = min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes) // room.samples_per_image
-    most = max(most, multiple * room.per_class)
-    if not bases or samples > most:
-        samples = most if bases else room.per_class * multiple
-        total = samples * room.num_classes
-        count = (room.stored_bytes - samples * per_label) // (FLOAT_BYTES * (basis + total))
-    return samples, count
+
+    def beside(samples: int) -> int:
+        return (room.stored_bytes - samples * per_label) // (FLOAT_BYTES * (basis + samples * room.num_classes))
+
+    wanted = multiple * room.per_class
+    if not bases:
+        return wanted, beside(wanted)
+    count = bases * room.per_class
+    left = room.stored_bytes - FLOAT_BYTES * basis * count
+    samples = left // (FLOAT_BYTES * room.num_classes * count + per_label)
+    most = max(min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes) // room.samples_per_image, wanted)
+    return (samples, count) if samples <= most else (most, beside(most))
 
 
 def addressed_codes(
