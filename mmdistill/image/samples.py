@@ -218,8 +218,7 @@ def _stacked(samples: Iterable[Any], what: str, size: int | None = None) -> tupl
         DataError: samples of several shapes or types.
     """
     images: list[Tensor] = []
-    modes: set[str | None] = set()
-    refitted = 0
+    pictures, refitted = True, 0
     for index, sample in enumerate(samples):
         image = as_tensor(sample, f"{what}: item {index}")
         if size is not None:
@@ -227,20 +226,19 @@ def _stacked(samples: Iterable[Any], what: str, size: int | None = None) -> tupl
                 raise _unsizable(what)
             if image.shape[1:] != (size, size):
                 image, refitted = resized(image, size, size), refitted + 1
-        modes.add(sample.mode if isinstance(sample, Image.Image) else None)
+        pictures &= isinstance(sample, Image.Image)
         first = images[0] if images else image
-        grown = len(image) != len(first) and None not in modes
+        grown = len(image) != len(first) and pictures
         if image.shape[grown:] != first.shape[grown:] or image.dtype != first.dtype:
             raise DataError(
                 f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {first.dtype} of "
                 f"{tuple(first.shape)}; bring all samples to one shape and type"
-                f"{'' if None in modes else ', of pictures by asking for a size (--size 64, or size=64)'}"
+                f"{', of pictures by asking for a size (--size 64, or size=64)' * pictures}"
             )
         images.append(image)
     if not images:
         raise DataError(f"{what} is empty")
-    # Pictures of two levels alone have always come in three channels; runs of these go on.
-    channels = 3 if modes == {"1"} else max(map(len, images))
+    channels = max(map(len, images))
     found = torch.stack([image.expand(channels, -1, -1) for image in images])
     return found, resizing_notes(what, refitted, size)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.coresets import briefly_trained
 from mmdistill.errors import ConfigError, MmdistillError, first_line
+from mmdistill.execution.memory import exhausted
 from mmdistill.execution.portions import samples_at_once, with_gradients
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
@@ -231,9 +232,11 @@ def generated_samples(
     try:
         with torch.no_grad():
             shape = made.decode(made.latents[:1], classes[:1]).shape
-    except (MmdistillError, MemoryError, torch.OutOfMemoryError):
+    except MmdistillError:
         raise
     except Exception as error:  # whatever a generator of the user's raises
+        if exhausted(error):
+            raise
         given = f"latents (1, {latent_size})" + " and classes (1,)" * conditional
         raise ConfigError(f"the generator cannot take {given}: {first_line(error)}") from error
     if shape != (1, *room.shape):

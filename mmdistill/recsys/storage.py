@@ -135,7 +135,8 @@ def mean_field_interactions(
     """Return a way of storing users as dense weighted rows, starting from real users.
 
     Args:
-        interactions_per_user: gamma, unless the settings give it; by default :data:`MASS_RATIO` times the mean row.
+        interactions_per_user: gamma, of which a quarter of the items is the most, unless the settings give it, whose
+            number is taken as it is; by default :data:`MASS_RATIO` times the mean row.
         temperature: tau.
         mass_penalty: weight of the mean row mass relative to the real one.
         scale: the initial logit of an item that the real user has; others start at 0.
@@ -161,8 +162,8 @@ def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
     """Return a way of storing users as lists of items; each starts from the most frequent items of a few real users.
 
     Args:
-        interactions_per_user: gamma, exact, unless the settings give it; by default :func:`binary_ratio` times the mean
-            real row.
+        interactions_per_user: gamma, of which a quarter of the items is the most, unless the settings give it, whose
+            number is taken as it is; by default :func:`binary_ratio` times the mean real row.
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:

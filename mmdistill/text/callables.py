@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, MmdistillError, ShapeError, first_line
 from mmdistill.execution.isolation import recordable
+from mmdistill.execution.memory import exhausted
 from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder
 
 SKETCHED = (4, 8)
@@ -70,9 +71,11 @@ class CallableEncoder(SentenceEncoder):
         try:
             with torch.no_grad():
                 found = self.function(plain)
-        except (MmdistillError, MemoryError, torch.OutOfMemoryError):
+        except MmdistillError:
             raise
         except Exception as error:  # whatever a function of the user's raises
+            if exhausted(error):
+                raise
             raise ConfigError(f"the encoder {self.name!r} failed: {first_line(error)}") from error
         if hasattr(found, "toarray"):
             raise ConfigError(

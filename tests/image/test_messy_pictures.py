@@ -143,7 +143,7 @@ def test_pictures_of_several_modes_come_as_from_a_folder(tmp_path: Path, modes: 
 
 
 def test_pictures_of_one_mode_keep_their_channels() -> None:
-    for mode, channels in (("L", 1), ("RGB", 3), ("1", 3), ("RGBA", 3)):
+    for mode, channels in (("L", 1), ("RGB", 3), ("1", 1), ("RGBA", 3)):
         assert load(Samples([picture(number, mode) for number in range(8)])).shape == (channels, HEIGHT, WIDTH)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.generator import (
     GeneratorRecipe,
@@ -372,6 +372,15 @@ def test_a_generator_of_the_users_own(task: ImageTask) -> None:
         distill(task, "dm", ipc=1, parameterization=of_generator(wide, 6))
     with pytest.raises(ConfigError, match=r"the generator cannot take latents \(1, 5\): .*mat1 and mat2"):
         distill(task, "dm", ipc=1, parameterization=of_generator(wide, 5))
+
+
+def test_a_generator_of_the_users_own_that_runs_out_of_memory_is_not_blamed(task: ImageTask) -> None:
+    class Large(nn.Module):
+        def forward(self, latents: Tensor) -> Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises(MemoryExhaustedError, match="the start of the distillation"):
+        distill(task, "dm", ipc=1, parameterization=of_generator(Large(), 6))
 
 
 def test_some_latents_give_what_all_do_and_their_own_pairs() -> None:

@@ -15,6 +15,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
+from torch import Tensor
 
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError
@@ -296,6 +297,14 @@ def test_no_more_is_tokenised_at_once_than_some_texts(
 def test_what_an_encoder_of_the_users_own_raises_is_told() -> None:
     with pytest.raises(ConfigError, match=r"the encoder '<lambda>' failed: .* by zero"):
         CallableEncoder(lambda texts: 1 // 0).encode(TEXTS)
+
+
+def test_an_encoder_of_the_users_own_that_runs_out_of_memory_is_not_blamed() -> None:
+    def encode_all(texts: Sequence[str]) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        CallableEncoder(encode_all).encode(TEXTS)
 
 
 def test_an_encoder_of_the_users_own_records_no_gradients_and_its_points_can_be_learned_from() -> None:
