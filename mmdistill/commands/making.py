@@ -306,7 +306,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     wanted, folder = schedule.experts, schedule.folder_for(task)
     recipe = _recipe_of_epochs(schedule, task, method.title, epochs)
     if is_complete(folder, wanted):
-        Experts(folder, task, wanted, recipe=recipe)  # which refuses others than are asked for
+        Experts(folder, task, wanted, recipe)  # which refuses others than are asked for
         print(f"{wanted} expert(s) are already in {folder}")
         return
     print(f"training what is missing of {wanted} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")

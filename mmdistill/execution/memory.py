@@ -19,10 +19,11 @@ PROBABLY = "unable to find an engine to execute this computation"
 seldom, for other reasons."""
 
 
-def exhausted(error: BaseException) -> bool:
-    """Return whether an error says, or probably means, that memory ran out."""
+def exhausted(error: BaseException, *, surely: bool = False) -> bool:
+    """Return whether an error says that memory ran out or, where it need not be sure, probably means it."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and any(mark in str(error) for mark in (*MARKS, PROBABLY)))
+    marks = MARKS if surely else (*MARKS, PROBABLY)
+    return known or (isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks))
 
 
 @contextmanager

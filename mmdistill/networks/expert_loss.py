@@ -33,7 +33,11 @@ def training_batch(task: Task) -> Batch:
 
 
 def batches_networks(task: Task, data: Batch) -> bool:
-    """Return whether the task's networks can train in one batched call (running statistics and dropout cannot)."""
+    """Return whether the task's networks can train in one batched call (running statistics and dropout cannot).
+
+    Raises:
+        RuntimeError: memory runs out, which says nothing of that.
+    """
     if shares_inputs(data):  # which cannot be cut to a few
         return False
     states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
@@ -42,7 +46,7 @@ def batches_networks(task: Task, data: Batch) -> bool:
     try:
         torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)
     except RuntimeError as error:
-        if exhausted(error):
+        if exhausted(error, surely=True):  # a batched convolution may lack an engine that each network's own has
             raise
         return False  # whatever else is wrong shows when they train one by one
     return True

@@ -100,7 +100,6 @@ class Experts:
         folder: where :func:`train_experts` put them.
         task: whose data and network they must be of.
         count: how many are needed.
-        epochs: how many epochs each must have, where no recipe says it.
         recipe: how they must have trained, for its epochs or more; None: in any way. More will not do where a rate
             depends on how many there are.
     Raises:
@@ -108,9 +107,7 @@ class Experts:
             training.
     """
 
-    def __init__(
-        self, folder: Path, task: Task, count: int = 1, epochs: int = 0, recipe: ExpertRecipe | None = None
-    ) -> None:
+    def __init__(self, folder: Path, task: Task, count: int = 1, recipe: ExpertRecipe | None = None) -> None:
         if not (folder / MANIFEST).exists():
             raise CheckpointError(f"{folder} holds no experts ({MANIFEST} is missing); make them with train_experts")
         self.folder = folder
@@ -121,9 +118,10 @@ class Experts:
         self.epochs = trained_epochs(self.manifest)
         wanted = identity(task, (recipe or ExpertRecipe()).reaching(self.epochs))
         require_same(folder, self.manifest, wanted, training=recipe is not None)
-        needed = epochs if recipe is None else recipe.protocol.epochs
-        if self.epochs < needed:
-            raise CheckpointError(f"the experts in {folder} trained for {self.epochs} epochs, {needed} are needed")
+        if recipe is not None and self.epochs < recipe.protocol.epochs:
+            raise CheckpointError(
+                f"the experts in {folder} trained for {self.epochs} epochs, {recipe.protocol.epochs} are needed"
+            )
         missing = [index for index in range(count) if not shard(folder, index).exists()]
         if missing:
             raise CheckpointError(
@@ -233,7 +231,7 @@ def train_experts(
                 ):
                     trainer.train(group, clock)
         remove_finished(folder)
-        return Experts(folder, task, count, recipe=recipe)
+        return Experts(folder, task, count, recipe)
 
 
 def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
@@ -246,7 +244,7 @@ def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
 def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "experts") -> Experts:
     """Open a folder's experts, first training those that it lacks and saying how long that takes, by what name."""
     if is_complete(folder, count):
-        return Experts(folder, task, count, recipe=recipe)
+        return Experts(folder, task, count, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
     logger.info("training %s in %s", what, folder)
     return train_experts(task, folder, count, recipe, progress=LoggedProgress(called))
@@ -267,7 +265,7 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
     """
     recipe = longer(recipe, folder)
     if is_complete(folder, count):
-        Experts(folder, task, count, recipe=recipe)
+        Experts(folder, task, count, recipe)
     elif (folder / MANIFEST).exists():
         require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
     missing = sum(not shard(folder, index).exists() for index in range(count))

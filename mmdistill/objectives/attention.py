@@ -53,7 +53,7 @@ class AttentionMatching(Objective):
     def check(self, task: Task) -> None:
         """Refuse tasks without classes, and networks without maps before their last layer."""
         super().check(task)
-        if len(tried_maps("attention matching", task, self.attention)) < 2:
+        if len(tried_maps(type(self).__name__, task, self.attention)) < 2:
             raise ConfigError(
                 "attention matching reads the maps of convolutions before the last one, but the network of "
                 f"{task.describe().data!r} has none; take a ConvNet of two blocks or more, or name submodules with "
@@ -103,6 +103,5 @@ def tried_maps(name: str, task: Task, read: MapReader) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return task.maps(*fresh_network(task), read)
     except (UnsupportedError, NotImplementedError) as error:
-        raise ConfigError(
-            f"{name} reads a network's maps, but that of {task.describe().data!r} has none: {error}"
-        ) from error
+        data = task.describe().data
+        raise ConfigError(f"{name} reads a network's maps, which that of {data!r} does not give: {error}") from error

@@ -48,7 +48,7 @@ class DiscriminativeMatching(Objective):
         """Refuse tasks without classes, networks without features, and those whose maps cannot be told apart."""
         super().check(task)
         require_features(type(self).__name__, task)
-        tried_maps("discriminative matching", task, EveryLayer())
+        tried_maps(type(self).__name__, task, EveryLayer())
 
     def layer_weights(self, layers: int) -> tuple[float, ...]:
         """Return one weight per layer: the early one for the first two, without the embedding, and 1 for the rest."""

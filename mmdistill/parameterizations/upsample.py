@@ -118,7 +118,7 @@ def require_images(inputs: Inputs) -> Tensor:
     """
     if isinstance(inputs, dict) or inputs.ndim != 4:
         got = f"a dict of {', '.join(inputs)}" if isinstance(inputs, dict) else f"shape {tuple(inputs.shape)}"
-        raise ConfigError(f"this parameterization stores images (n, channels, height, width), the task has {got}")
+        raise ConfigError(f"this parameterization stores images (n, channels, height, width), got {got}")
     return inputs
 
 

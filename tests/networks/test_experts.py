@@ -52,7 +52,7 @@ def copied(trained: Path, folder: Path) -> Path:
 
 def test_snapshots_are_copies_of_every_epoch(trained: Path) -> None:
     task = BlobTask()
-    found = Experts(trained, task, 3, EPOCHS)
+    found = Experts(trained, task, 3)
     losses = [float(task.loss(found.snapshot(0, e), task.select(everything(task)))) for e in range(EPOCHS + 1)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.8 * losses[0]
@@ -180,7 +180,7 @@ def test_experts_that_do_not_fit_are_refused_by_name(trained: Path, tmp_path: Pa
     with pytest.raises(CheckpointError, match="experts 3, 4 are missing"):
         Experts(trained, BlobTask(), 5)
     with pytest.raises(CheckpointError, match="trained for 3 epochs, 9 are needed"):
-        Experts(trained, BlobTask(), 3, 9)
+        Experts(trained, BlobTask(), 3, RECIPE.of_epochs(9))
     with pytest.raises(CheckpointError, match=r"another network: parameter 0.weight has shape \[8, 4\] .* \[6, 4\]"):
         Experts(trained, BlobTask(width=6))
     with pytest.raises(CheckpointError, match=r"sam = 0\.0, not 0\.01; use another folder"):
@@ -205,7 +205,7 @@ def test_experts_that_do_not_fit_are_refused_by_name(trained: Path, tmp_path: Pa
 def test_experts_in_bfloat16_train_alike_and_stand_apart(trained: Path, tmp_path: Path) -> None:
     task, lowered = BlobTask(), replace(RECIPE, precision="bf16")
     found = train_experts(task, tmp_path, 3, lowered, together=2)
-    plain = Experts(trained, task, 3, EPOCHS)
+    plain = Experts(trained, task, 3)
     for name, tensor in found.snapshot(1, EPOCHS).params.items():
         assert tensor.dtype == torch.float32
         way = plain.snapshot(1, EPOCHS).params[name] - plain.snapshot(1, 0).params[name]

@@ -164,6 +164,14 @@ def test_a_step_needs_the_memory_of_one_portion() -> None:
     assert portioned < 0.5 * whole
 
 
+def test_a_convolution_without_an_engine_for_all_networks_lets_them_train_one_by_one() -> None:
+    class Lacking(BlobTask):
+        def loss(self, *given: object, **options: object) -> Tensor:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    assert not batches_networks(Lacking(), BlobTask().select(torch.arange(4)))
+
+
 def test_memory_that_runs_out_chooses_no_way() -> None:
     def exhausting(params: Tensors, batch: Batch, step: int) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")

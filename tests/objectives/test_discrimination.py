@@ -113,7 +113,7 @@ def test_layers_that_share_a_pooling_are_refused_at_the_start() -> None:
 
     images, labels = KEY.normal(6, 2, 8, 8), torch.arange(6) % 3
     task = image_task((images, labels), test=(images, labels), model=Shared, features=["one", "head"], mirror=False)
-    with pytest.raises(ConfigError, match=r"discriminative matching reads .* give each its own"):
+    with pytest.raises(ConfigError, match=r"does not give: .* cannot be told apart; give each its own"):
         DiscriminativeMatching().check(task)
 
 
