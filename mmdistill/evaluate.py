@@ -11,7 +11,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation
 from mmdistill.execution.isolation import isolated
-from mmdistill.judgements import Judged, Judgements
+from mmdistill.judgements import Given, Judgements
 from mmdistill.judgements import Progress as Progress
 from mmdistill.names import baseline_names, canonical, in_words, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
@@ -54,8 +54,10 @@ def find_judges(
             try:
                 found.append(task.judge_name(judge) if isinstance(task, NamesJudges) else judge)
             except UnsupportedError as error:
+                if unfit is None:
+                    raise
                 refused[judge] = error
-    if refused and (unfit is None or not found):
+    if refused and not found:
         raise next(iter(refused.values()))
     if unfit is not None:
         unfit |= {judge: str(error) for judge, error in refused.items()}
@@ -199,7 +201,7 @@ def _names(what: str, given: object) -> Sequence[str]:
     return list(dict.fromkeys(given))
 
 
-def _placed(task: Task, distilled: DistilledSet | Batch) -> Judged:
+def _placed(task: Task, distilled: DistilledSet | Batch) -> Given:
     """Return what is to be judged, once it is known to be of the task.
 
     Raises:
@@ -211,7 +213,7 @@ def _placed(task: Task, distilled: DistilledSet | Batch) -> Judged:
         batch = distilled.to(task.device)
         batch = in_float32(batch) if task.describe().forms else batch
         learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
-        return Judged(batch, distilled.budget, learned, distilled.classes, distilled.judge, distilled.seed)
+        return Given(batch, distilled.budget, learned, distilled.classes, distilled.judge, distilled.seed)
     if not isinstance(distilled, Batch):
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
-    return Judged(checked_samples(distilled).map(lambda tensor: tensor.to(task.device)))
+    return Given(checked_samples(distilled).map(lambda tensor: tensor.to(task.device)))

@@ -24,7 +24,7 @@ LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--jud
 """What takes less memory in judging."""
 
 
-class Judged(NamedTuple):
+class Given(NamedTuple):
     """What is to be judged: samples on a task's device and, of a set, what travels with them.
 
     Args:
@@ -56,7 +56,7 @@ class Judgements:
         key: of all that is random.
         failures: reasons, by judge or baseline; at first those of judges that cannot read such data.
         sources: how many sources of samples are judged, the set among them though it may be left out.
-        told: what is told of each judgement, see :func:`evaluate`; None: nobody is.
+        told: what is told of each judgement, see :data:`Progress`; None: nobody is.
         source: the number of the one that is judged now.
         results: scores of the set.
         baselines: scores of baselines, by name.
@@ -88,9 +88,10 @@ class Judgements:
     def ended(self) -> Evaluation:
         """Tell that all is judged; returns what was found."""
         self.source = self.sources
-        return self._tell("")
+        self._tell("")
+        return self.so_far()
 
-    def of_set(self, given: Judged) -> None:
+    def of_set(self, given: Given) -> None:
         """Judge a set.
 
         Raises:
@@ -102,7 +103,7 @@ class Judgements:
 
         self._each("the distilled set", self.judges, score, self.results, self.failures)
 
-    def of_robustness(self, given: Judged) -> None:
+    def of_robustness(self, given: Given) -> None:
         """Give a set both robust scores; without random samples at equal count, the gap at hard labels alone.
 
         Raises:
@@ -151,12 +152,11 @@ class Judgements:
             return
         self.failures |= {f"the {name} baseline by {judge}": reason for judge, reason in failed.items()}
 
-    def _tell(self, subject: str, index: int = 0) -> Evaluation:
-        """Tell what is judged next, by the judge of an index; returns what is judged so far."""
-        found, each = self.so_far(), len(self.judges)
+    def _tell(self, subject: str, index: int = 0) -> None:
+        """Tell what is judged next, by the judge of an index."""
         if self.told is not None:
-            self.told(self.source * each + index, self.sources * each, subject, found)
-        return found
+            each = len(self.judges)
+            self.told(self.source * each + index, self.sources * each, subject, self.so_far())
 
     def _each(
         self,

@@ -298,7 +298,7 @@ def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
     Raises:
         DataError: a class with too few nodes.
     """
-    counts = torch.bincount(y).tolist()
+    counts = torch.bincount(y[y >= 0]).tolist()
     for index, count in enumerate(counts):
         if count <= sum(PER_CLASS.values()):
             raise DataError(f"class {index} has {count} nodes, too few for a split of {PER_CLASS} and a rest")

@@ -242,10 +242,8 @@ def write_report(
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."
-    page, facts = (
-        Page(title, result_rows(metrics), caption, notes, shown, class_table(evaluation)),
-        fact_rows(distilled),
-    )
+    page = Page(title, result_rows(metrics), caption, notes, shown, class_table(evaluation))
+    facts = fact_rows(distilled)
     write_text(folder / REPORT, _markdown(page, facts, folder))
     head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
     write_text(folder / PAGE, _html(page, head))

@@ -443,7 +443,7 @@ def narrow(model: str, protocol: str | None = None) -> ImageTask:
 def test_judges_that_cannot_read_the_images_are_told_before_the_run() -> None:
     task = narrow("mlp")
     assert find_judges(task, ["all"]) == ["mlp", "ntk"]
-    for asked in (["convnet"], ["mlp", "convnet"]):
+    for asked in (["convnet"], ["mlp", "convnet"], ["convnet", "unknown"]):
         with pytest.raises(
             UnsupportedError, match=r"convnet cannot judge .* poolings; a depth of 1 fits \(the model con"
         ):
