@@ -420,7 +420,7 @@ def in_mib(found: float | None) -> str:
 def line(name: str, ipc: int, row: dict[str, Any]) -> str:
     """Return a row as text."""
     text = f"{name:12s} ipc {ipc:3d}  ours {row['ours_ms']:9.2f} ms  textbook {row['textbook_ms']:9.2f} ms"
-    text += f"  {row['ratio']:5.2f}x  {row['path']:8s} first +{row['first_s']:.1f} s"
+    text += f"  {row['ratio']:5.2f}x  {row['path']:8s} first {row['first_s']:+.1f} s"
     text += f"  {in_mib(row['ours_mib'])} / {in_mib(row['textbook_mib'])} MiB"
     if "errors" in row:
         text += f"  error {row['errors'][0]:.1e} / {row['errors'][1]:.1e}"

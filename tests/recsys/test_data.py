@@ -84,7 +84,7 @@ def test_reads_matrices_and_tables(tmp_path):
     assert counts["unused_items"] == 10 + 9 - len({i for _, i, _ in ROWS})
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:Sparse invariant checks")  # torch 2.11
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 def test_sparse_tensors_are_never_dense(layout):
     # As a dense matrix, these entries would take 4 TB.
