@@ -12,7 +12,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Task
 
 if TYPE_CHECKING:  # they know of tasks themselves
     from mmdistill.labels import LabelKind
-    from mmdistill.networks.given import GivenTeacher
+    from mmdistill.networks.pretrained import GivenTeacher
     from mmdistill.parameterizations.base import Parameterization
     from mmdistill.settings import Settings
 

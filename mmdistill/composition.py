@@ -21,11 +21,11 @@ from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.teacher import teacher_foretold
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
-from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.rehearsal import rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Task, require_task
+from mmdistill.task import Batch, ClassBatch, Task, require_task
 
 NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
@@ -340,6 +340,29 @@ def may_take_some(parameterization: Parameterization, objective: Objective) -> b
 def takes_some(settings: Settings, parameterization: Parameterization) -> bool:
     """Return whether steps take some samples of each class, not all."""
     return 0 < settings.syn_batch < parameterization.largest_class
+
+
+def decode_for_step(
+    objective: Objective, samples: Parameterization, settings: Settings, real: Batch | ClassBatch, key: Draws
+) -> tuple[Batch, Chosen | None]:
+    """Decode the synthetic samples that one step reads.
+
+    They are ``syn_batch`` samples of each class, or for a flat objective as many as it reads, or all.
+
+    Returns:
+        The samples, and which of each class they are; None where they were not drawn by class.
+    Raises:
+        ShapeError: they are not as the real ones are.
+    """
+    decode, chosen = key.fold("synthetic"), None
+    if takes_some(settings, samples):
+        chosen = samples.choose(key.fold("chosen"), settings.syn_batch)
+        rows: torch.Tensor | None = chosen.rows.flatten()
+    else:
+        rows = samples.drawn(key.fold("drawn"), objective.samples_read if objective.view == "flat" else None)
+    decoded: Batch = samples(decode) if rows is None else samples.part(rows, decode)
+    require_alike(samples, decoded, real, None if rows is None else len(rows))
+    return decoded, chosen
 
 
 def described_parts(

@@ -28,14 +28,14 @@ from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.networks.training import Trainer
 from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.checks import require_given, require_gradients, require_loss
 from mmdistill.objectives.compiled import Compiled
-from mmdistill.objectives.losses import require_given, require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import anneal, is_active
-from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
+from mmdistill.parameterizations.base import Chosen, Parameterization
 from mmdistill.rehearsal import rehearsal
 from mmdistill.runs.first_step import require_start
-from mmdistill.runs.state import RunState, follow, is_in_vain
+from mmdistill.runs.state import RunState, follow, out_of_patience
 from mmdistill.runtime import Draws, describe_device, peak_memory_bytes
 from mmdistill.settings import Settings, require_plain
 from mmdistill.store import detached
@@ -235,14 +235,14 @@ class Distiller:
     def operations(self, run: RunState) -> int:
         """Return the floating-point operations of the first step's objective and gradient; the run stays as it is."""
         # Put back afterwards, since objectives may learn while they are read, as an adversary does.
-        before = run.held()
+        before = run.module_states()
         first = replace(run, step=0, schedule=EMPTY)
         key = self.key(first)
         real = self.real(first, key)
         with self._numerics(first):
             schedule = self._fetched(first, EMPTY, key)
             count = operations(lambda: self.gradients(first, schedule, real, key))[1]
-        run.hold(before)
+        run.load_module_states(before)
         return count
 
     def _fetched(self, run: RunState, schedule: ScheduleState, key: Draws) -> ScheduleState:
@@ -315,25 +315,20 @@ class Distiller:
         self, run: RunState, schedule: ScheduleState, real: Batch | ClassBatch, key: Draws
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
-        network, made = self._network(run, schedule), run.parameterization
-        some = composition.takes_some(self.settings, made)
-        chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if some else None
-        own, read = key.fold("synthetic"), run.objective.samples_read if run.objective.view == "flat" else None
-        rows = made.drawn(key.fold("drawn"), read) if chosen is None else chosen.rows.flatten()
-        decoded: Batch = made(own) if rows is None else made.part(rows, own)
-        require_alike(made, decoded, real, None if rows is None else len(rows))
+        network, samples = self._network(run, schedule), run.parameterization
+        decoded, chosen = composition.decode_for_step(run.objective, samples, self.settings, real, key)
         syn, real = self.batches(run, schedule, decoded, real, key, chosen)
         loss = run.objective(network, syn, real, key.fold("objective"))
-        penalty = made.penalty(network.features, decoded.inputs, chosen)
+        penalty = samples.penalty(network.features, decoded.inputs, chosen)
         if penalty is not None:
             loss = loss + penalty
         tensors = self._learned(run)
-        require_loss(run.objective, loss, bool(tensors))
-        found = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
+        require_loss(run.objective, loss, learns=bool(tensors))
+        gradients = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
         codes = {id(tensor) for tensor in run.groups().get("codes", ())}
-        of_samples = [gradient for tensor, gradient in zip(tensors, found, strict=True) if id(tensor) in codes]
-        require_gradients(run.objective, of_samples or found)
-        return loss.detach(), list(found)
+        of_codes = [gradient for tensor, gradient in zip(tensors, gradients, strict=True) if id(tensor) in codes]
+        require_gradients(run.objective, of_codes or gradients)
+        return loss.detach(), list(gradients)
 
     def active(self, run: RunState) -> tuple[str, ...]:
         """Return the groups that this step learns; those at rest need no gradient."""
@@ -363,7 +358,7 @@ class Distiller:
 
     def exhausted(self, run: RunState) -> bool:
         """Return whether the last so many validations, as many as the settings are patient, found no better step."""
-        return is_in_vain(run.step, run.best, self.settings.patience * self.settings.validate_every)
+        return out_of_patience(run.step, run.best, self.settings.patience * self.settings.validate_every)
 
     def validate(self, run: RunState) -> None:
         """Keep the current step if it is the best on validation data, on all ranks by the first one's score.
@@ -376,7 +371,7 @@ class Distiller:
             found = self._finished(run, run.step)
             score = ranks.gathered(self.task.validate(found, self.draws.fold("validate"), run.objective.learned()))[0]
             if score is not None and (run.best is None or score > run.best["score"]):
-                run.best = {"score": score, "step": run.step, **run.held()}
+                run.best = {"score": score, "step": run.step, **run.module_states()}
 
     def _finished(self, run: RunState, step: int) -> Batch:
         """Return the samples as a set of so many steps holds them, with its labels."""

@@ -12,7 +12,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.imports import LEARNED
 from mmdistill.names import known_name
 from mmdistill.registry import get_domain
-from mmdistill.runs.written import note_written, written_files
+from mmdistill.runs.listings import note_written, written_files
 from mmdistill.runtime import remove_parts
 from mmdistill.samples import require_forms
 from mmdistill.store import digest_of, read_json, write_json

@@ -209,18 +209,18 @@ class Method:
         if self.solve is not None:
             return []
         own = self.settings(budget)
-        settings, read = watched(own)
-        schedule = self.make_schedule(settings)
-        objective = self.make_objective(settings)
-        idle = {name for name in TRAINING if name not in read}
-        idle |= set() if objective.reads_real or "real_batch" in read else {"real_batch"}
+        settings, read = watched(own)  # the next two lines fill ``read`` with the names that they look at
+        schedule, objective = self.make_schedule(settings), self.make_objective(settings)
         prepares = getattr(schedule, "prepare", None) is not None  # minibatches in a way of its own
-        idle |= {"augment"} if not objective.siamese and (prepares or "augment" not in read) else set()
-        idle |= {"classes_at_once"} if objective.view == "flat" or not objective.divided else set()
-        taught = self.label == "teacher" and not schedule.gives_target
-        idle |= set() if taught or "teacher_epochs" in read else {"teacher_epochs"}
-        idle |= own_names(own) - read if self.parameterization is None else set()
-        return [name for name in names if name in idle]
+        by_teacher = self.label == "teacher" and not schedule.gives_target
+        reads = {name: name in read for name in TRAINING}
+        reads["real_batch"] = objective.reads_real or "real_batch" in read
+        reads["augment"] = objective.siamese or ("augment" in read and not prepares)
+        reads["classes_at_once"] = objective.view == "classes" and objective.divided
+        reads["teacher_epochs"] = by_teacher or "teacher_epochs" in read
+        if self.parameterization is None:
+            reads |= {name: name in read for name in own_names(own)}
+        return [name for name in names if not reads.get(name, True)]
 
     def reads_no_network(self, budget: int) -> bool:
         """Return whether its samples are the same with any network: it neither steps, starts nor labels by one."""

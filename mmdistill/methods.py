@@ -6,10 +6,10 @@ from typing import NamedTuple, TypeVar
 
 from mmdistill.files.paths import users_path
 from mmdistill.method import Configured, Method, MethodTable
+from mmdistill.networks.curriculum import Curriculum
 from mmdistill.networks.difficulty import BY_TEN, Scoring
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.lessons import Curriculum
 from mmdistill.networks.schedules import (
     FreshNetworks,
     InnerLoopSchedule,

@@ -32,7 +32,7 @@ from mmdistill.labels import LabelKind, hard_labels
 from mmdistill.method import Parameterizer, made_objective
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Network, Objective, class_gradients
-from mmdistill.objectives.losses import require_gradients, require_loss
+from mmdistill.objectives.checks import require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
 from mmdistill.parameterizations.base import Parameterization, require_alike, require_batch
 from mmdistill.parameterizations.codes import undecodable

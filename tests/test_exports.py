@@ -22,7 +22,7 @@ from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, Shape
 from mmdistill.export import require_own
 from mmdistill.exports import task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
-from mmdistill.runs.written import remove_written
+from mmdistill.runs.listings import remove_written
 from mmdistill.store import read_tensors
 from mmdistill.task import Task
 from tests.graph.sets.toy import write_rings

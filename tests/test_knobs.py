@@ -29,7 +29,7 @@ from mmdistill.objectives.base import (
     classes_at_once,
     features_at_once,
 )
-from mmdistill.objectives.performance import FeatureKernel, Kernel, KernelRidgeMatching, LinearKernel
+from mmdistill.objectives.kernel_ridge import FeatureKernel, Kernel, KernelRidgeMatching, LinearKernel
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.registry import get_domain, get_method

@@ -28,7 +28,7 @@ from mmdistill.registry import (
     takers,
 )
 from mmdistill.runs.folder import CONFIG, traces
-from mmdistill.runs.ways_on import how_to_go_on
+from mmdistill.runs.how_to_continue import how_to_go_on
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.task import BudgetKind, Task

@@ -23,12 +23,12 @@ from mmdistill.networks.minibatches import carries_steps
 from mmdistill.reporting.compare import compare
 from mmdistill.reporting.comparison import runs_in
 from mmdistill.reporting.report import summary, write_report
+from mmdistill.runs.damaged import load_whole
 from mmdistill.runs.folder import CONFIG, EXPORT, METRICS, require_free
+from mmdistill.runs.how_to_continue import how_to_finish, require_finished
 from mmdistill.runs.judging import Asked, judge_and_keep
 from mmdistill.runs.kept_baselines import KeptBaselines, package_digest
-from mmdistill.runs.mending import load_whole
 from mmdistill.runs.saving import draw, require_held
-from mmdistill.runs.ways_on import how_to_finish, require_finished
 from mmdistill.runtime import deterministic_kernels, prepare_deterministic_kernels
 from mmdistill.selections import known_bytes
 from mmdistill.task import Task

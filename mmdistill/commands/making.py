@@ -45,13 +45,13 @@ from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
 from mmdistill.runs.advice import lowering_start
+from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.folder import CONFIG, holds_work, is_finished, is_imported, require_free, ways_out
+from mmdistill.runs.how_to_continue import how_to_begin_anew
 from mmdistill.runs.judging import judge_missing
 from mmdistill.runs.keeper import put_finished
 from mmdistill.runs.kept_baselines import package_digest
-from mmdistill.runs.mending import whole_set
 from mmdistill.runs.saving import draw
-from mmdistill.runs.ways_on import how_to_begin_anew
 from mmdistill.runtime import deterministic_kernels
 from mmdistill.selections import known_bytes
 from mmdistill.settings import AT_RESUME

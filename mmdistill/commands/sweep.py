@@ -24,9 +24,9 @@ from mmdistill.names import as_argument, as_option, baseline_names, canonical, s
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
+from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
 from mmdistill.runs.judging import missing
-from mmdistill.runs.mending import whole_set
 from mmdistill.runtime import choose_device
 from mmdistill.task import Task
 

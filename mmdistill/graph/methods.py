@@ -19,7 +19,7 @@ from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.parameterizations.known import labelled_by_experts
+from mmdistill.parameterizations.from_experts import labelled_by_experts
 from mmdistill.runtime import Draws
 from mmdistill.settings import ALL_SAMPLES, OptimizerSpec, Settings
 from mmdistill.task import Task

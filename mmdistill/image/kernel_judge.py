@@ -18,8 +18,8 @@ from mmdistill.execution.portions import samples_at_once
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import regression_targets
 from mmdistill.names import canonical
-from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel, KernelKind, WideKernel
-from mmdistill.objectives.performance import ridge_solution
+from mmdistill.objectives.infinite_width import ConvolutionalKernel, FullyConnectedKernel, KernelKind, WideKernel
+from mmdistill.objectives.kernel_ridge import ridge_solution
 from mmdistill.task import Batch, Scores, one_tensor
 
 RIDGE = 1e-6

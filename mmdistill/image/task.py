@@ -29,9 +29,9 @@ from mmdistill.image.whitening import whitened
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN, described_module, task_line
-from mmdistill.networks.given import GivenTeacher, TeacherLike, given_as_teacher
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
+from mmdistill.networks.pretrained import GivenTeacher, TeacherLike, given_as_teacher
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError
-from mmdistill.networks.fit import Reached, Standing
+from mmdistill.networks.fit import LiveTraining, SavedTraining
 from mmdistill.networks.stacked import named, state_of
 from mmdistill.store import digest_of, load_tree, opened_tensors, save_tree, write_tensors
 from mmdistill.task import NetworkState, Tensors
@@ -53,7 +53,7 @@ class ExpertGroup:
         self._pending: list[Tensors] = []
         self._kept = time.monotonic()
 
-    def reached(self, device: torch.device) -> Reached | None:
+    def reached(self, device: torch.device) -> SavedTraining | None:
         """Return the last state that is on disk; None where there is none, or none that can be used."""
         path = self.folder / STATE
         if not path.exists():
@@ -66,14 +66,14 @@ class ExpertGroup:
                     if handle.metadata() != self.metadata:
                         raise CheckpointError(f"{self.folder / name} is of other experts")
             placed = {name: tensor.to(device, copy=True) for name, tensor in tree["networks"].items()}
-            found = Reached(int(tree["epoch"]), int(tree["step"]), state_of(placed), tree["optimizer"])
+            found = SavedTraining(int(tree["epoch"]), int(tree["step"]), state_of(placed), tree["optimizer"])
         except (CheckpointError, safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
             logger.warning("experts begin anew, since what is left of them cannot be used: %s", error)
             return None
         self._files = files
         return found
 
-    def begun(self, epochs: Iterable[Tensors], device: torch.device) -> Reached:
+    def begun(self, epochs: Iterable[Tensors], device: torch.device) -> SavedTraining:
         """Take the first epochs from elsewhere, of experts whose optimizer keeps nothing, and return where they end.
 
         They are written one by one, so that no more than one is in memory.
@@ -90,9 +90,9 @@ class ExpertGroup:
         self._files = files
         self._kept = -KEPT_EVERY  # so that the next step says what there is
         placed = {name: tensor.to(device, copy=True) for name, tensor in last.items()}
-        return Reached(len(files) - 1, 0, state_of(placed), None)
+        return SavedTraining(len(files) - 1, 0, state_of(placed), None)
 
-    def note(self, at: Standing) -> None:
+    def note(self, at: LiveTraining) -> None:
         """Take the snapshot of an epoch that is over, and write what there is once it is time."""
         if not at.step:
             self._pending.append(_kept(at.state))

@@ -6,10 +6,10 @@ from typing import Any
 
 from mmdistill.choices import TrainingPrecision
 from mmdistill.networks.architecture import described_layers
+from mmdistill.networks.curriculum import Curriculum
 from mmdistill.networks.difficulty import SCORERS_SEED, Scoring
 from mmdistill.networks.expert_manifest import EXPERTS_VERSION
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.lessons import Curriculum
 from mmdistill.runtime import Draws
 from mmdistill.store import as_json
 from mmdistill.task import Task

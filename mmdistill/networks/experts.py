@@ -24,6 +24,7 @@ from mmdistill.execution.memory import explained
 from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
 from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock, training_foretold
+from mmdistill.networks.curriculum import Lessons, first_steps
 from mmdistill.networks.difficulty import difficulty_of, kept_scores, scored_classes
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
@@ -46,9 +47,8 @@ from mmdistill.networks.expert_manifest import (
     trained_epochs,
 )
 from mmdistill.networks.expert_recipe import ExpertRecipe, identity
-from mmdistill.networks.fit import Reached, Standing, fit_networks
+from mmdistill.networks.fit import LiveTraining, SavedTraining, fit_networks
 from mmdistill.networks.fit_protocol import visits_and_size
-from mmdistill.networks.lessons import Lessons, first_steps
 from mmdistill.networks.stacked import Mode, operations_looped, repays_looped, stack_states, state_of
 from mmdistill.runtime import Draws, cache_folder, remove_parts
 from mmdistill.store import opened_tensors, write_json
@@ -347,7 +347,7 @@ class _ExpertTrainer:
         if reached is not None:
             clock.skip(self.first[reached.epoch] + reached.step)
 
-        def observe(at: Standing) -> None:
+        def observe(at: LiveTraining) -> None:
             kept.note(at)
             if at.epoch or at.step:
                 clock.tick()
@@ -367,7 +367,7 @@ class _ExpertTrainer:
             augment=augment if self.recipe.augment and not self.whole else None,
             noise=None if self.pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
             observe=observe,
-            reached=reached,
+            resume_from=reached,
             lessons=self.lessons,
             mode=self.mode,
             pure=self.pure,
@@ -394,7 +394,7 @@ class _ExpertTrainer:
         one, other = (repays_looped(number, networks, self._operations) for number in steps)
         return one == other
 
-    def _begun(self, kept: ExpertGroup, group: Sequence[int]) -> Reached | None:
+    def _begun(self, kept: ExpertGroup, group: Sequence[int]) -> SavedTraining | None:
         """Return where a group's training stands after the epochs that are cached of a shorter one; None without any.
 
         They begin as an uninterrupted training does, see :func:`serving_folder`.

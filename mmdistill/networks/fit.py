@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.allocator import keep_freed_memory
+from mmdistill.networks.curriculum import Lessons, first_steps
 from mmdistill.networks.fit_protocol import (
     FitProtocol,
     decay_epochs,
@@ -17,7 +18,6 @@ from mmdistill.networks.fit_protocol import (
     rate_factor,
     visits_and_size,
 )
-from mmdistill.networks.lessons import Lessons, first_steps
 from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
@@ -28,7 +28,7 @@ from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
 
 
 @dataclass(frozen=True)
-class Reached:
+class SavedTraining:
     """Where a training stands: all that going on from there needs.
 
     Args:
@@ -44,7 +44,7 @@ class Reached:
     optimizer: dict[str, Any] | None
 
 
-class Standing(NamedTuple):
+class LiveTraining(NamedTuple):
     """A training between two steps.
 
     Args:
@@ -60,7 +60,7 @@ class Standing(NamedTuple):
     optimizer: torch.optim.Optimizer
 
 
-Observer = Callable[[Standing], None]
+Observer = Callable[[LiveTraining], None]
 """Follows a training, step by step."""
 Augment = Callable[[Draws, Batch], Batch]
 """Augments a flat batch, per sample."""
@@ -189,10 +189,10 @@ class _Training:
         return NetworkState(self.params, self.buffers)
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> LiveTraining:
         """Where the training stands."""
         epoch = bisect_right(self.first, self.step) - 1
-        return Standing(epoch, self.step - self.first[epoch], self.state, self.optimizer)
+        return LiveTraining(epoch, self.step - self.first[epoch], self.state, self.optimizer)
 
     def begin_epoch(self, epoch: int, *, anew: bool) -> None:
         """Step the rate down where that is due; an epoch that goes on keeps its optimizer."""
@@ -232,7 +232,7 @@ def fit_networks(
     noise: Callable[[Draws, int], Tensors] | None = None,
     selection: Selection | None = None,
     observe: Observer | None = None,
-    reached: Reached | None = None,
+    resume_from: SavedTraining | None = None,
     lessons: Lessons | None = None,
     mode: Mode = "vmap",
     pure: bool = False,
@@ -251,7 +251,7 @@ def fit_networks(
         selection: returns each network's best state by validation data instead of its last.
         observe: called before the first step and after each one; the networks go on changing in place, so copy what is
             to stay.
-        reached: go on from there as if nothing had been between; not with a selection.
+        resume_from: go on from there as if nothing had been between; not with a selection.
         lessons: which samples each epoch draws from, in whole minibatches, so that all have one shape; None: from all.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
@@ -267,20 +267,20 @@ def fit_networks(
     count = data.weight.shape[0]
     if n < 1 or count < 1:
         raise ConfigError(f"training needs at least one network and one sample, got {n} networks and {count} samples")
-    if selection is not None and reached is not None:
+    if selection is not None and resume_from is not None:
         raise ConfigError("what a training selected from before is not kept, so none goes on with a selection")
     minibatches = _Minibatches(data, protocol, n, augment, lessons)
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
-    if reached is not None:
+    if resume_from is not None:
         state = NetworkState(  # in the order that the optimizer knows
-            *({name: there[name] for name in part} for part, there in zip(state, reached.state, strict=True))
+            *({name: there[name] for name in part} for part, there in zip(state, resume_from.state, strict=True))
         )
-    begin, skipped = (0, 0) if reached is None else (reached.epoch, reached.step)
+    begin, skipped = (0, 0) if resume_from is None else (resume_from.epoch, resume_from.step)
     engine = GradientEngine(loss, minibatches.apart, mode, pure, minibatches.first[-1])
     training = _Training(protocol, state, engine, minibatches.first, minibatches.first[begin] + skipped)
-    if reached is not None:
-        if reached.optimizer is not None:
-            training.optimizer.load_state_dict(reached.optimizer)
+    if resume_from is not None:
+        if resume_from.optimizer is not None:
+            training.optimizer.load_state_dict(resume_from.optimizer)
     elif observe is not None:
         observe(training.standing)
     if (device := data.weight.device).type == "cpu":

@@ -52,7 +52,7 @@ class Recorded(NamedTuple):
     chosen: list[Tensor]
 
 
-class Pulled(NamedTuple):
+class SlopeGradients(NamedTuple):
     """A step's ``s = <g, direction>`` and its gradients with respect to the parameters and the chosen leaves."""
 
     slope: Tensor
@@ -60,7 +60,7 @@ class Pulled(NamedTuple):
     chosen: list[Tensor]
 
 
-class At(NamedTuple):
+class StepPoint(NamedTuple):
     """Where a step is taken: parameters, the tensors of its batch, the weights last, and which gradients are wanted.
 
     ``chosen`` are the places of the leaves with respect to which slopes are differentiated.
@@ -79,16 +79,16 @@ class InnerStep(Protocol):
     def compiled(self) -> bool:
         """Whether programs compute it, which gain nothing by activations that were kept."""
 
-    def gradient(self, at: At) -> Tensor:
+    def gradient(self, at: StepPoint) -> Tensor:
         """Return the loss's gradient, without a graph."""
 
-    def record(self, at: At) -> list[Recorded]:
+    def record(self, at: StepPoint) -> list[Recorded]:
         """Return the parts of the gradient, which add up to it, with their graphs to theta and the chosen leaves."""
 
-    def slope(self, at: At, direction: Tensor) -> Pulled:
+    def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
         """Return ``s = <g, direction>`` and its gradients with respect to theta and the chosen leaves."""
 
-    def held(self, at: At, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the gradient, and those of ``s`` with respect to the chosen leaves, which alone are followed."""
 
 
@@ -113,7 +113,7 @@ class EagerStep:
         """Return the loss."""
         return self.loss(self.layout.unflatten(theta), self.rebuild(leaves), step)
 
-    def gradient(self, at: At) -> Tensor:
+    def gradient(self, at: StepPoint) -> Tensor:
         """Differentiate once."""
         with torch.enable_grad():
             theta = at.theta.detach().requires_grad_()
@@ -123,7 +123,7 @@ class EagerStep:
             (gradient,) = torch.autograd.grad(value, theta)
         return gradient
 
-    def record(self, at: At) -> list[Recorded]:
+    def record(self, at: StepPoint) -> list[Recorded]:
         """Differentiate once, and keep the graph of that."""
         with torch.enable_grad():
             theta = at.theta.detach().requires_grad_()
@@ -135,14 +135,14 @@ class EagerStep:
             (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         return [Recorded(gradient, theta, [leaves[index] for index in at.chosen])]
 
-    def slope(self, at: At, direction: Tensor) -> Pulled:
+    def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
         """Differentiate twice."""
-        return pull(self.record(at), direction)
+        return vjp(self.record(at), direction)
 
-    def held(self, at: At, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Differentiate twice, but for the parameters."""
         recorded = self.record(at)
-        return total(recorded), pull(recorded, direction, of_theta=False).chosen
+        return total(recorded), vjp(recorded, direction, of_theta=False).chosen
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class ForwardStep(EagerStep):
 
     strict: bool = False
 
-    def slope(self, at: At, direction: Tensor) -> Pulled:
+    def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
         """Differentiate the directional derivative."""
 
         def directional(theta: Tensor, moved: tuple[Tensor, ...]) -> Tensor:
@@ -176,7 +176,7 @@ class ForwardStep(EagerStep):
             raise UnsupportedError(
                 f"this network lacks forward-mode derivatives ({reason}): use mode='reverse'"
             ) from error
-        return Pulled(slope, along, list(others))
+        return SlopeGradients(slope, along, list(others))
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class ProgrammedStep:
     programs: StepPrograms
     compiled: ClassVar[bool] = True
 
-    def gradient(self, at: At) -> Tensor:
+    def gradient(self, at: StepPoint) -> Tensor:
         """Ask the program of the gradient."""
 
         def gradient(theta: Tensor, *leaves: Tensor) -> tuple[Tensor]:
@@ -200,11 +200,11 @@ class ProgrammedStep:
 
         return self.programs("gradient", gradient, at.theta, *at.leaves)[0]
 
-    def record(self, at: At) -> list[Recorded]:
+    def record(self, at: StepPoint) -> list[Recorded]:
         """Keep a graph, which a program has none of."""
         return self.inner.record(at)
 
-    def slope(self, at: At, direction: Tensor) -> Pulled:
+    def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
         """Ask the program of the second derivative."""
 
         def slope(theta: Tensor, direction: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
@@ -212,9 +212,9 @@ class ProgrammedStep:
             return value, along, *others
 
         value, along, *others = self.programs(("slope", *at.chosen), slope, at.theta, direction, *at.leaves)
-        return Pulled(value, along, others)
+        return SlopeGradients(value, along, others)
 
-    def held(self, at: At, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Ask the program of both derivatives."""
 
         def held(theta: Tensor, direction: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
@@ -242,11 +242,11 @@ class PortionedStep:
         """Whether programs take the portions."""
         return self.inner.compiled
 
-    def gradient(self, at: At) -> Tensor:
+    def gradient(self, at: StepPoint) -> Tensor:
         """Add up the gradients of the portions."""
         return added(share * self.inner.gradient(part) for part, share in self._parts(at) if share > 0)
 
-    def record(self, at: At) -> list[Recorded]:
+    def record(self, at: StepPoint) -> list[Recorded]:
         """Record each portion."""
         found: list[Recorded] = []
         for part, share in self._parts(at):
@@ -257,17 +257,17 @@ class PortionedStep:
                 found += [own._replace(gradient=share * own.gradient) for own in self.inner.record(part)]
         return found
 
-    def slope(self, at: At, direction: Tensor) -> Pulled:
+    def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
         """Join the slopes of the portions."""
         return joined(self._slope(part, share, direction) for part, share in self._parts(at))
 
-    def _slope(self, part: At, share: Tensor, direction: Tensor) -> Pulled:
+    def _slope(self, part: StepPoint, share: Tensor, direction: Tensor) -> SlopeGradients:
         if not share > 0:
-            return Pulled(torch.zeros_like(share), torch.zeros_like(part.theta), _zeros(part))
+            return SlopeGradients(torch.zeros_like(share), torch.zeros_like(part.theta), _zeros(part))
         value, along, others = self.inner.slope(part, direction)
-        return Pulled(share * value, share * along, [share * own for own in others])
+        return SlopeGradients(share * value, share * along, [share * own for own in others])
 
-    def held(self, at: At, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Join both derivatives of the portions."""
         gradient: Tensor | None = None
         others: list[list[Tensor]] = []
@@ -281,17 +281,17 @@ class PortionedStep:
         assert gradient is not None  # some share is positive
         return gradient, _below(others)
 
-    def _parts(self, at: At) -> Iterator[tuple[At, Tensor]]:
+    def _parts(self, at: StepPoint) -> Iterator[tuple[StepPoint, Tensor]]:
         """Yield each portion with its share of the weights; one whose share is 0 must not be taken."""
         for rows, share in weighted_portions(at.leaves[-1], self.size):
             yield at._replace(leaves=[leaf[rows] for leaf in at.leaves]), share
 
 
-def _chosen(at: At) -> list[Tensor]:
+def _chosen(at: StepPoint) -> list[Tensor]:
     return [at.leaves[index] for index in at.chosen]
 
 
-def _zeros(at: At) -> list[Tensor]:
+def _zeros(at: StepPoint) -> list[Tensor]:
     """Return the gradients with respect to the chosen leaves of samples that do not count."""
     return [torch.zeros_like(leaf) for leaf in _chosen(at)]
 
@@ -315,7 +315,7 @@ def total(recorded: Sequence[Recorded]) -> Tensor:
     return added(part.gradient.detach() for part in recorded)
 
 
-def pull(recorded: Iterable[Recorded], direction: Tensor, *, of_theta: bool = True) -> Pulled:
+def vjp(recorded: Iterable[Recorded], direction: Tensor, *, of_theta: bool = True) -> SlopeGradients:
     """Return ``<g, direction>`` of a recorded step and its gradients with respect to what it depends on.
 
     Args:
@@ -323,10 +323,10 @@ def pull(recorded: Iterable[Recorded], direction: Tensor, *, of_theta: bool = Tr
         direction: of the parameters' shape.
         of_theta: whether that with respect to the parameters is wanted; otherwise it is 0.
     """
-    return joined(_pulled_part(part, direction, of_theta) for part in recorded)
+    return joined(_vjp_of_part(part, direction, of_theta) for part in recorded)
 
 
-def _pulled_part(part: Recorded, direction: Tensor, of_theta: bool) -> Pulled:
+def _vjp_of_part(part: Recorded, direction: Tensor, of_theta: bool) -> SlopeGradients:
     """Return what one part gives."""
     gradient, theta, chosen = part
     sources = [theta, *chosen] if of_theta else chosen
@@ -335,10 +335,10 @@ def _pulled_part(part: Recorded, direction: Tensor, of_theta: bool) -> Pulled:
         found = torch.autograd.grad(gradient, sources, direction, allow_unused=True)
     pulled = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
     along = pulled.pop(0) if of_theta else torch.zeros_like(direction)
-    return Pulled(gradient.detach() @ direction, along, pulled)
+    return SlopeGradients(gradient.detach() @ direction, along, pulled)
 
 
-def joined(parts: Iterable[Pulled]) -> Pulled:
+def joined(parts: Iterable[SlopeGradients]) -> SlopeGradients:
     """Return what a step gives, from what its parts give, in the order of its samples."""
     rest = iter(parts)
     slope, along, chosen = next(rest)
@@ -346,7 +346,7 @@ def joined(parts: Iterable[Pulled]) -> Pulled:
     for part in rest:
         slope, along = slope + part.slope, along + part.theta
         others.append(part.chosen)
-    return Pulled(slope, along, _below(others))
+    return SlopeGradients(slope, along, _below(others))
 
 
 def flat_leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.inner import Adam
+from mmdistill.networks.update_rules import Adam
 
 Product = Callable[[Tensor], Tensor]
 """From a vector to the operator's product with it."""

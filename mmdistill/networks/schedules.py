@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels
-from mmdistill.networks.inner import adam_update
 from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.networks.training import network_gradients, network_outputs, training_loss
+from mmdistill.networks.update_rules import adam_update
 from mmdistill.runtime import Draws
 from mmdistill.task import (
     Batch,

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import in_full, regression_targets, weighted_mean
-from mmdistill.networks.inner import adam_moments, adam_update
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.stacked import named, state_of
 from mmdistill.networks.training import network_gradients
+from mmdistill.networks.update_rules import adam_moments, adam_update
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, augmented, num_samples, one_tensor, take, under
 

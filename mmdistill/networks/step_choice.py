@@ -16,7 +16,7 @@ from torch import Tensor
 from mmdistill.execution.compilation import operations, uncounted
 from mmdistill.execution.memory import exhausted
 from mmdistill.networks.gradients import require_reached_from
-from mmdistill.networks.inner_steps import At, EagerStep, InnerStep, PortionedStep, ProgrammedStep
+from mmdistill.networks.inner_steps import EagerStep, InnerStep, PortionedStep, ProgrammedStep, StepPoint
 from mmdistill.networks.step_programs import StepPrograms
 
 DiffMode = Literal["auto", "forward", "reverse"]
@@ -33,7 +33,7 @@ Both are computed of as many samples, so that bfloat16, which rounds small losse
 Found = TypeVar("Found")
 
 
-class Findings:
+class StepCache:
     """What was found out about one loss's steps, so that later trainings need not find it again."""
 
     def __init__(self) -> None:
@@ -55,31 +55,31 @@ class Findings:
         self.once("reached", lambda: require_reached_from(value, known))
 
 
-def kind_of(at: At) -> Hashable:
+def kind_of(at: StepPoint) -> Hashable:
     """Return what the memory and the time of one loss's step depend on: the shapes of its parameters and batch."""
     return at.theta.shape, at.theta.dtype, tuple((leaf.shape, leaf.dtype) for leaf in at.leaves), tuple(at.chosen)
 
 
-def on_cpu(step: EagerStep, at: At, findings: Findings, programs: StepPrograms | None) -> InnerStep:
+def on_cpu(step: EagerStep, at: StepPoint, cache: StepCache, programs: StepPrograms | None) -> InnerStep:
     """Return a step as a CPU computes it fastest in reverse mode: in portions, by programs, in both ways or neither.
 
     Args:
         step: by plain autograd.
         at: the first one.
-        findings: about this loss.
+        cache: about this loss.
         programs: of the run; None: it does not compile.
     """
     kind, alone = kind_of(at), replace(step, check=None)
-    size = findings.once(("portion", kind), lambda: portion_of(alone, at))
+    size = cache.once(("portion", kind), lambda: portion_of(alone, at))
     inner: InnerStep = step
     if programs is not None:
         most = programs.most
-        if findings.once(("programs", kind), lambda: gains_by_program(alone, at, most)):
+        if cache.once(("programs", kind), lambda: gains_by_program(alone, at, most)):
             inner = ProgrammedStep(step, programs)
     return PortionedStep(inner, size) if size else inner
 
 
-def recorded_bytes(step: InnerStep, at: At) -> int:
+def recorded_bytes(step: InnerStep, at: StepPoint) -> int:
     """Return the bytes that a recorded step keeps, by recording one for nothing else."""
     storages: dict[int, int] = {}
     held: list[Tensor] = []  # so that no storage takes the place of another one, which would make the number vary
@@ -94,7 +94,7 @@ def recorded_bytes(step: InnerStep, at: At) -> int:
     return sum(storages.values())
 
 
-def portion_of(step: EagerStep, at: At) -> int:
+def portion_of(step: EagerStep, at: StepPoint) -> int:
     """Return how many of a step's samples a CPU should take at once, in portions of about one size; 0: all of them.
 
     It depends on shapes and on what the loss does, not on values, so that a run that goes on takes the same. Where
@@ -113,11 +113,11 @@ def portion_of(step: EagerStep, at: At) -> int:
     return next((size for size in range(largest, largest // 2, -1) if samples % size == 0), even)
 
 
-def _first(at: At, count: int) -> At:
+def _first(at: StepPoint, count: int) -> StepPoint:
     return at._replace(leaves=[leaf[:count] for leaf in at.leaves])
 
 
-def gains_by_program(step: EagerStep, at: At, most: float) -> bool:
+def gains_by_program(step: EagerStep, at: StepPoint, most: float) -> bool:
     """Return whether a step's programs may and should be used.
 
     They may where another step's key changes nothing of the loss, as dropout's would. They compute a gradient twice
@@ -135,7 +135,7 @@ def gains_by_program(step: EagerStep, at: At, most: float) -> bool:
     return operations(lambda: step.record(at))[1] <= most * recorded_bytes(step, at)
 
 
-def _is_mean(step: EagerStep, at: At) -> bool:
+def _is_mean(step: EagerStep, at: StepPoint) -> bool:
     """Return whether the loss of a few samples is their weighted mean, of each of which it reads nothing else.
 
     It is not where another step's key changes it (dropout), where a sample's loss has a gradient with respect to

@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from mmdistill.choices import InnerOptimizer
 from mmdistill.errors import ConfigError, ShapeError, require_choice
-from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
-from mmdistill.networks.inner_steps import At, EagerStep, ForwardStep, InnerStep, Layout, flat_leaves, pull, total
+from mmdistill.networks.inner_steps import EagerStep, ForwardStep, InnerStep, Layout, StepPoint, flat_leaves, total, vjp
 from mmdistill.networks.inner_steps import StepLoss as StepLoss
-from mmdistill.networks.step_choice import DiffMode, Findings, kind_of, on_cpu, recorded_bytes
+from mmdistill.networks.step_choice import DiffMode, StepCache, kind_of, on_cpu, recorded_bytes
 from mmdistill.networks.step_programs import StepPrograms
+from mmdistill.networks.update_rules import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
 from mmdistill.task import Batch, Tensors
 
@@ -50,7 +50,7 @@ class Unrolling:
     mode: DiffMode = field(default="auto", compare=False)  # how gradients are found, and not which
     keep: int | None = field(default=None, compare=False)  # it bounds memory, and changes no result
     optimizer: InnerOptimizer = "sgd"
-    findings: Findings = field(default_factory=Findings, init=False, repr=False, compare=False)
+    step_cache: StepCache = field(default_factory=StepCache, init=False, repr=False, compare=False)
     """About the steps that are unrolled, which are those of one loss."""
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ def _trained(
     rates = torch.as_tensor(lr, device=theta.device).to(theta.dtype)
     if rates.shape not in ((), (count,)):
         raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
-    check = unrolling.findings.require_reached if torch.is_grad_enabled() else None
+    check = unrolling.step_cache.require_reached if torch.is_grad_enabled() else None
     step: InnerStep
     if unrolling.mode == "forward" or (unrolling.mode == "auto" and theta.is_cuda):
         step = ForwardStep(loss, layout, rebuild, check, strict=unrolling.mode == "forward")
@@ -157,23 +157,23 @@ def _trained(
         step = EagerStep(loss, layout, rebuild, check)
         if theta.device.type == "cpu":
             chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
-            step = on_cpu(step, _at(theta, leaves, 0, chosen), unrolling.findings, programs)
+            step = on_cpu(step, _at(theta, leaves, 0, chosen), unrolling.step_cache, programs)
     result: Tensor = loop.apply(step, unrolling, theta, rates.expand(count), *leaves)  # type: ignore[no-untyped-call]
     return layout.unflatten(result)
 
 
-def _at(theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> At:
+def _at(theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> StepPoint:
     """Return where a step is taken, of which nothing requires a gradient."""
-    return At(theta.detach(), [leaf[step].detach() for leaf in leaves], step, chosen)
+    return StepPoint(theta.detach(), [leaf[step].detach() for leaf in leaves], step, chosen)
 
 
-def _kept_steps(inner: InnerStep, unrolling: Unrolling, first: At) -> int:
+def _kept_steps(inner: InnerStep, unrolling: Unrolling, first: StepPoint) -> int:
     """Return how many of the last steps keep their activations."""
     if unrolling.keep is not None:
         return unrolling.keep
     if unrolling.mode != "auto" or first.theta.is_cuda or inner.compiled:
         return 0
-    own = unrolling.findings.once(("bytes", kind_of(first)), lambda: recorded_bytes(inner, first))
+    own = unrolling.step_cache.once(("bytes", kind_of(first)), lambda: recorded_bytes(inner, first))
     return spare_memory_bytes() // max(own, 1)
 
 
@@ -236,9 +236,9 @@ class _Unroll(torch.autograd.Function):
         carried: Memory = rule.start(adjoint)
         for step in reversed(range(first, len(rates))):
             own = tuple(kept[(step - first) * each :][:each])
-            direction, scale, carried, by_rate = rule.pull(adjoint, carried, own, rates[step], step)
+            direction, scale, carried, by_rate = rule.adjoint(adjoint, carried, own, rates[step], step)
             if step in ctx.recorded:
-                pulled = pull(ctx.recorded.pop(step), direction)
+                pulled = vjp(ctx.recorded.pop(step), direction)
             else:
                 theta = trail[step - first]
                 pulled = inner.slope(_at(theta, leaves, step, result.chosen), direction)

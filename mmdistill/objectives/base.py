@@ -94,34 +94,36 @@ class Network(NamedTuple):
 class Objective(nn.Module, ABC):
     """A scalar to minimise over the synthetic data, given one network (Eq. 1).
 
-    A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
-    ``"flat"`` (a :class:`Batch` on both sides). What it learns are its parameters, which the optimizer group
-    ``objective`` steps; :meth:`learned` says which go with the set. With ``needs_target`` it reads ``network.target``,
-    with ``needs_accuracy`` its accuracy; without ``reads_real`` its real batch is one sample; without ``siamese`` it
-    augments by itself, and its batches come as they are. One that is not ``steady`` does other work from step to step
-    by what the host knows, or changes more than its result, which no captured step repeats. One of several ``styles``
-    compares the samples that as many decoders make of each code. One without ``reads_labels`` knows samples by the
-    class that groups them alone, so their labels cannot be learned; without ``reads_scores`` it compares losses on
-    labels with losses on classes, so labels must be distributions. One that ``lowers`` runs networks in bfloat16 where
-    the precision says so, as :func:`class_gradients` and :func:`class_means` do; ``bf16`` is refused with others. One
-    that takes all classes together, whatever ``classes_at_once`` says, is not ``divided``. One that is ``exact`` has
-    all products of its steps in float32 whatever the precision, because TF32 would drown a small ridge. Compiling it
-    takes so many times as long as most on a CPU, ``compiling``, and must repay that.
+    What it learns are its parameters, which the optimizer group ``objective`` steps; :meth:`learned` says which of them
+    go with the set. The class attributes below say what it reads and how it may be computed.
     """
 
     view: RealView = "classes"
+    """``"classes"``: both batches are a :class:`ClassBatch`; ``"flat"``: a :class:`Batch`."""
     reads_labels = True
+    """Whether the loss depends on the labels; False where samples are grouped by class alone: none can be learned."""
     reads_scores = True
-    styles = 1
-    lowers = False
-    needs_target = False
-    needs_accuracy = False
+    """Whether labels may be any numbers; False: they must be probabilities."""
     reads_real = True
+    """Whether the real batch is read; False: it holds one sample."""
+    needs_target = False
+    """Whether ``network.target`` is read, an expert's end point."""
+    needs_accuracy = False
+    """Whether ``network.accuracy`` is read."""
     siamese = True
+    """Whether both batches come augmented alike; False: as they are, and the objective augments by itself."""
     divided = True
+    """Whether classes may be taken a few at a time (``classes_at_once``); False: it needs all together."""
     steady = True
+    """Whether every step runs the same operations, so that one may be captured as a CUDA graph and replayed."""
+    lowers = False
+    """Whether it runs networks under ``network.lowered`` (bfloat16 autocast); ``bf16`` is refused without it."""
     exact = False
+    """Whether matrix products must be in full float32: TF32 would drown a small ridge."""
     compiling = 1
+    """How many times as long as most objectives it takes to compile on a CPU, which compiling must repay."""
+    styles = 1
+    """How many samples each code is decoded into, where it compares these."""
 
     @abstractmethod
     def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:

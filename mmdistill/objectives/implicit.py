@@ -12,7 +12,7 @@ from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.linearized import LinearizedNetwork, Products, readout_of, require_readout
 from mmdistill.networks.quadratic import ConjugateGradients, QuadraticSolver
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
-from mmdistill.objectives.performance import ridge_factor, ridge_solution, synthetic_targets
+from mmdistill.objectives.kernel_ridge import ridge_factor, ridge_solution, synthetic_targets
 from mmdistill.objectives.ridge import label_margin, require_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task, Tensors, one_tensor, take

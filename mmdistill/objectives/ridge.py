@@ -10,7 +10,7 @@ from mmdistill.execution.portions import features_by_portions
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import redrawn
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
-from mmdistill.objectives.performance import (
+from mmdistill.objectives.kernel_ridge import (
     FeatureKernel,
     KernelRidgeMatching,
     ridge_solution,

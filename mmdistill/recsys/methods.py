@@ -14,7 +14,7 @@ from mmdistill.execution.portions import with_gradients
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.methods import fresh
 from mmdistill.objectives.base import Network, flatten_classes
-from mmdistill.objectives.performance import (
+from mmdistill.objectives.kernel_ridge import (
     Kernel,
     KernelRidgeMatching,
     LinearKernel,

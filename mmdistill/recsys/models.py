@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
-from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import RidgeScale, ridge_factor
+from mmdistill.objectives.infinite_width import FullyConnectedKernel
+from mmdistill.objectives.kernel_ridge import RidgeScale, ridge_factor
 from mmdistill.recsys.metrics import Judged, Scorer, Scorers
 
 Fit = Callable[[Tensor, Tensor], Tensor]

@@ -16,8 +16,8 @@ from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, known_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
-from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import multinomial
+from mmdistill.objectives.infinite_width import FullyConnectedKernel
+from mmdistill.objectives.kernel_ridge import multinomial
 from mmdistill.recsys.cleaning import removal_notes
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import is_binary

@@ -15,7 +15,7 @@ from mmdistill.reporting.figures import caption_of, one_plot, save_figure
 from mmdistill.reporting.tabular import aligned, html_row, html_table, markdown_cell, markdown_row, unmarked
 from mmdistill.runs.folder import DRAWN, PAGE, PICTURES, REPORT
 from mmdistill.runs.history import Reading
-from mmdistill.runs.written import note_written
+from mmdistill.runs.listings import note_written
 from mmdistill.settings import ALL_REAL, ALL_SAMPLES, MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import write_text
 

@@ -13,7 +13,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.names import in_words
 from mmdistill.networks.architecture import differing_lines
-from mmdistill.runs.state import RunState, is_in_vain
+from mmdistill.runs.state import RunState, out_of_patience
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.settings import MEMORY_ONLY, annealed
 from mmdistill.store import load_tree, save_tree
@@ -192,7 +192,7 @@ def _has_ended(tree: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint is of its run's end, be it the last step or the one that patience ended."""
     run, settings = tree["run"], tree["identity"]["settings"]
     patience = int(settings["patience"]) * int(settings["validate_every"])
-    return bool(run["step"] == settings["steps"]) or is_in_vain(run["step"], run["best"], patience)
+    return bool(run["step"] == settings["steps"]) or out_of_patience(run["step"], run["best"], patience)
 
 
 def steps_of(said: Mapping[str, Any]) -> int | None:

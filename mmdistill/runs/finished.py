@@ -11,8 +11,8 @@ from mmdistill.execution import ranks
 from mmdistill.labels import LabelKind
 from mmdistill.networks.architecture import described_layers, network_title
 from mmdistill.runs.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
+from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.folder import CHECKPOINTS, SET, is_finished, is_started
-from mmdistill.runs.mending import whole_set
 from mmdistill.runtime import Draws
 from mmdistill.store import as_json, read_json
 from mmdistill.task import TaskInfo

@@ -29,8 +29,8 @@ from mmdistill.runs.folder import (
     STAGED,
     holds_work,
 )
+from mmdistill.runs.listings import remove_written
 from mmdistill.runs.state import RunState
-from mmdistill.runs.written import remove_written
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.store import kept_tree, read_json
 

@@ -56,49 +56,65 @@ def take_steps(
     steps, lower = distiller.steps, lowering_steps(distiller, run)
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, shown = run.compile_seconds, time.perf_counter()
-    validate_every = distiller.settings.validate_every
     first, unsaved = run.step + 1, Unsaved(run.objective)
     pace = _Pace(run.step, steps, partial(faster_precision, distiller, run))
-    with taken_over() as asked:
+    with taken_over() as signals:
         while run.step < steps and not distiller.exhausted(run):
-            with asked.failing(), explained(f"step {run.step + 1} of the distillation", lower):
+            with signals.failing(), explained(f"step {run.step + 1} of the distillation", lower):
                 run, loss = stepper(run)
             if run.step == first:
                 unsaved.require_unchanged()
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
-            last = run.step == steps
-            if validate_every and (run.step % validate_every == 0 or last):
-                _require_finite_state(run, loss, keeper)
-                distiller.validate(run)
-            ending = last or distiller.exhausted(run)
-            reading = run.step % read_every == 0 or run.step == 1 or ending
-            stopping, leaving, overdue = _agreed(
-                (asked.stop, asked.is_pending, keeper is not None and keeper.overdue()), reading
+            _validate(distiller, run, loss, keeper)
+
+            is_last = run.step == steps or distiller.exhausted(run)
+            regular = is_last or run.step == 1 or run.step % read_every == 0
+            stop, call_handlers, overdue = _agreed(
+                (signals.stop, signals.is_pending, keeper is not None and keeper.overdue()), regular
             )
-            reading = reading or stopping
-            showing = progress is not None and ranks.size() == 1 and time.perf_counter() - shown > LONGEST_UNSHOWN
-            if reading or showing:
-                value = float(ranks.averages([loss.clone()])[0])
-                _require_finite(run, value, keeper)
-            if reading:  # not what the clock alone asked for, so that equal runs have equal histories
-                _warn_of_divergence(run, value)
-                run.history.append((run.step, value))
-            due = keeper is not None and (overdue or keeper.is_due(run.step, steps))
-            if ending or stopping or leaving or due:
-                _require_finite_state(run, loss, keeper)
-                if keeper is not None:
-                    unsaved.require_unchanged()
-                    with ranks.together():
-                        keeper.save(run)
-            if progress is not None and (reading or showing):
+            record = regular or stop  # not what the clock alone asks for, so that equal runs have equal histories
+            show = ranks.size() == 1 and time.perf_counter() - shown > LONGEST_UNSHOWN
+            value = _read(run, loss, keeper, record) if record or (show and progress is not None) else None
+
+            save = keeper is not None and (overdue or keeper.is_due(run.step, steps))
+            if is_last or stop or call_handlers or save:
+                _save(run, loss, keeper, unsaved)
+            if progress is not None and value is not None:
                 progress(run.step, steps, value)
                 shown = time.perf_counter()
-            if stopping:
+            if stop:
                 raise KeyboardInterrupt
-            if leaving:
-                asked.pass_on()
+            if call_handlers:
+                signals.pass_on()
             pace.follow(run.step, distiller.compile_seconds)
-    return asked.stop
+    return signals.stop
+
+
+def _validate(distiller: Distiller, run: RunState, loss: Tensor, keeper: Keeper | None) -> None:
+    """Validate a step where the settings say so; the last one always."""
+    every = distiller.settings.validate_every
+    if every and (run.step % every == 0 or run.step == distiller.steps):
+        _require_finite_state(run, loss, keeper)
+        distiller.validate(run)
+
+
+def _read(run: RunState, loss: Tensor, keeper: Keeper | None, record: bool) -> float:
+    """Wait for a step's loss, the mean of all ranks, and return it; it goes into the history where it is recorded."""
+    value = float(ranks.averages([loss.clone()])[0])
+    _require_finite(run, value, keeper)
+    if record:
+        _warn_of_divergence(run, value)
+        run.history.append((run.step, value))
+    return value
+
+
+def _save(run: RunState, loss: Tensor, keeper: Keeper | None, unsaved: Unsaved) -> None:
+    """Check that a state may be kept, and write it where there is a folder."""
+    _require_finite_state(run, loss, keeper)
+    if keeper is not None:
+        unsaved.require_unchanged()
+        with ranks.together():
+            keeper.save(run)
 
 
 class _Pace:

@@ -20,8 +20,8 @@ from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.reporting.report import write_report
 from mmdistill.runs.folder import DRAWN, METRICS, PICTURES, SET, is_finished, require_free
-from mmdistill.runs.ways_on import require_finished
-from mmdistill.runs.written import note_written
+from mmdistill.runs.how_to_continue import require_finished
+from mmdistill.runs.listings import note_written
 from mmdistill.runtime import remove_parts
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task

@@ -58,13 +58,13 @@ class RunState:
         """Return what is learned, by optimizer group."""
         return grouped(self.parameterization, self.objective)
 
-    def held(self) -> dict[str, Any]:
-        """Return copies of both modules' states, which :meth:`hold` takes."""
+    def module_states(self) -> dict[str, Any]:
+        """Return copies of both modules' states, which :meth:`load_module_states` takes."""
         modules = {"parameterization": self.parameterization, "objective": self.objective}
         return {name: copied(module.state_dict()) for name, module in modules.items()}
 
-    def hold(self, states: Mapping[str, Any]) -> None:
-        """Give both modules the states that :meth:`held` returned."""
+    def load_module_states(self, states: Mapping[str, Any]) -> None:
+        """Give both modules the states that :meth:`module_states` returned."""
         self.parameterization.load_state_dict(states["parameterization"])
         self.objective.load_state_dict(states["objective"])
 
@@ -90,14 +90,14 @@ class RunState:
     @contextmanager
     def _holding(self, states: Mapping[str, Any]) -> Iterator[None]:
         """Hold some modules' states and then again what was held before; nothing is copied where there are none."""
-        own = self.held() if states else {}
+        own = self.module_states() if states else {}
         try:
             if states:
-                self.hold({**own, **states})
+                self.load_module_states({**own, **states})
             yield
         finally:
             if states:
-                self.hold(own)
+                self.load_module_states(own)
 
     def share(self) -> None:
         """Give all ranks the first one's start, which kernels of a device may round differently on each."""
@@ -143,7 +143,7 @@ class RunState:
             return {name: tensor.to(device) for name, tensor in tensors.items()}
 
         try:
-            self.hold(tree)
+            self.load_module_states(tree)
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(tree["optimizers"][name])
             network = tree["network"]
@@ -160,7 +160,7 @@ class RunState:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
 
 
-def is_in_vain(step: int, best: Mapping[str, Any] | None, patience: int) -> bool:
+def out_of_patience(step: int, best: Mapping[str, Any] | None, patience: int) -> bool:
     """Return whether the best step is as many steps ago as a run is patient; 0: it is so without end."""
     return bool(patience) and best is not None and step - int(best["step"]) >= patience
 

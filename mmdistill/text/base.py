@@ -13,8 +13,8 @@ from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import known_name
 from mmdistill.networks.architecture import described_module, task_line
-from mmdistill.networks.given import GivenTeacher
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.pretrained import GivenTeacher
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor

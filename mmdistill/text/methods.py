@@ -16,8 +16,8 @@ from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import Kernel, KernelRidgeMatching
+from mmdistill.objectives.infinite_width import FullyConnectedKernel
+from mmdistill.objectives.kernel_ridge import Kernel, KernelRidgeMatching
 from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.parameterizations.starts import filled_up
 from mmdistill.runtime import Draws

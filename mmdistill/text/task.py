@@ -19,8 +19,8 @@ from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.given import TeacherLike, given_as_teacher
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.pretrained import TeacherLike, given_as_teacher
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import index_bytes

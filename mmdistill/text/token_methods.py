@@ -12,7 +12,7 @@ from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
+from mmdistill.objectives.kernel_ridge import FeatureKernel, KernelRidgeMatching
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Task

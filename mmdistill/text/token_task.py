@@ -16,8 +16,8 @@ from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.given import TeacherLike, given_as_teacher
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.networks.pretrained import TeacherLike, given_as_teacher
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.task import Batch, Inputs, NetworkState, Scores, TaskInfo, Tensors

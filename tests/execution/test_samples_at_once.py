@@ -17,7 +17,7 @@ from mmdistill.image.repeated import alike_images
 from mmdistill.networks import difficulty, teacher
 from mmdistill.networks.difficulty import el2n
 from mmdistill.networks.teacher import soft_labels
-from mmdistill.parameterizations.known import labels_by, recognised
+from mmdistill.parameterizations.from_experts import labels_by, recognised
 from mmdistill.runtime import Draws
 
 USUAL = 16

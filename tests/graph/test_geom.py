@@ -24,10 +24,10 @@ from mmdistill.graph.trajectories import (
     rate_unit,
 )
 from mmdistill.networks import experts
+from mmdistill.networks.curriculum import Curriculum, Lessons
 from mmdistill.networks.experts import lessons_on
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.lessons import Curriculum, Lessons
 from mmdistill.networks.trajectories import StartWindow
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.calibration import KnowledgeExtraction, expert_divergence

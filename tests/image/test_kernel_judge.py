@@ -13,7 +13,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.kernel_judge import NOTE, KernelJudge, kernel_judge
 from mmdistill.image.named_judges import NamedJudges
-from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
+from mmdistill.objectives.infinite_width import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, take

@@ -26,7 +26,7 @@ from mmdistill.image.relabelling import Relabelling
 from mmdistill.metrics import judging_of
 from mmdistill.networks.teacher import soft_labels, teacher_foretold, trained_teacher
 from mmdistill.objectives.base import Network, Objective, class_means
-from mmdistill.parameterizations.known import raw_samples
+from mmdistill.parameterizations.from_experts import raw_samples
 from mmdistill.registry import get_domain, get_method
 from mmdistill.reporting.report import fact_rows
 from mmdistill.runtime import Draws

@@ -19,7 +19,7 @@ from mmdistill.networks import expert_group
 from mmdistill.networks.expert_group import STATE
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
 from mmdistill.networks.experts import train_experts
-from mmdistill.networks.fit import Standing
+from mmdistill.networks.fit import LiveTraining
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.runtime import Draws
 from mmdistill.task import Task, Tensors
@@ -106,7 +106,7 @@ def test_what_is_kept_leaves_the_memory(tmp_path: Path) -> None:
     assert names == {STATE, *(f"epochs-000{epoch}-000{epoch}.safetensors" for epoch in range(5))}
     group = expert_group.ExpertGroup(tmp_path, [0, 1], "digest")
     state = task.init(Draws(0))
-    group.note(Standing(0, 0, state, torch.optim.SGD(state.params.values(), lr=1.0)))
+    group.note(LiveTraining(0, 0, state, torch.optim.SGD(state.params.values(), lr=1.0)))
     assert not group._pending
 
 
@@ -131,7 +131,7 @@ def test_a_file_by_the_clock_comes_an_interval_after_the_last(tmp_path: Path, mo
     group = expert_group.ExpertGroup(tmp_path, [0, 1], "digest")
     state = BlobTask().init(Draws(0))
     for epoch in range(60):
-        group.note(Standing(epoch, 0, state, torch.optim.SGD(state.params.values(), lr=1.0)))
+        group.note(LiveTraining(epoch, 0, state, torch.optim.SGD(state.params.values(), lr=1.0)))
     assert 4 <= len(list(group.folder.glob("epochs-*.safetensors"))) <= 6
 
 
@@ -145,7 +145,7 @@ def test_a_long_epoch_is_kept_by_the_clock_too(tmp_path: Path, monkeypatch: pyte
     for step in range(60):
         for tensor in state.params.values():
             tensor.fill_(step)
-        group.note(Standing(0, step, state, optimizer))
+        group.note(LiveTraining(0, step, state, optimizer))
     reached = expert_group.ExpertGroup(tmp_path, [0, 1], "digest").reached(torch.device("cpu"))
     assert reached is not None
     assert reached.epoch == 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.networks import step_choice
 from mmdistill.networks.expert_loss import batches_networks
-from mmdistill.networks.inner_steps import At, EagerStep, Layout, PortionedStep, StepLoss, flat_leaves
+from mmdistill.networks.inner_steps import EagerStep, Layout, PortionedStep, StepLoss, StepPoint, flat_leaves
 from mmdistill.networks.step_choice import portion_of, recorded_bytes
 from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
 from mmdistill.task import Batch, Tensors
@@ -34,12 +34,14 @@ def without_weights(problem: Problem) -> Problem:
     return problem
 
 
-def posed(problem: Problem, loss: StepLoss | None = None) -> tuple[EagerStep, At]:
+def posed(problem: Problem, loss: StepLoss | None = None) -> tuple[EagerStep, StepPoint]:
     """The first step of a problem, of whose inputs gradients are wanted."""
     layout = Layout.of(problem.params)
     leaves, rebuild = flat_leaves(problem.batch)
     theta = layout.flatten(problem.params).detach()
-    return EagerStep(loss or problem.loss, layout, rebuild), At(theta, [leaf[0].detach() for leaf in leaves], 0, [0])
+    return EagerStep(loss or problem.loss, layout, rebuild), StepPoint(
+        theta, [leaf[0].detach() for leaf in leaves], 0, [0]
+    )
 
 
 @pytest.mark.usefixtures("small")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.execution.precision import Precision
 from mmdistill.networks.architecture import described_module
-from mmdistill.networks.fit import Reached, Standing, fit_networks, fit_steps
+from mmdistill.networks.fit import LiveTraining, SavedTraining, fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol, epoch_rate
 from mmdistill.networks.module import FunctionalModule, noted_starts
 from mmdistill.networks.schedules import (
@@ -141,7 +141,7 @@ def test_a_training_goes_on_within_the_passes_of_an_epoch() -> None:
     """With minibatches, which each pass draws anew, and from any step of an epoch."""
     task = BlobTask(dtype=torch.float64)
     protocol = FitProtocol(2, lr=0.1, momentum=0.0, batch=40, decay_at=(), passes=3)
-    stands: list[Reached] = []
+    stands: list[SavedTraining] = []
     seen: list[Tensor] = []
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
@@ -149,14 +149,14 @@ def test_a_training_goes_on_within_the_passes_of_an_epoch() -> None:
         seen.append(batch.inputs.detach().clone())
         return task.loss(state, batch), state.buffers
 
-    def note(at: Standing) -> None:
+    def note(at: LiveTraining) -> None:
         state = NetworkState({name: t.detach().clone() for name, t in at.state.params.items()}, {})
-        stands.append(Reached(at.epoch, at.step, state, None))
+        stands.append(SavedTraining(at.epoch, at.step, state, None))
 
-    def trained(reached: Reached | None = None) -> NetworkState:
+    def trained(reached: SavedTraining | None = None) -> NetworkState:
         observe = note if reached is None else None
         return fit_networks(
-            task.init, loss, data(task, 90), protocol, 1, KEY, mode="loop", observe=observe, reached=reached
+            task.init, loss, data(task, 90), protocol, 1, KEY, mode="loop", observe=observe, resume_from=reached
         )
 
     end = trained()

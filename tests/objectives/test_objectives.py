@@ -25,7 +25,7 @@ from mmdistill.objectives.compiled import batched_gradients
 from mmdistill.objectives.distances import flat_cosine, row_cosine, row_cosine_euclidean, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching, WarmUp
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, ridge_solution
+from mmdistill.objectives.kernel_ridge import FeatureKernel, KernelRidgeMatching, LinearKernel, ridge_solution
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws

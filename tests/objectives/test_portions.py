@@ -17,7 +17,7 @@ from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.distances import row_cosine, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching, WarmUp
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
+from mmdistill.objectives.kernel_ridge import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws

@@ -12,8 +12,8 @@ from mmdistill.image import image_task
 from mmdistill.labels import centred_one_hot
 from mmdistill.networks.module import redrawn
 from mmdistill.objectives.base import Network, Objective, class_means
-from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
-from mmdistill.objectives.performance import (
+from mmdistill.objectives.infinite_width import ConvolutionalKernel, FullyConnectedKernel
+from mmdistill.objectives.kernel_ridge import (
     FeatureKernel,
     KernelRidgeMatching,
     LinearKernel,

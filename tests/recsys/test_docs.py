@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
-from mmdistill.objectives.performance import LinearKernel
+from mmdistill.objectives.kernel_ridge import LinearKernel
 from mmdistill.recsys import DOMAIN, recsys_task
 from mmdistill.recsys.models import Ease
 from tests.recsys.conftest import taste_matrix

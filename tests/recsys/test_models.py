@@ -8,8 +8,8 @@ from scipy import sparse
 
 from mmdistill.errors import ConfigError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import (
+from mmdistill.objectives.infinite_width import FullyConnectedKernel
+from mmdistill.objectives.kernel_ridge import (
     KernelRidgeMatching,
     LinearKernel,
     RidgeSystem,

@@ -27,8 +27,8 @@ from mmdistill.methods import CORE_METHODS, fresh, trained_on_s
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
+from mmdistill.objectives.infinite_width import FullyConnectedKernel
+from mmdistill.objectives.kernel_ridge import KernelRidgeMatching, multinomial
 from mmdistill.recsys import DOMAIN, RankingProtocol, RecsysTask, load_interactions, methods, models, recsys_task
 from mmdistill.recsys import task as recsys_module
 from mmdistill.recsys.data import Interactions

@@ -28,7 +28,7 @@ from mmdistill.networks.schedules import (
 )
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides
 from mmdistill.objectives.distribution import DistributionMatching
-from mmdistill.objectives.kernels import convolutional, fully_connected
+from mmdistill.objectives.infinite_width import convolutional, fully_connected
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws

@@ -9,7 +9,7 @@ from mmdistill.evaluate import find_judges
 from mmdistill.image import METHODS, image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import get_domain, get_method, get_parameterization, has_method
-from mmdistill.runs.ways_on import how_to_finish
+from mmdistill.runs.how_to_continue import how_to_finish
 
 
 def options(folder: Path, method: str) -> Path:

@@ -8,7 +8,7 @@ from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import SoftmaxLabels
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.objectives.kernel_ridge import KernelRidgeMatching
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch

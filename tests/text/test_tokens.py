@@ -19,7 +19,7 @@ from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.networks.teacher import soft_labels
 from mmdistill.objectives.base import Network, class_gradients
-from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.objectives.kernel_ridge import KernelRidgeMatching
 from mmdistill.registry import get_domain, get_method, method_names
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, one_tensor

@@ -12,7 +12,7 @@ from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS, experts_by, row_of
 from mmdistill.networks.difficulty import BY_TEN, Scoring
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.parameterizations.known import known_samples
+from mmdistill.parameterizations.from_experts import known_samples
 from mmdistill.settings import OptimizerSpec, Settings
 
 

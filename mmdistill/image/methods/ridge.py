@@ -15,8 +15,8 @@ from mmdistill.methods import fresh, ridge_matching, trained_on_s, unread
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.base import Network, flatten_classes
-from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
+from mmdistill.objectives.infinite_width import ConvolutionalKernel, FullyConnectedKernel
+from mmdistill.objectives.kernel_ridge import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw, raw_start

@@ -25,7 +25,7 @@ from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
-from mmdistill.parameterizations.known import known_samples, labels_by, recognised
+from mmdistill.parameterizations.from_experts import known_samples, labels_by, recognised
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings

@@ -9,9 +9,9 @@ from torch import Tensor
 from mmdistill.distill import distill
 from mmdistill.errors import MmdistillError
 from mmdistill.image import DOMAIN, image_task
+from mmdistill.networks.curriculum import Curriculum
 from mmdistill.networks.difficulty import Scoring
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.lessons import Curriculum
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.objectives.trajectory import Masking, TrajectoryMatching
 from mmdistill.registry import get_method

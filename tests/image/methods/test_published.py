@@ -32,9 +32,9 @@ from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.infinite_width import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.inversion import BatchNormInversion
-from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, half_squared_error
+from mmdistill.objectives.kernel_ridge import FeatureKernel, KernelRidgeMatching, half_squared_error
 from mmdistill.objectives.regularised import RegularisedMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching, TrajectoryMatching

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.networks.given import GivenTeacher, given_as_teacher
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.pretrained import GivenTeacher, given_as_teacher
 from mmdistill.runtime import Draws
 
 KEY = Draws(3)

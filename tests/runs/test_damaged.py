@@ -15,7 +15,7 @@ from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, MmdistillError
 from mmdistill.reporting.compare import compare
-from mmdistill.runs.mending import load_whole, whole_set
+from mmdistill.runs.damaged import load_whole, whole_set
 from tests.runs.blobs import Validated, method
 from tests.test_taken_further import DERIVED, interrupted_at, judged
 from tests.toys import BlobTask

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.objectives import kernels
-from mmdistill.objectives.kernels import (
+from mmdistill.objectives import infinite_width
+from mmdistill.objectives.infinite_width import (
     ConvolutionalKernel,
     FullyConnectedKernel,
     convolutional,
@@ -190,8 +190,10 @@ def test_a_set_with_itself_in_parts_is_computed_half_and_equals_the_whole(monkey
 
     whole = kernel_and_gradient(25, x, x)
     tiles = []
-    plain = kernels._pixel_kernels
-    monkeypatch.setattr(kernels, "_pixel_kernels", lambda *args, **kwargs: tiles.append(1) or plain(*args, **kwargs))
+    plain = infinite_width._pixel_kernels
+    monkeypatch.setattr(
+        infinite_width, "_pixel_kernels", lambda *args, **kwargs: tiles.append(1) or plain(*args, **kwargs)
+    )
     half = kernel_and_gradient(4, x, x)
     assert len(tiles) == 2 * 6  # tiles of 2, 2 and 1 rows, on and above the diagonal, forward and once more backward
     both = kernel_and_gradient(4, x, x.clone())
@@ -205,26 +207,26 @@ def test_a_cuda_device_holds_as_many_pairs_as_a_quarter_of_its_memory(monkeypatc
     def pairs(memory, shape, depth=3, kind="cuda", size=8):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
         there = SimpleNamespace(device=torch.device(kind), shape=torch.Size(shape), element_size=lambda: size)
-        return kernels.pairs_at_once(there, depth)
+        return infinite_width.pairs_at_once(there, depth)
 
     assert pairs(80 << 30, (10, 3, 32, 32)) == 32_768
     assert pairs(80 << 30, (10, 3, 32, 32), size=4) == 65_536
     assert pairs(24 << 30, (10, 3, 32, 32)) == 8192
     assert pairs(1 << 20, (0, 3, 224, 224)) == 1
-    assert pairs(80 << 30, (10, 3, 32, 32), kind="cpu") == kernels.CPU_PAIRS
+    assert pairs(80 << 30, (10, 3, 32, 32), kind="cpu") == infinite_width.CPU_PAIRS
 
 
 def test_a_kernel_in_too_many_parts_is_not_captured(monkeypatch):
     asked = []
-    monkeypatch.setattr(kernels, "require_short", lambda tiles, device: asked.append(tiles))
+    monkeypatch.setattr(infinite_width, "require_short", lambda tiles, device: asked.append(tiles))
     convolutional(images(3, "x"), images(11, "y"), depth=1, pairs=4)
     monkeypatch.undo()
     assert asked == [12]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    kernels.require_short(kernels.MOST_CAPTURED, torch.device("cuda"))
-    kernels.require_short(121, torch.device("cpu"))
+    infinite_width.require_short(infinite_width.MOST_CAPTURED, torch.device("cuda"))
+    infinite_width.require_short(121, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="in 121 parts is too long for a graph"):
-        kernels.require_short(121, torch.device("cuda"))
+        infinite_width.require_short(121, torch.device("cuda"))
 
 
 def test_bad_images():

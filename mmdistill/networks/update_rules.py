@@ -46,11 +46,11 @@ class UpdateRule(ABC):
         """Return the parameters and memory after the step of this index, the first being 0."""
 
     def kept(self, memory: Memory, gradient: Tensor) -> Memory:
-        """Return what :meth:`pull` reads of a step, from the memory after it; the memory itself by default."""
+        """Return what :meth:`adjoint` reads of a step, from the memory after it; the memory itself by default."""
         return memory
 
     @abstractmethod
-    def pull(self, adjoint: Tensor, carried: Memory, kept: Memory, rate: Tensor, index: int) -> Cotangent:
+    def adjoint(self, adjoint: Tensor, carried: Memory, kept: Memory, rate: Tensor, index: int) -> Cotangent:
         """Return the step's cotangents.
 
         Args:
@@ -88,7 +88,7 @@ class Sgd(UpdateRule):
         velocity = self.momentum * memory[0] + gradient
         return theta - rate * velocity, (velocity,)
 
-    def pull(self, adjoint: Tensor, carried: Memory, kept: Memory, rate: Tensor, index: int) -> Cotangent:
+    def adjoint(self, adjoint: Tensor, carried: Memory, kept: Memory, rate: Tensor, index: int) -> Cotangent:
         """Return the cotangents."""
         if not self.momentum:
             return Cotangent(adjoint, -rate, (), None)
@@ -124,7 +124,7 @@ class Adam(UpdateRule):
         """Return the moments and the gradient."""
         return *memory, gradient
 
-    def pull(self, adjoint: Tensor, carried: Memory, kept: Memory, rate: Tensor, index: int) -> Cotangent:
+    def adjoint(self, adjoint: Tensor, carried: Memory, kept: Memory, rate: Tensor, index: int) -> Cotangent:
         """Return the cotangents; where a parameter never had a gradient, the root's derivative is taken as 0."""
         (first, second), (m, v, gradient) = self.betas, kept
         mean, root = self._corrected(m, v, index)

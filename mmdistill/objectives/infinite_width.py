@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from mmdistill.errors import ConfigError, ShapeError, require_choice
 from mmdistill.objectives.base import Network
+from mmdistill.objectives.kernel_ridge import Kernel, require_one_tensor
 from mmdistill.objectives.pairs import neighbour_sums, products, relu_moments
-from mmdistill.objectives.performance import Kernel, require_one_tensor
 from mmdistill.task import Inputs, Task, one_tensor
 
 KernelKind = Literal["ntk", "nngp"]

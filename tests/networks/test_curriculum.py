@@ -13,6 +13,7 @@ from mmdistill.described import described
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks import expert_group, experts
+from mmdistill.networks.curriculum import Curriculum, Lessons, ranks_in_class
 from mmdistill.networks.difficulty import SCORERS_SEED, Scoring, el2n, kept_scores, scored_classes
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, identity
 from mmdistill.networks.experts import (
@@ -23,9 +24,8 @@ from mmdistill.networks.experts import (
     serving_folder,
     train_experts,
 )
-from mmdistill.networks.fit import Standing, fit_networks
+from mmdistill.networks.fit import LiveTraining, fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.lessons import Curriculum, Lessons, ranks_in_class
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -125,7 +125,7 @@ def test_networks_train_on_whole_minibatches_of_what_an_epoch_draws() -> None:
         seen.append(batch.inputs["row"].int().tolist())
         return task.loss(state, batch._replace(inputs=batch.inputs["x"])), {}
 
-    def observe(standing: Standing) -> None:
+    def observe(standing: LiveTraining) -> None:
         at.append((standing.epoch, standing.step))
 
     fit_networks(

@@ -8,7 +8,7 @@ from mmdistill.errors import CheckpointError, VersionError
 from mmdistill.execution import ranks
 from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runs.folder import CHECKPOINTS, is_finished, is_imported
-from mmdistill.runs.ways_on import how_to_begin_anew, how_to_go_on
+from mmdistill.runs.how_to_continue import how_to_begin_anew, how_to_go_on
 
 logger = logging.getLogger(__name__)
 
