@@ -202,7 +202,7 @@ class TellsEpochs(Protocol):
 class TrainsTeacher(Protocol):
     """An objective or schedule that trains networks of its own first, which label real samples or steps read."""
 
-    def teacher_foretold(self, task: Task) -> str:
+    def describe_teacher(self, task: Task) -> str:
         """Return which ones these will be, in words; empty where a task needs none."""
         ...
 
@@ -244,7 +244,7 @@ Judging = Mapping[str, int | str]
 
 @runtime_checkable
 class KeepsJudging(Protocol):
-    """A task that keeps what its user set of judging, see :func:`judging_set`; of other tasks nothing was set.
+    """A task that keeps what its user set of judging, see :func:`judging_overrides`; of other tasks nothing was set.
 
     Results are kept with it, which tells them from those of judges that trained otherwise.
     """
@@ -252,7 +252,7 @@ class KeepsJudging(Protocol):
     judging_chosen: Judging
 
 
-def judging_set(
+def judging_overrides(
     epochs: int | None = None,
     batch: int | None = None,
     precision: str | None = None,
@@ -304,7 +304,7 @@ def _differing(own: object, usual: object, apart: Collection[str]) -> list[str]:
     return found
 
 
-def chosen_judging(task: Task) -> Judging:
+def overrides_of(task: Task) -> Judging:
     """Return what the user set of a task's judging. A named protocol is in the judge's name."""
     return task.judging_chosen if isinstance(task, KeepsJudging) else {}
 

@@ -41,7 +41,7 @@ def parse_bytes(text: str | int) -> int:
     return int(size)
 
 
-def find_budget(
+def method_within_budget(
     task: Task,
     method: Method,
     *,

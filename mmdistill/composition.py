@@ -18,7 +18,7 @@ from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
 from mmdistill.networks.architecture import own_network
 from mmdistill.networks.schedules import NetworkSchedule
-from mmdistill.networks.teacher import teacher_foretold
+from mmdistill.networks.teacher import describe_teacher
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
@@ -37,7 +37,7 @@ GROUPS = ("codes", "decoder", "labels", "objective")
 
 def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, object]) -> dict[str, str]:
     """Return the settings among those given that nothing looks at, and for each why, with ``{}`` for its name."""
-    found = method.unread(budget, given)
+    found = method.ignored_settings(budget, given)
     if given.get("augment") and "augment" not in found:
         one = task.select(torch.tensor([0]))
         if task.augment(Draws(0), one, shared=False) is one:  # there is no augmentation of such data
@@ -72,12 +72,12 @@ def asked_teacher(
         made: the run's samples, or others of the same kind; None: they are built to be looked at.
     """
     parts = (*(() if method.solve is not None else (method.make_objective(settings),)), schedule)
-    told = [part.teacher_foretold(task) for part in parts if isinstance(part, TrainsTeacher)]
+    told = [part.describe_teacher(task) for part in parts if isinstance(part, TrainsTeacher)]
     if made is None and not any(told):
         with rehearsal(), noise_suggested(task, method, budget, settings):
             made = method.make_parameterization(task, budget, settings, Draws(0, device=task.device).fold("start"))
     if made is not None and needs_teacher(made, schedule):
-        return teacher_foretold(task, settings.teacher_epochs)
+        return describe_teacher(task, settings.teacher_epochs)
     return ", ".join(filter(None, told))
 
 
@@ -173,7 +173,7 @@ def require_parts(task: object, method: object, budget: object, settings: object
         )
 
 
-def composed(
+def check_and_build_optimizers(
     method: Method, settings: Settings, parameterization: Parameterization, objective: Objective, device: torch.device
 ) -> dict[str, torch.optim.Optimizer]:
     """Return an optimizer for each group that a run learns, once its parts, which go to a device, go together.

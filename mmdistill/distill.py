@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from mmdistill.budget import find_budget
+from mmdistill.budget import method_within_budget
 from mmdistill.checks import require_checkpoint_every, require_kind
 from mmdistill.composition import other_count, without_effect
 from mmdistill.distilled import DistilledSet
@@ -19,7 +19,7 @@ from mmdistill.errors import CheckpointError, ConfigError, note_kept, require_ch
 from mmdistill.execution import ranks
 from mmdistill.execution.compilation import CompileMode
 from mmdistill.execution.isolation import isolated
-from mmdistill.execution.memory import explained
+from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.execution.precision import Precision
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
@@ -30,7 +30,7 @@ from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.runs.advice import lowering_start
-from mmdistill.runs.finished import found_set, identity
+from mmdistill.runs.finished import finished_set_or_resume, identity
 from mmdistill.runs.folder import is_started, require_free
 from mmdistill.runs.history import Reading, write_history
 from mmdistill.runs.keeper import Keeper
@@ -92,7 +92,9 @@ def method_settings(
     """
     require_task(task)
     found, _ = find_method(task, method, schedule)
-    found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=0)
+    found, size = method_within_budget(
+        task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=0
+    )
     return found.settings(size)
 
 
@@ -191,13 +193,15 @@ def distill(
     name = name or own_name
     storage = None if parameterization is None else find_parameterization(task, parameterization)
     found = usual.customised(storage, label, settings)
-    found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed)
+    found, size = method_within_budget(
+        task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed
+    )
     _warn_of_unread(task, usual, found, size, settings or {})
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     with _sole_use(folder, keeps=not (resume or overwrite)):
         goes_on = bool(resume)
         if folder is not None and resume == "auto":
-            whole, goes_on = found_set(distiller, name, folder, precision == "auto")
+            whole, goes_on = finished_set_or_resume(distiller, name, folder, precision == "auto")
             if whole is not None:
                 return whole
         with _bar(task, name, visible=progress is True) as show:
@@ -304,7 +308,7 @@ def _distilled(
 
 def _started(distiller: Distiller, resume: bool, label: LabelKind | None) -> RunState:
     """Return the state that a run begins with, once what it trains first is there; a resumed one's is loaded later."""
-    with ranks.first_alone(), explained("the start of the distillation", lowering_start(distiller.settings)):
+    with ranks.first_alone(), out_of_memory_advice("the start of the distillation", lowering_start(distiller.settings)):
         run = distiller.start()
         if resume:
             distiller.schedule.require_ready(distiller.task)

@@ -116,7 +116,7 @@ class Distiller:
 
     def start(self) -> RunState:
         """Build the initial state: initialised samples, fresh optimizers; refuse parts that cannot go together."""
-        if self.method.foretold(self.task):
+        if self.method.describe_pretraining(self.task):
             self.rehearse()
         objective, parameterization, optimizers = self._composed()
         if composition.needs_teacher(parameterization, self.schedule):
@@ -136,7 +136,11 @@ class Distiller:
         objective = self.make_objective()
         objective.begin(self.task, self.draws.fold("objective"))
         made = self.initial()
-        return objective, made, composition.composed(self.method, self.settings, made, objective, self.task.device)
+        return (
+            objective,
+            made,
+            composition.check_and_build_optimizers(self.method, self.settings, made, objective, self.task.device),
+        )
 
     def make_objective(self) -> Objective:
         """Return the objective, once it is known to work with the task and the schedule; a closed form's does nothing.

@@ -11,7 +11,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation
 from mmdistill.execution.isolation import isolated
-from mmdistill.judgements import Given, Judgements
+from mmdistill.judgements import EvaluationRun, SetToJudge
 from mmdistill.judgements import Progress as Progress
 from mmdistill.names import baseline_names, canonical, in_words, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
@@ -149,15 +149,15 @@ def evaluate(
         warnings.warn(said, MmdistillWarning, stacklevel=2)
     unfit: dict[str, str] = {}
     names = find_judges(task, judges, given.judge, unfit)
-    judging = Judgements(task, names, n, at_once, key, unfit, 1 if robust else 1 + len(asked))
+    judging = EvaluationRun(task, names, n, at_once, key, unfit, 1 if robust else 1 + len(asked))
     with _kept(judging.so_far), _shown(progress) as judging.told:
         if robust:
-            judging.of_robustness(given)
+            judging.judge_robustness(given)
         else:
             if not baselines_only:
-                judging.of_set(given)
+                judging.judge_set(given)
             for source, name in enumerate(asked, start=1):
-                judging.of_baseline(source, name, given.budget)
+                judging.judge_baseline(source, name, given.budget)
         return judging.ended()
 
 
@@ -201,7 +201,7 @@ def _names(what: str, given: object) -> Sequence[str]:
     return list(dict.fromkeys(given))
 
 
-def _placed(task: Task, distilled: DistilledSet | Batch) -> Given:
+def _placed(task: Task, distilled: DistilledSet | Batch) -> SetToJudge:
     """Return what is to be judged, once it is known to be of the task.
 
     Raises:
@@ -213,7 +213,7 @@ def _placed(task: Task, distilled: DistilledSet | Batch) -> Given:
         batch = distilled.to(task.device)
         batch = in_float32(batch) if task.describe().forms else batch
         learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
-        return Given(batch, distilled.budget, learned, distilled.classes, distilled.judge, distilled.seed)
+        return SetToJudge(batch, distilled.budget, learned, distilled.classes, distilled.judge, distilled.seed)
     if not isinstance(distilled, Batch):
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
-    return Given(checked_samples(distilled).map(lambda tensor: tensor.to(task.device)))
+    return SetToJudge(checked_samples(distilled).map(lambda tensor: tensor.to(task.device)))

@@ -14,7 +14,7 @@ from mmdistill.classification import pooled
 from mmdistill.coresets import choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.evaluation import Evaluation, checked_scores, summarise
-from mmdistill.execution.memory import explained
+from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, Task
 
@@ -24,7 +24,7 @@ LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--jud
 """What takes less memory in judging."""
 
 
-class Given(NamedTuple):
+class SetToJudge(NamedTuple):
     """What is to be judged: samples on a task's device and, of a set, what travels with them.
 
     Args:
@@ -45,7 +45,7 @@ class Given(NamedTuple):
 
 
 @dataclass
-class Judgements:
+class EvaluationRun:
     """One evaluation on its way: who judges, what they found, and what could not be judged or had.
 
     Args:
@@ -91,7 +91,7 @@ class Judgements:
         self._tell("")
         return self.so_far()
 
-    def of_set(self, given: Given) -> None:
+    def judge_set(self, given: SetToJudge) -> None:
         """Judge a set.
 
         Raises:
@@ -103,7 +103,7 @@ class Judgements:
 
         self._each("the distilled set", self.judges, score, self.results, self.failures)
 
-    def of_robustness(self, given: Given) -> None:
+    def judge_robustness(self, given: SetToJudge) -> None:
         """Give a set both robust scores; without random samples at equal count, the gap at hard labels alone.
 
         Raises:
@@ -131,7 +131,7 @@ class Judgements:
 
         self._each("the distilled set", self.judges, score, self.results, self.failures)
 
-    def of_baseline(self, source: int, name: str, budget: int | None) -> None:
+    def judge_baseline(self, source: int, name: str, budget: int | None) -> None:
         """Judge a baseline, unless the task cannot offer it, or lacks memory or samples, say.
 
         Args:
@@ -174,7 +174,7 @@ class Judgements:
         for index, judge in enumerate(judges):
             self._tell(f"{subject} by {judge}", index)
             try:
-                with explained(f"judging with {judge}", LOWER):
+                with out_of_memory_advice(f"judging with {judge}", LOWER):
                     scores.append(score(judge))
             except MmdistillError as error:
                 failures[judge] = str(error)

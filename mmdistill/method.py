@@ -44,7 +44,8 @@ class Storage:
         fills: whether the builder fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these
             become the largest budget whose set takes no more.
         name: what ``--parameterization`` calls it; empty for those of a method or a user.
-        foretold: says what building trains first, or where that is, in words; a run then rehearses before it builds.
+        pretraining: returns in words what must be trained before samples can be built, or where it is cached; a run
+            with one checks itself before it trains (:mod:`mmdistill.rehearsal`).
     """
 
     build: Parameterizer
@@ -52,7 +53,7 @@ class Storage:
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
     fills: bool = False
     name: str = ""
-    foretold: Callable[[Task], str] | None = None
+    pretraining: Callable[[Task], str] | None = None
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Build the initial parameterization."""
@@ -150,9 +151,9 @@ class Method:
             return "raw"
         return (found.name or found.summary) if isinstance(found := self.parameterization, Storage) else ""
 
-    def foretold(self, task: Task) -> str:
+    def describe_pretraining(self, task: Task) -> str:
         """Return what building its samples trains first, in words; empty where nothing is."""
-        told = found.foretold if isinstance(found := self.parameterization, Storage) else None
+        told = found.pretraining if isinstance(found := self.parameterization, Storage) else None
         return "" if told is None else told(task)
 
     def make_objective(self, settings: Settings) -> Objective:
@@ -201,7 +202,7 @@ class Method:
         require_made(f"what {self.title} stores", made, Parameterization)
         return made
 
-    def unread(self, budget: int, names: Iterable[str]) -> list[str]:
+    def ignored_settings(self, budget: int, names: Iterable[str]) -> list[str]:
         """Return those of some settings that neither the method's networks nor its objective look at.
 
         Fields of a user's own count where no builder of samples may read them too.

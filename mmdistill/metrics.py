@@ -5,7 +5,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
-from mmdistill.abilities import JUDGING, Judging, LimitsJudging, ask_teacher, chosen_judging, given_teacher
+from mmdistill.abilities import JUDGING, Judging, LimitsJudging, ask_teacher, given_teacher, overrides_of
 from mmdistill.distilled import DistilledSet, is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
@@ -43,7 +43,7 @@ def metrics_document(
     previous = of_same_test(previous or {}, task)
 
     def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
-        own = [judging_of(task, entry.judge, judging) for entry in entries]
+        own = [judging_record(task, entry.judge, judging) for entry in entries]
         return [entry.plain() | ({"judging": read} if read else {}) for entry, read in zip(entries, own, strict=True)]
 
     results = _merged(previous.get("results", []), plain(evaluation.results))
@@ -126,7 +126,7 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
     )
 
 
-def judging_of(task: Task, judge: str, judging: Judging | None = None) -> dict[str, int | str]:
+def judging_record(task: Task, judge: str, judging: Judging | None = None) -> dict[str, int | str]:
     """Return what a judge reads of what the user set of judging, and which one a network of the user's own is.
 
     Of a judge that asks the teacher that the task was given, also the first digits of that one's digest.
@@ -137,7 +137,7 @@ def judging_of(task: Task, judge: str, judging: Judging | None = None) -> dict[s
         judging: what the user set beside what the task keeps of it.
     """
     read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
-    found = {name: value for name, value in {**chosen_judging(task), **(judging or {})}.items() if name in read}
+    found = {name: value for name, value in {**overrides_of(task), **(judging or {})}.items() if name in read}
     own = own_network(task) if judge.partition(" [")[0] == OWN else ""
     found |= {NETWORK: own} if own else {}
     if (given := given_teacher(task)) is not None and ask_teacher(task, [judge]):

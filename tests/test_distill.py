@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.budget import find_budget
+from mmdistill.budget import method_within_budget
 from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill, identity, method_settings
 from mmdistill.distilled import DistilledSet
@@ -388,13 +388,13 @@ def test_impossible_compositions_fail_when_built() -> None:
     with pytest.raises(ConfigError, match=r"take their budget as ipc=N or bytes=SIZE .*, got nodes=3"):
         distill(task, method("dm"), nodes=3)
     with pytest.raises(ConfigError, match="got no budget"):
-        find_budget(task, method("dm"))
+        method_within_budget(task, method("dm"))
 
 
 def test_bytes_hold_more_noise_than_there_are_real_samples() -> None:
     task = BlobTask(per_class=5)
     for init, ipc in (("noise", 8), ("real", 5)):
-        assert find_budget(task, method("dc", init=init), bytes=8 * 3 * (4 * 4 + 1))[1] == ipc
+        assert method_within_budget(task, method("dc", init=init), bytes=8 * 3 * (4 * 4 + 1))[1] == ipc
 
 
 def test_the_seed_is_all_that_matters() -> None:
@@ -454,14 +454,14 @@ def test_settings_that_a_users_parts_read_are_not_called_idle() -> None:
     class Both(DistributionMatching):
         needs_target = True  # beside the real batch
 
-    assert replace(CORE_METHODS["mtt"], objective=Both).unread(1, ["real_batch"]) == []
-    assert CORE_METHODS["mtt"].unread(1, ["real_batch"]) == ["real_batch"]
+    assert replace(CORE_METHODS["mtt"], objective=Both).ignored_settings(1, ["real_batch"]) == []
+    assert CORE_METHODS["mtt"].ignored_settings(1, ["real_batch"]) == ["real_batch"]
 
     def taught(settings: Settings) -> NetworkSchedule:
         return FreshNetworks() if settings.teacher_epochs else UnreadNetwork()
 
-    assert replace(CORE_METHODS["dm"], network=taught).unread(1, ["teacher_epochs"]) == []
-    assert CORE_METHODS["dm"].unread(1, ["teacher_epochs"]) == ["teacher_epochs"]
+    assert replace(CORE_METHODS["dm"], network=taught).ignored_settings(1, ["teacher_epochs"]) == []
+    assert CORE_METHODS["dm"].ignored_settings(1, ["teacher_epochs"]) == ["teacher_epochs"]
 
 
 def test_a_set_that_no_step_has_looked_at_is_finite(tmp_path: Path) -> None:
@@ -491,7 +491,7 @@ def test_real_samples_of_a_closed_form_take_the_bytes_of_a_selection(caplog: pyt
     assert found.stored_bytes == beside.stored_bytes == 20 * (64 + 1)
     assert found.label == "hard"
     assert found.batch.targets.tolist() == beside.batch.targets.tolist()  # type: ignore[union-attr]
-    assert find_budget(task, solve, bytes=found.stored_bytes)[1] == 2
+    assert method_within_budget(task, solve, bytes=found.stored_bytes)[1] == 2
     assert not caplog.messages
     without = BlobTask()
     without.labels = None

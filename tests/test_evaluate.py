@@ -29,7 +29,7 @@ from mmdistill.errors import (
 )
 from mmdistill.evaluate import evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Entry, Evaluation, summarise
-from mmdistill.execution.memory import explained
+from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document, read_metrics, recorded
@@ -499,15 +499,15 @@ def test_out_of_memory_says_what_to_lower() -> None:
     ):
         with (
             pytest.raises(MemoryExhaustedError, match="out of memory in a step; try less"),
-            explained("a step", "less"),
+            out_of_memory_advice("a step", "less"),
         ):
             raise error
     with (
         pytest.raises(MemoryExhaustedError, match=r"^probably out of memory in a step; try less"),
-        explained("a step", "less"),
+        out_of_memory_advice("a step", "less"),
     ):
         raise RuntimeError("GET was unable to find an engine to execute this computation")
-    with pytest.raises(RuntimeError, match="another"), explained("a step", "less"):
+    with pytest.raises(RuntimeError, match="another"), out_of_memory_advice("a step", "less"):
         raise RuntimeError("another")
 
 

@@ -26,7 +26,7 @@ from mmdistill.reporting.report import summary, write_report
 from mmdistill.runs.damaged import load_whole
 from mmdistill.runs.folder import CONFIG, EXPORT, METRICS, require_free
 from mmdistill.runs.how_to_continue import how_to_finish, require_finished
-from mmdistill.runs.judging import Asked, judge_and_keep
+from mmdistill.runs.judging import JudgingRequest, judge_and_keep
 from mmdistill.runs.kept_baselines import KeptBaselines, package_digest
 from mmdistill.runs.saving import draw, require_held
 from mmdistill.runtime import deterministic_kernels, prepare_deterministic_kernels
@@ -181,7 +181,9 @@ def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
         kept = KeptBaselines(config, task, config.seed if asked.seed is None else asked.seed)
-        wanted = Asked(config.judge_names(), find_baselines(task, config.baselines), robust=asked.scores == "robust")
+        wanted = JudgingRequest(
+            config.judge_names(), find_baselines(task, config.baselines), robust=asked.scores == "robust"
+        )
         evaluation = judge_and_keep(kept, distilled, folder, previous, wanted)
     dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from mmdistill.abilities import ask_teacher
 from mmdistill.allocation import require_budget
 from mmdistill.bars import progress_bar
-from mmdistill.budget import find_budget
+from mmdistill.budget import method_within_budget
 from mmdistill.checks import require_sizes
 from mmdistill.choices import starts
 from mmdistill.commands.assembly import (
@@ -31,7 +31,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.execution import ranks
-from mmdistill.execution.memory import explained
+from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.importing import import_set
@@ -195,12 +195,15 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     for unit in get_args(BudgetKind):
         if (asked := getattr(config, unit)) is not None:
             require_budget(unit, asked)
-    with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
+    with (
+        ranks.first_alone(),
+        out_of_memory_advice("reading the data and making the network", "less of them (--width, --size)"),
+    ):
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain, task.num_classes)
     judges = find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error before the work
     find_baselines(task, config.baselines)
-    method, budget = find_budget(task, chosen, **config.budgets(), seed=config.seed)
+    method, budget = method_within_budget(task, chosen, **config.budgets(), seed=config.seed)
     method.settings(budget)  # which says what none of its values can be
     if ranks.is_first():
         for note in _notes(config, domain, task, method, budget, judges):
@@ -225,7 +228,7 @@ def _notes(
     own = assignments(config.set or ())
     for name, why in without_effect(task, method, budget, {**config.overrides(), **own}).items():
         yield why.format(f"--set {name}" if name in own else as_option(name))
-    with explained("the start of the distillation", lowering_start(method.settings(budget))):
+    with out_of_memory_advice("the start of the distillation", lowering_start(method.settings(budget))):
         idle = is_teacher_idle(task, method, budget, judges)
     if idle:
         yield f"neither {method.title} nor a judge here asks a teacher: --teacher changes nothing"

@@ -123,7 +123,7 @@ def _read(domain: Domain, method: Method) -> list[str]:
     if method.solve is not None:
         read = read_in_closed_form(own, method.label)
         return [name for name in names if name in read]
-    idle = set.intersection(*(set(method.unread(budget, names)) for budget in budgets))
+    idle = set.intersection(*(set(method.ignored_settings(budget, names)) for budget in budgets))
     if method.make_objective(own).view != "classes":
         idle.add("syn_batch")  # which is refused there
     return [name for name in names if name not in idle]

@@ -12,7 +12,7 @@ from mmdistill.composition import asked_teacher
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_baselines, find_judges
-from mmdistill.execution.memory import explained
+from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.method import Method
 from mmdistill.names import counted, first_few
 from mmdistill.networks.architecture import network_title
@@ -45,7 +45,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     info, settings = task.describe(), method.settings(budget)
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
     distiller = Distiller(task, method, budget, seed=config.seed, precision=config.precision)
-    with explained("the start of the distillation", lowering_start(settings)):
+    with out_of_memory_advice("the start of the distillation", lowering_start(settings)):
         made = distiller.rehearse()
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
@@ -63,7 +63,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "stored as": method.storage,
         "labels": made.labels.title,
         "settings": settings_in_words(asdict(settings), method.storage),
-        "generator": method.foretold(task),
+        "generator": method.describe_pretraining(task),
         "experts": _experts(distiller),
         "teacher": asked_teacher(task, method, budget, settings, distiller.schedule, made),
         "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
@@ -135,7 +135,7 @@ def _epochs(task: Task, judge: str, samples: int | None) -> str:
 def _experts(distiller: Distiller) -> str:
     """Return which experts the run matches and how many it trains first, in words; empty of methods without any."""
     schedule = distiller.schedule
-    return schedule.foretold(distiller.task) if isinstance(schedule, ExpertTrajectories) else ""
+    return schedule.describe_experts(distiller.task) if isinstance(schedule, ExpertTrajectories) else ""
 
 
 def _judges_teacher(task: Task, judges: list[str]) -> str:

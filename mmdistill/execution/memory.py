@@ -27,7 +27,7 @@ def exhausted(error: BaseException, *, surely: bool = False) -> bool:
 
 
 @contextmanager
-def explained(what: str, lower: str) -> Iterator[None]:
+def out_of_memory_advice(what: str, lower: str) -> Iterator[None]:
     """Turn running out of memory into an error that says in what, and what to lower.
 
     Args:

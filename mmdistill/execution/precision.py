@@ -28,7 +28,7 @@ def resolved(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def lowered(precision: Precision, device: torch.device, *, graph: bool) -> AbstractContextManager[object]:
+def autocast_for(precision: Precision, device: torch.device, *, graph: bool) -> AbstractContextManager[object]:
     """Return the context in which a network runs in bfloat16 where its precision says so.
 
     ``mixed`` lowers only what keeps no graph: the real side of class-wise matching, which averages over many samples,

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, in_place_of, judging_set
+from mmdistill.abilities import Judging, in_place_of, judging_overrides
 from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.models import GraphNetwork
 from mmdistill.graph.sampling import ClassMembers
@@ -56,7 +56,7 @@ class GraphClassification(ABC, Generic[Training]):
         self.num_classes: int | None = class_count
         self.labels: Tensor | None = labels
         self.device = torch.device(device)
-        self.judging_chosen: Judging = judging_set(judge_epochs, protocol=in_place_of(protocol, usual))
+        self.judging_chosen: Judging = judging_overrides(judge_epochs, protocol=in_place_of(protocol, usual))
         base = protocol or usual
         self.protocol: Training = replace(base, epochs=judge_epochs or base.epochs)
         self._labels = labels

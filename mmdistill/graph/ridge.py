@@ -65,7 +65,7 @@ class PropagatedRidge(RandomFeatureRidge):
             real = task.seen(nodes, targets)
         return super().forward(network, syn, real, draws)
 
-    def teacher_foretold(self, task: Task) -> str:
+    def describe_teacher(self, task: Task) -> str:
         """Return of which networks the teacher is, in words; empty where as many nodes have labels as have none."""
         recipe = self.recipe or TeacherRecipe()
         said = f"{recipe.networks} perceptrons of {recipe.epochs} epochs, to be trained in the first step"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.files.locks import sole_writer
 from mmdistill.labels import one_hot
-from mmdistill.networks.clock import LoggedProgress, TrainingClock, training_foretold
+from mmdistill.networks.clock import LoggedProgress, TrainingClock, describe_training
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import image_shape, pixel_space, require_images
 from mmdistill.rehearsal import is_rehearsal
@@ -146,7 +146,7 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
     return as_json(found)
 
 
-def foretold(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> str:
+def describe_generator(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> str:
     """Return in words where a task's generator is, or for how many steps it trains first.
 
     Raises:
@@ -154,7 +154,7 @@ def foretold(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> s
     """
     file = file or default_file(task, recipe)
     left = recipe.steps - _kept(task, recipe, file).step
-    return training_foretold(f"{recipe.steps:,} steps", left, recipe.steps, file)
+    return describe_training(f"{recipe.steps:,} steps", left, recipe.steps, file)
 
 
 def default_file(task: Task, recipe: GeneratorRecipe) -> Path:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from mmdistill.choices import TrainingPrecision
 from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.execution.portions import samples_at_once
-from mmdistill.execution.precision import lowered
+from mmdistill.execution.precision import autocast_for
 from mmdistill.image.models.layers import BatchNorm2d
-from mmdistill.image.protocols import Occasion, Plan, Protocol
+from mmdistill.image.protocols import JudgingCase, Plan, Protocol
 from mmdistill.image.relabelling import divergence
 from mmdistill.labels import regression_targets, target_loss, weighted_mean
 from mmdistill.networks.fit import fit_networks, fit_steps
@@ -65,7 +65,7 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
 
 
 def with_learned(
-    plan: Plan, protocol: Protocol, occasion: Occasion, data: Batch, learned: Mapping[str, Tensor]
+    plan: Plan, protocol: Protocol, occasion: JudgingCase, data: Batch, learned: Mapping[str, Tensor]
 ) -> tuple[Plan, LearnedSteps | None, tuple[str, ...]]:
     """Return a plan at the rate that was learned with a set, the steps to take instead, and notes on what is not used.
 
@@ -113,7 +113,7 @@ def _training_loss(
     network: FunctionalModule, scale: float | None, precision: TrainingPrecision, temperature: float | None
 ) -> Loss:
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        with lowered(precision, batch.weight.device, graph=True):
+        with autocast_for(precision, batch.weight.device, graph=True):
             output, buffers = network(state, batch.inputs, train=True)
         targets = one_tensor(batch.targets)
         if temperature is not None:

@@ -14,7 +14,7 @@ from mmdistill.abilities import JUDGING
 from mmdistill.image.judge import Judge, with_learned
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
 from mmdistill.image.models import FAMILIES
-from mmdistill.image.protocols import Occasion, Plan, plan_for, whole_note
+from mmdistill.image.protocols import JudgingCase, Plan, plan_for, whole_note
 from mmdistill.labels import are_probabilities
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import Augment
@@ -128,7 +128,7 @@ class NetworkJudge:
     def teacher(self) -> str:
         """The protocol's teacher."""
         teacher = self.task.protocol.teacher
-        return "" if teacher is None else teacher.foretold(self.task, self.task.data.whole_epochs)
+        return "" if teacher is None else teacher.describe_teacher(self.task, self.task.data.whole_epochs)
 
     def epochs(self, samples: int | None) -> int | None:
         """Return for how many epochs they train on so many images, None: on all."""
@@ -138,7 +138,7 @@ class NetworkJudge:
     def require(self, samples: int) -> None:
         """Check nothing: networks train on any number."""
 
-    def _plan(self, occasion: Occasion) -> Plan:
+    def _plan(self, occasion: JudgingCase) -> Plan:
         """Return how they train by the protocol and what the user chose."""
         return plan_for(self.task.protocol, self.task.data, occasion, self.task.chosen)
 

@@ -18,7 +18,7 @@ from mmdistill.image.models import (
     refusal,
     spelling,
 )
-from mmdistill.image.protocols import Occasion, Protocol
+from mmdistill.image.protocols import JudgingCase, Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
 
@@ -107,9 +107,9 @@ class NamedJudges:
         family = FAMILIES.get(self.spelled(name).split("-")[0])
         return "shallow" if family is None else family.kind
 
-    def occasion(self, name: str, images: int, *, scores: bool = False, whole: bool = False) -> Occasion:
+    def occasion(self, name: str, images: int, *, scores: bool = False, whole: bool = False) -> JudgingCase:
         """Return what a judge is to judge: so many images, whose targets may be scores, or the whole training set."""
-        return Occasion(images, scores, whole, self.spelled(name) == self.model, self.kind(name))
+        return JudgingCase(images, scores, whole, self.spelled(name) == self.model, self.kind(name))
 
     def network_name(self, name: str) -> str:
         """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""

@@ -297,7 +297,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Occasion:
+class JudgingCase:
     """What one judge is to judge.
 
     Args:
@@ -334,7 +334,7 @@ class JudgingChoices:
 
 
 def plan_for(
-    protocol: Protocol, data: ImageData, occasion: Occasion, chosen: JudgingChoices = JudgingChoices()
+    protocol: Protocol, data: ImageData, occasion: JudgingCase, chosen: JudgingChoices = JudgingChoices()
 ) -> Plan:
     """Return how one judge trains by a protocol on data whose defaults count, with what the user chose instead."""
     if occasion.whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
@@ -358,7 +358,7 @@ def plan_for(
     )
 
 
-def whole_note(plan: Plan, occasion: Occasion, usual: int | None) -> tuple[str, ...]:
+def whole_note(plan: Plan, occasion: JudgingCase, usual: int | None) -> tuple[str, ...]:
     """Return a note on how long networks trained on all images, where small sets' networks train for other epochs.
 
     Args:
@@ -372,7 +372,7 @@ def whole_note(plan: Plan, occasion: Occasion, usual: int | None) -> tuple[str, 
     return (f"trained for {epochs:,} epochs ({epochs * -(-images // (plan.fit.batch or images)):,} updates)",)
 
 
-def _fit_for(protocol: Protocol, data: str, occasion: Occasion, batch: int | None) -> FitProtocol:
+def _fit_for(protocol: Protocol, data: str, occasion: JudgingCase, batch: int | None) -> FitProtocol:
     """Return how a judge trains, its length aside."""
     fit = protocol.scores if occasion.scores and protocol.scores is not None else protocol.fit
     named = PROTOCOLS.get(protocol.name)
@@ -398,7 +398,7 @@ def _augmentation_for(protocol: Protocol, data: str, own: bool, augment: bool | 
 def _epochs_for(
     protocol: Protocol,
     data: ImageData,
-    occasion: Occasion,
+    occasion: JudgingCase,
     epochs: int | None,
     fit: FitProtocol,
     augment: Augmentation,

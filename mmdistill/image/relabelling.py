@@ -15,7 +15,7 @@ from mmdistill.checks import require_at_least, require_positive
 from mmdistill.image.augment import image_inputs
 from mmdistill.names import counted
 from mmdistill.networks.fit import Augment
-from mmdistill.networks.teacher import soft_labels, teacher_foretold, trained_teacher
+from mmdistill.networks.teacher import describe_teacher, soft_labels, trained_teacher
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Task
 
@@ -49,9 +49,9 @@ class Relabelling:
         """Return for how many epochs the teacher trains, where networks on all real images do for ``usual`` ones."""
         return self.epochs or usual
 
-    def foretold(self, task: Task, usual: int) -> str:
+    def describe_teacher(self, task: Task, usual: int) -> str:
         """Return in words where the teacher is, or that it will be trained."""
-        return teacher_foretold(task, self.of_epochs(usual))
+        return describe_teacher(task, self.of_epochs(usual))
 
     def note(self, task: Task, usual: int) -> str:
         """Return what readers of a score must know.

@@ -8,7 +8,7 @@ from typing import Self, get_args
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, MapReader, NormReader, judging_set
+from mmdistill.abilities import Judging, MapReader, NormReader, judging_overrides
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
@@ -110,7 +110,7 @@ class ImageTask:
         """Take what is chosen of judging, and what is kept with results."""
         self.chosen = chosen
         own = self.protocol.own_settings(chosen.augment)
-        self.judging_chosen: Judging = judging_set(chosen.epochs, chosen.batch, chosen.precision, own)
+        self.judging_chosen: Judging = judging_overrides(chosen.epochs, chosen.batch, chosen.precision, own)
 
     def judged_by(self, chosen: JudgingChoices) -> Self:
         """Return this task, its network and data shared, with other choices of judging."""

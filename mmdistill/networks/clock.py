@@ -14,7 +14,7 @@ FIRST_REPORT = 10.0
 """Seconds of training after which the log first says how long it will take."""
 
 
-def training_foretold(what: str, left: int, total: int, place: Path) -> str:
+def describe_training(what: str, left: int, total: int, place: Path) -> str:
     """Return in words where something trained lies, or how many of its networks or steps are to be trained first."""
     if not left:
         return f"{what}, in {place}"

@@ -97,7 +97,7 @@ def paced(pacing: Pacing, easy: float, epoch: int, joining: int) -> float:
     return easy + (1 - easy) * epoch / joining
 
 
-class Lessons:
+class CurriculumRows:
     """A curriculum on given samples.
 
     Args:
@@ -135,7 +135,7 @@ class Lessons:
         return ((self._ranks >= first) & (self._ranks < until)).nonzero().flatten()
 
 
-def first_steps(protocol: FitProtocol, count: int, lessons: Lessons | None = None) -> list[int]:
+def epoch_offsets(protocol: FitProtocol, count: int, lessons: CurriculumRows | None = None) -> list[int]:
     """Return the step that each epoch begins with, and in the end how many steps there are, on so many samples."""
     counts = (count if lessons is None else lessons.count(epoch) for epoch in range(protocol.epochs))
     whole = lessons is not None

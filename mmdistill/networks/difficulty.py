@@ -16,7 +16,7 @@ from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.store import opened_tensors, write_tensors
 from mmdistill.task import Batch, NetworkState, Task, take
 
-SCORED = 1024
+SCORE_BATCH = 1024
 """Samples whose difficulty a network says at once, fewer of large images."""
 SCORERS_SEED = 1
 """Other networks than experts and teachers are."""
@@ -81,7 +81,7 @@ def el2n(task: Task, data: Batch, networks: Iterable[NetworkState]) -> Tensor:
     Source: Paul et al., NeurIPS 2021, Sec. 2.2.
     """
     rows = torch.arange(data.weight.shape[0], device=data.weight.device)
-    parts = torch.split(rows, samples_at_once(SCORED, data.inputs))
+    parts = torch.split(rows, samples_at_once(SCORE_BATCH, data.inputs))
     classes = scored_classes(data)
     total, number = torch.zeros_like(data.weight), 0
     for network in networks:

@@ -6,7 +6,7 @@ from torch import Tensor
 from mmdistill.abilities import TrainsWhole
 from mmdistill.choices import TrainingPrecision
 from mmdistill.execution.memory import exhausted
-from mmdistill.execution.precision import lowered
+from mmdistill.execution.precision import autocast_for
 from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
@@ -19,7 +19,7 @@ def expert_loss(task: Task, random: bool, precision: TrainingPrecision = "float3
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         own = NetworkState(state.params, copied(state.buffers))
         draws = Draws(int(noise["seed"]), device=task.device) if random else None
-        with lowered(precision, task.device, graph=True):
+        with autocast_for(precision, task.device, graph=True):
             return task.loss(own, batch, train=True, draws=draws), own.buffers
 
     return loss

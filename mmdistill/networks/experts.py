@@ -20,11 +20,11 @@ from torch import Tensor
 from mmdistill.abilities import GradesSamples
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.execution.isolation import isolated
-from mmdistill.execution.memory import explained
+from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
-from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock, training_foretold
-from mmdistill.networks.curriculum import Lessons, first_steps
+from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock, describe_training
+from mmdistill.networks.curriculum import CurriculumRows, epoch_offsets
 from mmdistill.networks.difficulty import difficulty_of, kept_scores, scored_classes
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
@@ -226,7 +226,7 @@ def train_experts(
             trainer = _ExpertTrainer(task, folder, recipe, mode, wanted)
             clock = TrainingClock(len(groups) * trainer.first[-1], progress)
             for group in groups:
-                with explained(
+                with out_of_memory_advice(
                     f"training {len(group)} networks together", "fewer at once (--together) or less --width"
                 ):
                     trainer.train(group, clock)
@@ -250,7 +250,7 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, 
     return train_experts(task, folder, count, recipe, progress=LoggedProgress(called))
 
 
-def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "") -> str:
+def describe_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "") -> str:
     """Return in words where a task's experts are, or how many of them :func:`open_experts` will train.
 
     Args:
@@ -270,18 +270,18 @@ def experts_foretold(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
         require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
     missing = sum(not shard(folder, index).exists() for index in range(count))
     what = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}"
-    told = training_foretold(what, missing, count, folder)
+    told = describe_training(what, missing, count, folder)
     if not missing or recipe.curriculum is None:
         return told
     data, scoring = training_batch(task), recipe.curriculum.scoring
-    first_steps(recipe.protocol, data.weight.shape[0], lessons_on(task, recipe, data))
+    epoch_offsets(recipe.protocol, data.weight.shape[0], lessons_on(task, recipe, data))
     if is_complete(serving_folder(task, recipe.of_scorers(scoring), scoring.networks), scoring.networks):
         return told
     scored_by = f"{scoring.networks} networks of {counted(scoring.protocol.epochs, 'epoch')}"
     return f"{told}, after {scored_by} that score difficulty"
 
 
-def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> Lessons | None:
+def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> CurriculumRows | None:
     """Return which training samples the epochs draw from, of a difficulty that is scored when the first one begins.
 
     None where they draw from all.
@@ -298,7 +298,7 @@ def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> Lessons | None:
         raise ConfigError("samples share inputs, and their task does not grade them; leave expert_easy and so on out")
     scoring = recipe.curriculum.scoring
     scores = partial(scored, task, recipe.of_scorers(scoring), scoring.networks, data)
-    return Lessons(recipe.curriculum, classes, scores)
+    return CurriculumRows(recipe.curriculum, classes, scores)
 
 
 def scored(task: Task, recipe: ExpertRecipe, count: int, data: Batch) -> Tensor:
@@ -332,7 +332,7 @@ class _ExpertTrainer:
         self.whole = shares_inputs(self.data)  # then networks see all samples at once, as they are
         self.protocol = replace(recipe.protocol, batch=None, visits=None) if self.whole else recipe.protocol
         self.lessons = lessons_on(task, recipe, self.data)
-        self.first = first_steps(self.protocol, self.data.weight.shape[0], self.lessons)
+        self.first = epoch_offsets(self.protocol, self.data.weight.shape[0], self.lessons)
         """The step that each epoch of a group's training begins with, and how many there are."""
         self.pure = batches_networks(task, self.data)
         self._operations: int | None = None
@@ -390,7 +390,7 @@ class _ExpertTrainer:
             network = stack_states([self.task.init(Draws(0))])
             self._operations = operations_looped(self.loss, network, batch, {}, batched=False)
         of = (replace(self.protocol, epochs=number) for number in (self.protocol.epochs, epochs))
-        steps = [first_steps(protocol, self.data.weight.shape[0], self.lessons)[-1] for protocol in of]
+        steps = [epoch_offsets(protocol, self.data.weight.shape[0], self.lessons)[-1] for protocol in of]
         one, other = (repays_looped(number, networks, self._operations) for number in steps)
         return one == other
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.allocator import keep_freed_memory
-from mmdistill.networks.curriculum import Lessons, first_steps
+from mmdistill.networks.curriculum import CurriculumRows, epoch_offsets
 from mmdistill.networks.fit_protocol import (
     FitProtocol,
     decay_epochs,
@@ -65,7 +65,7 @@ Observer = Callable[[LiveTraining], None]
 Augment = Callable[[Draws, Batch], Batch]
 """Augments a flat batch, per sample."""
 
-VECTORS = 2
+STACKED_VECTOR_DIMS = 2
 """Dimensions of networks' vectors, which are stacked; those of matrices have more."""
 FACTOR = "factor"
 """Under which an optimizer's group keeps the factor of its rate."""
@@ -75,7 +75,9 @@ def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim
     alike: dict[tuple[float, float], list[Tensor]] = {}
     for name, tensor in params.items():
         factor = next((factor for prefix, factor in protocol.faster if name.startswith(prefix)), 1.0)
-        spared = protocol.optimizer == "adamw-matrices" and ("weight" not in name or tensor.dim() <= VECTORS)
+        spared = protocol.optimizer == "adamw-matrices" and (
+            "weight" not in name or tensor.dim() <= STACKED_VECTOR_DIMS
+        )
         alike.setdefault((factor, 0.0 if spared else protocol.weight_decay), []).append(tensor)
     groups = [
         {"params": tensors, "lr": lr * factor, FACTOR: factor, "weight_decay": decay}
@@ -126,11 +128,11 @@ class _Minibatches:
     """
 
     def __init__(
-        self, data: Batch, protocol: FitProtocol, n: int, augment: Augment | None, lessons: Lessons | None
+        self, data: Batch, protocol: FitProtocol, n: int, augment: Augment | None, lessons: CurriculumRows | None
     ) -> None:
         self.data, self.protocol, self.n, self.augment, self.lessons = data, protocol, n, augment, lessons
         self.count = data.weight.shape[0]
-        self.first = first_steps(protocol, self.count, lessons)
+        self.first = epoch_offsets(protocol, self.count, lessons)
         size = visits_and_size(protocol, self.count)[1]
         self.shared = shares_inputs(data)
         self.apart = size < self.count or augment is not None or (lessons is not None and not self.shared)
@@ -233,7 +235,7 @@ def fit_networks(
     selection: Selection | None = None,
     observe: Observer | None = None,
     resume_from: SavedTraining | None = None,
-    lessons: Lessons | None = None,
+    lessons: CurriculumRows | None = None,
     mode: Mode = "vmap",
     pure: bool = False,
 ) -> NetworkState:

@@ -65,22 +65,22 @@ class LinearizedNetwork:
         params = {**body, self.weight_name: self.weight}
         return self.task.features(NetworkState(params, self.buffers), inputs)[-1]
 
-    def pushed(self, inputs: Inputs, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings ``(n, d)`` at the point, and the outputs ``(n, C)`` to which a direction leads."""
+    def jvp(self, inputs: Inputs, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings ``(n, d)`` at the point of expansion, and the outputs' change ``(n, C)`` in a direction."""
         tangents = self.layout.unflatten(direction)
         found = torch.func.jvp(lambda body: self.embeddings(body, inputs), (self.body,), (tangents,))
         return found[0], self._outputs(found[1], tangents)
 
-    def pulled(self, inputs: Inputs, cotangent: Tensor) -> Tensor:
-        """Return what a cotangent ``(n, C)`` of the outputs gives: a vector, the other way round of :meth:`pushed`."""
+    def vjp(self, inputs: Inputs, cotangent: Tensor) -> Tensor:
+        """Return the vector-Jacobian product of a cotangent ``(n, C)`` of the outputs, laid out as ``layout`` says."""
         embedded, leaves = self._recorded(inputs)
-        return self._pull(embedded, leaves, cotangent)
+        return self._vjp(embedded, leaves, cotangent)
 
-    def repeatedly(self, inputs: Inputs) -> "Products":
-        """Return embeddings with what pushes and pulls as often as needed, from graphs that are recorded once.
+    def recorded_products(self, inputs: Inputs) -> "Products":
+        """Return embeddings with Jacobian products that can be taken any number of times, from one recorded graph.
 
-        A push is then the derivative of a pull by its cotangent, without running the network again: less than half the
-        time of forward mode, for a hundred images.
+        A Jacobian-vector product is then the derivative of a vector-Jacobian product by its cotangent, without running
+        the network again: less than half the time of forward mode, for a hundred images.
         """
         embedded, leaves = self._recorded(inputs)
         above = torch.zeros_like(embedded).requires_grad_()
@@ -90,14 +90,14 @@ class LinearizedNetwork:
             )
         reached = [(name, gradient) for name, gradient in zip(leaves, found, strict=True) if gradient.requires_grad]
 
-        def push(direction: Tensor) -> Tensor:
+        def jvp(direction: Tensor) -> Tensor:
             tangents = self.layout.unflatten(direction)
             (moved,) = torch.autograd.grad(
                 [gradient for _, gradient in reached], above, [tangents[name] for name, _ in reached], retain_graph=True
             )
             return self._outputs(moved, tangents)
 
-        return Products(embedded.detach(), push, lambda cotangent: self._pull(embedded, leaves, cotangent))
+        return Products(embedded.detach(), jvp, lambda cotangent: self._vjp(embedded, leaves, cotangent))
 
     def _recorded(self, inputs: Inputs) -> tuple[Tensor, Tensors]:
         """Return embeddings with the graph by which they depend on the parameters."""
@@ -105,7 +105,7 @@ class LinearizedNetwork:
         with torch.enable_grad():
             return self.embeddings(leaves, inputs), leaves
 
-    def _pull(self, embedded: Tensor, leaves: Tensors, cotangent: Tensor) -> Tensor:
+    def _vjp(self, embedded: Tensor, leaves: Tensors, cotangent: Tensor) -> Tensor:
         above = cotangent @ self.weight
         found = torch.autograd.grad(embedded, list(leaves.values()), above, retain_graph=True, materialize_grads=True)
         named = dict(zip(leaves, found, strict=True))
@@ -123,13 +123,13 @@ class Products(NamedTuple):
 
     Args:
         embedded: embeddings ``(n, d)``.
-        push: from a vector to outputs ``(n, C)``.
-        pull: from cotangents ``(n, C)`` to a vector.
+        jvp: from a direction to the change of outputs ``(n, C)``.
+        vjp: from cotangents ``(n, C)`` to a vector of all directions.
     """
 
     embedded: Tensor
-    push: Callable[[Tensor], Tensor]
-    pull: Callable[[Tensor], Tensor]
+    jvp: Callable[[Tensor], Tensor]
+    vjp: Callable[[Tensor], Tensor]
 
 
 def require_readout(name: str, task: Task) -> None:

@@ -23,9 +23,9 @@ DiffMode = Literal["auto", "forward", "reverse"]
 
 PORTION_BYTES = 48 << 20
 """What a CPU's graph of one portion keeps: in ConvNets of 32 to 128 channels more takes longer, as does a quarter."""
-TRIED = 4
+PROBE_SAMPLES = 4
 """Samples by which it is found whether a loss is that of single samples."""
-AGREES = 0.01
+PROBE_RTOL = 0.01
 """Relative difference between the loss of a batch and the mean of its samples' below which it is that mean.
 
 Both are computed of as many samples, so that bfloat16, which rounds small losses by much, rounds them alike.
@@ -101,11 +101,11 @@ def portion_of(step: EagerStep, at: StepPoint) -> int:
     gradients with respect to the weights are wanted, on which shares would depend, all are taken at once.
     """
     weights = len(at.leaves) - 1
-    samples, few = len(at.leaves[weights]), [_first(at, count) for count in (TRIED, 2 * TRIED)]
-    if samples <= 2 * TRIED or weights in at.chosen or not _is_mean(step, few[0]):
+    samples, few = len(at.leaves[weights]), [_first(at, count) for count in (PROBE_SAMPLES, 2 * PROBE_SAMPLES)]
+    if samples <= 2 * PROBE_SAMPLES or weights in at.chosen or not _is_mean(step, few[0]):
         return 0
     less, more = (recorded_bytes(step, some) for some in few)  # both with what parameters take
-    largest = max(PORTION_BYTES * TRIED // max(more - less, 1), 1)
+    largest = max(PORTION_BYTES * PROBE_SAMPLES // max(more - less, 1), 1)
     if samples <= largest:
         return 0
     even = -(-samples // -(-samples // largest))
@@ -142,19 +142,19 @@ def _is_mean(step: EagerStep, at: StepPoint) -> bool:
     another one (batch norms, nodes of a graph), or where it is a sum, say.
     """
     *rows, own = at.leaves
-    weight, alone = torch.arange(1, TRIED + 1).to(own), torch.eye(TRIED).to(own)
+    weight, alone = torch.arange(1, PROBE_SAMPLES + 1).to(own), torch.eye(PROBE_SAMPLES).to(own)
     places = [index for index, leaf in enumerate(rows) if leaf.is_floating_point()]
-    if any(len(leaf) != TRIED for leaf in rows) or 0 not in places:
+    if any(len(leaf) != PROBE_SAMPLES for leaf in rows) or 0 not in places:
         return False
 
     def single(row: int) -> Tensor:
-        return step.value(at.theta, [*(torch.stack([leaf[row]] * TRIED) for leaf in rows), alone[0]], 0)
+        return step.value(at.theta, [*(torch.stack([leaf[row]] * PROBE_SAMPLES) for leaf in rows), alone[0]], 0)
 
     try:
         with uncounted(), torch.no_grad():
             whole, again = (step.value(at.theta, [*rows, weight], number) for number in range(2))
-            mean = weight @ torch.stack([single(row) for row in range(TRIED)]) / weight.sum()
-        if not torch.equal(whole, again) or not torch.isclose(whole, mean, rtol=AGREES):
+            mean = weight @ torch.stack([single(row) for row in range(PROBE_SAMPLES)]) / weight.sum()
+        if not torch.equal(whole, again) or not torch.isclose(whole, mean, rtol=PROBE_RTOL):
             return False
         with uncounted(), torch.enable_grad():
             rows = [leaf.detach().requires_grad_(index in places) for index, leaf in enumerate(rows)]

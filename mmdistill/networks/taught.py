@@ -2,7 +2,7 @@
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
-from mmdistill.networks.teacher import teacher_foretold, trained_teacher
+from mmdistill.networks.teacher import describe_teacher, trained_teacher
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
@@ -27,9 +27,9 @@ class TrainedNetwork(NetworkSchedule):
         """Train the network where it is not in the cache."""
         trained_teacher(task, self.epochs)
 
-    def teacher_foretold(self, task: Task) -> str:
+    def describe_teacher(self, task: Task) -> str:
         """Return in words where the network is, or that it will be trained."""
-        return teacher_foretold(task, self.epochs)
+        return describe_teacher(task, self.epochs)
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return the network, whose batch norms keep the statistics of its training."""

@@ -9,13 +9,13 @@ from mmdistill.abilities import given_teacher
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import samples_at_once
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
-from mmdistill.networks.experts import experts_foretold, open_experts, serving_folder
+from mmdistill.networks.experts import describe_experts, open_experts, serving_folder
 from mmdistill.task import Inputs, NetworkState, Task
 
 TRAINING = replace(PUBLISHED, momentum=0.9)
 """Unlike experts, of whom the way matters, a teacher may take momentum and arrive sooner."""
 
-LABELLED = 512
+LABEL_BATCH = 512
 """Samples that a teacher labels at once, fewer of large images."""
 
 
@@ -34,7 +34,7 @@ def trained_teacher(task: Task, epochs: int) -> NetworkState:
     return open_experts(task, serving_folder(task, recipe, 1), 1, recipe, called="teacher").snapshot(0, epochs)
 
 
-def teacher_foretold(task: Task, epochs: int) -> str:
+def describe_teacher(task: Task, epochs: int) -> str:
     """Return in words where the network of :func:`trained_teacher` is, or that it will be trained, or was given.
 
     Raises:
@@ -43,7 +43,7 @@ def teacher_foretold(task: Task, epochs: int) -> str:
     if (given := given_teacher(task)) is not None:
         return f"the given {given}, trained already; how accurate it is, nothing checks"
     recipe = _recipe(epochs)
-    return experts_foretold(task, serving_folder(task, recipe, 1), 1, recipe, called="a network")
+    return describe_experts(task, serving_folder(task, recipe, 1), 1, recipe, called="a network")
 
 
 def _recipe(epochs: int) -> ExpertRecipe:
@@ -64,5 +64,5 @@ def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs, temperature: 
 
     Source: Cui et al., ICML 2023, Sec. 3.3.
     """
-    parts = torch.split(inputs, samples_at_once(LABELLED, inputs)) if isinstance(inputs, Tensor) else (inputs,)
+    parts = torch.split(inputs, samples_at_once(LABEL_BATCH, inputs)) if isinstance(inputs, Tensor) else (inputs,)
     return torch.cat([(task.predict(teacher, part)[0] / temperature).softmax(-1) for part in parts])

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmdistill.execution.capture import Graph, Replay, copied_together
 from mmdistill.execution.compilation import Program
 from mmdistill.execution.portions import features_by_portions
-from mmdistill.execution.precision import Precision, lowered
+from mmdistill.execution.precision import Precision, autocast_for
 from mmdistill.labels import in_full
 from mmdistill.networks.expert_loss import batches_networks
 from mmdistill.networks.gradients import gradients_beside
@@ -31,7 +31,7 @@ None where networks draw none; what else is random goes into the batch.
 _Value = Callable[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
 _Path = Callable[[NetworkState, Batch, Draws | None], tuple[Tensors, Tensors]]
 
-LOSSES = 8
+MOST_COMPILED_LOSSES = 8
 """Losses that a trainer compiles or captures; further ones, such as closures of each step, are not kept."""
 
 
@@ -88,9 +88,9 @@ class Trainer:
         """Return what :func:`network_gradients` does."""
         linked = self.precision == "mixed" and shares_inputs(batch)  # products of sparse matrices stay in float32
         path = self._paths.get(loss)
-        if path is None and len(self._paths) < LOSSES:
+        if path is None and len(self._paths) < MOST_COMPILED_LOSSES:
             path = self._paths[loss] = self._path(loss, batch)
-        with lowered(self.precision, self.task.device, graph=linked):
+        with autocast_for(self.precision, self.task.device, graph=linked):
             return (path or self._plain(loss))(network, batch, draws)
 
     def outputs(self, network: NetworkState, inputs: Inputs) -> Tensor:
@@ -103,7 +103,7 @@ class Trainer:
         if self.compiles and self._predict is None and isinstance(inputs, Tensor):
             self._predict = Program(predict)
         chosen = predict if self._predict is None else self._predict
-        with lowered(self.precision, task.device, graph=not isinstance(inputs, Tensor)):
+        with autocast_for(self.precision, task.device, graph=not isinstance(inputs, Tensor)):
             found = features_by_portions(lambda part: chosen(network, part), inputs)
         return in_full(found)
 

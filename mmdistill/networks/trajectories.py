@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.networks.expert_recipe import ExpertRecipe
-from mmdistill.networks.experts import Experts, experts_foretold, is_complete, open_experts, serving_folder
+from mmdistill.networks.experts import Experts, describe_experts, is_complete, open_experts, serving_folder
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.runtime import Draws
@@ -140,13 +140,13 @@ class ExpertTrajectories(NetworkSchedule):
         """Return where a task's experts are or shall be; of the cache, perhaps where there are some of more epochs."""
         return self.folder or serving_folder(task, self.recipe_for(task), self.experts)
 
-    def foretold(self, task: Task) -> str:
+    def describe_experts(self, task: Task) -> str:
         """Return in words where a task's experts are, or how many of them train before the first step.
 
         Raises:
             CheckpointError: the folder holds others, or damaged ones, as :meth:`make_ready` says it.
         """
-        return experts_foretold(task, self.folder_for(task), self.experts, self.recipe_for(task))
+        return describe_experts(task, self.folder_for(task), self.experts, self.recipe_for(task))
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.

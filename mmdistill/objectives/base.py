@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from mmdistill.abilities import GivesClassGradients, MapReader
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.execution.portions import CACHED
-from mmdistill.execution.precision import Precision, lowered
+from mmdistill.execution.precision import Precision, autocast_for
 from mmdistill.labels import in_full
 from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.trial import fresh_network
@@ -22,13 +22,13 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensor
 
 RealView = Literal["classes", "flat"]
 
-LOOP_FROM = 16_384
+LOOP_FROM_NUMEL = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
-GRADIENTS = 1 << 24
+GRADIENT_NUMEL = 1 << 24
 """Numbers in the gradients of the classes that a CPU takes together where they are small (64 MiB)."""
-FEWEST = 16
+MIN_CLASSES_AT_ONCE = 16
 """Classes that it takes together then, and whose gradients are averaged together, however large the network."""
-ON_DEVICE = 1 << 23
+DEVICE_INPUT_NUMEL = 1 << 23
 """Numbers of inputs (2,700 images of 3 x 32 x 32) that other devices take at once: 10 GiB of the ConvNet's graph."""
 
 
@@ -60,7 +60,7 @@ class Network(NamedTuple):
     def lowered(self, batch: ClassBatch) -> AbstractContextManager[object]:
         """Return the context for one side of class-wise matching; where classes share inputs, bf16 alone lowers."""
         graph = torch.is_grad_enabled() or (batch.dims.inputs is None and self.precision == "mixed")
-        return lowered(self.precision, batch.batch.weight.device, graph=graph)
+        return autocast_for(self.precision, batch.batch.weight.device, graph=graph)
 
     def features(self, inputs: Inputs, read: MapReader | None = None) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per layer, the embedding last.
@@ -280,7 +280,7 @@ def classes_at_once(network: Network, batch: ClassBatch) -> int:
     """Return how many classes' gradients one call takes: as many as the network says, or as is fastest.
 
     That is one where a class is compiled for CUDA, and where it is large on a CPU (grouped convolutions and vmapped
-    norms are slow there). Of many small classes it is as many as have :data:`GRADIENTS` together.
+    norms are slow there). Of many small classes it is as many as have :data:`GRADIENT_NUMEL` together.
     """
     if network.classes_at_once:
         return network.classes_at_once
@@ -288,7 +288,7 @@ def classes_at_once(network: Network, batch: ClassBatch) -> int:
         return batch.num_classes
     if batch.batch.weight.device.type == "cpu":
         return 1 if _worth_looping(batch) else _of_parameters(network, batch.num_classes)
-    return 1 if network.compiled is not None else _part_of(batch, ON_DEVICE)
+    return 1 if network.compiled is not None else _part_of(batch, DEVICE_INPUT_NUMEL)
 
 
 def _together(network: Network, batch: ClassBatch) -> Tensors:
@@ -312,13 +312,13 @@ def _gradient(network: Network, batch: Batch) -> Tensors:
 
 def _worth_looping(batch: ClassBatch) -> bool:
     """Return whether one class alone keeps a CPU busy."""
-    return _numbers(batch) >= LOOP_FROM * batch.num_classes
+    return _numbers(batch) >= LOOP_FROM_NUMEL * batch.num_classes
 
 
 def _of_parameters(network: Network, classes: int) -> int:
-    """Return the classes in one of the fewest even parts whose gradients are no more than :data:`GRADIENTS`."""
+    """Return the classes in one of the fewest even parts whose gradients are no more than :data:`GRADIENT_NUMEL`."""
     each = sum(parameter.numel() for parameter in network.state.params.values())
-    return _even_part(classes, -(-classes // max(GRADIENTS // max(each, 1), FEWEST)))
+    return _even_part(classes, -(-classes // max(GRADIENT_NUMEL // max(each, 1), MIN_CLASSES_AT_ONCE)))
 
 
 def _even_part(classes: int, parts: int) -> int:
@@ -388,7 +388,9 @@ def _flat_features(network: Network, batch: ClassBatch, read: MapReader | None) 
 
 def features_at_once(network: Network, batch: ClassBatch) -> int:
     """Return how many classes one forward pass takes: as many as a CPU's caches, or a device's memory, like."""
-    return network.classes_at_once or _part_of(batch, CACHED if batch.batch.weight.device.type == "cpu" else ON_DEVICE)
+    return network.classes_at_once or _part_of(
+        batch, CACHED if batch.batch.weight.device.type == "cpu" else DEVICE_INPUT_NUMEL
+    )
 
 
 def _part_of(batch: ClassBatch, numbers: int) -> int:

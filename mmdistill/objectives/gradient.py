@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.execution.portions import sum_by_classes
 from mmdistill.objectives.base import (
-    FEWEST,
+    MIN_CLASSES_AT_ONCE,
     Network,
     Objective,
     class_gradients,
@@ -254,7 +254,7 @@ class RealGradients:
     def mean(self, shares: Tensor | None) -> Tensors:
         """Return the (weighted) mean over classes, with a class axis of one."""
         classes = self.real.num_classes
-        if shares is not None or classes <= max(FEWEST, self.size):
+        if shares is not None or classes <= max(MIN_CLASSES_AT_ONCE, self.size):
             return _class_mean(self(slice(0, classes)), shares)
         sums: Tensors = {}
         for start in range(0, classes, self.size):

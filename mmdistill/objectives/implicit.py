@@ -126,12 +126,12 @@ class ImplicitPerformance(Objective):
                 f"the network has no linear layer of {targets.shape[1]} outputs on an embedding of {width}"
             )
         linear = LinearizedNetwork(network.task, network.state, readout)
-        products = linear.repeatedly(inputs)
+        products = linear.recorded_products(inputs)
         embedded = products.embedded
         factor = ridge_factor(embedded.double() @ embedded.double().T, amount, "absolute")
         system = _Trained(linear, amount, products, factor, embedded, embedded)
-        change = self.solver.solve(system.product, products.pull(system.solved(targets)))
-        dual = system.solved(targets - products.push(change))
+        change = self.solver.solve(system.product, products.vjp(system.solved(targets)))
+        dual = system.solved(targets - products.jvp(change))
         return system._replace(change=change, weights=embedded.T @ dual)
 
     def _matched(self, trained: "_Trained", real: Batch) -> "_Matched":
@@ -197,24 +197,24 @@ class _Trained(NamedTuple):
 
     def product(self, vector: Tensor) -> Tensor:
         """Return the system's product with a vector."""
-        return self.products.pull(self.solved(self.products.push(vector))) + vector
+        return self.products.vjp(self.solved(self.products.jvp(vector))) + vector
 
     def pulled(self, found: _Matched) -> Tensor:
         """Return the real loss's gradient by the change, which moves the last layer's weights too."""
         products = self.products
-        return found.by_change - products.pull(self.solved(products.embedded @ found.by_weights))
+        return found.by_change - products.vjp(self.solved(products.embedded @ found.by_weights))
 
     def matched(self, part: Batch, log_scale: Tensor, whole: Tensor) -> _Matched:
         """Return what some real samples add to a weighted mean over all."""
         inputs = one_tensor(part.inputs)
-        embedded, outputs = self.linear.pushed(inputs, self.change)
+        embedded, outputs = self.linear.jvp(inputs, self.change)
         prediction = (outputs + embedded @ self.weights).requires_grad_()
         scale = log_scale.detach().to(prediction).requires_grad_()
         with torch.enable_grad():
             losses = soft_cross_entropy(scale.exp() * prediction, one_tensor(part.targets, "the cross entropy"))
             loss = (losses * part.weight.to(losses)).sum() / whole.to(losses)
         cotangent, by_scale = torch.autograd.grad(loss, [prediction, scale])
-        return _Matched(loss.detach(), embedded.T @ cotangent, self.linear.pulled(inputs, cotangent), by_scale)
+        return _Matched(loss.detach(), embedded.T @ cotangent, self.linear.vjp(inputs, cotangent), by_scale)
 
 
 def _terms(
@@ -222,8 +222,8 @@ def _terms(
 ) -> tuple[Tensor, Tensor]:
     """Return what the direct and the implicit gradient are those of, as functions of samples that train."""
     with ExactNorms():
-        embedded, outputs = trained.linear.pushed(inputs, trained.change)
-        _, along = trained.linear.pushed(inputs, adjoint)
+        embedded, outputs = trained.linear.jvp(inputs, trained.change)
+        _, along = trained.linear.jvp(inputs, adjoint)
     kernel = embedded.double() @ embedded.double().T
     dual = ridge_solution(kernel, targets - outputs, trained.amount, "absolute").to(embedded)
     return ((embedded.T @ dual) * found.by_weights).sum(), (along * dual).sum()

@@ -30,7 +30,7 @@ DEVICE_PAIRS = 2048
 """The same on other devices, where few pairs would leave launches the limit; CUDA's hold more."""
 DEVICE_SHARE = 4
 """The part of a CUDA device's memory that the pairs held at once may take; not measured."""
-NUMBERS = 20
+NUMEL_PER_PAIR = 20
 """Numbers held for each pair, pixel and layer."""
 MOST_CAPTURED = 100
 """Tiles of which the launches, some 700 each, are captured in a graph; not measured."""
@@ -165,7 +165,7 @@ def pairs_at_once(images: Tensor, depth: int) -> int:
     if images.device.type != "cuda":
         return CPU_PAIRS if images.device.type == "cpu" else DEVICE_PAIRS
     memory = torch.cuda.get_device_properties(images.device).total_memory // DEVICE_SHARE
-    held = memory // (NUMBERS * images.shape[-2:].numel() * depth * images.element_size())
+    held = memory // (NUMEL_PER_PAIR * images.shape[-2:].numel() * depth * images.element_size())
     return 1 << max(held, 1).bit_length() - 1  # a power of two, as devices like it
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.execution.portions import loss_by_portions
-from mmdistill.execution.precision import lowered
+from mmdistill.execution.precision import autocast_for
 from mmdistill.networks.minibatches import (
     drawn_sizes,
     fixed_order,
@@ -253,7 +253,7 @@ class UnrolledPerformance(UnrolledObjective):
 
         def loss(params: Tensors, batch: Batch) -> Tensor:
             student = NetworkState(params, copied(network.state.buffers))
-            with lowered(network.precision, batch.weight.device, graph=True):
+            with autocast_for(network.precision, batch.weight.device, graph=True):
                 return network.task.loss(student, batch, train=has_statistics(student), draws=own)
 
         by_batch = has_statistics(NetworkState(end, network.state.buffers))
@@ -273,7 +273,7 @@ def student_loss(network: Network, draws: Draws, sizes: Sequence[int] | None = N
     def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
         own = NetworkState(params, copied(buffers))
         batch = batch if sizes is None else take(batch, slice(sizes[step]))
-        with lowered(network.precision, batch.weight.device, graph=True):
+        with autocast_for(network.precision, batch.weight.device, graph=True):
             return task.loss(own, batch, train=True, draws=draws.fold(step))
 
     return loss

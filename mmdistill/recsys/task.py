@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, in_place_of, judging_set
+from mmdistill.abilities import Judging, in_place_of, judging_overrides
 from mmdistill.checks import require_below_one, require_kind, require_no_features
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, known_name
@@ -104,7 +104,7 @@ class RecsysTask:
         self.device: torch.device = torch.device(device)
         self.kernel: FullyConnectedKernel = FullyConnectedKernel(depth=depth)
         trained, tested = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
-        self.judging_chosen: Judging = judging_set(judge_epochs, judge_batch, protocol=trained, testing=tested)
+        self.judging_chosen: Judging = judging_overrides(judge_epochs, judge_batch, protocol=trained, testing=tested)
         self.protocol = protocol or TESTING
         self.vae: VaeProtocol = (vae or TRAINING).lasting(judge_epochs, judge_batch, data.num_users)
         self.module = None if model is None else FunctionalModule(model, features, self.device)

@@ -14,7 +14,7 @@ from mmdistill.runs.state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 
-WIDE = 64
+BF16_FROM_CHANNELS = 64
 """From so many channels on, convolutions in bfloat16 were measured to take about half the time on CPUs made for it."""
 
 
@@ -58,7 +58,7 @@ def faster_precision(distiller: Distiller, run: RunState) -> str:
     plain = distiller.precision == "float32" and distiller.task.device.type == "cpu"
     if not (plain and objective.lowers and not objective.exact and multiplies_bfloat16()):
         return ""
-    if not any(tensor.ndim == 4 and len(tensor) >= WIDE for tensor in _parameters(distiller).values()):
+    if not any(tensor.ndim == 4 and len(tensor) >= BF16_FROM_CHANNELS for tensor in _parameters(distiller).values()):
         return ""
     if objective.view == "classes":
         return "; --precision mixed (precision='mixed') takes about half the time on this CPU"

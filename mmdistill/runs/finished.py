@@ -18,8 +18,14 @@ from mmdistill.store import as_json, read_json
 from mmdistill.task import TaskInfo
 
 
-def found_set(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> tuple[DistilledSet | None, bool]:
-    """Return the whole set that a folder holds, and whether a run without one goes on from what it holds."""
+def finished_set_or_resume(
+    distiller: Distiller, name: str, folder: Path, any_precision: bool
+) -> tuple[DistilledSet | None, bool]:
+    """Return what a folder holds of a run.
+
+    Returns:
+        The finished set, or None; and, where it is None, whether the run resumes from checkpoints that are there.
+    """
     finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
     if finished and not ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]:
         if (found := whole_set(folder)) is not None:

@@ -10,7 +10,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Evaluation
-from mmdistill.metrics import former_metrics, judging_of, metrics_document, of_same_test, read_metrics, recorded
+from mmdistill.metrics import former_metrics, judging_record, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.progress import judging_bar
 from mmdistill.runs.folder import METRICS
 from mmdistill.runs.kept_baselines import KeptBaselines
@@ -18,7 +18,7 @@ from mmdistill.store import write_json
 from mmdistill.task import Task
 
 
-class Asked(NamedTuple):
+class JudgingRequest(NamedTuple):
     """Judgements of a set that are asked for.
 
     Args:
@@ -35,7 +35,7 @@ class Asked(NamedTuple):
 
 
 def judge_and_keep(
-    kept: KeptBaselines, distilled: DistilledSet, folder: Path, previous: Mapping[str, Any], asked: Asked
+    kept: KeptBaselines, distilled: DistilledSet, folder: Path, previous: Mapping[str, Any], asked: JudgingRequest
 ) -> Evaluation:
     """Judge a set with a bar; what is finished is kept in ``metrics.json`` one by one, and baselines for other runs.
 
@@ -70,7 +70,9 @@ def judge_and_keep(
     return found
 
 
-def missing(task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any]) -> list[Asked]:
+def missing(
+    task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any]
+) -> list[JudgingRequest]:
     """Return what metrics lack of the judges and baselines asked for.
 
     A judge whose number was made otherwise since (``mmdistill evaluate --judge-epochs``) lacks nothing: baselines
@@ -89,11 +91,11 @@ def missing(task: Task, judges: Sequence[str], baselines: Sequence[str], metrics
     beside = {name: {entry["judge"] for entry in known.get(name, ())} for name in baselines}
     unjudged = [judge for judge in judges if title(judge) not in how]
     wanted = [name for name in baselines if not beside[name].issuperset(map(title, unjudged))]
-    found = [Asked(unjudged, wanted)] if unjudged else []
-    alike = [judge for judge in judges if how.get(title(judge)) == judging_of(task, title(judge))]
+    found = [JudgingRequest(unjudged, wanted)] if unjudged else []
+    alike = [judge for judge in judges if how.get(title(judge)) == judging_record(task, title(judge))]
     for name in baselines:
         lacking = [judge for judge in alike if title(judge) not in beside[name]]
-        found += [Asked(lacking, [name], baselines_only=True)] if lacking else []
+        found += [JudgingRequest(lacking, [name], baselines_only=True)] if lacking else []
     return found
 
 
@@ -121,7 +123,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
 
 
 def _with_kept(
-    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Asked], budget: int
+    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[JudgingRequest], budget: int
 ) -> Mapping[str, Any]:
     """Return metrics with those lacking baselines that are known from other runs, and print which these are."""
     title = partial(judge_title, kept.task)

@@ -15,7 +15,7 @@ import mmdistill
 from mmdistill.abilities import NamesNetwork
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.metrics import ENTRY, fits, judging_of
+from mmdistill.metrics import ENTRY, fits, judging_record
 from mmdistill.registry import TASK_OPTIONS, get_domain
 from mmdistill.rules import RULES
 from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
@@ -30,7 +30,7 @@ WITHOUT_BUDGET = ("whole",)
 SHAPING = ("compile", "precision", "deterministic")
 """Options beside those of the task that decide the bits of a score."""
 OF_SOME_JUDGES = ("teacher",)
-"""Options of the task that some judges alone read, who say so themselves (:func:`~mmdistill.metrics.judging_of`)."""
+"""Options of the task that only some judges read; :func:`~mmdistill.metrics.judging_record` says which."""
 
 
 class KeptBaselines:
@@ -94,7 +94,7 @@ class KeptBaselines:
 
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
         own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}
-        whole = self.key | own | {"judge": [judge, judging_of(self.task, judge)]}
+        whole = self.key | own | {"judge": [judge, judging_record(self.task, judge)]}
         return as_json(whole)  # as files give it back
 
     def _path(self, key: Mapping[str, Any]) -> Path:

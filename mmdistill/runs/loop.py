@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdistill.distiller import Distiller
 from mmdistill.errors import NonFiniteError
 from mmdistill.execution import ranks
-from mmdistill.execution.memory import explained
+from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.progress import StepProgress
 from mmdistill.runs.advice import faster_precision, lowering_steps
 from mmdistill.runs.first_step import Unsaved
@@ -28,9 +28,9 @@ LONGEST_UNSHOWN = 2.0
 """Seconds after which it is read to be shown, and no more than that, if the run is in one process."""
 DIVERGED = 1000.0
 """A loss that is so many times the first one is warned of."""
-LONG = 3600.0
+WARN_FROM_SECONDS = 3600.0
 """Seconds of a run that are told of in advance."""
-TOLD_AFTER = 60.0
+ESTIMATE_AFTER_SECONDS = 60.0
 """Seconds of steps after which it is told how long the run will take."""
 LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 """What to do about it."""
@@ -60,7 +60,7 @@ def take_steps(
     pace = _Pace(run.step, steps, partial(faster_precision, distiller, run))
     with taken_over() as signals:
         while run.step < steps and not distiller.exhausted(run):
-            with signals.failing(), explained(f"step {run.step + 1} of the distillation", lower):
+            with signals.failing(), out_of_memory_advice(f"step {run.step + 1} of the distillation", lower):
                 run, loss = stepper(run)
             if run.step == first:
                 unsaved.require_unchanged()
@@ -133,17 +133,17 @@ class _Pace:
 
     def follow(self, step: int, compiling: float) -> None:
         """Take note of a finished step, and of the seconds that compiling has taken so far, which do not recur."""
-        if self.told or (elapsed := time.perf_counter() - self.began - compiling) < TOLD_AFTER:
+        if self.told or (elapsed := time.perf_counter() - self.began - compiling) < ESTIMATE_AFTER_SECONDS:
             return
         self.told = True
         left = elapsed / (step - self.step) * (self.steps - step)
-        if left > LONG:
+        if left > WARN_FROM_SECONDS:
             logger.warning(
                 "at this rate the %s steps take another %.*f hours; fewer take less (--steps, or steps among the "
                 "settings; a stopped run ends earlier so, too), and some data have short schedules (--schedule "
                 "reduced, schedule='reduced')%s",
                 f"{self.steps:,}",
-                0 if left > 10 * LONG else 1,
+                0 if left > 10 * WARN_FROM_SECONDS else 1,
                 left / 3600,
                 self.advice(),
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
-from mmdistill.abilities import JUDGING, Judging, judging_set
+from mmdistill.abilities import JUDGING, Judging, judging_overrides
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.distilled import DistilledSet
@@ -124,7 +124,7 @@ def _checked(judging: Judging | None) -> Judging:
     require_sizes(**{name: value for name, value in given.items() if name not in ("precision", *texts)})
     if (precision := given.get("precision")) is not None:
         require_choice("precision", precision, get_args(TrainingPrecision))
-    return judging_set(**{name: value for name, value in given.items() if value is not None})
+    return judging_overrides(**{name: value for name, value in given.items() if value is not None})
 
 
 def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class TextClassification(ABC):
         model: the network to distil with.
         network_name: what reports call the network; where it is empty, it is described.
         judges: the names of those that read this form, the default one first; :data:`READERS` follow.
-        judging: what the user set of judging, see :func:`~mmdistill.abilities.judging_set`.
+        judging: what the user set of judging, see :func:`~mmdistill.abilities.judging_overrides`.
         solved: those of them that do not train.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.abilities import in_place_of, judging_set
+from mmdistill.abilities import in_place_of, judging_overrides
 from mmdistill.checks import require_at_least, require_kind, require_sizes
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import isolated
@@ -102,7 +102,7 @@ class TextTask(TextClassification):
     ) -> None:
         own = () if network_name else (OWN,)
         require_kind(FitProtocol, protocol=protocol)
-        judging = judging_set(judge_epochs, judge_batch, protocol=in_place_of(protocol, JUDGE))
+        judging = judging_overrides(judge_epochs, judge_batch, protocol=in_place_of(protocol, JUDGE))
         super().__init__(data, model, network_name, (*own, "mlp", *SOLVED), judging, SOLVED)
         self.train = Points(encoded.train.to(self.device), self._classes)
         self.dev = Points(encoded.dev.to(self.device), data.dev.labels.to(self.device))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import in_place_of, judging_set
+from mmdistill.abilities import in_place_of, judging_overrides
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
@@ -94,7 +94,7 @@ class TokenTask(TextClassification):
     ) -> None:
         judges = dict.fromkeys((network_name or OWN, *TOKEN_MODELS, PROJECTED))
         require_kind(FitProtocol, protocol=protocol)
-        judging = judging_set(judge_epochs, judge_batch, protocol=in_place_of(protocol, protocol_for(model)))
+        judging = judging_overrides(judge_epochs, judge_batch, protocol=in_place_of(protocol, protocol_for(model)))
         super().__init__(data, model, network_name, tuple(judges), judging)
         self.vocabulary = vocabulary.to(self.device)
         self.space_in_words = f"summed token vectors of {vocabulary.name}"

@@ -402,14 +402,14 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
     given = {"inner_lr": 0.1, "inner_window": 3, "real_batch": 2, "outer_steps": 2}
 
     def unread(name: str) -> list[str]:
-        return get_method(get_domain("image"), name).with_settings(**given).unread(1, given)
+        return get_method(get_domain("image"), name).with_settings(**given).ignored_settings(1, given)
 
     assert unread("dm") == ["inner_lr", "inner_window", "outer_steps"]
     assert unread("dc") == ["inner_window"]
     assert unread("rat-bptt") == ["outer_steps"]
-    assert get_method(get_domain("image"), "ld").unread(1, ["expert_steps", "inner_lr"]) == ["expert_steps"]
-    assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
-    assert get_method(get_domain("image"), "tesla").unread(1, ["teacher_epochs"]) == ["teacher_epochs"]
+    assert get_method(get_domain("image"), "ld").ignored_settings(1, ["expert_steps", "inner_lr"]) == ["expert_steps"]
+    assert get_method(get_domain("image"), "random-soft").ignored_settings(1, given) == []
+    assert get_method(get_domain("image"), "tesla").ignored_settings(1, ["teacher_epochs"]) == ["teacher_epochs"]
 
 
 @pytest.mark.parametrize("domain", DOMAIN_PACKAGES)
@@ -419,7 +419,7 @@ def test_no_method_sets_what_it_does_not_read(domain: str) -> None:
             method = get_method(get_domain(domain), name, data)
             chosen = vars(method.settings(1))
             own = [name for name in TRAINING if chosen[name] != getattr(Settings(steps=1), name)]
-            assert method.unread(1, own) == [], (name, data)
+            assert method.ignored_settings(1, own) == [], (name, data)
 
 
 def test_settings_without_an_option_are_shown_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +435,7 @@ def test_an_ignored_option_is_noted(
 ) -> None:
     for name, idle in (("mtt", ["real_batch", "classes_at_once"]), ("dd", ["classes_at_once"]), ("edd", ["augment"])):
         found = get_method(get_domain("image"), name, "mnist")
-        assert found.unread(1, ["real_batch", "classes_at_once", "augment", "steps"]) == idle
+        assert found.ignored_settings(1, ["real_batch", "classes_at_once", "augment", "steps"]) == idle
     distill(image_task("digits", width=8), "dd", ipc=1, settings={"steps": 1, "inner_steps": 2, "classes_at_once": 1})
     assert "DD does not read classes_at_once, which changes nothing" in caplog.text
     assert distil(tmp_path / "run", "--inner-lr", "0.1", "--baselines", "none", "--steps", "1") == 0

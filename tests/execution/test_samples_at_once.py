@@ -72,8 +72,8 @@ def test_large_images_go_through_networks_a_few_at_a_time(
 ) -> None:
     for counts in (coresets.EMBED_CHUNK, judge.TEST_CHUNK):
         monkeypatch.setitem(counts, "cpu", USUAL)
-    monkeypatch.setattr(difficulty, "SCORED", USUAL)
-    monkeypatch.setattr(teacher, "LABELLED", USUAL)
+    monkeypatch.setattr(difficulty, "SCORE_BATCH", USUAL)
+    monkeypatch.setattr(teacher, "LABEL_BATCH", USUAL)
     monkeypatch.setattr(kernel_judge, "TEST_CHUNK", USUAL)
     found, split = [], torch.split
     for large, expected in ((8 * 8, USUAL), (4 * 4, USUAL // 4), (1, 1)):

@@ -24,7 +24,7 @@ from mmdistill.graph.trajectories import (
     rate_unit,
 )
 from mmdistill.networks import experts
-from mmdistill.networks.curriculum import Curriculum, Lessons
+from mmdistill.networks.curriculum import Curriculum, CurriculumRows
 from mmdistill.networks.experts import lessons_on
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
@@ -131,7 +131,7 @@ def test_experts_train_on_the_easiest_nodes_of_all_classes(model: str, wide: boo
     assert shares_inputs(data) == (model == "gcn")
     curriculum = Curriculum(0.5, 3, pacing="root")
     scores = KEY.uniform(18)
-    lessons = Lessons(curriculum, torch.zeros(18, dtype=torch.int64), lambda: scores)
+    lessons = CurriculumRows(curriculum, torch.zeros(18, dtype=torch.int64), lambda: scores)
     protocol = FitProtocol(4, lr=0.3, momentum=0.0, weight_decay=0.0, batch=None, decay_at=(), passes=2)
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
@@ -169,7 +169,7 @@ def test_the_settings_experts_have_lessons_in_the_order_of_all_nodes(model: str)
     lessons = lessons_on(own, recipe, own.training_batch())
     assert lessons is not None
     assert lessons.count(0) == 9
-    assert f"after {GRADERS} networks of 3 epochs" in schedule.foretold(own)
+    assert f"after {GRADERS} networks of 3 epochs" in schedule.describe_experts(own)
     order = experts.scored(own, recipe.of_scorers(recipe.curriculum.scoring), GRADERS, own.training_batch())
     assert lessons.rows(0).tolist() == sorted(order.argsort(stable=True)[:9].tolist())
     assert lessons.rows(5).tolist() == list(range(18))

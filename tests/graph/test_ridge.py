@@ -96,7 +96,7 @@ def test_a_teacher_labels_nodes_where_fewer_have_labels_than_have_none(labelled:
     objective = PropagatedRidge(nodes=4, recipe=SHORT)
     objective(Network(own, own.init(Draws(0))), synthetic(), own.training_batch(), Draws(1))
     assert (objective._taught is not None) == teaches
-    assert bool(objective.teacher_foretold(own)) == teaches
+    assert bool(objective.describe_teacher(own)) == teaches
 
 
 def test_a_teacher_is_kept_for_its_task_and_seed_alone() -> None:

@@ -23,8 +23,8 @@ from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.relabelling import Relabelling
-from mmdistill.metrics import judging_of
-from mmdistill.networks.teacher import soft_labels, teacher_foretold, trained_teacher
+from mmdistill.metrics import judging_record
+from mmdistill.networks.teacher import describe_teacher, soft_labels, trained_teacher
 from mmdistill.objectives.base import Network, Objective, class_means
 from mmdistill.parameterizations.from_experts import raw_samples
 from mmdistill.registry import get_domain, get_method
@@ -78,7 +78,7 @@ def test_it_is_handed_out_in_place_of_one_that_trains(teacher: nn.Module) -> Non
     handed = trained_teacher(task, 7)
     handed.params["classifier.bias"] += 1  # a copy
     assert torch.equal(soft_labels(task, trained_teacher(task, 7), real, 4.0), wanted.detach())
-    told = teacher_foretold(task, 0)
+    told = describe_teacher(task, 0)
     assert told.startswith("the given ConvNet (")
     assert "how accurate it is, nothing checks" in told
     assert task.judged_by(task.chosen).given_teacher is task.given_teacher
@@ -142,8 +142,8 @@ class Asks(Objective):
 
     view = "classes"
 
-    def teacher_foretold(self, task: Task) -> str:
-        return teacher_foretold(task, 3)
+    def describe_teacher(self, task: Task) -> str:
+        return describe_teacher(task, 3)
 
     def begin(self, task: Task, draws: Draws) -> None:
         self.state = trained_teacher(task, 3)
@@ -231,12 +231,12 @@ def test_judges_ask_the_given_one(teacher: nn.Module, monkeypatch: pytest.Monkey
 
 def test_scores_say_whose_teacher_they_were_made_with(teacher: nn.Module, other: nn.Module) -> None:
     asking = [digits(given, protocol="rded") for given in (teacher, teacher.state_dict(), other, None)]
-    own = [judging_of(task, task.judge_title(task.judges[0]), {}).get("teacher") for task in asking]
+    own = [judging_record(task, task.judge_title(task.judges[0]), {}).get("teacher") for task in asking]
     assert own[0] == own[1] == asking[0].given_teacher.digest[:8]  # type: ignore[union-attr]
     assert own[2] not in (own[0], None)
     assert own[3] is None
-    assert judging_of(asking[0], "ntk", {}) == {}
-    assert judging_of(digits(teacher), "convnet-bn-d2", {}) == {}
+    assert judging_record(asking[0], "ntk", {}) == {}
+    assert judging_record(digits(teacher), "convnet-bn-d2", {}) == {}
 
 
 def test_robust_scores_label_random_images_by_it(teacher: nn.Module) -> None:

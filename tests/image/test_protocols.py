@@ -20,8 +20,8 @@ from mmdistill.image.protocols import (
     DEEP_RATE,
     PROTOCOLS,
     REGRESSION,
+    JudgingCase,
     JudgingChoices,
-    Occasion,
     Plan,
     Protocol,
     find_protocol,
@@ -58,7 +58,7 @@ def plan(
     augment: bool | None = None,
     batch: int | None = None,
 ) -> Plan:
-    occasion = Occasion(images, scores, whole, own, kind)
+    occasion = JudgingCase(images, scores, whole, own, kind)
     return plan_for(PROTOCOLS[name], data, occasion, JudgingChoices(batch=batch, augment=augment))
 
 
@@ -163,7 +163,7 @@ def test_convnets_of_rded_train_by_each_data_set_s_own_rate_and_minibatches(phot
     assert plan("rded", hundred, batch=7).fit == replace(usual, lr=2e-3, batch=7)
     assert plan("sre2l", hundred).fit == PUBLISHED_FITS["sre2l"]
     mine = replace(PROTOCOLS["rded"], fit=replace(usual, lr=0.1))
-    assert plan_for(mine, hundred, Occasion(10)).fit == mine.fit
+    assert plan_for(mine, hundred, JudgingCase(10)).fit == mine.fit
 
 
 def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
@@ -180,11 +180,11 @@ def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
 
 def test_the_users_numbers_come_first(photographs: ImageData) -> None:
     idc = PROTOCOLS["idc"]
-    chosen = plan_for(idc, photographs, Occasion(10), JudgingChoices(epochs=7, batch=3, augment=False))
+    chosen = plan_for(idc, photographs, JudgingCase(10), JudgingChoices(epochs=7, batch=3, augment=False))
     assert (chosen.fit.epochs, chosen.fit.batch, chosen.augment) == (7, 3, "none")
-    whole = plan_for(idc, photographs, Occasion(10, whole=True), JudgingChoices(epochs=7))
+    whole = plan_for(idc, photographs, JudgingCase(10, whole=True), JudgingChoices(epochs=7))
     assert (whole.fit.epochs, whole.cutmix) == (7, 0)
-    long = plan_for(idc, photographs, Occasion(10, whole=True), JudgingChoices(epochs=10**4))
+    long = plan_for(idc, photographs, JudgingCase(10, whole=True), JudgingChoices(epochs=10**4))
     assert long.fit.epochs == photographs.whole_epochs
 
 

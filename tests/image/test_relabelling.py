@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.abilities import chosen_judging
+from mmdistill.abilities import overrides_of
 from mmdistill.cli import main
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task, relabelling
 from mmdistill.image import views as views_module
 from mmdistill.image.judge import training_loss
-from mmdistill.image.protocols import PROTOCOLS, JudgingChoices, Occasion, Protocol, plan_for
+from mmdistill.image.protocols import PROTOCOLS, JudgingCase, JudgingChoices, Protocol, plan_for
 from mmdistill.image.relabelling import Relabelling
 from mmdistill.image.views import Views
 from mmdistill.networks.fit import fit_networks
@@ -54,7 +54,7 @@ def test_the_loss_of_a_minibatch_is_the_divergence_from_the_teachers_view_of_it(
     plan = plan_for(
         replace(PROTOCOLS[name], teacher=Relabelling(1, temperature)),
         image_task("digits", model="mlp").data,
-        Occasion(6),
+        JudgingCase(6),
     )
     views = Views(task_augmentation(), True, 3)
     flat = Batch(task.images[:8], torch.arange(8) % 3, torch.ones(8, dtype=torch.float64))
@@ -84,7 +84,7 @@ def task_augmentation() -> Any:
 def test_photographs_are_cropped_and_small_images_are_not(
     name: str, digits: ImageTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = replace(plan_for(PROTOCOLS[name], digits.data, Occasion(6)), cutmix=0.0)
+    plan = replace(plan_for(PROTOCOLS[name], digits.data, JudgingCase(6)), cutmix=0.0)
     images = 5 + KEY.normal(40, 3, 8, 8, dtype=torch.float64)
     flat = Batch(images, torch.arange(40) % 3, torch.ones(40))
     small = Views(digits.augmentation, False, 3)(plan, 2, KEY, flat).inputs
@@ -106,7 +106,7 @@ def test_photographs_are_cropped_and_small_images_are_not(
 
 @pytest.mark.parametrize("name", ["rded", "sre2l"])
 def test_crops_of_photographs_have_ratios_of_their_own(name: str, digits: ImageTask) -> None:
-    plan = replace(plan_for(PROTOCOLS[name], digits.data, Occasion(6)), cutmix=0.0)
+    plan = replace(plan_for(PROTOCOLS[name], digits.data, JudgingCase(6)), cutmix=0.0)
     places = torch.stack(torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij"))
     flat = Batch(places.expand(60, 2, 128, 128), torch.arange(60) % 3, torch.ones(60))
     seen = one_tensor(Views(digits.augmentation, False, 3)(plan, 2, KEY, flat).inputs)
@@ -148,12 +148,12 @@ def test_baselines_are_labelled_too_and_the_whole_set_is_not(digits: ImageTask) 
     found = evaluate(digits, digits.select(torch.arange(10)), n=1, baselines=["whole"])
     assert found.results[0].judge == "mlp [rded]"
     assert not any("anew" in note for note in found.baselines["whole"][0].notes)
-    plan = plan_for(SHORT, digits.data, Occasion(1000, whole=True))
-    assert plan == replace(plan_for(PROTOCOLS["default"], digits.data, Occasion(1000, whole=True)))
-    assert plan_for(SHORT, digits.data, Occasion(10, own=False)).augment == "rded"
-    assert plan_for(SHORT, digits.data, Occasion(10, scores=True)).squared is False
-    assert plan_for(SHORT, digits.data, Occasion(10), JudgingChoices(augment=False)).cutmix == 0
-    assert plan_for(SHORT, digits.data, Occasion(10, kind="transformer")).fit.optimizer == "adamw-matrices"
+    plan = plan_for(SHORT, digits.data, JudgingCase(1000, whole=True))
+    assert plan == replace(plan_for(PROTOCOLS["default"], digits.data, JudgingCase(1000, whole=True)))
+    assert plan_for(SHORT, digits.data, JudgingCase(10, own=False)).augment == "rded"
+    assert plan_for(SHORT, digits.data, JudgingCase(10, scores=True)).squared is False
+    assert plan_for(SHORT, digits.data, JudgingCase(10), JudgingChoices(augment=False)).cutmix == 0
+    assert plan_for(SHORT, digits.data, JudgingCase(10, kind="transformer")).fit.optimizer == "adamw-matrices"
 
 
 @pytest.mark.slow
@@ -193,12 +193,12 @@ def test_robust_scores_need_the_sets_own_labels(digits: ImageTask) -> None:
 
 def test_protocols_of_other_teachers_are_told_apart(digits: ImageTask) -> None:
     named = image_task("digits", model="mlp", protocol="rded")
-    assert chosen_judging(named) == {}
-    assert "teacher epochs 2" in str(chosen_judging(digits)["protocol"])
+    assert overrides_of(named) == {}
+    assert "teacher epochs 2" in str(overrides_of(digits)["protocol"])
     hotter = image_task("digits", model="mlp", protocol=replace(PROTOCOLS["rded"], teacher=Relabelling(None, 4.0)))
-    assert chosen_judging(hotter) == {"protocol": "teacher temperature 4.0"}
+    assert overrides_of(hotter) == {"protocol": "teacher temperature 4.0"}
     mine = image_task("digits", model="mlp", protocol=Protocol("mine", "", teacher=Relabelling()))
-    assert "teacher Relabelling" in str(chosen_judging(mine)["protocol"])
+    assert "teacher Relabelling" in str(overrides_of(mine)["protocol"])
 
 
 @pytest.mark.parametrize("mode", ["vmap", "loop"])

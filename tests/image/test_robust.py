@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import chosen_judging
+from mmdistill.abilities import overrides_of
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
@@ -92,7 +92,7 @@ def test_both_sides_of_robustness_say_how_they_are_judged(monkeypatch: pytest.Mo
     task, said = image_task("digits", model="mlp", width=8), []
 
     def told(self: ImageTask, *_: object) -> Scores:
-        said.append(dict(chosen_judging(self)))
+        said.append(dict(overrides_of(self)))
         return Scores("mlp", {"accuracy": (0.5,)})
 
     monkeypatch.setattr(ImageTask, "evaluate", told)

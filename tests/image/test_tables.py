@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmdistill import distill, image_task
-from mmdistill.abilities import chosen_judging
+from mmdistill.abilities import overrides_of
 from mmdistill.errors import ConfigError
 from mmdistill.image.models import model_name
 from mmdistill.image.protocols import PROTOCOLS
@@ -85,7 +85,7 @@ def test_a_rows_overrides_reach_its_task_and_method(scripts: Any) -> None:
     settings = found.method.settings(1)
     assert (settings.steps, settings.optimizers["codes"].lr) == (3, 0.5)
     assert (found.method.storage, found.method.label) == ("upsample-2", "teacher")
-    assert (found.task.chosen.epochs, chosen_judging(found.task), found.precision) == (7, {"epochs": 7}, "mixed")
+    assert (found.task.chosen.epochs, overrides_of(found.task), found.precision) == (7, {"epochs": 7}, "mixed")
 
 
 def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) -> None:

@@ -13,12 +13,12 @@ from mmdistill.described import described
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks import expert_group, experts
-from mmdistill.networks.curriculum import Curriculum, Lessons, ranks_in_class
+from mmdistill.networks.curriculum import Curriculum, CurriculumRows, ranks_in_class
 from mmdistill.networks.difficulty import SCORERS_SEED, Scoring, el2n, kept_scores, scored_classes
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, identity
 from mmdistill.networks.experts import (
     default_folder,
-    experts_foretold,
+    describe_experts,
     is_complete,
     open_experts,
     serving_folder,
@@ -65,7 +65,7 @@ def test_an_epoch_draws_a_part_of_each_class_by_its_difficulty() -> None:
     labels = torch.tensor([1, 0, 1, 1, 0, 1, 0, 1, 1])  # three of class 0, six of class 1
     scores = torch.tensor([0.6, 0.3, 0.1, 0.5, 0.2, 0.2, 0.9, 0.4, 0.3])
     assert ranks_in_class(labels, scores).tolist() == [5, 1, 0, 4, 0, 1, 2, 3, 2]
-    lessons = Lessons(SHORT, labels, lambda: scores)
+    lessons = CurriculumRows(SHORT, labels, lambda: scores)
     # Half of each class, easiest first, is one of three and three of six; then three quarters, all, and less again.
     assert [lessons.rows(epoch).tolist() for epoch in range(5)] == [
         [2, 4, 5, 8],
@@ -87,9 +87,9 @@ def test_counting_needs_no_scores() -> None:
     def unscored() -> Tensor:
         raise AssertionError("scored")
 
-    assert Lessons(SHORT, torch.zeros(10, dtype=torch.int64), unscored).count(0) == 5
+    assert CurriculumRows(SHORT, torch.zeros(10, dtype=torch.int64), unscored).count(0) == 5
     with pytest.raises(ConfigError, match="too small for the part of them that epoch 0"):
-        Lessons(SHORT, torch.arange(3), unscored).count(0)
+        CurriculumRows(SHORT, torch.arange(3), unscored).count(0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_networks_train_on_whole_minibatches_of_what_an_epoch_draws() -> None:
     data = task.select(torch.arange(90))
     tagged = data._replace(inputs={"x": data.inputs, "row": torch.arange(90.0)})  # type: ignore[dict-item]
     assert task.labels is not None
-    lessons = Lessons(SHORT, task.labels, lambda: KEY.fold("scores").uniform(90))
+    lessons = CurriculumRows(SHORT, task.labels, lambda: KEY.fold("scores").uniform(90))
     seen: list[list[int]] = []
     at: list[tuple[int, int]] = []
 
@@ -213,11 +213,11 @@ def test_scheduled_experts_are_others_and_say_what_they_wait_for(cache: Path) ->
         default_folder(task, plain),
     ]
     assert len({folder, *others}) == 4
-    said = experts_foretold(task, folder, 2, RECIPE)
+    said = describe_experts(task, folder, 2, RECIPE)
     assert said.endswith(f"to be trained first in {folder}, after 2 networks of 2 epochs that score difficulty")
     assert not cache.exists()  # saying so trains nothing
     train_experts(task, folder, 2, RECIPE)
-    assert experts_foretold(task, folder, 3, RECIPE).endswith(f"1 of them to be trained first in {folder}")
+    assert describe_experts(task, folder, 3, RECIPE).endswith(f"1 of them to be trained first in {folder}")
     for other in (plain, replace(RECIPE, curriculum=replace(SHORT, easy=0.6))):
         with pytest.raises(CheckpointError, match=r"trained with curriculum = .*change the setting expert_easy"):
             open_experts(task, folder, 2, other)
@@ -273,12 +273,12 @@ def test_settings_choose_the_stages(cache: Path) -> None:
     assert "leaving" in str(described(own))
     with pytest.raises(ConfigError, match="expert_easy"):
         make(replace(settings, expert_easy=0.5))
-    assert CORE_METHODS["dm"].unread(1, ["expert_easy", "expert_joining", "expert_leaving"])
+    assert CORE_METHODS["dm"].ignored_settings(1, ["expert_easy", "expert_joining", "expert_leaving"])
 
 
 def test_samples_that_train_at_once_have_no_curriculum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(experts, "shares_inputs", lambda batch: True)
-    for refused in (train_experts, experts_foretold):
+    for refused in (train_experts, describe_experts):
         with pytest.raises(ConfigError, match="their task does not grade them"):
             refused(BlobTask(), tmp_path, 1, RECIPE)
     monkeypatch.undo()
@@ -291,7 +291,7 @@ def test_samples_that_train_at_once_have_no_curriculum(monkeypatch: pytest.Monke
 def test_classes_too_small_for_an_epoch_are_refused_before_anything_trains(cache: Path) -> None:
     task = BlobTask()
     few = replace(RECIPE, curriculum=Curriculum(0.01, 3))  # of thirty samples of each class
-    for refused in (train_experts, experts_foretold):
+    for refused in (train_experts, describe_experts):
         with pytest.raises(ConfigError, match="too small for the part of them that epoch 0"):
             refused(task, default_folder(task, few), 1, few)
     assert not list(cache.rglob("*.safetensors"))

@@ -104,7 +104,7 @@ def test_a_teacher_labels_some_samples_at_a_time(monkeypatch: pytest.MonkeyPatch
         seen.append(len(inputs))
         return BlobTask.predict(task, state, inputs)
 
-    monkeypatch.setattr("mmdistill.networks.teacher.LABELLED", 40)
+    monkeypatch.setattr("mmdistill.networks.teacher.LABEL_BATCH", 40)
     monkeypatch.setattr(task, "predict", predict)
     torch.testing.assert_close(soft_labels(task, state, task.images), whole)
     assert seen == [40, 40, 10]

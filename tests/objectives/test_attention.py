@@ -243,4 +243,4 @@ def test_settings_say_power_and_balance() -> None:
     objective = method.make_objective(method.settings(1))
     assert isinstance(objective, AttentionMatching)
     assert (objective.power, objective.balance) == (1.0, 0.02)
-    assert method.unread(1, ["attention_power", "attention_balance"]) == []
+    assert method.ignored_settings(1, ["attention_power", "attention_balance"]) == []

@@ -142,7 +142,7 @@ def test_masks_out_of_range_are_refused() -> None:
         mtt.with_settings(masked=1.0).settings(1)
     with pytest.raises(ConfigError, match=r"masked_by"):
         mtt.with_settings(masked_by="width").settings(1)
-    assert get_method(DOMAIN, "dm").with_settings(masked=0.5).unread(1, ["masked", "masked_by"]) == [
+    assert get_method(DOMAIN, "dm").with_settings(masked=0.5).ignored_settings(1, ["masked", "masked_by"]) == [
         "masked",
         "masked_by",
     ]

@@ -248,7 +248,7 @@ def test_of_both_sides_no_more_gradients_are_there_than_of_a_part(
         value = 3 * objective(network._replace(classes_at_once=size), batch, real, KEY)
         found.append((value.detach(), *torch.autograd.grad(value, leaf)))
         monkeypatch.setattr(gradient_module, "class_gradients", noted)
-        monkeypatch.setattr(gradient_module, "FEWEST", 1)
+        monkeypatch.setattr(gradient_module, "MIN_CLASSES_AT_ONCE", 1)
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert max(classes for _, classes in seen) == at_once
     assert sum(classes for graph, classes in seen if not graph) == 3  # the real side is taken once
@@ -282,9 +282,9 @@ def test_many_small_classes_of_a_large_network_go_in_parts(task: BlobTask, monke
     assert isinstance(syn, ClassBatch)
     assert base.classes_at_once(network, syn) == 40
     each = sum(parameter.numel() for parameter in network.state.params.values())
-    monkeypatch.setattr(base, "GRADIENTS", 30 * each)
+    monkeypatch.setattr(base, "GRADIENT_NUMEL", 30 * each)
     assert base.classes_at_once(network, syn) == 20  # in even parts
-    monkeypatch.setattr(base, "GRADIENTS", each)
+    monkeypatch.setattr(base, "GRADIENT_NUMEL", each)
     assert base.classes_at_once(network, syn) == 14
     assert base.classes_at_once(network, syn.part(0, 16)) == 16
 

@@ -9,10 +9,10 @@ from mmdistill.execution.precision import multiplies_bfloat16
 from mmdistill.image import image_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runs import advice
-from mmdistill.runs.advice import WIDE, faster_precision
+from mmdistill.runs.advice import BF16_FROM_CHANNELS, faster_precision
 
 
-def said(name: str, width: int = WIDE, precision: Precision = "auto") -> str:
+def said(name: str, width: int = BF16_FROM_CHANNELS, precision: Precision = "auto") -> str:
     labels = torch.arange(2).repeat_interleave(4)
     images = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(0))
     task = image_task((images, labels), test=(images, labels), width=width)
@@ -27,7 +27,7 @@ def test_wide_networks_may_compute_in_bfloat16(
     monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: True)
     assert f"--precision {precision} " in said(name)
     assert said(name, precision=precision) == ""
-    assert said(name, width=WIDE // 2) == ""
+    assert said(name, width=BF16_FROM_CHANNELS // 2) == ""
     monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: False)
     assert said(name) == ""
 

@@ -11,7 +11,7 @@ import torch
 from mmdistill.abilities import judge_title
 from mmdistill.cli import main
 from mmdistill.image import ImageTask
-from mmdistill.runs.judging import Asked, missing
+from mmdistill.runs.judging import JudgingRequest, missing
 from mmdistill.task import Batch, Scores
 from tests.graph.toy import planted_fields
 from tests.toys import BlobTask
@@ -30,11 +30,11 @@ def chosen(**judging: int) -> BlobTask:
 
 def test_what_was_never_judged_is_missing() -> None:
     both = ["random", "whole"]
-    assert missing(BlobTask(), ["mlp"], both, {}) == [Asked(["mlp"], both, False)]
+    assert missing(BlobTask(), ["mlp"], both, {}) == [JudgingRequest(["mlp"], both, False)]
     metrics = {"results": [entry("mlp")], "baselines": {"random": [entry("mlp")]}}
     assert missing(BlobTask(), ["mlp", "other"], both, metrics) == [
-        Asked(["other"], both, False),
-        Asked(["mlp"], ["whole"], True),
+        JudgingRequest(["other"], both, False),
+        JudgingRequest(["mlp"], ["whole"], True),
     ]
     assert missing(BlobTask(), ["mlp"], ["random"], metrics) == []
 
@@ -42,22 +42,22 @@ def test_what_was_never_judged_is_missing() -> None:
 def test_a_number_that_was_made_otherwise_lacks_no_baselines() -> None:
     metrics = {"results": [entry("mlp", judging={"epochs": 20})], "baselines": {}}
     assert missing(chosen(epochs=2), ["mlp"], ["random"], metrics) == []
-    assert missing(chosen(epochs=20), ["mlp"], ["random"], metrics) == [Asked(["mlp"], ["random"], True)]
+    assert missing(chosen(epochs=20), ["mlp"], ["random"], metrics) == [JudgingRequest(["mlp"], ["random"], True)]
 
 
 def test_what_a_judge_does_not_read_makes_no_difference() -> None:
     task = chosen(epochs=20)
     task.judging_read = lambda judge: ()  # type: ignore[attr-defined]
     metrics = {"results": [entry("mlp")], "baselines": {}}
-    assert missing(task, ["mlp"], ["random"], metrics) == [Asked(["mlp"], ["random"], True)]
+    assert missing(task, ["mlp"], ["random"], metrics) == [JudgingRequest(["mlp"], ["random"], True)]
 
 
 def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     task = BlobTask()
     task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]
     asked = ["mlp"], ["random"]
-    assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}) == [Asked(*asked, False)]
-    assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}) == [Asked(*asked, True)]
+    assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}) == [JudgingRequest(*asked, False)]
+    assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}) == [JudgingRequest(*asked, True)]
 
 
 def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> None:
@@ -69,7 +69,7 @@ def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> N
 
 def test_robust_scores_are_no_judgement() -> None:
     metrics = {"results": [entry("mlp", metric="label-robust score")], "baselines": {}}
-    assert missing(BlobTask(), ["mlp"], ["random"], metrics) == [Asked(["mlp"], ["random"], False)]
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics) == [JudgingRequest(["mlp"], ["random"], False)]
 
 
 def test_what_a_judge_has_found_is_kept_when_the_next_is_interrupted(

@@ -16,7 +16,7 @@ from mmdistill.commands import making as commands
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.datasets import load
 from mmdistill.image.models import FAMILIES, MLP, Family
-from mmdistill.judgements import Judgements
+from mmdistill.judgements import EvaluationRun
 from mmdistill.rules import RULES
 from mmdistill.runs import judging, kept_baselines
 
@@ -28,13 +28,13 @@ Judged = list[str]
 def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
     """Return the names of the baselines that are judged in a test."""
     names: Judged = []
-    score = Judgements.of_baseline
+    score = EvaluationRun.judge_baseline
 
-    def noted(self: Judgements, source: int, name: str, budget: int | None) -> None:
+    def noted(self: EvaluationRun, source: int, name: str, budget: int | None) -> None:
         names.append(name)
         score(self, source, name, budget)
 
-    monkeypatch.setattr(Judgements, "of_baseline", noted)
+    monkeypatch.setattr(EvaluationRun, "judge_baseline", noted)
     return names
 
 

@@ -288,7 +288,7 @@ def test_a_loss_is_shown_by_the_clock_an_interval_after_the_last(monkeypatch: py
     monkeypatch.setattr(run_loop, "time", Ticking())
     monkeypatch.setattr(run_loop, "LONGEST_UNSHOWN", 9.5)
     monkeypatch.setattr(run_loop, "READS_PER_RUN", 1)
-    monkeypatch.setattr(run_loop, "TOLD_AFTER", 0.0)  # so that how long it takes is known at once, and no longer asked
+    monkeypatch.setattr(run_loop, "ESTIMATE_AFTER_SECONDS", 0.0)  # estimated at once, no longer asked
     shown: list[int] = []
     distill(BlobTask(), method("dm", steps=60), ipc=1, progress=lambda done, total, loss: shown.append(done))
     assert 6 <= len(shown) <= 9

@@ -24,11 +24,11 @@ from tests.toys import BlobTask
 def test_it_is_told_once_how_long_a_long_run_takes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loop, "TOLD_AFTER", 0.0)
+    monkeypatch.setattr(loop, "ESTIMATE_AFTER_SECONDS", 0.0)
     task = BlobTask()
     distill(task, method("dm"), 1)
     assert "at this rate" not in caplog.text
-    monkeypatch.setattr(loop, "LONG", 0.0)
+    monkeypatch.setattr(loop, "WARN_FROM_SECONDS", 0.0)
     distill(task, method("dm"), 1)
     assert caplog.text.count("at this rate the 12 steps take another 0 hours") == 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mmdistill.image.generator import GeneratorRecipe, foretold, trained_generator, untrained_generator
+from mmdistill.image.generator import GeneratorRecipe, describe_generator, trained_generator, untrained_generator
 from mmdistill.image.methods.family import MethodFamily
 from mmdistill.image.storage import latent
 from mmdistill.labels import LabelKind
@@ -61,7 +61,7 @@ def generated(
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
     summary = "latents of a generator trained on the data, which is stored too"
-    return Storage(build, summary, rates, fills=True, foretold=partial(foretold, recipe=chosen, file=file))
+    return Storage(build, summary, rates, fills=True, pretraining=partial(describe_generator, recipe=chosen, file=file))
 
 
 def of_generator(
@@ -97,7 +97,7 @@ def of_generator(
     def inverted(task: Task) -> str:
         return f"given; {(inversion or Inversion()).steps:,} steps bring its latents near real images"
 
-    return Storage(build, summary, rates, fills=True, foretold=inverted)
+    return Storage(build, summary, rates, fills=True, pretraining=inverted)
 
 
 def _it_gan_settings(ipc: int) -> Settings:

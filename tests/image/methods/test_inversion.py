@@ -170,8 +170,8 @@ def test_published_commands(digits: ImageTask) -> None:
 
 def test_classes_in_parts_are_no_advice(digits: ImageTask) -> None:
     sre2l, dm = (get_method(DOMAIN, name, "digits") for name in ("sre2l", "dm"))
-    assert sre2l.unread(1, ["classes_at_once"]) == ["classes_at_once"]
-    assert dm.unread(1, ["classes_at_once"]) == []
+    assert sre2l.ignored_settings(1, ["classes_at_once"]) == ["classes_at_once"]
+    assert dm.ignored_settings(1, ["classes_at_once"]) == []
     for method, said in ((sre2l, False), (dm, True)):
         distiller = Distiller(digits, method.with_settings(steps=1, teacher_epochs=1), 1)
         assert ("--classes-at-once" in lowering_steps(distiller, distiller.start())) == said
