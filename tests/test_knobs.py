@@ -264,12 +264,12 @@ def test_the_settings_lambda_reaches_the_objective(kind: str, name: str) -> None
         objective = method.make_objective(replace(method.settings(10), ridge=given))
         found = objective.ridge if isinstance(objective, RandomFeatureRidge) else objective.log_ridge.exp()
         assert float(found) == pytest.approx(wanted)  # type: ignore[arg-type]
-    assert method.unread(10, ["ridge"]) == []
+    assert method.ignored_settings(10, ["ridge"]) == []
 
 
 def test_a_lambda_is_idle_where_there_is_no_regression_or_it_is_learned() -> None:
     for kind, name in (("image", "dm"), ("recsys", "distill-cf"), ("recsys", "distill-ease")):
-        assert get_method(get_domain(kind), name).unread(10, ["ridge"]) == ["ridge"]
+        assert get_method(get_domain(kind), name).ignored_settings(10, ["ridge"]) == ["ridge"]
 
 
 def test_networks_judge_in_groups_where_not_all_fit_at_once() -> None:

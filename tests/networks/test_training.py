@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmdistill.distiller import Distiller
 from mmdistill.execution.capture import WARM_UP_CALLS
-from mmdistill.execution.precision import lowered
+from mmdistill.execution.precision import autocast_for
 from mmdistill.image import image_task
 from mmdistill.image.task import ImageTask
 from mmdistill.networks.early import EarlyStagePool
@@ -95,7 +95,7 @@ def test_losses_of_lowered_networks_are_taken_in_full(loss: NetworkLoss, monkeyp
     """Else a logarithm, or a difference from a target, would keep 8 bits."""
     task = small_images("convnet-w8")
     network, batch = drawn(task)
-    with lowered("bf16", task.device, graph=True):
+    with autocast_for("bf16", task.device, graph=True):
         outputs, buffers = task.predict(network, batch.inputs, train=True)
         monkeypatch.setattr(task, "predict", lambda *args, **kwargs: (outputs, buffers))
         found, _ = loss(task, network, batch, None)
