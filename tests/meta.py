@@ -22,6 +22,8 @@ from mmdistill.image.task import ImageTask
 from mmdistill.runs.state import RunState
 
 META = torch.device("meta")
+MADE_OF_VALUES = torch.tensor, torch.as_tensor, Tensor.new_tensor
+"""What makes a tensor of values, which are its last argument."""
 
 
 class TransferError(RuntimeError):
@@ -54,8 +56,8 @@ class NoHostValues(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in (torch.tensor, torch.as_tensor) and out.device == META and not isinstance(args[0], Tensor):
-            raise TransferError(f"{func.__name__} copies {args[0]} from the host")
+        if func in MADE_OF_VALUES and out.device == META and not isinstance(args[-1], Tensor):
+            raise TransferError(f"{func.__name__} copies {args[-1]} from the host")
         return out
 
 

@@ -1,5 +1,9 @@
 """The script that measures on a GPU, which may get one short chance: it writes as it goes and goes on where it was."""
 
+import os
+import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +22,8 @@ from mmdistill.store import read_json
 from tests.execution.test_capture import RepeatedCall
 from tests.meta import META, NoTransfers
 
-SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "benchmarks"
 FOUND = {"ours_ms": 1.0, "textbook_ms": 2.0, "ratio": 2.0, "first_s": 0.0, "path": "eager", "ours_mib": 1.0}
 
 
@@ -224,3 +229,23 @@ def test_every_row_can_be_measured(gpu: ModuleType, tmp_path: Path, monkeypatch:
     rows = call(gpu, tmp_path / "gpu", monkeypatch)
     assert {name: row["failed"] for name, row in rows.items() if "failed" in row} == {}
     assert len(rows) == sum(row.precision != "tf32" for row in gpu.table())
+
+
+@pytest.mark.slow
+def test_tests_of_a_device_run_where_packages_of_others_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('jsonargparse', 'kornia', 'implicit'):\n"
+        "            raise ModuleNotFoundError(f'no {name}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    page = (ROOT / "docs" / "performance.md").read_text()
+    files = re.findall(r"tests/\S+\.py", page.split("    pytest -m gpu tests/", 1)[1].split("\n\n", 1)[0])
+    files = ["tests/runs/test_stepper.py", *files]
+    assert len(files) == 4
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *files]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]

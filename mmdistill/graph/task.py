@@ -161,7 +161,7 @@ class GraphTask(GraphClassification[JudgeProtocol]):
         if classes is None:
             return self._flat(draws.permutation(len(self._labels))[:n])
         rows = self._members.draw(draws, classes, n)
-        table, present = (tensor.to(self.device) for tensor in padded_rows(rows))
+        table, present = (tensor.to(self.device, non_blocking=True) for tensor in padded_rows(rows))
         nodes = self._nodes[table]
         if self.network.hops is not None:
             inputs = {"x": self.scene.propagated(self.network.hops)[nodes]}
@@ -240,7 +240,7 @@ class GraphTask(GraphClassification[JudgeProtocol]):
 
     def _flat(self, indices: Tensor) -> Batch:
         # Nodes of unknown class carry class 0, and weigh nothing.
-        return self.seen(self._nodes[indices.to(self.device)], self.scene.y.clamp(min=0))
+        return self.seen(self._nodes[indices.to(self.device, non_blocking=True)], self.scene.y.clamp(min=0))
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]

@@ -298,8 +298,11 @@ def _sampled(x: Tensor, source: Tensor, matrix: Tensor, shift: Tensor) -> Tensor
     Places in units of half a side round, so what nothing moves is taken as it is.
     """
     groups, _, _, height, width = x.shape
-    sides = source.new_tensor([width / 2, height / 2])  # a place has its column first there
-    places = (source.flip(1).transpose(1, 2) / sides).view(groups, height, width, 2)
+    column, row = (
+        source[:, 1] / (width / 2),
+        source[:, 0] / (height / 2),
+    )  # a tensor of both would be copied
+    places = torch.stack([column, row], -1).view(groups, height, width, 2)
     found = F.grid_sample(x.flatten(1, 2), places, align_corners=False).view_as(x)
     unmoved = (matrix == torch.eye(2, device=x.device)).all(2).all(1) & (shift == 0).all(1)
     return torch.where(unmoved.view(-1, 1, 1, 1, 1), x, found)

@@ -168,7 +168,7 @@ class RecsysTask:
             return self.data.rows(flat, device=self.device).reshape(*indices.shape, self.data.num_items)
         if self._kept is None:
             self._kept = self.data.rows(np.arange(self.data.num_users), device=self.device)
-        return self._kept[indices.to(self.device)]
+        return self._kept[indices.to(self.device, non_blocking=True)]
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw n different users (all of them where n is larger); targets are their whole training rows.

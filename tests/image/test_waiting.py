@@ -17,8 +17,8 @@ from tests.toys import RandomTargets
 STEPS = 2
 METHODS = (
     *("dm", "datadam", "dance", "ncfm", "idm", "dc", "dsa", "dcc", "idc", "edd"),
-    *("dd", "rat-bptt", "mtt", "tesla", "ftd"),
-    *("kip", "krr", "frepo", "rfad", "rcig"),
+    *("dd", "rat-bptt", "bptt", "addmem", "ld", "mtt", "tesla", "ftd", "ddpp"),
+    *("kip", "krr", "frepo", "rfad", "rcig", "kfs"),
 )
 
 SECONDS = ("edd", "rcig")
@@ -41,9 +41,9 @@ def distiller_of(
     if masked:
         changes |= {"masked": masked, "masked_by": masked_by}
     method = get_method(get_domain("image"), name).with_settings(**changes)
-    if name in ("mtt", "tesla", "ftd", "dance", "ncfm"):  # reading experts from disk waits, of course
+    if name in ("mtt", "tesla", "ftd", "ddpp", "dance", "ncfm"):  # reading experts from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())
-    return Distiller(task, method, 2)
+    return Distiller(task, method, 4 if name == "kfs" else 2)  # what its codes share takes the bytes of three
 
 
 def begun(distiller: Distiller) -> RunState:
@@ -69,7 +69,7 @@ def test_a_step_waits_for_nothing(name: str) -> None:
 def test_a_masked_step_waits_for_nothing(by: str) -> None:
     distiller = distiller_of("mtt", masked=0.5, masked_by=by)
     run = begun(distiller)
-    with on_meta(distiller, run), NoTransfers():
+    with on_meta(distiller, run), NoTransfers(), NoHostValues():
         for _ in range(STEPS):
             run, loss = distiller.step(run)
         assert loss.device == META
@@ -84,7 +84,7 @@ def test_a_step_with_batch_norms_or_whitened_images_waits_for_nothing(
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
     distiller = distiller_of(name, **options)
     run = begun(distiller)
-    with on_meta(distiller, run), NoTransfers():
+    with on_meta(distiller, run), NoTransfers(), NoHostValues():
         for _ in range(STEPS):
             run, loss = distiller.step(run)
         assert loss.device == META
@@ -100,5 +100,7 @@ def test_the_test_sees_waiting() -> None:
         there.sum().item()
     with pytest.raises(TransferError, match="as_tensor copies"), NoHostValues():
         torch.as_tensor(0.5, device=META)
+    with pytest.raises(TransferError, match="new_tensor copies"), NoHostValues():
+        there.new_tensor([0.5])
     with pytest.raises(TransferError, match="factorisation"), NoTransfers():
         torch.linalg.solve(there.diag(), there)
