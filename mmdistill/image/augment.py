@@ -298,10 +298,8 @@ def _sampled(x: Tensor, source: Tensor, matrix: Tensor, shift: Tensor) -> Tensor
     Places in units of half a side round, so what nothing moves is taken as it is.
     """
     groups, _, _, height, width = x.shape
-    column, row = (
-        source[:, 1] / (width / 2),
-        source[:, 0] / (height / 2),
-    )  # a tensor of both would be copied
+    # Divided by numbers: a tensor of both would be copied from the host, which no CUDA graph can.
+    column, row = source[:, 1] / (width / 2), source[:, 0] / (height / 2)
     places = torch.stack([column, row], -1).view(groups, height, width, 2)
     found = F.grid_sample(x.flatten(1, 2), places, align_corners=False).view_as(x)
     unmoved = (matrix == torch.eye(2, device=x.device)).all(2).all(1) & (shift == 0).all(1)
