@@ -13,24 +13,24 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, map_inputs, one_tensor, take
 
 TEMPERATURE = 0.07
-"""Of the contrast between classes."""
+"""Temperature of the supervised contrastive loss."""
 
 
 class StyleAdversary(ObjectiveWrapper):
-    r"""Add to an objective how alike an adversary finds two samples of one code (HaBa).
+    r"""Add to an objective the similarity that an adversary finds between two samples of the same code (HaBa).
 
     .. math:: \ell + \frac{w}{M} \sum_j \frac{1 + \cos(f(x_{jk}), f(x_{jl}))}{2}
 
-    In each step two of the styles, k and l, are drawn. The adversary f is a network of the task's kind: it learns to
-    classify the samples while it pulls a code's two samples together and those of each class apart from the others,
+    Each step draws two styles, k and l. The adversary f is a network of the task's architecture. It learns to classify
+    the samples, to pull the two samples of a code together, and to separate the classes,
 
     .. math:: \text{CE} + w \frac{1 - \cos}{2} + w\, \text{SupCon},
 
-    so codes and decoders must differ in what tells no classes apart. It is part of the run's state.
+    so styles must differ in features that do not tell classes apart. It is part of the run's state.
 
     Args:
-        objective: what is matched.
-        styles: how many samples each code has, one after the other.
+        objective: the objective that is added to.
+        styles: samples per code, consecutive in the batch.
         weight: w.
         lr: the adversary's learning rate.
         momentum: the adversary's momentum.
@@ -38,9 +38,9 @@ class StyleAdversary(ObjectiveWrapper):
         flat batches of ``M styles`` samples, code by code; returns a scalar.
     Raises:
         ConfigError: fewer than two styles, or an objective that reads class batches.
-    Differs from: the published code augments what the adversary sees, and draws other codes and styles for its step
-        than for the likeness; here it sees the samples as they are, and one pair of styles serves both. Its
-        adversary trains its batch norms and dropout too; here they stay as they are in judging.
+    Differs from: the published code augments the adversary's inputs, and draws codes and styles for its step apart from
+        those for the similarity; here nothing is augmented, and one pair of styles serves both. There the adversary's
+        batch norms and dropout are in training mode; here in eval mode.
     Source: Liu et al., NeurIPS 2022, Sec. 3.2; Khosla et al., NeurIPS 2020 (the contrast).
     """
 
@@ -62,7 +62,7 @@ class StyleAdversary(ObjectiveWrapper):
         self._names: dict[str, tuple[str, ...]] = {}
 
     def check(self, task: Task) -> None:
-        """Check the objective, and refuse networks without features."""
+        """Refuse what the objective refuses, and networks without features."""
         super().check(task)
         require_features(type(self).__name__, task)
 
@@ -77,18 +77,18 @@ class StyleAdversary(ObjectiveWrapper):
                 self.register_buffer(_key(part, name), tensor)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the objective plus the likeness, and take a step of the adversary."""
+        """Return the objective plus the similarity, and take a step of the adversary."""
         key = draws.fold("adversary")
-        two = self._pairs(flatten_classes(syn), key.fold("styles"))
-        # A copy: the step below moves the adversary in place, before the samples' gradient has passed through it.
+        pairs = self._draw_pairs(flatten_classes(syn), key.fold("styles"))
+        # A copy: the step below updates the adversary in place, before the backward pass to the samples has run.
         adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
-        likeness = (1 + _cosine(_embedding(network.task, adversary, two.inputs))).mean() / 2
+        similarity = (1 + _cosine(_embedding(network.task, adversary, pairs.inputs))).mean() / 2
         matched: Tensor = self.objective(network, syn, real, draws)
-        self._learn(network.task, adversary, two._replace(inputs=map_inputs(lambda t: t.detach(), two.inputs)), key)
-        return matched + self.weight * likeness
+        self._learn(network.task, adversary, pairs._replace(inputs=map_inputs(lambda t: t.detach(), pairs.inputs)), key)
+        return matched + self.weight * similarity
 
-    def _pairs(self, batch: Batch, draws: Draws) -> Batch:
-        """Return each code's samples of two styles, one after the other."""
+    def _draw_pairs(self, batch: Batch, draws: Draws) -> Batch:
+        """Draw two styles; return each code's samples of both, consecutively."""
         count = batch.weight.shape[0]
         if count % self.styles:
             raise ConfigError(f"{count} samples are not {self.styles} styles of each code")
@@ -97,49 +97,49 @@ class StyleAdversary(ObjectiveWrapper):
         return take(batch, rows.flatten())
 
     def _part(self, part: str) -> Tensors:
-        """Return the adversary's parameters, buffers or velocities by name."""
+        """Return the adversary's ``params``, ``buffers`` or ``velocity`` by name."""
         return {name: getattr(self, _key(part, name)) for name in self._names[part]}
 
-    def _learn(self, task: Task, adversary: NetworkState, two: Batch, draws: Draws) -> None:
-        """Take one step of SGD with momentum on what the adversary wants."""
+    def _learn(self, task: Task, adversary: NetworkState, pairs: Batch, draws: Draws) -> None:
+        """Take one step of SGD with momentum on the adversary's loss."""
 
-        def wanted(params: Tensors) -> Tensor:
+        def loss(params: Tensors) -> Tensor:
             state = NetworkState(params, adversary.buffers)
-            features = _embedding(task, state, two.inputs)
-            apart = (1 - _cosine(features)).mean() / 2
-            return task.loss(state, two, draws=draws) + self.weight * (apart + contrast(features, two.targets))
+            features = _embedding(task, state, pairs.inputs)
+            distance = (1 - _cosine(features)).mean() / 2
+            return task.loss(state, pairs, draws=draws) + self.weight * (distance + contrast(features, pairs.targets))
 
-        gradients = gradients_by_name(wanted, adversary.params)
+        gradients = gradients_by_name(loss, adversary.params)
         with torch.no_grad():
-            own, velocities = self._part("params").values(), self._part("velocity").values()
-            for tensor, velocity, gradient in zip(own, velocities, gradients.values(), strict=True):
+            params, velocities = self._part("params").values(), self._part("velocity").values()
+            for parameter, velocity, gradient in zip(params, velocities, gradients.values(), strict=True):
                 velocity.mul_(self.momentum).add_(gradient)
-                tensor.sub_(self.lr * velocity)
+                parameter.sub_(self.lr * velocity)
 
 
 def contrast(features: Tensor, targets: Targets) -> Tensor:
-    r"""Return the supervised contrast of some samples, 0 at best.
+    r"""Return the supervised contrastive loss.
 
     .. math:: -\frac{1}{n} \sum_i \frac{1}{|P_i|} \sum_{p \in P_i}
         \log \frac{e^{z_i \cdot z_p / \tau}}{\sum_{a \ne i} e^{z_i \cdot z_a / \tau}}
 
-    with z the features at unit length and :math:`P_i` the others of sample i's class; a sample alone in it adds 0.
+    with z the features at unit length and :math:`P_i` the other samples of sample i's class; 0 where there is none.
 
     Shapes:
-        features ``(n, d)``; targets ``(n,)`` classes or ``(n, C)`` probabilities, whose largest counts.
+        features ``(n, d)``; targets ``(n,)`` classes or ``(n, C)`` probabilities, of which the largest gives the class.
     Source: Khosla et al., NeurIPS 2020, Eq. 2.
     """
     classes = hard_labels(one_tensor(targets, "the supervised contrast"))
     unit = F.normalize(features, dim=1)
-    own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    scores = (unit @ unit.T / TEMPERATURE).masked_fill(own, -torch.inf)
-    partners = (classes[:, None] == classes) & ~own
+    diagonal = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    scores = (unit @ unit.T / TEMPERATURE).masked_fill(diagonal, -torch.inf)
+    partners = (classes[:, None] == classes) & ~diagonal
     likelihood = torch.where(partners, scores.log_softmax(1), 0.0).sum(1)
     return -(likelihood / partners.sum(1).clamp_min(1)).mean()
 
 
 def _embedding(task: Task, adversary: NetworkState, inputs: Inputs) -> Tensor:
-    """Return the last feature layer."""
+    """Return the adversary's last features."""
     return task.features(adversary, inputs)[-1]
 
 
@@ -149,5 +149,5 @@ def _cosine(features: Tensor) -> Tensor:
 
 
 def _key(part: str, name: str) -> str:
-    """Return the buffer's name, in which no dot may be."""
+    """Return the name of a buffer that holds one of the adversary's tensors; torch allows no dots in it."""
     return f"{part}__{name.replace('.', '__')}"

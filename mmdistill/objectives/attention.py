@@ -1,4 +1,4 @@
-"""Attention matching: where networks look, averaged over the samples of a class, and the mean embedding."""
+"""Attention matching: each class's mean spatial attention maps and mean embedding."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task
 
 SCALE = 100.0
-"""What the published code multiplies the objective by, so that its learning rates count."""
+"""Factor of the objective in the published code, so that its learning rates apply."""
 
 
 class AttentionMatching(Objective):
@@ -24,11 +24,11 @@ class AttentionMatching(Objective):
         + \lambda \lVert \mu_{S,c} - \mu_{T,c} \rVert^2 \Big), \quad
         z_l = \frac{a_l}{\lVert a_l \rVert}, \quad a_l = \sum_k \lvert A_{l,k} \rvert^p
 
-    :math:`A_{l,k}` is a sample's map of channel k in layer l before it is pooled, and bars are means over the samples
-    of a class. The last layer counts by its pooled maps alone, which are the embedding :math:`\mu` is the mean of.
+    :math:`A_{l,k}` is a sample's map of channel k in layer l before pooling, and bars are means over the samples of a
+    class. Of the last layer only the pooled maps count: they are the embedding, whose mean is :math:`\mu`.
 
     Args:
-        power: p; the larger, the more the strongest activations count.
+        power: p; the larger it is, the more the strongest activations count.
         balance: lambda.
     Shapes:
         class batches on both sides; returns a scalar.
@@ -61,7 +61,7 @@ class AttentionMatching(Objective):
             )
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the weighted sum; one forward pass a side."""
+        """Return the weighted sum; one forward pass per side."""
         syn, real = class_sides(syn, real, "attention matching")
 
         def means(batch: ClassBatch) -> tuple[Tensor, ...]:
@@ -70,7 +70,7 @@ class AttentionMatching(Objective):
         return SCALE * gaps_of_means(means, syn, real, features_at_once(network, syn), last=self.balance)
 
     def attention(self, maps: Tensor) -> Tensor:
-        """Return each sample's attention, of length 1.
+        """Return each sample's attention, normalised to unit length.
 
         Shapes:
             maps ``(n, channels, height, width)``; returns ``(n, height * width)``.
@@ -79,7 +79,7 @@ class AttentionMatching(Objective):
 
 
 def _powers(maps: Tensor, power: float) -> Tensor:
-    """Return the powers of all magnitudes; those of squares by products, which take a tenth of the time."""
+    """Return the magnitudes to a power; even powers by squaring, which takes a tenth of the time of ``pow``."""
     if power in (2, 4):
         squares = maps.square()
         return squares if power == 2 else squares.square()
@@ -87,15 +87,17 @@ def _powers(maps: Tensor, power: float) -> Tensor:
 
 
 def tried_maps(name: str, task: Task, read: MapReader) -> tuple[Tensor, ...]:
-    """Return what is read of a fresh network's maps of two real samples, the embedding last; nothing without any.
+    """Run a fresh network on two real samples; return what ``read`` makes of its maps, and the embedding last.
+
+    The result is empty where the task gives no maps.
 
     Args:
-        name: who asks, for the message.
+        name: the class that reads maps, for the message.
         task: the task.
-        read: what to make of each layer's maps.
+        read: a function of each layer's maps.
 
     Raises:
-        ConfigError: maps that the network cannot give.
+        ConfigError: the network cannot give its maps.
     """
     if not isinstance(task, GivesMaps):
         return ()

@@ -1,4 +1,4 @@
-"""The Objective contract, the network it reads, and per-class gradients."""
+"""The Objective contract, the Network that objectives read, and per-class gradients and features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensor
 RealView = Literal["classes", "flat"]
 
 LOOP_FROM_NUMEL = 16_384
-"""Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
+"""Numbers in one class's inputs from which on a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 GRADIENT_NUMEL = 1 << 24
-"""Numbers in the gradients of the classes that a CPU takes together where they are small (64 MiB)."""
+"""Most numbers in the gradients of the small classes that a CPU takes together (64 MiB)."""
 MIN_CLASSES_AT_ONCE = 16
-"""Classes that it takes together then, and whose gradients are averaged together, however large the network."""
+"""Least number of small classes that a CPU takes together, or averages together, however large the network."""
 DEVICE_INPUT_NUMEL = 1 << 23
-"""Numbers of inputs (2,700 images of 3 x 32 x 32) that other devices take at once: 10 GiB of the ConvNet's graph."""
+"""Most numbers of inputs (2,700 images of 3 x 32 x 32) that other devices take at once: 10 GiB of a ConvNet's graph."""
 
 
 class Network(NamedTuple):
@@ -38,13 +38,13 @@ class Network(NamedTuple):
     Args:
         task: the task.
         state: the network's parameters and buffers.
-        target: the parameters that a student starting there shall reach, where the schedule gives them.
-        compiled: compiled forms of the task's functions.
-        step: outer steps that the run has taken; known to the host alone, so a captured step does not follow it.
-        age: outer steps that this network has served; likewise.
+        target: the expert's parameters that a student should reach from ``state``, where the schedule gives them.
+        compiled: compiled forms of the task's functions; None runs them eagerly.
+        step: outer steps that the run has taken; a Python number, so a captured CUDA graph does not follow it.
+        age: outer steps that this network has served; likewise a Python number.
         precision: the number formats, see :mod:`mmdistill.execution.precision`.
-        classes_at_once: classes that class-wise objectives take together where that needs memory; 0 leaves it to them.
-        accuracy: the share of real samples that the network has been right on, a scalar, where the schedule counts it.
+        classes_at_once: classes that class-wise objectives take together, to bound memory; 0 lets them choose.
+        accuracy: the network's accuracy on real samples, a scalar, where the schedule counts it.
     """
 
     task: Task
@@ -58,7 +58,10 @@ class Network(NamedTuple):
     accuracy: Tensor | None = None
 
     def lowered(self, batch: ClassBatch) -> AbstractContextManager[object]:
-        """Return the context for one side of class-wise matching; where classes share inputs, bf16 alone lowers."""
+        """Return the autocast context for one side of class-wise matching.
+
+        ``bf16`` lowers both sides; ``mixed`` only the side without gradients, and not where classes share their inputs.
+        """
         graph = torch.is_grad_enabled() or (batch.dims.inputs is None and self.precision == "mixed")
         return autocast_for(self.precision, batch.batch.weight.device, graph=graph)
 
@@ -67,26 +70,26 @@ class Network(NamedTuple):
 
         Args:
             inputs: the samples.
-            read: what to make of layers' maps in place of their features, of a task that :class:`GivesMaps`.
+            read: a function of each layer's maps, read in place of its features; the task must be :class:`GivesMaps`.
 
         Raises:
             ShapeError: inputs with a class axis, which the network cannot take.
         """
-        given = self.task if self.compiled is None else self.compiled
+        functions = self.task if self.compiled is None else self.compiled
         try:
             if read is None:
-                return given.features(self.state, inputs)
-            return given.maps(self.state, inputs, read)  # type: ignore[union-attr,misc]  # objectives that read maps check
+                return functions.features(self.state, inputs)
+            return functions.maps(self.state, inputs, read)  # type: ignore[union-attr,misc]  # checked by objectives
         except RuntimeError as error:
-            if isinstance(inputs, Tensor) and (axes := self._sample_axes()) and inputs.ndim > axes:
+            if isinstance(inputs, Tensor) and (axes := self._batch_axes()) and inputs.ndim > axes:
                 raise ShapeError(
                     f"a network takes samples in one axis, got inputs of {tuple(inputs.shape)}; class_summary and "
                     "class_means give the features of a ClassBatch, class by class"
                 ) from error
             raise
 
-    def _sample_axes(self) -> int:
-        """Return how many axes a batch of samples has; 0 where these are no tensor."""
+    def _batch_axes(self) -> int:
+        """Return the number of axes of a batch of samples; 0 where a batch is a dict of tensors."""
         inputs = self.task.select(torch.tensor([0])).inputs
         return inputs.ndim if isinstance(inputs, Tensor) else 0
 
@@ -94,36 +97,36 @@ class Network(NamedTuple):
 class Objective(nn.Module, ABC):
     """A scalar to minimise over the synthetic data, given one network (Eq. 1).
 
-    What it learns are its parameters, which the optimizer group ``objective`` steps; :meth:`learned` says which of them
-    go with the set. The class attributes below say what it reads and how it may be computed.
+    The optimizer group ``objective`` steps its parameters, if it has any; :meth:`learned` returns those that are stored
+    with the set. The class attributes below say what it reads and how it may be computed.
     """
 
     view: RealView = "classes"
     """``"classes"``: both batches are a :class:`ClassBatch`; ``"flat"``: a :class:`Batch`."""
     reads_labels = True
-    """Whether the loss depends on the labels; False where samples are grouped by class alone: none can be learned."""
+    """Whether the loss depends on the labels; False: they only group samples by class, so they cannot be learned."""
     reads_scores = True
     """Whether labels may be any numbers; False: they must be probabilities."""
     reads_real = True
-    """Whether the real batch is read; False: it holds one sample."""
+    """Whether the real batch is read; False: a batch of one sample is passed."""
     needs_target = False
-    """Whether ``network.target`` is read, an expert's end point."""
+    """Whether ``network.target``, an expert's end point, is read."""
     needs_accuracy = False
     """Whether ``network.accuracy`` is read."""
     siamese = True
-    """Whether both batches come augmented alike; False: as they are, and the objective augments by itself."""
+    """Whether both batches come augmented alike; False: they come as they are, and the objective augments them."""
     divided = True
     """Whether classes may be taken a few at a time (``classes_at_once``); False: it needs all together."""
     steady = True
     """Whether every step runs the same operations, so that one may be captured as a CUDA graph and replayed."""
     lowers = False
-    """Whether it runs networks under ``network.lowered`` (bfloat16 autocast); ``bf16`` is refused without it."""
+    """Whether it runs networks under bfloat16 autocast (as ``network.lowered`` does); False: ``bf16`` is refused."""
     exact = False
-    """Whether matrix products must be in full float32: TF32 would drown a small ridge."""
+    """Whether matrix products must be in full float32: a small ridge would vanish in TF32's rounding."""
     compiling = 1
-    """How many times as long as most objectives it takes to compile on a CPU, which compiling must repay."""
+    """Its compile time on a CPU relative to most objectives, by which compiling is judged to pay or not."""
     styles = 1
-    """How many samples each code is decoded into, where it compares these."""
+    """Samples that each code is decoded into, for objectives that compare them."""
 
     @abstractmethod
     def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:
@@ -144,33 +147,32 @@ class Objective(nn.Module, ABC):
 
     @property
     def samples_read(self) -> int | None:
-        """How many synthetic samples a step reads at most, whichever these are; None: all."""
+        """The most synthetic samples that a step reads; None: all."""
         return None
 
     def begin(self, task: Task, draws: Draws) -> None:
-        """Draw what the objective keeps of its own, when a run begins; most keep nothing."""
+        """Draw the modules and buffers that the objective keeps, when a run begins; most keep none."""
 
     def learned(self) -> Tensors:
-        """Return what this objective learned and the set must carry (a ridge, a temperature), by name.
+        """Return the learned values that are stored with the set (a ridge, a temperature), by name.
 
-        These are the parameters that are attributes of its own and numbers or vectors of them. Weights of modules that
-        help it (a sampler, a critic) are of no use once the set is finished; objectives that it is made of say for
-        themselves what is. Override it where that is not so.
+        By default these are the objective's own scalar and vector parameters, and what inner objectives return. Weights
+        of its submodules (a sampler, a critic) are of no use once the set is finished. Override it to store others.
         """
         own = {name: p.detach() for name, p in self.named_parameters(recurse=False) if p.ndim <= 1}
-        parts = [part for part in self.children() if isinstance(part, Objective)]
-        return own | {name: tensor for part in parts for name, tensor in part.learned().items()}
+        inner = [module for module in self.children() if isinstance(module, Objective)]
+        return own | {name: tensor for objective in inner for name, tensor in objective.learned().items()}
 
 
 def require_parameters(objective: Objective, does: str, task: Task) -> Tensors:
     """Return the parameters of a fresh network.
 
     Args:
-        objective: who asks.
+        objective: the objective that needs them, for the message.
         does: what it does with them, for the message.
         task: the task.
     Raises:
-        ConfigError: it has none, as an infinitely wide one.
+        ConfigError: the network has none, as an infinitely wide one.
     """
     params = task.init(Draws(0, ("check",), task.device)).params
     if not params:
@@ -182,14 +184,14 @@ def require_parameters(objective: Objective, does: str, task: Task) -> Tensors:
 
 
 def require_features(name: str, task: Task) -> None:
-    """Refuse a task whose network gives no feature vectors, by running a fresh one on a draw of two real samples.
+    """Refuse a task whose network gives no feature vectors, by running a fresh one on two real samples.
 
     Args:
-        name: who asks, for the message.
+        name: the class that reads features, for the message.
         task: the task.
 
     Raises:
-        ConfigError: no features, or no row of them per sample.
+        ConfigError: the network has no features, or not one row of them per sample.
     """
     data = task.describe().data
     try:
@@ -198,7 +200,7 @@ def require_features(name: str, task: Task) -> None:
             layers = task.features(state, inputs)
     except (UnsupportedError, NotImplementedError) as error:
         raise ConfigError(f"{name} reads a network's features, but that of {data!r} has none: {error}") from error
-    count = num_samples(inputs)  # where samples share their inputs, of all that come along
+    count = num_samples(inputs)  # all that the inputs hold: two nodes come with their whole graph
     if not layers or layers[-1].ndim != 2 or layers[-1].shape[0] != count or layers[-1].shape[1] == 0:
         shapes = [tuple(layer.shape) for layer in layers]
         raise ConfigError(
@@ -208,14 +210,14 @@ def require_features(name: str, task: Task) -> None:
 
 
 def class_sides(syn: Batch | ClassBatch, real: Batch | ClassBatch, matching: str) -> tuple[ClassBatch, ClassBatch]:
-    """Return both sides of an objective that matches class by class.
+    """Return both sides of an objective that matches class by class, checked.
 
     Args:
         syn: the synthetic batch.
         real: the real batch.
-        matching: what the objective does, for the error.
+        matching: what the objective does, for the message.
     Raises:
-        ConfigError: a side that is not one batch per class.
+        ConfigError: a side is not a :class:`ClassBatch`.
         ShapeError: the class axes differ.
     """
     if not isinstance(syn, ClassBatch) or not isinstance(real, ClassBatch):
@@ -228,10 +230,9 @@ def class_sides(syn: Batch | ClassBatch, real: Batch | ClassBatch, matching: str
 def class_gradients(network: Network, batch: ClassBatch) -> Tensors:
     """Return the gradient of each class's loss with respect to the parameters.
 
-    Classes are batched in one call or taken one at a time with the memory of one, see :func:`classes_at_once`; they
-    agree to rounding. Where the inputs are shared between classes, the forward pass of a batched call runs once.
-    Without gradients enabled (the real side) no graph of the gradients is kept. A task's own closed form takes
-    precedence.
+    Classes are batched in one call, or taken a few at a time to save memory, see :func:`classes_at_once`; both agree to
+    rounding. Where classes share their inputs, a batched call runs one forward pass. Without gradients enabled (the
+    real side) no graph of the gradients is kept. A task's own closed form takes precedence.
 
     Args:
         network: the network, at whose parameters the gradient is taken.
@@ -240,59 +241,59 @@ def class_gradients(network: Network, batch: ClassBatch) -> Tensors:
     Shapes:
         Each parameter of shape ``s`` gives ``(C, *s)``, differentiable with respect to the batch.
     """
-    if isinstance(network.task, GivesClassGradients) and network.precision != "bf16":  # which it does not lower
+    if isinstance(network.task, GivesClassGradients) and network.precision != "bf16":  # closed forms are not lowered
         gradients = network.task.class_gradients(network.state, batch)
         if gradients is not None:
             return gradients
     size = classes_at_once(network, batch)
     with network.lowered(batch):
         if size > 1 and size >= batch.num_classes:
-            return _together(network, batch)
+            return _batch_gradients(network, batch)
         if not torch.is_grad_enabled():
-            return _filled(network, batch, size)
-        trees = [tree for _, tree in _by_parts(network, batch, size)]
+            return _fill_gradients(network, batch, size)
+        trees = [tree for _, tree in _iterate_gradients(network, batch, size)]
     join = torch.cat if size > 1 else torch.stack
     return {name: join([tree[name] for tree in trees]) for name in network.state.params}
 
 
-def _by_parts(network: Network, batch: ClassBatch, size: int) -> Iterator[tuple[slice, Tensors]]:
-    """Return the gradients of so many classes after the other; those of one without a class axis."""
+def _iterate_gradients(network: Network, batch: ClassBatch, size: int) -> Iterator[tuple[slice, Tensors]]:
+    """Yield the rows and gradients of ``size`` classes at a time; with a size of 1 they have no class axis."""
     for start in range(0, batch.num_classes, size):
         rows = slice(start, start + size)
         if size > 1:
-            yield rows, _together(network, batch.part(start, rows.stop))
+            yield rows, _batch_gradients(network, batch.part(start, rows.stop))
         else:
             yield rows, _gradient(network, batch.one_class(start))
 
 
-def _filled(network: Network, batch: ClassBatch, size: int) -> Tensors:
-    """Return all classes' gradients, without a graph; beside the whole no more than one part is held."""
-    whole: Tensors = {}
-    for rows, tree in _by_parts(network, batch, size):
+def _fill_gradients(network: Network, batch: ClassBatch, size: int) -> Tensors:
+    """Return all classes' gradients without a graph, holding the result and one part of it at a time."""
+    filled: Tensors = {}
+    for rows, tree in _iterate_gradients(network, batch, size):
         for name, parameter in network.state.params.items():
-            if name not in whole:
-                whole[name] = tree[name].new_empty(batch.num_classes, *parameter.shape)
-            whole[name][rows] = tree[name]
-    return whole
+            if name not in filled:
+                filled[name] = tree[name].new_empty(batch.num_classes, *parameter.shape)
+            filled[name][rows] = tree[name]
+    return filled
 
 
 def classes_at_once(network: Network, batch: ClassBatch) -> int:
-    """Return how many classes' gradients one call takes: as many as the network says, or as is fastest.
+    """Return how many classes' gradients one call takes: ``network.classes_at_once``, or else what is fastest.
 
-    That is one where a class is compiled for CUDA, and where it is large on a CPU (grouped convolutions and vmapped
-    norms are slow there). Of many small classes it is as many as have :data:`GRADIENT_NUMEL` together.
+    That is one class where its gradient is compiled for CUDA, and where it is large on a CPU (grouped convolutions and
+    vmapped norms are slow there); of many small classes, as many as have :data:`GRADIENT_NUMEL` numbers together.
     """
     if network.classes_at_once:
         return network.classes_at_once
     if batch.dims.inputs is None:  # the classes share their inputs
         return batch.num_classes
     if batch.batch.weight.device.type == "cpu":
-        return 1 if _worth_looping(batch) else _of_parameters(network, batch.num_classes)
-    return 1 if network.compiled is not None else _part_of(batch, DEVICE_INPUT_NUMEL)
+        return 1 if _keeps_cpu_busy(batch) else _classes_by_gradients(network, batch.num_classes)
+    return 1 if network.compiled is not None else _classes_by_inputs(batch, DEVICE_INPUT_NUMEL)
 
 
-def _together(network: Network, batch: ClassBatch) -> Tensors:
-    """Return the gradients of all classes of a batch in one call, compiled where that is to be had."""
+def _batch_gradients(network: Network, batch: ClassBatch) -> Tensors:
+    """Return the gradients of all classes of a batch in one call, by the compiled form if there is one."""
     if network.compiled is not None:
         return network.compiled.class_gradients(network.state, batch)
     return batched_gradients(network.task, network.state, batch)
@@ -310,24 +311,24 @@ def _gradient(network: Network, batch: Batch) -> Tensors:
     )
 
 
-def _worth_looping(batch: ClassBatch) -> bool:
+def _keeps_cpu_busy(batch: ClassBatch) -> bool:
     """Return whether one class alone keeps a CPU busy."""
-    return _numbers(batch) >= LOOP_FROM_NUMEL * batch.num_classes
+    return _input_numel(batch) >= LOOP_FROM_NUMEL * batch.num_classes
 
 
-def _of_parameters(network: Network, classes: int) -> int:
-    """Return the classes in one of the fewest even parts whose gradients are no more than :data:`GRADIENT_NUMEL`."""
+def _classes_by_gradients(network: Network, classes: int) -> int:
+    """Return the classes per part, for the fewest even parts with at most :data:`GRADIENT_NUMEL` gradient numbers."""
     each = sum(parameter.numel() for parameter in network.state.params.values())
-    return _even_part(classes, -(-classes // max(GRADIENT_NUMEL // max(each, 1), MIN_CLASSES_AT_ONCE)))
+    return _largest_part(classes, -(-classes // max(GRADIENT_NUMEL // max(each, 1), MIN_CLASSES_AT_ONCE)))
 
 
-def _even_part(classes: int, parts: int) -> int:
-    """Return the classes in the largest of so many parts that are as even as may be."""
+def _largest_part(classes: int, parts: int) -> int:
+    """Return the size of the largest part when ``classes`` are split evenly into ``parts``."""
     return max(-(-classes // max(parts, 1)), 1)
 
 
-def _numbers(batch: ClassBatch) -> int:
-    """Return how many numbers the inputs of all classes are."""
+def _input_numel(batch: ClassBatch) -> int:
+    """Return how many numbers the inputs of all classes hold."""
     inputs = batch.batch.inputs
     return sum(tensor.numel() for tensor in (inputs.values() if isinstance(inputs, dict) else [inputs]))
 
@@ -337,15 +338,15 @@ def class_summary(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return the weighted mean feature of each class, per layer, and the embeddings of each class's samples (Eq. 15).
 
-    All classes take one forward pass, or some a few at a time; of other layers than the embedding no more is kept.
-    Where classes share their samples, as the nodes of one graph, the embeddings are a view that gives each class all of
-    them, and the weight of those of others is 0.
+    All classes take one forward pass together, or a few at a time. Of layers before the embedding only the means are
+    kept. Where classes share their samples, as the nodes of one graph, the embeddings are a view that gives each class
+    all samples, and those of other classes have weight 0.
 
     Args:
         network: the network.
         batch: one batch per class.
-        first: the first layer whose means are wanted; -1 is the embedding alone.
-        read: what to make of layers' maps in place of their features, see :meth:`Network.features`.
+        first: the first layer whose means are returned; -1 is the embedding alone.
+        read: a function of each layer's maps, see :meth:`Network.features`.
 
     Shapes:
         Returns ``(C, d_l)`` per layer, and ``(C, n, d)``.
@@ -357,7 +358,7 @@ def class_summary(
 def compact_summary(
     network: Network, batch: ClassBatch, first: int = 0, read: MapReader | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return what :func:`class_summary` does, but embeddings ``(n, d)`` once where classes share their samples."""
+    """Like :func:`class_summary`, but return embeddings ``(n, d)`` where classes share their samples."""
     if batch.dims.inputs is None:
         with network.lowered(batch):
             layers = tuple(map(in_full, network.features(batch.batch.inputs, read)[first:]))
@@ -387,26 +388,26 @@ def _flat_features(network: Network, batch: ClassBatch, read: MapReader | None) 
 
 
 def features_at_once(network: Network, batch: ClassBatch) -> int:
-    """Return how many classes one forward pass takes: as many as a CPU's caches, or a device's memory, like."""
-    return network.classes_at_once or _part_of(
+    """Return how many classes one forward pass takes: as many as fit a CPU's caches or a device's memory."""
+    return network.classes_at_once or _classes_by_inputs(
         batch, CACHED if batch.batch.weight.device.type == "cpu" else DEVICE_INPUT_NUMEL
     )
 
 
-def _part_of(batch: ClassBatch, numbers: int) -> int:
-    """Return the classes in one of the fewest even parts whose inputs are no more than so many numbers."""
-    return _even_part(batch.num_classes, -(-_numbers(batch) // numbers))
+def _classes_by_inputs(batch: ClassBatch, most: int) -> int:
+    """Return the classes per part, for the fewest even parts with at most ``most`` input numbers."""
+    return _largest_part(batch.num_classes, -(-_input_numel(batch) // most))
 
 
 def class_means(
     network: Network, batch: ClassBatch, first: int = 0, read: MapReader | None = None
 ) -> tuple[Tensor, ...]:
-    """Return the weighted mean feature of each class, ``(C, d_l)`` per layer from the first wanted one on (Eq. 15)."""
+    """Return the weighted mean feature of each class, ``(C, d_l)`` per layer from layer ``first`` on (Eq. 15)."""
     return class_summary(network, batch, first, read)[0]
 
 
 def flatten_classes(batch: Batch | ClassBatch) -> Batch:
-    """Return all classes' samples as one flat batch (shared inputs: the union of the classes' weights)."""
+    """Return all classes' samples as one flat batch; where classes share inputs, their weights are summed."""
     if not isinstance(batch, ClassBatch):
         return batch
     if batch.dims.inputs is None:

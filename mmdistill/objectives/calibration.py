@@ -1,4 +1,4 @@
-"""Matching whose samples a trained network also has to classify (DANCE, NCFM), or to label as they are (GEOM)."""
+"""Matching with an additional loss of an expert on the synthetic samples (DANCE, NCFM, GEOM)."""
 
 import torch
 from torch import Tensor
@@ -17,26 +17,26 @@ from mmdistill.task import Batch, ClassBatch, NetworkState, one_tensor
 
 
 class CalibratedMatching(ObjectiveWrapper):
-    r"""Match the features of each class, and have an expert classify the synthetic samples.
+    r"""Match the features of each class, and add an expert's loss on the synthetic samples.
 
     .. math:: \sum_c \lVert \mu_{\theta,S,c} - \mu_{\theta,T,c} \rVert^2 + w \sum_c \frac{1}{n_c} \sum_j
         \ell(x_{S,c,j}; \theta_T)
 
-    Features are those of the network, the loss is that of its ``target``: a schedule of experts gives both. The expert
-    normalises in batch norms by the synthetic samples, as while it trained.
+    The network gives the features, and its ``target`` is the expert; a schedule of experts gives both. The expert's
+    batch norms normalise by the synthetic batch's statistics, as in training.
 
     Args:
-        weight: w, of the expert's loss.
-        matching: what is matched, class by class, in place of mean embeddings.
-        augment: an augmentation of its own instead of the task's: one for both sides of a class, and another one for
-            what the expert sees. Under the task's own the expert sees the same samples.
+        weight: w, the weight of the expert's loss.
+        matching: a class-wise objective; None: matching of mean embeddings.
+        augment: an augmentation that replaces the task's. It is drawn once for both sides of a class, and once more for
+            the expert's inputs; under the task's augmentation the expert sees the samples that are matched.
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
         ConfigError: a negative weight, matching that reads flat batches, or a network without a target.
-        ShapeError: the class axes differ, or the target has other parameters than the network.
-    Differs from: the published code steps the samples by the two terms in turn, class by class; here both are of the
-        same samples.
+        ShapeError: the class axes differ, or the target's parameters differ from the network's.
+    Differs from: the published code steps the samples by the two terms in turn, class by class; here one step takes the
+        sum of both.
     Source: Zhang et al., IJCAI 2024 (inner-class alignment and inter-class calibration).
     """
 
@@ -58,25 +58,25 @@ class CalibratedMatching(ObjectiveWrapper):
         self.siamese = augment is None and self.matching.siamese
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return what is matched plus the weighted loss of the expert, each summed over classes."""
+        """Return the matching objective plus the expert's weighted loss, each summed over classes."""
         syn, real = class_sides(syn, real, "calibrated matching")
-        seen = syn
+        for_expert = syn
         if self.augment is not None:
-            seen = self.augment(draws.fold("calibration"), syn)
+            for_expert = self.augment(draws.fold("calibration"), syn)
             syn, real = self.augment(draws, syn), self.augment(draws, real)
         matched: Tensor = self.matching(network, syn, real, draws)
-        return matched + self.weight * calibration_loss(network, seen, draws)
+        return matched + self.weight * calibration_loss(network, for_expert, draws)
 
 
 def calibration_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tensor:
-    """Return the loss of a network's target on a batch: each class's mean, summed over classes.
+    """Return the loss of the network's target on a batch: each class's mean, summed over classes.
 
     Raises:
         ConfigError: the network has no target.
-        ShapeError: the target has other parameters than the network.
+        ShapeError: the target's parameters differ from the network's.
     """
     expert, buffers = required_target(network), network.state.buffers
-    together = has_statistics(network.state)  # whose norms read all classes, however many the memory is for
+    together = has_statistics(network.state)  # batch norms need all classes in one pass, whatever memory allows
     at_once = batch.num_classes if together else features_at_once(network, batch)
 
     def term(part: ClassBatch, rows: slice) -> Tensor:
@@ -90,21 +90,21 @@ def calibration_loss(network: Network, batch: ClassBatch, draws: Draws) -> Tenso
 
 
 class KnowledgeExtraction(ObjectiveWrapper):
-    r"""Match, and have an expert say of the synthetic samples what their labels say (GEOM).
+    r"""Add to an objective the divergence of an expert's predictions from the synthetic labels (GEOM).
 
     .. math:: \ell + \frac{\beta}{\sum_j w_j} \sum_j w_j\, \mathrm{KL}\big(y_j \,\|\, p(x_j; \theta_T)\big)
 
     The expert is the network's ``target``.
 
     Args:
-        matching: what is matched.
+        matching: the objective that is added to.
         weight: beta.
     Shapes:
-        batches as they are matched; returns a scalar.
+        batches as ``matching`` reads them; returns a scalar.
     Raises:
         ConfigError: a negative weight, or a network without a target.
-        ShapeError: the target has other parameters than the network.
-    Differs from: the published code reads the expert where its training ends, which may be later than the target.
+        ShapeError: the target's parameters differ from the network's.
+    Differs from: the published code takes the expert at the end of its training, which may be later than the target.
     Source: Zhang et al., ICML 2024 (GEOM; knowledge embedding extraction), with the divergence of its published code.
     """
 
@@ -119,17 +119,17 @@ class KnowledgeExtraction(ObjectiveWrapper):
         self.matching, self.weight = matching, weight
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return what is matched plus the weighted divergence."""
+        """Return the matching objective plus the weighted divergence."""
         matched: Tensor = self.matching(network, syn, real, draws)
         return matched + self.weight * expert_divergence(network, flatten_classes(syn)) if self.weight else matched
 
 
 def expert_divergence(network: Network, batch: Batch) -> Tensor:
-    """Return the mean divergence of what a network's target says from the samples' labels.
+    """Return the mean KL divergence of the target's predictions from the samples' labels.
 
     Raises: as for :func:`calibration_loss`.
     """
     state = NetworkState(required_target(network), copied(network.state.buffers))
-    said = in_full(network.task.predict(state, batch.inputs)[0]).log_softmax(-1)
-    labels = as_probabilities(one_tensor(batch.targets, "what an expert says"), said.shape[-1], said.dtype)
-    return weighted_mean((torch.special.xlogy(labels, labels) - labels * said).sum(-1), batch.weight)
+    log_probs = in_full(network.task.predict(state, batch.inputs)[0]).log_softmax(-1)
+    labels = as_probabilities(one_tensor(batch.targets, "what an expert says"), log_probs.shape[-1], log_probs.dtype)
+    return weighted_mean((torch.special.xlogy(labels, labels) - labels * log_probs).sum(-1), batch.weight)

@@ -1,4 +1,4 @@
-"""Matching of characteristic functions: whole distributions of features at random frequencies, not their means."""
+"""Matching of characteristic functions: whole distributions of features, at random frequencies, instead of means."""
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task, map_inputs, real_samples
 
 SCALE = 300.0
-"""What the published code multiplies the objective by, so that it counts beside the expert's loss."""
+"""Factor of the objective in the published code, which balances it against the expert's loss."""
 LEAST = 1e-12
-"""The least squared difference at a frequency, below which it has no gradient."""
+"""Squared differences at a frequency are clamped to at least this, where the root has no gradient."""
 ANGLES = 1 << 20
-"""Angles that are held at once where nothing is differentiated (4 MiB)."""
+"""Most angles held at once where nothing is differentiated (4 MiB)."""
 Side = list[tuple[Tensor, Tensor]]
-"""Embeddings of some classes after the other, with what each sample counts in its class."""
+"""One side in parts of some classes each: the embeddings, and the share of each sample in its class."""
 
 
 class CharacteristicMatching(Objective):
@@ -35,24 +35,24 @@ class CharacteristicMatching(Objective):
         (\lvert \phi_T \rvert \lvert \phi_S \rvert - \Re(\phi_T \bar \phi_S))}, \quad
         \phi_X(t) = \frac{1}{n} \sum_j e^{i\, t \cdot z_j}
 
-    z is a sample's embedding at unit length, and both functions are taken at the same frequencies :math:`t_f`, which
-    are drawn anew in each step: from N(0, I), or by a sampler that learns to tell the sides apart (the paper's minmax).
-    The first part compares amplitudes, the second phases; at :math:`a = 1/2` the root is
+    z is a sample's embedding at unit length. Both functions are evaluated at the same frequencies :math:`t_f`, drawn in
+    each step from N(0, I), or by a sampler that learns to tell the sides apart (the paper's minmax). The first part
+    compares amplitudes, the second phases; at :math:`a = 1/2` the root is
     :math:`\lvert \phi_T - \phi_S \rvert / \sqrt 2`.
 
     Args:
         frequencies: F.
         amplitude: a.
-        minmax: whether a sampler draws the frequencies, whose parameters are the group ``objective``. It is given the
-            objective's own gradient, so its optimizer has to ascend (``maximize``); that gradient takes the angles of
+        minmax: whether a sampler draws the frequencies; its parameters are the group ``objective``. They get the
+            objective's own gradient, so their optimizer has to ascend (``maximize``); that gradient needs the angles of
             all classes at once.
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
-        ConfigError: no frequency, only one of a sampler, or an amplitude that is no share.
+        ConfigError: no frequency, fewer than two with a sampler, or an amplitude outside of 0 to 1.
         ShapeError: the class axes differ.
-    Differs from: the published code draws frequencies for each class; here those of a step serve all. Its sampler,
-        which all of its configurations leave out, draws four frequencies sixteen times; here all are drawn.
+    Differs from: the published code draws frequencies for each class; here all classes of a step share them. Its
+        sampler, which none of its configurations uses, draws four frequencies sixteen times; here all at once.
     Source: Wang et al., CVPR 2025, and its published code.
     """
 
@@ -77,65 +77,68 @@ class CharacteristicMatching(Objective):
         require_features(type(self).__name__, task)
 
     def begin(self, task: Task, draws: Draws) -> None:
-        """Draw the sampler, if there is one."""
+        """Draw the sampler's weights, if there is one."""
         if self.minmax:
-            two = real_samples(task, draws.fold("real"), 2)
-            width = task.features(task.init(draws), two.inputs)[-1].shape[1]
+            samples = real_samples(task, draws.fold("real"), 2)
+            width = task.features(task.init(draws), samples.inputs)[-1].shape[1]
             self.sampler = FrequencySampler(width, draws.fold("sampler"))
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the differences of all classes' functions; one forward pass a side."""
+        """Return the differences of all classes' functions; one forward pass per side."""
         syn, real = class_sides(syn, real, "characteristic matching")
         with torch.no_grad():
-            seen = _embeddings_by_parts(network, real)
-        drawn = self._drawn(seen[0][0], draws.fold("frequencies"))
-        frequencies = drawn.detach()
+            real_side = _embeddings_by_parts(network, real)
+        learned_frequencies = self._draw_frequencies(real_side[0][0], draws.fold("frequencies"))
+        frequencies = learned_frequencies.detach()
         with torch.no_grad():
-            target = torch.cat([_function_by_portions(*part, frequencies) for part in seen], 1)
+            target = torch.cat([_function_by_portions(*part, frequencies) for part in real_side], 1)
 
         def term(part: ClassBatch, rows: slice) -> Tensor:
             own = characteristic_function(_unit(compact_summary(network, part, -1)[1]), part.shares, frequencies)
             return self.difference(own, target[:, rows]).mean(1).sum()
 
         matched = SCALE * sum_by_classes(term, syn, features_at_once(network, syn))
-        return matched + SCALE * self._told_apart(network, syn, seen, drawn) if self.minmax else matched
+        if not self.minmax:
+            return matched
+        return matched + SCALE * self._sampler_term(network, syn, real_side, learned_frequencies)
 
     def difference(self, own: Tensor, target: Tensor) -> Tensor:
         r"""Return the root of the weighted squared difference at every frequency.
 
-        Of amplitude and phase it is :math:`(1 - a) \lvert \phi_T - \phi_S \rvert^2 + (2 a - 1)
-        (\lvert \phi_T \rvert - \lvert \phi_S \rvert)^2`, which loses fewer digits than their own products.
+        The square is computed as :math:`(1 - a) \lvert \phi_T - \phi_S \rvert^2 + (2 a - 1)
+        (\lvert \phi_T \rvert - \lvert \phi_S \rvert)^2`, which loses fewer digits than the products of amplitudes.
 
         Shapes:
-            real and imaginary parts ``(2, C, F)`` of both; returns ``(C, F)``.
+            real and imaginary parts ``(2, C, F)`` of both functions; returns ``(C, F)``.
         """
         squared = (1 - self.amplitude) * (own - target).square().sum(0)
         if self.amplitude != 0.5:
             squared = squared + (2 * self.amplitude - 1) * (own.norm(dim=0) - target.norm(dim=0)).square()
         return squared.clamp_min(LEAST).sqrt()
 
-    def _drawn(self, embedding: Tensor, draws: Draws) -> Tensor:
-        """Return this step's frequencies ``(F, d)``, for embeddings like one."""
+    def _draw_frequencies(self, embedding: Tensor, draws: Draws) -> Tensor:
+        """Draw this step's frequencies ``(F, d)``, with the embedding's width, device and dtype."""
         noise = draws.to(embedding.device).normal(self.frequencies, embedding.shape[-1])
         return (self.sampler(noise.to(self.sampler.weight)) if self.minmax else noise).to(embedding.dtype)
 
-    def _told_apart(self, network: Network, syn: ClassBatch, seen: Side, drawn: Tensor) -> Tensor:
-        """Return nothing, whose gradient with respect to the sampler is that of the objective without its scale."""
+    def _sampler_term(self, network: Network, syn: ClassBatch, real: Side, frequencies: Tensor) -> Tensor:
+        """Return a term of value 0 that carries the unscaled objective's gradient with respect to the sampler."""
         with torch.no_grad():
-            own = _unit(compact_summary(network, syn, -1)[1])
-        target = torch.cat([characteristic_function(*part, drawn) for part in seen], 1)
-        value = self.difference(characteristic_function(own, syn.shares, drawn), target).mean(1).sum()
+            embedding = _unit(compact_summary(network, syn, -1)[1])
+        target = torch.cat([characteristic_function(*part, frequencies) for part in real], 1)
+        own = characteristic_function(embedding, syn.shares, frequencies)
+        value = self.difference(own, target).mean(1).sum()
         return value - value.detach()
 
 
 class FrequencySampler(nn.Module):
-    """A network that makes frequencies between -1 and 1 of noise, all of a step together.
+    """A network that maps noise to frequencies between -1 and 1, all frequencies of a step as one batch.
 
     Three linear layers, each normalised over the frequencies, with leaky ReLUs between and tanh at the end.
 
     Args:
-        width: d, of embeddings and frequencies.
-        draws: the key of its weights.
+        width: d, the width of embeddings and frequencies.
+        draws: the key of the weights.
     Shapes:
         noise ``(F, d)``, F at least 2; returns ``(F, d)``.
     Source: Wang et al., CVPR 2025, its published code.
@@ -163,8 +166,8 @@ def characteristic_function(embedding: Tensor, share: Tensor, frequencies: Tenso
     .. math:: \phi_c(t_f) = \sum_j p_{cj} e^{i\, t_f \cdot z_{cj}}
 
     Shapes:
-        embedding ``(C, n, d)``, or ``(n, d)`` of samples that all classes share; share ``(C, n)``, what each sample
-        counts in its class, which sums to 1; frequencies ``(F, d)``; returns ``(2, C, F)``.
+        embedding ``(C, n, d)``, or ``(n, d)`` of samples that all classes share; share ``(C, n)``, p, each sample's
+        weight in its class, which sums to 1; frequencies ``(F, d)``; returns ``(2, C, F)``.
     """
     angles = embedding @ frequencies.T
     parts = torch.stack([angles.cos(), angles.sin()])
@@ -172,24 +175,24 @@ def characteristic_function(embedding: Tensor, share: Tensor, frequencies: Tenso
 
 
 def _function_by_portions(embedding: Tensor, share: Tensor, frequencies: Tensor) -> Tensor:
-    """Return the same without a graph, of so many samples at once that few angles are held."""
+    """Return :func:`characteristic_function`, summed over portions of samples with at most :data:`ANGLES` angles."""
     size = max(ANGLES // (len(frequencies) * (1 if embedding.ndim == 2 else len(embedding))), 1)
     parts = zip(torch.split(embedding, size, -2), torch.split(share, size, 1), strict=True)
     return torch.stack([characteristic_function(z, p, frequencies) for z, p in parts]).sum(0)
 
 
 def _embeddings_by_parts(network: Network, batch: ClassBatch) -> Side:
-    """Return the embeddings of all classes, at unit length."""
+    """Return the embeddings of all classes, at unit length, with the samples' shares."""
     if batch.dims.inputs is None:
         return [(_unit(compact_summary(network, batch, -1)[1]), batch.shares)]
-    found, size = [], features_at_once(network, batch)
+    side, size = [], features_at_once(network, batch)
     for start in range(0, batch.num_classes, size):
         part = batch.part(start, start + size)
         flat = map_inputs(lambda inputs: inputs.flatten(0, 1), part.batch.inputs)
         with network.lowered(part):
             rows = in_full(features_by_portions(lambda inputs: network.features(inputs)[-1], flat))
-        found.append((_unit(rows).view(*part.batch.weight.shape, -1), part.shares))
-    return found
+        side.append((_unit(rows).view(*part.batch.weight.shape, -1), part.shares))
+    return side
 
 
 def _unit(embedding: Tensor) -> Tensor:

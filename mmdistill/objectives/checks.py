@@ -1,4 +1,4 @@
-"""What a step may expect of an objective's loss, and an objective of the networks that it is given."""
+"""Checks of an objective: that its schedule gives what it reads, and that its loss can be differentiated."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mmdistill.objectives.base import Objective
 
 
 def require_given(objective: Objective, schedule: NetworkSchedule) -> None:
-    """Refuse an objective that reads of a network what its schedule does not give.
+    """Refuse an objective that reads a target or an accuracy which its schedule does not give.
 
     Raises:
         ConfigError: naming both.
@@ -29,34 +29,35 @@ def require_given(objective: Objective, schedule: NetworkSchedule) -> None:
 
 
 def require_loss(objective: Objective, loss: object, learns: bool) -> None:
-    """Refuse what is no loss that can be descended.
+    """Refuse a loss that is not a differentiable scalar.
 
     Args:
-        objective: whose it is.
+        objective: the objective, for the message.
         loss: what it returned.
-        learns: whether anything is learned from it.
+        learns: whether anything is learned from the loss.
     Raises:
-        ConfigError: no single number, or one that no gradient leads back from.
+        ConfigError: the loss is not a scalar tensor, or requires no gradient though something is learned.
     """
     name = type(objective).__name__
     if not isinstance(loss, Tensor) or loss.ndim:
-        found = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise ConfigError(f"a loss is a tensor of one number and no axes, and {name} returned {found}")
+        returned = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ConfigError(f"a loss is a tensor of one number and no axes, and {name} returned {returned}")
     if learns and not loss.requires_grad:
-        raise _cut_off(objective)
+        raise _detached_error(objective)
 
 
-def require_gradients(objective: Objective, found: Sequence[Tensor | None]) -> None:
-    """Refuse a loss that depends on nothing of what is learned, though on parameters of the network.
+def require_gradients(objective: Objective, gradients: Sequence[Tensor | None]) -> None:
+    """Refuse a loss that depends on none of the learned tensors, even if on parameters of the network.
 
     Raises:
         ConfigError: there are tensors to learn, and none has a gradient.
     """
-    if found and all(gradient is None for gradient in found):
-        raise _cut_off(objective)
+    if gradients and all(gradient is None for gradient in gradients):
+        raise _detached_error(objective)
 
 
-def _cut_off(objective: Objective) -> ConfigError:
+def _detached_error(objective: Objective) -> ConfigError:
+    """Return the error for a loss that is detached from everything learned."""
     return ConfigError(
         f"no gradient leads from the loss of {type(objective).__name__} to what is learned; the network or the "
         "objective cuts it off (no_grad, detach, argmax)"

@@ -1,4 +1,4 @@
-"""What objectives ask of networks, as functions that can be compiled."""
+"""Compiled forms of the network functions that objectives call most."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
 
 UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape", "expected scalar type")
-"""What torch's errors say of a network that cannot be batched over classes."""
+"""Phrases in torch's errors about a network that cannot be batched over classes."""
 
 
 class Compiled(NamedTuple):
-    """Compiled forms of what a task does most; each is compiled when it is first called.
+    """Compiled forms of a task's most frequent functions; each is compiled at its first call.
 
     Args:
         features: the task's ``features``.
@@ -26,7 +26,7 @@ class Compiled(NamedTuple):
         class_gradients: the gradients of all classes in one batched call.
         gradient: the gradient of one class, which may be differentiated again.
         maps: the task's ``maps``; None where it has none.
-        steps: where the gradients of a student's steps are compiled; None: they stay eager.
+        steps: compiled gradients of a student's steps; None: they stay eager.
     """
 
     features: Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
@@ -38,7 +38,7 @@ class Compiled(NamedTuple):
 
     @classmethod
     def of(cls, task: Task, precision: Precision = "float32") -> "Compiled":
-        """Return the compiled forms of a task's functions, in the number formats of a run."""
+        """Return the compiled forms of a task's functions, at a run's precision."""
 
         def class_gradients(state: NetworkState, batch: ClassBatch) -> Tensors:
             return batched_gradients(task, state, batch)
@@ -46,15 +46,20 @@ class Compiled(NamedTuple):
         def gradient(state: NetworkState, batch: Batch) -> Tensors:
             return gradient_of_one(task, state, batch)
 
-        maps = Program(task.maps) if isinstance(task, GivesMaps) else None
-        main = Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient)
-        by_programs = task.device.type == "cpu" and has_compiler()
-        return cls(*main, maps, StepPrograms(precision == "bf16") if by_programs else None)
+        compiles_steps = task.device.type == "cpu" and has_compiler()
+        return cls(
+            features=Program(task.features),
+            loss=Program(task.loss),
+            class_gradients=Program(class_gradients),
+            gradient=Program(gradient),
+            maps=Program(task.maps) if isinstance(task, GivesMaps) else None,
+            steps=StepPrograms(precision == "bf16") if compiles_steps else None,
+        )
 
     @property
     def seconds(self) -> float:
         """Seconds that compiling has taken so far."""
-        return sum(part.seconds for part in self if isinstance(part, Program | StepPrograms))
+        return sum(form.seconds for form in self if isinstance(form, Program | StepPrograms))
 
 
 def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Tensors:
@@ -71,7 +76,7 @@ def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Ten
     try:
         result: Tensors = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(state.params, batch.batch)
     except RuntimeError as error:
-        if not any(word in str(error) for word in UNBATCHABLE):
+        if not any(phrase in str(error) for phrase in UNBATCHABLE):
             raise
         raise UnsupportedError(
             f"the network cannot take several classes at once ({str(error).splitlines()[0]:.200}); let it take one at "
@@ -81,7 +86,7 @@ def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Ten
 
 
 def gradient_of_one(task: Task, state: NetworkState, batch: Batch) -> Tensors:
-    """Return the gradient of one class as a function that can be compiled, and what it returns differentiated."""
+    """Return the gradient of one class; it can be compiled, and its result differentiated again."""
     result: Tensors = torch.func.grad(lambda params: task.loss(NetworkState(params, state.buffers), batch))(
         state.params
     )

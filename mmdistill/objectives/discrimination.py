@@ -1,4 +1,4 @@
-"""Layer-wise feature matching with a classifier made of synthetic class centres (Eq. 16-18)."""
+"""Layer-wise feature matching with a classifier of synthetic class centres (Eq. 16-18)."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task
 
 EARLY_LAYERS = 2
+"""Layers that are weighted less."""
 
 
 class DiscriminativeMatching(Objective):
@@ -19,13 +20,12 @@ class DiscriminativeMatching(Objective):
     .. math:: \sum_{c,l} w_l \lVert \mu_{S,c,l} - \mu_{T,c,l} \rVert^2 - \lambda \sum_{c,j}
         \log \operatorname{softmax}_c(\mu_S^\top f(x_{T,c,j}))
 
-    Layers are blocks' maps before they are pooled, then the last block's pooled maps, then the embedding, which the
-    centres classify by as well; of networks without maps they are the task's features. The first two weigh less than
-    the others, but for the embedding, which always weighs 1.
+    Layers are the blocks' maps before pooling, then the last block's pooled maps, then the embedding, in whose space
+    the centres classify too; networks without maps give the task's features instead.
 
     Args:
         balance: lambda.
-        early: the weight of the first two layers.
+        early: the weight of the first two layers; all others, and the embedding always, weigh 1.
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
@@ -45,18 +45,18 @@ class DiscriminativeMatching(Objective):
         self.early = early
 
     def check(self, task: Task) -> None:
-        """Refuse tasks without classes, networks without features, and those whose maps cannot be told apart."""
+        """Refuse tasks without classes, and networks whose features or maps cannot be read."""
         super().check(task)
         require_features(type(self).__name__, task)
         tried_maps(type(self).__name__, task, EveryLayer())
 
     def layer_weights(self, layers: int) -> tuple[float, ...]:
-        """Return one weight per layer: the early one for the first two, without the embedding, and 1 for the rest."""
-        light = min(EARLY_LAYERS, layers - 1)
-        return (self.early,) * light + (1.0,) * (layers - light)
+        """Return one weight per layer: ``early`` for the first two unless one is the embedding, and 1 for the rest."""
+        early_layers = min(EARLY_LAYERS, layers - 1)
+        return (self.early,) * early_layers + (1.0,) * (layers - early_layers)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the weighted sum; one forward pass a side."""
+        """Return the weighted sum; one forward pass per side."""
         syn, real = class_sides(syn, real, "discriminative matching")
         read = EveryLayer() if isinstance(network.task, GivesMaps) else None
         with torch.no_grad():
@@ -69,12 +69,14 @@ class DiscriminativeMatching(Objective):
 
 
 def discrimination(centres: Tensor, features: Tensor, weight: Tensor) -> Tensor:
-    r"""Return the cross entropy of real samples in the classifier whose rows are synthetic centres (Eq. 17).
+    r"""Return the cross entropy of real samples under the linear classifier of synthetic centres (Eq. 17).
+
+    It is summed over samples, as published, so that it grows with the number of real samples.
 
     Shapes:
         centres ``(C, d)``; features ``(C, n, d)``, or ``(n, d)`` where classes share their samples; weight ``(C, n)``,
-        0 for padding; returns the sum over samples, as published: with twice the real samples it weighs twice as much.
+        0 for padding; returns a scalar.
     """
-    scores = (features @ centres.T).log_softmax(-1)
-    own = scores.T if features.ndim == 2 else scores.diagonal(dim1=0, dim2=2).T
-    return -(weight * own).sum()
+    log_probs = (features @ centres.T).log_softmax(-1)
+    of_class = log_probs.T if features.ndim == 2 else log_probs.diagonal(dim1=0, dim2=2).T
+    return -(weight * of_class).sum()

@@ -1,7 +1,7 @@
 """Distances between two gradient trees, as pure functions.
 
-Each maps two parameter trees whose tensors carry a leading class axis to one ``(C,)`` tensor. All raise a ShapeError
-where the shapes of two gradients differ, and a ConfigError where no parameter is one that they compare.
+Each maps two parameter trees with a leading class axis to one ``(C,)`` tensor. All raise a ShapeError where the shapes
+of two gradients differ, and a ConfigError where the trees have no parameter of the kind that is compared.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ EPSILON = 1e-6
 
 
 def _pairs(a: Tensors, b: Tensors, min_dims: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the pairs of gradients that have more than ``min_dims`` axes, the class axis included."""
     pairs = []
     for name, left in a.items():
         right = b[name]
@@ -39,20 +40,20 @@ def _pairs(a: Tensors, b: Tensors, min_dims: int) -> list[tuple[Tensor, Tensor]]
 def row_cosine(a: Tensors, b: Tensors) -> Tensor:
     """Sum 1 - cos over every output row of every weight (Eq. 8).
 
-    A weight ``(C, out, ...)`` is compared row by row over its flattened rest; one-dimensional parameters
-    (biases, norm scales) are skipped, as published.
+    Each row of a weight ``(C, out, ...)`` is flattened; one-dimensional parameters (biases, norm scales) are skipped,
+    as published.
 
     Shapes:
         trees of ``(C, *parameter)``; returns ``(C,)``.
 
     Source: Zhao et al., ICLR 2021, Sec. 3.3; survey Eq. 8.
     """
-    total = []
+    terms = []
     for left, right in _pairs(a, b, 2):
         x, y = left.flatten(2), right.flatten(2)
         cosine = (x * y).sum(2) / (x.norm(dim=2) * y.norm(dim=2) + EPSILON)
-        total.append((1 - cosine).sum(1))
-    return torch.stack(total).sum(0)
+        terms.append((1 - cosine).sum(1))
+    return torch.stack(terms).sum(0)
 
 
 def flat_cosine(a: Tensors, b: Tensors) -> Tensor:
@@ -91,17 +92,17 @@ def relative_squared_error(a: Tensors, b: Tensors) -> Tensor:
 def row_cosine_euclidean(a: Tensors, b: Tensors) -> Tensor:
     """Sum 1 - cos plus the Euclidean distance over every output row of every weight (Eq. 11).
 
-    One-dimensional parameters are skipped. In the cosine norms are at least 1e-8, as in the published code.
+    One-dimensional parameters are skipped. The cosine's norms are clamped to at least 1e-8, as in the published code.
 
     Shapes:
         trees of ``(C, *parameter)``; returns ``(C,)``.
     Source: Jiang et al., 2022, and its published code.
     """
-    total = []
+    terms = []
     for left, right in _pairs(a, b, 2):
         x, y = left.flatten(2), right.flatten(2)
-        total.append((1 - F.cosine_similarity(x, y, dim=2, eps=1e-8) + (x - y).norm(dim=2)).sum(1))
-    return torch.stack(total).sum(0)
+        terms.append((1 - F.cosine_similarity(x, y, dim=2, eps=1e-8) + (x - y).norm(dim=2)).sum(1))
+    return torch.stack(terms).sum(0)
 
 
 def conv_squared_error(a: Tensors, b: Tensors) -> Tensor:

@@ -1,4 +1,4 @@
-"""Distribution matching: moments of features of the real and the synthetic samples."""
+"""Distribution matching: class means of real and synthetic features."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -21,11 +21,11 @@ class DistributionMatching(Objective):
     .. math:: \sum_c \sum_l \lVert \mu_{\theta,S,c,l} - \mu_{\theta,T,c,l} \rVert^2
 
     Args:
-        layers: ``last`` compares the embedding before the linear head (DM), ``all`` every layer the task gives (CAFE).
+        layers: ``last`` compares the embedding before the linear head (DM), ``all`` the features of every layer (CAFE).
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
-        ConfigError: other layers than these.
+        ConfigError: an unknown choice of layers.
         ShapeError: the class axes differ.
     Source: Zhao and Bilen, WACV 2023, Eq. 3-5; survey Sec. 3.3.4.
     """
@@ -44,7 +44,7 @@ class DistributionMatching(Objective):
         require_features(type(self).__name__, task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the summed squared distance of class means; one forward pass a side."""
+        """Return the summed squared distance of class means; one forward pass per side."""
         syn, real = class_sides(syn, real, "distribution matching")
         first = -1 if self.layers == "last" else 0
 
@@ -64,11 +64,11 @@ def gaps_of_means(
     """Return the squared distances of the class means of both sides, summed over layers and classes.
 
     Args:
-        means: ``(C, d_l)`` of some classes for each layer.
+        means: maps a class batch to the means ``(C, d_l)`` of each layer.
         syn: the synthetic side.
-        real: the real side, which nothing differentiates.
+        real: the real side, taken without gradients.
         size: synthetic classes whose graph is kept at once.
-        last: the weight of the last layer; those of others are 1.
+        last: the weight of the last layer; all others weigh 1.
     """
     with torch.no_grad():
         real_means = means(real)

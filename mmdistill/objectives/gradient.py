@@ -32,11 +32,11 @@ ClassWeights = Literal["equal", "share"]
 
 @dataclass(frozen=True)
 class WarmUp:
-    """When matching the sum over classes still compares class by class, since its signal is weak at first (DCC).
+    """When ``class-sum`` matching still compares class by class, since its signal is weak at first (DCC).
 
     Args:
-        steps: of the run that belong to its warm-up.
-        age: of a network: in the run's warm-up, networks younger than so many outer steps are matched by class.
+        steps: outer steps of the run's warm-up.
+        age: during the warm-up, networks that have served fewer outer steps than this are matched class by class.
     Source: Lee et al., ICML 2022, Sec. 4.3 (bi-level warm-up).
     """
 
@@ -44,7 +44,7 @@ class WarmUp:
     age: int
 
     def lasts(self, network: Network) -> bool:
-        """Return whether a network is matched class by class."""
+        """Return whether the warm-up matches this network class by class."""
         return network.step < self.steps and network.age < self.age
 
 
@@ -56,16 +56,15 @@ class GradientMatching(Objective):
     Args:
         distance: maps two parameter trees with a leading class axis to a ``(C,)`` tensor.
         reduction: ``per-class`` compares class by class and sums (Eq. 8); ``class-sum`` compares the mean gradients
-            over classes (Eq. 9); ``batch`` those of whole batches, whatever their classes, which tasks without classes
-            take too.
-        weights: ``equal`` sets every w_c to 1; ``share`` to the class's synthetic samples over the largest class's, as
-            sets with uneven classes need it.
-        augment: an augmentation of its own instead of the task's, the same for both sides of a class.
-        warm_up: when ``class-sum`` compares class by class yet; None: never.
+            over classes (Eq. 9); ``batch`` compares the gradients of whole batches and works without classes too.
+        weights: ``equal`` sets every w_c to 1; ``share`` sets it to the class's number of synthetic samples over the
+            largest class's, for sets with uneven classes.
+        augment: an augmentation that replaces the task's, the same for both sides of a class.
+        warm_up: when ``class-sum`` still compares class by class; None: never.
     Shapes:
-        class batches on both sides with one number of classes, or flat ones (``batch``); returns a scalar.
+        class batches on both sides with the same number of classes, or flat ones (``batch``); returns a scalar.
     Raises:
-        ConfigError: another reduction or weights than these, or of whole batches what is of classes.
+        ConfigError: an unknown reduction or weights, or class-wise options with ``batch``.
         ShapeError: the class axes differ.
     Source: Zhao et al., ICLR 2021, Sec. 3; Lee et al., ICML 2022 (Eq. 9); weights: Jin et al., ICLR 2022; survey
         Sec. 3.3.3.
@@ -102,7 +101,7 @@ class GradientMatching(Objective):
             self.view = "flat"
 
     def check(self, task: Task) -> None:
-        """Refuse a task without the classes that are compared, and a network of which the distance compares nothing."""
+        """Refuse a task without the classes that are compared, and a network with nothing for the distance."""
         super().check(task)
         params = require_parameters(self, "compares gradients", task)
         tree = {name: parameter[None] for name, parameter in params.items()}
@@ -118,14 +117,14 @@ class GradientMatching(Objective):
         if self.additive(network):
 
             def term(part: ClassBatch, rows: slice) -> Tensor:
-                some = None if shares is None else shares[rows]
-                return self.within(class_gradients(network, part), reals(rows), some)
+                part_shares = None if shares is None else shares[rows]
+                return self.within(class_gradients(network, part), reals(rows), part_shares)
 
             return sum_by_classes(term, syn, classes_at_once(network, syn))
         return self.across(network, syn, reals, shares)
 
     def _sides(self, syn: Batch | ClassBatch, real: Batch | ClassBatch) -> tuple[ClassBatch, ClassBatch]:
-        """Return both sides class by class; whole batches as one group."""
+        """Return both sides class by class; for ``batch``, all samples of a side as one class."""
         if self.reduction != "batch":
             return class_sides(syn, real, "gradient matching")
         return one_group(flatten_classes(syn)), one_group(flatten_classes(real))
@@ -135,20 +134,21 @@ class GradientMatching(Objective):
         return self.reduction == "per-class" or (self.warm_up is not None and self.warm_up.lasts(network))
 
     def across(self, network: Network, syn: ClassBatch, real: "RealGradients", shares: Tensor | None) -> Tensor:
-        """Return the distance where it compares classes together."""
+        """Return the distance between the classes' mean gradients, for distances that are not additive."""
         return self.distance(self.mean_gradient(network, syn, shares), real.mean(shares)).sum()
 
     def mean_gradient(self, network: Network, batch: ClassBatch, shares: Tensor | None) -> Tensors:
         """Return the (weighted) mean of the classes' gradients (Eq. 9), with a class axis of one.
 
-        Where losses are means over samples, it is the gradient of one batch of all classes whose samples weigh
-        1/(C n_c), up to the loss's own normalisation.
+        Losses are means over samples, so this is the gradient of one flat batch whose samples weigh 1/(C n_c), up to
+        the loss's own normalisation. Where classes share their inputs, their gradients are computed and averaged.
         """
         if batch.dims.inputs is None:
             return _class_mean(class_gradients(network, batch), shares)
         weight = batch.shares if shares is None else shares[:, None] * batch.shares
-        one = tree_map(lambda tensor: tensor[None], tuple(flatten_classes(batch)._replace(weight=weight.flatten())))
-        return class_gradients(network, ClassBatch(Batch(*one), Dims(0, 0)))
+        flat = flatten_classes(batch)._replace(weight=weight.flatten())
+        one_class = tree_map(lambda tensor: tensor[None], tuple(flat))
+        return class_gradients(network, ClassBatch(Batch(*one_class), Dims(0, 0)))
 
     def within(self, syn: Tensors, real: Tensors, shares: Tensor | None) -> Tensor:
         """Return the sum of the classes' distances (Eq. 8)."""
@@ -157,12 +157,12 @@ class GradientMatching(Objective):
 
 
 class MultiLevelGradientMatching(GradientMatching):
-    r"""Match the gradients within each class and, beside them, their mean over classes (Eq. 10).
+    r"""Match the gradients of each class and their mean over classes (Eq. 10).
 
     .. math:: \sum_c d(g_{S,c}, g_{T,c}) + \lambda\, d(\tfrac{1}{C} \sum_c g_{S,c}, \tfrac{1}{C} \sum_c g_{T,c})
 
     Args:
-        distance: by default angle and length of each row (Eq. 11).
+        distance: by default the angle and the length of each row (Eq. 11).
         balance: lambda; None is the number of classes, as in the published code, so that both levels weigh alike.
     Shapes:
         as :class:`GradientMatching`.
@@ -189,45 +189,47 @@ class MultiLevelGradientMatching(GradientMatching):
         """Return the distance within classes plus the weighted one between their means (Eq. 10)."""
         balance = syn.num_classes if self.balance is None else self.balance
         if 0 < network.classes_at_once < syn.num_classes and syn.dims == Dims(0, 0):
-            return self._by_parts(network, syn, real, balance)
-        own, found = class_gradients(network, syn), real(slice(0, syn.num_classes))
-        means = self.distance(_class_mean(own, shares), _class_mean(found, shares)).sum()
-        return self.within(own, found, shares) + balance * means
+            return self._across_in_parts(network, syn, real, balance)
+        syn_gradients, real_gradients = class_gradients(network, syn), real(slice(0, syn.num_classes))
+        between = self.distance(_class_mean(syn_gradients, shares), _class_mean(real_gradients, shares)).sum()
+        return self.within(syn_gradients, real_gradients, shares) + balance * between
 
-    def _by_parts(self, network: Network, syn: ClassBatch, real: "RealGradients", balance: float) -> Tensor:
-        r"""Return the same with the gradients of some classes at a time, those of the synthetic side taken twice.
+    def _across_in_parts(self, network: Network, syn: ClassBatch, real: "RealGradients", balance: float) -> Tensor:
+        r"""Return the same, holding the gradients of a few classes at a time.
 
-        What the distance between the means says of a class is its gradient at the mean of all,
-        :math:`\langle \nabla_{\bar g} d, g_{S,c} \rangle / C`, once that mean is known.
+        The synthetic gradients are computed twice. The first pass sums the distances within classes and finds the means
+        of both sides. The second pass carries the gradient of the distance between the means, to which each class
+        contributes :math:`\langle \nabla_{\bar g} d, g_{S,c} \rangle / C` with a constant :math:`\nabla_{\bar g} d`.
         """
         classes, size, sums = syn.num_classes, network.classes_at_once, dict[str, Tensor]()
 
         def within(part: ClassBatch, rows: slice) -> Tensor:
-            own, found = class_gradients(network, part), real(rows)
-            for name, gradient in own.items():
-                both = torch.stack([gradient.detach().sum(0), found[name].sum(0)])
+            syn_gradients, real_gradients = class_gradients(network, part), real(rows)
+            for name, gradient in syn_gradients.items():
+                both = torch.stack([gradient.detach().sum(0), real_gradients[name].sum(0)])
                 sums[name] = sums[name] + both if name in sums else both
-            return self.within(own, found, None)
+            return self.within(syn_gradients, real_gradients, None)
 
         value = sum_by_classes(within, syn, size)
         means = {name: (both[:1] / classes).requires_grad_() for name, both in sums.items()}
         with torch.enable_grad():
             between = self.distance(means, {name: both[1:] / classes for name, both in sums.items()}).sum()
-        found = torch.autograd.grad(between, list(means.values()), materialize_grads=True)
-        slopes = {name: slope / classes for name, slope in zip(means, found, strict=True)}
+        slopes = torch.autograd.grad(between, list(means.values()), materialize_grads=True)
+        cotangents = {name: slope / classes for name, slope in zip(means, slopes, strict=True)}
 
-        def along(part: ClassBatch, rows: slice) -> Tensor:
-            own = class_gradients(network, part)
-            return torch.stack([(own[name] * slope).sum() for name, slope in slopes.items()]).sum()
+        def product(part: ClassBatch, rows: slice) -> Tensor:
+            gradients = class_gradients(network, part)
+            return torch.stack([(gradients[name] * cotangent).sum() for name, cotangent in cotangents.items()]).sum()
 
-        slope = sum_by_classes(along, syn, size)
-        return value + balance * (between.detach() + slope - slope.detach())
+        products = sum_by_classes(product, syn, size)
+        # The value is the distance itself; the products, minus their own value, add its gradient.
+        return value + balance * (between.detach() + products - products.detach())
 
 
 class RealGradients:
-    """The real side's gradients, without a graph, of the classes that are asked for.
+    """The real side's class gradients, without a graph.
 
-    Where one call takes all classes they are kept, else made anew: as many as are asked for.
+    They are computed once and cached where one call takes all classes; else each call computes those it returns.
 
     Args:
         network: the network.
@@ -241,7 +243,7 @@ class RealGradients:
         self._whole: Tensors | None = None
 
     def __call__(self, rows: slice) -> Tensors:
-        """Return the gradients of consecutive classes."""
+        """Return the gradients of the classes ``rows``, which are consecutive."""
         classes = self.real.num_classes
         if self.size < classes and rows != slice(0, classes):
             with torch.no_grad():
@@ -249,7 +251,9 @@ class RealGradients:
         if self._whole is None:
             with torch.no_grad():
                 self._whole = class_gradients(self.network, self.real)
-        return self._whole if rows == slice(0, classes) else {name: own[rows] for name, own in self._whole.items()}
+        if rows == slice(0, classes):
+            return self._whole
+        return {name: gradient[rows] for name, gradient in self._whole.items()}
 
     def mean(self, shares: Tensor | None) -> Tensors:
         """Return the (weighted) mean over classes, with a class axis of one."""
@@ -259,18 +263,18 @@ class RealGradients:
         sums: Tensors = {}
         for start in range(0, classes, self.size):
             for name, gradient in self(slice(start, start + self.size)).items():
-                own = gradient.sum(0, keepdim=True)
-                sums[name] = sums[name].add_(own) if name in sums else own
+                part_sum = gradient.sum(0, keepdim=True)
+                sums[name] = sums[name].add_(part_sum) if name in sums else part_sum
         return {name: total / classes for name, total in sums.items()}
 
 
 def one_group(batch: Batch) -> ClassBatch:
-    """Return a batch as that of one class, to which all samples belong."""
+    """Return a class batch of one class that holds all samples."""
     return share_classes(batch, torch.ones(1, len(batch.weight), device=batch.weight.device))
 
 
 def class_shares(batch: ClassBatch) -> Tensor:
-    """Return each class's weight relative to the largest class's, ``(C,)``."""
+    """Return each class's summed weight relative to the largest class's, ``(C,)``."""
     counts = batch.batch.weight.sum(1)
     return counts / counts.max()
 

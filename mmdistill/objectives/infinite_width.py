@@ -20,20 +20,20 @@ from mmdistill.task import Inputs, Task, one_tensor
 KernelKind = Literal["ntk", "nngp"]
 
 W_STD = math.sqrt(2.0)
-"""Weight scale under which a ReLU layer keeps the norm of its inputs."""
+"""Weight scale with which a ReLU layer keeps the norm of its inputs."""
 B_STD = 0.1
 """Bias scale of the published infinite-width autoencoder."""
 
 CPU_PAIRS = 256
-"""Pairs of images held at once on a CPU: the fastest of five numbers from 100 to 1024 that were tried."""
+"""Pairs of images held at once on a CPU: the fastest of five values from 100 to 1024."""
 DEVICE_PAIRS = 2048
-"""The same on other devices, where few pairs would leave launches the limit; CUDA's hold more."""
+"""Pairs of images held at once on other devices but CUDA; with fewer, kernel launches would be the bottleneck."""
 DEVICE_SHARE = 4
-"""The part of a CUDA device's memory that the pairs held at once may take; not measured."""
+"""Pairs held at once may take one in ``DEVICE_SHARE`` bytes of a CUDA device's memory; not tuned."""
 NUMEL_PER_PAIR = 20
 """Numbers held for each pair, pixel and layer."""
 MOST_CAPTURED = 100
-"""Tiles of which the launches, some 700 each, are captured in a graph; not measured."""
+"""Most tiles, of some 700 launches each, that are captured in a CUDA graph; not tuned."""
 
 
 class WideKernels(NamedTuple):
@@ -64,13 +64,13 @@ def fully_connected(
         depth: hidden layers; 0 is the linear kernel.
         w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
         b_std: standard deviation of the biases.
-        dtype: of the kernels and of all arithmetic; None is the inputs'.
+        dtype: the type of the kernels and of all arithmetic; None: the inputs'.
 
     Shapes:
         a ``(n_a, d)``, b ``(n_b, d)``; returns two ``(n_a, n_b)``.
 
     Raises:
-        ShapeError: the inputs are not two matrices with one number of columns, or of whole numbers.
+        ShapeError: the inputs are not two floating-point matrices with the same number of columns.
         ConfigError: a negative depth.
 
     Source: Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018 (NTK); Sachdeva et al., NeurIPS 2022.
@@ -84,7 +84,7 @@ def fully_connected(
     w2, b2, d = w_std**2, b_std**2, a.shape[1]
     b = b if dtype is None else b.to(dtype)
     inner, square_a = products(a, b)
-    shift = inner.new_full((), b2)  # made on the device: CUDA graphs allow no copy from the host
+    shift = inner.new_full((), b2)  # filled on the device: CUDA graphs allow no copy from the host
     nngp = torch.add(shift, inner, alpha=w2 / d)
     var_a = w2 / d * square_a + b2
     var_b = w2 / d * b.square().sum(1) + b2
@@ -117,17 +117,17 @@ def convolutional(
         depth: convolutions, at least 1.
         w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
         b_std: standard deviation of the biases.
-        pairs: how many pairs of images are held at once. With more than that, the backward pass computes each part
-            again; memory is about 20 ``pairs`` numbers per pixel and layer. None is :data:`CPU_PAIRS`, on CUDA as many
-            as a quarter of the memory holds, and elsewhere :data:`DEVICE_PAIRS`.
+        pairs: how many pairs of images are held at once. More pairs are computed in tiles, which the backward pass
+            computes again; memory is about 20 ``pairs`` numbers per pixel and layer. None: :data:`CPU_PAIRS` on a CPU,
+            as many as a quarter of the memory holds on CUDA, and :data:`DEVICE_PAIRS` elsewhere.
 
     Shapes:
         a ``(n_a, c, h, w)``, b ``(n_b, c, h, w)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
 
     Raises:
-        ShapeError: the inputs are not two sets of images of one shape, or of whole numbers.
+        ShapeError: the inputs are not two floating-point sets of images of one shape.
         ConfigError: no convolution, or no pairs.
-        RuntimeError: more than :data:`MOST_CAPTURED` parts in a CUDA graph's capture, which then is given up.
+        RuntimeError: more than :data:`MOST_CAPTURED` tiles while a CUDA graph is captured, which gives the capture up.
 
     Source: Novak et al., ICLR 2019 (NNGP); Arora et al., NeurIPS 2019 (NTK); Nguyen et al., ICLR and NeurIPS 2021.
     """
@@ -151,28 +151,29 @@ def convolutional(
 
 
 def require_short(tiles: int, device: torch.device) -> None:
-    """Give up capturing kernels of too many parts.
+    """Refuse to capture a kernel of too many tiles in a CUDA graph.
 
     Raises:
-        RuntimeError: there are more than :data:`MOST_CAPTURED` while a CUDA graph is captured.
+        RuntimeError: there are more than :data:`MOST_CAPTURED` tiles during a capture.
     """
     if tiles > MOST_CAPTURED and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(f"a kernel in {tiles} parts is too long for a graph; fewer samples at once make fewer parts")
 
 
 def pairs_at_once(images: Tensor, depth: int) -> int:
-    """Return how many pairs of images of this shape and dtype are held at once where nobody says it."""
+    """Return the default number of pairs held at once, for images of this shape and dtype."""
     if images.device.type != "cuda":
         return CPU_PAIRS if images.device.type == "cpu" else DEVICE_PAIRS
     memory = torch.cuda.get_device_properties(images.device).total_memory // DEVICE_SHARE
-    held = memory // (NUMEL_PER_PAIR * images.shape[-2:].numel() * depth * images.element_size())
-    return 1 << max(held, 1).bit_length() - 1  # a power of two, as devices like it
+    pairs = memory // (NUMEL_PER_PAIR * images.shape[-2:].numel() * depth * images.element_size())
+    return 1 << max(pairs, 1).bit_length() - 1  # the largest power of two up to it, which suits devices
 
 
 class _Tiled(torch.autograd.Function):
-    """Kernels computed tile by tile, each anew for its gradient; of a set with itself, a tile and its mirror in one.
+    """Both kernels computed tile by tile, and each tile again for its gradient.
 
-    Nothing but the results outlives a tile, so that the next one finds its memory whole.
+    The kernels of a set with itself are symmetric, so each tile fills its mirror too. A tile leaves nothing but its
+    result, so that the next one can reuse its memory.
     """
 
     @staticmethod
@@ -181,43 +182,44 @@ class _Tiled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a, b)
         ctx.tile, ctx.side, ctx.mirrored = tile, side, b is a
-        found = a.new_empty(a.shape[0], b.shape[0]), a.new_empty(a.shape[0], b.shape[0])
+        kernels = a.new_empty(a.shape[0], b.shape[0]), a.new_empty(a.shape[0], b.shape[0])
         for rows, columns in _tiles(a.shape[0], b.shape[0], side, ctx.mirrored):
-            for matrix, part in zip(found, tile(a[rows], b[columns]), strict=True):
-                matrix[rows, columns] = part
+            for kernel, values in zip(kernels, tile(a[rows], b[columns]), strict=True):
+                kernel[rows, columns] = values
                 if ctx.mirrored:
-                    matrix[columns, rows] = part.T
-        return found
+                    kernel[columns, rows] = values.T
+        return kernels
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         gradients = tuple(torch.zeros_like(x) for x in (a, b))
         for rows, columns in _tiles(a.shape[0], b.shape[0], ctx.side, ctx.mirrored):
-            parts = [x[own].detach() for x, own in ((a, rows), (b, columns))]
-            leaves = [part.requires_grad_() for part, need in zip(parts, needed, strict=True) if need]
-            weight = [matrix[rows, columns] for matrix in weights]
+            samples = [a[rows].detach(), b[columns].detach()]
+            leaves = [part.requires_grad_() for part, need in zip(samples, needed, strict=True) if need]
+            of_tile = [cotangent[rows, columns] for cotangent in cotangents]
             if ctx.mirrored and rows != columns:
-                weight = [own + matrix[columns, rows].T for own, matrix in zip(weight, weights, strict=True)]
+                mirrors = [cotangent[columns, rows].T for cotangent in cotangents]
+                of_tile = [upper + lower for upper, lower in zip(of_tile, mirrors, strict=True)]
             with torch.enable_grad():
-                found = iter(torch.autograd.grad(ctx.tile(*parts), leaves, weight))
-            for gradient, own, need in zip(gradients, (rows, columns), needed, strict=True):
+                of_leaves = iter(torch.autograd.grad(ctx.tile(*samples), leaves, of_tile))
+            for gradient, indices, need in zip(gradients, (rows, columns), needed, strict=True):
                 if need:
-                    gradient[own] += next(found)
+                    gradient[indices] += next(of_leaves)
         return *(gradient if need else None for gradient, need in zip(gradients, needed, strict=True)), None, None
 
 
 def _tiles(rows: int, columns: int, side: int, mirrored: bool) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows and columns of square tiles that cover a matrix, or those on and above its diagonal."""
+    """Yield the rows and columns of square tiles that cover a matrix; if mirrored, only its upper triangle."""
     for top in range(0, rows, side):
         for left in range(top if mirrored else 0, columns, side):
             yield slice(top, min(top + side, rows)), slice(left, min(left + side, columns))
 
 
 def _pixel_kernels(a: Tensor, b: Tensor, depth: int, w2: float, b2: float) -> WideKernels:
-    """Return the kernels of :func:`convolutional` of a few images; pixels come first, ``(h, w, n_a, n_b)``."""
+    """Return the kernels of :func:`convolutional` for a few images, with covariances of ``(h, w, n_a, n_b)``."""
     by_pixel = [x.permute(2, 3, 0, 1) for x in (a, b)]
     ninth = w2 / 9  # a mean over neighbours, times the variance of the weights
     nngp = neighbour_sums(by_pixel[0] @ by_pixel[1].mT, ninth / a.shape[1]) + b2
@@ -236,14 +238,14 @@ def _pixel_kernels(a: Tensor, b: Tensor, depth: int, w2: float, b2: float) -> Wi
 
 @dataclass(frozen=True)
 class WideKernel(Kernel):
-    """The NTK or NNGP of an infinitely wide network, as kernel ridge matching reads kernels.
+    """The NTK or NNGP of an infinitely wide network, as a :class:`Kernel`.
 
     Args:
         kind: ``ntk`` (all layers trained) or ``nngp`` (only the last).
         depth: hidden layers.
         w_std: standard deviation of the weights.
         b_std: standard deviation of the biases.
-        dtype: of the kernel; None is the samples'. In float64 a ridge of 1e-6 resolves small eigenvalues (KIP).
+        dtype: the kernel's type; None: the samples'. In float64 a ridge of 1e-6 resolves small eigenvalues (KIP).
     """
 
     kind: KernelKind = "ntk"
@@ -261,14 +263,14 @@ class WideKernel(Kernel):
 
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the ``(n_a, n_b)`` kernel of this kind."""
-        found = self.kernels(a, b)
-        return found.ntk if self.kind == "ntk" else found.nngp
+        kernels = self.kernels(a, b)
+        return kernels.ntk if self.kind == "ntk" else kernels.nngp
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
         """Return the ``(n_a, n_b)`` kernel of two sets of raw inputs; the network is not read.
 
         Raises:
-            ShapeError: inputs that are a named dict.
+            ShapeError: inputs are a named dict.
         """
         reader = "the kernel of an infinitely wide network"
         return self.matrix(one_tensor(a, reader), one_tensor(b, reader))
@@ -293,7 +295,7 @@ class ConvolutionalKernel(WideKernel):
         depth: convolutions.
         w_std: standard deviation of the weights.
         b_std: standard deviation of the biases.
-        dtype: of the kernel, see :class:`WideKernel`.
+        dtype: the kernel's type, see :class:`WideKernel`.
         pairs: how many pairs of images are held at once, see :func:`convolutional`.
     """
 
@@ -303,10 +305,10 @@ class ConvolutionalKernel(WideKernel):
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
         """Return both kernels of two sets of images."""
         if self.dtype is not None:
-            # The kernel of a set with itself is symmetric, which is made use of.
+            # A set with itself stays one tensor, by which `convolutional` knows that the kernel is symmetric.
             a, b = (wide := a.to(self.dtype)), wide if b is a else b.to(self.dtype)
         return convolutional(a, b, depth=self.depth, w_std=self.w_std, b_std=self.b_std, pairs=self.pairs)
 
     def check(self, task: Task) -> None:
-        """Refuse samples that are no images."""
+        """Refuse samples that are not images."""
         require_one_tensor(type(self).__name__, task, ndim=3)

@@ -1,4 +1,4 @@
-"""Have a trained network recognise samples whose statistics are those of its training data (SRe2L)."""
+"""Invert a trained network: samples that it recognises, with its batch norms' running statistics (SRe2L)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,34 +15,34 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task, Tensors, one_tensor
 
 Seen = Callable[[Draws, Tensor], Tensor]
-"""What the network sees of samples ``(n, ...)`` in a step: ``(key, samples)``."""
+"""Maps a key and the samples ``(n, ...)`` to the views of them that the network sees in a step."""
 
 
 class BatchNormInversion(Objective):
-    r"""Classify samples by a trained network, and match the statistics of its batch norms.
+    r"""Minimise a trained network's loss on the samples, and match its batch norms' running statistics.
 
     .. math:: \sum_g \frac{1}{C} \sum_c \ell(x_{c,g}, c) + w \sum_g \sum_l f_l \left( \lVert \mu_l(x_g) -
         \hat\mu_l \rVert + \lVert \sigma^2_l(x_g) - \hat\sigma^2_l \rVert \right)
 
-    where g are groups of one sample of each class, as published, or one of all samples; mu and sigma^2 are means and
-    variances, per channel, of what batch norm l is given by a group, hats its running statistics, and f is ``first`` of
-    the first batch norm and 1 of the others. The network is in eval mode.
+    where each group g is one sample of each class, as published, or one group holds all samples; mu and sigma^2 are the
+    means and variances, per channel, of a group's inputs to batch norm l, hats are its running statistics, and f is
+    ``first`` for the first batch norm and 1 for the others. The network is in eval mode.
 
     Args:
-        weight: w, of the statistics.
-        first: factor of the first batch norm's.
-        seen: what the network sees of all samples in a step (shifted, cropped); None: the samples.
+        weight: w, the weight of the statistics.
+        first: factor of the first batch norm's statistics.
+        seen: shifts or crops the samples before the network sees them; None: it sees them as they are.
         together: compare the statistics of all samples together instead of one sample of each class at a time.
     Shapes:
         a class batch; returns a scalar.
     Raises:
         ConfigError: negative weights, or a network without batch norms.
-        ShapeError: classes that share their samples.
+        ShapeError: the classes share their samples.
     Source: Yin et al., NeurIPS 2023, Eqs. 7 to 10, and the published code for CIFAR-100; Yin et al., CVPR 2020
         (DeepInversion).
     """
 
-    reads_labels = False  # of the classes that group samples alone
+    reads_labels = False  # the loss reads the classes that group the samples
     reads_real = False
     divided = False
     siamese = False
@@ -59,7 +59,7 @@ class BatchNormInversion(Objective):
         """Refuse a task without classes, and a network without batch norms.
 
         Raises:
-            ConfigError: naming the norms that there are.
+            ConfigError: naming the norms that the network has.
         """
         super().check(task)
         data = task.describe().data
@@ -75,29 +75,29 @@ class BatchNormInversion(Objective):
         """Return the cross entropy and the weighted distances of statistics, summed over groups."""
         if not isinstance(syn, ClassBatch) or syn.batch.weight.ndim != 2 or syn.dims.inputs is None:
             raise ShapeError(f"{type(self).__name__} reads samples of each class by themselves, (C, n, ...)")
-        assert isinstance(network.task, GivesNorms)  # which `check` has seen to
+        assert isinstance(network.task, GivesNorms)  # `check` made sure of it
         samples, weight = one_tensor(syn.batch.inputs, type(self).__name__), syn.batch.weight
         classes = torch.arange(len(weight), device=weight.device)[:, None].expand(weight.shape)
-        if not self.together:  # one sample of each class, then the next ones
+        if not self.together:  # the first sample of each class, then the second of each
             samples, weight, classes = (tensor.transpose(0, 1) for tensor in (samples, weight, classes))
         flat, groups = samples.flatten(0, 1), weight.reshape(1, -1) if self.together else weight
         flat = flat if self.seen is None else self.seen(draws.fold("seen"), flat)
         logits, norms = network.task.norms(network.state, flat, partial(distances, groups))
         losses = F.cross_entropy(logits, classes.flatten(), reduction="none").view_as(groups)
         total = ((losses * groups).sum(1) / groups.sum(1)).sum()
-        for index, found in enumerate(norms.values()):
-            total = total + self.weight * (self.first if index == 0 else 1.0) * found["distance"]
+        for index, norm in enumerate(norms.values()):
+            total = total + self.weight * (self.first if index == 0 else 1.0) * norm["distance"]
         return total
 
 
 def distances(groups: Tensor, given: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensors:
-    """Return how far the statistics of groups are from a batch norm's running ones, summed over groups.
+    """Return the distance of each group's statistics from a batch norm's running ones, summed over groups.
 
     Args:
-        groups: the samples' weights, group by group; variances are those of a whole population.
-        given: what the batch norm is given of all samples.
-        running_mean: of the batch norm.
-        running_var: likewise.
+        groups: the samples' weights, group by group.
+        given: the batch norm's inputs for all samples, group by group.
+        running_mean: the batch norm's running mean.
+        running_var: its running variance; groups' variances are biased (population) ones.
     Shapes:
         groups ``(G, m)``; given ``(G m, channels, ...)``; the others ``(channels,)``; returns a scalar ``distance``.
     """

@@ -1,4 +1,4 @@
-"""Performance matching in closed form: kernel ridge regression fitted on S, judged on T (Eq. 4-6)."""
+"""Performance matching in closed form: kernel ridge regression fitted on S and scored on T (Eq. 4-6)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,23 +18,24 @@ RidgeScale = Literal["trace", "absolute"]
 
 
 class Kernel(ABC):
-    """A positive semi-definite similarity of samples, given a network; most read none, which ``of_network`` says."""
+    """A positive semi-definite similarity of samples, which may read a network."""
 
     of_network = False
+    """Whether the network is read."""
 
     @abstractmethod
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
         """Return the ``(n_a, n_b)`` kernel matrix."""
 
     def grams(self, network: Network, real: Inputs, syn: Inputs) -> tuple[Tensor, Tensor]:
-        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; kernels that share work override this."""
+        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; override it where both share work."""
         return self(network, real, syn), self(network, syn, syn)
 
     def check(self, task: Task) -> None:
-        """Refuse a task whose samples or networks this kernel cannot read; by default samples of several tensors.
+        """Refuse a task that this kernel cannot read, when the run is built; by default, samples of several tensors.
 
         Raises:
-            ConfigError: when the run is built, saying why.
+            ConfigError: saying why.
         """
         require_one_tensor(type(self).__name__, task)
 
@@ -42,8 +43,8 @@ class Kernel(ABC):
 class FeatureKernel(Kernel):
     """Inner products of a network's last features, flattened (FRePo's kernel, Eq. 6).
 
-    They are taken in float64: where samples outnumber features the matrix is singular, and rounding in float32 gives it
-    negative eigenvalues beyond a ridge of 1e-6.
+    They are computed in float64: where samples outnumber features the matrix is singular, and float32 rounding gives
+    it negative eigenvalues larger than a ridge of 1e-6.
     """
 
     of_network = True
@@ -53,7 +54,7 @@ class FeatureKernel(Kernel):
         return network.features(a)[-1].double() @ network.features(b)[-1].double().T
 
     def grams(self, network: Network, real: Inputs, syn: Inputs) -> tuple[Tensor, Tensor]:
-        """Return both matrices, each sample's features being taken once; the real side keeps no graph."""
+        """Return both matrices, computing each sample's features once; the real side keeps no graph."""
         phi_real = features_by_portions(lambda inputs: network.features(inputs)[-1], real).double()
         phi_syn = network.features(syn)[-1].double()
         return phi_real @ phi_syn.T, phi_syn @ phi_syn.T
@@ -70,13 +71,13 @@ class LinearKernel(Kernel):
         """Return a b^T, ``(n_a, n_b)``.
 
         Raises:
-            ShapeError: inputs that are a named dict.
+            ShapeError: inputs are a named dict.
         """
         return one_tensor(a, "the linear kernel").flatten(1) @ one_tensor(b, "the linear kernel").flatten(1).T
 
 
 def require_one_tensor(name: str, task: Task, ndim: int | None = None) -> None:
-    """Refuse a task whose samples are not one tensor each, of a number of axes where one is given.
+    """Refuse a task whose samples are not one tensor each, of ``ndim`` axes if given.
 
     Raises:
         ConfigError: saying what the samples are.
@@ -96,11 +97,11 @@ def require_one_tensor(name: str, task: Task, ndim: int | None = None) -> None:
 def ridge_solution(kernel: Tensor, targets: Tensor, ridge: Tensor | float, scale: RidgeScale) -> Tensor:
     """Return (K + lambda I)^-1 Y by Cholesky in float64.
 
-    A matrix that is not positive definite gives NaN (no host synchronisation), which stops a run.
+    A matrix that is not positive definite gives NaN, which stops a run; raising would synchronise with the device.
 
     Args:
-        kernel: ``(n, n)``.
-        targets: ``(n, k)``.
+        kernel: K, ``(n, n)``.
+        targets: Y, ``(n, k)``.
         ridge: lambda; with ``scale="trace"`` it is multiplied by tr(K)/n.
         scale: the ridge's convention.
     Returns:
@@ -110,26 +111,27 @@ def ridge_solution(kernel: Tensor, targets: Tensor, ridge: Tensor | float, scale
 
 
 def ridge_factor(kernel: Tensor, ridge: Tensor | float, scale: RidgeScale) -> Tensor:
-    """Return Cholesky's factor of K + lambda I in float64, ``(n, n)``; see :func:`ridge_solution`."""
+    """Return the Cholesky factor of K + lambda I in float64, ``(n, n)``; see :func:`ridge_solution`."""
     k = kernel.double()
     n = k.shape[0]
-    amount = ridge * k.diagonal().mean() if scale == "trace" else ridge
-    factor, info = torch.linalg.cholesky_ex(k + amount * torch.eye(n, dtype=k.dtype, device=k.device))
+    absolute_ridge = ridge * k.diagonal().mean() if scale == "trace" else ridge
+    factor, info = torch.linalg.cholesky_ex(k + absolute_ridge * torch.eye(n, dtype=k.dtype, device=k.device))
     return torch.where(info == 0, factor, torch.nan)
 
 
 def without_padding(k_ts: Tensor, k_ss: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return kernels and targets of a ridge system that leaves the samples out which only fill up classes.
+    """Return kernels and targets of a ridge system from which padding samples are decoupled.
 
-    They become equations of their own, 0 on the right, whose diagonal is the others' mean, so that lambda stays.
+    Each becomes an equation of its own with target 0, whose diagonal is the others' mean, so that lambda does not
+    change.
 
     Shapes:
         k_ts ``(n_t, n)``, k_ss ``(n, n)``, targets ``(n, k)``, present ``(n,)`` bool; returns the first three.
     """
-    own = present.to(k_ss)
-    mean = (k_ss.diagonal() * own).sum() / own.sum()
-    k_ss = k_ss * own[:, None] * own + torch.diag_embed((1 - own) * mean)
-    return k_ts * own.to(k_ts), k_ss, targets * own.to(targets)[:, None]
+    mask = present.to(k_ss)
+    mean = (k_ss.diagonal() * mask).sum() / mask.sum()
+    k_ss = k_ss * mask[:, None] * mask + torch.diag_embed((1 - mask) * mean)
+    return k_ts * mask.to(k_ts), k_ss, targets * mask.to(targets)[:, None]
 
 
 RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]
@@ -137,13 +139,13 @@ RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]
 
 
 def half_squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
-    """Return half the summed squared error per sample, to one-hot targets minus 1/C, averaged over samples.
+    """Return half the squared error to one-hot targets minus 1/C, summed over classes and averaged over samples.
 
     Shapes:
-        prediction ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float, less 1/C either way; weight ``(n,)``;
-        returns a scalar.
+        prediction ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float, from both of which 1/C is subtracted; weight
+        ``(n,)``; returns a scalar.
     Raises:
-        ShapeError: targets that are a named dict.
+        ShapeError: targets are a named dict.
     """
     classes = prediction.shape[1]
     goal = as_probabilities(one_tensor(targets, "the squared error"), classes, prediction.dtype) - 1.0 / classes
@@ -156,7 +158,7 @@ def multinomial(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
     Shapes:
         prediction ``(n, items)``, f; targets ``(n, items)``, x; weight ``(n,)``; returns a scalar.
     Raises:
-        ShapeError: targets that are a named dict, or of another shape than the prediction's, class indices for example.
+        ShapeError: targets are a named dict, or not of the prediction's shape (class indices, for example).
     Source: Liang et al., WWW 2018; Sachdeva et al., NeurIPS 2022.
     """
     targets = one_tensor(targets, "the multinomial likelihood")
@@ -166,14 +168,14 @@ def multinomial(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
 
 
 class RidgeSystem(NamedTuple):
-    """A ridge regression on the synthetic set, as readouts see it.
+    """A ridge regression on the synthetic set: what readouts take.
 
     Args:
         k_ts: ``(n_t, n_s)`` kernel of real with synthetic samples.
         k_ss: ``(n_s, n_s)`` kernel of the synthetic samples.
-        targets: ``(n_s, k)`` what is regressed.
+        targets: ``(n_s, k)`` synthetic targets.
         ridge: lambda.
-        scale: its convention, as :func:`ridge_solution` has it.
+        scale: the ridge's convention, see :func:`ridge_solution`.
         real: the real inputs.
         syn: the synthetic inputs.
     """
@@ -188,7 +190,7 @@ class RidgeSystem(NamedTuple):
 
 
 Readout = Callable[[RidgeSystem], Tensor]
-"""From a ridge system to predictions ``(n_t, k)`` for the real samples."""
+"""Maps a ridge system to predictions ``(n_t, k)`` for the real samples."""
 
 
 def ridge_prediction(system: RidgeSystem) -> Tensor:
@@ -199,14 +201,14 @@ def ridge_prediction(system: RidgeSystem) -> Tensor:
         scores in the units of Y_s.
     """
     k_ts, k_ss, targets, ridge, scale, *_ = system
-    if targets.shape[1] > k_ts.shape[0]:  # solving for the real samples is the smaller system (items as targets)
+    if targets.shape[1] > k_ts.shape[0]:  # fewer right-hand sides: real samples, not targets (items, say)
         weights = ridge_solution(k_ss, k_ts.T, ridge, scale).T
         return weights.to(k_ts.dtype) @ targets.to(k_ts.dtype)
     return k_ts @ ridge_solution(k_ss, targets, ridge, scale).to(k_ts.dtype)
 
 
 def without_diagonal(system: RidgeSystem) -> Tensor:
-    r"""Return the prediction of each input coordinate from all others: EASE, with the linear kernel and Y_s = X_s.
+    r"""Predict each input coordinate from all others: EASE, with the linear kernel and Y_s = X_s.
 
     .. math:: f(x)_i = \frac{(K_{ts} A^{-1} X_s)_i - h_i x_i}{1 - h_i}, \quad
         h_i = (X_s^\top A^{-1} X_s)_{ii}, \quad A = X_s X_s^\top + \lambda I
@@ -217,15 +219,15 @@ def without_diagonal(system: RidgeSystem) -> Tensor:
         with m synthetic and n real rows of width k, K_ss ``(m, m)``, K_ts ``(n, m)``, X_s ``(m, k)``; returns
         ``(n, k)``, scores in the units of the rows.
     Raises:
-        ShapeError: inputs that are not rows of the width of the targets.
+        ShapeError: inputs are not rows as wide as the targets.
     Source: Steck, WWW 2019, Eq. 8, by the Woodbury identity.
     """
     real, syn, targets = system.real, system.syn, system.targets
     if isinstance(real, dict) or isinstance(syn, dict) or not real.shape[1:] == syn.shape[1:] == targets.shape[1:]:
         raise ShapeError("removing the diagonal needs rows of inputs that are as wide as the targets")
     solved = ridge_solution(system.k_ss, targets, system.ridge, system.scale).to(system.k_ts.dtype)
-    own = (syn.to(solved) * solved).sum(0)
-    return (system.k_ts @ solved - own * real.to(solved)) / (1 - own)
+    diagonal = (syn.to(solved) * solved).sum(0)
+    return (system.k_ts @ solved - diagonal * real.to(solved)) / (1 - diagonal)
 
 
 class KernelRidgeMatching(Objective):
@@ -238,13 +240,13 @@ class KernelRidgeMatching(Objective):
         ridge: lambda, or with ``learn_ridge`` its initial value.
         scale: ``trace`` multiplies lambda by tr(K_ss)/n, ``absolute`` takes it as it is.
         loss: compares predictions with real targets.
-        learn_ridge: learn log(lambda) (optimizer group ``objective``); it then travels with the set.
+        learn_ridge: learn log(lambda) (optimizer group ``objective``); lambda is then stored with the set.
         view: ``flat`` draws real samples of all classes together, ``classes`` the same number of each.
-        readout: from the ridge system to predictions; :func:`without_diagonal` makes the linear kernel EASE.
+        readout: maps the ridge system to predictions; :func:`without_diagonal` makes the linear kernel EASE.
     Shapes:
-        flat batches; class indices and probabilities count less 1/C; returns a scalar.
+        flat or class batches; 1/C is subtracted from class indices (as one-hot) and probabilities; returns a scalar.
     Raises:
-        ConfigError: a ridge that is not positive, or another scale or view than these.
+        ConfigError: a ridge that is not positive, or an unknown scale or view.
     Source: Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022; survey Sec. 3.3.2.
     """
 
@@ -276,7 +278,7 @@ class KernelRidgeMatching(Objective):
             self.register_buffer("log_ridge", log_ridge)
 
     def check(self, task: Task) -> None:
-        """Accept tasks without classes when reading flat batches; refuse what the kernel cannot read."""
+        """Refuse what the view or the kernel cannot read; flat batches may have no classes."""
         super().check(task)
         self.kernel.check(task)
 
@@ -298,11 +300,11 @@ class KernelRidgeMatching(Objective):
 
 
 def synthetic_targets(syn: Batch, network: Network) -> Tensor:
-    """Return ``(n, k)`` targets, by :func:`~mmdistill.labels.regression_targets`; without classes, as they are.
+    """Return ``(n, k)`` targets by :func:`~mmdistill.labels.regression_targets`; of tasks without classes, unchanged.
 
     Raises:
         ConfigError: class indices in a task without classes.
-        ShapeError: targets that are a named dict.
+        ShapeError: targets are a named dict.
     """
     targets, classes = one_tensor(syn.targets, "kernel ridge matching"), network.task.num_classes
     if classes is not None:

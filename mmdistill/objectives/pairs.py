@@ -1,4 +1,4 @@
-"""What closed-form kernels do with every pair of samples, as functions with derivatives of their own.
+"""Operations of closed-form kernels on all pairs of samples, as autograd functions that save memory.
 
 Autograd through the plain formulas keeps some twenty matrices of all pairs; these keep four.
 """
@@ -13,21 +13,21 @@ from torch.nn import functional as F
 
 
 def products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inner products of two sets of samples and the squared norms of the first one's, in b's dtype.
+    """Return the inner products of a with b and the squared norms of a's samples, in b's dtype.
 
     Shapes:
         a ``(n_a, d)``, b ``(n_b, d)``; returns ``(n_a, n_b)`` and ``(n_a,)``.
     """
     wide = a.to(b.dtype)
-    return wide @ b.T, torch.linalg.vector_norm(wide, dim=1).square()  # a norm is one pass without a copy
+    return wide @ b.T, torch.linalg.vector_norm(wide, dim=1).square()  # the norm takes one pass without a copy
 
 
 def relu_moments(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
     """Return E[relu(u) relu(v)] and E[relu'(u) relu'(v)] of Gaussians (u, v), with finite gradients everywhere.
 
-    The second has an infinite derivative for parallel samples, above all on the diagonal of K(x, x), where the true
-    gradient is zero. Within rounding of it the angle is a constant 0 or pi. A sample of variance 0 has a
-    right angle to every other.
+    The second moment's derivative is infinite for parallel samples, as on the diagonal of K(x, x), where the true
+    gradient is zero. So angles within rounding of 0 or pi are constants. A sample of variance 0 is orthogonal to every
+    other.
 
     Shapes:
         covariance ``(..., n_a, n_b)``; variances ``(..., n_a)`` and ``(..., n_b)``; returns two tensors of the
@@ -40,19 +40,19 @@ def relu_moments(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> 
 
 
 def neighbour_sums(image: Tensor, scale: float) -> Tensor:
-    """Return the scaled sums over each pixel's 3 x 3 neighbours, beyond the border 0.
+    """Return the scaled sums over each pixel's 3 x 3 neighbourhood, with zeros beyond the border.
 
-    Pixels are the first two dimensions, so that all that belongs to one is added to its neighbour's in one piece.
+    Pixels are the first two dimensions, so that a pixel's values lie in one piece of memory.
 
     Shapes:
         ``(h, w, ...)``; returns the same.
     """
-    found: Tensor = _NeighbourSums.apply(image, scale)  # type: ignore[no-untyped-call]
-    return found
+    sums: Tensor = _NeighbourSums.apply(image, scale)  # type: ignore[no-untyped-call]
+    return sums
 
 
 class _NeighbourSums(torch.autograd.Function):
-    """A symmetric linear map, so gradients are what it makes of gradients."""
+    """A symmetric linear map, so the backward pass is the map itself."""
 
     generate_vmap_rule = True
 
@@ -76,13 +76,13 @@ class _NeighbourSums(torch.autograd.Function):
 
 
 def _norm(square: Tensor) -> Tensor:
-    """Return square roots, with a gradient of 0 where they are 0."""
+    """Return square roots, with gradient 0 where they are 0."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
 
 def _inverse(norm: Tensor) -> Tensor:
-    """Return inverses, 0 where the norm is."""
+    """Return inverses, or 0 where the norm is 0."""
     return torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)
 
 
@@ -103,9 +103,9 @@ class _ReluMoments(torch.autograd.Function):
         opposite = (g * -_inverse(p)).mul_(_inverse(q))  # minus the cosine
         square = torch.addcmul(g.new_ones(()), opposite, opposite, value=-1)
         sine = F.threshold(square, 32 * torch.finfo(g.dtype).eps, 0.0, inplace=True).sqrt_()
-        rest = torch.atan2(sine, opposite)  # pi - t
-        moment = torch.addcmul(sine, rest, opposite, value=-1).mul_(p / (2 * math.pi)).mul_(q)
-        return moment, rest.mul_(1 / (2 * math.pi)), sine
+        supplement = torch.atan2(sine, opposite)  # pi - t
+        moment = torch.addcmul(sine, supplement, opposite, value=-1).mul_(p / (2 * math.pi)).mul_(q)
+        return moment, supplement.mul_(1 / (2 * math.pi)), sine
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -121,16 +121,16 @@ class _ReluMoments(torch.autograd.Function):
         to_g, to_p, to_q = torch.zeros_like(g), torch.zeros_like(p), torch.zeros_like(q)
         if to_moment is not None:
             to_g = to_moment * slope
-            across = to_moment * sine if need_p or need_q else g
-            to_p = (across * (q / (2 * math.pi))).sum(-1, keepdim=True) if need_p else to_p
-            to_q = (across * (p / (2 * math.pi))).sum(-2, keepdim=True) if need_q else to_q
+            by_sine = to_moment * sine if need_p or need_q else g  # unused in the second case
+            to_p = (by_sine * (q / (2 * math.pi))).sum(-1, keepdim=True) if need_p else to_p
+            to_q = (by_sine * (p / (2 * math.pi))).sum(-2, keepdim=True) if need_q else to_q
         if to_slope is not None or to_sine is not None:
             inverse_p, inverse_q = _inverse(p), _inverse(q)
-            turns = [] if to_slope is None else [to_slope * (inverse_p / (2 * math.pi)) * inverse_q]
-            turns += [] if to_sine is None else [to_sine * g * -inverse_p.square() * inverse_q.square()]
-            turn = reduce(torch.add, turns) / F.threshold(sine, 0.0, math.inf)
-            to_g = to_g + turn
-            turn = turn * g if need_p or need_q else turn
-            to_p = to_p - turn.sum(-1, keepdim=True) * inverse_p if need_p else to_p
-            to_q = to_q - turn.sum(-2, keepdim=True) * inverse_q if need_q else to_q
+            by_angle = [] if to_slope is None else [to_slope * (inverse_p / (2 * math.pi)) * inverse_q]
+            by_angle += [] if to_sine is None else [to_sine * g * -inverse_p.square() * inverse_q.square()]
+            through_angle = reduce(torch.add, by_angle) / F.threshold(sine, 0.0, math.inf)  # 0 for parallel samples
+            to_g = to_g + through_angle
+            through_angle = through_angle * g if need_p or need_q else through_angle
+            to_p = to_p - through_angle.sum(-1, keepdim=True) * inverse_p if need_p else to_p
+            to_q = to_q - through_angle.sum(-2, keepdim=True) * inverse_q if need_q else to_q
         return to_g, to_p if need_p else None, to_q if need_q else None

@@ -1,4 +1,4 @@
-"""Distribution matching whose samples the network that matches has to classify, as much as it is right itself (IDM)."""
+"""Distribution matching with the matching network's loss on the samples, weighted by its accuracy (IDM)."""
 
 from typing import cast
 
@@ -23,20 +23,20 @@ from mmdistill.task import Batch, ClassBatch, Task, one_tensor
 
 
 class RegularisedMatching(Objective):
-    r"""Match the mean embedding of each class, and have the same network classify the synthetic samples.
+    r"""Match the mean embedding of each class, and add the same network's loss on the synthetic samples.
 
     .. math:: \sum_c \lVert \mu_{\theta,S,c} - \mu_{\theta,T,c} \rVert^2 + w\, a_\theta \sum_c \frac{1}{n_c} \sum_j
         \ell(x_{S,c,j}; \theta)
 
-    :math:`a_\theta` is the network's accuracy on the real samples that it has trained on, which its schedule counts:
-    one that has learned nothing says nothing. Both terms come from one forward pass, in eval mode.
+    :math:`a_\theta` is the network's accuracy on the real samples that it was trained on, which the schedule counts, so
+    that untrained networks add little. Both terms come from one forward pass, in eval mode.
 
     Args:
-        weight: w, the weight of the loss in a network that is always right.
+        weight: w, the weight of the loss at an accuracy of 1.
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
-        ConfigError: a negative weight, a network whose last layer is not linear, or one whose accuracy nobody counts.
+        ConfigError: a negative weight, a network whose last layer is not linear, or one without a counted accuracy.
         ShapeError: the class axes differ.
     Source: Zhao et al., CVPR 2023 (class-aware regularisation), and published code, whose accuracies are percentages.
     """
@@ -62,25 +62,25 @@ class RegularisedMatching(Objective):
         syn, real = class_sides(syn, real, "regularised matching")
         if network.accuracy is None:
             raise ConfigError("regularised matching reads the accuracy of a network, and nobody counted it")
-        amount = self.weight * network.accuracy
+        loss_weight = self.weight * network.accuracy
         with torch.no_grad():
-            goal = class_means(network, real, -1)[-1]
+            real_means = class_means(network, real, -1)[-1]
 
         def term(part: ClassBatch, rows: slice) -> Tensor:
             means, embeddings = compact_summary(network, part, -1)
-            gap = (means[-1] - goal[rows]).square().sum()
-            return gap + amount * class_losses(network, part, embeddings).sum()
+            distance = (means[-1] - real_means[rows]).square().sum()
+            return distance + loss_weight * class_losses(network, part, embeddings).sum()
 
         return sum_by_classes(term, syn, features_at_once(network, syn))
 
 
 def class_losses(network: Network, batch: ClassBatch, embeddings: Tensor) -> Tensor:
-    """Return the mean cross entropy of each class's samples, read off their embeddings by the last layer.
+    """Return the mean cross entropy of each class's samples, from their embeddings through the last layer.
 
     Shapes:
         embeddings ``(C, n, d)``, or ``(n, d)`` where classes share their samples; returns ``(C,)``.
     Raises:
-        ConfigError: no last layer that could be linear.
+        ConfigError: the last layer is not linear.
     """
     classes = cast(int, network.task.num_classes)
     readout = readout_of(network.state, classes, embeddings.shape[-1])

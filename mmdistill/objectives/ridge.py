@@ -1,4 +1,4 @@
-"""Members of the kernel ridge family: a margin of the labels, random networks with Platt scaling, float64 kernels."""
+"""Kernel ridge objectives with a margin of the labels (FRePo), or with random networks and Platt scaling (RFAD)."""
 
 import math
 
@@ -21,11 +21,11 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensor
 
 
 def label_margin(labels: Tensor, most: float = 1.0) -> Tensor:
-    """Return minus the gap between each label's largest two values, at most a multiple of 1/C, averaged.
+    """Return minus the gap between each label's two largest values, clamped to ``most``/C and averaged.
 
     Args:
-        labels: of the samples.
-        most: the multiple.
+        labels: the samples' labels.
+        most: C times the largest gap that counts.
     Shapes:
         ``(n, C)`` labels with C of at least 2; returns a scalar.
     """
@@ -34,7 +34,7 @@ def label_margin(labels: Tensor, most: float = 1.0) -> Tensor:
 
 
 class MarginKernelRidge(KernelRidgeMatching):
-    r"""Kernel ridge matching on a live network's features, with a margin that keeps learned labels apart.
+    r"""Kernel ridge matching on a network's features, with a margin that keeps a label's values apart (FRePo).
 
     .. math:: \tfrac{1}{2} \lVert K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/n\, I)^{-1} Y_s - Y_t \rVert^2
         - \mathrm{mean}_i \min(y_{i(1)} - y_{i(2)}, 1/C)
@@ -43,7 +43,7 @@ class MarginKernelRidge(KernelRidgeMatching):
     targets are one-hot minus 1/C.
 
     Args:
-        ridge: lambda, scaled by trace.
+        ridge: lambda, in the ``trace`` convention.
     Shapes:
         flat batches; class indices count as one-hot minus 1/C; returns a scalar.
     Raises:
@@ -75,8 +75,8 @@ class RandomFeatureRidge(Objective):
     every bias from N(0, bias_std^2); the schedule's network is not read. k is learned (optimizer group ``objective``).
 
     Args:
-        networks: n, drawn anew in every step.
-        ridge: lambda.
+        networks: n, the networks drawn in each step.
+        ridge: lambda, in the ``trace`` convention.
         bias_std: standard deviation of the biases.
         offset: b_0, the bias of the readout.
     Shapes:
@@ -110,15 +110,15 @@ class RandomFeatureRidge(Objective):
         """Return the cross entropy of the scaled ridge prediction on the real batch.
 
         Raises:
-            ShapeError: real or synthetic targets that are a named dict.
+            ShapeError: real or synthetic targets are a named dict.
         """
         syn, real = flatten_classes(syn), flatten_classes(real)
-        classes = one_tensor(real.targets, "the cross entropy")
+        real_targets = one_tensor(real.targets, "the cross entropy")
         k_ts, k_ss = self.kernels(network, real.inputs, syn.inputs, draws)
         targets = synthetic_targets(syn, network)
         prediction = k_ts @ ridge_solution(k_ss, targets, self.ridge, "trace").to(k_ts.dtype)
         scores = self.log_scale.exp() * prediction
-        return weighted_mean(soft_cross_entropy(scores, classes), real.weight.to(scores))
+        return weighted_mean(soft_cross_entropy(scores, real_targets), real.weight.to(scores))
 
     def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; the real side keeps no graph."""
@@ -128,18 +128,18 @@ class RandomFeatureRidge(Objective):
         return self._gram(phi_real, phi_syn), self._gram(phi_syn, phi_syn)
 
     def _gram(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the kernel of features in float64, which CUDA does not round to TF32, one network at a time."""
+        """Return the kernel of features, one network at a time, in float64: CUDA rounds float32 to TF32."""
         size = a.shape[1] // self.networks
         parts = zip(torch.split(a, size, 1), torch.split(b, size, 1), strict=True)
         return 2 * torch.stack([x.double() @ y.double().T for x, y in parts]).sum(0) + self.offset
 
     def random_networks(self, task: Task, draws: Draws) -> list[NetworkState]:
-        """Return this step's networks: one whose weights and biases are drawn anew for each."""
+        """Draw this step's networks: copies of one, each with weights and biases of its own."""
         network = task.init(draws)
         return [redrawn(network, draws.fold(index, "weights"), self.bias_std) for index in range(self.networks)]
 
     def _features(self, task: Task, states: list[NetworkState], inputs: Inputs) -> Tensor:
-        """Return all networks' last features side by side, ``(n, networks * d)``, so scaled that products are means."""
+        """Return all networks' last features side by side, ``(n, networks * d)``, scaled so that products are means."""
         layers = [task.features(state, inputs)[-1] for state in states]
         return torch.cat(layers, 1) / math.sqrt(len(states) * layers[0].shape[1])
 

@@ -1,4 +1,4 @@
-"""What stands where a closed form needs no objective."""
+"""The placeholder objective of methods that find the set in closed form."""
 
 from torch import Tensor
 
@@ -9,12 +9,12 @@ from mmdistill.task import Batch, ClassBatch
 
 
 class Solved(Objective):
-    """No objective: the set is found in closed form."""
+    """A placeholder for methods that find the set in closed form, without steps."""
 
     view = "flat"
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Refuse: there is nothing to step.
+        """Refuse to compute a loss.
 
         Raises:
             ConfigError: always.

@@ -1,4 +1,4 @@
-"""Multi-step parameter matching: where a student ends against where an expert ended (Eq. 12, 13)."""
+"""Multi-step parameter matching: a student's end point against an expert's (Eq. 12, 13)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack, get_args
@@ -18,7 +18,7 @@ from mmdistill.task import Batch, ClassBatch, Tensors
 
 
 class Ends(NamedTuple):
-    """Where a student ends, where an expert ends, and where both began: trees of the same tensors."""
+    """The student's end point, the expert's end point, and their common start: trees of the same tensors."""
 
     end: Tensors
     target: Tensors
@@ -27,16 +27,16 @@ class Ends(NamedTuple):
 
 @dataclass(frozen=True)
 class Masking:
-    """Which parameters trajectories are compared without (PAD).
+    """Which parameters are left out when trajectories are compared (PAD).
 
     Args:
-        share: of all parameters, rounded down to a whole number of them.
-        by: ``depth`` leaves out the first ones in the order of the network's layers, in which one layer may be cut;
+        share: the share of all parameters that is left out, rounded down to a whole number of them.
+        by: ``depth`` leaves out the first parameters in the order of the network's layers, and may cut a layer;
             ``distance`` leaves out those in which the student ends nearest to the target, chosen without a gradient.
     Raises:
         ConfigError: a share of 1 or more, or an unknown choice.
-    Source: Li et al., 2024 (PAD), Sec. 3.2, which leaves out the shallow layers; its published code reads the same
-    share and leaves out what is nearest.
+    Source: Li et al., 2024 (PAD), Sec. 3.2, which leaves out the shallow layers; its published code takes the same
+    share and leaves out the nearest parameters.
     """
 
     share: float = 0.0
@@ -47,15 +47,15 @@ class Masking:
         require_choice("what masks parameters (masked_by)", self.by, get_args(MaskedBy))
 
     def kept(self, ends: Ends) -> Ends:
-        """Return what is compared, of trees in the order of depth."""
-        left = int(self.share * sum(tensor.numel() for tensor in ends.start.values()))
-        if not left:
+        """Return the three trees without the masked parameters; their tensors must be in the order of depth."""
+        masked = int(self.share * sum(tensor.numel() for tensor in ends.start.values()))
+        if not masked:
             return ends
         if self.by == "depth":
-            return Ends(*(without_first(tree, left) for tree in ends))
+            return Ends(*(without_first(tree, masked) for tree in ends))
         end, target, start = (torch.cat([tensor.flatten() for tensor in tree.values()]) for tree in ends)
         distances = (end.detach() - target).square()
-        rows = distances.topk(len(distances) - left, sorted=False).indices
+        rows = distances.topk(len(distances) - masked, sorted=False).indices
         return Ends(*({"kept": flat[rows]} for flat in (end, target, start)))
 
 
@@ -63,17 +63,17 @@ ALL_COMPARED = Masking()
 
 
 class TrajectoryOptions(StudentOptions, total=False):
-    """What else an objective that compares trajectories may be given, see :class:`TrajectoryMatching`."""
+    """Options of objectives that compare trajectories, see :class:`TrajectoryMatching`."""
 
     masking: Masking
 
 
 class TrajectoryMatching(UnrolledObjective):
-    r"""Match the end of an expert's trajectory from the same start (Eq. 12, 13).
+    r"""Match the end point of an expert's trajectory from the same start (Eq. 12, 13).
 
     .. math:: \|\theta_S^{(T_s)} - \theta_T^{(T_t)}\|^2 / \|\theta^{(0)} - \theta_T^{(T_t)}\|^2
 
-    The start is the network's state, the end its ``target``; both come from a schedule of experts.
+    The start is the network's state, the expert's end point its ``target``; a schedule of experts gives both.
 
     Args:
         masking: which parameters both distances leave out.
@@ -81,17 +81,17 @@ class TrajectoryMatching(UnrolledObjective):
     All others are those of :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
 
     Shapes:
-        flat batches, of which the real one is not read; returns a scalar.
+        flat batches; the real one is not read; returns a scalar.
     Raises:
         ConfigError: a network without a target.
-        ShapeError: the target has other parameters than the network.
+        ShapeError: the target's parameters differ from the network's.
     Source: Cazenavette et al., CVPR 2022, Sec. 3.2; survey Sec. 3.3.3.
     """
 
     needs_target = True
     reads_real = False
     masking = ALL_COMPARED
-    """An attribute of those with another one alone, so that the others are described as they were without masks."""
+    """Set on instances only where parameters are masked, so that other runs keep the identity they had before masks."""
 
     def __init__(
         self, steps: int, rate: InnerRate, *, masking: Masking = ALL_COMPARED, **student: Unpack[StudentOptions]
@@ -105,25 +105,26 @@ class TrajectoryMatching(UnrolledObjective):
         return normalised_distance(*self.ends(network, syn, draws))
 
     def ends(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Ends:
-        """Return what is compared, after the student's training."""
+        """Train the student and return the three points that are compared, masked."""
         start, target = network.state.params, required_target(network)
         end = self.train_student(network, syn, draws)
         return self.masking.kept(Ends(*({name: tree[name] for name in start} for tree in (end, target, start))))
 
 
 class TrajectoryMatchingConstantMemory(TrajectoryMatching):
-    """Trajectory matching with a cheaper, approximate gradient: later states are held fixed (TESLA).
+    """Trajectory matching with an approximate gradient of constant memory: later states are held fixed (TESLA).
 
     The value is that of :class:`TrajectoryMatching`. Its gradient with respect to step i's batch is
     ``2 [lr (target - start) + lr^2 G]^T d g_i / d x_i / ||start - target||^2`` with ``G`` the sum of all steps'
-    gradients: the effect of ``x_i`` on the gradients of later steps is dropped.
+    gradients; the effect of ``x_i`` on the gradients of later steps is dropped.
 
-    Differs from: the published code, whose images get half of this gradient; their rates here are half of its rates.
+    Differs from: the published code takes half of this gradient for images, so image learning rates here are half of
+    the published ones.
 
     Args: as for :class:`TrajectoryMatching`.
     Shapes: those of :class:`TrajectoryMatching`.
     Raises:
-        ConfigError: truncation or kept activations, which have no meaning here, or another optimizer than SGD.
+        ConfigError: truncation or kept activations, which mean nothing here, or an optimizer other than SGD.
     Source: Cui et al., ICML 2023, Sec. 3; survey Sec. 3.3.3.
     """
 
@@ -137,19 +138,19 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
     def unrolled(
         self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None
     ) -> Tensors:
-        """Return the parameters after all steps, with the approximate gradient; by programs where any apply."""
+        """Take all steps from ``start``; return the final parameters, with the approximate gradient."""
         return unroll_held(loss, start, steps, rate, self.unrolling, programs)
 
 
 class PrunedTrajectoryMatching(TrajectoryMatching):
-    """Trajectory matching without the parameters that the student cannot come near (DDPP).
+    """Trajectory matching without the parameters that the student does not come near (DDPP).
 
-    A parameter is left out of both distances while its similarity ``min(s / t, t / s)`` between the student's end s and
-    the expert's end t is below a threshold; the choice itself has no gradient. Where all would be left out, all count.
-    What a mask leaves out is left out before.
+    A parameter is left out of both distances in a step where its similarity ``min(s / t, t / s)`` between the student's
+    end s and the expert's end t is below a threshold; the choice has no gradient. Where it would leave out all, none
+    is. Masking applies first.
 
     Args:
-        threshold: below 1; similarities lie at 1 for equal parameters and below 0 for other signs.
+        threshold: below 1; the similarity is 1 for equal parameters and negative for opposite signs.
 
     All others are those of :class:`TrajectoryMatching`.
 
@@ -170,9 +171,9 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the normalised squared distance over the parameters that are kept."""
         end, target, start = self.ends(network, syn, draws)
-        kept = {name: similarity(end[name].detach(), target[name]) >= self.threshold for name in end}
-        some = torch.stack([mask.any() for mask in kept.values()]).any()
-        weight = {name: (mask | ~some).to(target[name].dtype) for name, mask in kept.items()}
+        similar = {name: similarity(end[name].detach(), target[name]) >= self.threshold for name in end}
+        any_similar = torch.stack([mask.any() for mask in similar.values()]).any()
+        weight = {name: (mask | ~any_similar).to(target[name].dtype) for name, mask in similar.items()}
 
         def masked(params: Tensors) -> Tensors:
             return {name: weight[name] * tensor for name, tensor in params.items()}
@@ -181,46 +182,46 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Return min(a/b, b/a) elementwise: 1 for equal values, 0 where only one is 0, negative for other signs."""
+    """Return min(a/b, b/a) elementwise: 1 for equal values, 0 where only one is 0, negative for opposite signs."""
     smaller, larger = torch.minimum(a.abs(), b.abs()), torch.maximum(a.abs(), b.abs())
     ratio = torch.where(larger > 0, smaller / larger, 1.0)
     return torch.where(a * b < 0, -1 / ratio, ratio)
 
 
 def without_first(params: Tensors, count: int) -> Tensors:
-    """Return parameters without so many of the first ones; the tensor that is cut is flat."""
-    found = {}
+    """Return the parameters without the first ``count`` numbers; a tensor that is cut comes back flat."""
+    remaining = {}
     for name, tensor in params.items():
         cut = min(count, tensor.numel())
         count -= cut
         if cut < tensor.numel():
-            found[name] = tensor.flatten()[cut:] if cut else tensor
-    return found
+            remaining[name] = tensor.flatten()[cut:] if cut else tensor
+    return remaining
 
 
 def required_target(network: Network) -> Tensors:
     """Return the network's target.
 
     Raises:
-        ConfigError: it has none.
-        ShapeError: it does not fit the network.
+        ConfigError: the network has none.
+        ShapeError: the target does not fit the network.
     """
     if network.target is None:
         raise ConfigError("there is no expert's end point for this network; use a schedule of cached experts")
     for name, start in network.state.params.items():
-        found = network.target.get(name)
-        if found is None or found.shape != start.shape:
-            got = "no such parameter" if found is None else tuple(found.shape)
+        end = network.target.get(name)
+        if end is None or end.shape != start.shape:
+            got = "no such parameter" if end is None else tuple(end.shape)
             raise ShapeError(f"the expert's target has {got} for {name}, the network has {tuple(start.shape)}")
     return network.target
 
 
 def normalised_distance(end: Tensors, target: Tensors, start: Tensors) -> Tensor:
-    """Return the squared distance of two end points over that of the second one and the start (Eq. 13).
+    """Return the squared distance of ``end`` to ``target`` over that of ``start`` to ``target`` (Eq. 13).
 
     Shapes:
         trees of tensors of any shape, the same in all three; returns a scalar.
     """
-    reached = torch.stack([(end[name] - target[name]).square().sum() for name in end]).sum()
-    moved = torch.stack([(start[name] - target[name]).square().sum() for name in end]).sum()
-    return reached / moved
+    of_end = torch.stack([(end[name] - target[name]).square().sum() for name in end]).sum()
+    of_start = torch.stack([(start[name] - target[name]).square().sum() for name in end]).sum()
+    return of_end / of_start

@@ -1,4 +1,4 @@
-"""Performance matching through the unrolled inner loop (Eq. 2, 3), and what every unrolled objective shares."""
+"""Performance matching through the unrolled inner loop (Eq. 2, 3), and the base of all unrolled objectives."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,14 +29,14 @@ RateForm = Literal["raw", "softplus"]
 
 
 class InnerRate(nn.Module):
-    """The student's learning rate, learned in some form.
+    """The student's learning rate, learned or fixed.
 
     Args:
-        initial: its first value.
-        steps: learn one rate for each of so many steps; None: one for all.
-        form: what is learned: the rate itself (``raw``, which may turn negative), or a number that ``softplus`` maps to
-            it. The optimizer's own rate means something else in each.
-        learn: False keeps it.
+        initial: the first value.
+        steps: learn one rate for each of ``steps`` steps; None: one for all.
+        form: the parameter that is learned: the rate itself (``raw``, which may turn negative), or a number that
+            ``softplus`` maps to it. The outer optimizer's learning rate differs in meaning between the two.
+        learn: False keeps the initial value.
     Raises:
         ConfigError: an unknown form, or an initial rate that is not positive.
     """
@@ -62,7 +62,7 @@ class InnerRate(nn.Module):
 
 
 class StudentOptions(TypedDict, total=False):
-    """What else a student's training may be given, see :class:`UnrolledObjective`."""
+    """Options of a student's training, see :class:`UnrolledObjective`."""
 
     batch: int | None
     parts: int
@@ -71,19 +71,19 @@ class StudentOptions(TypedDict, total=False):
 
 
 class UnrolledObjective(Objective):
-    """Base of the objectives that train a student on the synthetic set for some steps and read where it ends.
+    """Base of the objectives that train a student on the synthetic set and read its final parameters.
 
     Args:
         steps: T, the student's steps.
-        rate: its learning rate.
-        batch: its minibatch size, in epochs of permutations; None: the whole set in each step.
-        parts: with ``batch`` None, cycle through a fixed partition into so many minibatches.
-        augment: augment each step's samples, each with its own strength.
-        unrolling: by which optimizer the student trains, truncation and how to differentiate.
+        rate: the student's learning rate.
+        batch: the minibatch size, with samples shuffled anew in each epoch; None: the whole set in each step.
+        parts: with ``batch`` None, cycle through a fixed partition into ``parts`` minibatches.
+        augment: augment the samples, with one operation per step and a strength for each sample.
+        unrolling: the student's optimizer, truncation, and how to differentiate.
     Shapes:
-        flat batches; returns a scalar, of what the student ends as.
+        flat batches; returns a scalar.
     Raises:
-        ConfigError: values out of range, or a rate of Adam's that is learned.
+        ConfigError: values out of range, or a learned rate with an optimizer other than SGD.
     """
 
     view = "flat"
@@ -92,10 +92,10 @@ class UnrolledObjective(Objective):
     compiling = 4
 
     def check(self, task: Task) -> None:
-        """Refuse a task whose network has nothing to train.
+        """Refuse a task whose network has no parameters to train, as an infinitely wide one.
 
         Raises:
-            ConfigError: an infinitely wide network, say.
+            ConfigError: naming the data.
         """
         super().check(task)
         require_parameters(self, "trains students", task)
@@ -134,56 +134,64 @@ class UnrolledObjective(Objective):
 
     @property
     def samples_read(self) -> int | None:
-        """How many samples the student's minibatches hold; None: it trains on all."""
+        """How many samples all of the student's minibatches hold; None: it trains on all."""
         return None if self.batch is None else self.steps * self.batch
 
     def learned(self) -> Tensors:
-        """Return the student's rate, with which the set is to be used; nothing where it is not SGD's."""
+        """Return the student's rate, with which judges train; nothing where its optimizer is not SGD."""
         return {"inner_lr": self.rate().detach()} if self.unrolling.optimizer == "sgd" else {}
 
     def student_steps(self, draws: Draws) -> int:
-        """Return how many steps this student takes."""
+        """Return how many steps the student of this key takes."""
         return self.steps
 
     def step_batches(self, task: Task, syn: Batch, draws: Draws) -> Batch:
-        """Return all steps' batches, ``(T, b, ...)``, gathered and augmented in one go."""
-        count, number = syn.weight.shape[0], self.student_steps(draws)
+        """Return the minibatches of all steps, ``(T, b, ...)``, gathered and augmented in one go."""
+        count, steps = syn.weight.shape[0], self.student_steps(draws)
         device = syn.weight.device
         if self.parts > 1:
-            steps = gather_steps(syn, fixed_order(count, number, self.parts, device))
+            batches = gather_steps(syn, fixed_order(count, steps, self.parts, device))
         elif self.batch is None or self.batch >= count:
-            steps = repeat_steps(syn, number)
+            batches = repeat_steps(syn, steps)
         else:
-            steps = gather_steps(syn, shuffled_order(draws.fold("order").to(device), count, number, self.batch))
+            batches = gather_steps(syn, shuffled_order(draws.fold("order").to(device), count, steps, self.batch))
         if not self.augment:
-            return steps
-        # A step is to augmentation what a class is elsewhere: a group that draws its own operation.
-        return augmented(task, draws.fold("augment"), ClassBatch(steps, Dims(0, 0)), shared=False).batch
+            return batches
+        # Augmentation draws an operation for each class, so steps take the place of classes.
+        return augmented(task, draws.fold("augment"), ClassBatch(batches, Dims(0, 0)), shared=False).batch
 
-    def _sizes(self, count: int, steps: int) -> list[int]:
-        """Return how many of all samples each step's batch has, which copies without weight fill up."""
+    def _batch_sizes(self, count: int, steps: int) -> list[int]:
+        """Return the number of samples in each step's minibatch, without the copies of weight 0 that pad it."""
         if self.parts > 1:
             return part_sizes(count, steps, self.parts)
         return drawn_sizes(count, steps, count if self.batch is None else min(self.batch, count))
 
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
-        """Return the parameters of a student that started at the network and took all steps, differentiably."""
+        """Train a student that starts at the network; return its parameters, differentiable in the batch."""
         flat = flatten_classes(syn)
-        steps = self.step_batches(network.task, flat, draws)
-        sizes = self._sizes(len(flat.weight), len(steps.weight)) if has_statistics(network.state) else None
+        batches = self.step_batches(network.task, flat, draws)
+        sizes = self._batch_sizes(len(flat.weight), len(batches.weight)) if has_statistics(network.state) else None
         loss = student_loss(network, draws.fold("student"), sizes)
         programs = None if network.compiled is None or network.state.buffers else network.compiled.steps
-        return self.unrolled(loss, network.state.params, steps, self.student_rate(network.task), programs)
+        return self.unrolled(loss, network.state.params, batches, self.student_rate(network.task), programs)
 
     def student_rate(self, task: Task) -> Tensor:
-        """Return the rate of a task's students, one number or one for each step."""
+        """Return the learning rate of a task's students, one number or one for each step."""
         rate: Tensor = self.rate()
         return rate
 
     def unrolled(
         self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None
     ) -> Tensors:
-        """Return the parameters after all steps, differentiably; by programs where there are any that apply."""
+        """Take all steps from ``start``; return the final parameters, differentiable in the minibatches and the rate.
+
+        Args:
+            loss: the student's loss at a step.
+            start: the student's first parameters.
+            steps: the minibatches of all steps.
+            rate: the learning rate, one number or one for each step.
+            programs: compiled steps; used where they apply.
+        """
         return unroll(loss, start, steps, rate, self.unrolling, programs)
 
 
@@ -192,20 +200,20 @@ class UnrolledPerformance(UnrolledObjective):
 
     .. math:: \ell(T; \theta^{(T)}), \quad \theta^{(t)} = \theta^{(t-1)} - \eta_t \nabla \ell(S; \theta^{(t-1)})
 
-    With a window of W, the student takes a random number of steps from W to T, and gradients flow through its last W
-    (random truncated back-propagation through time): long trainings at the cost of short ones, and without the noise
-    that gradients gather on their way through many steps. Such a set belongs to no number of steps, so judges train by
-    their own protocol.
+    With a window of W, the student takes a random number of steps from W to T, and gradients flow through the last W
+    (random truncated back-propagation through time): students train long at the cost of short unrolls, and without the
+    noise of gradients through many steps. Such a set fits no single number of steps, so judges train by their own
+    protocol.
 
     Args:
-        window: W; None differentiates all T steps, which every student takes.
+        window: W; None: every student takes all T steps, and all are differentiated.
 
     All others are those of :class:`UnrolledObjective`.
 
     Shapes:
         flat batches; returns a scalar.
     Raises:
-        ConfigError: a window outside of 1 to T, beside a truncation or a rate that is learned.
+        ConfigError: a window outside of 1 to T, or one together with a truncation or a learned rate.
     Source: Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022 (momentum); Feng et al., ICLR 2024 (window); survey
     Sec. 3.3.1.
     """
@@ -229,17 +237,17 @@ class UnrolledPerformance(UnrolledObjective):
         if self.unrolling.truncate is not None:
             raise ConfigError("a window is a truncation already, so there is nothing else to truncate")
         self.unrolling = replace(self.unrolling, truncate=window)
-        self.steady = False  # the number of steps is the host's to know
+        self.steady = False  # the number of steps varies, so no single CUDA graph fits
 
     def learned(self) -> Tensors:
-        """Return the student's rates and, where every run takes the same steps, what else makes them up."""
+        """Return the student's rate and, where its steps are not random, what judges need to repeat them."""
         if self.window is not None:
             return {}
-        found = super().learned()
-        if found and self.batch is None and not self.augment:
-            found["inner_parts"] = torch.tensor(self.parts)
-            found["inner_momentum"] = torch.tensor(self.unrolling.momentum)
-        return found
+        values = super().learned()
+        if values and self.batch is None and not self.augment:
+            values["inner_parts"] = torch.tensor(self.parts)
+            values["inner_momentum"] = torch.tensor(self.unrolling.momentum)
+        return values
 
     def student_steps(self, draws: Draws) -> int:
         """Return T, or with a window a random number from W to T."""
@@ -248,32 +256,35 @@ class UnrolledPerformance(UnrolledObjective):
         return self.window + draws.fold("horizon").index(self.steps - self.window + 1)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the trained student's loss on the real batch, by whose own statistics any batch norms normalise."""
-        end, own = self.train_student(network, syn, draws), draws.fold("real")
+        """Return the trained student's loss on the real batch; batch norms use the real batch's statistics."""
+        end, key = self.train_student(network, syn, draws), draws.fold("real")
 
         def loss(params: Tensors, batch: Batch) -> Tensor:
             student = NetworkState(params, copied(network.state.buffers))
             with autocast_for(network.precision, batch.weight.device, graph=True):
-                return network.task.loss(student, batch, train=has_statistics(student), draws=own)
+                return network.task.loss(student, batch, train=has_statistics(student), draws=key)
 
-        by_batch = has_statistics(NetworkState(end, network.state.buffers))
-        return loss(end, flatten_classes(real)) if by_batch else loss_by_portions(loss, end, flatten_classes(real))
+        flat = flatten_classes(real)
+        if has_statistics(NetworkState(end, network.state.buffers)):  # statistics of the whole batch, not of portions
+            return loss(end, flat)
+        return loss_by_portions(loss, end, flat)
 
 
 def student_loss(network: Network, draws: Draws, sizes: Sequence[int] | None = None) -> StepLoss:
-    """Return the training loss of one student step; its dropout derives from the key and the step's number.
+    """Return the training loss of a student as a function of parameters, minibatch and step.
 
     Args:
-        network: where students start.
-        draws: the key.
-        sizes: the samples of each step's batch, where batch norms would count the copies that fill it up; None: all.
+        network: the network from which students start; its buffers are used in every step.
+        draws: the key from which, with the step's number, dropout derives.
+        sizes: the number of samples of each step's minibatch, to drop the copies that pad it, which batch norms would
+            count; None: keep all.
     """
     task, buffers = network.task, network.state.buffers
 
     def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
-        own = NetworkState(params, copied(buffers))
+        student = NetworkState(params, copied(buffers))
         batch = batch if sizes is None else take(batch, slice(sizes[step]))
         with autocast_for(network.precision, batch.weight.device, graph=True):
-            return task.loss(own, batch, train=True, draws=draws.fold(step))
+            return task.loss(student, batch, train=True, draws=draws.fold(step))
 
     return loss

@@ -9,25 +9,24 @@ from mmdistill.task import Task
 FLAGS = tuple(
     name for name, value in vars(Objective).items() if isinstance(value, int | float | str) and not name.startswith("_")
 )
-"""What objectives say of themselves as attributes."""
+"""Names of the class attributes by which objectives say what they read."""
 
 
 class ObjectiveWrapper(Objective):
-    """Base of the objectives that add something to the one objective which they keep as an attribute.
+    """Base of the objectives that add a term to an inner objective, which they keep as an attribute.
 
-    Each flag is what the inner objective says, unless the class or the instance says it itself; so are the checks, what
-    is drawn when a run begins, and what is learned. Which samples the addition reads the inner one cannot know, so all
-    are read.
+    Flags are the inner objective's, unless the class or the instance sets them itself. Checks, ``begin`` and
+    ``learned`` are passed on to it. ``samples_read`` is not, so all samples are read: the added term may need them.
     """
 
     @property
     def inner(self) -> Objective:
-        """The objective that is added to, under whatever name it is kept."""
-        (inner,) = (part for part in self.children() if isinstance(part, Objective))
+        """The only child module that is an objective, whatever its name."""
+        (inner,) = (module for module in self.children() if isinstance(module, Objective))
         return inner
 
     def check(self, task: Task) -> None:
-        """Refuse what the view or the inner objective refuses."""
+        """Refuse a task that does not fit the view, or that the inner objective refuses."""
         super().check(task)
         self.inner.check(task)
 
@@ -36,8 +35,8 @@ class ObjectiveWrapper(Objective):
         self.inner.begin(task, draws)
 
 
-class _PassedOn:
-    """A flag that an inner objective says; an instance's own attribute of the name goes first."""
+class _InnerFlag:
+    """A descriptor that reads a flag from the inner objective; an attribute of the instance takes precedence."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -47,4 +46,4 @@ class _PassedOn:
 
 
 for _flag in FLAGS:
-    setattr(ObjectiveWrapper, _flag, _PassedOn(_flag))
+    setattr(ObjectiveWrapper, _flag, _InnerFlag(_flag))
