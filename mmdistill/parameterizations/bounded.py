@@ -1,4 +1,4 @@
-"""Raw storage of images that stay within the range of pixels."""
+"""Raw storage of images that stay within the pixels' value range."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ from mmdistill.parameterizations.upsample import PixelSpace
 
 
 class Bounded(Raw):
-    """Learn the images themselves, brought back within the range of pixels after every step.
+    """Learn the images themselves, clamped to the pixels' value range after every step.
 
     Args:
-        inputs: initial images ``(M, channels, height, width)``, normalised; they may begin outside.
-        labels: their targets.
-        classes: ``(M,)`` the class each image stands for.
+        inputs: initial images ``(M, channels, height, width)``, normalised; they may lie outside the range.
+        labels: the images' targets.
+        classes: ``(M,)`` the class of each image.
         num_classes: C.
-        space: says the range; where pixels know none, images may be anything.
+        space: gives the range, which may be infinite.
     """
 
     def __init__(

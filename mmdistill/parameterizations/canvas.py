@@ -1,4 +1,4 @@
-"""Textures: one tileable canvas per class, of which samples are crops around its edges (survey, Sec. 4.10)."""
+"""Textures: one tileable canvas per class, whose crops are the samples (survey, Sec. 4.10)."""
 
 import math
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ from mmdistill.task import Batch, Task, Tensors
 
 
 class Canvases(ImageCodes):
-    """Learn a canvas per class; each decoding crops it at random places, so that every part learns and edges meet.
+    """Learn a canvas per class; each decoding crops it at random positions, so that every part learns and edges meet.
 
-    A crop lies at a uniformly drawn place and goes on at the opposite edge, as in MTT's published code.
+    The position of a crop is uniform, and crops wrap around the canvas's edges, as in MTT's published code.
 
-    Differs from: that code, which keeps a canvas of twice the side for each image, and whose judges crop anew in every
-    step. Here one canvas per class fills the bytes of its images, and the finished set holds the crops that the run's
-    last key draws: a set is samples, and judges take them as they are.
+    Differs from: that code keeps a canvas of twice the side for each image, and its judges draw new crops in every
+    step. Here one canvas per class takes the bytes of the class's images, and the finished set holds the crops that the
+    run's last key draws, since a set is samples, which judges take as they are.
 
     Args:
-        canvases: initial ones ``(C, channels, H, W)``, normalised.
+        canvases: initial canvases ``(C, channels, H, W)``, normalised.
         labels: one target per class, or one per sample.
         size: height and width of a crop.
-        crops: from each canvas and decoding.
-        tiles: per side of a crop, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
+        crops: crops of each canvas in a decoding.
+        tiles: tiles per side of a crop, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     Shapes:
         decodes ``(C crops tiles^2, channels, height, width)`` in normalised units, class by class.
     Raises:
-        ConfigError: crops that are larger than the canvas, or none.
+        ConfigError: crops larger than the canvas, or no crops.
     Source: Cazenavette et al., CVPR Workshops 2022; survey Sec. 4.10.
     """
 
@@ -53,51 +53,51 @@ class Canvases(ImageCodes):
         self.crops = crops
 
     def forward(self, draws: Draws) -> Batch:
-        """Crop every canvas at places of its own."""
-        return self._cropped(draws.to(self.canvases.device))
+        """Crop every canvas at random positions."""
+        return self._crop(draws.to(self.canvases.device))
 
     def finished(self, draws: Draws) -> Batch:
-        """Crop at places that a key gives on every device, so that codes decode to the same set anywhere."""
-        return self._cropped(draws.to("cpu"))
+        """Crop at positions drawn on the CPU, so that codes decode to the same set on every device."""
+        return self._crop(draws.to("cpu"))
 
-    def _cropped(self, draws: Draws) -> Batch:
-        """Crop every canvas at places that are drawn on the key's device."""
+    def _crop(self, draws: Draws) -> Batch:
+        """Crop every canvas at positions drawn on the key's device."""
         num_classes, _, *sides = self.canvases.shape
         key, device = draws.fold("crops"), self.canvases.device
-        count, along = num_classes * self.crops, [torch.arange(length, device=device) for length in self.size]
+        count, offsets = num_classes * self.crops, [torch.arange(length, device=device) for length in self.size]
         rows, columns = (
-            (key.fold(name).integers(side, count).to(device)[:, None] + pixels) % side
-            for name, side, pixels in zip(("rows", "columns"), sides, along, strict=True)
+            (key.fold(name).integers(side, count).to(device)[:, None] + offset) % side
+            for name, side, offset in zip(("rows", "columns"), sides, offsets, strict=True)
         )
         owner = torch.arange(num_classes, device=device).repeat_interleave(self.crops)
         crops = self.canvases[owner[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return self.batch_of(crops)
 
     def plain_values(self) -> Mapping[str, object]:
-        """Return the crops' size and number, and the tiles."""
+        """Return the size and number of crops, and the tiles."""
         return {"size": list(self.size), "crops": self.crops, "tiles": self.tiles}
 
     @classmethod
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "Canvases":
-        """Return what crops the stored canvases."""
+        """Rebuild the stored canvases."""
         height, width = plain["size"]
         crops, tiles = plain["crops"], plain["tiles"]
-        if num_classes * crops * tiles**2 != len(classes):  # before their places take memory
+        if num_classes * crops * tiles**2 != len(classes):  # before the crops' positions take memory
             raise ConfigError(f"{crops} crops of {num_classes} canvases are not {len(classes)} samples")
         return cls(tensors["canvases"], labels, (height, width), crops, tiles)
 
 
 def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, multiple: int = 4) -> Canvases:
-    """Build one canvas per class within a budget, of the images' proportions, from tiles of real images.
+    """Build one canvas per class within a budget, of the images' aspect ratio, tiled with real images.
 
     Args:
         task: a task of images with classes.
         room: the budget.
         init: how the tiles are chosen; ``noise`` draws N(0, 1).
         draws: the key.
-        multiple: how many crops stand for each raw image of the budget.
+        multiple: crops per raw image of the budget.
     Raises:
         ConfigError: a budget below one image per class, or a multiple below 1.
     """
@@ -107,6 +107,7 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
     crops = room.per_class * multiple
 
     def sides(room: ImageBudget) -> tuple[int, int]:
+        """Return the height and width of the largest canvas that fits."""
         count = room.per_class * multiple
         area = (room.stored_bytes // room.num_classes - room.code_label_bytes(count)) // (FLOAT_BYTES * channels)
         scale = math.sqrt(area / (height * width)) if area > 0 else 0.0

@@ -1,6 +1,6 @@
-"""What a set stores, as a file of its own: codes, decoders and labels, which are decoded without the real data.
+"""The file of a set's codes, decoders and labels, from which it is decoded again without the real data.
 
-A distilled set is kept decoded, ready to use. Beside it lies ``codes.safetensors``, whose tensors take the bytes that
+A distilled set is saved decoded, ready to use. Beside it lies ``codes.safetensors``, whose tensors take the bytes that
 the set claims: floats as they are, classes in the smallest type that holds them.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 CODES = "codes.safetensors"
 CODES_VERSION = 2
 KEY = "mmdistill"
-"""Under which the file keeps, as JSON, what its tensors are."""
+"""Metadata entry that describes the file's tensors, as JSON."""
 KINDS: dict[str, type[Parameterization]] = {
     "upsampled": MultiFormation,
     "addressed": AddressedMemory,
@@ -43,62 +43,61 @@ KINDS: dict[str, type[Parameterization]] = {
     "canvas": Canvases,
     "combined": CombinedImages,
 }
-"""What can be rebuilt from tensors and plain values, by the name that files call it; a user's class may join."""
+"""Parameterizations that can be rebuilt from tensors and plain values, by their name in files; users may add theirs."""
 OWN_KINDS = frozenset(KINDS.values())
-"""Those of this library, which are known to decode to the samples that they were."""
+"""Kinds of this library, which are known to decode to the same samples again."""
 CLOSE = 1e-3
-"""How far rebuilt samples may be from their own, of the largest: half-precision decoders round coarsely."""
+"""Tolerance for rebuilt samples, relative to the largest value: half-precision decoders round coarsely."""
 MOST = 64
-"""How many samples a number that is stored stands for at most, in files of this library's kinds; a few suffice them."""
+"""Most samples per stored number that a file of this library's kinds may claim; its own kinds need only a few."""
 LABELS = (FixedLabels, LearnedLabels, SoftmaxLabels, TeacherLabels)
-"""The labels that can."""
+"""Labels that can be rebuilt."""
 
 
 def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
-    """Write what a parameterization stores, atomically, where tensors and plain values say it; returns whether it did.
+    """Write a parameterization's codes atomically, if they can be rebuilt; return whether they were written.
 
-    Raw samples are their own codes. Generators, decoders and labels of a user's own are modules that no file names, and
-    samples that lie in another order than class after class are none of this library's.
-
-    Those of a user's kind that do not decode to the set are not written either, which is warned of.
+    They are not written for raw samples, which are their own codes; for generators, decoders and labels of users,
+    modules that a file cannot name; and for samples that are not sorted by class. Codes of a user's kind that do not
+    decode to the set are not written either, with a warning.
 
     Args:
         path: the file.
         made: a finished parameterization.
-        seed: of the run, from which decoders draw.
+        seed: the run's seed, from which decoders draw.
     """
     if reason := undecodable(made, seed):
         logger.warning("%s; no codes are kept beside the set", reason)
         return False
-    if (parts := _parts(made, seed)) is None:
+    if (described := _describe(made, seed)) is None:
         return False
-    content, tensors = parts
-    about = json.dumps(content, allow_nan=False)
-    write_tensors(path, tensors, {KEY: json.dumps({DIGEST: digest_of(tensors, about), "content": about})})
+    content, tensors = described
+    text = json.dumps(content, allow_nan=False)
+    write_tensors(path, tensors, {KEY: json.dumps({DIGEST: digest_of(tensors, text), "content": text})})
     return True
 
 
 def undecodable(made: Parameterization, seed: int = 0) -> str:
-    """Return in words why the codes of a user's kind do not decode to its samples, by rebuilding it; empty if they do.
+    """Rebuild a user's kind; return why its codes do not decode to its samples, or an empty text if they do.
 
-    It is empty too where no codes are kept, and for this library's kinds.
+    The text is empty too where no codes are saved, and for this library's kinds.
 
     Args:
         made: a parameterization.
-        seed: of the run, from which decoders draw.
+        seed: the run's seed, from which decoders draw.
     """
-    if type(made) in OWN_KINDS or (parts := _parts(made, seed)) is None:
+    if type(made) in OWN_KINDS or (described := _describe(made, seed)) is None:
         return ""
     name, key = type(made).__name__, Draws(seed).fold("decode")
-    content, tensors = parts
+    content, tensors = described
     try:
-        here = made if all(t.device.type == "cpu" for t in made.state_dict().values()) else deepcopy(made).cpu()
+        on_cpu = made if all(t.device.type == "cpu" for t in made.state_dict().values()) else deepcopy(made).cpu()
         with torch.no_grad():
-            own = detached(here.finished(key))
-            found = detached(_rebuilt(json.loads(json.dumps(content, allow_nan=False)), tensors).finished(key))
+            original = detached(on_cpu.finished(key))
+            rebuilt = detached(_rebuild(json.loads(json.dumps(content, allow_nan=False)), tensors).finished(key))
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         return f"{name} cannot be rebuilt from its codes ({type(error).__name__}: {error})"
-    differing = [part for part, a, b in zip(Batch._fields, own, found, strict=True) if not _alike(a, b)]
+    differing = [field for field, a, b in zip(Batch._fields, original, rebuilt, strict=True) if not _is_close(a, b)]
     if not differing:
         return ""
     return (
@@ -107,20 +106,20 @@ def undecodable(made: Parameterization, seed: int = 0) -> str:
     )
 
 
-def _alike(own: Inputs | Targets, found: Inputs | Targets) -> bool:
+def _is_close(original: Inputs | Targets, rebuilt: Inputs | Targets) -> bool:
     """Return whether decoded tensors are the same, up to rounding."""
-    if isinstance(own, dict) or isinstance(found, dict):
-        if not (isinstance(own, dict) and isinstance(found, dict) and own.keys() == found.keys()):
+    if isinstance(original, dict) or isinstance(rebuilt, dict):
+        if not (isinstance(original, dict) and isinstance(rebuilt, dict) and original.keys() == rebuilt.keys()):
             return False
-        return all(_alike(tensor, found[name]) for name, tensor in own.items())
-    if own.shape != found.shape or own.is_floating_point() != found.is_floating_point():
+        return all(_is_close(tensor, rebuilt[name]) for name, tensor in original.items())
+    if original.shape != rebuilt.shape or original.is_floating_point() != rebuilt.is_floating_point():
         return False
-    scale = float(own.double().abs().max()) if own.numel() else 0.0
-    return torch.allclose(own.double(), found.double(), rtol=CLOSE, atol=CLOSE * scale)
+    scale = float(original.double().abs().max()) if original.numel() else 0.0
+    return torch.allclose(original.double(), rebuilt.double(), rtol=CLOSE, atol=CLOSE * scale)
 
 
-def _parts(made: Parameterization, seed: int) -> tuple[dict[str, object], Tensors] | None:
-    """Return what a file says of a parameterization and its tensors; None where no codes are kept."""
+def _describe(made: Parameterization, seed: int) -> tuple[dict[str, object], Tensors] | None:
+    """Return the plain content and the tensors of a parameterization's file; None where no codes are saved."""
     kind = next((name for name, known in KINDS.items() if type(made) is known), None)
     plain = made.plain_values() if kind and type(made.labels) in LABELS else None
     classes = made.classes
@@ -139,7 +138,7 @@ def _parts(made: Parameterization, seed: int) -> tuple[dict[str, object], Tensor
 
 
 def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
-    """Rebuild what :func:`save_codes` wrote; returns it with what else the file says (``seed``, ``label``).
+    """Rebuild what :func:`save_codes` wrote; return it with the file's content (``seed``, ``label``, ...).
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind or version.
@@ -154,19 +153,19 @@ def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
     if KEY not in metadata:
         raise CheckpointError(f"{path} holds no codes")
     try:
-        about = json.loads(metadata[KEY])
-        if about[DIGEST] != digest_of(tensors, about["content"]):
+        entry = json.loads(metadata[KEY])
+        if entry[DIGEST] != digest_of(tensors, entry["content"]):
             raise CheckpointError(f"{path} is damaged (its content has changed since it was written)")
-        content = json.loads(about["content"])
+        content = json.loads(entry["content"])
         if content["version"] != CODES_VERSION or content["kind"] not in KINDS:
             raise CheckpointError(
                 f"{path} holds codes of version {content['version']} and kind {content['kind']!r}; this mmdistill "
                 f"reads version {CODES_VERSION} of {', '.join(KINDS)} (a kind of your own once what adds it to "
                 "mmdistill.parameterizations.codes.KINDS is imported)"
             )
-        return _rebuilt(content, tensors), {**content, "seed": checked_seed(content["seed"])}
+        return _rebuild(content, tensors), {**content, "seed": checked_seed(content["seed"])}
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error})") from error  # too deep is a RuntimeError too
+        raise CheckpointError(f"{path} is damaged ({error})") from error  # JSON nested too deep is a RuntimeError
 
 
 @isolated
@@ -175,48 +174,49 @@ def decode(path: Path | str, seed: int | None = None) -> Batch:
 
     Args:
         path: a run's ``codes.safetensors``, or its folder.
-        seed: of decoders that draw, such as crops of a canvas; None is the run's own, which gives the run's samples.
+        seed: the seed of decoders that draw, such as crops of a canvas; None: the run's, which gives the run's samples.
     Returns:
         The samples, on the CPU.
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind or version.
-        UnsupportedError: another seed where samples are drawn and a teacher has labelled the run's own.
+        UnsupportedError: a different seed where samples are drawn and a teacher labelled those of the run's seed.
     """
     path = users_path(path)
     seed = None if seed is None else checked_seed(seed)
     made, content = load_codes(path / CODES if path.is_dir() else path)
-    own = content["seed"]
-    if made.redraws and content["label"] == TeacherLabels.title and seed not in (None, own):
-        raise UnsupportedError(f"a teacher labelled the samples of seed {own}; others would need it again")
+    run_seed = content["seed"]
+    if made.redraws and content["label"] == TeacherLabels.title and seed not in (None, run_seed):
+        raise UnsupportedError(f"a teacher labelled the samples of seed {run_seed}; others would need it again")
     with torch.no_grad():
-        return detached(made.finished(Draws(own if seed is None else seed).fold("decode")))
+        return detached(made.finished(Draws(run_seed if seed is None else seed).fold("decode")))
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Return a tensor on the CPU, whole numbers in the smallest type that holds them."""
+    """Return a tensor on the CPU, with whole numbers in the smallest type that holds them."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.clone() if tensor.is_floating_point() else tensor.to(smallest_type(tensor))
 
 
-def _rebuilt(content: Mapping[str, Any], stored: Tensors) -> Parameterization:
-    """Return the parameterization of some tensors and plain values.
+def _rebuild(content: Mapping[str, Any], stored: Tensors) -> Parameterization:
+    """Rebuild a parameterization from a file's content and tensors.
 
     Raises:
-        ValueError: there are more samples than such tensors decode to, whose classes alone would take all memory.
+        ValueError: the content claims more samples than the tensors can decode to; their classes alone might take all
+            memory.
     """
     kind, samples = KINDS[content["kind"]], content["samples"]
     most = MOST * sum(tensor.numel() for tensor in stored.values())
     if not are_numbers(samples, int) or min(samples) < 0 or (kind in OWN_KINDS and sum(samples) > most):
         raise ValueError(f"these codes are not those of {samples!r:.80} samples")
     tensors = {name: t if t.is_floating_point() else t.long() for name, t in stored.items()}
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("labels.")}
+    without_labels = {name: tensor for name, tensor in tensors.items() if not name.startswith("labels.")}
     counts = torch.tensor(samples)
     classes = torch.arange(len(counts)).repeat_interleave(counts)
-    return kind.rebuilt(content["plain"], own, _labels(tensors), classes, len(counts))
+    return kind.rebuilt(content["plain"], without_labels, _labels(tensors), classes, len(counts))
 
 
 def _labels(tensors: Tensors) -> Labels:
-    """Return the labels of a file, as they are decoded: nothing is learned any more."""
+    """Return the labels of a file, as values to read rather than to learn."""
     if "labels.values" in tensors:
         return LearnedLabels(tensors["labels.values"])
     logits = tensors.get("labels.logits")

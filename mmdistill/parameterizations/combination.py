@@ -1,4 +1,4 @@
-"""Learned coefficients: samples are linear combinations of real images of their class (survey, Sec. 4.1)."""
+"""Learned coefficients: each sample is a linear combination of real images of its class (survey, Sec. 4.1)."""
 
 import math
 from collections.abc import Mapping
@@ -19,25 +19,26 @@ from mmdistill.task import Batch, Task, Tensors
 
 
 class CombinedImages(ImageCodes):
-    r"""Learn coefficients alone: image r of class c is ``sum_k a_crk x_ck`` over K real images of the class.
+    r"""Learn coefficients only: image r of class c is ``sum_k a_crk x_ck`` over K real images of the class.
 
-    The images are data, not codes. A set that contains them (``contained``) stores them in full; one that does not
-    stores their positions in the training data, and is of use to those only who have these data.
+    The images are not learned. A set that contains them (``contained``) stores them in full; one that does not stores
+    their positions in the training data, and is useful only with these data.
 
     Args:
-        coefficients: initial ones ``(C, R, K)``.
-        images: the real images ``(C, K, channels, height, width)``: bytes, which the space turns into normalised units,
-            or normalised floats.
-        indices: their positions in the training data ``(C, K)``; ``(C, K tiles^2)`` of those in their tiles.
+        coefficients: initial coefficients ``(C, R, K)``.
+        images: the real images ``(C, K, channels, height, width)``: bytes, which ``space`` normalises, or normalised
+            floats.
+        indices: the images' positions in the training data ``(C, K)``; with tiles, those of the real images in each,
+            ``(C, K tiles^2)``.
         labels: one target per combination, class by class, which its tiles share, or one per sample.
         contained: whether the set contains the images.
-        space: how bytes become normalised units; its upper bound is that of the bytes divided by ``scale``.
-        scale: bytes that stand for a pixel value of 1.
-        tiles: per side of an image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
+        space: how bytes are normalised; its upper bound is that of the bytes divided by ``scale``.
+        scale: the byte value that stands for a pixel value of 1.
+        tiles: tiles per side of an image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     Shapes:
         decodes ``(C R tiles^2, channels, height, width)`` in normalised units, class by class.
     Raises:
-        ConfigError: coefficients for other numbers of classes or images.
+        ConfigError: coefficients and images with different numbers of classes or images.
     Source: Sangermano et al., IJCNN 2022; survey Sec. 4.1.
     """
 
@@ -80,7 +81,7 @@ class CombinedImages(ImageCodes):
         return self.batch_of(torch.einsum("crk,ckxyz->crxyz", self.coefficients, images).flatten(0, 1))
 
     def plain_values(self) -> Mapping[str, object] | None:
-        """Return the scale and the space of the images, and the tiles; None where they are not in the set."""
+        """Return the images' scale and space, and the tiles; None where the set does not contain the images."""
         if "images" not in self.state_dict():
             return None
         space = PixelSpace(self._mean, self._std, -math.inf, math.inf)
@@ -90,7 +91,7 @@ class CombinedImages(ImageCodes):
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "CombinedImages":
-        """Return what combines the stored images."""
+        """Rebuild the combinations of the stored images."""
         images = tensors["images"]
         indices = torch.zeros(images.shape[:2], dtype=torch.long)
         space = PixelSpace.of(plain)
@@ -103,20 +104,20 @@ def learned_coefficients(
 ) -> CombinedImages:
     """Build combinations of real images within a budget.
 
-    How many images a class combines follows from the budget: those that fit beside the samples' coefficients. A set
-    that contains them stores a byte for each pixel where the data do.
+    Each class combines as many images as fit beside the samples' coefficients. A set that contains them stores a byte
+    per pixel if the data do.
 
     Args:
         task: a task of images with classes.
         room: the budget.
-        init: how the real images are chosen. Samples start as one of them each, or where these run out, as the mean
-            of two; with ``noise``, images are random ones and coefficients N(0, 1 / K).
+        init: how the real images are chosen. Each sample starts as one of them or, when these run out, as the mean of
+            two; with ``noise``, images are chosen at random and coefficients are N(0, 1 / K).
         draws: the key.
-        multiple: how many samples stand for each raw image of the budget.
+        multiple: samples per raw image of the budget.
         contained: whether the images are part of the set.
     Raises:
         ConfigError: a multiple below 1, or no room for two images per class.
-        DataError: a class of fewer.
+        DataError: a class has too few real images.
     """
     if multiple < 1:
         raise ConfigError(f"samples per raw image are at least 1, got {multiple}")
@@ -128,24 +129,25 @@ def learned_coefficients(
     else:
         image_bytes = room.numel * (1 if scale else FLOAT_BYTES)
 
-    def fitting(room: ImageBudget) -> int:
-        count = room.per_class * multiple
-        each = room.stored_bytes // room.num_classes - count * room.code_label_bytes()
-        return each // (image_bytes + FLOAT_BYTES * count)
+    def images_that_fit(room: ImageBudget) -> int:
+        samples = room.per_class * multiple
+        class_bytes = room.stored_bytes // room.num_classes - samples * room.code_label_bytes()
+        return class_bytes // (image_bytes + FLOAT_BYTES * samples)
 
     samples = room.per_class * multiple
-    members = torch.bincount(task.labels, minlength=room.num_classes)
-    fewest = int(members.argmin())
-    if members[fewest] < 2 * room.samples_per_image:
+    class_sizes = torch.bincount(task.labels, minlength=room.num_classes)
+    smallest = int(class_sizes.argmin())
+    if class_sizes[smallest] < 2 * room.samples_per_image:
         raise DataError(
             f"samples are combinations of at least {2 * room.samples_per_image} real images of their class, and class "
-            f"{task.describe().class_names[fewest]} has {int(members[fewest])}; choose another --parameterization"
+            f"{task.describe().class_names[smallest]} has {int(class_sizes[smallest])}; choose another "
+            "--parameterization"
         )
-    count = min(fitting(room), int(members[fewest]) // room.samples_per_image)
+    count = min(images_that_fit(room), int(class_sizes[smallest]) // room.samples_per_image)
     if count < 2:
         raise ConfigError(
             f"{room.stored_bytes:,} bytes leave no room for two real images per class beside {samples} samples' "
-            f"coefficients; {room.enough(lambda larger: fitting(larger) >= 2, multiple)}"
+            f"coefficients; {room.enough(lambda larger: images_that_fit(larger) >= 2, multiple)}"
         )
     indices = choose_start(task, init, torch.full((room.num_classes,), count * room.samples_per_image), draws)
     images = composed(require_images(task.select(indices).inputs), room.tiles)
@@ -165,9 +167,9 @@ def learned_coefficients(
 
 
 def _byte_scale(task: Task) -> float:
-    """Return the bytes' value that stands for a pixel of 1, or 0 where pixels are not bytes."""
-    known: Mapping[str, object] = task.describe().preprocessing
-    scale = known.get("scale")
+    """Return the byte value that stands for a pixel value of 1, or 0 where the data's pixels are not bytes."""
+    preprocessing: Mapping[str, object] = task.describe().preprocessing
+    scale = preprocessing.get("scale")
     if not isinstance(scale, int | float) or not 1 < scale <= 255:
         return 0.0
     images = require_images(task.select(torch.arange(min(task.describe().num_train, 16))).inputs)
@@ -177,7 +179,7 @@ def _byte_scale(task: Task) -> float:
 
 
 def _first_coefficients(num_classes: int, samples: int, images: int, init: InitKind, draws: Draws) -> Tensor:
-    """Return coefficients that give single images, then means of two, ``(C, R, K)``; or noise."""
+    """Return coefficients ``(C, R, K)`` that give single images, then means of two; or noise."""
     if init == "noise":
         noise = draws.fold("coefficients").to("cpu").normal(num_classes, samples, images)
         return noise / math.sqrt(images)

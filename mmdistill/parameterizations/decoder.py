@@ -1,4 +1,4 @@
-"""Codes and small learned decoders: every code passes through every decoder (Eq. 26, 30)."""
+"""Codes and small learned decoders, where every code passes through every decoder (Eq. 26, 30)."""
 
 import time
 from abc import abstractmethod
@@ -22,25 +22,24 @@ from mmdistill.task import Batch, Task, Tensors, under
 
 WARM_UP_LR = 0.01
 FITTED_AT_ONCE = 16_384
-"""Samples of a start that are fitted all in every step, as those of ten classes with up to fifty images are."""
+"""Most samples for which each step of the warm-up takes all; ten classes of up to fifty images have fewer."""
 FITTED_TOGETHER = 2_048
-"""Samples in a minibatch of a larger start."""
+"""Samples per minibatch of a larger warm-up."""
 UNSHOWN_SECONDS = 2.0
-"""After so long a bar shows how far the fitting of a start has come."""
+"""Seconds after which a progress bar shows the warm-up."""
 
 
 class Decoded(ImageCodes):
-    """Decoders that all codes share, whatever these are: M codes and K decoders give M K images.
+    """Base of decoders that all codes share: M codes and K decoders give M K images.
 
     Args:
-        decoders: modules from codes to images.
+        decoders: modules that map codes to images.
         labels: one target per code, which its samples share, or one per sample.
-        classes: ``(M,)`` the class each code stands for.
+        classes: ``(M,)`` the class of each code.
         num_classes: C.
-        tiles: per side of a decoded image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
+        tiles: tiles per side of a decoded image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     Shapes:
-        decodes ``(M K tiles^2, channels, height, width)`` in normalised units: a code's samples, tile by tile, each
-        decoder by decoder, then the next code's.
+        decodes ``(M K tiles^2, channels, height, width)`` in normalised units, ordered by code, tile and decoder.
     Raises:
         ConfigError: no decoders.
     Source: Liu et al., NeurIPS 2022 (HaBa); Lee et al., 2022 (KFS); survey Sec. 3.4.3, Eq. 30.
@@ -56,18 +55,18 @@ class Decoded(ImageCodes):
 
     @abstractmethod
     def codes_of(self, rows: Tensor | None = None) -> Tensor:
-        """Return the codes ``(m, ...)`` of some rows; None: all M."""
+        """Return the codes ``(m, ...)`` at ``rows``; None: all M."""
 
     def forward(self, draws: Draws) -> Batch:
         """Decode every code by every decoder."""
         return self.batch_of(self.images_of(self.codes_of()))
 
     def images_of(self, codes: Tensor) -> Tensor:
-        """Return ``(m K, channels, height, width)``, what the decoders make of m codes."""
+        """Return the images that the decoders make of m codes, ``(m K, channels, height, width)``."""
         return torch.stack([decoder(codes) for decoder in self.decoder], 1).flatten(0, 1)
 
     def plain_values(self) -> Mapping[str, object] | None:
-        """Return what decoders these are, and the tiles; None where one is of a kind of the user's."""
+        """Return the kind and sizes of the decoders, and the tiles; None where a decoder is not of one known kind."""
         for kind, known in DECODERS.items():
             sizes = [list(decoder.sizes) for decoder in self.decoder if type(decoder) is known]
             if len(sizes) == len(self.decoder):
@@ -83,11 +82,11 @@ class DecodedCodes(Decoded):
 
     Args:
         codes: initial codes ``(M, ...)``.
-        decoders: modules from codes to images.
+        decoders: modules that map codes to images.
         labels: one target per code, which its samples share, or one per sample.
-        classes: ``(M,)`` the class each code stands for.
+        classes: ``(M,)`` the class of each code.
         num_classes: C.
-        tiles: per side of a decoded image.
+        tiles: tiles per side of a decoded image.
     Shapes:
         decodes ``(M K tiles^2, channels, height, width)``, see :class:`Decoded`.
     Raises:
@@ -107,32 +106,32 @@ class DecodedCodes(Decoded):
         self.codes = nn.Parameter(codes.clone())
 
     def codes_of(self, rows: Tensor | None = None) -> Tensor:
-        """Return the codes of some rows, or all."""
+        """Return the codes at ``rows``; None: all."""
         return self.codes if rows is None else self.codes[rows]
 
     @classmethod
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "DecodedCodes":
-        """Return what decodes the stored codes by the stored decoders."""
+        """Rebuild the stored codes and decoders."""
         decoders, tiles = stored_decoders(plain, tensors, tensors["codes"].dtype), plain["tiles"]
         return cls(tensors["codes"], decoders, labels, classes[:: len(decoders) * tiles**2], num_classes, tiles)
 
 
 class Hallucinator(nn.Module):
-    """Render an image in another style: 3 x 3 convolution, ReLU, a scale and shift per element, and back.
+    """Render an image in another style: convolution, ReLU, a scale and shift per element, transposed convolution.
 
-    At 3 x 32 x 32 these are 5,568 parameters.
+    At 3 x 32 x 32 these are 5,568 parameters; both kernels are 3 x 3.
 
     Args:
-        channels: of the image.
-        height: at least 3 pixels, since the convolution is not padded.
-        width: likewise.
+        channels: the image's channels.
+        height: the image's height, at least 3 since the convolution is not padded.
+        width: the image's width, likewise.
     Shapes:
         ``(n, channels, height, width)`` to the same.
     Raises:
         ConfigError: a side of fewer than 3 pixels.
-    Differs from: the published code has no rectifier, so its samples are linear in the code.
+    Differs from: the published code has no ReLU, so its samples are linear in the code.
     Source: Liu et al., NeurIPS 2022, Sec. 3.
     """
 
@@ -153,16 +152,16 @@ class Hallucinator(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """Grow a small code to an image: a 3 x 3 convolution, then one transposed convolution for each doubling.
+    """Up-sample a small code to an image: a 3 x 3 convolution, then one transposed convolution for each doubling.
 
     Args:
-        channels: of the code and of the image.
-        factor: a power of two from 2: how many times the image's sides are the code's.
+        channels: channels of the code and of the image.
+        factor: the image's sides over the code's, a power of two from 2.
         width: hidden channels.
     Shapes:
         ``(n, channels, height / factor, width / factor)`` to ``(n, channels, height, width)``.
     Raises:
-        ConfigError: a factor that is no such power, or no hidden channel.
+        ConfigError: a factor that is not such a power, or no hidden channel.
     """
 
     def __init__(self, channels: int, factor: int, width: int) -> None:
@@ -186,16 +185,16 @@ DECODERS: Mapping[str, type[Hallucinator] | type[LatentDecoder]] = {
     "hallucinator": Hallucinator,
     "latent": LatentDecoder,
 }
-"""The decoders that a file of codes can name; ``sizes`` are the arguments that one was made with."""
+"""The decoders that a file of codes can name; a decoder's ``sizes`` are its arguments."""
 
 
 def stored_decoders(plain: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype) -> list[nn.Module]:
     """Return the decoders of a file of codes.
 
     Args:
-        plain: what :meth:`Decoded.plain_values` said.
-        tensors: what was stored, by name.
-        dtype: of the codes.
+        plain: the values of :meth:`Decoded.plain_values`.
+        tensors: the stored tensors by name.
+        dtype: the codes' type.
     """
     decoders = nn.ModuleList(DECODERS[plain["decoder"]](*sizes) for sizes in plain["sizes"]).to(dtype)
     decoders.load_state_dict(under("decoder.", tensors))
@@ -203,7 +202,7 @@ def stored_decoders(plain: Mapping[str, Any], tensors: Tensors, dtype: torch.dty
 
 
 def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> list[nn.Module]:
-    """Return decoders with torch's own initialisation, drawn from a key; the global generator is left alone.
+    """Return decoders with torch's default initialisation, drawn from a key; the global generator is left alone.
 
     Raises:
         ConfigError: a count below 1.
@@ -215,28 +214,28 @@ def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> li
 
 
 class Decoders(NamedTuple):
-    """Decoders that all codes share, and what their codes are at first.
+    """Decoders that all codes share, and how images are encoded as their initial codes.
 
     Args:
-        modules: from codes to images.
-        encode: from images ``(n, channels, height, width)`` to codes that stand for them.
+        modules: modules that map codes to images.
+        encode: maps images ``(n, channels, height, width)`` to initial codes.
     """
 
     modules: list[nn.Module]
     encode: Callable[[Tensor], Tensor]
 
     def code_numel(self, room: ImageBudget) -> int:
-        """Return how many numbers a code has."""
+        """Return the number of values in a code."""
         return self.encode(torch.zeros(1, *room.shape)).numel()
 
 
 def hallucinators(room: ImageBudget, draws: Draws, count: int) -> Decoders:
-    """Return hallucinators, whose codes are full-size bases; alone they take about the bytes of one image per class.
+    """Return hallucinators, whose codes are full-size images; alone they take about the bytes of one image per class.
 
     Args:
         room: the budget.
         draws: the key.
-        count: how many.
+        count: the number of hallucinators.
     Source: Liu et al., NeurIPS 2022; survey Sec. 3.4.3.
     """
     return Decoders(
@@ -250,17 +249,17 @@ def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, wi
     Args:
         room: the budget.
         draws: the key.
-        factor: how many times an image's sides are a code's, a power of two.
-        count: how many.
-        width: their hidden channels.
+        factor: an image's sides over a code's, a power of two.
+        count: the number of decoders.
+        width: hidden channels.
     Raises:
         ConfigError: a factor that does not divide the sides.
-    Differs from: sizes of codes and decoders, and the start near real images, are this library's own.
+    Differs from: the sizes of codes and decoders, and the start near real images, are this library's.
     Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
     """
     room.require_divisor(factor)
-    made = make_decoders(lambda: LatentDecoder(room.shape[0], factor, width), count, draws.fold("decoders"))
-    return Decoders(made, partial(F.avg_pool2d, kernel_size=factor))
+    modules = make_decoders(lambda: LatentDecoder(room.shape[0], factor, width), count, draws.fold("decoders"))
+    return Decoders(modules, partial(F.avg_pool2d, kernel_size=factor))
 
 
 DecoderKind = Callable[[ImageBudget, Draws], Decoders]
@@ -275,11 +274,11 @@ def decoded_codes(
     Args:
         task: a task of images with classes.
         room: the budget.
-        init: how real images are chosen, which codes stand for at first, and to which ``warm_up`` steps bring the
-            decoded ones; with ``noise``, codes are of noise and none are fitted.
+        init: how real images are chosen, which are encoded as initial codes and to which the decoded images are fitted;
+            with ``noise``, noise is encoded and nothing is fitted.
         draws: the key.
-        kind: of decoders, :func:`hallucinators` or :func:`latent_decoders`.
-        warm_up: steps of the start.
+        kind: makes the decoders, :func:`hallucinators` or :func:`latent_decoders`.
+        warm_up: steps of fitting.
     Raises:
         ConfigError: a budget that the decoders alone exhaust.
     """
@@ -290,10 +289,10 @@ def decoded_codes(
         classes = room.classes(per_class).to(codes.device)
         return DecodedCodes(codes, decoders.modules, labels, classes, room.num_classes, room.tiles)
 
-    return started(task, room, per_class, decoders, make, init, draws, warm_up)
+    return start_from_images(task, room, per_class, decoders, make, init, draws, warm_up)
 
 
-def started(
+def start_from_images(
     task: Task,
     room: ImageBudget,
     per_class: int,
@@ -303,15 +302,15 @@ def started(
     draws: Draws,
     warm_up: int,
 ) -> Made:
-    """Return codes and decoders that start from real images, each decoded image fitted to one of its own.
+    """Build codes and decoders from real images, and fit each decoded image to one of them.
 
     Args:
         task: a task of images with classes.
         room: the budget.
         per_class: codes of each class.
-        decoders: each of which decodes every code.
-        make: of codes, each of an image to start from, and their labels.
-        init: how real images are chosen; with ``noise``, none are fitted.
+        decoders: the decoders.
+        make: builds the parameterization from encoded images and labels.
+        init: how real images are chosen; with ``noise``, nothing is fitted.
         draws: the key.
         warm_up: steps of fitting.
     """
@@ -324,16 +323,16 @@ def started(
 
 
 def fit_to_images(made: Decoded, images: Tensor, steps: int, draws: Draws) -> None:
-    """Bring decoded images near given ones, one each, by Adam on the mean squared error.
+    """Fit each decoded image to a given one, by Adam on the mean squared error.
 
     Random decoders give noise, from which matching methods start far worse than from real images. A step takes all
-    images, or of more than :data:`FITTED_AT_ONCE` those of some codes, in epochs of permutations. Where the run shows
-    a bar, so does a fit that takes long.
+    images or, of more than :data:`FITTED_AT_ONCE`, a minibatch of codes, shuffled in each epoch. A long fit shows a
+    progress bar where the run does.
 
     Args:
         made: the codes and decoders.
-        images: given ones, in the order of those that are decoded.
-        steps: of Adam.
+        images: the images to fit, in the order in which images are decoded.
+        steps: steps of Adam.
         draws: the key.
     """
     if is_rehearsal():
@@ -343,16 +342,16 @@ def fit_to_images(made: Decoded, images: Tensor, steps: int, draws: Draws) -> No
     by_code = images.view(-1, made.styles, *images.shape[1:])
     count = len(by_code)
     size = count if len(images) <= FITTED_AT_ONCE else max(FITTED_TOGETHER // made.styles, 1)
-    epoch, key, began = -(-count // size), draws.fold("fit").to(images.device), time.perf_counter()
+    epoch_steps, key, began = -(-count // size), draws.fold("fit").to(images.device), time.perf_counter()
     with progress_bar("fitting the start", "step", visible=is_showing()) as show:
         for step in range(steps):
             if size == count:
-                inputs, wanted = made.images_of(made.codes_of()), images
+                decoded, targets = made.images_of(made.codes_of()), images
             else:
-                first = step % epoch * size
-                rows = key.fold(step // epoch).permutation(count)[first : first + size]
-                inputs, wanted = made.images_of(made.codes_of(rows)), by_code[rows].flatten(0, 1)
-            loss = F.mse_loss(inputs, wanted)
+                first = step % epoch_steps * size
+                rows = key.fold(step // epoch_steps).permutation(count)[first : first + size]
+                decoded, targets = made.images_of(made.codes_of(rows)), by_code[rows].flatten(0, 1)
+            loss = F.mse_loss(decoded, targets)
             for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
                 parameter.grad = gradient
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Real samples that experts know, with the experts' labels: what difficulty-aligned matching starts from."""
+"""The start of difficulty-aligned matching: real samples that experts classify correctly, with the experts' labels."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,17 +23,17 @@ from mmdistill.settings import Settings
 from mmdistill.task import Batch, NetworkState, Task, take
 
 Networks = Callable[[], Iterable[NetworkState]]
-"""Gives the same networks each time, one by one."""
+"""Returns the same networks at each call, to be read one by one."""
 
 
 def known_samples(experts: Callable[[Settings], NetworkSchedule]) -> Parameterizer:
-    """Return a builder of raw samples that start from what experts know at the end of their training.
+    """Return a builder of raw samples that start from real ones which trained experts classify correctly.
 
-    Random real samples are those of which an expert knows the class. Others, chosen in another way, are as chosen. Soft
-    labels start as :func:`labelled_by_experts` has them.
+    Only random real samples (``init`` of ``real``) are selected so; other starts are unchanged. Soft labels start as in
+    :func:`labelled_by_experts`.
 
     Args:
-        experts: how the settings make the schedule whose experts these are; the method's own.
+        experts: builds the method's schedule of experts from the settings.
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -41,16 +41,16 @@ def known_samples(experts: Callable[[Settings], NetworkSchedule]) -> Parameteriz
             return raw_samples(task, budget, settings.init, label, draws)
         finals = finals_of(experts, settings, task)
         counts, classes, num_classes = shares_of(task, budget)
-        inputs = start_inputs(task, lambda once: recognised(task, finals, once, draws), counts, draws)
+        inputs = start_inputs(task, lambda present: recognised(task, finals, present, draws), counts, draws)
         return Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
 
     return labelled_by_experts(experts, build)
 
 
 def labelled_by_experts(experts: Callable[[Settings], NetworkSchedule], build: Parameterizer) -> Parameterizer:
-    """Return a builder of the same samples whose soft labels start from experts' logits, :func:`labels_by`.
+    """Return a builder of the same samples whose soft labels start from experts' logits, see :func:`labels_by`.
 
-    Those of noise start near its classes.
+    Soft labels of noise start near its classes instead.
 
     Args:
         experts: as for :func:`known_samples`.
@@ -58,7 +58,7 @@ def labelled_by_experts(experts: Callable[[Settings], NetworkSchedule], build: P
     """
 
     def built(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        """Build samples that experts label where their labels are soft.
+        """Build the samples, and replace soft labels by the experts'.
 
         Raises:
             ConfigError: a schedule without experts, a task without classes, or a budget that cannot be shared.
@@ -74,10 +74,10 @@ def labelled_by_experts(experts: Callable[[Settings], NetworkSchedule], build: P
 
 
 def finals_of(experts: Callable[[Settings], NetworkSchedule], settings: Settings, task: Task) -> Networks:
-    """Return what gives the settings' experts as their training ended.
+    """Return a function that yields the settings' experts at the end of their training.
 
     Raises:
-        ConfigError: a schedule without experts.
+        ConfigError: the schedule has no experts.
     """
     schedule = experts(settings)
     if not isinstance(schedule, ExpertTrajectories):
@@ -87,73 +87,73 @@ def finals_of(experts: Callable[[Settings], NetworkSchedule], settings: Settings
 
 @torch.no_grad()
 def recognised(task: Task, networks: Networks, counts: Tensor, draws: Draws) -> Tensor:
-    """Return random real samples whose classes the first network knows.
+    """Return the indices of random real samples that the first network classifies correctly.
 
-    Of classes of which it knows too few, those that the next networks know follow, and in the end others.
+    Where these are too few of a class, it is filled up with those that the next networks classify correctly, in turn,
+    and at last with any others.
 
     Args:
-        task: the task, of classes.
-        networks: who knows them.
-        counts: how many of each class.
+        task: a task with classes.
+        networks: the networks that classify the samples.
+        counts: the number of samples of each class.
         draws: the key.
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(),)`` int64, class after class.
     Raises:
-        DataError: a class with fewer samples than asked for.
+        DataError: a class has fewer samples than requested.
     """
     assert task.labels is not None
     require_samples(task, counts)
     sizes = torch.bincount(task.labels, minlength=len(counts))
     shuffled = torch.split(random_subset(task.labels, sizes, draws.fold("subset")), sizes.tolist())
     chosen = []
-    for label, (left, wanted) in enumerate(zip(shuffled, counts.tolist(), strict=True)):
-        found: list[Tensor] = []
-        missing = wanted
+    for label, (candidates, missing) in enumerate(zip(shuffled, counts.tolist(), strict=True)):
         for network in networks():
-            known = _first_known(task, network, left, label, missing)
-            found.append(left[known])
-            left, missing = left[~known], missing - int(known.sum())
+            correct = _first_correct(task, network, candidates, label, missing)
+            chosen.append(candidates[correct])
+            candidates, missing = candidates[~correct], missing - int(correct.sum())
             if not missing:
                 break
-        chosen += [*found, left[:missing]]
+        chosen.append(candidates[:missing])
     return torch.cat(chosen)
 
 
-def _first_known(task: Task, network: NetworkState, rows: Tensor, label: int, wanted: int) -> Tensor:
-    """Return which of a class's samples, in their order, are the first so many that a network knows, ``(n,)`` bool."""
-    known = torch.zeros(len(rows), dtype=torch.bool)
-    begin, count = 0, 0
+def _first_correct(task: Task, network: NetworkState, rows: Tensor, label: int, count: int) -> Tensor:
+    """Mark the first ``count`` of a class's samples that a network classifies correctly, ``(n,)`` bool."""
+    correct = torch.zeros(len(rows), dtype=torch.bool)
+    begin, marked = 0, 0
     for part in chunks(task, rows) if len(rows) else ():
-        own = task.predict(network, task.select(part).inputs)[0].argmax(1).cpu() == label
-        own &= own.cumsum(0) <= wanted - count
-        known[begin : begin + len(part)] = own
-        begin, count = begin + len(part), count + int(own.sum())
-        if count == wanted:
+        part_correct = task.predict(network, task.select(part).inputs)[0].argmax(1).cpu() == label
+        part_correct &= part_correct.cumsum(0) <= count - marked
+        correct[begin : begin + len(part)] = part_correct
+        begin, marked = begin + len(part), marked + int(part_correct.sum())
+        if marked == count:
             break
-    return known
+    return correct
 
 
 @torch.no_grad()
 def labels_by(task: Task, networks: Networks, samples: Batch, classes: Tensor) -> Tensor:
-    """Return the mean logits of those networks that know each sample's class.
+    """Return each sample's mean logits over the networks that classify it correctly.
 
-    Where none does they are those of all, with the class's own raised to the largest: no label names another class
-    alone.
+    Where none does, they are the mean over all networks, with the sample's own class raised to the largest logit, so
+    that no label ranks another class above it.
 
     Shapes:
         M samples, classes ``(M,)``; returns ``(M, C)``.
-    Source: the published code of Guo et al., ICLR 2024, where every sample is known, and of Zhang et al., ICML 2024,
-    which raises.
+    Source: the published code of Guo et al., ICLR 2024, where every sample is classified correctly, and of Zhang et
+    al., ICML 2024, which raises the logit.
     """
     rows = torch.arange(len(classes), device=classes.device)
     parts = torch.split(rows, forward_size(task, samples.inputs))
-    every = torch.zeros((), device=classes.device)
-    right, number, total = every, every, 0
+    logit_sum = torch.zeros((), device=classes.device)
+    correct_sum, correct_count, network_count = logit_sum, logit_sum, 0
     for network in networks():
         logits = torch.cat([task.predict(network, take(samples, part).inputs)[0] for part in parts])
-        knows = (logits.argmax(1) == classes)[:, None].to(logits.dtype)
-        every, right, number = every + logits, right + knows * logits, number + knows
-        total += 1
-    unknown = every / total
-    unknown[rows, classes] = unknown.amax(1)
-    return torch.where(number > 0, right / number.clamp_min(1), unknown)
+        correct = (logits.argmax(1) == classes)[:, None].to(logits.dtype)
+        logit_sum, correct_sum = logit_sum + logits, correct_sum + correct * logits
+        correct_count = correct_count + correct
+        network_count += 1
+    fallback = logit_sum / network_count
+    fallback[rows, classes] = fallback.amax(1)
+    return torch.where(correct_count > 0, correct_sum / correct_count.clamp_min(1), fallback)

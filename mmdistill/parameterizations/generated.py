@@ -1,4 +1,4 @@
-"""Latents of a fixed generator: samples are what it makes of them (survey, Sec. 3.4.3, Eq. 27, 28)."""
+"""Samples that a fixed generator makes of learned latents (survey, Sec. 3.4.3, Eq. 27, 28)."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,28 +20,28 @@ from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Inputs, Task
 
 Decode = Callable[[Tensor, Tensor], Tensor]
-"""From latents and classes to images."""
+"""Maps latents and classes to images."""
 MADE_TOGETHER = 512
-"""Latents that are inverted, or decoded once all is learned, at a time, fewer of large images."""
+"""Most latents that are inverted at a time, or decoded at a time when finished; fewer of large images."""
 PAIRED_TOGETHER = 65_536
-"""Numbers of samples whose paired features a CPU takes at once (about 20 images of 3 x 32 x 32)."""
+"""Most numbers in the samples whose features a CPU pairs at once (about 20 images of 3 x 32 x 32)."""
 
 
 class GeneratedSamples(Parameterization):
-    r"""Learn the latents of a generator that is stored but never stepped.
+    r"""Learn the latents of a fixed generator, which is stored with them.
 
-    The penalty keeps each sample near the real image that its latent was inverted from (second part of Eq. 28):
+    The penalty keeps each sample near the real image from which its latent was inverted (second part of Eq. 28):
 
     .. math:: \gamma \sum_c \frac{1}{N_c} \sum_{j \in c} \lVert f(g(z_j)) - f(x_j) \rVert^2
 
-    With :math:`\gamma = \lambda / (1 - \lambda)` the whole is Eq. 28 divided by :math:`1 - \lambda`.
+    With :math:`\gamma = \lambda / (1 - \lambda)`, objective and penalty are Eq. 28 divided by :math:`1 - \lambda`.
 
     Args:
-        latents: initial ones ``(M, ...)``.
-        generator: from latents, and classes where ``conditional``, to normalised images; copied, in evaluation mode.
-        conditional: whether it is called with latents and classes.
+        latents: initial latents ``(M, ...)``.
+        generator: maps latents, and classes if ``conditional``, to normalised images; it is copied, in eval mode.
+        conditional: whether the generator takes latents and classes.
         labels: one target per sample.
-        classes: ``(M,)`` the class each latent stands for.
+        classes: ``(M,)`` the class of each latent.
         num_classes: C.
         partners: the real images ``(M, channels, height, width)`` that samples stay near; they are not stored.
         weight: gamma; 0 leaves the penalty out.
@@ -49,8 +49,8 @@ class GeneratedSamples(Parameterization):
         decodes ``(M, channels, height, width)`` in normalised units.
     Raises:
         ConfigError: a negative weight, or a positive one without partners.
-    Differs from: the printed Eq. 28 sums over pairs; the mean per class, which is what the published code has, makes
-        gamma independent of their number. That code compares pairs augmented alike, here as they are.
+    Differs from: Eq. 28 as printed sums over pairs; the mean per class, as in the published code, makes gamma
+        independent of their number. That code augments both images of a pair alike; here pairs are not augmented.
     Source: Zhao and Bilen, 2022 (IT-GAN); survey Eq. 28.
     """
 
@@ -81,32 +81,34 @@ class GeneratedSamples(Parameterization):
         self.register_buffer("partners", partners, persistent=False)
 
     def decode(self, latents: Tensor, classes: Tensor) -> Tensor:
-        """Return what the generator makes of latents."""
+        """Return the generator's images of some latents."""
         images: Tensor = self.generator(latents, classes) if self.conditional else self.generator(latents)
         return images
 
     def forward(self, draws: Draws) -> Batch:
-        """Generate every sample."""
+        """Generate all samples."""
         return self._batch(self.decode(self.latents, self._classes), self.labels())
 
     def part(self, rows: Tensor, draws: Draws) -> Batch:
-        """Generate some samples."""
+        """Generate the samples at ``rows``."""
         return self._batch(self.decode(self.latents[rows], self._classes[rows]), self.labels()[rows])
 
     def finished(self, draws: Draws) -> Batch:
-        """Generate every sample, some at a time."""
+        """Generate all samples, a portion at a time."""
         with torch.no_grad():
             size = samples_at_once(MADE_TOGETHER, self.decode(self.latents[:1], self._classes[:1]))
         parts = zip(*(torch.split(t, size) for t in (self.latents, self._classes)), strict=True)
         return self._batch(torch.cat([self.decode(latents, classes) for latents, classes in parts]), self.labels())
 
     def _batch(self, images: Tensor, targets: Tensor) -> Batch:
+        """Return a batch of equal weights."""
         return Batch(images, targets, images.new_ones(len(images)))
 
     def penalty(self, features: FeatureMap, decoded: Inputs, chosen: Chosen | None = None) -> Tensor | None:
-        """Return the weighted squared distance of paired features, differentiable once with respect to the samples.
+        """Return the weighted squared distance of paired features; it can be differentiated once, in the samples.
 
-        A CPU takes some samples at a time, their gradient along with the value, and keeps no more than their graph.
+        A CPU computes the value and its gradient a portion of samples at a time, so that only one portion's graph is
+        held.
         """
         if self.partners is None or not self.weight:
             return None
@@ -118,33 +120,33 @@ class GeneratedSamples(Parameterization):
         portions = -(-decoded.numel() // PAIRED_TOGETHER) if decoded.device.type == "cpu" else 1
         if portions < 2 or not (decoded.requires_grad and torch.is_grad_enabled()):
             return self.weight * self._distance(features, decoded, partners, shares)
-        values, gradients, rows = [], [], -(-len(decoded) // portions)
-        parts = (torch.split(tensor, rows) for tensor in (decoded.detach(), partners, shares))
-        for made, own, share in zip(*parts, strict=True):
-            leaf = made.requires_grad_()
-            value = self._distance(features, leaf, own, share)
+        values, gradients, size = [], [], -(-len(decoded) // portions)
+        parts = (torch.split(tensor, size) for tensor in (decoded.detach(), partners, shares))
+        for samples, part_partners, part_shares in zip(*parts, strict=True):
+            leaf = samples.requires_grad_()
+            value = self._distance(features, leaf, part_partners, part_shares)
             gradients += torch.autograd.grad(value, leaf)
             values.append(value.detach())
         return self.weight * with_gradients(torch.stack(values).sum(), [decoded], [torch.cat(gradients)])
 
-    def _distance(self, features: FeatureMap, made: Tensor, partners: Tensor, share: Tensor) -> Tensor:
-        """Return the sum of samples' squared distances of features, each times its share."""
+    def _distance(self, features: FeatureMap, samples: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
+        """Return the squared distances of the samples' features to their partners', summed with weights ``shares``."""
         with torch.no_grad():
-            wanted = features(partners)[-1]
-        distances = (features(made)[-1] - wanted).square().sum(1)
-        return (distances * share.to(distances.dtype)).sum()
+            targets = features(partners)[-1]
+        distances = (features(samples)[-1] - targets).square().sum(1)
+        return (distances * shares.to(distances.dtype)).sum()
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """How latents are brought near real images (Eq. 27).
+    """How latents are inverted from real images (Eq. 27).
 
     Args:
-        steps: of Adam.
-        lr: its rate.
-        pixel_weight: lambda, of the squared distance of pixels beside that of features. The published code averages
-            each over its numbers: it has 2/3 for 2048 features of 3072 pixels.
-        feature_steps: minibatches of real samples on which the feature extractor is trained before.
+        steps: steps of Adam.
+        lr: Adam's learning rate.
+        pixel_weight: lambda, the weight of the pixels' squared distance relative to the features'. The published code
+            averages each over its numbers, which is a lambda of 2/3 for 2048 features and 3072 pixels.
+        feature_steps: minibatches of real samples on which the feature extractor is trained first.
     """
 
     steps: int = 5000
@@ -161,7 +163,7 @@ def invert(
     features: FeatureMap,
     inversion: Inversion,
 ) -> Tensor:
-    r"""Return latents whose images are near given ones, each by itself (Eq. 27).
+    r"""Return latents whose images are near given ones, each optimised on its own (Eq. 27).
 
     .. math:: \arg\min_z \lVert h(g(z)) - h(x) \rVert^2 + \lambda \lVert g(z) - x \rVert^2
 
@@ -170,30 +172,30 @@ def invert(
 
     Args:
         decode: the generator.
-        latents: to start from, ``(n, ...)``.
-        classes: ``(n,)``.
-        images: ``(n, channels, height, width)``.
-        features: of a network trained on real data; its embedding is h.
-        inversion: steps, rate and lambda.
+        latents: initial latents, ``(n, ...)``.
+        classes: the latents' classes, ``(n,)``.
+        images: the images to invert, ``(n, channels, height, width)``.
+        features: the feature map of a network trained on real data, whose embedding is h.
+        inversion: steps, learning rate and lambda.
     Source: survey Eq. 27.
     """
     if is_rehearsal():
         return latents
-    found = []
-    every = torch.arange(len(latents), device=latents.device)
-    for rows in torch.split(every, samples_at_once(MADE_TOGETHER, images)):
+    inverted = []
+    all_rows = torch.arange(len(latents), device=latents.device)
+    for rows in torch.split(all_rows, samples_at_once(MADE_TOGETHER, images)):
         z = latents[rows].clone().requires_grad_()
         with torch.no_grad():
-            wanted = features(images[rows])[-1]
+            targets = features(images[rows])[-1]
         optimizer = torch.optim.Adam([z], lr=inversion.lr)
         for _ in range(inversion.steps):
-            made = decode(z, classes[rows])
-            loss = (features(made)[-1] - wanted).square().sum()
-            loss = loss + inversion.pixel_weight * (made - images[rows]).square().sum()
+            decoded = decode(z, classes[rows])
+            loss = (features(decoded)[-1] - targets).square().sum()
+            loss = loss + inversion.pixel_weight * (decoded - images[rows]).square().sum()
             (z.grad,) = torch.autograd.grad(loss, z)
             optimizer.step()
-        found.append(z.detach())
-    return torch.cat(found)
+        inverted.append(z.detach())
+    return torch.cat(inverted)
 
 
 def generated_samples(
@@ -212,17 +214,17 @@ def generated_samples(
 
     Args:
         task: a task of images with classes.
-        room: what the images are like.
-        init: how the real images are chosen; with ``noise``, latents are N(0, 1) and stay unpaired.
+        room: the budget, which gives the images' shape and the labels.
+        init: how the real images are chosen; with ``noise``, latents are N(0, 1) without partners.
         draws: the key.
         generator: see :class:`GeneratedSamples`.
         latent_size: numbers in one latent.
-        per_class: latents of each class.
-        conditional: whether the generator is called with classes.
-        inversion: how latents start; by default with the published steps and rate, but pixels weighed by 1.
+        per_class: latents per class.
+        conditional: whether the generator takes classes too.
+        inversion: how latents are inverted; by default by the published steps and rate, with a pixel weight of 1.
         weight: gamma of Eq. 28.
     Raises:
-        ConfigError: a generator that makes no images of the task's shape of such latents.
+        ConfigError: the generator makes no images of the task's shape from such latents.
     """
     classes = room.classes(per_class).to(task.device)
     latents = draws.fold("latents").to(task.device).normal(len(classes), latent_size)
@@ -234,11 +236,11 @@ def generated_samples(
             shape = made.decode(made.latents[:1], classes[:1]).shape
     except MmdistillError:
         raise
-    except Exception as error:  # whatever a generator of the user's raises
+    except Exception as error:  # a user's generator may raise anything
         if exhausted(error):
             raise
-        given = f"latents (1, {latent_size})" + " and classes (1,)" * conditional
-        raise ConfigError(f"the generator cannot take {given}: {first_line(error)}") from error
+        arguments = f"latents (1, {latent_size})" + " and classes (1,)" * conditional
+        raise ConfigError(f"the generator cannot take {arguments}: {first_line(error)}") from error
     if shape != (1, *room.shape):
         raise ConfigError(f"the generator makes {tuple(shape[1:])} of a latent; the data are {room.shape}")
     if init == "noise":
@@ -251,6 +253,5 @@ def generated_samples(
     def features(images: Inputs) -> tuple[Tensor, ...]:
         return task.features(network, images)
 
-    found = invert(made.decode, latents, classes, made.partners, features, inversion)
-    made.latents.data.copy_(found)
+    made.latents.data.copy_(invert(made.decode, latents, classes, made.partners, features, inversion))
     return made

@@ -1,4 +1,4 @@
-"""Addressing matrices: samples are linear combinations of a few bases that all classes share (Eq. 29)."""
+"""Addressing matrices: each sample is a linear combination of a few bases that all classes share (Eq. 29)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from mmdistill.parameterizations.decoder import (
     Decoded,
     DecoderKind,
     Decoders,
-    started,
+    start_from_images,
     stored_decoders,
 )
 from mmdistill.parameterizations.tiles import ImageCodes
@@ -25,9 +25,9 @@ from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
 
 MOST_PER_CLASS = 128
+"""Most samples per class of a memory of given bases; the published ones of ten classes have 28 to 115."""
 MOST_IN_ALL = 20_000
-"""Samples to which a memory of given bases decodes, at most: the published ones of ten classes are 28 to 115 of each,
-and those that the bytes of many classes, or of large images, hold would be more than any step reads."""
+"""Most samples of a memory of given bases; the bytes of many classes or large images hold more than a step reads."""
 
 
 class AddressedMemory(ImageCodes):
@@ -37,12 +37,12 @@ class AddressedMemory(ImageCodes):
         memory: initial bases ``(K, channels, height / factor, width / factor)``.
         addresses: initial addressing matrices ``(R, C, K)``.
         labels: one target per image, class by class, which its tiles share, or one per sample.
-        factor: the bases' combination is up-sampled bilinearly by it.
-        tiles: per side of an image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
+        factor: the factor by which combinations of bases are up-sampled bilinearly.
+        tiles: tiles per side of an image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     Shapes:
         decodes ``(C R tiles^2, channels, height, width)`` in normalised units, class by class.
     Raises:
-        ConfigError: addresses for another number of bases, or a factor below 1.
+        ConfigError: addresses that do not fit the number of bases, or a factor below 1.
     Source: Deng and Russakovsky, NeurIPS 2022; survey Sec. 3.4.3, Eq. 29.
     """
 
@@ -63,17 +63,18 @@ class AddressedMemory(ImageCodes):
     def forward(self, draws: Draws) -> Batch:
         """Combine the bases and up-sample."""
         images = torch.einsum("jck,kxyz->cjxyz", self.addresses, self.memory).flatten(0, 1)
-        return self.batch_of(self._enlarged(images))
+        return self.batch_of(self._upsample(images))
 
     def part(self, rows: Tensor, draws: Draws) -> Batch:
-        """Decode some samples alone."""
-        if self.tiles > 1:  # rows of which each may be another image's, all of whose tiles were then cut for one
+        """Decode only the samples at ``rows``; with tiles, all are decoded."""
+        if self.tiles > 1:  # each row may be a tile of a different image, so decoding only these would save little
             return super().part(rows, draws)
-        own = self.addresses.transpose(0, 1).flatten(0, 1).index_select(0, rows)
-        inputs = torch.einsum("nk,kxyz->nxyz", own, self.memory)
-        return Batch(self._enlarged(inputs), self.labels()[rows], inputs.new_ones(len(inputs)))
+        addresses = self.addresses.transpose(0, 1).flatten(0, 1).index_select(0, rows)
+        inputs = torch.einsum("nk,kxyz->nxyz", addresses, self.memory)
+        return Batch(self._upsample(inputs), self.labels()[rows], inputs.new_ones(len(inputs)))
 
-    def _enlarged(self, images: Tensor) -> Tensor:
+    def _upsample(self, images: Tensor) -> Tensor:
+        """Up-sample bilinearly by the factor."""
         if self.factor == 1:
             return images
         return F.interpolate(images, scale_factor=self.factor, mode="bilinear", align_corners=False)
@@ -86,26 +87,26 @@ class AddressedMemory(ImageCodes):
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "AddressedMemory":
-        """Return what combines the stored bases."""
+        """Rebuild the memory from the stored bases and addresses."""
         return cls(tensors["memory"], tensors["addresses"], labels, plain["factor"], plain["tiles"])
 
 
 class AddressedCodes(Decoded):
     r"""Learn a memory of K codes, addressing matrices and decoders: all combinations pass through every decoder.
 
-    Eq. 30 of the codes ``y_c A_j memory`` of Eq. 29.
+    Eq. 30 applied to the codes ``y_c A_j memory`` of Eq. 29.
 
     Args:
         memory: initial codes that all classes share ``(K, ...)``.
         addresses: initial addressing matrices ``(R, C, K)``.
-        decoders: modules from codes to images.
+        decoders: modules that map codes to images.
         labels: one target per combination, class by class, which its samples share, or one per sample.
-        tiles: per side of a decoded image.
+        tiles: tiles per side of a decoded image.
     Shapes:
         decodes ``(C R len(decoders) tiles^2, channels, height, width)`` in normalised units, class by class.
     Raises:
-        ConfigError: addresses for another number of codes, or no decoders.
-    Source: the two of the survey's Sec. 3.4.3 together, which no paper has.
+        ConfigError: addresses that do not fit the number of codes, or no decoders.
+    Source: the survey's Sec. 3.4.3; the combination of its two equations is this library's.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class AddressedCodes(Decoded):
         self.addresses = nn.Parameter(addresses.clone())
 
     def codes_of(self, rows: Tensor | None = None) -> Tensor:
-        """Return some combinations, or all."""
+        """Return the combinations of codes at ``rows``; None: all."""
         flat = self.addresses.transpose(0, 1).flatten(0, 1)
         codes: Tensor = torch.tensordot(flat if rows is None else flat[rows], self.memory, 1)
         return codes
@@ -132,7 +133,7 @@ class AddressedCodes(Decoded):
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "AddressedCodes":
-        """Return what decodes the combinations of the stored codes by the stored decoders."""
+        """Rebuild the stored memory, addresses and decoders."""
         memory = tensors["memory"]
         decoders = stored_decoders(plain, tensors, memory.dtype)
         return cls(memory, tensors["addresses"], decoders, labels, plain["tiles"])
@@ -143,18 +144,18 @@ def addressed_memory(
 ) -> AddressedMemory:
     """Build a memory with addresses within a budget.
 
-    The number of bases follows from that of samples, or that of samples from that of bases; the fewer of the one, the
-    more of the other.
+    Either the number of samples is given and that of bases follows, or the other way round; the fewer there are of one,
+    the more of the other.
 
     Args:
         task: a task of images with classes.
         room: the budget.
-        init: how the real images are chosen of which memory and addresses start as the best approximation. ``noise``
-            approximates noise, or where the bases are given starts both as small as :func:`small_start` has them.
+        init: how real images are chosen; memory and addresses start as their best approximation. With ``noise`` they
+            approximate noise or, with ``bases``, start as :func:`small_start`.
         draws: the key.
-        factor: up-sampling of the bases.
-        multiple: how many samples stand for each raw image.
-        bases: how many stand for each raw image of a class, see :func:`memory_sizes`; 0 leaves them to the samples.
+        factor: the bases' up-sampling factor.
+        multiple: samples per raw image.
+        bases: bases per raw image of a class, see :func:`memory_sizes`; 0: their number follows from the samples'.
     Raises:
         ConfigError: a factor that does not divide the sides, or samples and bases that do not fit into the bytes.
     """
@@ -170,10 +171,10 @@ def addressed_memory(
 
 
 def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: int = 0) -> tuple[int, int]:
-    """Return how many samples of each class a memory within a budget has, and how many bases.
+    """Return the samples per class and the bases of a memory within a budget.
 
-    Given bases leave room for as many samples as the rest of the bytes hold, up to :data:`MOST_PER_CLASS` of each class
-    and :data:`MOST_IN_ALL`, or ``multiple`` for each raw image where these are more. Then the bytes go to more bases.
+    With ``bases``, samples take the bytes that are left, up to :data:`MOST_PER_CLASS` per class and
+    :data:`MOST_IN_ALL`, or up to ``multiple`` per raw image if that is more. Bytes beyond that go to more bases.
 
     Args: as for :func:`addressed_memory`.
     Raises:
@@ -182,107 +183,110 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
     room.require_divisor(factor)
     samples, count = _sizes(room, factor, multiple, bases)
     if samples < 1 or count < 1:
-        told = f"{bases} bases for each raw image of a class leave no sample in {room.stored_bytes:,} bytes"
-        wanted = "choose --parameterization addressed, of as many bases as fit (few classes need few)"
-        if not bases:
-            told = f"{samples} samples per class leave no basis in {room.stored_bytes:,} bytes"
-            wanted = room.enough(lambda larger: _sizes(larger, factor, multiple, bases)[1] >= 1, multiple)
-        raise ConfigError(f"{told}; {wanted}")
+        if bases:
+            problem = f"{bases} bases for each raw image of a class leave no sample in {room.stored_bytes:,} bytes"
+            advice = "choose --parameterization addressed, of as many bases as fit (few classes need few)"
+        else:
+            problem = f"{samples} samples per class leave no basis in {room.stored_bytes:,} bytes"
+            advice = room.enough(lambda larger: _sizes(larger, factor, multiple, bases)[1] >= 1, multiple)
+        raise ConfigError(f"{problem}; {advice}")
     return samples, count
 
 
 def _sizes(room: ImageBudget, factor: int, multiple: int, bases: int) -> tuple[int, int]:
-    """Return the samples of each class and the bases, below 1 where the budget holds none."""
-    basis, per_label = room.numel // factor**2, room.num_classes * room.code_label_bytes()
+    """Return the samples per class and the bases, one of them below 1 where the budget is too small."""
+    basis_numel, label_bytes = room.numel // factor**2, room.num_classes * room.code_label_bytes()
 
-    def beside(samples: int) -> int:
-        return (room.stored_bytes - samples * per_label) // (FLOAT_BYTES * (basis + samples * room.num_classes))
+    def bases_beside(samples: int) -> int:
+        """Return how many bases fit beside the labels and addresses of ``samples`` per class."""
+        return (room.stored_bytes - samples * label_bytes) // (FLOAT_BYTES * (basis_numel + samples * room.num_classes))
 
-    wanted = multiple * room.per_class
+    fewest = multiple * room.per_class
     if not bases:
-        return wanted, beside(wanted)
+        return fewest, bases_beside(fewest)
     count = bases * room.per_class
-    left = room.stored_bytes - FLOAT_BYTES * basis * count
-    samples = left // (FLOAT_BYTES * room.num_classes * count + per_label)
-    most = max(min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes) // room.samples_per_image, wanted)
-    return (samples, count) if samples <= most else (most, beside(most))
+    left = room.stored_bytes - FLOAT_BYTES * basis_numel * count
+    samples = left // (FLOAT_BYTES * room.num_classes * count + label_bytes)
+    most = max(min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes) // room.samples_per_image, fewest)
+    return (samples, count) if samples <= most else (most, bases_beside(most))
 
 
 def addressed_codes(
     task: Task, room: ImageBudget, init: InitKind, draws: Draws, kind: DecoderKind, multiple: int
 ) -> AddressedCodes:
-    """Build combinations of as many codes that classes share as fit into a budget beside decoders and addresses.
+    """Build a shared memory of as many codes as fit into a budget beside decoders and addresses.
 
     Args:
         task: a task of images with classes.
         room: the budget.
-        init: how real images are chosen, to which steps bring the decoded ones; with ``noise``, none are fitted.
+        init: how the real images are chosen to which decoded images are fitted; with ``noise``, nothing is fitted.
         draws: the key.
-        kind: of decoders, as for :func:`~mmdistill.parameterizations.decoder.decoded_codes`.
-        multiple: how many combinations stand for each raw image.
+        kind: makes the decoders, as for :func:`~mmdistill.parameterizations.decoder.decoded_codes`.
+        multiple: combinations per raw image.
     Raises:
         ConfigError: a budget that leaves no code.
     """
     decoders = kind(room, draws)
     combinations, codes = multiple * room.per_class, shared_codes(room, decoders, multiple)
 
-    def make(wanted: Tensor, labels: Labels) -> AddressedCodes:
-        memory, addresses = best_approximation(wanted, codes, draws)
+    def make(encoded: Tensor, labels: Labels) -> AddressedCodes:
+        memory, addresses = best_approximation(encoded, codes, draws)
         by_class = addresses.view(room.num_classes, combinations, codes).transpose(0, 1)
         return AddressedCodes(memory, by_class, decoders.modules, labels, room.tiles)
 
-    return started(task, room, combinations, decoders, make, init, draws, warm_up=300)
+    return start_from_images(task, room, combinations, decoders, make, init, draws, warm_up=300)
 
 
 def shared_codes(room: ImageBudget, decoders: Decoders, multiple: int) -> int:
-    """Return how many codes that all classes share fit into a budget, beside decoders and addresses.
+    """Return how many codes a shared memory has room for in a budget, beside decoders and addresses.
 
     Args:
         room: the budget.
         decoders: the decoders.
-        multiple: how many combinations stand for each raw image.
+        multiple: combinations per raw image.
     Raises:
-        ConfigError: a multiple below 1, or room for no code.
+        ConfigError: a multiple below 1, or no room for a code.
     """
     if multiple < 1:
         raise ConfigError(f"combinations per raw image are at least 1, got {multiple}")
-    numel, taken = decoders.code_numel(room), bytes_of(decoders.modules)
-    labels = room.code_label_bytes(len(decoders.modules))
+    code_numel, decoder_bytes = decoders.code_numel(room), bytes_of(decoders.modules)
+    label_bytes = room.code_label_bytes(len(decoders.modules))
 
-    def fitting(room: ImageBudget) -> int:
+    def codes_that_fit(room: ImageBudget) -> int:
         combinations = room.num_classes * room.per_class * multiple
-        return (room.stored_bytes - taken - combinations * labels) // (FLOAT_BYTES * (numel + combinations))
+        left = room.stored_bytes - decoder_bytes - combinations * label_bytes
+        return left // (FLOAT_BYTES * (code_numel + combinations))
 
-    found, combinations = fitting(room), room.num_classes * room.per_class * multiple
-    if found < 1:
+    codes, combinations = codes_that_fit(room), room.num_classes * room.per_class * multiple
+    if codes < 1:
         raise ConfigError(
-            f"the budget is {room.stored_bytes:,} bytes, of which {taken:,} go to decoders and "
-            f"{combinations * labels:,} to labels, and too few are left for one code and {combinations:,} "
-            f"combinations; {room.enough(lambda larger: fitting(larger) >= 1, multiple)}"
+            f"the budget is {room.stored_bytes:,} bytes, of which {decoder_bytes:,} go to decoders and "
+            f"{combinations * label_bytes:,} to labels, and too few are left for one code and {combinations:,} "
+            f"combinations; {room.enough(lambda larger: codes_that_fit(larger) >= 1, multiple)}"
         )
-    return found
+    return codes
 
 
 def small_start(total: int, bases: int, shape: tuple[int, int, int], draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return bases and coefficients from Glorot's uniform distribution, whose products are images near 0.
+    """Draw bases and coefficients from Glorot's uniform distribution; their products are images near 0.
 
     Shapes:
         returns ``(K, channels, height, width)`` and ``(n, K)``.
     Source: Deng and Russakovsky, NeurIPS 2022, published code.
     """
 
-    def drawn(rows: int, columns: int, name: str) -> Tensor:
+    def draw(rows: int, columns: int, name: str) -> Tensor:
         bound = math.sqrt(6 / (rows + columns))
         return draws.fold(name).uniform(rows, columns, low=-bound, high=bound)
 
-    return drawn(bases, math.prod(shape), "bases").view(bases, *shape), drawn(total, bases, "coefficients")
+    return draw(bases, math.prod(shape), "bases").view(bases, *shape), draw(total, bases, "coefficients")
 
 
 def best_approximation(images: Tensor, bases: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return the bases and coefficients whose products are nearest to some images, by singular values.
+    """Return the bases and coefficients whose products are nearest to some images, by singular value decomposition.
 
-    Bases have unit root mean square, so that one learning rate suits all of them; those beyond the images' rank are
-    noise that no coefficient uses yet.
+    Bases have a root mean square of 1, so that one learning rate suits all; those beyond the images' rank are noise
+    with coefficients of 0.
 
     Shapes:
         images ``(n, channels, height, width)``; returns ``(K, channels, height, width)`` and ``(n, K)``.

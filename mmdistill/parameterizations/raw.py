@@ -22,14 +22,14 @@ class Raw(Parameterization):
 
     Args:
         inputs: initial samples ``(M, ...)``, or a named dict of tensors.
-        labels: their targets.
-        classes: ``(M,)`` the class each sample stands for.
+        labels: the samples' targets.
+        classes: ``(M,)`` the class of each sample.
         num_classes: C.
-        learn: the names of a dict's tensors that are learned; all floating-point ones by default.
+        learn: the names of a dict's tensors that are learned; None: all floating-point ones.
     """
 
     inputs: Tensor
-    """The learned samples, where they are one tensor; those of a dict go by its names."""
+    """The learned samples where they are one tensor; those of a dict are attributes of their names."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class Raw(Parameterization):
 
 
 class RealSamples(Raw):
-    """Real samples as they are, with their own classes: nothing is learned, and they take the bytes of a selection.
+    """Real samples with their own classes: nothing is learned, and they take the bytes of a selection.
 
     Args:
-        task: whose samples they are.
-        indices: ``(M,)`` int64, which.
+        task: the task whose training samples these are.
+        indices: the samples' positions, ``(M,)`` int64.
     Raises:
         ConfigError: a task without classes.
     """
@@ -77,12 +77,12 @@ class RealSamples(Raw):
         self._bytes = real_bytes(task, len(indices))
 
     def stored_bytes(self) -> int:
-        """Return the bytes of as many samples, labels included, as the training set stores them."""
+        """Return the bytes that these samples and their labels take in the training set."""
         return self._bytes
 
 
 class RawStart(NamedTuple):
-    """What raw samples start as: the first arguments of :class:`Raw`."""
+    """The initial samples, labels and classes: the first arguments of :class:`Raw`."""
 
     inputs: Inputs
     labels: Labels
@@ -93,14 +93,14 @@ class RawStart(NamedTuple):
 def raw_samples(
     task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, *, learned: bool = True
 ) -> Raw:
-    """Build the default parameterization: learned samples that start as :func:`raw_start` says, arguments likewise."""
+    """Build the default parameterization, samples that start as :func:`raw_start`, which has the same arguments."""
     return Raw(*raw_start(task, budget, init, label, draws, learned=learned))
 
 
 def raw_start(
     task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, *, learned: bool = True
 ) -> RawStart:
-    """Return real samples, or N(0, 1) noise, and labels that raw ones start as.
+    """Return the initial samples of raw storage, real ones or N(0, 1) noise, with labels and classes.
 
     Args:
         task: a task with classes.
@@ -108,10 +108,10 @@ def raw_start(
         init: ``noise``, or how real samples are chosen.
         label: the kind of labels.
         draws: the key.
-        learned: whether the samples will learn; of others a class has no more than its real ones.
+        learned: whether the samples will be learned; if not, a class cannot have more than its real ones.
     Raises:
         ConfigError: a task without classes, or a budget that cannot be shared among them.
-        ShortClassError: too few real samples of a class, :func:`~mmdistill.parameterizations.starts.start_inputs` says
+        ShortClassError: too few real samples of a class, see :func:`~mmdistill.parameterizations.starts.start_inputs`.
     """
     counts, classes, num_classes = shares_of(task, budget)
     if init == "noise":
@@ -125,7 +125,7 @@ def raw_start(
 
 
 def noise_like(inputs: Inputs, draws: Draws) -> Inputs:
-    """Return N(0, 1) noise in place of floating-point inputs, tensors of a name each their own."""
+    """Return N(0, 1) noise in place of floating-point inputs, drawn for each tensor of a dict by its name."""
     if not isinstance(inputs, dict):
         return draws.normal(*inputs.shape) if inputs.is_floating_point() else inputs
     return {name: draws.fold(name).normal(*t.shape) if t.is_floating_point() else t for name, t in inputs.items()}

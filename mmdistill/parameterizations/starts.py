@@ -1,4 +1,4 @@
-"""Real samples that learned ones start from, also where a class has too few of them."""
+"""Real samples that learned ones start from, with noisy copies where a class has too few."""
 
 import warnings
 from collections.abc import Callable
@@ -12,68 +12,70 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, Task
 
 REPEAT_NOISE = 0.1
-"""Deviation of the noise on copies of real samples, of that of the samples: without any, copies would get the same
+"""Standard deviation of the noise on copies, relative to the samples': without noise, copies would get the same
 gradients and stay alike."""
 
 
 def start_inputs(
     task: Task, choose: Callable[[Tensor], Tensor], counts: Tensor, draws: Draws, *, parts: bool = False
 ) -> Inputs:
-    """Return the real samples that learned ones start from; where a class has too few, :func:`filled_up`.
+    """Return the real samples that learned ones start from, with copies as :func:`filled_up` adds them.
 
     Args:
         task: the task.
-        choose: returns the indices of so many real samples of each class, class after class.
-        counts: how many are asked for.
+        choose: maps counts per class to the indices of as many real samples, class after class.
+        counts: the number of samples of each class.
         draws: the key of the noise.
-        parts: whether they are tiles of images, say, of which many make one sample, or what codes are fitted to.
+        parts: whether these are only parts of samples (tiles of an image) or targets that codes are fitted to.
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(), ...)``.
     Raises:
-        ShortClassError: as of :func:`filled_up`.
+        ShortClassError: as for :func:`filled_up`.
     """
-    return filled_up(task, lambda once: task.select(choose(once)).inputs, counts, draws, parts=parts)
+    return filled_up(task, lambda present: task.select(choose(present)).inputs, counts, draws, parts=parts)
 
 
 def filled_up(
     task: Task, start: Callable[[Tensor], Inputs], counts: Tensor, draws: Draws, *, parts: bool = False
 ) -> Inputs:
-    """Return what learned samples start from, with copies where a class has fewer real samples than are asked for.
+    """Return initial samples, with noisy copies where a class has fewer real samples than requested.
 
-    It gives as many as it has, and copies of these with a little noise; a warning says so. There are none of samples
-    that are more than one tensor, nor, unless they are parts of larger ones, in a set of more samples than the data
-    have.
+    A class with too few gives all that it has and copies of these with a little noise, with a warning. Samples that are
+    not one floating-point tensor are not copied; neither are samples, other than parts, when more are requested in all
+    than the data have.
 
     Args:
         task: the task.
-        start: returns so many of each class, class after class, no more than there are real samples.
-        counts: how many are asked for.
+        start: maps counts per class, at most the numbers of real samples, to as many samples, class after class.
+        counts: the number of samples of each class.
         draws: the key of the noise.
-        parts: whether many of them make one sample.
+        parts: whether these are only parts of samples, see :func:`start_inputs`.
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(), ...)``.
     Raises:
-        ShortClassError: a class with fewer samples where there are no copies.
-    Source: Zhao et al., CVPR 2025 (long-tailed data), whose code copies such images, without noise.
+        ShortClassError: a class has too few samples, which are not copied.
+    Source: Zhao et al., CVPR 2025 (long-tailed data), whose code copies such images without noise.
     """
-    short, once = short_classes(task, counts), available(task, counts)
-    asked, there = int(counts.sum()), task.describe().num_train
-    if short and not parts and asked > there:
-        raise ShortClassError(f"{asked:,} samples are more than the {there:,} of the data", "lower the budget", False)
-    inputs = start(once)
+    short, present = short_classes(task, counts), available(task, counts)
+    requested, num_train = int(counts.sum()), task.describe().num_train
+    if short and not parts and requested > num_train:
+        raise ShortClassError(
+            f"{requested:,} samples are more than the {num_train:,} of the data", "lower the budget", False
+        )
+    inputs = start(present)
     if not short:
         return inputs
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         require_samples(task, counts)
     assert isinstance(inputs, Tensor)
-    wanted = f"{int(counts.max())} {'that its codes start from' if parts else 'asked for'}"
+    purpose = f"{int(counts.max())} {'that its codes start from' if parts else 'asked for'}"
     warnings.warn(
-        f"{short}, fewer than the {wanted}: the rest start as copies with a little noise",
+        f"{short}, fewer than the {purpose}: the rest start as copies with a little noise",
         MmdistillWarning,
         stacklevel=2,
     )
-    found = inputs[repeated_rows(once, counts).to(inputs.device)]
-    copies = (ranks_within(counts) >= once.repeat_interleave(counts)).to(inputs.device)
-    noise = draws.fold("copies").to(inputs.device).normal(int(copies.sum()), *found.shape[1:])
-    found[copies] += REPEAT_NOISE * inputs.std() * noise.to(found.dtype)
-    return found
+    repeated = inputs[repeated_rows(present, counts).to(inputs.device)]
+    copies = (ranks_within(counts) >= present.repeat_interleave(counts)).to(inputs.device)
+    noise = draws.fold("copies").to(inputs.device).normal(int(copies.sum()), *repeated.shape[1:])
+    repeated[copies] += REPEAT_NOISE * inputs.std() * noise.to(repeated.dtype)
+    return repeated

@@ -1,4 +1,4 @@
-"""Images that are grids of small tiles, each up-sampled to a sample of full size (multi-formation, Sec. 3.4.2)."""
+"""Images that are grids of small tiles, each up-sampled to a full-size sample (multi-formation, Sec. 3.4.2)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,16 +16,16 @@ from mmdistill.task import Batch
 class ImageCodes(Parameterization):
     """Codes that decode to images, each one sample or a grid of ``tiles x tiles`` of them.
 
-    Where the number of tiles leaves a remainder of a side, so many of the first rows or columns of tiles have one pixel
-    more than the others: all pixels belong to a tile.
+    Where the number of tiles does not divide a side, the first rows or columns of tiles are one pixel larger, so that
+    every pixel belongs to a tile.
 
     Args:
-        labels: one target per code or per sample (where each code is one image, per image); fewer are shared by equal
-            runs of consecutive samples.
-        classes: ``(N,)`` the class that each decoded image stands for.
+        labels: one target per sample, or fewer, each shared by an equal run of consecutive samples (of a code or an
+            image).
+        classes: ``(N,)`` the class of each decoded image.
         num_classes: C.
-        tiles: per side of an image, each up-sampled bilinearly; 1: images are the samples.
-        styles: images that as many decoders make of each code, one after the other.
+        tiles: tiles per side of an image, each up-sampled bilinearly; 1: images are the samples.
+        styles: decoders that each code passes through; the images of a code are consecutive.
     Raises:
         ConfigError: tiles below 1.
     Source: Kim et al., ICML 2022, Sec. 4 (of pixels; any codes may be cut here); survey Sec. 3.4.2.
@@ -39,7 +39,7 @@ class ImageCodes(Parameterization):
         self.styles = styles
 
     def samples_of(self, images: Tensor) -> Tensor:
-        """Return the samples of decoded images: the tiles of a code's images, row by row, each in all of its styles.
+        """Cut decoded images into samples: for each code, tile by tile in row order, each tile in all styles.
 
         Shapes:
             images ``(n, channels, height, width)``; returns ``(n tiles^2, channels, height, width)``.
@@ -57,7 +57,7 @@ class ImageCodes(Parameterization):
 
 
 def require_tiles(height: int, width: int, factor: int) -> None:
-    """Refuse images that cannot be cut.
+    """Refuse images that cannot be cut into ``factor x factor`` tiles.
 
     Raises:
         ConfigError: a factor below 1, or a tile side of one pixel.
@@ -72,28 +72,28 @@ def require_tiles(height: int, width: int, factor: int) -> None:
 
 
 def tile_sides(side: int, factor: int) -> list[int]:
-    """Return the sides of an image's tiles along one axis; a remainder goes to the first ones, a pixel each."""
+    """Return the lengths of an image's tiles along one axis; the first ones get a remainder, one pixel each."""
     return [side // factor + (index < side % factor) for index in range(factor)]
 
 
 def cut_tiles(images: Tensor, factor: int) -> list[Tensor]:
-    """Return the ``factor^2`` tiles of ``(M, channels, height, width)`` images, row by row, each of all images."""
+    """Cut ``(M, channels, height, width)`` images; return ``factor^2`` tensors in row order, each a tile of all M."""
     rows, columns = (tile_sides(side, factor) for side in images.shape[2:])
     return [tile for band in torch.split(images, rows, 2) for tile in torch.split(band, columns, 3)]
 
 
 def join_tiles(tiles: Sequence[Tensor], factor: int) -> Tensor:
-    """Return the images that :func:`cut_tiles` would cut into these tiles."""
+    """Join tiles into images, the inverse of :func:`cut_tiles`."""
     return torch.cat([torch.cat(list(tiles[row * factor :][:factor]), 3) for row in range(factor)], 2)
 
 
 def resized(images: Tensor, size: torch.Size, mode: Literal["area", "bilinear"]) -> Tensor:
-    """Return images at another size, smaller by means of areas or larger by bilinear interpolation."""
+    """Return images resized, down by area averages or up by bilinear interpolation."""
     return images if images.shape[2:] == size else F.interpolate(images, size=size, mode=mode)
 
 
 def spread_targets(targets: Tensor, decoded: int) -> Tensor:
-    """Return one target per decoded sample; fewer targets are shared by equal runs of consecutive samples.
+    """Return one target per decoded sample; each of fewer targets is shared by an equal run of consecutive samples.
 
     Shapes:
         targets ``(M, ...)``; returns ``(decoded, ...)``, decoded being a multiple of M.
@@ -102,7 +102,7 @@ def spread_targets(targets: Tensor, decoded: int) -> Tensor:
 
 
 def composed(images: Tensor, tiles: int) -> Tensor:
-    """Return images of which each is a grid of as many given ones, made smaller, as it has tiles.
+    """Return images each composed of ``tiles x tiles`` given ones, down-sampled to the size of a tile.
 
     Shapes:
         images ``(n tiles^2, channels, height, width)``; returns ``(n, channels, height, width)``.

@@ -1,4 +1,4 @@
-"""Samples behind one learned linear map, which conditions their optimisation and is then multiplied out."""
+"""Samples times one learned linear map, which preconditions their optimisation and is multiplied out at the end."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, one_tensor
 
 LARGEST = 16_384
-"""Values of a sample beyond which the map would have more than 2^28 numbers, and its optimizer twice as many."""
+"""Most values per sample: the map has as many numbers squared, at most 2^28, and its optimizer twice as many."""
 
 
 class LinearMap(nn.Module):
-    """One matrix for all samples, at first the identity.
+    """One matrix for all samples, initially the identity.
 
     Args:
-        size: values of a sample.
+        size: values per sample.
     """
 
     def __init__(self, size: int) -> None:
@@ -26,25 +26,25 @@ class LinearMap(nn.Module):
         self.matrix = nn.Parameter(torch.eye(size))
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Return ``(M, ...)`` samples, each as a row times the matrix."""
+        """Return ``(M, ...)`` samples, each flattened to a row and multiplied by the matrix."""
         return (samples.flatten(1) @ self.matrix).view_as(samples)
 
 
 class Transformed(Raw):
-    """Learn samples and one linear map of their values, S = X A, with A the identity at first.
+    """Learn samples and one linear map of their values, S = X A, with A initially the identity.
 
-    A moves all samples together, along directions that pixels of their own rate would leave slowly. Since S has as many
-    numbers as X, S is what is stored: the budget counts samples and labels, and not A.
+    A moves all samples together along directions in which single pixels would move slowly. S has as many numbers as X
+    and is stored in its place, so the budget counts samples and labels but not A.
 
     Args:
         inputs: initial samples ``(M, ...)``.
-        labels: their targets.
-        classes: ``(M,)`` the class each sample stands for.
+        labels: the samples' targets.
+        classes: ``(M,)`` the class of each sample.
         num_classes: C.
 
     Raises:
         ConfigError: samples of more values than :data:`LARGEST`.
-        ShapeError: samples that are a named dict.
+        ShapeError: samples are a named dict.
 
     Source: Loo et al., NeurIPS 2022, published implementation.
     """
@@ -67,5 +67,5 @@ class Transformed(Raw):
 
     def stored_bytes(self) -> int:
         """Return the bytes of the mapped samples and their labels."""
-        kept = (tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder."))
-        return sum(map(stored_tensor_bytes, kept))
+        tensors = (tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder."))
+        return sum(map(stored_tensor_bytes, tensors))

@@ -176,5 +176,5 @@ def test_haba_runs_and_resumes_with_its_adversary(tmp_path: Path) -> None:
 
 def test_the_two_styles_of_a_step_are_drawn_among_all(task: BlobTask) -> None:
     objective, batch = made(task, styles=3), task.select(torch.arange(6))
-    drawn = [objective._pairs(batch._replace(inputs=torch.arange(6)), KEY.fold(step)).inputs for step in range(30)]
+    drawn = [objective._draw_pairs(batch._replace(inputs=torch.arange(6)), KEY.fold(step)).inputs for step in range(30)]
     assert {tuple(sorted(rows.tolist())) for rows in drawn} == {(0, 1, 3, 4), (0, 2, 3, 5), (1, 2, 4, 5)}  # type: ignore[union-attr]
