@@ -1,1 +1,1 @@
-"""Files: what users' own are read by, and who may write where."""
+"""Readers of users' files, and locks on the folders that are written to."""

@@ -1,7 +1,4 @@
-"""What published tables call users, items and splits, and what data sets say of their columns and splits.
-
-Here is what more than one kind of data is read by.
-"""
+"""Common names of columns and splits in published tables, and notes on splits, for all kinds of data."""
 
 from collections.abc import Iterable, Mapping
 
@@ -20,11 +17,11 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 SPLIT_OF = {spelling: split for split, spellings in SPLIT_NAMES.items() for spelling in spellings}
-"""Of each spelling."""
+"""Maps each spelling to its split."""
 
 
 def known_split(key: object) -> str | None:
-    """Return train, dev or test for one of their spellings, whose case does not matter; None for another name."""
+    """Return train, dev or test for one of their spellings, ignoring case; None for any other name."""
     return SPLIT_OF.get(str(key).strip().lower())
 
 
@@ -32,7 +29,7 @@ def split_name(key: object) -> str:
     """Return train, dev or test for one of their spellings.
 
     Raises:
-        UnknownNameError: it is none.
+        UnknownNameError: ``key`` is not one.
     """
     split = known_split(key)
     if split is None:
@@ -41,7 +38,7 @@ def split_name(key: object) -> str:
 
 
 def require_one_each(keys: Iterable[object]) -> None:
-    """Refuse two names of one split, of which one would replace the other.
+    """Refuse two names of the same split, since one would replace the other.
 
     Raises:
         DataError: naming both.
@@ -56,23 +53,27 @@ def require_one_each(keys: Iterable[object]) -> None:
 
 
 def shared_note(count: int, tests: int, noun: str) -> list[str]:
-    """Return a note where so many of the test samples, as they were given, are also in training."""
-    said = "as the splits were given, so scores may be too good"
-    return [f"{count:,} of the {tests:,} test {noun} are also in training, {said}"] if count else []
+    """Return a note if ``count`` of the test samples are also in training, with splits as the user gave them."""
+    if not count:
+        return []
+    return [
+        f"{count:,} of the {tests:,} test {noun} are also in training, as the splits were given, so scores may be too "
+        "good"
+    ]
 
 
 def repeated_note(count: int, total: int, noun: str) -> list[str]:
-    """Return a note where so many of some samples occur before among them."""
+    """Return a note if ``count`` of the samples repeat earlier ones."""
     return [f"{count:,} of {total:,} {noun} occur before in the data"] if count else []
 
 
 def are_hidden(labels: Iterable[object]) -> bool:
-    """Return whether a split keeps its labels back, all -1, as test splits of the Hugging Face hub do."""
+    """Return whether a split's labels are withheld (all -1), as in test splits of the Hugging Face hub."""
     return all(label == -1 for label in labels)
 
 
 def class_names_of(source: object, column: str) -> tuple[str, ...] | None:
-    """Return the classes that a data set says a column has, as Hugging Face's do; None where it says none."""
+    """Return the class names in the features of a column, of Hugging Face data sets; None where there are none."""
     features = getattr(source, "features", None)
     names = getattr(features[column], "names", None) if isinstance(features, Mapping) and column in features else None
     return tuple(map(str, names)) if names else None

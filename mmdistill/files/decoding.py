@@ -1,4 +1,4 @@
-"""Text files as people have them: plain or gzipped, with or without a byte order mark."""
+"""Reading of text files: plain or gzipped, with or without a byte order mark."""
 
 import gzip
 import zlib
@@ -7,16 +7,16 @@ from pathlib import Path
 from mmdistill.errors import DataError
 
 HEAD_BYTES = 65536
-"""Of a file, by which it is told what it is."""
+"""Bytes at the start of a file by which its kind is recognised."""
 
 
 def decoded(path: Path, most: int | None = None) -> str:
-    """Return what a text file holds, unzipped where its name ends in ``.gz``, without a byte order mark.
+    """Read a text file, decompressed if its name ends in ``.gz``, without a byte order mark.
 
     Args:
         path: the file.
-        most: the bytes that are read, of which those that are no UTF-8 are left out, since the last character may be
-            cut; None reads, and checks, the whole file.
+        most: read only this many bytes, and drop invalid ones, since the last character may be cut; None: read and
+            check the whole file.
     Raises:
         DataError: the file cannot be read, is damaged, or is not UTF-8 (the line is named).
     """

@@ -5,9 +5,9 @@ from pathlib import Path
 
 
 def users_path(path: str | PathLike[str]) -> Path:
-    """Return a path whose leading ``~`` is the user's home folder, as a shell has it; where none is known, as it is."""
-    given = Path(path)
+    """Expand a leading ``~`` to the user's home folder, as a shell does; return other paths unchanged."""
+    written = Path(path)
     try:
-        return given.expanduser()
-    except RuntimeError:  # ~someone of whom the system knows no home
-        return given
+        return written.expanduser()
+    except RuntimeError:  # the system knows no home folder of this user
+        return written

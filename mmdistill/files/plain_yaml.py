@@ -1,4 +1,4 @@
-"""YAML as settings are written in it: a file never takes more memory than its own size lets expect."""
+"""Safe reading of YAML settings, whose memory is bounded by the size of the file."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from mmdistill.errors import CheckpointError
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses an alias of a list or mapping: no setting needs one, and a few that are nested make a file endless."""
+    """Refuses aliases of lists and mappings: settings need none, and a few nested ones expand without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Return the next node of the document."""
@@ -21,23 +21,23 @@ class _Loader(yaml.SafeLoader):
 
 
 def parsed(text: str) -> Any:
-    """Return what a YAML text says in plain values.
+    """Parse a YAML text into plain values.
 
     Raises:
-        ValueError: it is malformed, too deep, or has an alias of a list or mapping.
+        ValueError: the text is malformed, nested too deep, or has an alias of a list or mapping.
     """
     try:
         return yaml.load(text, _Loader)  # a safe loader
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # of "!!int ''", say
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # such as of "!!int ''"
         raise ValueError(" ".join(str(error).split())) from error
 
 
 def settings_by_name(path: Path) -> dict[str, Any]:
-    """Return what a file of settings says in plain values.
+    """Read a file of settings into plain values by name.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is damaged.
+        FileNotFoundError: the file is missing.
+        CheckpointError: the file is damaged.
     """
     try:
         content = parsed(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Files of tensors as torch, NumPy and safetensors write them, from which no code is run."""
+"""Safe reading of tensor files of torch, NumPy and safetensors, without running code from them."""
 
 import pickle
 import re
@@ -21,16 +21,16 @@ SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth")
 NUMPY = (".npz", ".npy")
 SUFFIXES = (SAFETENSORS, *TORCH, *NUMPY)
-"""How the names of such files end."""
+"""File name endings of these files."""
 unpickling = threading.RLock()
-"""Held while what all threads share says which classes torch's files may hold."""
+"""Held while torch's list of safe classes, which all threads share, is changed."""
 
 
 def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
     """Return a NumPy array as a tensor, whatever its strides and byte order.
 
     Raises:
-        DataError: an array of no numbers.
+        DataError: the array is not of numbers.
     """
     try:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
@@ -46,68 +46,68 @@ def read_saved(
     mapped: bool = False,
     instead: str = "tensors, lists and dicts of them alone, by torch.save(tensor, path)",
 ) -> Any:
-    """Return what a file holds: tensors by name, one array, or whatever torch saved.
+    """Read a file's tensors by name, its one array, or the object that torch saved.
 
-    Of torch's files tensors, plain values and NumPy's arrays and numbers are read, in any nesting.
+    Files of torch may hold tensors, plain values, and NumPy's arrays and numbers, in any nesting.
 
     Args:
         path: the file.
-        classes: others that torch's files may hold, whose code is trusted.
-        only: of safetensors and ``.npz`` the names that are read; None: all.
-        mapped: tensors of safetensors map the file instead of copying it.
-        instead: what is to be saved in place of a file that would run code, in words.
+        classes: further classes that files of torch may hold, whose code is trusted.
+        only: the names to read from safetensors and ``.npz``; None: all.
+        mapped: map tensors of safetensors to the file instead of copying them.
+        instead: what the user should save in place of a file that would run code, for the message.
     Raises:
-        DataError: no such file, one of another kind, a damaged one, or one that would run code.
+        DataError: the file is missing, of another kind, damaged, or would run code.
     """
     suffix = path.suffix.lower()
-    with _explained(path, instead):
+    with _explain_errors(path, instead):
         if suffix == SAFETENSORS:
             with opened_tensors(path) as handle:
-                found = {name: handle.get_tensor(name) for name in handle.keys() if only is None or name in only}  # noqa: SIM118
-                return found if mapped else {name: tensor.clone() for name, tensor in found.items()}
+                tensors = {name: handle.get_tensor(name) for name in handle.keys() if only is None or name in only}  # noqa: SIM118
+                return tensors if mapped else {name: tensor.clone() for name, tensor in tensors.items()}
         if suffix in NUMPY:
             with path.open("rb") as file:
-                held = np.load(file, allow_pickle=False)
-                if isinstance(held, np.ndarray):
-                    return held
-                return {name: held[name] for name in held.files if only is None or name in only}
+                content = np.load(file, allow_pickle=False)
+                if isinstance(content, np.ndarray):
+                    return content
+                return {name: content[name] for name in content.files if only is None or name in only}
         with unpickling, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, which a refusal says better
-            with torch.serialization.safe_globals([*_numbers_of_numpy(), *classes]):
+            warnings.simplefilter("ignore")  # warnings of pickle protocols: a refusal explains them better
+            with torch.serialization.safe_globals([*_numpy_globals(), *classes]):
                 return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file says of its tensors; of other files nothing.
+    """Return the metadata of a safetensors file; empty for other files.
 
     Raises:
-        DataError: no such file, or a damaged one.
+        DataError: the file is missing or damaged.
     """
     if path.suffix.lower() != SAFETENSORS:
         return {}
-    with _explained(path), opened_tensors(path) as handle:
+    with _explain_errors(path), opened_tensors(path) as handle:
         return dict(handle.metadata() or {})
 
 
 def array_names(path: Path) -> list[str]:
-    """Return the names of the arrays in an archive of NumPy or SciPy, of which none is read; of other files nothing.
+    """Return the names of the arrays in a ``.npz`` archive, without reading them; empty for other files.
 
     Raises:
-        DataError: no such file, or a damaged one.
+        DataError: the file is missing or damaged.
     """
     if path.suffix.lower() != ".npz":
         return []
-    with _explained(path), path.open("rb") as file:
-        held = np.load(file, allow_pickle=False)
-        return [] if isinstance(held, np.ndarray) else list(held.files)
+    with _explain_errors(path), path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        return [] if isinstance(content, np.ndarray) else list(content.files)
 
 
 @contextmanager
-def _explained(path: Path, instead: str = "") -> Iterator[None]:
-    """Say in words why a file of tensors cannot be read.
+def _explain_errors(path: Path, instead: str = "") -> Iterator[None]:
+    """Within this context, errors of reading a file of tensors are raised as explanations.
 
     Raises:
-        DataError: no such file, one of another kind, or whatever reading it raises.
+        DataError: the file is missing, of another kind, or cannot be read.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder, and no file of tensors; name the files in it")
@@ -117,21 +117,22 @@ def _explained(path: Path, instead: str = "") -> Iterator[None]:
         raise DataError(f"{path} is no file of tensors; read are {', '.join(SUFFIXES)}")
     try:
         yield
-    except pickle.UnpicklingError as error:  # torch's own words are advice to run the code
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        other = f"names {named[1]}, which" if named else "holds other things than tensors, and what they are"
-        raise DataError(f"{path} cannot be read: it {other} is not run; save {instead}") from error
+    except pickle.UnpicklingError as error:  # torch's own message advises to run the code
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        refused = f"names {match[1]}, which" if match else "holds other things than tensors, and what they are"
+        raise DataError(f"{path} cannot be read: it {refused} is not run; save {instead}") from error
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes its readers raise anything
         raise DataError(f"{path} cannot be read: it is damaged, or no such file: {error}") from error
 
 
-def _numbers_of_numpy() -> list[Any]:
-    """Return what pickles name of NumPy's plain arrays and numbers, in the spelling of its former versions too."""
+def _numpy_globals() -> list[Any]:
+    """Return what pickles of NumPy's plain arrays and numbers refer to, under the names of older versions too."""
     from numpy._core import multiarray
 
-    made = {"_reconstruct": multiarray._reconstruct, "scalar": multiarray.scalar}
-    spelled = [(found, f"numpy.{core}.multiarray.{name}") for name, found in made.items() for core in ("core", "_core")]
+    functions = {"_reconstruct": multiarray._reconstruct, "scalar": multiarray.scalar}
+    modules = [f"numpy.{core}.multiarray" for core in ("core", "_core")]
+    named = [(function, f"{module}.{name}") for name, function in functions.items() for module in modules]
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
-    return [*spelled, np.ndarray, np.dtype, *kinds]
+    return [*named, np.ndarray, np.dtype, *kinds]

@@ -1,4 +1,4 @@
-"""Tables as people have them: delimited text, JSON, Parquet and Feather, with columns that are named or guessed."""
+"""Reading of tables (delimited text, JSON, Parquet, Feather), with columns that the user names or that are guessed."""
 
 import csv
 import io
@@ -20,30 +20,30 @@ Row = dict[str, Any]
 JSON, BY_PANDAS = (".jsonl", ".ndjson", ".json"), (".parquet", ".feather")
 UNDELIMITED = (*JSON, *BY_PANDAS)
 SUFFIXES = (".tsv", ".csv", ".txt", *UNDELIMITED)
-"""Of tables that any kind of data is read from; ``.gz`` may follow."""
+"""File name endings of tables; ``.gz`` may follow."""
 
 
 def suffix(path: Path) -> str:
-    """Return the ending of a file in lower case, that before ``.gz`` where it is gzipped."""
+    """Return the ending of a file's name in lower case; for gzipped files the one before ``.gz``."""
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
 def read(
     path: Path, missing: Sequence[str] = (), *, verbatim: bool = False, numbers: Collection[int] = ()
 ) -> pd.DataFrame:
-    """Read a table with a header, of any ending but those of :data:`UNDELIMITED` as delimited text.
+    """Read a table with a header; a file whose ending is not in :data:`UNDELIMITED` is read as delimited text.
 
     Args:
-        path: the file; nothing is guessed of the values in text and JSON.
-        missing: what delimited text has in place of missing values.
-        verbatim: spaces behind a separator belong to the value, as do quotation marks where tabs separate.
-        numbers: the places of columns that need not be text where they are numbers throughout, which take less time and
-            memory; to leave columns out would hide rows longer than the header.
+        path: the file; values in text and JSON are not converted.
+        missing: values of delimited text that count as missing.
+        verbatim: keep spaces behind a separator and, where tabs separate, quotation marks.
+        numbers: positions of columns that may be read as numbers if all their values are, which takes less time and
+            memory. (Not reading them at all would hide rows that are longer than the header.)
     Raises:
-        DataError: a missing or damaged file, one that is not UTF-8 (the line is named), or no table.
+        DataError: the file is missing, damaged, not UTF-8 (the line is named), or not a table.
     """
     if suffix(path) in BY_PANDAS:
-        return _by_pandas(path)
+        return _read_by_pandas(path)
     if suffix(path) in JSON:
         return pd.DataFrame(_json_rows(path), dtype=object)
     names, mark = header(path), separator(path)
@@ -66,11 +66,11 @@ def read(
                 quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             )
     except (UnicodeDecodeError, OSError, EOFError, zlib.error):
-        decoded(path)  # says where the bytes are wrong
+        decoded(path)  # raises an error that says where the bytes are wrong
         raise
     except (ValueError, pd.errors.ParserWarning) as error:
-        held = "commas" if mark == "," else repr(mark)
-        hint = f'; texts that hold {held} stand in quotation marks: "so{mark} say"' if quoted else ""
+        separators = "commas" if mark == "," else repr(mark)
+        hint = f'; texts that hold {separators} stand in quotation marks: "so{mark} say"' if quoted else ""
         raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}{hint}") from error
     return table.set_axis(names, axis=1)
 
@@ -83,20 +83,20 @@ def as_text(
     dtype: type = str,
     **options: Any,
 ) -> pd.DataFrame:
-    """Return delimited text with its values as they are written, but for some columns that are numbers throughout.
+    """Read delimited text without converting its values, except columns ``numbers`` if all their values are numbers.
 
     Args:
         source: the text.
-        names: of the columns.
-        numbers: of those whose values may be numbers.
-        dtype: of the others.
-        options: what else pandas reads by.
+        names: the names of the columns.
+        numbers: the names of columns that may be read as numbers.
+        dtype: the type of the other columns.
+        options: further options of :func:`pandas.read_csv`.
     """
-    written: dict[Any, type] = dict.fromkeys((name for name in names if name not in numbers), dtype)
+    dtypes: dict[Any, type] = dict.fromkeys((name for name in names if name not in numbers), dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.DtypeWarning)  # numbers in some places only
+        warnings.simplefilter("error", pd.errors.DtypeWarning)  # a column of which only some values are numbers
         try:
-            table: pd.DataFrame = pd.read_csv(source, names=names, dtype=written, **options)
+            table: pd.DataFrame = pd.read_csv(source, names=names, dtype=dtypes, **options)
             if not any(pd.api.types.is_bool_dtype(table[name]) for name in numbers):
                 return table
         except pd.errors.DtypeWarning:
@@ -108,13 +108,13 @@ def as_text(
 
 
 def header(path: Path) -> list[str]:
-    """Return the names of a table's columns, of text by the start of the file.
+    """Return the names of a table's columns; of text and JSON, only the start of the file is read.
 
     Raises:
-        DataError: the file is missing, damaged, empty or no table.
+        DataError: the file is missing, damaged, empty or not a table.
     """
     if suffix(path) in BY_PANDAS:
-        return [str(name) for name in _by_pandas(path).columns]
+        return [str(name) for name in _read_by_pandas(path).columns]
     if suffix(path) in JSON:
         return _json_names(path)
     lines = csv.reader(io.StringIO(_start(path), newline=""), delimiter=separator(path), skipinitialspace=True)
@@ -122,22 +122,27 @@ def header(path: Path) -> list[str]:
 
 
 def separator(path: Path) -> str:
-    """Return what separates the columns of delimited text, by its first line: the most frequent mark outside of quotes.
+    """Return the separator of delimited text: the most frequent of the candidates in the first line, outside of quotes.
 
-    In a ``.tsv`` file it is the tab where there is any.
+    In a ``.tsv`` file it is the tab if the line has one.
     """
     line = re.sub(r'"[^"]*"', "", _start(path)).partition("\n")[0]
     return "\t" if suffix(path) == ".tsv" and "\t" in line else max("\t,;|", key=line.count)
 
 
 def _start(path: Path) -> str:
-    """Return the start of delimited text from the first line that is not blank, of what is UTF-8 in it."""
+    """Return the start of delimited text from the first line that is not blank, without invalid bytes."""
     if start := decoded(path, HEAD_BYTES).lstrip("\r\n "):
         return start
     raise DataError(f"{path} is empty and cannot be read; a header line was expected")
 
 
-def _by_pandas(path: Path) -> pd.DataFrame:
+def _read_by_pandas(path: Path) -> pd.DataFrame:
+    """Read a Parquet or Feather file.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is damaged.
+    """
     kind = suffix(path).removeprefix(".")
     try:
         return pd.read_parquet(path) if kind == "parquet" else pd.read_feather(path)
@@ -151,26 +156,26 @@ def _by_pandas(path: Path) -> pd.DataFrame:
 
 
 def is_rows(source: object) -> TypeGuard[list[Row]]:
-    """Return whether a source is a list with a dictionary per row."""
+    """Return whether a source is a non-empty list of dictionaries, one per row."""
     return isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
 
 def _json_rows(path: Path) -> list[Row]:
-    """Return the objects of JSON lines, blank ones left out, or of one array.
+    """Return the objects of JSON lines, without blank lines, or of one JSON array.
 
     Raises:
-        DataError: a line or an entry that is no object; it is named.
+        DataError: a line or an entry is not an object; it is named.
     """
     content, rows = decoded(path), list[Row]()
     array, expected = content.lstrip().startswith("["), "expected one object per line, or one array of objects"
     lines = enumerate([content] if array else content.split("\n"), start=1)
     for line, part in ((line, part) for line, part in lines if part.strip()):
         try:
-            found = json.loads(part)
+            parsed = json.loads(part)
         except (ValueError, RecursionError) as error:  # malformed, a number of too many digits, nested too deeply
             place = line - 1 + getattr(error, "lineno", 1)
             raise DataError(f"{path}, line {place}, is not JSON ({error}); {expected}") from error
-        for number, row in enumerate(found, start=1) if array else [(line, found)]:
+        for number, row in enumerate(parsed, start=1) if array else [(line, parsed)]:
             if not isinstance(row, dict):
                 where = f"{'entry' if array else 'line'} {number}"
                 raise DataError(f"{path}, {where}, is a JSON {type(row).__name__}; {expected}")
@@ -179,10 +184,10 @@ def _json_rows(path: Path) -> list[Row]:
 
 
 def _json_names(path: Path) -> list[str]:
-    """Return the names in the first object of JSON lines or of an array.
+    """Return the keys of the first object of JSON lines or of an array.
 
     Raises:
-        DataError: there is none.
+        DataError: the file does not start with an object.
     """
     try:
         row, _ = json.JSONDecoder().raw_decode(decoded(path, HEAD_BYTES).lstrip(" \t\r\n["))
@@ -192,45 +197,45 @@ def _json_names(path: Path) -> list[str]:
 
 
 def spelt(name: object) -> str:
-    """Return what a column is called without its type, as RecBole's headers have it (``user_id:token``)."""
+    """Return a column's name without the type that RecBole's headers append (``user_id:token``)."""
     return str(name).split(":")[0].strip()
 
 
 def named(columns: Iterable[object], given: object, source: object) -> int:
-    """Return the place of a column that the user named, by a text or by whatever pandas calls it.
+    """Return the position of the column that the user named, by a text or by the column's label in pandas.
 
     Raises:
-        ConfigError: there is none of this name; the nearest is suggested.
+        ConfigError: no column has this name; the nearest is suggested.
     """
     given, names = str(given), [str(column) for column in columns]
-    short = [spelt(name) for name in names]
-    for known in (names, short):
-        if given in known:
-            return known.index(given)
-    hint = did_you_mean(given, short)
-    raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {', '.join(map(repr, short))})")
+    without_types = [spelt(name) for name in names]
+    for spellings in (names, without_types):
+        if given in spellings:
+            return spellings.index(given)
+    hint = did_you_mean(given, without_types)
+    raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {', '.join(map(repr, without_types))})")
 
 
 def guessed(columns: Iterable[object], guesses: Iterable[str]) -> int | None:
-    """Return the place of the first likely column, ignoring case; None where there is none."""
+    """Return the position of the first guess that is a column, ignoring case; None where there is none."""
     names = [spelt(column).lower() for column in columns]
     return next((names.index(guess) for guess in guesses if guess in names), None)
 
 
 def of_interactions(columns: Collection[object]) -> bool:
-    """Return whether columns are of users and items."""
+    """Return whether the columns include users and items."""
     return guessed(columns, USER_COLUMNS) is not None and guessed(columns, ITEM_COLUMNS) is not None
 
 
 def split_column(
     table: pd.DataFrame, known: Iterable[str], taken: Collection[int] = ()
 ) -> tuple[int | None, tuple[str, ...]]:
-    """Return the place of the column that names splits, or None and notes on those that are but called so.
+    """Return the position of the column of splits, or None and notes on columns with such a name but no splits.
 
     Args:
-        table: of any columns; one of numbers, as cross-validation has them, names no splits.
-        known: what splits are called in notes.
-        taken: the places of columns that are something else.
+        table: the table; a column of numbers, as folds of cross-validation, holds no splits.
+        known: the names of splits, for the notes.
+        taken: positions of columns that are used otherwise.
     """
     notes = []
     for index in (guessed(table.columns, (name,)) for name in SPLIT_COLUMNS):
@@ -238,16 +243,16 @@ def split_column(
             continue
         if _splits(table.iloc[:, index]).notna().any():
             return index, ()
-        called = str(table.columns[index])
-        notes.append(f"the column {called!r} names no splits ({', '.join(known)}) and is not read")
+        name = str(table.columns[index])
+        notes.append(f"the column {name!r} names no splits ({', '.join(known)}) and is not read")
     return None, tuple(notes)
 
 
 def splits_of(column: "pd.Series[Any]", called: str, source: object) -> "pd.Series[Any]":
-    """Return train, dev or test of each row, as a column names them.
+    """Return the split of each row (train, dev or test), from the names in a column.
 
     Raises:
-        DataError: a name that is none of a split; the row is named, and the column as it is ``called``.
+        DataError: a value names no split; the message names the row, and the column as ``called``.
     """
     splits = _splits(column)
     if (unknown := splits.isna().to_numpy()).any():
@@ -258,7 +263,7 @@ def splits_of(column: "pd.Series[Any]", called: str, source: object) -> "pd.Seri
 
 
 def _splits(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return the splits of rows, missing where a name is none; names are a handful, of however many rows."""
+    """Return the split of each row, missing where a value names none; the few distinct names are mapped once each."""
     codes, names = pd.factorize(column.astype("string"))
-    of_names = pd.Series(names).str.strip().str.lower().map(SPLIT_OF).array
-    return pd.Series(of_names.take(codes, allow_fill=True), index=column.index)  # code -1 is missing
+    splits = pd.Series(names).str.strip().str.lower().map(SPLIT_OF).array
+    return pd.Series(splits.take(codes, allow_fill=True), index=column.index)  # code -1 is missing

@@ -107,7 +107,7 @@ def test_who_waited_removes_what_another_one_has_made(tmp_path: Path, monkeypatc
 
 
 def test_who_comes_second_into_a_folder_of_its_own_removes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, opened = tmp_path / "a" / "b", locks._opened
+    folder, opened = tmp_path / "a" / "b", locks._open
 
     def come_and_go() -> None:
         with sole_writer(folder):
@@ -120,7 +120,7 @@ def test_who_comes_second_into_a_folder_of_its_own_removes_it(tmp_path: Path, mo
             pool.submit(come_and_go).result()
         return handle
 
-    monkeypatch.setattr(locks, "_opened", overtaken)
+    monkeypatch.setattr(locks, "_open", overtaken)
     with sole_writer(folder, wait="test"):
         pass
     assert not (tmp_path / "a").exists()
