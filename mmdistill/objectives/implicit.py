@@ -205,7 +205,7 @@ class _InnerSolution(NamedTuple):
         return outer.by_change - products.vjp(self.coefficients(products.embedded @ outer.by_weights))
 
     def outer_loss(self, part: Batch, log_scale: Tensor, total_weight: Tensor) -> _OuterLoss:
-        """Return the terms that some real samples add to the weighted mean over all, and their gradients."""
+        """Return the part of the weighted mean loss that some real samples contribute, and its gradients."""
         inputs = one_tensor(part.inputs)
         embedded, outputs = self.linear.jvp(inputs, self.change)
         prediction = (outputs + embedded @ self.weights).requires_grad_()

@@ -201,7 +201,7 @@ def ridge_prediction(system: RidgeSystem) -> Tensor:
         scores in the units of Y_s.
     """
     k_ts, k_ss, targets, ridge, scale, *_ = system
-    if targets.shape[1] > k_ts.shape[0]:  # fewer right-hand sides: real samples, not targets (items, say)
+    if targets.shape[1] > k_ts.shape[0]:  # solve for K_st: there are fewer real samples than targets (items)
         weights = ridge_solution(k_ss, k_ts.T, ridge, scale).T
         return weights.to(k_ts.dtype) @ targets.to(k_ts.dtype)
     return k_ts @ ridge_solution(k_ss, targets, ridge, scale).to(k_ts.dtype)

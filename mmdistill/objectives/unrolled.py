@@ -138,7 +138,7 @@ class UnrolledObjective(Objective):
         return None if self.batch is None else self.steps * self.batch
 
     def learned(self) -> Tensors:
-        """Return the student's rate, with which judges train; nothing where its optimizer is not SGD."""
+        """Return the student's rate, with which judges train; nothing where students do not train by SGD."""
         return {"inner_lr": self.rate().detach()} if self.unrolling.optimizer == "sgd" else {}
 
     def student_steps(self, draws: Draws) -> int:
