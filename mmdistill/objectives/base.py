@@ -23,7 +23,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensor
 RealView = Literal["classes", "flat"]
 
 LOOP_FROM_NUMEL = 16_384
-"""Numbers in one class's inputs from which on a CPU takes classes one at a time (about 20 images of 28 x 28)."""
+"""Numbers in one class's inputs above which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 GRADIENT_NUMEL = 1 << 24
 """Most numbers in the gradients of the small classes that a CPU takes together (64 MiB)."""
 MIN_CLASSES_AT_ONCE = 16
