@@ -30,6 +30,8 @@ HOPS = 2
 """How far SGC reads unless asked otherwise, as the field's networks of two layers do; embeddings and pictures too."""
 MODELS = ("sgc", "gcn", "mlp")
 """Own networks by name."""
+WITHOUT_EDGES = "method without structure (A' = I: gcond-x, gcdm-x or krr)"
+"""What a network does for that reads no edge weights."""
 STRONG = 0.5
 """Pairs below this weight are no edges to a network that takes no weights, as to the published comparison's GAT on Cora
 and Citeseer."""
@@ -300,7 +302,7 @@ class ModuleNetwork(GraphNetwork):
             if not self.takes_weight:
                 raise UnsupportedError(
                     f"{type(self.functional.module).__name__} takes no edge_weight as its third argument, or ignores "
-                    "it, so edge weights cannot be learned through it; use a method without structure (A' = I)"
+                    f"it, so edge weights cannot be learned through it; use a {WITHOUT_EDGES}"
                 )
             edges = (~torch.eye(len(x), dtype=torch.bool, device=x.device)).nonzero().T
             return x, edges, inputs["adjacency"][edges[0], edges[1]]

@@ -12,9 +12,11 @@ from mmdistill.abilities import Embeds
 from mmdistill.allocation import shares_of
 from mmdistill.checks import require_centroids
 from mmdistill.coresets import choose_samples
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.graph.models import WITHOUT_EDGES
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.method import Parameterizer
+from mmdistill.networks.architecture import network_title
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.rules import k_means
 from mmdistill.runtime import Draws
@@ -132,6 +134,8 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
     Args:
         kind: builds the initial structure, from the edges among real nodes where it reads any.
         from_means: whether features start from the centroids of :func:`mean_features`, or from those real nodes'.
+
+    What it returns refuses networks that read no edge weights (``UnsupportedError``).
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -139,11 +143,40 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
             require_centroids(settings.init, "noise")
         counts, chosen = _choose(task, budget, replace(settings, init="real") if from_means else settings, draws)
         start = _nodes(task, chosen)
+        _require_edges_read(task, start)
         structure = kind(task, start, draws.fold("structure"))
         x = class_means(task, counts, draws) if from_means else start["x"]
         return _start(task, x, counts, settings, label, draws, structure)
 
     return build
+
+
+def reads_edges(task: Task, inputs: Tensors) -> bool:
+    """Return whether a gradient leads from the logits of a fresh network to the weights of edges, be it 0.
+
+    Args:
+        task: whose network it is.
+        inputs: a few of its samples, with an ``adjacency``.
+    """
+    adjacency = inputs["adjacency"].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits, _ = task.predict(task.init(Draws(0, ("check",), task.device)), {**inputs, "adjacency": adjacency})
+    if logits.requires_grad:
+        logits.sum().backward(inputs=[adjacency])  # type: ignore[no-untyped-call]
+    return adjacency.grad is not None
+
+
+def _require_edges_read(task: Task, nodes: Tensors) -> None:
+    """Refuse a network that reads no edge weights, through which none can be learned.
+
+    Raises:
+        UnsupportedError: naming methods without edges.
+    """
+    if not reads_edges(task, {"x": nodes["x"][:2], "adjacency": nodes["adjacency"][:2, :2]}):
+        raise UnsupportedError(
+            f"the network ({network_title(task)}) reads no edge weights, so none can be learned through it; use a "
+            f"{WITHOUT_EDGES}, or a network that reads them (--model sgc or gcn)"
+        )
 
 
 def propagated_features(

@@ -1,13 +1,14 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.schedules import TrainedOnGraph
 from mmdistill.graph.structure import BernoulliEdges, PairwiseMLP, bernoulli_edges, initial_logits, pairwise_mlp
@@ -289,6 +290,51 @@ def test_any_structure_makes_a_method() -> None:
         graph = with_structure(kind)(task(), 6, settings, "hard", Draws(0))
         assert graph(Draws(0)).inputs["adjacency"].shape == (6, 6)  # type: ignore[call-overload]
         assert set(graph.groups()) == {"codes", "decoder"}
+
+
+class Unweighted(nn.Module):
+    """Takes the weights of edges and ignores them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        out: Tensor = self.layer(x.index_add(0, edge_index[1], x[edge_index[0]]))
+        return out
+
+
+class Unweightable(Unweighted):
+    """Takes none."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, edge_index)
+
+
+class Weighing(Unweighted):
+    """Reads them where one is above another, with units that are dead on all nodes."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        if edge_weight is not None:
+            x = x.index_add(0, edge_index[1], edge_weight[:, None] * x[edge_index[0]])
+        out: Tensor = (self.layer(x) - 1e9).relu()
+        return out
+
+
+@pytest.mark.parametrize("method", STRUCTURED)
+@pytest.mark.parametrize("network", [{"model": "mlp"}, {"hops": 0}, {"model": Unweighted}, {"model": Unweightable}])
+def test_no_edges_are_learned_through_a_network_that_reads_none(method: str, network: dict[str, Any]) -> None:
+    own = graph_task(planted_graph(), **network)
+    distiller = Distiller(own, METHODS[method].with_settings(steps=1), 6)
+    for begin in (distiller.start, distiller.rehearse):
+        with pytest.raises(UnsupportedError, match=r"method without structure .*gcond-x, gcdm-x or krr"):
+            begin()
+
+
+@pytest.mark.parametrize("network", [{"model": "gcn"}, {"hops": 1}, {"model": Weighing}])
+def test_edges_are_learned_through_a_network_that_reads_them(network: dict[str, Any]) -> None:
+    made = Distiller(graph_task(planted_graph(), **network), METHODS["doscond"].with_settings(steps=1), 6).rehearse()
+    assert set(made.groups()) == {"codes", "decoder"}
 
 
 @pytest.mark.parametrize(("nodes", "width", "cut"), [(2708, 128, 0.05), (50_000, 256, 0.01)])

@@ -11,7 +11,7 @@ from mmdistill.coresets import choose_samples
 from mmdistill.errors import ConfigError, MmdistillWarning, ShapeError
 from mmdistill.graph.sets.own import GraphModule
 from mmdistill.graph.structure import BernoulliEdges, GivenEdges, initial_logits
-from mmdistill.graph.synthetic import Structure
+from mmdistill.graph.synthetic import Structure, reads_edges
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
@@ -107,7 +107,7 @@ class SyntheticGraphs(Parameterization):
 def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build synthetic graphs that start from real ones, edges included.
 
-    Edges are learned, unless the network is a module of the user's that takes no weights of theirs.
+    Edges are learned, unless the network is a module of the user's that reads no weights of theirs.
 
     Raises:
         ConfigError: a task of other data, or noise for a start.
@@ -121,10 +121,10 @@ def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, d
     x, present = inputs["x"], inputs["present"]
     network = getattr(task, "network", None)
     structure: Structure = BernoulliEdges(initial_logits(inputs), present=present)
-    if isinstance(network, GraphModule) and not network.takes_weight:
+    if not reads_edges(task, {name: tensor[:2] for name, tensor in inputs.items()}):
         structure = GivenEdges(inputs["adjacency"])
         warnings.warn(
-            "the network takes no edge_weight, so only the features of nodes are learned, and edges stay those of the "
+            "the network reads no edge weights, so only the features of nodes are learned, and edges stay those of the "
             "real graphs that it starts from",
             MmdistillWarning,
             stacklevel=2,

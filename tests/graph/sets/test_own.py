@@ -124,12 +124,20 @@ def test_a_module_distils_and_judges(graphs: GraphSet) -> None:
     assert evaluate(task, result, n=1, judges=["gcn"], baselines=[]).headline().judge == "gcn"
 
 
-def test_edges_stay_where_a_module_takes_no_weights(graphs: GraphSet) -> None:
-    task = own(graphs, Isomorphism)
-    with pytest.warns(MmdistillWarning, match="takes no edge_weight, so only the features of nodes are learned"):
+class Unweighted(Weighted):
+    """Takes weights and ignores them."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, batch: Tensor | None = None):  # type: ignore[no-untyped-def]
+        return super().forward(x, edge_index, None, batch)
+
+
+@pytest.mark.parametrize("kind", [Isomorphism, Unweighted])
+def test_edges_stay_where_a_module_reads_no_weights(graphs: GraphSet, kind: type[nn.Module]) -> None:
+    task = own(graphs, kind)
+    with pytest.warns(MmdistillWarning, match="reads no edge weights, so only the features of nodes are learned"):
         start = task.stored(1, Settings(steps=1), "hard", Draws(0, ("start",)))
     assert set(start.groups()) == {"codes"}
-    with pytest.warns(MmdistillWarning, match="takes no edge_weight"):
+    with pytest.warns(MmdistillWarning, match="reads no edge weights"):
         result = distill(task, "doscond", ipc=1, settings={"steps": 5, "real_batch": 16})
     real = graphs.padded(graphs.train)
     inputs = result.batch.inputs
