@@ -81,7 +81,11 @@ class PropagatedRidge(RandomFeatureRidge):
         return self._taught[2]
 
     def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)`` in float64; the real side keeps no graph."""
+        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)`` in float64; the real side keeps no graph.
+
+        Where no unit is live on any synthetic node, both are 0, and no ridge in proportion would make K_ss regular. It
+        is the identity then, by which these nodes predict 0.
+        """
         features = network.task.features  # not compiled: of SGC it is one copy
         embedded = features(network.state, syn)[-1]
         key = draws.fold("perceptron").to(embedded.device)
@@ -89,7 +93,9 @@ class PropagatedRidge(RandomFeatureRidge):
         with torch.no_grad():
             phi_real = (features(network.state, real)[-1] @ weight.mT).relu().double()
         phi_syn = (embedded @ weight.mT).relu().double()  # whose products CUDA does not round to TF32
-        return phi_real @ phi_syn.mT, phi_syn @ phi_syn.mT
+        k_ss = phi_syn @ phi_syn.mT
+        dead = k_ss.diagonal().sum() == 0
+        return phi_real @ phi_syn.mT, k_ss + dead * torch.eye(len(k_ss), dtype=k_ss.dtype, device=k_ss.device)
 
 
 def _is_taught(task: GraphTask) -> bool:

@@ -145,3 +145,19 @@ def test_without_validation_nodes_the_last_step_stays(monkeypatch: pytest.Monkey
     assert result.steps == 4
     assert result.batch.targets.shape == (6, 3)  # type: ignore[union-attr]
     assert "platt_log_scale" in result.learned
+
+
+def test_synthetic_nodes_without_a_live_unit_predict_nothing() -> None:
+    own = graph_task(planted_graph(), model="gcn", width=2, protocol=FAST)
+    state = own.init(Draws(0))
+    dead = state._replace(params={**state.params, "first.bias": torch.full((2,), -1e3)})
+    objective, syn = PropagatedRidge(nodes=10, recipe=SHORT), synthetic()
+    assert isinstance(syn.inputs, dict)
+    learned = [syn.inputs["x"].requires_grad_(), objective.log_scale]
+    for network in (dead, state):
+        loss = objective(Network(own, network), syn, own.training_batch(), Draws(7))
+        gradients = torch.autograd.grad(loss, learned)
+        assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        if network is dead:
+            assert float(loss.detach()) == pytest.approx(math.log(3))
+            assert not any(bool(gradient.any()) for gradient in gradients)
