@@ -82,15 +82,17 @@ class Vocabulary:
             length: L, the tokens kept of each; None keeps as many as 95 % of the texts have, at most 128.
             trim: let L be no more than the longest text has, if it is more than any default.
         Raises:
-            ConfigError: a length that leaves no room for a token.
+            ConfigError: a length that leaves no room for a word, of pairs for one of each text.
         """
         full: list[list[int]] = [self._numbers(text) for text in texts]
         counts = torch.tensor([len(row) for row in full])
+        paired = any(text.partition(PAIR)[2] for text in texts)
+        room = 1 + paired + self.tokenizer.num_special_tokens_to_add(pair=paired)
         if length is None:
-            length = min(int(counts.double().quantile(COVERED).ceil()), MOST_TOKENS)
-        room = 1 + len(self._numbers(""))
+            length = max(room, min(int(counts.double().quantile(COVERED).ceil()), MOST_TOKENS))
         if length < room:
-            raise ConfigError(f"a length of {length} tokens leaves no room for a word; give at least {room}")
+            what = "a word of each text of a pair" if paired else "a word"
+            raise ConfigError(f"a length of {length} tokens leaves no room for {what}; give at least {room}")
         longest = max(int(counts.max()), room)
         if trim and length > max(longest, MOST_TOKENS):
             logger.warning("no training text has more than %d tokens, so the length is not %d", longest, length)

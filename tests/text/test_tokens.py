@@ -103,6 +103,15 @@ def test_pairs_are_joined_as_the_tokenizer_does_it(vocabulary: Vocabulary) -> No
     assert found.ids[0, : len(expected)].tolist() == expected
 
 
+def test_a_length_has_room_for_a_word_of_each_text_of_a_pair(vocabulary: Vocabulary) -> None:
+    pair = f"bread soup{PAIR}star"
+    with pytest.raises(ConfigError, match=r"a length of 4 tokens leaves no room for a word .* at least 5"):
+        vocabulary.tokenize(["bread", pair], 4)
+    tokens = vocabulary.tokenize([pair], 5)
+    assert vocabulary.words(tokens.ids[0], pair=True) == f"bread{PAIR}star"
+    assert vocabulary.tokenize(["bread"] * 99 + [pair]).ids.shape[1] == 5  # though 95 % need 3
+
+
 def test_a_tokenizer_without_a_pad_token_serves_as_well(folder: Path, tmp_path: Path) -> None:
     texts = ["bread", "bread soup and salt"]
     tiny_transformer(tmp_path)
