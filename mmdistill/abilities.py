@@ -1,4 +1,4 @@
-"""What a task may be able to do beyond the Task protocol; who can make use of it asks by isinstance."""
+"""Optional abilities of a task beyond the Task protocol; their users test for them by ``isinstance``."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -10,7 +10,7 @@ from mmdistill.checks import require_sizes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Task, Tensors
 
-if TYPE_CHECKING:  # they know of tasks themselves
+if TYPE_CHECKING:  # these modules import tasks themselves
     from mmdistill.labels import LabelKind
     from mmdistill.networks.pretrained import GivenTeacher
     from mmdistill.parameterizations.base import Parameterization
@@ -18,11 +18,11 @@ if TYPE_CHECKING:  # they know of tasks themselves
 
 
 MapReader = Callable[[Tensor], Tensor]
-"""What is made of a layer's maps: from ``(n, channels, height, width)`` to ``(n, d)``, a row for each sample."""
+"""A function of a layer's maps, from ``(n, channels, height, width)`` to ``(n, d)``."""
 
 
 class EveryLayer:
-    """A reader that keeps maps as they are, and asks for every layer: see :meth:`GivesMaps.maps`."""
+    """A reader that only flattens maps, and that is given every layer: see :meth:`GivesMaps.maps`."""
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Return the maps, flattened."""
@@ -30,7 +30,7 @@ class EveryLayer:
 
 
 NormReader = Callable[[Tensor, Tensor, Tensor], Tensors]
-"""What is made of a batch norm's input ``(n, channels, ...)``, running mean and running variance."""
+"""A function of a batch norm's input ``(n, channels, ...)``, running mean and running variance."""
 
 
 @runtime_checkable
@@ -38,55 +38,54 @@ class Validates(Protocol):
     """A task that can score a synthetic batch on validation data, so that a run keeps its best step."""
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
-        """Return a score, higher is better, from validation data only; None where the data come without any."""
+        """Return a score, higher is better, from validation data only; None without such data."""
         ...
 
 
 @runtime_checkable
 class GivesClassGradients(Protocol):
-    """A task that has its network's gradients of all classes in closed form."""
+    """A task with a closed form of its network's gradients by class."""
 
     def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:
-        """Return each parameter's gradients, ``(C, *shape)``, differentiable; None where this network has none."""
+        """Return each parameter's gradients, ``(C, *shape)``, differentiable; None if this network has none."""
         ...
 
 
 @runtime_checkable
 class GivesMaps(Protocol):
-    """A task whose network has maps: what layers give for each place of a sample."""
+    """A task whose network has feature maps: layer outputs with spatial axes."""
 
     def maps(self, state: NetworkState, inputs: Inputs, read: MapReader) -> tuple[Tensor, ...]:
-        """Return what a reader makes of each layer's maps, ``(n, d_l)``, and the embedding last; one forward pass.
+        """Return ``read`` of each layer's maps, ``(n, d_l)``, and the embedding last, in one forward pass.
 
-        Layers come in the order of :meth:`Task.features`, those without maps left out, each before it is pooled. A
-        reader that is an :class:`EveryLayer` is also given layers without maps, as their features, and after these the
-        block that the embedding is made of, where the network names it: its maps, and these pooled, if they are, which
-        is the embedding once more.
+        Layers come in the order of :meth:`Task.features`, those without maps left out, each before its pooling. An
+        :class:`EveryLayer` also receives layers without maps, as their features, and then the block that the embedding
+        comes from, if the network names it: its maps, and if they are pooled, the result, which is the embedding again.
         """
         ...
 
 
 @runtime_checkable
 class GivesNorms(Protocol):
-    """A task whose network tells what its batch norms are given, while it normalises by their running statistics."""
+    """A task whose network exposes the inputs of its batch norms, which normalise by running statistics meanwhile."""
 
     def norms(self, state: NetworkState, inputs: Inputs, read: NormReader) -> tuple[Tensor, Mapping[str, Tensors]]:
-        """Return outputs and what a reader makes of each batch norm's input; an error names the norms there are."""
+        """Return the outputs, and ``read`` of each batch norm's input; an error lists the network's norms."""
         ...
 
 
 @runtime_checkable
 class DescribesNetwork(Protocol):
-    """A task that says what its network is made of: shapes do not tell activations, norms, pooling, dropout apart."""
+    """A task that describes its network's modules: shapes do not tell activations, norms, pooling and dropout apart."""
 
     def architecture(self) -> str:
-        """Return the network in words, as a module describes itself; the same for the same network in any process."""
+        """Return the network's ``repr``, the same for the same network in any process."""
         ...
 
 
 @runtime_checkable
 class NamesNetwork(Protocol):
-    """A task that names its network, as reports call it; empty where the network's own description must do."""
+    """A task with a name for its network in reports; if empty, the network's description is used."""
 
     @property
     def network_name(self) -> str:
@@ -96,7 +95,7 @@ class NamesNetwork(Protocol):
 
 @runtime_checkable
 class StoresSamples(Protocol):
-    """A task whose samples are not just tensors to learn: it says how they are stored where a method does not."""
+    """A task with a default storage other than raw tensors."""
 
     def stored(self, budget: int, settings: "Settings", label: "LabelKind", draws: Draws) -> "Parameterization":
         """Return the initialised samples of a budget."""
@@ -105,7 +104,7 @@ class StoresSamples(Protocol):
 
 @runtime_checkable
 class Embeds(Protocol):
-    """A task that has its own embedding of the real training samples, for selection by distance."""
+    """A task with its own embedding of the real training samples, for selection by distance."""
 
     def embedding(self) -> Tensor:
         """Return ``(N, d)``, one row per training sample, in the order of ``labels``."""
@@ -114,7 +113,7 @@ class Embeds(Protocol):
 
 @runtime_checkable
 class Selects(Protocol):
-    """A task that has selections of its own, which stand beside a result like random and herding.
+    """A task with selections of its own, which serve as baselines like random and herding.
 
     ``selections`` names them.
     """
@@ -122,22 +121,22 @@ class Selects(Protocol):
     selections: Sequence[str]
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
-        """Return the samples of a selection, as many of each class as ``counts`` says (of the one group without)."""
+        """Return the samples of a selection, ``counts`` of each class (without classes, of the one group)."""
         ...
 
 
 @runtime_checkable
 class SizesSelections(Selects, Protocol):
-    """A task whose own selections take other bytes than as many real samples do."""
+    """A task whose own selections take other bytes than real samples at equal count."""
 
     def selection_bytes(self, kind: str, count: int) -> int:
-        """Return the bytes that so many samples of a selection are stored in."""
+        """Return the stored bytes of ``count`` samples of a selection."""
         ...
 
 
 @runtime_checkable
 class TrainsWhole(Protocol):
-    """A task whose networks train on more than the selected samples hold (a graph's labelled nodes read the others)."""
+    """A task whose networks read more than selected samples when they train (labelled nodes read their neighbours)."""
 
     def training_batch(self) -> Batch:
         """Return all real training samples as networks train on them."""
@@ -146,7 +145,7 @@ class TrainsWhole(Protocol):
 
 @runtime_checkable
 class GradesSamples(Protocol):
-    """A task that says how hard its training samples are to learn by what it knows of them (a graph, by its edges)."""
+    """A task with its own measure of how hard training samples are to learn (a graph: from its edges)."""
 
     def difficulty(self, networks: Iterable[NetworkState]) -> Tensor:
         """Return one number per training sample, ``(n,)``, higher for harder ones, from briefly trained networks."""
@@ -155,98 +154,98 @@ class GradesSamples(Protocol):
 
 @runtime_checkable
 class Settles(Protocol):
-    """A task whose networks may normalise by running statistics, which it can take from real samples."""
+    """A task that can set its networks' running statistics from real samples."""
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
-        """Return a network whose running statistics are those of drawn real samples; one without any as it is."""
+        """Return a network with the running statistics of drawn real samples; one without any is returned as it is."""
         ...
 
 
 @runtime_checkable
 class NamesJudges(Protocol):
-    """A task whose judges are more than those it lists, by a grammar of names."""
+    """A task with more judges than it lists, by a grammar of names."""
 
     def judge_name(self, name: str) -> str:
-        """Return a judge's name in its one spelling; an error says why there is no such judge."""
+        """Return a judge's canonical name; an error says why there is no such judge."""
         ...
 
 
 @runtime_checkable
 class TitlesJudges(Protocol):
-    """A task whose scores call a judge by more than its name, such as the protocol by which it trained."""
+    """A task whose scores call a judge by more than its name, for example by its training protocol too."""
 
     def judge_title(self, judge: str) -> str:
-        """Return what the scores of a judge are called."""
+        """Return a judge's title in scores."""
         ...
 
 
 @runtime_checkable
 class LimitsJudging(Protocol):
-    """A task not all of whose judges train as a user sets it."""
+    """A task with judges that ignore some of a user's settings of judging."""
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge, by name or title, reads of :data:`JUDGING`; no ``epochs`` where it is solved."""
+        """Return the entries of :data:`JUDGING` that a judge, by name or title, reads; no ``epochs`` if solved."""
         ...
 
 
 @runtime_checkable
 class TellsEpochs(Protocol):
-    """A task that can tell for how long judges will train."""
+    """A task that knows for how long judges will train."""
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return for how many epochs a judge trains on so many samples, None: on all; None where it does not train."""
+        """Return a judge's epochs on ``samples`` samples (None: on all); None if it does not train."""
         ...
 
 
 @runtime_checkable
 class TrainsTeacher(Protocol):
-    """An objective or schedule that trains networks of its own first, which label real samples or steps read."""
+    """An objective or schedule that first trains networks of its own, to label real samples or to be read by steps."""
 
     def describe_teacher(self, task: Task) -> str:
-        """Return which ones these will be, in words; empty where a task needs none."""
+        """Describe these networks; empty if a task needs none."""
         ...
 
 
 @runtime_checkable
 class AsksTeacher(Protocol):
-    """A task whose judges may have a trained network label what they train on, whatever labels it comes with."""
+    """A task whose judges may train on labels from a trained network in place of a set's own."""
 
     def judging_teacher(self, judge: str) -> str:
-        """Return which network does so for a judge and whether it trains first, in words; empty where none does."""
+        """Describe the network that labels for a judge, and whether it trains first; empty if none does."""
         ...
 
 
 @runtime_checkable
 class HasTeacher(Protocol):
-    """A task that may be given a trained network of its own kind, which is asked in place of one that trains first."""
+    """A task that may be given a trained network of its own kind, which then replaces one that would train first."""
 
     given_teacher: "GivenTeacher | None"
 
 
 def given_teacher(task: Task) -> "GivenTeacher | None":
-    """Return the trained network that a task was given as its teacher; None where one is trained as soon as asked."""
+    """Return the trained network that a task was given as its teacher; None if one is trained when needed."""
     return task.given_teacher if isinstance(task, HasTeacher) else None
 
 
 def ask_teacher(task: Task, judges: Iterable[str]) -> bool:
-    """Return whether any of some judges, by name, has a trained network label what it trains on."""
+    """Return whether any of the judges trains on labels from a trained network."""
     return isinstance(task, AsksTeacher) and any(map(task.judging_teacher, judges))
 
 
 JUDGING = ("epochs", "batch", "precision", "protocol", "testing")
-"""What a user can set of judging: epochs, the size of minibatches and, of images, the number formats.
+"""The settings of judging: epochs, minibatch size and, for images, number formats.
 
-In Python also, as texts, in what a protocol of the user's own differs, how judges train and how they are tested.
+In Python also, as texts, how a user's own protocol differs in training and in testing.
 """
 Judging = Mapping[str, int | str]
-"""What a user has set of judging, by the names of :data:`JUDGING`."""
+"""A user's settings of judging, by the names of :data:`JUDGING`."""
 
 
 @runtime_checkable
 class KeepsJudging(Protocol):
-    """A task that keeps what its user set of judging, see :func:`judging_overrides`; of other tasks nothing was set.
+    """A task that keeps its user's settings of judging, see :func:`judging_overrides`; other tasks have none.
 
-    Results are kept with it, which tells them from those of judges that trained otherwise.
+    They are stored with results, to tell these from results of judges that trained otherwise.
     """
 
     judging_chosen: Judging
@@ -259,63 +258,63 @@ def judging_overrides(
     protocol: str = "",
     testing: str = "",
 ) -> dict[str, int | str]:
-    """Return what a user sets of judging as a task keeps it; float32, in which judges train anyway, is nothing.
+    """Return a user's settings of judging as a task keeps them; float32, the default, is left out.
 
-    A task asks for it where it is constructed, so that it is known however the task came about.
+    A task calls this in its constructor, so that the settings are known in whatever way it was built.
 
     Args:
-        epochs: of judges; None where the user says nothing, as of the next two.
-        batch: samples in their minibatches.
-        precision: number formats that they train in.
-        protocol: in what their training differs from the usual one, see :func:`in_place_of`.
-        testing: in what their test does.
+        epochs: of judges; None: not set, as for the next two.
+        batch: their minibatch size.
+        precision: the number formats that they train in.
+        protocol: how their training differs from the usual one, see :func:`in_place_of`.
+        testing: how their test differs.
     Raises:
-        ConfigError: epochs or a size that are no whole numbers of at least 1.
+        ConfigError: epochs or a size that are not whole numbers of at least 1.
     """
     require_sizes(judge_epochs=epochs, judge_batch=batch)
     sizes = {"epochs": epochs, "batch": batch}
-    found: dict[str, int | str] = {name: int(size) for name, size in sizes.items() if size is not None}
+    overrides: dict[str, int | str] = {name: int(size) for name, size in sizes.items() if size is not None}
     texts = {"precision": "" if precision in (None, "float32") else str(precision)}
     texts |= {"protocol": protocol, "testing": testing}
-    return found | {name: text for name, text in texts.items() if text}
+    return overrides | {name: text for name, text in texts.items() if text}
 
 
 def in_place_of(own: object, usual: object, apart: Collection[str] = ()) -> str:
-    """Return in words in which fields a dataclass differs from the usual one, those of its dataclasses too.
+    """List the fields in which a dataclass differs from the usual one, including those of nested dataclasses.
 
     Args:
-        own: a protocol of the user's, say; None for none.
-        usual: what it stands in the place of.
-        apart: fields that make no difference.
+        own: a user's protocol, say; None for none.
+        usual: the dataclass that it replaces.
+        apart: fields to ignore.
     Returns:
-        Nothing where they are alike, or there is none.
+        The differences in words; empty if there are none, or ``own`` is None.
     """
     return "" if own is None else ", ".join(_differing(own, usual, apart))
 
 
 def _differing(own: object, usual: object, apart: Collection[str]) -> list[str]:
-    found = []
+    differences = []
     for entry in fields(own):  # type: ignore[arg-type]
         value, other, words = getattr(own, entry.name), getattr(usual, entry.name, None), entry.name.replace("_", " ")
         if is_dataclass(value) and is_dataclass(other):
-            found += [f"{words} {part}" for part in _differing(value, other, apart)]
+            differences += [f"{words} {part}" for part in _differing(value, other, apart)]
         elif entry.name not in apart and value != other:
-            found.append(f"{words} {value}")
-    return found
+            differences.append(f"{words} {value}")
+    return differences
 
 
 def overrides_of(task: Task) -> Judging:
-    """Return what the user set of a task's judging. A named protocol is in the judge's name."""
+    """Return the user's settings of a task's judging; a named protocol is part of the judge's name instead."""
     return task.judging_chosen if isinstance(task, KeepsJudging) else {}
 
 
 def judge_title(task: Task, judge: str) -> str:
-    """Return what the scores of a task's judge are called: its name, where the task says no more."""
+    """Return a judge's title in scores, by default its name."""
     return task.judge_title(judge) if isinstance(task, TitlesJudges) else judge
 
 
 def is_solved(task: Task, judge: str) -> bool:
-    """Return whether a task's judge is solved, so that nothing trains for epochs."""
+    """Return whether a task's judge is solved in closed form, without training for epochs."""
     return isinstance(task, LimitsJudging) and "epochs" not in task.judging_read(judge)
 
 
@@ -326,12 +325,12 @@ ROBUST_METRICS = (
     "over random",
     "over random, plain",
 )
-"""The two robust scores and the differences of accuracies that they are made of, which are no accuracies."""
+"""The two robust scores and the differences of accuracies that they are made of; none of these is an accuracy."""
 
 
 @runtime_checkable
 class ScoresRobustness(Protocol):
-    """A task that has the field's label-robust and augmentation-robust scores."""
+    """A task with the field's label-robust and augmentation-robust scores."""
 
     def robust(
         self,
@@ -347,12 +346,12 @@ class ScoresRobustness(Protocol):
 
         Args:
             synthetic: the distilled samples, decoded.
-            judge: who judges.
+            judge: the judge's name.
             draws: the key.
             n: how many independently drawn judges.
             learned: as for :meth:`Task.evaluate`.
-            subset: draws a random subset of real samples at equal count; None where a class has too few of them, which
-                leaves what needs no such subset.
-            classes: that the samples stand for, where their labels need not say it.
+            subset: draws a random subset of real samples at equal count; None if a class has too few of them: only the
+                scores that need no subset are returned.
+            classes: the samples' classes, if their labels need not tell.
         """
         ...

@@ -1,4 +1,4 @@
-"""Which samples each class has, and draws of some of each: by a table, or where one class is huge without one."""
+"""The samples of each class, and draws from them: by a padded table or, if one class is huge, without it."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from mmdistill.parameterizations.base import class_table
 from mmdistill.runtime import Draws
 
 TABLE_MOST = 16
-"""How many times the samples a table of classes by the largest one may hold; up to so many classes it never is more."""
+"""The largest table of classes by samples of the largest class, in multiples of the number of samples."""
 
 
 class ClassRows:
@@ -28,7 +28,7 @@ class ClassRows:
     def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Draw up to n samples of each class without replacement.
 
-        A class of fewer comes whole, padded with weight 0 to n, or to the largest class where that has fewer.
+        A class with fewer comes whole, padded with weight 0 to ``min(n, largest class)``.
 
         Shapes:
             Returns indices and weights, both ``(len(classes), min(n, largest class))``.
@@ -42,9 +42,9 @@ class ClassRows:
 
 
 class LongTail:
-    """The samples of classes of which one is far larger than most; arguments and :meth:`draw` as of ClassRows.
+    """The samples of classes with one far larger than most; arguments and :meth:`draw` as in ClassRows.
 
-    A draw orders all samples by class and a random number: N numbers, whatever the classes' sizes.
+    A draw sorts all samples by class and a random number, so it draws N numbers, whatever the classes' sizes.
     """
 
     def __init__(self, labels: Tensor, num_classes: int, device: torch.device) -> None:
@@ -53,10 +53,10 @@ class LongTail:
         self.largest = int(counts.max())
         self.order, self.counts = order.to(device), counts.to(device)
         self.starts = (counts.cumsum(0) - counts).to(device)
-        self.owners = labels[order].double().to(device)  # in which a class and a float32 share stay exact
+        self.owners = labels[order].double().to(device)  # float64 holds a class plus a float32 draw exactly
 
     def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Draw up to n samples of each class without replacement; a class named twice comes with the same ones."""
+        """Draw up to n samples of each class without replacement; a class named twice has the same samples twice."""
         shuffled = self.order[(self.owners + draws.uniform(len(self.order))).argsort()]
         column = torch.arange(min(n, self.largest), device=self.order.device)
         present = column < self.counts[classes][:, None]
@@ -65,6 +65,6 @@ class LongTail:
 
 
 def is_long_tailed(labels: Tensor, num_classes: int) -> bool:
-    """Return whether a table of all classes by the largest one would be far larger than the data."""
+    """Return whether a table of classes by samples of the largest class would be far larger than the data."""
     largest = int(torch.bincount(labels.cpu()).max()) if len(labels) else 0
     return num_classes * largest > TABLE_MOST * len(labels)

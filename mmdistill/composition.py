@@ -1,4 +1,4 @@
-"""Which parts of a run go together, said before its first step, and what they are."""
+"""Checks that the parts of a run go together, before its first step, and plain values that describe them."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,27 +30,27 @@ from mmdistill.task import Batch, ClassBatch, Task, require_task
 NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
 TEACHER = "teacher"
-"""Under which a run's description has a digest of the teacher that it was given."""
+"""The key of a given teacher's digest in a run's description."""
 GROUPS = ("codes", "decoder", "labels", "objective")
-"""What the settings of a method may have optimizers for, whether this run learns it or not."""
+"""Groups that a method's settings may have optimizers for, even if this run does not learn them."""
 
 
 def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, object]) -> dict[str, str]:
-    """Return the settings among those given that nothing looks at, and for each why, with ``{}`` for its name."""
-    found = method.ignored_settings(budget, given)
-    if given.get("augment") and "augment" not in found:
-        one = task.select(torch.tensor([0]))
-        if task.augment(Draws(0), one, shared=False) is one:  # there is no augmentation of such data
-            found.append("augment")
-    told = dict.fromkeys(found, f"{method.title} does not read {{}}, which changes nothing")
-    if "teacher_epochs" in given and "teacher_epochs" not in told and given_teacher(task) is not None:
-        told["teacher_epochs"] = "the given teacher is trained already: {} changes nothing"
-    return told
+    """Return the given settings that the run does not read, each with the reason, where ``{}`` stands for its name."""
+    ignored = method.ignored_settings(budget, given)
+    if given.get("augment") and "augment" not in ignored:
+        sample = task.select(torch.tensor([0]))
+        if task.augment(Draws(0), sample, shared=False) is sample:  # there is no augmentation of such data
+            ignored.append("augment")
+    reasons = dict.fromkeys(ignored, f"{method.title} does not read {{}}, which changes nothing")
+    if "teacher_epochs" in given and "teacher_epochs" not in reasons and given_teacher(task) is not None:
+        reasons["teacher_epochs"] = "the given teacher is trained already: {} changes nothing"
+    return reasons
 
 
-def needs_teacher(made: Parameterization, schedule: NetworkSchedule) -> bool:
-    """Return whether a network is trained first that labels samples, since no expert does."""
-    return isinstance(made.labels, TeacherLabels) and not schedule.gives_target
+def needs_teacher(samples: Parameterization, schedule: NetworkSchedule) -> bool:
+    """Return whether the samples' labels need a teacher trained first; a schedule's experts replace it."""
+    return isinstance(samples.labels, TeacherLabels) and not schedule.gives_target
 
 
 def asked_teacher(
@@ -59,9 +59,9 @@ def asked_teacher(
     budget: int,
     settings: Settings,
     schedule: NetworkSchedule,
-    made: Parameterization | None = None,
+    samples: Parameterization | None = None,
 ) -> str:
-    """Return which trained network labels a run's samples, or is read by its steps, in words; empty without any.
+    """Describe the trained network that labels a run's samples or that its steps read; empty without one.
 
     Args:
         task: the task.
@@ -69,22 +69,22 @@ def asked_teacher(
         budget: in the task's unit.
         settings: of the run.
         schedule: of the run.
-        made: the run's samples, or others of the same kind; None: they are built to be looked at.
+        samples: the run's samples, or others of the same kind; None: they are built in a rehearsal.
     """
-    parts = (*(() if method.solve is not None else (method.make_objective(settings),)), schedule)
-    told = [part.describe_teacher(task) for part in parts if isinstance(part, TrainsTeacher)]
-    if made is None and not any(told):
+    parts = [schedule] if method.solve is not None else [method.make_objective(settings), schedule]
+    teachers = [part.describe_teacher(task) for part in parts if isinstance(part, TrainsTeacher)]
+    if samples is None and not any(teachers):
         with rehearsal(), noise_suggested(task, method, budget, settings):
-            made = method.make_parameterization(task, budget, settings, Draws(0, device=task.device).fold("start"))
-    if made is not None and needs_teacher(made, schedule):
+            samples = method.make_parameterization(task, budget, settings, Draws(0, device=task.device).fold("start"))
+    if samples is not None and needs_teacher(samples, schedule):
         return describe_teacher(task, settings.teacher_epochs)
-    return ", ".join(filter(None, told))
+    return ", ".join(filter(None, teachers))
 
 
 def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[str]) -> bool:
-    """Return whether the teacher that a task was given is asked by neither the method nor the judges; if there is one.
+    """Return whether the task has a given teacher that neither the method nor the judges use.
 
-    Judges of robust scores, which may ask it, are others.
+    Judges of robust scores, which may use it, are not considered.
     """
     if given_teacher(task) is None or ask_teacher(task, judges):
         return False
@@ -93,19 +93,19 @@ def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[st
 
 
 def other_count(task: Task, method: Method, budget: int, count: int) -> str:
-    """Return in words that a closed form made another number of samples than its budget names; empty if it did not."""
+    """Return a warning if a closed form made another number of samples than its budget means; empty if it did not."""
     unit = task.describe().budget
-    asked = int(allocate(budget, unit, task.labels, task.num_classes).sum())
-    if method.solve is None or count == asked:
+    expected = int(allocate(budget, unit, task.labels, task.num_classes).sum())
+    if method.solve is None or count == expected:
         return ""
     return (
-        f"{method.title} made {count:,} samples, where {unit} {budget} is {asked:,}: so many have the baselines at "
+        f"{method.title} made {count:,} samples, where {unit} {budget} is {expected:,}: so many have the baselines at "
         "equal count"
     )
 
 
 def starts_from_noise(task: Task, method: Method, budget: int, settings: Settings) -> bool:
-    """Return whether a method's samples start from real ones and may start from noise, by building them so."""
+    """Return whether a method's samples start from real ones but can start from noise, which is tried."""
     if method.solve is not None or settings.init == "noise" or "codes" not in settings.optimizers:
         return False
     try:
@@ -117,10 +117,10 @@ def starts_from_noise(task: Task, method: Method, budget: int, settings: Setting
 
 @contextmanager
 def noise_suggested(task: Task, method: Method, budget: int, settings: Settings) -> Iterator[None]:
-    """Have the error that a class has too few real samples to start from say that noise takes none, where it may be.
+    """Within this context the error that a class has too few real samples suggests to start from noise, if possible.
 
     Raises:
-        ShortClassError: in place of the one that does not say so.
+        ShortClassError: with the suggestion, in place of the one without.
     """
     try:
         yield
@@ -131,10 +131,10 @@ def noise_suggested(task: Task, method: Method, budget: int, settings: Settings)
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:
-    """Refuse settings by which no step could be chosen as they say.
+    """Refuse settings that select a step by validation where that is impossible.
 
     Raises:
-        ConfigError: saying which of them, or that the task cannot validate.
+        ConfigError: patience without validation, or a task that cannot validate.
     """
     if settings.patience and not settings.validate_every:
         raise ConfigError(
@@ -149,7 +149,7 @@ def require_selectable(task: Task, method: Method, settings: Settings) -> None:
 
 
 def require_parts(task: object, method: object, budget: object, settings: object) -> None:
-    """Refuse what no run is made of.
+    """Check the types of a run's parts.
 
     Args:
         task: what to distil.
@@ -157,7 +157,7 @@ def require_parts(task: object, method: object, budget: object, settings: object
         budget: how much.
         settings: the hyper-parameters; None are the method's own.
     Raises:
-        ConfigError: something of another kind.
+        ConfigError: a part of another type.
     """
     require_task(task)
     if not isinstance(method, Method):
@@ -165,7 +165,7 @@ def require_parts(task: object, method: object, budget: object, settings: object
             f"a run takes a Method, got {type(method).__name__}; get_method(get_domain('image'), 'dm') of "
             "mmdistill.registry finds one by its name"
         )
-    require_size("the budget", budget, math.inf)  # how large it may be is said where it is shared out
+    require_size("the budget", budget, math.inf)  # allocation checks the upper bound
     if not isinstance(settings, Settings | None):
         raise ConfigError(
             f"settings are a Settings, got {type(settings).__name__}; method.with_settings(steps=3) changes those of a "
@@ -176,16 +176,16 @@ def require_parts(task: object, method: object, budget: object, settings: object
 def check_and_build_optimizers(
     method: Method, settings: Settings, parameterization: Parameterization, objective: Objective, device: torch.device
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return an optimizer for each group that a run learns, once its parts, which go to a device, go together.
+    """Check that a run's parts go together, move them to the device, and return an optimizer for each learned group.
 
     Args:
         method: what composes them.
         settings: of the run.
         parameterization: the initial samples.
-        objective: that is to step them; of a closed form, one that does nothing.
+        objective: steps them; of a closed form, one that does nothing.
         device: where they learn.
     Raises:
-        ConfigError: saying which do not go together.
+        ConfigError: naming the parts that do not go together.
     """
     require_classes(parameterization, objective)
     require_labels(method, parameterization.labels, objective)
@@ -214,23 +214,23 @@ def check_and_build_optimizers(
 
 
 def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
-    """Return what is learned of samples and an objective, by optimizer group."""
-    groups, own = parameterization.groups(), list(objective.parameters())
-    return {**groups, "objective": own} if own else groups
+    """Return the learned parameters of samples and an objective, by optimizer group."""
+    groups, parameters = parameterization.groups(), list(objective.parameters())
+    return {**groups, "objective": parameters} if parameters else groups
 
 
 def require_precision(method: Method, precision: Precision, objective: Objective) -> None:
     """Refuse bf16 for an objective that computes nothing in it.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the objective computes nothing in bfloat16.
     """
     if precision == "bf16" and not objective.lowers:
         raise ConfigError(f"{method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another")
 
 
 def require_labels(method: Method, labels: Labels, objective: Objective) -> None:
-    """Refuse labels that an objective does not read, or not as numbers.
+    """Refuse learned labels that an objective does not read, and unrestricted ones where it needs distributions.
 
     Raises:
         ConfigError: naming the kinds that it does read.
@@ -250,12 +250,12 @@ def require_labels(method: Method, labels: Labels, objective: Objective) -> None
 
 
 def is_learned(module: nn.Module) -> bool:
-    """Return whether a module has anything to learn."""
+    """Return whether a module has parameters to learn."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def require_styles(method: Method, styles: int, objective: Objective) -> None:
-    """Refuse codes of which each becomes another number of samples than an objective compares.
+    """Refuse codes that each become another number of samples than the objective compares.
 
     Raises:
         ConfigError: naming both numbers.
@@ -268,13 +268,13 @@ def require_styles(method: Method, styles: int, objective: Objective) -> None:
 
 
 def require_groups(settings: Settings, groups: Iterable[str]) -> None:
-    """Refuse optimizers for what nothing is called, which would leave its learning rate unread.
+    """Refuse optimizers for unknown groups, whose learning rates nothing would read.
 
     Args:
         settings: of the run.
-        groups: what the samples and the objective learn.
+        groups: names of the groups that the samples and the objective learn.
     Raises:
-        ConfigError: naming the nearest group.
+        ConfigError: suggesting the nearest name.
     """
     known = {*GROUPS, *groups}
     for name in settings.optimizers:
@@ -288,10 +288,10 @@ def require_groups(settings: Settings, groups: Iterable[str]) -> None:
 def make_optimizers(
     method: Method, settings: Settings, groups: Mapping[str, list[nn.Parameter]]
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return an optimizer for each group that is learned.
+    """Return an optimizer for each learned group.
 
     Raises:
-        ConfigError: the settings give none for a group.
+        ConfigError: the settings have none for a group.
     """
     for name in groups:
         if name not in settings.optimizers:
@@ -303,11 +303,11 @@ def make_optimizers(
 
 
 def require_classes(parameterization: Parameterization, objective: Objective) -> None:
-    """Refuse samples that do not say their classes where they are matched by these, or say others than their labels.
+    """Refuse samples without classes where these are matched, and classes that contradict hard labels.
 
     Args:
         parameterization: the initial samples.
-        objective: that is to step them.
+        objective: steps them.
     Raises:
         ConfigError: naming the first sample that differs.
     """
@@ -332,13 +332,13 @@ def require_classes(parameterization: Parameterization, objective: Objective) ->
 
 
 def may_take_some(parameterization: Parameterization, objective: Objective) -> bool:
-    """Return whether steps may take some samples of each class (``syn_batch``)."""
-    whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
-    return objective.view == "classes" and not whole
+    """Return whether steps can take only some samples of each class (``syn_batch``)."""
+    has_teacher = isinstance(parameterization.labels, TeacherLabels)
+    return objective.view == "classes" and parameterization.divisible and not has_teacher
 
 
 def takes_some(settings: Settings, parameterization: Parameterization) -> bool:
-    """Return whether steps take some samples of each class, not all."""
+    """Return whether steps take only some samples of each class (``syn_batch``)."""
     return 0 < settings.syn_batch < parameterization.largest_class
 
 
@@ -347,20 +347,20 @@ def decode_for_step(
 ) -> tuple[Batch, Chosen | None]:
     """Decode the synthetic samples that one step reads.
 
-    They are ``syn_batch`` samples of each class, or for a flat objective as many as it reads, or all.
+    They are ``syn_batch`` samples of each class, or the number that a flat objective reads, or all.
 
     Returns:
         The samples, and which of each class they are; None where they were not drawn by class.
     Raises:
-        ShapeError: they are not as the real ones are.
+        ShapeError: their shapes differ from the real samples'.
     """
-    decode, chosen = key.fold("synthetic"), None
+    draws, chosen = key.fold("synthetic"), None
     if takes_some(settings, samples):
         chosen = samples.choose(key.fold("chosen"), settings.syn_batch)
         rows: torch.Tensor | None = chosen.rows.flatten()
     else:
         rows = samples.drawn(key.fold("drawn"), objective.samples_read if objective.view == "flat" else None)
-    decoded: Batch = samples(decode) if rows is None else samples.part(rows, decode)
+    decoded: Batch = samples(draws) if rows is None else samples.part(rows, draws)
     require_alike(samples, decoded, real, None if rows is None else len(rows))
     return decoded, chosen
 
@@ -368,17 +368,17 @@ def decode_for_step(
 def described_parts(
     task: Task, method: Method, budget: int, settings: Settings, schedule: NetworkSchedule
 ) -> dict[str, object]:
-    """Return a user's own network, the objective and the schedule of a run as plain values, and of a given teacher.
+    """Return a run's objective, schedule and user-defined network as plain values, with a digest of its given teacher.
 
-    Of the teacher that a task was given a digest counts, and only where the run asks it.
+    The teacher counts only if the run uses it.
 
     Raises:
         ConfigError: the method makes no objective.
     """
-    own = "" if method.reads_no_network(budget) else own_network(task)
-    found: dict[str, object] = {"network": own} if own else {}
+    network = "" if method.reads_no_network(budget) else own_network(task)
+    parts: dict[str, object] = {"network": network} if network else {}
     if method.solve is None:
-        found |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
-    if (given := given_teacher(task)) is not None and asked_teacher(task, method, budget, settings, schedule):
-        found[TEACHER] = given.digest
-    return found
+        parts |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
+    if (teacher := given_teacher(task)) is not None and asked_teacher(task, method, budget, settings, schedule):
+        parts[TEACHER] = teacher.digest
+    return parts

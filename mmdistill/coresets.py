@@ -17,15 +17,15 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors, num_samples, real_samples
 
 EMBED_CHUNK = {"cuda": 1024, "cpu": 128}
-"""Samples per forward pass, fewer of large images; on the CPU so few that the layers' outputs stay in its caches."""
+"""Samples per forward pass, fewer for large images; on the CPU few enough for layer outputs to stay in its caches."""
 START_MOST = 1000
-"""Samples of a class among which the start of a synthetic set is chosen by what they look like."""
+"""Candidates of each class when the start of a synthetic set is chosen by features."""
 START_BATCH = 64
-"""Minibatch of the network that looks at them."""
+"""Minibatch size of the network that gives these features."""
 BRIEF_LR = 0.01
-"""Learning rate of networks that train for a few steps to look at samples."""
+"""Learning rate of networks that train briefly for their features."""
 EMBEDDED_MOST = 1 << 28
-"""Numbers in the embedding of all samples (1 GiB) from which classes are looked at one after the other."""
+"""Numbers in the embedding of all samples (1 GiB) above which classes are embedded one after the other."""
 
 
 def require_samples(task: Task, counts: Tensor) -> None:
@@ -35,8 +35,8 @@ def require_samples(task: Task, counts: Tensor) -> None:
         require_members(have, counts, task.describe().class_names)
 
 
-def briefly_trained(task: Task, draws: Draws, steps: int = 100, batch: int = 256) -> NetworkState:
-    """Return a network after a few steps on real minibatches."""
+def train_briefly(task: Task, draws: Draws, steps: int = 100, batch: int = 256) -> NetworkState:
+    """Train a fresh network for a few steps on real minibatches."""
     network, momentum = task.init(draws.fold("init")), Tensors()
     for step in range(0 if is_rehearsal() else steps):
         key = draws.fold("step", step)
@@ -46,18 +46,18 @@ def briefly_trained(task: Task, draws: Draws, steps: int = 100, batch: int = 256
 
 
 def chunks(task: Task, indices: Tensor) -> tuple[Tensor, ...]:
-    """Return the indices of real samples, a forward pass's worth at a time."""
+    """Split indices of real samples into forward passes."""
     if len(indices) < 2:
         return (indices,)
     return torch.split(indices, forward_size(task, task.select(indices[:1]).inputs))
 
 
 def forward_size(task: Task, inputs: Inputs) -> int:
-    """Return how many samples like some go through a task's network at once."""
+    """Return the number of samples like ``inputs`` for one forward pass of a task's network."""
     return samples_at_once(EMBED_CHUNK.get(task.device.type, 1024), inputs)
 
 
-def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
+def _embed(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
     """Return the last feature layer of real samples, ``(len(indices), d)``."""
 
     def layers() -> Iterator[Tensor]:
@@ -80,8 +80,7 @@ def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
 def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Tensor, Tensor]:
     """Return the factors of every real sample's last-layer gradient: residuals ``(N, C)`` and embedding ``(N, d)``.
 
-    They are those of a network trained for a few steps, or, where a task has its own embedding, of a logistic
-    regression on it.
+    The network is one trained for a few steps or, for a task with its own embedding, a logistic regression on that.
 
     Raises:
         UnsupportedError: a task without classes.
@@ -96,13 +95,13 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Te
         fitted = LogisticRegression(max_iter=1000).fit(points, labels.numpy())
         probabilities = torch.from_numpy(fitted.predict_proba(points)).to(embedding)
     else:
-        network, everything = briefly_trained(task, draws, steps), torch.arange(task.describe().num_train)
-        embedding = _embedded(task, network, everything)
+        network, rows = train_briefly(task, draws, steps), torch.arange(task.describe().num_train)
+        embedding = _embed(task, network, rows)
         with torch.no_grad():
-            inputs = (task.select(part).inputs for part in chunks(task, everything))
-            probabilities = filled((task.predict(network, own)[0].softmax(1) for own in inputs), len(everything))
-    place = probabilities.device  # in place below, since these may be as large as the data
-    probabilities[torch.arange(len(probabilities), device=place), labels.to(place)] -= 1
+            batches = (task.select(part).inputs for part in chunks(task, rows))
+            probabilities = filled((task.predict(network, inputs)[0].softmax(1) for inputs in batches), len(rows))
+    device = probabilities.device
+    probabilities[torch.arange(len(probabilities), device=device), labels.to(device)] -= 1  # in place: may be large
     return probabilities, embedding
 
 
@@ -113,50 +112,50 @@ def _classifier_labels(task: Task) -> Tensor:
 
 
 def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
-    """Return real samples' indices by the named rule, in class-major order.
+    """Choose real samples by the named rule; return their indices in class-major order.
 
     Args:
         task: the task.
         kind: ``real`` (random), ``herding``, ``k-center``, ``k-means`` (nearest to the centroids), ``craig`` or a rule
-            of a user's own; for ``noise``, samples that show what it is like, repeatedly where a class has fewer.
+            of a user's own; for ``noise``, random samples to take its scale from, repeated if a class has too few.
         counts: as :func:`allocate` returns.
         draws: the key.
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(),)`` int64.
     Raises:
-        ConfigError: an unknown rule, or one that looks at features which the network does not give.
-        DataError: a class with fewer samples than asked for.
-        UnsupportedError: a rule that this task cannot offer.
+        ConfigError: an unknown rule, or one that needs features which the network lacks.
+        DataError: a class with too few samples.
+        UnsupportedError: a rule that this task does not support.
     """
     require_choice("the start (init)", kind, starts())
     if kind == "noise":
         return choose_repeatedly(task, "real", counts, draws)
     require_samples(task, counts)
-    kind = _rehearsed(task, kind, draws) if is_rehearsal() else kind
+    kind = _rehearse(task, kind, draws) if is_rehearsal() else kind
     if kind == "real":
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
         return _craig_of(task, counts, draws)[0]
     if isinstance(task, Embeds):
         return chosen_by(kind, task.embedding(), task.labels, counts, draws)
-    network, everything = briefly_trained(task, draws.fold("embed")), torch.arange(task.describe().num_train)
-    return _looked_at(task, network, everything, task.labels, kind, counts, draws)
+    network, rows = train_briefly(task, draws.fold("embed")), torch.arange(task.describe().num_train)
+    return _choose_by_features(task, network, rows, task.labels, kind, counts, draws)
 
 
-def _rehearsed(task: Task, kind: str, draws: Draws) -> str:
-    """Return a rule that takes no time for one that could choose a task's samples, or refuse it as choosing does."""
+def _rehearse(task: Task, kind: str, draws: Draws) -> str:
+    """Return the quick rule ``real`` in place of one that the task supports; refuse others as choosing would."""
     if kind == "craig":
         _classifier_labels(task)
     if kind != "real" and not isinstance(task, Embeds):
-        _embedded(task, task.init(draws), torch.tensor([0]))
+        _embed(task, task.init(draws), torch.tensor([0]))
     return "real"
 
 
 def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int = START_MOST) -> Tensor:
-    """Return the real samples that a synthetic set starts from, as :func:`choose_samples` does.
+    """Choose the real samples that a synthetic set starts from, like :func:`choose_samples`.
 
-    Where a network has to look at the samples of large classes, the choice is among ``most`` drawn ones of each: a
-    start need not be exact, and looking at all of them takes longer than many a distillation.
+    If a network has to embed the samples of large classes, the choice is among ``most`` drawn ones of each: a start
+    need not be exact, and embedding all samples takes longer than many a distillation.
 
     Args: as for :func:`choose_samples`.
         most: candidates of each class.
@@ -165,19 +164,19 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     Raises:
         ConfigError, DataError, UnsupportedError: as for :func:`choose_samples`.
     """
-    looks = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
-    if not looks or is_rehearsal() or task.labels is None or not (torch.bincount(task.labels) > most).any():
+    by_features = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
+    if not by_features or is_rehearsal() or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
-    require_choice("the start (init)", kind, starts())  # before a network trains to look at samples
+    require_choice("the start (init)", kind, starts())  # before the network trains
     require_samples(task, counts)
     sizes = torch.bincount(task.labels, minlength=len(counts))
     candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
-    network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)
-    return _looked_at(task, network, candidates, task.labels[candidates], kind, counts, draws)
+    network = train_briefly(task, draws.fold("embed"), batch=START_BATCH)
+    return _choose_by_features(task, network, candidates, task.labels[candidates], kind, counts, draws)
 
 
 def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
-    """Return what :func:`choose_start` does; a class with fewer samples gives them repeatedly.
+    """Choose like :func:`choose_start`, repeating the samples of a class with too few.
 
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(),)`` int64.
@@ -187,31 +186,31 @@ def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Te
 
 
 def repeated_rows(once: Tensor, counts: Tensor) -> Tensor:
-    """Return the rows of samples, class after class, that give each class so many: its own ones over and over.
+    """Return row indices, class after class, that repeat the rows of each class cyclically up to its count.
 
     Shapes:
-        once and counts ``(C,)``, how many there are and shall be; returns ``(counts.sum(),)``.
+        once ``(C,)`` rows of each class; counts ``(C,)`` rows to return of each; returns ``(counts.sum(),)``.
     """
-    own = once.repeat_interleave(counts)
-    return (once.cumsum(0) - once).repeat_interleave(counts) + ranks_within(counts) % own
+    sizes = once.repeat_interleave(counts)
+    return (once.cumsum(0) - once).repeat_interleave(counts) + ranks_within(counts) % sizes
 
 
 def ranks_within(counts: Tensor) -> Tensor:
-    """Return the number of each sample in its class, of samples class after class, ``(counts.sum(),)``."""
+    """Return each sample's index within its class, for samples class after class, ``(counts.sum(),)``."""
     return torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
 
-def _looked_at(
+def _choose_by_features(
     task: Task, network: NetworkState, rows: Tensor, labels: Tensor | None, kind: str, counts: Tensor, draws: Draws
 ) -> Tensor:
-    """Return those of some real samples that a rule chooses by a network's features; class by class where it can."""
-    large = len(rows) * _embedded(task, network, rows[:1]).shape[1] > EMBEDDED_MOST
-    if not large or labels is None or kind not in ("herding", "k-center"):  # others draw by the class's number
-        return rows[chosen_by(kind, _embedded(task, network, rows), labels, counts, draws)]
+    """Choose among some real samples by a network's features; large embeddings are made class by class if possible."""
+    large = len(rows) * _embed(task, network, rows[:1]).shape[1] > EMBEDDED_MOST
+    if not large or labels is None or kind not in ("herding", "k-center"):  # other rules draw by the class's index
+        return rows[chosen_by(kind, _embed(task, network, rows), labels, counts, draws)]
     chosen = []
-    for members, wanted in zip(members_of(labels, len(labels), counts), counts[:, None], strict=True):
-        own = rows[members]
-        chosen.append(own[chosen_by(kind, _embedded(task, network, own), None, wanted, draws)])
+    for members, count in zip(members_of(labels, len(labels), counts), counts[:, None], strict=True):
+        class_rows = rows[members]
+        chosen.append(class_rows[chosen_by(kind, _embed(task, network, class_rows), None, count, draws)])
     return torch.cat(chosen)
 
 
@@ -221,7 +220,7 @@ def _craig_of(task: Task, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]
 
 
 def coreset(task: Task, kind: str, counts: Tensor, draws: Draws) -> Batch:
-    """Return the chosen real samples to train on; CRAIG's weigh as much as the samples that they stand for.
+    """Return the chosen real samples to train on; CRAIG's are weighted by the number that each represents.
 
     Args and errors as for :func:`choose_samples`; a task may have selections of its own.
 

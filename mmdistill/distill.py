@@ -1,4 +1,4 @@
-"""Distil a task into a set: the loop around :class:`Distiller`, with checkpoints, resuming and clean stops."""
+"""What users call: :func:`distill`, from its arguments to a finished set (the steps are taken in ``runs/loop.py``)."""
 
 import logging
 import sys
@@ -45,9 +45,9 @@ logger = logging.getLogger(__name__)
 
 
 def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[Method, str]:
-    """Return a method and its name, looking a name up in the task's domain, with the settings of a schedule.
+    """Return a method, with its settings for the task's number of classes, and the method's name.
 
-    They are those for as many classes as the task has.
+    A name is looked up among the methods of the task's domain.
 
     Raises:
         ConfigError: neither a name nor a Method, an unknown name or schedule, or a schedule beside a Method.
@@ -60,8 +60,8 @@ def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[M
     if not isinstance(method, str):
         raise ConfigError(f"a method is a name or a Method, got {type(method).__name__}")
     info = task.describe()
-    found = get_method(get_domain(info.domain), method, info.data, schedule)
-    return found.for_classes(task.num_classes), canonical(method)
+    registered = get_method(get_domain(info.domain), method, info.data, schedule)
+    return registered.for_classes(task.num_classes), canonical(method)
 
 
 def method_settings(
@@ -75,7 +75,7 @@ def method_settings(
     bytes: str | int | None = None,
     schedule: Schedule = "published",
 ) -> Settings:
-    """Return the settings that :func:`distill` would take of a method, of which ``settings=`` replaces some.
+    """Return a method's settings as :func:`distill` would use them, before its ``settings=`` overrides.
 
     Args:
         task: what to distil.
@@ -91,15 +91,15 @@ def method_settings(
         ConfigError: an unknown method or schedule, or a budget in another unit.
     """
     require_task(task)
-    found, _ = find_method(task, method, schedule)
-    found, size = method_within_budget(
-        task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=0
+    chosen, _ = find_method(task, method, schedule)
+    chosen, size = method_within_budget(
+        task, chosen, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=0
     )
-    return found.settings(size)
+    return chosen.settings(size)
 
 
 def find_parameterization(task: Task, parameterization: Storage | str) -> Storage:
-    """Return a way of storing samples, looking a name up in the task's domain.
+    """Return a way of storing samples; a name is looked up in the task's domain.
 
     Raises:
         ConfigError: neither a name nor a Storage, or an unknown name.
@@ -146,39 +146,38 @@ def distill(
         nodes: nodes in all.
         users: users in all.
         bytes: the size in bytes, such as ``"100KB"``: the largest set within them.
-        parameterization: how samples are stored, or its name; None is the method's own way.
+        parameterization: how samples are stored, or the name of such a way; None is the method's own.
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``; None is the method's own kind.
         schedule: ``published`` settings, or ``reduced`` ones for a CPU, which some data sets have.
         seed: of everything random.
         settings: overrides of these settings, by field name of :class:`Settings`; ``lr`` is the learning rate of the
             samples.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
-        resume: continue from the newest checkpoint in ``out``, also to more steps than its run had or, while that is
-            unfinished, to fewer, where their number changes nothing before it; ``"auto"`` does so where a run is
-            unfinished, begins where there is none, and returns the set of a finished one, so that one call serves all
-            three. It replaces nothing, so ``overwrite`` does not go with it.
+        resume: continue from the newest checkpoint in ``out``. The number of steps may grow, or shrink while the run is
+            unfinished, unless earlier steps depend on it. ``"auto"`` resumes an unfinished run, starts one where there
+            is none, and returns the set of a finished one; it replaces nothing, so it excludes ``overwrite``.
         overwrite: replace a run in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run, at least every ten minutes, and
             more often at first.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back; True shows a bar, and
-            what is to be known of how the data were read.
-        name: how the set calls the method; its registered name or lower-case title by default.
-        compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always; both capture
+            notes on how the data were read.
+        name: the method's name in the set; its registered name or lower-case title by default.
+        compile: ``auto`` compiles the network's functions in runs long enough to repay it, ``on`` always; both capture
             steps on CUDA; ``off`` stays eager.
         precision: number formats: ``float32``, ``tf32``, ``mixed`` or ``bf16`` (see
             :mod:`mmdistill.execution.precision`); ``auto`` is ``float32`` on the CPU and ``mixed`` on CUDA.
     Returns:
         The distilled set, with the run's losses as its ``history``. On several processes (torchrun) every rank
-            returns the same one, and the first writes it.
+            returns the same set, and the first writes it.
     Raises:
         ConfigError: an unknown method, a budget in another unit, an impossible composition, a folder that holds a run.
         DataError: more samples than a class has.
-        UnsupportedError: a network that cannot give what the method reads.
+        UnsupportedError: a network that lacks what the method reads.
         MemoryExhaustedError: out of memory; the message says what to lower.
-        CheckpointError: nothing to resume from, damaged checkpoints, or those or a finished set of another run.
-        NonFiniteError: a loss became NaN or infinite; with ``out``, the last good state is kept, be it the start.
-        KeyboardInterrupt: Ctrl-C, after the step it came in; a note, and a warning in the log, say where the checkpoint
-            is, or that without ``out`` there is none.
+        CheckpointError: nothing to resume from, damaged checkpoints, or checkpoints or a finished set of another run.
+        NonFiniteError: a loss became NaN or infinite; with ``out``, the last finite state is kept, even the initial.
+        KeyboardInterrupt: Ctrl-C, once the current step is done; a note, and a warning in the log, say where the
+            checkpoint is, or that without ``out`` there is none.
     """
     require_task(task)
     require_choice("compile", compile, get_args(CompileMode))
@@ -186,40 +185,46 @@ def distill(
     require_checkpoint_every(checkpoint_every)
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings are a mapping from names to values, got {type(settings).__name__}")
-    told = own_progress(progress, "steps done, steps in all, loss")
+    callback = own_progress(progress, "steps done, steps in all, loss")
     require_kind(str, name=name)
-    folder = _own_folder(out, resume, overwrite)
-    usual, own_name = find_method(task, method, schedule)
-    name = name or own_name
+    folder = _run_folder(out, resume, overwrite)
+    usual, method_name = find_method(task, method, schedule)
+    name = name or method_name
     storage = None if parameterization is None else find_parameterization(task, parameterization)
-    found = usual.customised(storage, label, settings)
-    found, size = method_within_budget(
-        task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed
+    customised, size = method_within_budget(
+        task,
+        usual.customised(storage, label, settings),
+        budget=budget,
+        ipc=ipc,
+        nodes=nodes,
+        users=users,
+        bytes=bytes,
+        seed=seed,
     )
-    _warn_of_unread(task, usual, found, size, settings or {})
-    distiller = Distiller(task, found, size, seed=seed, precision=precision)
-    with _sole_use(folder, keeps=not (resume or overwrite)):
-        goes_on = bool(resume)
+    _warn_of_unread(task, usual, customised, size, settings or {})
+    distiller = Distiller(task, customised, size, seed=seed, precision=precision)
+    with _sole_use(folder, refuse_runs=not (resume or overwrite)):
+        resumes = bool(resume)
         if folder is not None and resume == "auto":
-            whole, goes_on = finished_set_or_resume(distiller, name, folder, precision == "auto")
-            if whole is not None:
-                return whole
+            finished, resumes = finished_set_or_resume(distiller, name, folder, precision == "auto")
+            if finished is not None:
+                return finished
         with _bar(task, name, visible=progress is True) as show:
-            return _distilled(
+            return _run_in_folder(
                 distiller,
-                name,
                 folder,
-                goes_on,
-                compile,
-                int(checkpoint_every),
-                show if progress is True else told,
-                label,
+                name=name,
+                resume=resumes,
+                compile=compile,
+                checkpoint_every=int(checkpoint_every),
+                progress=show if progress is True else callback,
+                label=label,
                 again="with resume='auto'" if resume == "auto" else "with resume=True",
             )
 
 
-def _own_folder(out: Path | str | None, resume: bool | Literal["auto"], overwrite: bool) -> Path | None:
-    """Return the folder of a run, once what is asked of it goes together and it is no folder of something else."""
+def _run_folder(out: Path | str | None, resume: bool | Literal["auto"], overwrite: bool) -> Path | None:
+    """Return the folder of a run; refuse options that exclude each other and a folder with other content."""
     if resume not in (True, False, "auto"):
         raise ConfigError(f"resume is True, False or 'auto', got {resume!r}")
     require_kind(bool, overwrite=overwrite)
@@ -238,31 +243,31 @@ def _own_folder(out: Path | str | None, resume: bool | Literal["auto"], overwrit
     return folder
 
 
-def _warn_of_unread(task: Task, usual: Method, found: Method, size: int, settings: Mapping[str, object]) -> None:
-    """Warn of settings that were changed and that the composition does not read."""
+def _warn_of_unread(task: Task, usual: Method, customised: Method, size: int, settings: Mapping[str, object]) -> None:
+    """Warn of changed settings that the composition does not read."""
     if not settings or not ranks.is_first():
         return
-    own = asdict(usual.settings(size))
-    changed = {name: value for name, value in settings.items() if name not in own or own[name] != value}
-    for name, why in without_effect(task, found, size, changed).items():
+    defaults = asdict(usual.settings(size))
+    changed = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
+    for name, why in without_effect(task, customised, size, changed).items():
         logger.warning(why.format(name))
 
 
 @contextmanager
-def _sole_use(folder: Path | None, *, keeps: bool) -> Iterator[None]:
-    """Have no other process write into a run's folder meanwhile; where it keeps what is there, refuse other runs'."""
+def _sole_use(folder: Path | None, *, refuse_runs: bool) -> Iterator[None]:
+    """Within this context no other process writes into the folder; with ``refuse_runs`` it must hold no run."""
     with ExitStack() as held:
         with ranks.together():
             if folder is not None and ranks.is_first():
                 held.enter_context(sole_writer(folder))
-                if keeps:
+                if refuse_runs:
                     require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
         yield
 
 
 @contextmanager
 def _bar(task: Task, name: str, *, visible: bool) -> Iterator[StepProgress]:
-    """Show a bar of the steps, below what is to be known of how the data were read."""
+    """Within this context a bar shows the steps, below the notes on how the data were read."""
     data = task.describe()
     if visible and ranks.is_first():
         for note in data.notes:
@@ -271,10 +276,11 @@ def _bar(task: Task, name: str, *, visible: bool) -> Iterator[StepProgress]:
         yield show
 
 
-def _distilled(
+def _run_in_folder(
     distiller: Distiller,
-    name: str,
     folder: Path | None,
+    *,
+    name: str,
     resume: bool,
     compile: CompileMode,
     checkpoint_every: int,
@@ -282,16 +288,16 @@ def _distilled(
     label: LabelKind | None,
     again: str,
 ) -> DistilledSet:
-    """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
+    """Start or resume a run in a folder that no other process writes into, take its steps, and return its set."""
     began = time.perf_counter()
-    run = _started(distiller, resume, label)
+    run = _start(distiller, resume, label)
     if folder is not None and (reason := undecodable(run.parameterization, distiller.draws.seed)):
         raise ConfigError(f"{reason}; mend it, or take the kind out of mmdistill.parameterizations.codes.KINDS")
     run.share()
     keeper = None if folder is None else Keeper(folder, identity(distiller, name), checkpoint_every, began)
     if keeper is not None and resume:
         keeper.resume(run, distiller.task.device)
-        if run.step < distiller.steps and distiller.exhausted(run) and ranks.is_first():
+        if run.step < distiller.steps and distiller.out_of_patience(run) and ranks.is_first():
             logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
     elif keeper is not None:
         keeper.begin(run)
@@ -306,8 +312,11 @@ def _distilled(
     return result
 
 
-def _started(distiller: Distiller, resume: bool, label: LabelKind | None) -> RunState:
-    """Return the state that a run begins with, once what it trains first is there; a resumed one's is loaded later."""
+def _start(distiller: Distiller, resume: bool, label: LabelKind | None) -> RunState:
+    """Train or load what the run needs first (experts, generators) and return its initial state, also of a resumed run.
+
+    A checkpoint is loaded into this state later.
+    """
     with ranks.first_alone(), out_of_memory_advice("the start of the distillation", lowering_start(distiller.settings)):
         run = distiller.start()
         if resume:
@@ -315,16 +324,16 @@ def _started(distiller: Distiller, resume: bool, label: LabelKind | None) -> Run
         distiller.schedule.make_ready(distiller.task)
     labels = run.parameterization.labels
     if label not in (None, labels.kind) and ranks.is_first():
-        own = labels.title
-        logger.warning("the samples come with labels of their own (%s): label %s is not read", own or "none", label)
+        title = labels.title or "none"
+        logger.warning("the samples come with labels of their own (%s): label %s is not read", title, label)
     return run
 
 
 def _result(distiller: Distiller, run: RunState, name: str, seconds: float) -> DistilledSet:
-    """Return the set of a run that has taken its steps, with what is known of these.
+    """Return the set of a run whose steps are done, with their times and losses.
 
     Raises:
-        NonFiniteError: it holds NaN or infinite values.
+        NonFiniteError: the set holds NaN or infinite values.
     """
     result = distiller.result(run, name, seconds)
     result.require_finite()
@@ -341,23 +350,23 @@ def _result(distiller: Distiller, run: RunState, name: str, seconds: float) -> D
     )
 
 
-def _write(result: DistilledSet, run: RunState, seed: int, place: Path) -> None:
-    """Write what a finished run leaves into a folder."""
-    if not result.history:  # that of others goes with the set
-        write_history(place, ())
+def _write(result: DistilledSet, run: RunState, seed: int, folder: Path) -> None:
+    """Write a finished run's history, codes and set into a folder."""
+    if not result.history:  # ``save`` writes one with losses
+        write_history(folder, ())
     with run.selected():
-        save_codes(place / CODES, run.parameterization, seed)
-    result.save(place)  # last, since its distilled.json says that a run is finished
+        save_codes(folder / CODES, run.parameterization, seed)
+    result.save(folder)  # last, since its distilled.json marks a finished run
 
 
 @contextmanager
 def _interruptions_noted(keeper: Keeper | None, again: str) -> Iterator[None]:
-    """Have an interruption say where the run is kept, and in which way the same call goes on, or that nothing is."""
+    """Within this context Ctrl-C notes where the run's checkpoint is and how to resume, or that nothing is kept."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if keeper is None:
             note_kept(stop, "nothing of this run is kept; with out=FOLDER the same call leaves checkpoints")
-        elif not keeper.replaces and (kept := keeper.checkpoints.paths()):
-            note_kept(stop, f"{kept[-1]} holds the run so far; the same call {again} goes on from there")
+        elif not keeper.replaces and (checkpoints := keeper.checkpoints.paths()):
+            note_kept(stop, f"{checkpoints[-1]} holds the run so far; the same call {again} goes on from there")
         raise

@@ -35,7 +35,7 @@ from mmdistill.versions import package_versions
 SET_VERSION = 2
 METADATA = {"format": "mmdistill"}
 KEPT_APART = ("batch", "learned", "info", "classes", "history")
-"""What is not among the plain values of a set's file."""
+"""Fields of a set that are not among the plain values of its file."""
 FORMATS = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -56,36 +56,36 @@ class DistilledSet:
         info: the task they were distilled from.
         method: the method's name.
         budget: ipc, nodes or users, by ``info.budget``.
-        stored_bytes: bytes of what must be kept to regenerate the samples, decoder and labels included.
-        learned: what was learned beside the samples (ridge, inner learning rates).
+        stored_bytes: bytes needed to regenerate the samples, decoder and labels included.
+        learned: tensors learned beside the samples (ridge, inner learning rates).
         seed: the run's seed.
         steps: the updates behind the samples; for a set kept by validation, those up to the best.
-        settings: the method's settings as plain values, as they were asked for.
+        settings: the method's settings as plain values, as the run was given them.
         seconds: wall time of the distillation, all included.
         peak_memory_bytes: peak of the process, or of the CUDA device.
         device: in words.
-        path: how the steps ran: ``eager``, ``compiled`` (what the network does), ``captured`` (loss and gradients, in a
-            CUDA graph), or ``compiled and captured``.
-        compile_seconds: what compiling took of ``seconds``.
-        setup_seconds: what all before the first step took of them (experts, generators, the start of decoders and of
-            samples), each time the run was resumed too.
-        inner_seconds: what training networks between updates took of them; None where it was not measured (on CUDA)
-            or there are no steps. Students that a step unrolls train within the update.
+        path: how the steps ran: ``eager``, ``compiled`` (the network's functions), ``captured`` (loss and gradients, in
+            a CUDA graph), or ``compiled and captured``.
+        compile_seconds: the part of ``seconds`` that compiling took.
+        setup_seconds: the part of ``seconds`` before the first step (experts, generators, initial decoders and
+            samples), summed over resumptions.
+        inner_seconds: the part of ``seconds`` that trained networks between updates; None if not measured (on CUDA) or
+            without steps. Students that a step unrolls train within the update.
         precision: the number formats of the steps.
-        parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
-        network: what was distilled with, in words; empty where it was none.
-        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels, or, of numbers that are not
-            learned, ``fixed probabilities`` or ``fixed scores``; empty where there are none.
-        judge: whose scores the method makes sets for; empty: the task's first judge.
-        described: the objective and the network schedule with what is set of them, as plain values, and of a network
-            of the user's own its name and a digest of what it is made of; of a given ``teacher`` its digest.
-        taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
-        classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None.
-        teacher: that was given and asked, by its name and a digest's first digits; empty where none was.
-        origin: of a set that another tool made, its files in words; empty of others.
-        history: ``(step, loss)`` of some hundred of all steps that the run took, the first and the last among them, be
-            the set of an earlier one: the two columns of ``pandas.DataFrame(distilled.history)``. Empty where there
-            were no steps (closed forms, selections, sets of other tools), and of a folder without ``history.json``.
+        parameterization: how samples are stored, in words; empty for the method's own way, or if unknown.
+        network: the network distilled with, in words; empty without one.
+        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``; for numbers that are not learned, ``fixed
+            probabilities`` or ``fixed scores``; empty without labels.
+        judge: the judge that the method makes sets for; empty: the task's first.
+        described: the objective and the network schedule with their values, as plain values; of a user's own network,
+            its name and a digest of its content; of a given ``teacher``, its digest.
+        taken: updates made, which patience may have ended early; 0 without steps.
+        classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not tell; else None.
+        teacher: the given teacher that the run used, by its name and a digest's first digits; empty without one.
+        origin: the files of a set that another tool made, in words; else empty.
+        history: ``(step, loss)`` of about a hundred of the run's steps, always the first and the last, even if the set
+            is an earlier step's: the two columns of ``pandas.DataFrame(distilled.history)``. Empty without steps
+            (closed forms, selections, sets of other tools), and for a folder without ``history.json``.
     """
 
     batch: Batch
@@ -117,7 +117,7 @@ class DistilledSet:
     history: tuple[Reading, ...] = ()
 
     def __repr__(self) -> str:
-        """Return in one line what this is a set of, its size and its shapes."""
+        """Return the set's data, method, size and shapes in one line."""
         return (
             f"DistilledSet({self.info.data} by {self.method}, {self.info.budget} {self.budget}, "
             f"inputs {shapes(self.batch.inputs)}, targets {shapes(self.batch.targets)}, {self.stored_bytes:,} bytes)"
@@ -125,22 +125,22 @@ class DistilledSet:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Seconds of a step, with the networks' training after its update (the survey's Fig. 7 a).
+        """Mean seconds of a step, with the networks' training after its update (the survey's Fig. 7 a).
 
-        Validation and checkpoints are shared out; set-up and compiling are not in it. None where there are no steps.
+        Validation and checkpoints count, set-up and compiling do not. None without steps.
         """
         return (self.seconds - self.setup_seconds - self.compile_seconds) / self.taken if self.taken else None
 
     @property
     def seconds_per_update(self) -> float | None:
-        """Seconds of a step without training networks between updates (Fig. 7 b); None where that is not known."""
-        whole, inner = self.seconds_per_step, self.inner_seconds
-        return None if whole is None or inner is None else whole - inner / self.taken
+        """Mean seconds of a step without training networks between updates (Fig. 7 b); None if not measured."""
+        step_seconds, inner_seconds = self.seconds_per_step, self.inner_seconds
+        return None if step_seconds is None or inner_seconds is None else step_seconds - inner_seconds / self.taken
 
     def save(self, folder: Path | str) -> None:
-        """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once.
+        """Write ``distilled.safetensors`` (without targets equal to the inputs) and ``distilled.json`` into a folder.
 
-        Its history goes into ``history.json``; without one none is written, but an empty one in the place of another's.
+        The history goes into ``history.json``. Without a history none is written, but another set's is emptied.
         """
         folder, tensors = users_path(folder), self.tensors()
         content = {name: value for name, value in self.__dict__.items() if name not in KEPT_APART}
@@ -156,7 +156,7 @@ class DistilledSet:
         write_json(folder / SET, content)
 
     def tensors(self) -> Tensors:
-        """Return copies of all tensors of the set on the CPU, by the names that they have in its file."""
+        """Return copies of all tensors of the set on the CPU, by their names in its file."""
         tensors: Tensors = {"weight": self.batch.weight}
         tensors |= named_tensors("inputs", self.batch.inputs)
         if not _same(self.batch.inputs, self.batch.targets):
@@ -170,7 +170,7 @@ class DistilledSet:
     @staticmethod
     @isolated
     def load(folder: Path | str) -> "DistilledSet":
-        """Read a set from its folder, with the history of its run; one that is damaged is left out, with a warning.
+        """Read a set from its folder, with its run's history; a damaged history is left out with a warning.
 
         Raises:
             CheckpointError: a file is missing, damaged, or (a VersionError) of another version.
@@ -184,8 +184,8 @@ class DistilledSet:
         content.pop("packages", None)
         digest, path = content.pop(DIGEST, None), folder / SAMPLES
         tensors, _ = read_tensors(path)
-        if odd := [f"{name}, {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FORMATS]:
-            raise CheckpointError(f"{path} is damaged: no set has such numbers ({first_few(odd)})")
+        if unknown := [f"{name}, {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FORMATS]:
+            raise CheckpointError(f"{path} is damaged: no set has such numbers ({first_few(unknown)})")
         if broken := broken_tensors(tensors):
             raise CheckpointError(f"{path} holds NaN or infinite values ({', '.join(broken)})")
         if digest != digest_of(tensors):
@@ -201,25 +201,26 @@ class DistilledSet:
             info["tensors"] = under("info.", tensors)
             learned = under("learned.", tensors)
             inputs = _unnamed("inputs", tensors)
-            own = any(name.partition(".")[0] == "targets" for name in tensors)
-            batch = Batch(inputs, _unnamed("targets", tensors) if own else inputs, tensors["weight"])
+            has_targets = any(name.partition(".")[0] == "targets" for name in tensors)
+            targets = _unnamed("targets", tensors) if has_targets else inputs
+            batch = Batch(inputs, targets, tensors["weight"])
             classes, history = tensors.get("classes"), _history(folder)
-            found = DistilledSet(batch, TaskInfo(**info), learned=learned, classes=classes, history=history, **content)
-            _require_types(found)
-            _require_types(found.info)
+            loaded = DistilledSet(batch, TaskInfo(**info), learned=learned, classes=classes, history=history, **content)
+            _require_types(loaded)
+            _require_types(loaded.info)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / SET} is damaged or incomplete: {error}") from error
         try:
-            _require_samples(found)
+            _require_samples(loaded)
         except (ShapeError, DataError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-        return found
+        return loaded
 
     def require_finite(self) -> None:
-        """Refuse a set of which no step has seen all: that of a closed form or of no step, and a teacher's labels.
+        """Refuse NaN and infinite values that no step's loss has shown: of closed forms, or of a teacher's labels.
 
         Raises:
-            NonFiniteError: it holds NaN or infinite values.
+            NonFiniteError: the set holds NaN or infinite values.
         """
         samples = named_tensors("inputs", self.batch.inputs) | named_tensors("targets", self.batch.targets)
         if broken := broken_tensors(samples):
@@ -238,13 +239,13 @@ class DistilledSet:
         """
         if info.domain != self.info.domain:
             raise CheckpointError(f"this set was distilled from {self.info.domain} data, the task is {info.domain}")
-        own, same = self.info.class_names, info.data == self.info.data
-        if own and set(own) < set(info.class_names) and same and info.units == self.info.units:
+        classes, same_data = self.info.class_names, info.data == self.info.data
+        if classes and set(classes) < set(info.class_names) and same_data and info.units == self.info.units:
             raise CheckpointError(
-                f"this set is of the classes {first_few(own)} of {info.data!r}, the task has "
+                f"this set is of the classes {first_few(classes)} of {info.data!r}, the task has "
                 f"{first_few(info.class_names)}; mmdistill.image.joined puts sets of parts of the classes together"
             )
-        if info.fingerprint != self.info.fingerprint and same:
+        if info.fingerprint != self.info.fingerprint and same_data:
             raise CheckpointError(
                 f"this set was distilled from {info.data!r} as it was with fingerprint {self.info.fingerprint}; it has "
                 f"{info.fingerprint} now{self._differences(info) or AS_THEY_WERE}"
@@ -264,15 +265,15 @@ class DistilledSet:
             raise CheckpointError(f"this set's samples ({SAMPLES}) are none of {info.data!r}: {error}") from error
 
     def _differences(self, info: TaskInfo) -> str:
-        """Return in words what differs between the set's preprocessing and a task's: an encoder, a length."""
-        found = [
+        """Describe how the set's preprocessing differs from a task's: an encoder, a length."""
+        differences = [
             f"{name} {self.info.preprocessing[name]!r} there, {info.preprocessing[name]!r} here"
             for name in self.info.preprocessing.keys() & info.preprocessing.keys()
             if isinstance(info.preprocessing[name], str | int)
             and name != "space"
             and self.info.preprocessing[name] != info.preprocessing[name]
         ]
-        return f" ({'; '.join(sorted(found))})" if found else ""
+        return f" ({'; '.join(sorted(differences))})" if differences else ""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the samples on a device."""
@@ -282,7 +283,7 @@ class DistilledSet:
         """Return the samples as a torch data set of (inputs, targets) for a ``DataLoader``; named parts are dicts.
 
         Raises:
-            UnsupportedError: the nodes of one graph, which are no samples of their own.
+            UnsupportedError: the nodes of one graph, which cannot be taken singly.
         """
         if self.info.budget == "nodes" or shares_inputs(self.batch):
             raise UnsupportedError("the nodes of one graph come together: train on all of them, which are in 'batch'")
@@ -293,34 +294,34 @@ class DistilledSet:
         return StackDataset(*parts)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss that this set's labels ask for: cross entropy, or of scores the mean squared error.
+        """Return the loss that fits this set's labels: cross entropy for probabilities, else mean squared error.
 
         Shapes:
             outputs ``(n, C)`` logits; targets ``(n,)`` or ``(n, C)``, as the set's are; returns a scalar.
         Raises:
-            UnsupportedError: a set without classes, whose samples are their own targets.
+            UnsupportedError: a set without classes.
             ShapeError: outputs or targets of other shapes.
         """
         if not self.info.class_names:
             raise UnsupportedError(f"{self.info.domain} data have no classes, and a loss of their own")
-        wanted = (len(targets), len(self.info.class_names))
-        if outputs.shape != wanted or targets.shape not in (wanted, wanted[:1]):
-            found = f"{tuple(outputs.shape)} and {tuple(targets.shape)}"
-            raise ShapeError(f"expected outputs {wanted} and a label, or a row of them, for each; got {found}")
-        own = self.batch.targets if isinstance(self.batch.targets, Tensor) else targets
-        if are_probabilities(own):
+        expected = (len(targets), len(self.info.class_names))
+        if outputs.shape != expected or targets.shape not in (expected, expected[:1]):
+            shapes_found = f"{tuple(outputs.shape)} and {tuple(targets.shape)}"
+            raise ShapeError(f"expected outputs {expected} and a label, or a row of them, for each; got {shapes_found}")
+        labels = self.batch.targets if isinstance(self.batch.targets, Tensor) else targets
+        if are_probabilities(labels):
             return soft_cross_entropy(outputs, targets).mean()
         return functional.mse_loss(outputs, targets)
 
 
-def unsaid(classes: Tensor | None, targets: Targets) -> Tensor | None:
-    """Return the classes that samples stand for, on the CPU, where their targets are soft; class indices say them."""
+def classes_beside_soft_targets(classes: Tensor | None, targets: Targets) -> Tensor | None:
+    """Return the samples' classes, on the CPU, if their targets are soft, else None: hard targets are the classes."""
     soft = isinstance(targets, dict) or targets.is_floating_point()
     return classes.cpu() if soft and classes is not None else None
 
 
 def broken_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of those tensors that hold NaN or infinite values."""
+    """Return the names of the tensors that hold NaN or infinite values."""
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
@@ -328,7 +329,7 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
     """Return a value of a set's preprocessing, which a person may have edited in its file.
 
     Raises:
-        CheckpointError: it is missing, or of another kind than a function says and words name.
+        CheckpointError: the value is missing or does not fit; ``words`` tell what it should be.
     """
     value = info.preprocessing.get(name)
     if not fits(value):
@@ -339,12 +340,12 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value that was read from JSON is a number that floats hold; NaN, of a failed judge, is one."""
+    """Return whether a value read from JSON is a number that fits a float; NaN, a failed judge's score, does."""
     return is_of(value, float) or (is_of(value, int) and abs(value) <= LARGEST)  # type: ignore[arg-type]
 
 
 def _history(folder: Path) -> tuple[Reading, ...]:
-    """Return the history in a folder; nothing, and a warning, where it is damaged, without which the set is whole."""
+    """Return the history in a folder; if it is damaged, warn and return none, since the set is complete without it."""
     try:
         return read_history(folder)
     except CheckpointError as error:
@@ -353,50 +354,46 @@ def _history(folder: Path) -> tuple[Reading, ...]:
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:
-    """Check the plain fields of what was read from JSON, which a person may have edited.
-
-    Raises:
-        TypeError: naming a field of another type.
-    """
+    """Check the types of a record from JSON, which a person may have edited; a TypeError names a wrong one."""
     for entry in fields(record):
         value = getattr(record, entry.name)
         optional = entry.type == float | None
         if optional and value is None:
             continue
         kind: Any = float if optional else get_origin(entry.type) or entry.type
-        wanted = (int, float) if kind is float else kind
-        if kind in (int, float, str, Mapping) and not isinstance(value, wanted):
+        accepted = (int, float) if kind is float else kind
+        if kind in (int, float, str, Mapping) and not isinstance(value, accepted):
             raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
 
 
-def _forms(said: object) -> dict[str, tuple[int | None, ...]]:
-    """Return the forms of inputs that a set's file says.
+def _forms(value: object) -> dict[str, tuple[int | None, ...]]:
+    """Return the forms of inputs from a set's file, by name.
 
     Raises:
-        TypeError: they are none.
+        TypeError: the value is not a mapping from names to lists of lengths.
     """
-    axes = list(said.values()) if isinstance(said, Mapping) else [None]
-    if not all(isinstance(own, list) and all(axis is None or is_of(axis, int) for axis in own) for own in axes):
-        raise TypeError(f"info.forms is {said!r}, and no lists of whole numbers by name")
-    return {name: tuple(own) for name, own in said.items()}  # type: ignore[attr-defined]
+    forms = list(value.values()) if isinstance(value, Mapping) else [None]
+    if not all(isinstance(form, list) and all(axis is None or is_of(axis, int) for axis in form) for form in forms):
+        raise TypeError(f"info.forms is {value!r}, and no lists of whole numbers by name")
+    return {name: tuple(form) for name, form in value.items()}  # type: ignore[attr-defined]
 
 
-def _require_samples(found: DistilledSet) -> None:
-    """Check the forms of a set's samples, which files may say as they like; targets that are no classes have their own.
+def _require_samples(loaded: DistilledSet) -> None:
+    """Check the shapes of a set's samples against each other, the task's forms and the number of classes.
 
     Raises:
-        ShapeError: inputs, targets, weights or classes of other lengths, inputs of other axes than the task's or no
-            floats, or no row of a number for each class.
-        DataError: no samples, or classes that there are not.
+        ShapeError: inputs, targets, weights or classes of other lengths; inputs of other axes than the task's or not
+            floats; or soft targets without a number for each class.
+        DataError: no samples, or class indices out of range.
     """
-    require_weighed(found.batch)
-    require_forms(found.batch, found.info.forms)
-    targets, names = found.batch.targets, found.info.class_names
-    indices = {} if found.classes is None else {"classes": found.classes}
+    require_weighed(loaded.batch)
+    require_forms(loaded.batch, loaded.info.forms)
+    targets, names = loaded.batch.targets, loaded.info.class_names
+    indices = {} if loaded.classes is None else {"classes": loaded.classes}
     if names and isinstance(targets, Tensor) and not targets.is_floating_point():
         indices["targets"] = targets
     for name, classes in indices.items():
-        if classes.shape != found.batch.weight.shape or classes.is_floating_point():
+        if classes.shape != loaded.batch.weight.shape or classes.is_floating_point():
             raise ShapeError(f"{name} are a class index for each sample, got {tuple(classes.shape)} {classes.dtype}")
         if classes.min() < 0 or (names and classes.max() >= len(names)):
             raise DataError(f"{name} are indices of {len(names)} classes, got {classes.min()} to {classes.max()}")
@@ -405,16 +402,17 @@ def _require_samples(found: DistilledSet) -> None:
 
 
 def _same(inputs: Inputs, targets: Targets) -> bool:
-    """Return whether samples are their own targets, as interactions are."""
+    """Return whether the targets are the inputs themselves, as for interactions."""
     if isinstance(inputs, dict) or isinstance(targets, dict) or inputs.dtype != targets.dtype:
         return False
     return torch.equal(inputs, targets)
 
 
 def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
+    """Undo :func:`named_tensors`."""
     if prefix in tensors:
         return tensors[prefix]
-    found = under(f"{prefix}.", tensors)
-    if not found:
+    parts = under(f"{prefix}.", tensors)
+    if not parts:
         raise KeyError(prefix)
-    return found
+    return parts

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdistill import composition
 from mmdistill.abilities import Validates, given_teacher
-from mmdistill.distilled import DistilledSet, unsaid
+from mmdistill.distilled import DistilledSet, classes_beside_soft_targets
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.execution import ranks
 from mmdistill.execution.allocator import keep_freed_memory
@@ -53,7 +53,7 @@ class Distiller:
         settings: the method's hyper-parameters; the published ones for the budget by default.
         precision: the number formats, see :mod:`mmdistill.execution.precision`.
     Raises:
-        ConfigError: something of another kind, an unknown precision, or a composition that cannot work.
+        ConfigError: an argument of another type, an unknown precision, or a composition that cannot work.
     """
 
     def __init__(
@@ -87,22 +87,23 @@ class Distiller:
 
     @cached_property
     def described(self) -> dict[str, object]:
-        """The run's own network, objective, schedule and teacher as plain values, by which runs are told apart."""
+        """The run's own network, objective, schedule and teacher as plain values, which identify the run."""
         return composition.described_parts(self.task, self.method, self.budget, self.settings, self.schedule)
 
     def compile(self) -> None:
-        """Compile what objectives ask of the network most; each function is compiled when it is first called."""
+        """Compile the network functions that objectives call most, each at its first call."""
         self._compiled, self._trainer = Compiled.of(self.task, self.precision), None
 
     def capture(self, graph: Callable[[], Graph]) -> None:
-        """Capture how networks train between steps in such graphs; a step itself is its caller's to capture."""
+        """Capture the training of networks between steps in such graphs; the step itself is captured by the caller."""
         self._graph, self._trainer = graph, None
 
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling has taken so far."""
-        matched = 0.0 if self._compiled is None else self._compiled.seconds
-        return matched + (0.0 if self._trainer is None else self._trainer.compile_seconds)
+        objective = 0.0 if self._compiled is None else self._compiled.seconds
+        training = 0.0 if self._trainer is None else self._trainer.compile_seconds
+        return objective + training
 
     @property
     def uses_compiled(self) -> bool:
@@ -115,10 +116,10 @@ class Distiller:
         return 0 if self.method.solve is not None else self.settings.steps
 
     def start(self) -> RunState:
-        """Build the initial state: initialised samples, fresh optimizers; refuse parts that cannot go together."""
+        """Build the initial state: initialised samples, new optimizers; refuse parts that do not go together."""
         if self.method.describe_pretraining(self.task):
             self.rehearse()
-        objective, parameterization, optimizers = self._composed()
+        objective, parameterization, optimizers = self._compose()
         if composition.needs_teacher(parameterization, self.schedule):
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
@@ -127,31 +128,30 @@ class Distiller:
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average, inner_seconds=inner)
 
     def rehearse(self) -> Parameterization:
-        """Refuse what :meth:`start` refuses, but for what takes long; return samples as it builds, of other values."""
+        """Refuse what :meth:`start` refuses, without its long computations; return samples of the same form."""
         with rehearsal():
-            return self._composed()[1]
+            return self._compose()[1]
 
-    def _composed(self) -> tuple[Objective, Parameterization, dict[str, torch.optim.Optimizer]]:
-        """Return what a run begins with, once it goes together: objective, samples and the optimizers of both."""
+    def _compose(self) -> tuple[Objective, Parameterization, dict[str, torch.optim.Optimizer]]:
+        """Build the objective, the initial samples and the optimizers of both; refuse those that do not go together."""
         objective = self.make_objective()
         objective.begin(self.task, self.draws.fold("objective"))
-        made = self.initial()
-        return (
-            objective,
-            made,
-            composition.check_and_build_optimizers(self.method, self.settings, made, objective, self.task.device),
+        samples = self.initial()
+        optimizers = composition.check_and_build_optimizers(
+            self.method, self.settings, samples, objective, self.task.device
         )
+        return objective, samples, optimizers
 
     def make_objective(self) -> Objective:
-        """Return the objective, once it is known to work with the task and the schedule; a closed form's does nothing.
+        """Return the objective, checked against the task and the schedule; of a closed form, one that does nothing.
 
         Raises:
-            ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
+            ConfigError: bf16 for an objective that computes nothing in it, or parts that do not go together.
         """
-        solved = self.method.solve is not None
-        objective = Solved() if solved else self.method.make_objective(self.settings)
+        closed_form = self.method.solve is not None
+        objective = Solved() if closed_form else self.method.make_objective(self.settings)
         composition.require_precision(self.method, self.precision, objective)
-        if not solved:
+        if not closed_form:
             objective.check(self.task)
             require_given(objective, self.schedule)
         return objective
@@ -162,11 +162,12 @@ class Distiller:
             return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
-        """Return the real batch of a step, in the objective's view, as it was drawn; where none is read, one sample."""
-        classes = self.classes if run.objective.view == "classes" else None
+        """Draw the real batch of a step, not augmented, in the objective's view; one sample if it reads none."""
         count = self.settings.real_batch if run.objective.reads_real else 1
-        own = key.fold("real")
-        return real_samples(self.task, own, count) if classes is None else real_classes(self.task, own, classes, count)
+        draws = key.fold("real")
+        if run.objective.view == "classes" and self.classes is not None:
+            return real_classes(self.task, draws, self.classes, count)
+        return real_samples(self.task, draws, count)
 
     def batches(
         self,
@@ -182,10 +183,10 @@ class Distiller:
         Args:
             run: the state.
             network: the step's network.
-            decoded: the step's samples.
-            real: the step's real batch, as it was drawn.
+            decoded: the step's synthetic samples.
+            real: the step's real batch, not augmented.
             key: the step's.
-            chosen: which samples these are; None: all.
+            chosen: which samples of each class ``decoded`` holds; None: all.
         """
         syn: Batch | ClassBatch = self._labelled(run, decoded, network) if run.objective.reads_labels else decoded
         if chosen is not None:
@@ -199,7 +200,7 @@ class Distiller:
         return syn, real
 
     def _labelled(self, run: RunState, syn: Batch, network: ScheduleState) -> Batch:
-        """Return a decoded batch with the labels of its teacher, if it has one: the step's target, or one network."""
+        """Return a decoded batch with its teacher's labels, if it has a teacher: the step's target, or the run's."""
         labels, teacher = run.parameterization.labels, self._teacher
         if network.target is not None and network.network is not None:
             buffers = network.network.buffers if network.target_buffers is None else network.target_buffers
@@ -209,19 +210,18 @@ class Distiller:
         labels.assign(soft_labels(self.task, teacher, syn.inputs))
         return syn._replace(targets=labels())
 
-    def _last(self, run: RunState, steps: int) -> ScheduleState:
-        """Return what labels the finished samples of so many steps.
+    def _final_labeller(self, run: RunState, steps: int) -> ScheduleState:
+        """Return the schedule's state whose expert labels the finished samples after ``steps`` steps.
 
-        It is the last step's expert where decoding draws other samples than that step saw; otherwise nothing, and they
-        keep its labels.
+        It is the last step's where each decoding draws other samples; else EMPTY, and samples keep that step's labels.
         """
         if not (run.parameterization.redraws and self.schedule.gives_target and steps):
             return EMPTY
-        before = EMPTY._replace(age=steps - 1)  # of schedules that give targets, the steps where these matter
+        before = EMPTY._replace(age=steps - 1)  # schedules with targets read only the age
         return self.schedule.fetch(self.task, before, self.key(replace(run, step=steps - 1)).fold("network"))
 
     def _network(self, run: RunState, schedule: ScheduleState) -> Network:
-        """Return what objectives read of a step's network."""
+        """Return a step's network as objectives read it."""
         if schedule.network is None:
             raise ConfigError(f"{type(self.schedule).__name__} gave no network")
         return Network(
@@ -237,28 +237,27 @@ class Distiller:
         )
 
     def operations(self, run: RunState) -> int:
-        """Return the floating-point operations of the first step's objective and gradient; the run stays as it is."""
-        # Put back afterwards, since objectives may learn while they are read, as an adversary does.
-        before = run.module_states()
+        """Count the floating-point operations of the first step's objective and gradient; the run stays as it is."""
+        before = run.module_states()  # restored below, since computing some objectives trains them (an adversary)
         first = replace(run, step=0, schedule=EMPTY)
         key = self.key(first)
         real = self.real(first, key)
         with self._numerics(first):
-            schedule = self._fetched(first, EMPTY, key)
+            schedule = self._fetch(first, EMPTY, key)
             count = operations(lambda: self.gradients(first, schedule, real, key))[1]
         run.load_module_states(before)
         return count
 
-    def _fetched(self, run: RunState, schedule: ScheduleState, key: Draws) -> ScheduleState:
+    def _fetch(self, run: RunState, schedule: ScheduleState, key: Draws) -> ScheduleState:
         """Return the schedule's state with a step's network.
 
-        What trains for it is never compiled, so that a run that goes on makes the networks again that it began with.
+        Its training is never compiled, so that a resumed run makes the same networks again.
         """
         with Trainer(self.task, self._training_precision(run)).training():
             return self.schedule.fetch(self.task, schedule, key.fold("network"))
 
-    def _advanced(self, run: RunState, schedule: ScheduleState, syn: Synthetic, key: Draws) -> ScheduleState:
-        """Return the schedule's state after a step, whose network trains as fast as the step is computed."""
+    def _advance(self, run: RunState, schedule: ScheduleState, syn: Synthetic, key: Draws) -> ScheduleState:
+        """Return the schedule's state after a step, its network trained with the step's compilation and capture."""
         if self._trainer is None:
             compiles, precision = self._compiled is not None, self._training_precision(run)
             self._trainer = Trainer(self.task, precision, compiles=compiles, graph=self._graph)
@@ -272,35 +271,34 @@ class Distiller:
 
     @contextmanager
     def _numerics(self, run: RunState) -> Iterator[None]:
-        """Compute in the number formats of a step, with attention whose gradients can be differentiated."""
-        products = matrix_products("float32" if run.objective.exact else self.precision, self.task.device)
-        with products, differentiable_again(self.method.title):
+        """Within this context matrix products have the step's precision and attention is twice differentiable."""
+        with matrix_products(self._training_precision(run), self.task.device), differentiable_again(self.method.title):
             yield
 
     def key(self, run: RunState) -> Draws:
-        """Return the key of a step's random numbers."""
+        """Return the key of this rank's random numbers in the run's current step."""
         return self.draws.fold("step", run.step, "rank", ranks.rank())
 
     def step(self, run: RunState, gradients: "Gradients | None" = None) -> tuple[RunState, Tensor]:
-        """Take one outer step; returns the state, updated in place, and the loss, still on the device.
+        """Take one outer step; return the state, updated in place, and the loss, still on the device.
 
         Args:
             run: the state.
-            gradients: computes what :meth:`gradients` does, faster; None is that method itself.
+            gradients: a faster computation of :meth:`gradients`; None is that method itself.
         """
         key = self.key(run)
         with self._numerics(run):
-            schedule = self._fetched(run, run.schedule, key)
-            loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
+            schedule = self._fetch(run, run.schedule, key)
+            compute = gradients or self.gradients
+            loss, group_gradients = compute(run, schedule, self.real(run, key), key)
             if run.step == 0:
-                require_start(run, self.active(run), loss, found, key.fold("synthetic"))
+                require_start(run, self.active(run), loss, group_gradients, key.fold("synthetic"))
             if not self._skips(loss):
-                self._update(run, found)
+                self._update(run, group_gradients)
                 run.parameterization.project()
             if run.average is not None:
-                settings = self.settings
-                since = None if settings.ema_start else run.step
-                follow(run.average, run.parameterization.state_dict(), settings.ema, since)
+                since = None if self.settings.ema_start else run.step
+                follow(run.average, run.parameterization.state_dict(), self.settings.ema, since)
 
             def current() -> Batch:
                 with torch.no_grad():
@@ -308,7 +306,7 @@ class Distiller:
                 return decoded
 
             began = time.perf_counter()
-            run.schedule = self._advanced(run, schedule, current, key)
+            run.schedule = self._advance(run, schedule, current, key)
             if run.inner_seconds is not None:
                 run.inner_seconds += time.perf_counter() - began
             run.finite &= torch.isfinite(loss)
@@ -318,7 +316,7 @@ class Distiller:
     def gradients(
         self, run: RunState, schedule: ScheduleState, real: Batch | ClassBatch, key: Draws
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
+        """Return a step's loss and its gradients with respect to the tensors of all active groups, in group order."""
         network, samples = self._network(run, schedule), run.parameterization
         decoded, chosen = composition.decode_for_step(run.objective, samples, self.settings, real, key)
         syn, real = self.batches(run, schedule, decoded, real, key, chosen)
@@ -330,25 +328,26 @@ class Distiller:
         require_loss(run.objective, loss, learns=bool(tensors))
         gradients = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
         codes = {id(tensor) for tensor in run.groups().get("codes", ())}
-        of_codes = [gradient for tensor, gradient in zip(tensors, gradients, strict=True) if id(tensor) in codes]
-        require_gradients(run.objective, of_codes or gradients)
+        code_gradients = [gradient for tensor, gradient in zip(tensors, gradients, strict=True) if id(tensor) in codes]
+        require_gradients(run.objective, code_gradients or gradients)
         return loss.detach(), list(gradients)
 
     def active(self, run: RunState) -> tuple[str, ...]:
-        """Return the groups that this step learns; those at rest need no gradient."""
+        """Return the names of the groups that this step updates."""
         return tuple(name for name in run.groups() if is_active(self.settings.optimizers[name], run.step))
 
     def _learned(self, run: RunState) -> list[nn.Parameter]:
-        """Return the tensors of all active groups, in their order."""
+        """Return the tensors of all active groups, in group order."""
         groups = run.groups()
         return [parameter for name in self.active(run) for parameter in groups[name]]
 
     def _skips(self, loss: Tensor) -> bool:
-        """Return whether a step changes nothing, since its loss, in the mean of all ranks, is higher than allowed."""
-        return bool(most := self.settings.skip_above) and bool(ranks.averages([loss.clone()])[0] > most)
+        """Return whether the step is skipped because its loss, averaged over ranks, exceeds ``skip_above``."""
+        threshold = self.settings.skip_above
+        return bool(threshold) and bool(ranks.averages([loss.clone()])[0] > threshold)
 
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
-        """Step every active group."""
+        """Average the gradients over ranks, clip them, and step the optimizer of every active group."""
         averages = iter(ranks.averages([g for g in gradients if g is not None]))
         tensors = self._learned(run)
         for parameter, gradient in zip(tensors, gradients, strict=True):
@@ -360,35 +359,37 @@ class Distiller:
             anneal(optimizer, spec, run.step, self.steps)
             optimizer.step()
 
-    def exhausted(self, run: RunState) -> bool:
-        """Return whether the last so many validations, as many as the settings are patient, found no better step."""
+    def out_of_patience(self, run: RunState) -> bool:
+        """Return whether the last ``settings.patience`` validations found no better step."""
         return out_of_patience(run.step, run.best, self.settings.patience * self.settings.validate_every)
 
     def validate(self, run: RunState) -> None:
-        """Keep the current step if it is the best on validation data, on all ranks by the first one's score.
+        """Keep the current step if it is the best on validation data.
 
-        Judges may differ between devices by a rounding; ranks that kept or ended apart would wait for each other.
-        Without validation data the last step stays.
+        All ranks use the first one's score: scores may differ between devices by a rounding, and ranks that disagree on
+        when to stop would wait for each other forever. Without validation data the last step is kept.
         """
         assert isinstance(self.task, Validates)
         with run.averaged():
-            found = self._finished(run, run.step)
-            score = ranks.gathered(self.task.validate(found, self.draws.fold("validate"), run.objective.learned()))[0]
+            samples = self._decode_finished(run, run.step)
+            own_score = self.task.validate(samples, self.draws.fold("validate"), run.objective.learned())
+            score = ranks.gathered(own_score)[0]
             if score is not None and (run.best is None or score > run.best["score"]):
                 run.best = {"score": score, "step": run.step, **run.module_states()}
 
-    def _finished(self, run: RunState, step: int) -> Batch:
-        """Return the samples as a set of so many steps holds them, with its labels."""
+    def _decode_finished(self, run: RunState, step: int) -> Batch:
+        """Decode the samples, with their labels, as the finished set after ``step`` steps holds them."""
         with torch.no_grad():
-            batch = self._labelled(run, run.parameterization.finished(self.draws.fold("decode")), self._last(run, step))
+            decoded = run.parameterization.finished(self.draws.fold("decode"))
+            batch = self._labelled(run, decoded, self._final_labeller(run, step))
             if isinstance(run.parameterization.labels, TeacherLabels) and isinstance(batch.targets, Tensor):
-                ranks.share(batch.targets)  # by the last step's teacher, which each rank has drawn by itself
+                ranks.share(batch.targets)  # each rank has drawn its own teacher for the last step
         return batch
 
     def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
-        """Return the set of a run, of the step that it has selected; the run stays as it is."""
+        """Return the run's set at its selected step; the run stays as it is."""
         with run.selected() as step:
-            batch = self._finished(run, step)
+            batch = self._decode_finished(run, step)
             return DistilledSet(
                 detached(batch),
                 self.task.describe(),
@@ -410,7 +411,7 @@ class Distiller:
                 described=self.described,
                 teacher=str(given_teacher(self.task)) if composition.TEACHER in self.described else "",
                 taken=run.step,
-                classes=unsaid(run.parameterization.classes, batch.targets),
+                classes=classes_beside_soft_targets(run.parameterization.classes, batch.targets),
             )
 
 

@@ -1,4 +1,4 @@
-"""Train on S, test on T: judges, and the baselines that stand beside every result."""
+"""Train on S, test on T: judge a set and the baselines beside it."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,31 +20,31 @@ from mmdistill.samples import checked_samples, in_float32
 from mmdistill.task import Batch, Task, require_task
 
 BASELINES = ("random", "herding", "whole")
-"""What stands beside a result unless others are asked for."""
+"""The default baselines."""
 NAMED = {
     "judges": "those of your own have them in mmdistill.image.models.FAMILIES (networks) or in JUDGES of "
     "mmdistill.image.judges and mmdistill.recsys.judges",
     "baselines": "rules of your own have them in mmdistill.rules.RULES",
 }
-"""Where a user's code names what is judged by and beside."""
+"""Where a user's code registers judges and baselines, for messages."""
 
 
 def find_judges(
     task: Task, names: Sequence[str] | None, own: str = "", unfit: dict[str, str] | None = None
 ) -> list[str]:
-    """Return judges' names in the task's spelling: those asked for, all of them, or the default one.
+    """Return judges' names in the task's spelling: the given ones, all of them, or the default one.
 
     Args:
         task: the task.
-        names: what was asked for; none: the default.
-        own: the judge of a set's own method, which is the default where there is one; else the task's first is.
-        unfit: takes the reasons of judges that cannot read such data, unless none of them can.
+        names: judges' names or ``all``; none: the default.
+        own: the judge of the set's method, which is the default; empty: the task's first judge is.
+        unfit: receives the reasons of judges that cannot read such data, unless none of them can.
     Raises:
         ConfigError: an unknown judge.
-        UnsupportedError: one that cannot read such data, without ``unfit``; with it, none can.
+        UnsupportedError: without ``unfit``, a judge cannot read such data; with it, none can.
     """
     known = {canonical(judge): judge for judge in task.judges}
-    found: list[str] = []
+    readable: list[str] = []
     refused: dict[str, UnsupportedError] = {}
     for name in names or [own or task.judges[0]]:
         key = canonical(name)
@@ -52,20 +52,20 @@ def find_judges(
             raise unknown_name("judge", name, task.judges)
         for judge in task.judges if key == "all" else (known.get(key, name),):
             try:
-                found.append(task.judge_name(judge) if isinstance(task, NamesJudges) else judge)
+                readable.append(task.judge_name(judge) if isinstance(task, NamesJudges) else judge)
             except UnsupportedError as error:
                 if unfit is None:
                     raise
                 refused[judge] = error
-    if refused and not found:
+    if refused and not readable:
         raise next(iter(refused.values()))
     if unfit is not None:
         unfit |= {judge: str(error) for judge, error in refused.items()}
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(readable))
 
 
 def find_baselines(task: Task, asked: str | Sequence[str]) -> list[str]:
-    """Return baselines that are asked for, each once: names, comma-separated or in a list; ``all`` that a task has.
+    """Return the baselines to judge, each once, from names, comma-separated or in a list; ``all`` are the task's.
 
     Raises:
         ConfigError: an unknown baseline.
@@ -74,15 +74,15 @@ def find_baselines(task: Task, asked: str | Sequence[str]) -> list[str]:
     names = baseline_names(asked) if isinstance(asked, str) else [canonical(name) for name in asked]
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise unknown_name("baseline", unknown[0], known)
-    every = [name for name in known if name != "craig" or task.num_classes is not None]  # which compares classes
-    return list(dict.fromkeys(found for name in names for found in (every if name == "all" else (name,))))
+    fitting = [name for name in known if name != "craig" or task.num_classes is not None]  # CRAIG needs classes
+    return list(dict.fromkeys(baseline for name in names for baseline in (fitting if name == "all" else (name,))))
 
 
 def require_networks(n: int, at_once: int | None) -> None:
-    """Check how many networks shall judge, and how many of them train together.
+    """Check the numbers of networks that judge and that train together.
 
     Raises:
-        ConfigError: none.
+        ConfigError: a number below 1.
     """
     require_size("the number of networks", n)
     require_sizes(**{"the number of networks at once": at_once})
@@ -105,35 +105,35 @@ def evaluate(
     """Judge a distilled set on untouched test data, with baselines at equal count.
 
     Each judge is trained from scratch n times with its own initialisation and order, and its last epoch counts (or the
-    epoch that *validation* data choose, where the domain's protocol says so). A judge that fails, for want of memory
-    say, does not take the others' scores with it; only if all fail is that an error.
+    epoch that *validation* data choose, where the domain's protocol says so). If a judge fails, for lack of memory say,
+    the others' scores stay; only if all fail is an error raised.
 
     Args:
         task: the task.
-        distilled: a set; or a bare batch of samples, which has no budget and of the baselines only ``whole``.
+        distilled: a set; or a bare batch of samples, which has no budget and so no baseline but ``whole``.
         judges: names, ``["all"]``, or None for the default: the judge that the set's method names (``ntk`` of KIP), or
             the task's first; one text may name several, as on the command line (``"mlp,vit"``).
         n: networks per judge.
-        at_once: of these, trained together, which bounds the memory; None: all. Another number means other networks.
-            Networks for robust scores train one at a time.
-        seed: of judging; by default that of the set's distillation, of which judging draws independently, so that the
-            judges of repetitions are independent too; of a bare batch 0.
+        at_once: networks of a judge trained together, which bounds the memory; None: all. Another number means other
+            networks. Networks for robust scores train one at a time.
+        seed: of judging; by default that of the set's distillation, from which judging draws independently, so that
+            repetitions have independent judges too; for a bare batch 0.
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, the task's own
             selections and rules of your own; ``"all"`` are all of these, ``()`` or ``"none"`` none.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
-        baselines_only: judge the baselines alone, where results of the set itself are known.
-        progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
-            be shown and kept; True shows a bar.
+        baselines_only: judge the baselines alone, if results of the set itself are known.
+        progress: called before samples are chosen, before each judgement and at the end, so that finished results can
+            be shown and saved; True shows a bar.
     Returns:
         The scores of the set and of its baselines by judge and metric, as fractions; ``print`` shows them as a table.
     Raises:
         ConfigError: an unknown judge or baseline, or n below 1.
         UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
-        MmdistillError: no judge can judge, with the last one's reason.
+        MmdistillError: no judge can judge; the message is the last one's.
 
-        Any error that comes when something is judged, an interruption (Ctrl-C) above all, has that as its attribute
-        ``so_far``, an :class:`~mmdistill.evaluation.Evaluation`: ``sys.last_value.so_far`` in a notebook's next cell.
+        An error or interruption (Ctrl-C) after the first results carries them as its attribute ``so_far``, an
+        :class:`~mmdistill.evaluation.Evaluation`: ``sys.last_value.so_far`` in a notebook's next cell.
     """
     require_task(task)
     require_kind(bool, robust=robust, baselines_only=baselines_only)
@@ -141,57 +141,61 @@ def evaluate(
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
     require_networks(n, at_once)
-    asked = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
-    given = _placed(task, distilled)
+    beside = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
+    given = _set_to_judge(task, distilled)
     key = Draws(checked_seed(given.seed if seed is None else seed), ("evaluate",), task.device)
-    if given.budget is None and baselines is not BASELINES and (left := [name for name in asked if name != "whole"]):
-        said = f"a bare batch has no budget at which {in_words(left)} could be chosen, so it is judged without"
-        warnings.warn(said, MmdistillWarning, stacklevel=2)
+    sized = [name for name in beside if name != "whole"]
+    if given.budget is None and baselines is not BASELINES and sized:
+        message = f"a bare batch has no budget at which {in_words(sized)} could be chosen, so it is judged without"
+        warnings.warn(message, MmdistillWarning, stacklevel=2)
     unfit: dict[str, str] = {}
     names = find_judges(task, judges, given.judge, unfit)
-    judging = EvaluationRun(task, names, n, at_once, key, unfit, 1 if robust else 1 + len(asked))
-    with _kept(judging.so_far), _shown(progress) as judging.told:
+    judging = EvaluationRun(task, names, n, at_once, key, unfit, 1 if robust else 1 + len(beside))
+    with _attach_so_far(judging.so_far), _shown_progress(progress) as judging.progress:
         if robust:
             judging.judge_robustness(given)
         else:
             if not baselines_only:
                 judging.judge_set(given)
-            for source, name in enumerate(asked, start=1):
+            for source, name in enumerate(beside, start=1):
                 judging.judge_baseline(source, name, given.budget)
-        return judging.ended()
+        return judging.finish()
 
 
 @contextmanager
-def _kept(so_far: Callable[[], Evaluation]) -> Iterator[None]:
-    """Have an error carry what is judged when it comes."""
+def _attach_so_far(so_far: Callable[[], Evaluation]) -> Iterator[None]:
+    """Within this context an error gets the results so far as its attribute ``so_far``."""
     try:
         yield
     except BaseException as error:
-        found = so_far()
-        if found.results or found.baselines:
-            error.so_far = found  # type: ignore[attr-defined]
-            said = "in an interactive session sys.last_value.so_far"
-            note_kept(error, f"judging ended early; what is finished is the exception's so_far, an Evaluation ({said})")
+        evaluation = so_far()
+        if evaluation.results or evaluation.baselines:
+            error.so_far = evaluation  # type: ignore[attr-defined]
+            note_kept(
+                error,
+                "judging ended early; what is finished is the exception's so_far, an Evaluation (in an interactive "
+                "session sys.last_value.so_far)",
+            )
         raise
 
 
 @contextmanager
-def _shown(progress: Progress | bool | None) -> Iterator[Progress | None]:
-    """Yield what is told of the judgements: a user's own function, or a bar; None where nothing is shown.
+def _shown_progress(progress: Progress | bool | None) -> Iterator[Progress | None]:
+    """Yield the function to report progress to: the user's own, or a bar's; None if nothing is shown.
 
     Raises:
         ConfigError: something that cannot be called.
     """
-    told = own_progress(progress, "judgements done, in all, what is judged next, the results so far")
+    callback = own_progress(progress, "judgements done, in all, what is judged next, the results so far")
     if progress is not True:
-        yield told
+        yield callback
         return
     with judging_bar() as show:
         yield lambda done, total, subject, so_far: show(done, total, subject)
 
 
 def _names(what: str, given: object) -> Sequence[str]:
-    """Return names that were asked for, each once.
+    """Return the given names, each once.
 
     Raises:
         ConfigError: something else than a list of names.
@@ -201,8 +205,8 @@ def _names(what: str, given: object) -> Sequence[str]:
     return list(dict.fromkeys(given))
 
 
-def _placed(task: Task, distilled: DistilledSet | Batch) -> SetToJudge:
-    """Return what is to be judged, once it is known to be of the task.
+def _set_to_judge(task: Task, distilled: DistilledSet | Batch) -> SetToJudge:
+    """Return a set or batch as judges take it, on the task's device, once a set is known to be of the task.
 
     Raises:
         ConfigError: neither a set nor a batch.

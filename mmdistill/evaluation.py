@@ -1,4 +1,4 @@
-"""What judging gives: one entry for each judge and metric, of the distilled set and of its baselines."""
+"""Results of judging: one entry for each judge and metric, for the distilled set and for its baselines."""
 
 import html
 import math
@@ -15,9 +15,9 @@ from mmdistill.reporting.tabular import aligned, html_table
 from mmdistill.task import Scores
 
 MOST_CLASSES = 50
-"""Up to so many classes a report shows the accuracy of each; of more, of those that are hardest for the set."""
+"""Up to this number of classes a report shows the accuracy of each; beyond it, of the ``LOWEST`` only."""
 LOWEST = 10
-"""How many these are."""
+"""The number of classes with the lowest accuracies that a report shows."""
 
 if TYPE_CHECKING:  # importing it takes a quarter of a second
     import pandas as pd
@@ -28,14 +28,14 @@ class Entry:
     """One number of ``metrics.json``: mean and standard deviation over n independently drawn judges, as fractions.
 
     Args:
-        judge: who judged.
+        judge: the judge's title.
         metric: ``accuracy``, ``ndcg@10``, ...
         mean: over the runs.
         sd: sample standard deviation over the runs, 0 for a single one.
         n: runs.
         notes: warnings that belong to the number.
-        by_class: beside an accuracy, that of each class by its name, a mean over the runs; empty where nothing tells.
-        said: whether ``str`` says who judged; no part of what the entry is.
+        by_class: beside an accuracy, each class's by name, a mean over the runs; empty if not known.
+        said: whether ``str`` names the judge; not part of the entry's value.
     """
 
     judge: str
@@ -49,8 +49,8 @@ class Entry:
 
     def plain(self) -> dict[str, object]:
         """Return the entry as ``metrics.json`` holds it; notes and classes only where there are any."""
-        found = asdict(self) | {"notes": list(self.notes)}
-        return {name: value for name, value in found.items() if name != "said" and value not in ([], {})}
+        values = asdict(self) | {"notes": list(self.notes)}
+        return {name: value for name, value in values.items() if name != "said" and value not in ([], {})}
 
     def __str__(self) -> str:
         spread = f" +/- {100 * self.sd:.1f}" if self.n > 1 else ""
@@ -58,7 +58,7 @@ class Entry:
 
 
 class Baselines(dict[str, list[Entry]]):
-    """Entries of baselines by name; one that could not be judged is missing, and the error that says so says why.
+    """Entries of baselines by name; the error for a missing one says why it could not be judged.
 
     Args:
         found: the entries.
@@ -74,13 +74,17 @@ class Baselines(dict[str, list[Entry]]):
         self.failures = failures or {}
 
     def __missing__(self, name: str) -> list[Entry]:
-        """Refuse a name.
+        """Refuse a missing name.
 
         Raises:
-            KeyError: always; with what failed of a baseline of this name.
+            KeyError: always; with the failures of a baseline of this name.
         """
-        own = f"the {name} baseline"
-        reasons = [_named(one, why) for one, why in self.failures.items() if one == own or one.startswith(f"{own} by ")]
+        title = f"the {name} baseline"
+        reasons = [
+            _named(failed, reason)
+            for failed, reason in self.failures.items()
+            if failed == title or failed.startswith(f"{title} by ")
+        ]
         raise KeyError(f"{name} ({'; '.join(reasons)})" if reasons else name)
 
 
@@ -92,8 +96,8 @@ class Evaluation:
         results: of the distilled set.
         baselines: by name: ``random`` and ``herding`` real samples at equal count, the ``whole`` training set.
         seconds: of judging, all together.
-        failures: judges that could not judge and baselines that could not be had, with the reason.
-        usual: the task's default judge, as scores call it; empty where that is not known.
+        failures: judges and baselines that failed, with the reason.
+        usual: the title of the task's default judge; empty if not known.
     """
 
     results: list[Entry]
@@ -103,13 +107,13 @@ class Evaluation:
     usual: str = ""
 
     def __post_init__(self) -> None:
-        """Let the baselines say why one is missing."""
+        """Make the baselines a :class:`Baselines`, whose error says why one is missing."""
         object.__setattr__(self, "baselines", Baselines(self.baselines, self.failures))
 
     def headline(self) -> Entry:
-        """Return the first judge's first metric, of the set or, where baselines alone were judged, of the first one.
+        """Return the first judge's first metric, of the set or, if only baselines were judged, of the first baseline.
 
-        Its text is mean and deviation in percent, and says the judge unless that is the task's default one, alone.
+        Its text is mean and deviation in percent, and names the judge unless only the task's default one judged.
 
         Raises:
             ConfigError: nothing was judged.
@@ -122,66 +126,67 @@ class Evaluation:
     def rows(self) -> list[list[str]]:
         """Return the results beside those of the baselines, in percent, as a table, header first."""
         sources = self._sources()
-        tables = [{(entry.judge, entry.metric): entry for entry in entries} for entries in sources.values()]
+        columns = [{(entry.judge, entry.metric): entry for entry in entries} for entries in sources.values()]
         keys = dict.fromkeys((entry.judge, entry.metric) for entry in self._shown())
-        body = [[*key, *(str(table[key]) if key in table else "-" for table in tables)] for key in keys]
+        body = [[*key, *(str(column[key]) if key in column else "-" for column in columns)] for key in keys]
         return [["judge", "metric", *sources], *body]
 
     def class_rows(self, judge: str = "", most: int | None = None) -> list[list[str]]:
         """Return the accuracy of each class beside those of the baselines, in percent, as a table, header first.
 
         Args:
-            judge: whose; by default the first's that tells it.
-            most: of more classes than so many, only the :data:`LOWEST` with the lowest accuracies; None shows all.
+            judge: the judge's title; by default the first that knows them.
+            most: if there are more classes than this, only the :data:`LOWEST` with the lowest accuracies; None: all.
         Returns:
-            A row for each class: its name, and means over the networks. Empty where no such judge tells it.
+            A row for each class: its name, and means over the networks. Empty if no such judge knows them.
         """
         judge = judge or next((entry.judge for entry in self._shown() if entry.by_class), "")
-        told = {
-            name: entry.by_class
-            for name, entries in self._sources().items()
+        columns = {
+            source: entry.by_class
+            for source, entries in self._sources().items()
             for entry in entries
             if entry.judge == judge and entry.by_class
         }
-        if not told:
+        if not columns:
             return []
-        classes = list(dict.fromkeys(name for own in told.values() for name in own))
+        classes = list(dict.fromkeys(name for column in columns.values() for name in column))
         if most is not None and len(classes) > most:
-            first = next(iter(told.values()))
+            first = next(iter(columns.values()))
             classes = sorted(classes, key=lambda name: first.get(name, math.inf))[:LOWEST]
-        shares = [[f"{100 * own[name]:.1f}" if name in own else "-" for own in told.values()] for name in classes]
-        body = [[name, *row] for name, row in zip(classes, shares, strict=True)]
-        return [["class", *told], *body]
+        body = [
+            [name, *(f"{100 * column[name]:.1f}" if name in column else "-" for column in columns.values())]
+            for name in classes
+        ]
+        return [["class", *columns], *body]
 
     def units(self) -> str:
-        """Return what the numbers of :meth:`rows` are, in words."""
+        """Describe the unit of the numbers in :meth:`rows`."""
         counts = sorted({entry.n for entry in self._shown()})
-        several = " to ".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
-        return "percent, " + ("1 network" if counts == [1] else f"mean +/- sd of {several or 'no'} networks")
+        extremes = " to ".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+        return "percent, " + ("1 network" if counts == [1] else f"mean +/- sd of {extremes or 'no'} networks")
 
     def remarks(self) -> list[str]:
-        """Return the notes of the results, and what failed, a line each."""
+        """Return the notes of the results and the failures, a line each."""
         failed = [f"failed: {_named(name, reason)}" for name, reason in self.failures.items()]
         return [*(f"note: {note}" for note in self.notes()), *failed]
 
     def notes(self) -> list[str]:
-        """Return what readers of the numbers must know, each note once.
+        """Return the notes that readers of the numbers need, each once, behind the judges that have it.
 
-        What holds of a judge on any samples is said of the baselines where no result has the same; whose judges fail on
-        some samples is said of all of them.
+        A note on a judge itself is not repeated for the baselines; a note on samples that a judge fails on is.
         """
         known = {note for entry in self.results for note in entry.notes if not is_of_samples(note)}
-        found = [(entry.judge, entry.notes) for entry in self.results]
+        noted = [(entry.judge, entry.notes) for entry in self.results]
         for name, entries in self.baselines.items():
-            found += [(f"{name} by {e.judge}", tuple(note for note in e.notes if note not in known)) for e in entries]
-        judges: dict[str, dict[str, None]] = {}
-        for judge, notes in found:
+            noted += [(f"{name} by {e.judge}", tuple(note for note in e.notes if note not in known)) for e in entries]
+        judges_by_note: dict[str, dict[str, None]] = {}
+        for judge, notes in noted:
             for note in notes:
-                judges.setdefault(note, {})[judge] = None
-        return [f"{', '.join(own)}: {note}" for note, own in judges.items()]
+                judges_by_note.setdefault(note, {})[judge] = None
+        return [f"{', '.join(judges)}: {note}" for note, judges in judges_by_note.items()]
 
     def frame(self) -> "pd.DataFrame":
-        """Return all entries as a data frame of a row each: samples, judge, metric, mean, sd and n.
+        """Return all entries as rows of a data frame: samples, judge, metric, mean, sd and n.
 
         Scores are fractions; a single network has no sd (NaN).
         """
@@ -195,11 +200,11 @@ class Evaluation:
         return pd.DataFrame.from_records(records, columns=["samples", "judge", "metric", "mean", "sd", "n"])
 
     def _sources(self) -> dict[str, list[Entry]]:
-        """Return the entries of the set and of the baselines, by the name of what was judged."""
+        """Return the entries of the set and of the baselines, by name."""
         return {"distilled": self.results, **self.baselines}
 
     def _shown(self) -> list[Entry]:
-        """Return the entries whose judges and metrics are shown: of the set, where it was judged."""
+        """Return the entries whose judges and metrics are shown: the set's, or the baselines' if it was not judged."""
         return self.results or [entry for entries in self.baselines.values() for entry in entries]
 
     def __repr__(self) -> str:
@@ -212,35 +217,35 @@ class Evaluation:
 
 
 def _named(name: str, reason: str) -> str:
-    """Return why something failed with its name, which the reason may say itself."""
+    """Return a reason with the name of what failed in front, unless it begins with that already."""
     return reason if reason.startswith(f"{name} ") else f"{name}: {reason}"
 
 
 def summarise(scores: Iterable[Scores], class_names: Sequence[str] = ()) -> list[Entry]:
     """Return one entry per judge and metric; classes without a name go by their index."""
 
-    def entry(one: Scores, metric: str, values: tuple[float, ...]) -> Entry:
-        told = one.by_class if metric == "accuracy" else {}
+    def entry(judged: Scores, metric: str, values: tuple[float, ...]) -> Entry:
+        accuracies = judged.by_class if metric == "accuracy" else {}
         by_class = {
-            class_names[index] if index < len(class_names) else str(index): statistics.fmean(own)
-            for index, own in told.items()
+            class_names[index] if index < len(class_names) else str(index): statistics.fmean(runs)
+            for index, runs in accuracies.items()
         }
         sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        return Entry(one.judge, metric, statistics.fmean(values), sd, len(values), one.notes, by_class)
+        return Entry(judged.judge, metric, statistics.fmean(values), sd, len(values), judged.notes, by_class)
 
-    return [entry(one, metric, values) for one in scores for metric, values in one.values.items()]
+    return [entry(judged, metric, values) for judged in scores for metric, values in judged.values.items()]
 
 
-def checked_scores(found: object, task: object) -> Scores:
-    """Return what a task's judge found, once it can be shown: fractions, which are shown in percent.
+def checked_scores(scores: object, task: object) -> Scores:
+    """Return the scores of a task's judge, once they are known to be fractions.
 
     Raises:
-        ShapeError: something else, in the task's name.
+        ShapeError: something else; the message names the task.
     """
     owner = f"evaluate of {type(task).__name__}"
-    if not isinstance(found, Scores) or not isinstance(found.values, Mapping) or not found.values:
-        raise ShapeError(f"{owner} must return Scores with a metric, and returned {_shown_briefly(found)}")
-    for metric, values in found.values.items():
+    if not isinstance(scores, Scores) or not isinstance(scores.values, Mapping) or not scores.values:
+        raise ShapeError(f"{owner} must return Scores with a metric, and returned {_shown_briefly(scores)}")
+    for metric, values in scores.values.items():
         if not are_numbers(values, Real) or not values:
             raise ShapeError(
                 f"{owner} must give {metric} as a tuple of numbers, one for each network, and gave "
@@ -251,10 +256,10 @@ def checked_scores(found: object, task: object) -> Scores:
                 f"{owner} must give {metric} as fractions (0.97, which is shown as 97.0), and gave "
                 f"{_shown_briefly(values)}"
             )
-    return found
+    return scores
 
 
 def _shown_briefly(value: object) -> str:
-    """Return a value, or of a long one its beginning."""
+    """Return a value's ``repr``, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

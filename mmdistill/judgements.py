@@ -1,4 +1,4 @@
-"""Judging in progress: a set and its baselines by each judge in turn, and what is found so far."""
+"""An evaluation in progress: the set and its baselines by each judge in turn, with the results so far."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +19,19 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, Task
 
 Progress = Callable[[int, int, str, Evaluation], object]
-"""Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
+"""Called with (judgements done, in all, what is judged next, the results so far); at the end, next is empty."""
 LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--judge-batch) or a narrower judge"
-"""What takes less memory in judging."""
+"""Advice on judging with less memory."""
 
 
 class SetToJudge(NamedTuple):
-    """What is to be judged: samples on a task's device and, of a set, what travels with them.
+    """Samples to judge, on the task's device, with the facts about their set.
 
     Args:
         batch: the samples.
-        budget: in the task's unit; None of a bare batch.
-        learned: what was learned with them.
-        classes: that they stand for, where their labels need not say it.
+        budget: in the task's unit; None for a bare batch.
+        learned: tensors learned beside the samples.
+        classes: the samples' classes, if their labels need not tell.
         judge: of the set's method; empty: the task's first.
         seed: of the distillation.
     """
@@ -46,21 +46,21 @@ class SetToJudge(NamedTuple):
 
 @dataclass
 class EvaluationRun:
-    """One evaluation on its way: who judges, what they found, and what could not be judged or had.
+    """One evaluation in progress: its judges, their scores so far, and failures.
 
     Args:
         task: the task.
         judges: their names.
         n: networks of each.
-        at_once: of these, trained together; None: all.
-        key: of all that is random.
+        at_once: networks trained together; None: all.
+        key: of all randomness.
         failures: reasons, by judge or baseline; at first those of judges that cannot read such data.
-        sources: how many sources of samples are judged, the set among them though it may be left out.
-        told: what is told of each judgement, see :data:`Progress`; None: nobody is.
-        source: the number of the one that is judged now.
+        sources: the number of sources of samples; the set counts even if it is not judged.
+        progress: called before each judgement, see :data:`Progress`; None: not reported.
+        source: the index of the source that is judged now.
         results: scores of the set.
         baselines: scores of baselines, by name.
-        began: when it did.
+        began: start time.
     """
 
     task: Task
@@ -70,25 +70,25 @@ class EvaluationRun:
     key: Draws
     failures: dict[str, str]
     sources: int
-    told: Progress | None = None
+    progress: Progress | None = None
     source: int = 0
     results: list[Scores] = field(default_factory=list)
     baselines: dict[str, list[Scores]] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
     def so_far(self) -> Evaluation:
-        """Return what is judged."""
-        names, usual = self.task.describe().class_names, self.task.judges[0]
-        own = summarise(self.results, names)
-        beside = {name: summarise(scores, names) for name, scores in self.baselines.items() if scores}
-        if usual in self.judges:  # else no score is of it, and it may not fit the data at all
+        """Return the results so far."""
+        class_names, usual = self.task.describe().class_names, self.task.judges[0]
+        results = summarise(self.results, class_names)
+        baselines = {name: summarise(scores, class_names) for name, scores in self.baselines.items() if scores}
+        if usual in self.judges:  # otherwise no score is its own, and it may not fit the data at all
             usual = judge_title(self.task, usual)
-        return Evaluation(own, beside, time.perf_counter() - self.began, dict(self.failures), usual)
+        return Evaluation(results, baselines, time.perf_counter() - self.began, dict(self.failures), usual)
 
-    def ended(self) -> Evaluation:
-        """Tell that all is judged; returns what was found."""
+    def finish(self) -> Evaluation:
+        """Report that all is judged, and return the results."""
         self.source = self.sources
-        self._tell("")
+        self._report_progress("")
         return self.so_far()
 
     def judge_set(self, given: SetToJudge) -> None:
@@ -99,12 +99,12 @@ class EvaluationRun:
         """
 
         def score(judge: str) -> Scores:
-            return self._judged(given.batch, judge, self.key.fold(judge), given.learned)
+            return self._judge(given.batch, judge, self.key.fold(judge), given.learned)
 
-        self._each("the distilled set", self.judges, score, self.results, self.failures)
+        self._score_each("the distilled set", self.judges, score, self.results, self.failures)
 
     def judge_robustness(self, given: SetToJudge) -> None:
-        """Give a set both robust scores; without random samples at equal count, the gap at hard labels alone.
+        """Give a set both robust scores, or the gap at hard labels alone if random samples at equal count lack.
 
         Raises:
             UnsupportedError: a task that has none.
@@ -119,25 +119,25 @@ class EvaluationRun:
                 "robust scores compare with random samples at equal count: give a distilled set, not a batch"
             )
         counts, scorer = self._counts(given.budget), task.robust
-        beside: Callable[[Draws], Batch] | None = partial(coreset, task, "real", counts)
+        random_subset: Callable[[Draws], Batch] | None = partial(coreset, task, "real", counts)
         try:
             choose_samples(task, "real", counts, key)
         except DataError as error:
-            beside = None
+            random_subset = None
             self.failures["the robust scores"] = f"they compare with random samples at equal count, and {error}"
 
         def score(judge: str) -> Scores:
-            return scorer(given.batch, judge, key.fold(judge), self.n, given.learned, beside, given.classes)
+            return scorer(given.batch, judge, key.fold(judge), self.n, given.learned, random_subset, given.classes)
 
-        self._each("the distilled set", self.judges, score, self.results, self.failures)
+        self._score_each("the distilled set", self.judges, score, self.results, self.failures)
 
     def judge_baseline(self, source: int, name: str, budget: int | None) -> None:
-        """Judge a baseline, unless the task cannot offer it, or lacks memory or samples, say.
+        """Judge a baseline; an error (a task without it, too few samples or memory) becomes one of the failures.
 
         Args:
-            source: its number among all sources of samples.
+            source: its index among all sources of samples.
             name: the baseline's.
-            budget: of the set that it stands beside; None: there is none, and ``whole`` alone is judged.
+            budget: of the set beside it; None: a bare batch has none, and only ``whole`` is judged.
         """
         if budget is None and name != "whole":
             return
@@ -145,20 +145,20 @@ class EvaluationRun:
         able = [judge for judge in self.judges if judge not in self.failures]
         failed: dict[str, str] = {}
         try:
-            self._tell(name)
-            self._each(name, able, self._scorer(name, budget or 1), self.baselines.setdefault(name, []), failed)
+            self._report_progress(name)
+            self._score_each(name, able, self._scorer(name, budget or 1), self.baselines.setdefault(name, []), failed)
         except MmdistillError as error:
             self.failures[f"the {name} baseline"] = str(error)
             return
         self.failures |= {f"the {name} baseline by {judge}": reason for judge, reason in failed.items()}
 
-    def _tell(self, subject: str, index: int = 0) -> None:
-        """Tell what is judged next, by the judge of an index."""
-        if self.told is not None:
-            each = len(self.judges)
-            self.told(self.source * each + index, self.sources * each, subject, self.so_far())
+    def _report_progress(self, subject: str, index: int = 0) -> None:
+        """Report what is judged next, by the judge at an index."""
+        if self.progress is not None:
+            judges = len(self.judges)
+            self.progress(self.source * judges + index, self.sources * judges, subject, self.so_far())
 
-    def _each(
+    def _score_each(
         self,
         subject: str,
         judges: Sequence[str],
@@ -166,13 +166,13 @@ class EvaluationRun:
         scores: list[Scores],
         failures: dict[str, str],
     ) -> None:
-        """Add the scores of those judges that can judge, one by one; the reasons of the others go into ``failures``.
+        """Append each judge's scores to ``scores``, or the reason why it failed to ``failures``.
 
         Raises:
-            MmdistillError: the last one's, where none can.
+            MmdistillError: the last judge's, if all fail.
         """
         for index, judge in enumerate(judges):
-            self._tell(f"{subject} by {judge}", index)
+            self._report_progress(f"{subject} by {judge}", index)
             try:
                 with out_of_memory_advice(f"judging with {judge}", LOWER):
                     scores.append(score(judge))
@@ -181,49 +181,53 @@ class EvaluationRun:
                 if not scores and judge == judges[-1]:
                     raise
 
-    def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
-        """Return a judge's scores; where not all of its networks shall train at once, they train in groups."""
-        n, at_once, task = self.n, self.at_once, self.task
-        if at_once is None or at_once >= n or is_solved(task, judge):  # whose groups would count as networks
-            return self._scores(batch, judge, key, n, learned)
-        sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}
-        return pooled([self._scores(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()])
+    def _judge(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
+        """Return a judge's scores, its networks trained in groups of ``at_once``."""
+        n, at_once = self.n, self.at_once
+        # A judge solved in closed form gives one score for a whole call, so its groups would count as networks.
+        if at_once is None or at_once >= n or is_solved(self.task, judge):
+            return self._evaluate(batch, judge, key, n, learned)
+        groups = [
+            self._evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned)
+            for first in range(0, n, at_once)
+        ]
+        return pooled(groups)
 
-    def _scores(self, batch: Batch | None, judge: str, key: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
-        """Return what the task's judge finds.
+    def _evaluate(self, batch: Batch | None, judge: str, key: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
+        """Return the checked scores of the task's judge.
 
         Raises:
-            ShapeError: something that is no scores.
+            ShapeError: the task returns something else.
         """
         return checked_scores(self.task.evaluate(batch, judge, key, n, learned), self.task)
 
     def _scorer(self, name: str, budget: int) -> Callable[[str], Scores]:
-        """Return what judges a baseline by one judge.
+        """Return a function from a judge's name to its scores of a baseline, whose samples are chosen here.
 
         Raises:
             UnsupportedError: a task that cannot choose such samples.
         """
         task, key = self.task, self.key.fold(name)
         if name == "whole":
-            return lambda judge: self._judged(None, judge, key.fold(judge), {})
-        asked = self._counts(budget)
-        counts, short = available(task, asked) if task.labels is not None else asked, short_classes(task, asked)
-        note = f"{short}, fewer than the {int(asked.max())} at equal count, and gives all of them"
+            return lambda judge: self._judge(None, judge, key.fold(judge), {})
+        equal = self._counts(budget)
+        counts = available(task, equal) if task.labels is not None else equal
+        short = short_classes(task, equal)
+        note = f"{short}, fewer than the {int(equal.max())} at equal count, and gives all of them"
 
         def noted(scores: Scores) -> Scores:
             return replace(scores, notes=(*scores.notes, note)) if short else scores
 
         if name != "random":
             chosen = coreset(task, name, counts, key)
-            return lambda judge: noted(self._judged(chosen, judge, key.fold(judge), {}))
-        # Every network sees another random subset, so the spread covers the choice.
+            return lambda judge: noted(self._judge(chosen, judge, key.fold(judge), {}))
+        # Every network sees another random subset, so the standard deviation covers the choice of samples.
         keys = [key.fold("subset", index) for index in range(self.n)]
-        subsets = [coreset(task, "real", counts, own) for own in keys]
-        pairs = list(zip(keys, subsets, strict=True))
+        subsets = [(network_key, coreset(task, "real", counts, network_key)) for network_key in keys]
         return lambda judge: noted(
-            pooled([self._scores(subset, judge, own.fold(judge), 1, {}) for own, subset in pairs])
+            pooled([self._evaluate(subset, judge, network_key.fold(judge), 1, {}) for network_key, subset in subsets])
         )
 
     def _counts(self, budget: int) -> Tensor:
-        """Return how many real samples of each class are as many as a budget's."""
+        """Return the number of real samples of each class at equal count with a budget, ``(C,)``."""
         return allocate(budget, self.task.describe().budget, self.task.labels, self.task.num_classes)

@@ -12,14 +12,14 @@ from mmdistill.names import unknown_name
 
 
 class Labels(nn.Module, ABC):
-    """The targets of the synthetic samples; what is learned is an ``nn.Parameter``."""
+    """The targets of the synthetic samples; learned ones are ``nn.Parameter``s."""
 
     title = ""
-    """What users call this kind; empty where there is nothing to say."""
+    """The name of this kind for users; empty for none."""
 
     @property
     def kind(self) -> str:
-        """What was asked for where these came of it, else the title."""
+        """The kind of labels that a user asked for to get these; by default their title."""
         return self.title
 
     @abstractmethod
@@ -32,7 +32,7 @@ class FixedLabels(Labels):
 
     Args:
         targets: ``(M,)`` int64 class indices or ``(M, C)`` probabilities or scores.
-        kind: what was asked for, where these are how a method writes it; None: they came with the samples.
+        kind: the kind of labels that a user asked for to get these; None: they came with the samples.
     """
 
     targets: Tensor
@@ -43,12 +43,12 @@ class FixedLabels(Labels):
         self.register_buffer("targets", targets.clone())
         self.title = "hard"
         if targets.is_floating_point():
-            shares = targets.ndim == 2 and are_probabilities(targets.double())
-            self.title = "fixed probabilities" if shares else "fixed scores"
+            probabilities = targets.ndim == 2 and are_probabilities(targets.double())
+            self.title = "fixed probabilities" if probabilities else "fixed scores"
 
     @property
     def kind(self) -> str:
-        """What was asked for where these came of it, else the title."""
+        """The kind of labels that a user asked for to get these, else their title."""
         return self._kind or self.title
 
     def forward(self) -> Tensor:
@@ -57,7 +57,7 @@ class FixedLabels(Labels):
 
 
 class NoLabels(Labels):
-    """No labels of their own: the samples are their own targets (interactions)."""
+    """No labels: the samples are their own targets (interactions)."""
 
     def forward(self) -> Tensor:
         """Return an empty tensor."""
@@ -99,17 +99,17 @@ class SoftmaxLabels(Labels):
 
     def __init__(self, classes: Tensor, num_classes: int, confidence: float = 0.95) -> None:
         super().__init__()
-        rest = (1 - confidence) / max(num_classes - 1, 1)
-        probabilities = torch.full((len(classes), num_classes), rest, device=classes.device)
+        other = (1 - confidence) / max(num_classes - 1, 1)
+        probabilities = torch.full((len(classes), num_classes), other, device=classes.device)
         probabilities[torch.arange(len(classes), device=classes.device), classes] = confidence
         self.logits = nn.Parameter(probabilities.log())
 
     @classmethod
     def of_logits(cls, logits: Tensor) -> "SoftmaxLabels":
         """Return labels that start from given ``(M, C)`` logits, a network's for instance."""
-        made = cls(logits.argmax(1), logits.shape[1])
-        made.logits = nn.Parameter(logits.detach().clone())
-        return made
+        labels = cls(logits.argmax(1), logits.shape[1])
+        labels.logits = nn.Parameter(logits.detach().clone())
+        return labels
 
     def forward(self) -> Tensor:
         """Return ``(M, C)`` probabilities."""
@@ -117,10 +117,10 @@ class SoftmaxLabels(Labels):
 
 
 class TeacherLabels(Labels):
-    """Probabilities that a network trained on the real data gives the samples; assigned anew as the samples move.
+    """Probabilities that a network trained on the real data gives the samples; reassigned as the samples change.
 
     Args:
-        classes: ``(M,)`` int64, the labels until a teacher speaks.
+        classes: ``(M,)`` int64, the labels before the first assignment.
         num_classes: C.
     """
 
@@ -136,7 +136,7 @@ class TeacherLabels(Labels):
         return self.targets
 
     def assign(self, probabilities: Tensor) -> None:
-        """Take over a teacher's ``(M, C)`` probabilities.
+        """Store a teacher's ``(M, C)`` probabilities.
 
         Raises:
             ConfigError: a parameterization whose samples share labels.
@@ -150,7 +150,7 @@ class TeacherLabels(Labels):
 
 
 def from_one(last: int) -> str:
-    """Return what is wrong with labels that count classes from 1, and what to do."""
+    """Return the message for labels that count classes from 1."""
     return f"the labels run from 1 to {last}, but class indices start at 0; subtract 1 from each label"
 
 
@@ -165,12 +165,12 @@ def centred_one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torc
 
 
 def regression_targets(targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return what the kernel ridge family regresses: classes and probabilities minus 1/C, scores as they are.
+    """Return the targets that the kernel ridge family regresses: one-hot or probabilities minus 1/C, scores unchanged.
 
-    Soft labels are probabilities where all of them are. Nothing waits for the device to tell.
+    Soft labels count as probabilities if all rows are; this is computed on the device, without a synchronisation.
 
     Shapes:
-        targets ``(...,)`` int64 or ``(..., C)`` float, whose dtype stays; returns ``(..., C)``.
+        targets ``(...,)`` int64 or ``(..., C)`` float, which keep their dtype; returns ``(..., C)``.
     """
     if not targets.is_floating_point():
         return centred_one_hot(targets, num_classes, dtype)
@@ -185,24 +185,24 @@ def as_probabilities(targets: Tensor, num_classes: int, dtype: torch.dtype = tor
 def classes_of(targets: Tensor, num_classes: int) -> Tensor:
     """Return the class that each sample stands for, which is not always its soft label's largest.
 
-    Sets with soft labels lie class after class, equally many samples of each. Where their number does not allow that,
-    labels are one-hot, or fewer than half of them agree with it and no more than by chance (two deviations above 1/C),
-    it is the class of the largest one.
+    Samples with soft labels are assumed to come class after class, equally many of each, unless their number forbids
+    it, labels are one-hot, or the order agrees with the largest labels for fewer than half of the samples and no more
+    than by chance (within two deviations of 1/C). In these cases, the largest label is the class.
     """
     largest = hard_labels(targets)
     if not targets.is_floating_point() or len(targets) % num_classes:
         return largest
     if torch.equal(targets, one_hot(largest, targets.shape[1], targets.dtype)):
         return largest
-    by_place = torch.arange(num_classes, device=targets.device).repeat_interleave(len(targets) // num_classes)
+    in_order = torch.arange(num_classes, device=targets.device).repeat_interleave(len(targets) // num_classes)
     by_chance = len(targets) / num_classes
     limit = by_chance + 2 * (by_chance * (1 - 1 / num_classes)) ** 0.5
-    agreeing = int((by_place == largest).sum())
-    return by_place if 2 * agreeing >= len(targets) or agreeing > limit else largest
+    agreeing = int((in_order == largest).sum())
+    return in_order if 2 * agreeing >= len(targets) or agreeing > limit else largest
 
 
 def hard_labels(targets: Tensor) -> Tensor:
-    """Return class indices; for soft labels the class of the largest one.
+    """Return class indices; for soft labels, the class of the largest.
 
     Shapes:
         targets ``(n,)`` or ``(n, C)``; returns ``(n,)`` int64.
@@ -220,7 +220,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def is_distribution(targets: Tensor) -> Tensor:
-    """Return which rows of soft targets ``(..., C)`` are probability distributions, ``(...,)``."""
+    """Return a mask of the rows of soft targets ``(..., C)`` that are probability distributions, ``(...,)``."""
     return ((targets.sum(-1) - 1).abs() < 1e-3) & (targets >= -1e-6).all(-1)
 
 
@@ -230,15 +230,15 @@ def are_probabilities(targets: Tensor) -> bool:
 
 
 def in_full(values: Tensor) -> Tensor:
-    """Return values in float32 where they are in bfloat16, since a logarithm or a difference of 8 bits is coarse."""
+    """Convert bfloat16 to float32, since logarithms and differences of 8-bit mantissas are coarse."""
     return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return cross entropy for class indices and distributions, half the squared error for any other row of targets.
 
-    Which it is, is decided row by row on the device, so that one loss serves hard, soft and unrestricted labels. (The
-    cross entropy of a row that does not sum to 1 has no lower bound.)
+    The choice is made row by row on the device, so that one loss serves hard, soft and unrestricted labels. (The cross
+    entropy of a row that does not sum to 1 has no lower bound.)
 
     Shapes:
         logits ``(..., C)``; targets ``(...,)`` int64 or ``(..., C)`` float; returns ``(...,)``.
@@ -251,10 +251,10 @@ def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def require_targets(targets: Tensor, samples: int, num_classes: int, data: str) -> None:
-    """Refuse labels that are not those of so many samples of a task's classes.
+    """Check that labels fit the number of samples and of a task's classes.
 
     Raises:
-        ShapeError: other lengths, indices out of range or soft labels of other classes.
+        ShapeError: another length, indices out of range, or soft labels of another number of classes.
     """
     if targets.is_floating_point():
         if targets.shape != (samples, num_classes):
@@ -267,7 +267,7 @@ def require_targets(targets: Tensor, samples: int, num_classes: int, data: str) 
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted mean of one value per sample, 0 where none has a weight; the loss convention of every task.
+    """Return the weighted mean of one value per sample, 0 if all weights are 0; the loss convention of every task.
 
     Shapes:
         values ``(n,)``; weight ``(n,)``; returns a scalar.
@@ -277,7 +277,7 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def require_label_kind(kind: str) -> None:
-    """Refuse what is no kind of labels.
+    """Refuse an unknown kind of labels.
 
     Raises:
         UnknownNameError: naming the nearest.
@@ -296,7 +296,7 @@ def make_labels(kind: LabelKind, classes: Tensor | None, num_classes: int | None
         num_classes: C.
     Raises:
         UnknownNameError: another kind.
-        ConfigError: None for either, as tasks without classes have it.
+        ConfigError: None for either, as in tasks without classes.
     """
     require_label_kind(kind)
     if classes is None or num_classes is None:

@@ -1,4 +1,4 @@
-"""What a method is: a composition of four columns of Table 1, as a value, with its settings."""
+"""A method as a value: a composition of the four columns of Table 1, with its settings."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -40,12 +40,12 @@ class Storage:
     Args:
         build: builds the initial parameterization.
         summary: one line for users.
-        optimizers: for the groups that it learns, where a method's own rates are for other units than its codes have.
-        fills: whether the builder fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these
-            become the largest budget whose set takes no more.
-        name: what ``--parameterization`` calls it; empty for those of a method or a user.
-        pretraining: returns in words what must be trained before samples can be built, or where it is cached; a run
-            with one checks itself before it trains (:mod:`mmdistill.rehearsal`).
+        optimizers: for the groups that it learns, if the method's own rates do not suit the units of its codes.
+        fills: whether the builder itself fits as many codes as possible into ``Settings.stored_bytes``; otherwise a
+            budget in bytes becomes the largest budget whose set fits into them.
+        name: the value of ``--parameterization``; empty for those of a method or a user.
+        pretraining: describes what must be trained before samples can be built, or where it is cached; a run with one
+            checks itself before it trains (:mod:`mmdistill.rehearsal`).
     """
 
     build: Parameterizer
@@ -66,10 +66,10 @@ Solver = Callable[[Task, int, Settings, Draws], Parameterization]
 
 @dataclass(frozen=True)
 class Configured:
-    """An objective with hyper-parameters of its own that come from the settings (unrolled steps, their rate).
+    """An objective that is made from the settings, such as the number and rate of unrolled steps.
 
     Args:
-        make: makes the objective, of the method's own kind of :class:`~mmdistill.settings.Settings`.
+        make: makes the objective from the method's :class:`~mmdistill.settings.Settings`, or a subclass of its own.
     """
 
     make: Callable[[Any], Objective]
@@ -77,9 +77,9 @@ class Configured:
 
 @dataclass(frozen=True)
 class ByClasses:
-    """Settings that depend on the number of classes too, as those of a real batch of one size in all do.
+    """Settings that depend on the number of classes too, for example to keep the size of a whole real batch.
 
-    Called with a budget alone, as settings are that do not, it returns those of ten classes.
+    Called with a budget alone, like any method's settings, it returns those for ten classes.
 
     Args:
         make: returns the settings for a budget and a number of classes.
@@ -98,7 +98,7 @@ class Method:
 
     Args:
         title: the name in the literature.
-        objective: makes the objective, from the settings where it is :class:`Configured`.
+        objective: makes the objective; :class:`Configured`: from the settings.
         network: makes the schedule from the settings.
         settings: the published settings, as a function of the budget (ipc, nodes or users); :class:`ByClasses`: of the
             task's number of classes too.
@@ -106,14 +106,14 @@ class Method:
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, see :func:`~mmdistill.labels.make_labels`.
         summary: one line for ``mmdistill methods``.
         source: the paper.
-        solve: a closed form that replaces the loop; of the settings it may read fields of its own.
-        sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
-        judge: whose scores its sets are made for; empty: the domain's first judge.
-        domains: of a method of all domains (``CORE_METHODS``), those that have it; a domain's own are its alone.
-        requires: raises a ConfigError for a task of its domain whose samples are of another kind than it makes.
+        solve: a closed form that replaces the loop; it may read settings of its own.
+        sized: for a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
+        judge: the judge that its sets are made for; empty: the domain's first judge.
+        domains: the domains that have a method of ``CORE_METHODS``; not read for a domain's own methods.
+        requires: raises a ConfigError for a task of its domain whose kind of samples it does not make.
     Raises:
-        UnknownNameError: labels of no known kind.
-        ConfigError: a network or settings that are no function.
+        UnknownNameError: an unknown kind of labels.
+        ConfigError: a network or settings that cannot be called.
     """
 
     title: str
@@ -131,11 +131,11 @@ class Method:
     requires: Callable[[Task], object] = lambda task: None
 
     def __repr__(self) -> str:
-        """Return in one line what the method is, where it comes from, and how its samples are labelled."""
+        """Return the method's title, summary, source and kind of labels in one line."""
         return f"Method({self.title}: {self.summary}{self.source and f' [{self.source}]'}, {self.label} labels)"
 
     def __post_init__(self) -> None:
-        """Check the kind of labels, and that what a run makes is given as what makes it."""
+        """Check the kind of labels, and that network and settings are functions."""
         require_label_kind(self.label)
         for name, given in (("network", self.network), ("settings", self.settings)):
             if not callable(given):
@@ -146,40 +146,43 @@ class Method:
 
     @property
     def storage(self) -> str:
-        """How samples are stored, in words: a parameterization's name or summary; empty where only code says it."""
-        if self.parameterization is None and self.solve is None:
-            return "raw"
-        return (found.name or found.summary) if isinstance(found := self.parameterization, Storage) else ""
+        """How samples are stored, in words: the name or summary of a :class:`Storage`; empty for other functions."""
+        builder = self.parameterization
+        if isinstance(builder, Storage):
+            return builder.name or builder.summary
+        return "raw" if builder is None and self.solve is None else ""
 
     def describe_pretraining(self, task: Task) -> str:
-        """Return what building its samples trains first, in words; empty where nothing is."""
-        told = found.pretraining if isinstance(found := self.parameterization, Storage) else None
-        return "" if told is None else told(task)
+        """Describe what building the samples trains first; empty if nothing."""
+        builder = self.parameterization
+        if not isinstance(builder, Storage) or builder.pretraining is None:
+            return ""
+        return builder.pretraining(task)
 
     def make_objective(self, settings: Settings) -> Objective:
-        """Return the objective for some settings.
+        """Return the objective for given settings.
 
         Raises:
-            ConfigError: the method has none, something else, or one that reads real batches in no known way.
+            ConfigError: the method has none, makes something else, or one whose view of real batches is unknown.
         """
-        if self.objective is None:
+        make = self.objective
+        if make is None:
             raise ConfigError(f"{self.title} has neither an objective nor a closed form")
-        made = self.objective
-        return made_objective(self.title, partial(made.make, settings) if isinstance(made, Configured) else made)
+        return made_objective(self.title, partial(make.make, settings) if isinstance(make, Configured) else make)
 
     def make_schedule(self, settings: Settings) -> NetworkSchedule:
-        """Return the network schedule for some settings.
+        """Return the network schedule for given settings.
 
         Raises:
             ConfigError: the method makes something else.
         """
-        made = self.network
-        if isinstance(made, type) and issubclass(made, NetworkSchedule) and made_of_nothing(made):
+        make = self.network
+        if isinstance(make, type) and issubclass(make, NetworkSchedule) and takes_no_arguments(make):
             raise ConfigError(
                 f"the network of {self.title} is a function of the settings, such as lambda settings: "
-                f"{made.__name__}(), got the class itself"
+                f"{make.__name__}(), got the class itself"
             )
-        schedule = self.network(settings)
+        schedule = make(settings)
         require_made(f"the network schedule of {self.title}", schedule, NetworkSchedule)
         return schedule
 
@@ -192,27 +195,27 @@ class Method:
         self.requires(task)
         if self.solve is not None:
             solve = (self.sized or self.solve) if is_rehearsal() else self.solve
-            made = solve(task, budget, settings, draws)
+            samples = solve(task, budget, settings, draws)
         elif self.parameterization is not None:
-            made = self.parameterization(task, budget, settings, self.label, draws)
+            samples = self.parameterization(task, budget, settings, self.label, draws)
         elif isinstance(task, StoresSamples):
-            made = task.stored(budget, settings, self.label, draws)
+            samples = task.stored(budget, settings, self.label, draws)
         else:
-            made = raw_samples(task, budget, settings.init, self.label, draws)
-        require_made(f"what {self.title} stores", made, Parameterization)
-        return made
+            samples = raw_samples(task, budget, settings.init, self.label, draws)
+        require_made(f"what {self.title} stores", samples, Parameterization)
+        return samples
 
     def ignored_settings(self, budget: int, names: Iterable[str]) -> list[str]:
-        """Return those of some settings that neither the method's networks nor its objective look at.
+        """Return those of ``names`` that neither the method's schedule nor its objective reads.
 
-        Fields of a user's own count where no builder of samples may read them too.
+        Fields of a user's own settings count only without a builder of samples, which may read them.
         """
         if self.solve is not None:
             return []
-        own = self.settings(budget)
-        settings, read = watched(own)  # the next two lines fill ``read`` with the names that they look at
+        defaults = self.settings(budget)
+        settings, read = watched(defaults)  # the next line fills ``read`` with the names that making the parts reads
         schedule, objective = self.make_schedule(settings), self.make_objective(settings)
-        prepares = getattr(schedule, "prepare", None) is not None  # minibatches in a way of its own
+        prepares = getattr(schedule, "prepare", None) is not None  # its own minibatches, without ``augment``
         by_teacher = self.label == "teacher" and not schedule.gives_target
         reads = {name: name in read for name in TRAINING}
         reads["real_batch"] = objective.reads_real or "real_batch" in read
@@ -220,14 +223,14 @@ class Method:
         reads["classes_at_once"] = objective.view == "classes" and objective.divided
         reads["teacher_epochs"] = by_teacher or "teacher_epochs" in read
         if self.parameterization is None:
-            reads |= {name: name in read for name in own_names(own)}
+            reads |= {name: name in read for name in own_names(defaults)}
         return [name for name in names if not reads.get(name, True)]
 
     def reads_no_network(self, budget: int) -> bool:
-        """Return whether its samples are the same with any network: it neither steps, starts nor labels by one."""
+        """Return whether the samples are the same with any network: their start, steps and labels read none."""
         settings = self.settings(budget)
-        stepped = settings.init in ("real", "noise") and isinstance(self.make_schedule(settings), UnreadNetwork)
-        return self.label != "teacher" and (self.solve is not None or stepped)
+        unread = settings.init in ("real", "noise") and isinstance(self.make_schedule(settings), UnreadNetwork)
+        return self.label != "teacher" and (self.solve is not None or unread)
 
     def customised(
         self,
@@ -235,69 +238,68 @@ class Method:
         label: LabelKind | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> "Method":
-        """Return the method with what a user puts in place of its own.
+        """Return the method with a user's storage, labels and settings in place of its own.
 
         Args:
             storage: how samples are stored; None is the method's way.
             label: the kind of labels; None is the method's.
             settings: by field name of :class:`Settings`; ``lr`` is the learning rate of the samples.
         Raises:
-            ConfigError: something that the method does not read, or an unknown setting.
+            ConfigError: an unknown setting, or a change that the method does not read.
         """
         if unnamed := [name for name in settings or {} if not isinstance(name, str)]:
             raise ConfigError(f"settings are called by their names, got {unnamed[0]!r}")
         changes = as_settings(settings or {})
         if changes and self.solve is not None:
-            own = self.settings(1)  # of one class, whatever the budget
-            moved = {name for name, value in changes.items() if not hasattr(own, name) or getattr(own, name) != value}
-            read = read_in_closed_form(own, self.label)
-            if idle := [as_option(name) for name in changes if name in moved - read]:
+            defaults = self.settings(1)  # closed forms read the same fields at any budget
+            read = read_in_closed_form(defaults, self.label)
+            kept = {n for n, value in changes.items() if hasattr(defaults, n) and getattr(defaults, n) == value}
+            if idle := [as_option(name) for name in changes if name not in read | kept]:
                 raise ConfigError(
                     f"{self.title} has a closed form and takes no steps, so {', '.join(idle)} would do nothing"
                 )
-        found = self if storage is None else self.stored_as(storage)
-        found = found if label is None else found.labelled(label)
+        method = self if storage is None else self.stored_as(storage)
+        method = method if label is None else method.labelled(label)
         lr = changes.pop("lr", None)
-        found = found.with_settings(**changes) if changes else found
-        return found if lr is None else found.with_rate(lr)  # type: ignore[arg-type]  # the optimizer checks the number
+        method = method.with_settings(**changes) if changes else method
+        return method if lr is None else method.with_rate(lr)  # type: ignore[arg-type]  # the optimizer checks it
 
     def for_classes(self, classes: int | None) -> "Method":
-        """Return the method with its settings for a task's number of classes, where they depend on it.
+        """Return the method with its settings for a task's number of classes, if they depend on it.
 
         Args:
             classes: how many; None: a task without.
         """
-        own = self.settings
-        if not isinstance(own, ByClasses) or classes is None:
+        by_classes = self.settings
+        if not isinstance(by_classes, ByClasses) or classes is None:
             return self
-        return replace(self, settings=lambda budget: own.make(budget, classes))
+        return replace(self, settings=lambda budget: by_classes.make(budget, classes))
 
     def _with(self, change: Callable[[Settings], Settings], **others: Any) -> "Method":
-        """Return the method with its settings changed, whatever the budget (and the classes), and with other parts."""
+        """Return the method with settings changed for every budget (and number of classes), and ``others`` replaced."""
         base = self.settings
         if isinstance(base, ByClasses):
-            return replace(
-                self, settings=ByClasses(lambda budget, classes: change(base.make(budget, classes))), **others
-            )
+            by_classes = ByClasses(lambda budget, classes: change(base.make(budget, classes)))
+            return replace(self, settings=by_classes, **others)
         return replace(self, settings=lambda budget: change(base(budget)), **others)
 
     def with_settings(self, **changes: object) -> "Method":
-        """Return the method with some settings replaced, whatever the budget.
+        """Return the method with some settings replaced for every budget.
 
         Raises:
-            ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
+            ConfigError: an unknown setting; or, once the budget is known, one that only other classes of settings have.
         """
         if unknown := [name for name in changes if name not in known_names()]:
             require_settings(unknown, self.settings(1).__dataclass_fields__)
 
-        def changed(own: Settings) -> Settings:
-            require_settings(changes, {**Settings.__dataclass_fields__, **own.__dataclass_fields__})
-            return replace(own, **changes)  # type: ignore[arg-type]
+        def changed(defaults: Settings) -> Settings:
+            require_settings(changes, {**Settings.__dataclass_fields__, **defaults.__dataclass_fields__})
+            return replace(defaults, **changes)  # type: ignore[arg-type]
 
         return self._with(changed)
 
     def labelled(self, label: LabelKind) -> "Method":
-        """Return the method with labels of another kind; learned ones for which it has no rate get Adam's 0.01.
+        """Return the method with labels of another kind; learned labels without an optimizer get Adam at 0.01.
 
         Raises:
             ConfigError: a closed form, whose labels are its own.
@@ -309,8 +311,8 @@ class Method:
         if label not in ("soft", "unrestricted"):
             return replace(self, label=label)
 
-        def changed(own: Settings) -> Settings:
-            return replace(own, optimizers={"labels": OptimizerSpec("adam", 0.01), **own.optimizers})
+        def changed(defaults: Settings) -> Settings:
+            return replace(defaults, optimizers={"labels": OptimizerSpec("adam", 0.01), **defaults.optimizers})
 
         return self._with(changed, label=label)
 
@@ -318,55 +320,55 @@ class Method:
         """Return the method with another learning rate of the samples.
 
         Raises:
-            ConfigError: once the budget is known, where it steps no samples.
+            ConfigError: once the budget is known, if the method steps no samples.
         """
 
-        def changed(own: Settings) -> Settings:
-            if "codes" not in own.optimizers:
+        def changed(defaults: Settings) -> Settings:
+            if "codes" not in defaults.optimizers:
                 raise ConfigError(f"{self.title} steps no samples, so a learning rate (--lr) means nothing to it")
-            codes = replace(own.optimizers["codes"], lr=lr)
-            return replace(own, optimizers={**own.optimizers, "codes": codes})
+            codes = replace(defaults.optimizers["codes"], lr=lr)
+            return replace(defaults, optimizers={**defaults.optimizers, "codes": codes})
 
         return self._with(changed)
 
     def stored_as(self, storage: Storage) -> "Method":
-        """Return the method with another way of storing its samples, and the rates that this needs.
+        """Return the method with another way of storing its samples, and the optimizers of that.
 
         Raises:
-            ConfigError: a closed form, which has a way of its own; once the budget is known, a method that learns no
-                samples.
+            ConfigError: a closed form; or, once the budget is known, a method that learns no samples.
         """
         if self.solve is not None:
             raise ConfigError(f"{self.title} has a closed form, whose samples are stored as they are")
 
-        def changed(own: Settings) -> Settings:
-            if own.optimizers and "codes" not in own.optimizers:
+        def changed(defaults: Settings) -> Settings:
+            if defaults.optimizers and "codes" not in defaults.optimizers:
+                groups = " and ".join(defaults.optimizers)
                 raise ConfigError(
-                    f"{self.title} learns its samples' {' and '.join(own.optimizers)} alone and leaves the samples as "
-                    "they are, so it takes no other way of storing them"
+                    f"{self.title} learns its samples' {groups} alone and leaves the samples as they are, so it takes "
+                    "no other way of storing them"
                 )
-            return replace(own, optimizers={**own.optimizers, **storage.optimizers})
+            return replace(defaults, optimizers={**defaults.optimizers, **storage.optimizers})
 
         return self._with(changed, parameterization=storage, requires=lambda task: None)
 
 
-def made_of_nothing(kind: type) -> bool:
-    """Return whether a class needs nothing to be made, and no settings, so that it is not made of these."""
+def takes_no_arguments(kind: type) -> bool:
+    """Return whether a class can be made without arguments and has no parameter ``settings``."""
     parameters = inspect.signature(kind).parameters
-    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [one for one in parameters.values() if one.default is one.empty and one.kind not in various]
-    return not needed and "settings" not in parameters
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p for p in parameters.values() if p.default is p.empty and p.kind not in variadic]
+    return not required and "settings" not in parameters
 
 
 def made_objective(whose: str, make: Callable[[], Objective]) -> Objective:
     """Return the objective that a function makes.
 
     Args:
-        whose: it is, for messages.
+        whose: the method, for messages.
         make: the function, or the objective's class.
     Raises:
-        ConfigError: an objective in the function's place, or a function of something else than an objective that was
-            set up as a module and reads real batches in a known way.
+        ConfigError: an objective in the function's place; or the function makes something else, an objective whose
+            ``__init__`` skips the module's, or one with an unknown view of real batches.
     """
     if isinstance(make, Objective):
         raise ConfigError(
@@ -389,8 +391,12 @@ def made_objective(whose: str, make: Callable[[], Objective]) -> Objective:
 
 
 def require_made(what: str, made: object, wanted: type) -> None:
-    """Refuse what a function made, unless it is of the type that the function is there for.
+    """Refuse a function's result of another type than the method needs.
 
+    Args:
+        what: the result in words, for the error.
+        made: the result.
+        wanted: its type.
     Raises:
         ConfigError: naming both types.
     """
@@ -399,10 +405,10 @@ def require_made(what: str, made: object, wanted: type) -> None:
 
 
 class MethodTable(dict[str, Method]):
-    """Methods by name; the error for a name that is not there says which names are near."""
+    """Methods by name; the error for an unknown name suggests similar ones."""
 
     def __missing__(self, name: str) -> NoReturn:
-        """Refuse a name that is not there.
+        """Refuse an unknown name.
 
         Raises:
             UnknownNameError: always.

@@ -1,4 +1,4 @@
-"""Table 1 as data: methods of parts that belong to no kind of data, with published settings, and what makes methods."""
+"""Table 1 as data: methods that suit several kinds of data, with published settings, and functions to build more."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -35,19 +35,19 @@ def fresh(settings: Settings) -> NetworkSchedule:
 
 
 def unread(settings: Settings) -> NetworkSchedule:
-    """One network for all steps, which the objective does not read."""
+    """One network for all steps, for objectives that read none."""
     return UnreadNetwork()
 
 
 def trained_by(kind: Callable[..., InnerLoopSchedule]) -> Callable[[Settings], NetworkSchedule]:
-    """Return how the settings make a schedule that trains a network between steps.
+    """Return a function that makes, from settings, a schedule that trains a network between steps.
 
     Args:
-        kind: the schedule, a class or a partial of one; the settings say the fields of :class:`InnerLoopSchedule`.
+        kind: the schedule's class, or a partial of it; the settings fill the fields of :class:`InnerLoopSchedule`.
     """
 
     def make(settings: Settings) -> NetworkSchedule:
-        """A network trained between steps as ``outer_steps``, ``inner_*`` and ``augment`` of the settings say."""
+        """A network trained between steps by the settings ``outer_steps``, ``inner_*`` and ``augment``."""
         return kind(
             outer_steps=settings.outer_steps,
             inner_steps=settings.inner_steps,
@@ -68,11 +68,11 @@ def trained_on_s(settings: Settings) -> NetworkSchedule:
 def stepped_on_s(settings: Settings) -> NetworkSchedule:
     """A network trained on the synthetic set between steps, minibatch by minibatch, see :class:`SteppedOnS`.
 
-    It steps by Adam at torch's default rate, as in LD's code; ``inner_lr`` and ``inner_momentum`` are the student's.
+    Adam steps it at torch's default rate, as in LD's code; ``inner_lr`` and ``inner_momentum`` are the student's.
     """
-    made = trained_by(SteppedOnS)(settings)
-    assert isinstance(made, SteppedOnS)
-    return replace(made, lr=1e-3, momentum=0.0)
+    schedule = trained_by(SteppedOnS)(settings)
+    assert isinstance(schedule, SteppedOnS)
+    return replace(schedule, lr=1e-3, momentum=0.0)
 
 
 def experts_by(
@@ -80,19 +80,19 @@ def experts_by(
     kind: type[ExpertTrajectories] = ExpertTrajectories,
     scoring: Scoring = BY_TEN,
 ) -> Callable[[Settings], NetworkSchedule]:
-    """Return how the settings make a schedule of experts that train by a protocol for the epochs they need.
+    """Return a function that makes, from settings, a schedule of experts trained for the epochs that they need.
 
     Args:
-        protocol: how they train; its epochs, ``sam`` and ``sam_gap`` are those of the settings, and its rate, minibatch
-            and ``sam_adaptive`` where these have any. Epochs are as many as the targets need, or more where asked for.
+        protocol: how they train. Settings replace its epochs (at least those that the targets need), ``sam`` and
+            ``sam_gap``, and, if set, its rate, minibatch and ``sam_adaptive``.
         kind: the schedule.
-        scoring: who says which samples are easy, where the settings have experts begin with these.
+        scoring: scores how easy samples are, for experts that begin with the easy ones.
     """
 
     def make(settings: Settings) -> NetworkSchedule:
-        """Experts' trajectories as ``experts``, ``expert_*`` and ``start_*`` of the settings say."""
+        """Experts' trajectories by the settings ``experts``, ``expert_*`` and ``start_*``."""
         adaptive = settings.expert_adaptive
-        own = replace(
+        training = replace(
             protocol,
             epochs=max(needed_epochs(settings.start_epochs, settings.expert_steps), settings.expert_epochs),
             lr=settings.expert_lr or protocol.lr,
@@ -104,7 +104,7 @@ def experts_by(
         stages = settings.expert_easy, settings.expert_joining, settings.expert_leaving
         lessons = Curriculum(*stages, scoring, settings.expert_pacing)
         curriculum = None if lessons.is_whole else lessons
-        recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision, curriculum=curriculum)
+        recipe = ExpertRecipe(training, settings.augment, precision=settings.expert_precision, curriculum=curriculum)
         folder = users_path(settings.expert_folder) if settings.expert_folder else None
         window = StartWindow(settings.start_first, settings.start_bound, settings.start_steps)
         return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder, window)
@@ -113,13 +113,13 @@ def experts_by(
 
 
 def unrolling(settings: Settings) -> Unrolling:
-    """Return how the settings unroll a student's training."""
+    """Return the unrolling of a student's training by the settings."""
     kept = None if settings.kept_steps < 0 else settings.kept_steps
     return Unrolling(settings.inner_momentum, keep=kept, optimizer=settings.inner_optimizer)
 
 
 def unrolled_performance(settings: Settings) -> Objective:
-    """The real loss after an unrolled training; where the rate is learned, each step has one of its own."""
+    """The real loss after an unrolled training; a learned rate is one for each step."""
     learn = "objective" in settings.optimizers
     return UnrolledPerformance(
         settings.inner_steps,
@@ -133,12 +133,15 @@ def unrolled_performance(settings: Settings) -> Objective:
 
 
 def ridge_matching(make: Callable[[float], Objective], ridge: float) -> Configured:
-    """Return how the settings make a kernel ridge objective: with their lambda, or its own where they have none."""
+    """Return a kernel ridge objective configured by the settings' ``ridge``, or by ``ridge`` if they set none."""
     return Configured(lambda settings: make(settings.ridge or ridge))
 
 
 def trajectory_matching(kind: type[TrajectoryMatching] = TrajectoryMatching) -> Configured:
-    """Return how the settings make an objective that compares a student's end with an expert's; one learned rate."""
+    """Return an objective, configured by the settings, that compares a student's end with an expert's.
+
+    If the student's rate is learned, it is one for all steps.
+    """
 
     def make(settings: Settings) -> TrajectoryMatching:
         return kind(
@@ -172,12 +175,12 @@ Row = TypeVar("Row")
 
 
 def row_of(table: Mapping[int, Row], ipc: int) -> Row:
-    """Return the row of an ipc, or of the largest tabulated one below it."""
-    return table[max(known for known in table if known <= max(ipc, 1))]
+    """Return the row of an ipc, or of the largest tabulated ipc below it."""
+    return table[max(tabulated_ipc for tabulated_ipc in table if tabulated_ipc <= max(ipc, 1))]
 
 
 def tabulated(table: Mapping[int, TrajectoryRow], steps: int = 5000) -> Callable[[int], Settings]:
-    """Return the settings of a table by ipc, of so many steps; in between, those of the largest tabulated ipc below."""
+    """Return settings of ``steps`` steps by ipc; an ipc that the table lacks has the row of the next one below."""
 
     def settings(ipc: int) -> Settings:
         row = row_of(table, ipc)
@@ -207,20 +210,20 @@ MTT_CIFAR10 = {
     10: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.001),
     50: TrajectoryRow(30, 2, 40, 1000.0, 1e-5, 0.001),
 }
-"""MTT's published settings for CIFAR-10, of whitened images at ipc 1 and 10."""
+"""MTT's published settings for CIFAR-10; those at ipc 1 and 10 are for whitened images."""
 TESLA_CIFAR10 = {**MTT_CIFAR10, 1: TrajectoryRow(50, 2, 5, 500.0, 1e-7, 0.01)}
 """TESLA's published command for one image per class, at half its rate of 1000; MTT's settings for more.
 
-Its code gives the images half the gradient of the equation (a factor 2 meets a tuple, which it repeats).
+Its code gives the images half the gradient of the equation (it multiplies a tuple by 2, which repeats the tuple).
 """
 TESLA_STEPS = 10_000
-"""What TESLA's published commands take, twice as many as MTT's."""
+"""Steps of TESLA's published commands, twice MTT's."""
 
 
 def _dd_settings(ipc: int) -> Settings:
     """Return the published settings with the survey's momentum, annealed smoothly instead of halved every 40 epochs.
 
-    The published command for CIFAR-10 starts students' rates at 0.001, others at 0.02, as all do here.
+    Students' rates start at 0.02, as in the published commands except that for CIFAR-10 (0.001).
     """
     adam = OptimizerSpec("adam", 0.01, betas=(0.5, 0.999), cosine=True)
     return Settings(
@@ -242,7 +245,7 @@ def _dm_settings(ipc: int) -> Settings:
 
 
 def _dc_loops(ipc: int) -> tuple[int, int]:
-    """Return the published (outer, inner) loop counts; in between, those of the largest tabulated ipc below."""
+    """Return the published (outer, inner) loop counts of an ipc, or of the largest tabulated ipc below it."""
     table = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
     return row_of(table, ipc)
 
@@ -314,9 +317,8 @@ CORE_METHODS = MethodTable(
         ),
     }
 )
-"""The six methods made of parts that belong to no kind of data, ``mmdistill.METHODS``, with published settings and
-without any presets. Images have all of them by name, texts ``dc`` and ``dm``.
+"""The six methods that suit several kinds of data, ``mmdistill.METHODS``, with published settings and without presets.
 
-A domain adds its own in its ``methods.py`` and may refine these settings; all that there are for a task are told by
-:func:`~mmdistill.registry.method_names`.
+Images have all of them by name, texts ``dc`` and ``dm``. A domain adds its own in its ``methods.py`` and may refine
+these settings; :func:`~mmdistill.registry.method_names` lists all methods of a task.
 """

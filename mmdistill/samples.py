@@ -1,4 +1,4 @@
-"""What samples that come from a user or from a file are checked for."""
+"""Checks of samples that come from a user or from a file."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,11 +8,11 @@ from mmdistill.task import Batch, named_tensors, take, tensors_of
 
 
 def checked_samples(batch: Batch) -> Batch:
-    """Return samples of the user's own, once they are checked, in float32.
+    """Check a user's own samples and return them in float32.
 
     Raises:
         ShapeError: weights, labels or inputs of other lengths, or labels of another shape.
-        DataError: NaN or infinite values, weights below 0 or all 0, or inputs that are no floats.
+        DataError: NaN or infinite values, weights below 0 or all 0, or inputs that are not floats.
     """
     require_weighed(batch)
     inputs, targets = tensors_of(batch.inputs), tensors_of(batch.targets)
@@ -26,33 +26,33 @@ def checked_samples(batch: Batch) -> Batch:
 
 
 def in_float32(batch: Batch) -> Batch:
-    """Return samples whose floats, of however many bits, are in float32, as networks read them."""
+    """Return samples with all floats in float32, as networks read them."""
     return batch.map(lambda tensor: recordable(tensor.float() if tensor.is_floating_point() else tensor))
 
 
 def require_forms(batch: Batch, forms: Mapping[str, Sequence[int | None]]) -> None:
-    """Check that samples are what networks of their task read, as far as that says it (:class:`TaskInfo`).
+    """Check that samples have the forms that their task's networks read (``TaskInfo.forms``).
 
     Raises:
-        ShapeError: the first tensor that is missing, no floats, or of other axes.
+        ShapeError: a tensor is missing, not of floats, or has other axes.
     """
     inputs = named_tensors("inputs", batch.inputs)
     for name, axes in forms.items():
-        wanted = f"{name} are floats ({', '.join(['n', *('*' if axis is None else str(axis) for axis in axes)])})"
+        expected = f"{name} are floats ({', '.join(['n', *('*' if axis is None else str(axis) for axis in axes)])})"
         if name not in inputs:
-            raise ShapeError(f"{wanted}, got {', '.join(f'{own} {tuple(t.shape)}' for own, t in inputs.items())}")
+            raise ShapeError(f"{expected}, got {', '.join(f'{key} {tuple(t.shape)}' for key, t in inputs.items())}")
         shape = inputs[name].shape[1:]
-        alike = len(shape) == len(axes) and all(axis in (None, own) for axis, own in zip(axes, shape, strict=True))
-        if not alike or not inputs[name].is_floating_point():
+        fits = len(shape) == len(axes) and all(axis in (None, size) for axis, size in zip(axes, shape, strict=True))
+        if not fits or not inputs[name].is_floating_point():
             kind = str(inputs[name].dtype).removeprefix("torch.")
-            raise ShapeError(f"{wanted}, got {kind} {tuple(inputs[name].shape)}")
+            raise ShapeError(f"{expected}, got {kind} {tuple(inputs[name].shape)}")
 
 
 def counted(batch: Batch) -> Batch:
-    """Return the samples of a flat batch that have a weight; judges would read the others in norms and mixtures.
+    """Drop the samples of a flat batch with weight 0, which judges would still read in batch norms and mixtures.
 
     Raises:
-        DataError: none has a weight.
+        DataError: no sample has a weight.
     """
     present = batch.weight > 0
     if not present.any():
@@ -61,17 +61,17 @@ def counted(batch: Batch) -> Batch:
 
 
 def require_weighed(batch: Batch) -> None:
-    """Check that samples are as many as their targets and weights, and that these are weights.
+    """Check that inputs, targets and weights have one length, and that the weights are valid.
 
     Raises:
-        ShapeError: weights, labels or inputs of other lengths; inputs by name may be shared.
-        DataError: weights below 0, all 0 or no numbers.
+        ShapeError: weights, labels or inputs of other lengths; named inputs may be shared, of any length.
+        DataError: weights below 0, all 0, NaN or infinite.
     """
     weight = batch.weight
     count = len(weight) if weight.ndim else -1
     inputs, targets = tensors_of(batch.inputs), tensors_of(batch.targets)
-    of_samples = [weight, *targets, *([] if isinstance(batch.inputs, dict) else inputs)]
-    if weight.ndim != 1 or any(not tensor.ndim or len(tensor) != count for tensor in of_samples):
+    per_sample = [weight, *targets, *([] if isinstance(batch.inputs, dict) else inputs)]
+    if weight.ndim != 1 or any(not tensor.ndim or len(tensor) != count for tensor in per_sample):
         shapes = [tuple(tensor.shape) for tensor in (*inputs, *targets, weight)]
         raise ShapeError(f"a batch has as many inputs, targets and weights (n,), got the shapes {shapes}")
     if not count or not weight.isfinite().all() or (weight < 0).any() or not (weight > 0).any():

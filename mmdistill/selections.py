@@ -1,4 +1,4 @@
-"""Real samples chosen at equal count, as a set of its own: what stands beside a distilled set, to keep and to use."""
+"""Coresets as sets of their own: real samples chosen at equal count, to save and use like a distilled set."""
 
 import time
 
@@ -28,30 +28,30 @@ def selection(
     bytes: str | int | None = None,
     seed: int = 0,
 ) -> DistilledSet:
-    """Return real training samples that a rule chooses, as a set that is saved, exported and judged like others.
+    """Choose real training samples by a rule; return a set that is saved, exported and judged like a distilled one.
 
-    They are of the kind that :func:`~mmdistill.evaluate` has as baselines, which it draws by its own seed.
+    :func:`~mmdistill.evaluate` has the same rules as baselines, with draws from its own seed.
 
     Args:
         task: whose samples they are.
         rule: ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, a rule of your own
             (:data:`mmdistill.rules.RULES`), or a selection of the task's own.
-        budget: the size in the task's unit; or give it by name as one of the next four, as of a distilled set.
+        budget: the size in the task's unit; or give it by name as one of the next four, as for a distilled set.
         ipc: samples per class.
         nodes: nodes in all.
         users: users in all.
         bytes: the size in bytes, such as ``"100KB"``: the most samples within them.
-        seed: of the choice, and of the network that looks at the samples.
+        seed: of the choice, and of the network whose features it reads.
 
     Returns:
-        The set, without steps: inputs in the task's units, and the bytes that the data store as many samples in (of a
-        selection that the task itself makes, such as centroids of sentence points, those of its own where it says so).
+        The set, without steps: inputs in the task's units, and as its size the bytes of real samples at equal count (or
+        those that the task gives for a selection of its own, such as centroids of sentence points).
 
     Raises:
-        ConfigError: an unknown rule, a budget below one, in another unit or given twice, bytes that hold not even one
-            sample per class, or a rule that looks at features which the network lacks.
-        DataError: a class with fewer samples than asked for.
-        UnsupportedError: a rule that this task cannot offer.
+        ConfigError: an unknown rule, a budget below one, in another unit or given twice, bytes too few for one sample
+            per class, or a rule that needs features which the network lacks.
+        DataError: a class with too few samples.
+        UnsupportedError: a rule that this task does not support.
     """
     require_task(task)
     size = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
@@ -76,17 +76,18 @@ def selection(
 
 
 def most_within(task: Task, rule: str, limit: int) -> int:
-    """Return the largest count, in the task's unit, of which a rule's choice takes no more than so many bytes.
+    """Return the largest count, in the task's unit, for which a rule's choice fits into ``limit`` bytes.
 
     Raises:
-        ConfigError: not even the smallest fits.
+        ConfigError: even the smallest count does not fit.
         DataError: a class without samples.
     """
     unit, key = task.describe().budget, Draws(0, ("bytes",), task.device)
     smallest = 1 if unit == "ipc" else task.num_classes or 1
 
     def size(count: int) -> int:
-        choose_samples(task, "real", allocate(count, unit, task.labels, task.num_classes), key)  # if there are so many
+        # Raises an error if a class has too few samples for this count.
+        choose_samples(task, "real", allocate(count, unit, task.labels, task.num_classes), key)
         return bytes_of(task, rule, count)
 
     if (least := size(smallest)) > limit:
@@ -95,7 +96,7 @@ def most_within(task: Task, rule: str, limit: int) -> int:
 
 
 def bytes_of(task: Task, rule: str, budget: int) -> int:
-    """Return the bytes of what a rule chooses: as the data store as many samples, unless the task says otherwise."""
+    """Return the bytes of a rule's choice: those of real samples at equal count, unless the task gives others."""
     if isinstance(task, SizesSelections) and rule in task.selections:
         counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
         return task.selection_bytes(rule, int(counts.sum()))
@@ -103,6 +104,6 @@ def bytes_of(task: Task, rule: str, budget: int) -> int:
 
 
 def known_bytes(task: Task, budget: int) -> dict[str, int]:
-    """Return the bytes of baselines at equal count by name, without those of whose size the task says nothing."""
+    """Return the bytes of baselines at equal count by name; a task's own selections only if it gives their bytes."""
     own = task.selections if isinstance(task, SizesSelections) else ()
     return {rule: bytes_of(task, rule, budget) for rule in ("random", *known_coresets(), *own)}

@@ -50,23 +50,23 @@ LEAST: Mapping[str, float] = {
     "stored_bytes": 0,
     "interactions_per_user": 0,
 }
-"""The least value of each number among :class:`Settings`; a whole one here is a whole one there."""
+"""The least value of each number in :class:`Settings`; where it is an integer, so is the setting."""
 
 
 MEMORY_ONLY = ("classes_at_once", "kept_steps")
-"""Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
+"""Settings that bound memory and change results by rounding alone, so a run may resume with others."""
 AT_RESUME = ("steps", *MEMORY_ONLY)
-"""Settings that may be given anew when a run resumes: it can be taken further, to more steps, within other bounds."""
+"""Settings that may change when a run resumes: the number of steps and the bounds of memory."""
 ALL_SAMPLES = 1_000_000
-"""As ``inner_batch``: every synthetic sample."""
+"""A value of ``inner_batch`` for all synthetic samples."""
 ALL_REAL = 1_000_000_000
-"""As ``real_batch``: every real sample."""
+"""A value of ``real_batch`` for all real samples."""
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """How one group of learned tensors is stepped.
+    """The optimizer of one group of learned tensors.
 
     Args:
         name: ``sgd``, ``adam``, ``adamw`` (torch.optim), ``lamb`` or ``adabelief``.
@@ -75,10 +75,10 @@ class OptimizerSpec:
         betas: for all but SGD.
         weight_decay: L2 coefficient (decoupled for AdamW).
         maximize: ascend instead of descend.
-        active: ``(start, stop, period)``: steps whose remainder by period lies in [start, stop) are taken; the group
-            rests in the others. None: every step.
+        active: ``(start, stop, period)``: the group is updated in steps with ``start <= step % period < stop``. None:
+            in every step.
         cosine: anneal the rate over the run, to ``floor``.
-        floor: the share of the rate that the annealing ends with.
+        floor: the final rate of the annealing, as a fraction of ``lr``.
     Raises:
         ConfigError: an unknown name, or a value out of range.
     """
@@ -111,68 +111,67 @@ class OptimizerSpec:
 class Settings:
     """A method's hyper-parameters; each may be overridden in Python, most by an option and in YAML.
 
-    A method with hyper-parameters of its own may have settings of a frozen dataclass that adds fields to these.
+    A method with hyper-parameters of its own subclasses this, as a frozen dataclass with more fields.
 
     Args:
         steps: updates of the synthetic data.
         real_batch: real samples per class (class-wise objectives) or in all (flat ones) per step.
-        syn_batch: synthetic samples of each class that a step takes, drawn anew in each, where a method matches class
+        syn_batch: synthetic samples of each class that a step takes, drawn anew each time, for methods that match class
             by class; 0: all.
         optimizers: by group: ``codes``, ``labels``, ``decoder``, ``objective``; without one for ``objective``, unrolled
             students keep their learning rate.
         init: what the synthetic samples start from.
-        augment: augmentation while matching, siamese (Sec. 3.4.1) or, of unrolled students, per sample.
+        augment: augmentation while matching: siamese (Sec. 3.4.1) or, for unrolled students, per sample.
         outer_steps: updates of the synthetic data per network, for schedules that train it.
         inner_steps: network updates between them.
-        inner_lr: the network's learning rate, of LD the student's.
+        inner_lr: the network's learning rate; in LD, the student's.
         inner_batch: the network's minibatch size; 0: the whole set, for unrolled students.
         inner_momentum: the network's momentum.
-        inner_optimizer: by which unrolled students train: ``sgd`` or ``adam``.
-        inner_window: of an unrolled training, the last steps that gradients flow through; the training then ends at a
-            random step from there on (performance matching). 0: gradients flow through all ``inner_steps``.
-        inner_parts: with the whole set, unrolled students cycle through a fixed partition of it into so many parts.
+        inner_optimizer: the optimizer of unrolled students: ``sgd`` or ``adam``.
+        inner_window: truncated unrolling: gradients flow through the last ``inner_window`` steps, and the training ends
+            at a random step of at least that number (performance matching). 0: through all ``inner_steps``.
+        inner_parts: the number of parts of a fixed partition that unrolled students cycle through, with the whole set.
         ridge: lambda of kernel ridge matching that does not learn it, times the kernel's mean diagonal entry; 0: the
             method's own.
         experts: how many expert trajectories (methods that match them).
         expert_steps: epochs between an expert's start and its target.
-        start_epochs: an expert's start is drawn from its first so many epochs.
+        start_epochs: the number of first epochs that an expert's start is drawn from.
         start_first: the earliest epoch that starts are drawn from; 0 is the initialisation.
-        start_bound: in the first step, starts are drawn from the first so many epochs, and in later ones from more,
-            until they are ``start_epochs``; 0: from all of these at once.
+        start_bound: the value of ``start_epochs`` in the first step, from which it grows; 0: it is constant.
         start_steps: the steps in which ``start_bound`` grows to ``start_epochs``.
-        expert_folder: where experts are or shall be; the cache folder by default.
+        expert_folder: the folder of experts, which is filled if necessary; the cache folder by default.
         expert_sam: rho of sharpness-aware training of experts; 0 trains them plainly.
         expert_gap: weight of the surrogate gap in sharpness-aware training of experts.
         expert_adaptive: whether sharpness-aware training of experts moves each parameter in proportion to its square;
             None: the method's own.
         expert_lr: the experts' learning rate, on graphs in their unit; 0: the method's own.
         expert_batch: the experts' minibatch size; 0: the method's own.
-        expert_epochs: epochs that experts train for at least, though no target lies so far.
+        expert_epochs: the least number of epochs that experts train for, even beyond the last target.
         expert_precision: number formats in which missing experts train: ``float32`` or ``bf16``.
         expert_easy: the share of each class, its easiest samples, that experts train on in their first epoch; 1: all.
-        expert_joining: the epochs in which the others join these.
+        expert_joining: the epochs over which the harder samples join.
         expert_pacing: how they join: ``linear``, evenly; ``root``, fewer and fewer; ``geometric``, more and more.
         expert_leaving: pairs of an epoch, counted from 0, and the share of each class, its easiest samples, that
-            experts no longer train on from there.
-        masked: the share of the parameters that trajectories are compared without; 0 compares all.
-        masked_by: which these are: the shallowest (``depth``), or those in which the student ends nearest to the target
-            (``distance``).
-        teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
-        ema: decay of a running average of all that is stored, which is then validated and the result; 0 keeps steps.
-        ema_start: whether the start counts in that average, by what is left of it; else it is of the steps alone.
-        clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
-        skip_above: a step of a higher loss changes nothing, of trajectories one that ends further from the target than
-            it began; 0 takes every step. The host waits for each step to know.
+            experts no longer train on from then.
+        masked: the share of the parameters that the comparison of trajectories leaves out; 0 compares all.
+        masked_by: which are left out: the shallowest (``depth``), or those in which the student ends nearest to the
+            target (``distance``).
+        teacher_epochs: training epochs of the network that gives ``teacher`` labels if no expert does.
+        ema: decay of a running average of all stored tensors, which is validated and becomes the result; 0: none.
+        ema_start: whether the initial state is part of that average, with its decayed weight.
+        clip: the largest norm of all active groups' gradients together; 0 never clips.
+        skip_above: skip the update of a step with a higher loss (for trajectories, 1: the student ends further from the
+            target than it began); 0 skips none. The host waits for each step's loss.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
-        patience: end the run after so many validations in a row without a better one; 0 takes all steps.
+        patience: end the run after this number of validations in a row without a better one; 0 takes all steps.
         classes_at_once: classes whose gradients or features are computed together, which bounds the memory of
-            class-wise matching; 0 leaves it to the device.
-        kept_steps: of an unrolled training, the last steps whose activations are kept instead of computed again; -1
-            leaves it to the device.
-        stored_bytes: the bytes that a storage may fill with codes; 0: those of the raw samples of the budget.
+            class-wise matching; 0: chosen for the device.
+        kept_steps: in an unrolled training, the last steps whose activations are kept instead of recomputed; -1: chosen
+            for the device.
+        stored_bytes: the bytes that a storage may fill with codes; 0: those of the budget's raw samples.
         interactions_per_user: of a synthetic user (recommender data); 0: the method's own number.
     Raises:
-        ConfigError: a value out of range, an unknown start, or optimizers that are no OptimizerSpecs.
+        ConfigError: a value out of range, an unknown start, or optimizers that are not OptimizerSpecs.
     """
 
     steps: int
@@ -251,18 +250,18 @@ OWN_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "tuple": ((tuple, list), "a tuple or list"),
     "list": ((tuple, list), "a tuple or list"),
 }
-"""By the plain type of a user's own field, the values that it takes, and these in words."""
+"""The types of values that a field added by a user takes, and these in words, by the name of its annotation."""
 
 
 def _require_own_types(settings: Settings) -> None:
-    """Refuse values of a user's own fields that are of another type than these and their defaults.
+    """Check the values of fields added by a user against annotations, as far as the defaults keep to these.
 
     Raises:
         ConfigError: naming the field.
     """
     for entry in fields(settings):
-        named = entry.type if isinstance(entry.type, str) else getattr(entry.type, "__name__", "")
-        kinds, words = OWN_TYPES.get(named.partition("[")[0], ((), ""))
+        annotation = entry.type if isinstance(entry.type, str) else getattr(entry.type, "__name__", "")
+        kinds, words = OWN_TYPES.get(annotation.partition("[")[0], ((), ""))
         if entry.name in Settings.__dataclass_fields__ or not kinds or not is_of(entry.default, *kinds):
             continue
         if not is_of(value := getattr(settings, entry.name), *kinds):
@@ -275,22 +274,20 @@ TRAINING = tuple(
     if entry.name.startswith(("inner_", "expert", "start_", "masked"))
     or entry.name in ("outer_steps", "kept_steps", "ridge")
 )
-"""Settings of the networks' training, which mean something only to schedules and objectives that read them."""
+"""Settings of the networks' training, which have an effect only if the schedule or objective reads them."""
 
 
 def as_settings(given: Mapping[str, object]) -> dict[str, object]:
-    """Return settings as they are in Python where they come as a set's ``settings`` do, or as JSON made them.
-
-    Optimizers may be mappings of their fields, and tuples lists.
+    """Convert settings from JSON or from a set's ``settings``: lists become tuples, mappings OptimizerSpecs.
 
     Raises:
-        ConfigError: an optimizer without a name, or with a field that there is not.
+        ConfigError: an optimizer without a name, or with an unknown field.
     """
-    found = {name: _as_tuples(value) for name, value in given.items()}
-    groups = found.get("optimizers")
+    settings = {name: _as_tuples(value) for name, value in given.items()}
+    groups = settings.get("optimizers")
     if isinstance(groups, Mapping):
-        found["optimizers"] = {group: _as_optimizer(group, spec) for group, spec in groups.items()}
-    return found
+        settings["optimizers"] = {group: _as_optimizer(group, spec) for group, spec in groups.items()}
+    return settings
 
 
 def _as_tuples(value: object) -> object:
@@ -311,7 +308,7 @@ def _as_optimizer(group: object, spec: object) -> object:
 
 
 def damage_of(settings: object) -> str:
-    """Return what is damaged of recorded settings, in words; nothing where they can be read."""
+    """Describe the damage in recorded settings; empty if they can be read."""
     if not isinstance(settings, Mapping):
         return f"settings is {settings!r}, and no Mapping"
     groups = settings.get("optimizers", {})
@@ -322,28 +319,28 @@ def damage_of(settings: object) -> str:
 
 
 def annealed(settings: Mapping[str, Any]) -> list[str]:
-    """Return the groups of recorded settings whose rates depend on how many steps a run will have taken."""
+    """Return the groups of recorded settings whose rates depend on the run's total number of steps."""
     return [group for group, spec in settings["optimizers"].items() if spec["cosine"]]
 
 
 def own_names(settings: Settings) -> set[str]:
-    """Return the names of the fields that a class of a user's adds to those of :class:`Settings`."""
+    """Return the names of the fields that a subclass adds to those of :class:`Settings`."""
     return {entry.name for entry in fields(settings)} - set(Settings.__dataclass_fields__)
 
 
 def read_in_closed_form(settings: Settings, label: str) -> set[str]:
-    """Return the settings that a closed form may read: those of its own, and how a teacher of its labels trains."""
+    """Return the settings that a closed form may read: its own, and for teacher labels ``teacher_epochs``."""
     return own_names(settings) | ({"teacher_epochs"} if label == "teacher" else set())
 
 
 def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
-    """Refuse to change a setting that there is not.
+    """Refuse changes of unknown settings.
 
     Args:
-        changes: the settings to change.
-        known: those that there are.
+        changes: the names of the settings to change.
+        known: all names.
     Raises:
-        ConfigError: naming the nearest one, or the place of an optimizer's.
+        ConfigError: suggesting the nearest name, or where a field of an optimizer belongs.
     """
     for name in changes:
         if name in known:
@@ -355,7 +352,7 @@ def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
 
 
 def require_plain(settings: Settings) -> None:
-    """Refuse values of a user's own fields that a run cannot note and compare when it resumes.
+    """Refuse values of fields added by a user that a run cannot record and compare when it resumes.
 
     Raises:
         ConfigError: something else than numbers, texts, paths, enumerations and None, and tuples, lists,
@@ -371,7 +368,7 @@ def require_plain(settings: Settings) -> None:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, Mapping):
-        return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
+        return all(isinstance(name, str) and _is_plain(entry) for name, entry in value.items())
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     if is_dataclass(value) and not isinstance(value, type):
@@ -380,26 +377,26 @@ def _is_plain(value: object) -> bool:
 
 
 def known_names(kind: type[Settings] = Settings) -> dict[str, None]:
-    """Return the names of all settings that there are, in order: those of :class:`Settings` and of its subclasses."""
-    found = dict.fromkeys(kind.__dataclass_fields__)
-    for own in kind.__subclasses__():
-        found |= known_names(own)
-    return found
+    """Return the names of all settings, in order: of :class:`Settings`, then of its subclasses."""
+    names = dict.fromkeys(kind.__dataclass_fields__)
+    for subclass in kind.__subclasses__():
+        names |= known_names(subclass)
+    return names
 
 
 def watched(settings: Settings) -> tuple[Settings, set[str]]:
-    """Return the same settings, of a class that notes which of them are read, and the set that it notes these in."""
+    """Return a copy of settings that records which of its attributes are read, and the set of their names."""
     read: set[str] = set()
 
     class Watched(type(settings)):  # type: ignore[misc]  # of the class that the settings have, with its fields
         __slots__ = ()
 
         def __getattribute__(self, name: str) -> Any:
-            """Return an attribute, noting that it was read."""
+            """Return an attribute, and record that it was read."""
             read.add(name)
             return super().__getattribute__(name)
 
-    found = copy(settings)
-    object.__setattr__(found, "__class__", Watched)
+    recording = copy(settings)
+    object.__setattr__(recording, "__class__", Watched)
     read.clear()
-    return found, read
+    return recording, read

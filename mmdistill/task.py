@@ -1,4 +1,4 @@
-"""The vocabulary of every domain: batches, network states, and the Task protocol that a domain must supply."""
+"""The vocabulary of every domain: batches, network states, and the Task protocol that a domain implements."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class ClassBatch(NamedTuple):
 
     @property
     def shares(self) -> Tensor:
-        """What each sample counts in its class, ``(C, n)``: the weights of a class over their sum."""
+        """Each sample's share of its class, ``(C, n)``: the weights divided by their sum over the class."""
         return self.batch.weight / self.batch.weight.sum(1, keepdim=True)
 
     def one_class(self, index: int) -> Batch:
@@ -86,7 +86,7 @@ class ClassBatch(NamedTuple):
 
 
 class NetworkState(NamedTuple):
-    """All of a network that is not code: parameters and buffers by name."""
+    """A network's parameters and buffers by name, apart from its code."""
 
     params: Tensors
     buffers: Tensors
@@ -96,7 +96,7 @@ class NetworkState(NamedTuple):
         return NetworkState(*({name: function(tensor) for name, tensor in part.items()} for part in self))
 
     def shapes(self) -> dict[str, list[int]]:
-        """Return the parameters' shapes as plain values: what tells one architecture from another on disk."""
+        """Return the parameters' shapes as plain values, which tell architectures apart on disk."""
         return {name: list(tensor.shape) for name, tensor in self.params.items()}
 
 
@@ -137,19 +137,19 @@ def one_tensor(value: Inputs | Targets, reader: str = "this") -> Tensor:
 
 
 def tensors_of(value: Inputs | Targets) -> list[Tensor]:
-    """Return the tensors of inputs or targets as a list, of which one without names is the only one."""
+    """Return the tensors of inputs or targets as a list."""
     return list(value.values()) if isinstance(value, dict) else [value]
 
 
 def named_tensors(prefix: str, value: Inputs | Targets) -> Tensors:
-    """Return inputs or targets under the name ``prefix``, or ``prefix.NAME`` where they have names of their own."""
+    """Return inputs or targets under the name ``prefix``, or under ``prefix.NAME`` for a named dict."""
     if isinstance(value, dict):
         return {f"{prefix}.{name}": tensor for name, tensor in value.items()}
     return {prefix: value}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+    """Return the tensors whose names begin with a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -159,12 +159,12 @@ def num_samples(inputs: Inputs) -> int:
 
 
 def shares_inputs(batch: Batch) -> bool:
-    """Return whether samples share inputs, as the nodes of one graph do, so that none of them can be taken alone."""
+    """Return whether samples share inputs, like the nodes of one graph, and so cannot be taken singly."""
     return any(len(tensor) != len(batch.weight) for tensor in tensors_of(batch.inputs))
 
 
 def take(batch: Batch, index: Tensor | slice | int) -> Batch:
-    """Return some samples of a batch, in the shape of the indices (one row for each of several networks, say)."""
+    """Return the samples of a batch at some indices, in their shape (one row for each of several networks, say)."""
     inputs = map_inputs(lambda t: t[index], batch.inputs)
     return Batch(inputs, map_inputs(lambda t: t[index], batch.targets), batch.weight[index])
 
@@ -183,8 +183,8 @@ def stack_classes(batch: Batch, table: Tensor, present: Tensor) -> ClassBatch:
     """
     if table.shape != present.shape:
         raise ShapeError(f"table {tuple(table.shape)} and present {tuple(present.shape)} must have one shape")
-    found = take(batch, table)
-    return ClassBatch(found._replace(weight=found.weight * present), Dims(0, 0))
+    gathered = take(batch, table)
+    return ClassBatch(gathered._replace(weight=gathered.weight * present), Dims(0, 0))
 
 
 def share_classes(batch: Batch, membership: Tensor) -> ClassBatch:
@@ -199,31 +199,31 @@ def share_classes(batch: Batch, membership: Tensor) -> ClassBatch:
 
 BudgetKind = Literal["ipc", "nodes", "users"]
 UNITS = ("scale", "mean", "std", "whitening")
-"""Entries of the preprocessing by which numbers are scaled."""
+"""Entries of the preprocessing that scale numbers."""
 WORDS = ("splits", "notes")
 """Entries of the preprocessing that are sentences."""
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a task says of itself: enough for storage, reports and for refusing a set of another task.
+    """A task's description of itself, for storage, for reports, and to refuse sets of other tasks.
 
     Args:
-        domain: under which names of methods are looked up: ``image``, ``graph``, ``graph-set``, ``text``, ``recsys``
-            or one of a user's own.
+        domain: where names of methods are looked up: ``image``, ``graph``, ``graph-set``, ``text``, ``recsys`` or one
+            of a user's own.
         data: the data set's name or path as the user gave it.
         budget: how synthetic size is counted.
         num_train: the number of real training samples (labelled nodes, users).
         stored_bytes: bytes of the whole training set as a user stores it.
         fingerprint: a hash of the training data; checkpoints of other data are refused.
-        class_names: names by class index; empty where there are no classes.
+        class_names: names by class index; empty without classes.
         preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary); under
-            ``augmentation``, what is set of how real samples are changed at random, by which trainings are told apart.
-        sample_bytes: bytes of a real sample alone, where that is not its share of the whole (a graph's); 0: its share.
+            ``augmentation``, the settings of random changes to real samples, which tell trainings apart.
+        sample_bytes: bytes of a single real sample, if that is not its share of the whole (a graph's); 0: its share.
         tensors: preprocessing too large for plain values (a whitening matrix), which is stored in the set's file.
-        test_fingerprint: a hash of the test data; scores on others do not stand side by side. Empty: not known.
-        forms: by the names that tensors of floats have in a set's file (``inputs``, ``inputs.x``), their axes after the
-            first; None stands for any length. What is not named, as in tasks of one's own, has any form.
+        test_fingerprint: a hash of the test data; scores on other test data are not compared. Empty: not known.
+        forms: the axes after the first of each float tensor in a set's file, by its name there (``inputs``,
+            ``inputs.x``); None is any length. Tensors without an entry have any form.
     """
 
     domain: str
@@ -241,17 +241,17 @@ class TaskInfo:
 
     @property
     def units(self) -> dict[str, object]:
-        """What turns the data's numbers into those that networks read, where the data have such."""
+        """The scaling from the data's numbers to those that networks read, as far as there is any."""
         return {name: self.preprocessing[name] for name in UNITS if name in self.preprocessing}
 
     @property
     def prepared(self) -> dict[str, object]:
-        """The preprocessing without what says it in words, which may be worded anew."""
+        """The preprocessing without sentences, whose wording may change between versions."""
         return {name: value for name, value in self.preprocessing.items() if name not in WORDS}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was held out of the data or changed on the way in, in words."""
+        """Notes on what was held out of the data or changed when they were read."""
         entries = [self.preprocessing.get(name) for name in WORDS]
         return tuple(str(note) for entry in entries if isinstance(entry, list) for note in entry)
 
@@ -264,9 +264,9 @@ class Scores:
         judge: the judge's name.
         values: metric name to the values of the runs; the first metric is the headline.
         notes: warnings that a reader of the number must see (collapse to few classes, say).
-        by_class: the accuracies of the runs on test samples of each class, by its index; empty where nothing tells.
-        seen: how many classes the network of each run predicts; empty where nothing tells.
-        remark: gives those of the notes that follow from the numbers, which are said anew of runs that are pooled.
+        by_class: the accuracies of the runs on test samples of each class, by its index; empty if not known.
+        seen: how many classes the network of each run predicts; empty if not known.
+        remark: returns the notes that follow from the numbers; it is called again when runs are pooled.
     """
 
     judge: str
@@ -279,7 +279,7 @@ class Scores:
 
 @runtime_checkable
 class Task(Protocol):
-    """All that a domain must supply; objectives, schedules and the distiller know nothing else of it.
+    """The interface of a domain; objectives, schedules and the distiller know nothing else of it.
 
     ``labels`` holds the class of each real training sample, ``(N,)`` on the CPU, and is None in tasks without
     classes, as is ``num_classes``. ``judges`` names the judges of :meth:`evaluate`, the default one first. All
@@ -310,7 +310,7 @@ class Task(Protocol):
         ...
 
     def select(self, indices: Tensor) -> Batch:
-        """Return real training samples in the form synthetic ones have; inputs ``(*indices.shape, ...)``.
+        """Return real training samples in the form of synthetic ones; inputs ``(*indices.shape, ...)``.
 
         Where samples are linked (graphs) this is the induced subset.
         """
@@ -319,8 +319,8 @@ class Task(Protocol):
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw n real samples of each class as a :class:`ClassBatch`, or, with classes None, n of all as a Batch.
 
-        A class of fewer gives them all, the missing ones with weight 0; networks compute on these too, so no more of
-        them than the largest class needs.
+        A class with fewer samples gives all of them and is padded with weight 0. Networks compute on padding too, so
+        there is no more of it than the largest class needs.
         """
         ...
 
@@ -346,12 +346,12 @@ class Task(Protocol):
             n: how many independently drawn judges.
             learned: what was learned beside the samples and belongs to the set (inner learning rates, ridge).
         Returns:
-            n values of each metric; a judge that nothing is drawn for may give one.
+            n values of each metric; a judge without randomness may give one.
         """
         ...
 
     def describe(self) -> TaskInfo:
-        """Return what identifies this task."""
+        """Return the task's description of itself."""
         ...
 
 
@@ -359,10 +359,10 @@ Samples = TypeVar("Samples", bound=Batch | ClassBatch)
 
 
 def real_samples(task: Task, draws: Draws, n: int) -> Batch:
-    """Draw n real samples of all classes.
+    """Draw n real samples of all classes together.
 
     Raises:
-        ShapeError: the task gives something else than a Batch.
+        ShapeError: the task returns something else than a Batch.
     """
     return _of_kind(Batch, task.sample_real(draws, None, n), "sample_real without classes", task)
 
@@ -371,41 +371,41 @@ def real_classes(task: Task, draws: Draws, classes: Tensor, n: int) -> ClassBatc
     """Draw n real samples of each of some classes.
 
     Raises:
-        ShapeError: the task gives something else than a ClassBatch.
+        ShapeError: the task returns something else than a ClassBatch.
     """
     return _of_kind(ClassBatch, task.sample_real(draws, classes, n), "sample_real with classes", task)
 
 
 def augmented(task: Task, draws: Draws, batch: Samples, *, shared: bool) -> Samples:
-    """Augment samples as :meth:`Task.augment` does, of the kind that they are.
+    """Augment samples by :meth:`Task.augment`, and check that a batch stays of its type.
 
     Raises:
-        ShapeError: the task gives another kind.
+        ShapeError: the task returns another type.
     """
     return _of_kind(type(batch), task.augment(draws, batch, shared=shared), "augment", task)
 
 
-def _of_kind(kind: type[Samples], found: Batch | ClassBatch, what: str, task: Task) -> Samples:
-    if not isinstance(found, kind):
+def _of_kind(kind: type[Samples], samples: Batch | ClassBatch, what: str, task: Task) -> Samples:
+    if not isinstance(samples, kind):
         raise ShapeError(
-            f"{what} of {type(task).__name__} must return a {kind.__name__}, and returned a {type(found).__name__}"
+            f"{what} of {type(task).__name__} must return a {kind.__name__}, and returned a {type(samples).__name__}"
         )
-    return found
+    return samples
 
 
 MEMBERS = (*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_")))
 
 
 def missing_members(task: object) -> list[str]:
-    """Return what every task has and this one has not; nothing of a task."""
+    """Return the members of :class:`Task` that an object lacks; none for a task."""
     return [name for name in MEMBERS if not hasattr(task, name)]
 
 
 def require_task(task: object) -> None:
-    """Refuse what is no task.
+    """Refuse an object that is not a task.
 
     Raises:
-        ConfigError: data or a name instead of their task, say, or a task that lacks members.
+        ConfigError: something else (data or their name, say), or a task that lacks members.
     """
     missing = missing_members(task)
     if missing and len(missing) < len(MEMBERS) / 2 and not isinstance(task, type):

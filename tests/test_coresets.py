@@ -11,13 +11,13 @@ from mmdistill import coresets
 from mmdistill.allocation import allocate, require_members
 from mmdistill.choices import CORESETS, known_coresets
 from mmdistill.coresets import (
-    briefly_trained,
     choose_repeatedly,
     choose_samples,
     choose_start,
     coreset,
     last_layer_gradients,
     random_subset,
+    train_briefly,
 )
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.execution.portions import filled
@@ -189,8 +189,8 @@ def test_a_rule_of_ones_own_gets_an_embedding_classes_counts_and_a_key(monkeypat
 @pytest.mark.parametrize("kind", ["herding", "k-center"])
 def test_of_large_embeddings_one_class_is_held_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task, counts = BlobTask(per_class=30), torch.tensor([2, 3, 1])
-    network, rows = briefly_trained(task, Draws(0), steps=3), list[int]()
-    monkeypatch.setattr(coresets, "briefly_trained", lambda task, draws, **kinds: network)
+    network, rows = train_briefly(task, Draws(0), steps=3), list[int]()
+    monkeypatch.setattr(coresets, "train_briefly", lambda task, draws, **kinds: network)
 
     def noted(parts: Iterator[Tensor], n: int) -> Tensor:
         rows.append(n)
@@ -276,7 +276,7 @@ def test_k_means_chooses_near_the_centroids_of_the_samples_own_class() -> None:
 
 def test_steps_of_a_short_training_see_samples_of_their_own() -> None:
     task = RecordedTask()
-    briefly_trained(task, Draws(0), steps=3, batch=8)
+    train_briefly(task, Draws(0), steps=3, batch=8)
     assert len({draws.path for draws in task.drawn}) == 3
 
 
@@ -331,7 +331,7 @@ def test_craigs_samples_weigh_as_many_as_they_stand_for() -> None:
 
 
 def test_an_unknown_start_is_refused_before_a_network_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdistill.coresets.briefly_trained", None)
+    monkeypatch.setattr("mmdistill.coresets.train_briefly", None)
     for choose in (choose_samples, choose_start):
         with pytest.raises(ConfigError, match=r"the start \(init\).*hreding"):
             choose(BlobTask(), "hreding", torch.tensor([1, 1, 1]), Draws(0))

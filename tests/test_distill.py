@@ -68,7 +68,7 @@ def test_out_of_memory_in_choosing_samples_names_another_start(monkeypatch: pyte
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("mmdistill.coresets.briefly_trained", exhausted)
+    monkeypatch.setattr("mmdistill.coresets.train_briefly", exhausted)
     with pytest.raises(MemoryExhaustedError, match=r"the start .*--init real in place of herding") as raised:
         distill(BlobTask(), method("dm", init="herding"), ipc=1)
     assert "budget" not in str(raised.value)

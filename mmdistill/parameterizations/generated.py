@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import briefly_trained
+from mmdistill.coresets import train_briefly
 from mmdistill.errors import ConfigError, MmdistillError, first_line
 from mmdistill.execution.memory import exhausted
 from mmdistill.execution.portions import samples_at_once, with_gradients
@@ -248,7 +248,7 @@ def generated_samples(
     made.partners = room.targets(task, per_class, init, draws)
     made.weight = weight
     inversion = inversion or Inversion()
-    network = briefly_trained(task, draws.fold("features"), inversion.feature_steps)
+    network = train_briefly(task, draws.fold("features"), inversion.feature_steps)
 
     def features(images: Inputs) -> tuple[Tensor, ...]:
         return task.features(network, images)

@@ -59,7 +59,7 @@ def take_steps(
     first, unsaved = run.step + 1, Unsaved(run.objective)
     pace = _Pace(run.step, steps, partial(faster_precision, distiller, run))
     with taken_over() as signals:
-        while run.step < steps and not distiller.exhausted(run):
+        while run.step < steps and not distiller.out_of_patience(run):
             with signals.failing(), out_of_memory_advice(f"step {run.step + 1} of the distillation", lower):
                 run, loss = stepper(run)
             if run.step == first:
@@ -67,7 +67,7 @@ def take_steps(
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             _validate(distiller, run, loss, keeper)
 
-            is_last = run.step == steps or distiller.exhausted(run)
+            is_last = run.step == steps or distiller.out_of_patience(run)
             regular = is_last or run.step == 1 or run.step % read_every == 0
             stop, call_handlers, overdue = _agreed(
                 (signals.stop, signals.is_pending, keeper is not None and keeper.overdue()), regular

@@ -193,9 +193,9 @@ def test_sizing_trains_nothing(task: ImageTask, name: str, monkeypatch: pytest.M
 
     for place in (
         "image.methods.generative.trained_generator",
-        "parameterizations.generated.briefly_trained",
+        "parameterizations.generated.train_briefly",
         "parameterizations.decoder.fit_to_images",
-        "coresets.briefly_trained",
+        "coresets.train_briefly",
         "distiller.trained_teacher",
     ):
         monkeypatch.setattr(f"mmdistill.{place}", refuse)
