@@ -1,4 +1,4 @@
-"""How a budget of samples is shared among classes, and what as many real ones take."""
+"""Allocation of a budget to classes, and the bytes of real samples at equal count."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.task import BudgetKind, Task
 
 MOST = 10**9
-"""The largest budget: what is above is a slip."""
+"""The largest budget; more is a typing error."""
 
 
 def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: int | None) -> Tensor:
-    """Return how many synthetic samples each class gets, ``(C,)`` int64 (one entry without classes).
+    """Return the number of synthetic samples of each class, ``(C,)`` int64 (one entry without classes).
 
     ``ipc`` gives every class the same; ``nodes`` and ``users`` share the total by class frequency, largest
     remainder first, with at least one for every class.
@@ -46,24 +46,24 @@ def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: 
 
 
 def require_budget(kind: BudgetKind, budget: int) -> None:
-    """Refuse a budget that no data have.
+    """Refuse a budget below one or far too large.
 
     Raises:
-        ConfigError: it is below one, or so large that it is a slip.
+        ConfigError: the budget is out of range.
     """
     if not 1 <= budget <= MOST:
         raise ConfigError(f"the budget (--{kind}) is between 1 and {MOST:,}, got {budget}")
 
 
 def available(task: Task, counts: Tensor) -> Tensor:
-    """Return so many samples of each class, of a smaller one all, ``(C,)`` (without classes of the one group)."""
+    """Return the counts limited to the size of each class, ``(C,)`` (without classes, of one group)."""
     if task.labels is None:
         return counts.clamp(max=task.describe().num_train)
     return counts.minimum(torch.bincount(task.labels.cpu(), minlength=len(counts)))
 
 
 def short_classes(task: Task, counts: Tensor) -> str:
-    """Return which classes have fewer samples than so many, in words; nothing where none has, or there are none."""
+    """Describe the classes with fewer samples than ``counts``; empty if there are none, or no classes."""
     if task.labels is None:
         return ""
     have, names = available(task, counts), task.describe().class_names
@@ -75,13 +75,13 @@ def short_classes(task: Task, counts: Tensor) -> str:
     return f"{_has(str(names[first] if names else first), int(have[first]))}{others}"
 
 
-def _has(called: str, number: int) -> str:
-    """Return how many samples a class has, in words."""
-    return f"class {called} has {number} sample{'s' * (number != 1)}"
+def _has(name: str, number: int) -> str:
+    """Return the number of a class's samples in words."""
+    return f"class {name} has {number} sample{'s' * (number != 1)}"
 
 
 class ClassShares(NamedTuple):
-    """How a budget is shared among the classes of a task.
+    """A budget's allocation to the classes of a task.
 
     Args:
         counts: samples of each class, ``(C,)`` int64.
@@ -95,10 +95,10 @@ class ClassShares(NamedTuple):
 
 
 def shares_of(task: Task, budget: int) -> ClassShares:
-    """Return how a budget in a task's own unit is shared among its classes.
+    """Allocate a budget in a task's own unit to its classes.
 
     Raises:
-        ConfigError: a task without classes, or a budget that cannot be shared among them.
+        ConfigError: a task without classes, or a budget too small for them.
         DataError: a class without training samples.
     """
     info = task.describe()
@@ -114,12 +114,12 @@ def shares_of(task: Task, budget: int) -> ClassShares:
 
 
 class ShortClassError(DataError):
-    """A class with fewer real samples than are to be chosen of it.
+    """A class has fewer real samples than are to be chosen from it.
 
     Args:
-        fact: which class it is, and of how many.
+        fact: the class and its number of samples.
         advice: what to do about it.
-        misspelt: whether it may be another class, spelt otherwise.
+        misspelt: whether its name is probably another class's, misspelt.
     """
 
     def __init__(self, fact: str, advice: str, misspelt: bool = False) -> None:
@@ -131,9 +131,9 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
     """Refuse to choose more real samples of a class than it has.
 
     Args:
-        have: how many there are of each class.
-        counts: how many are asked for.
-        names: of the classes, where they have some.
+        have: the number of samples in each class.
+        counts: the number to choose.
+        names: of the classes, if they have any.
     Shapes:
         both ``(C,)``.
     Raises:
@@ -141,26 +141,26 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
     """
     short = (have < counts).nonzero().flatten()
     if len(short):
-        index = int(short[have[short].argmin()])  # the smallest, so that what fits it fits all
+        index = int(short[have[short].argmin()])  # the smallest: a budget that fits it fits all
         name, number = names[index] if names else str(index), int(have[index])
-        meant = [repr(other) for other in names if other != name and _folded(other) == _folded(name)]
+        variants = [repr(other) for other in names if other != name and _folded(other) == _folded(name)]
         fact = f"{_has(name, number)}, fewer than the {int(counts[index])} asked for"
-        advice = f"is {name!r} the class {meant[0]}, spelt otherwise?" if meant else "lower the budget"
-        raise ShortClassError(fact, advice, bool(meant))
+        advice = f"is {name!r} the class {variants[0]}, spelt otherwise?" if variants else "lower the budget"
+        raise ShortClassError(fact, advice, bool(variants))
 
 
 def _folded(name: str) -> str:
-    """Return a class's name without what people spell differently by mistake."""
+    """Return a class's name without case and spaces, in which misspellings differ."""
     return "".join(name.split()).casefold()
 
 
 def subset_bytes(task: Task, budget: int) -> int:
-    """Return the bytes of real samples at equal count, as the training set stores them, of small classes all."""
+    """Return the bytes of real samples at equal count, as the training set stores them; small classes come whole."""
     counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
     return real_bytes(task, int(available(task, counts).sum()))
 
 
 def real_bytes(task: Task, count: int) -> int:
-    """Return the bytes of so many real samples, as the training set stores them."""
+    """Return the bytes of ``count`` real samples, as the training set stores them."""
     info = task.describe()
     return count * info.sample_bytes or -(-count * info.stored_bytes // info.num_train)

@@ -1,4 +1,4 @@
-"""How large a set may be: a count in the task's own unit, or bytes, which become the largest count that fits."""
+"""Budgets: a count in the task's own unit, or bytes, which become the largest count that fits."""
 
 import logging
 import re
@@ -27,15 +27,15 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 def parse_bytes(text: str | int) -> int:
-    """Return a number of bytes: ``100KB`` are 100,000, ``100KiB`` 102,400, a bare number is itself.
+    """Parse a number of bytes: ``100KB`` is 100,000, ``100KiB`` 102,400, a bare number itself.
 
     Raises:
         ConfigError: anything else, less than one byte, or more than any file can have.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
-    if found is None or found[2].upper() not in UNITS:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    if match is None or match[2].upper() not in UNITS:
         raise ConfigError(f"bytes are a number with B, KB, MB, GB, KiB, MiB or GiB, such as 100KB; got {text!r}")
-    size = float(found[1]) * UNITS[found[2].upper()]  # infinite where there are too many digits
+    size = float(match[1]) * UNITS[match[2].upper()]  # infinite if there are too many digits
     if not 1 <= size <= sys.maxsize:
         raise ConfigError(f"a budget is at least one byte and less than 8 EiB, got {text!r:.40}")
     return int(size)
@@ -52,17 +52,17 @@ def method_within_budget(
     bytes: str | int | None = None,
     seed: int = 0,
 ) -> tuple[Method, int]:
-    """Return the budget in the task's own unit, and the method, which takes bytes on where it can fill them.
+    """Return the method and the budget in the task's own unit; a method that can fill bytes gets them as a setting.
 
-    The run's seed matters where samples take as many bytes as the real ones do that they start from.
+    The run's seed matters if the samples' bytes depend on the real ones that they start from.
 
     Raises:
-        ConfigError: none given, several given, one in another unit, or bytes that hold not even one sample per class.
+        ConfigError: no budget, several, one in another unit, or bytes too few for one sample per class.
     """
     count = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     if bytes is None:
         return method, count
-    with warnings.catch_warnings():  # of sets that are tried; the one that is taken warns again
+    with warnings.catch_warnings():  # trial sets should not warn; the chosen one warns again when it is built
         warnings.simplefilter("ignore", MmdistillWarning)
         return budget_in_bytes(task, method, parse_bytes(bytes), seed)
 
@@ -76,10 +76,10 @@ def asked_count(
     users: int | None = None,
     bytes: str | int | None = None,
 ) -> int:
-    """Return the budget that is given in the task's own unit, by its name or without; 0 where it is given in bytes.
+    """Return the budget in the task's own unit, given as ``budget`` or by the unit's name; 0 if given in bytes.
 
     Raises:
-        ConfigError: none given, several given, one in another unit, or no whole number.
+        ConfigError: no budget, several, one in another unit, or not a whole number.
     """
     given = {name: value for name, value in (("ipc", ipc), ("nodes", nodes), ("users", users)) if value is not None}
     unit = task.describe().budget
@@ -103,50 +103,51 @@ def asked_count(
 
 
 def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[Method, int]:
-    """Return the largest budget whose set takes no more than so many bytes, labels and decoders included.
+    """Return the method and the largest budget whose set fits into ``limit`` bytes, labels and decoders included.
 
-    A storage that fills its bytes with codes takes them all; the count, on which schedules depend, is then that of
-    raw samples of these bytes, and at least the smallest. So it is of a set that does not grow with its budget. Where a
-    class has no more samples to start from, which leaves bytes unused, a warning names it.
+    A storage that fills its bytes with codes gets all of them. The count, on which schedules depend, is then that of
+    raw samples of these bytes, and at least the smallest. A set that does not grow with its budget has the smallest
+    count too. If bytes stay unused because a class has no more samples to start from, a warning names it.
 
     Raises:
-        ConfigError: not even the smallest set fits.
+        ConfigError: even the smallest set does not fit.
     """
     key, unit = Draws(0, ("bytes",), task.device), task.describe().budget
     smallest = 1 if unit == "ipc" else task.num_classes or 1
     sizes, short = dict[int, int](), dict[int, ShortClassError]()
 
-    def raw(count: int) -> int:
+    def raw_bytes(count: int) -> int:
         return raw_samples(task, count, "real", "hard", key).stored_bytes()
 
-    def started(count: int, settings: Settings) -> Parameterization:
+    def build(count: int, settings: Settings) -> Parameterization:
         return Distiller(task, method, count, settings=settings, seed=seed).initial()
 
-    def built(count: int) -> int:
+    def set_bytes(count: int) -> int:
         if method.sized is not None:
             return method.sized(task, count, method.settings(count), key).stored_bytes()
         settings = method.settings(count)
-        if settings.init in ("noise", "k-means"):  # which no class is too small for, and which some storages ask for
-            return started(count, settings).stored_bytes()
-        found = started(count, replace(settings, init="real"))  # quicker than selecting samples, of equal bytes if even
-        return (found if found.even or settings.init == "real" else started(count, settings)).stored_bytes()
+        if settings.init in ("noise", "k-means"):  # no class is too small for these, and some storages require them
+            return build(count, settings).stored_bytes()
+        # A random start is quicker than a selection; its bytes are the same if all samples take equally many.
+        samples = build(count, replace(settings, init="real"))
+        return (samples if samples.even or settings.init == "real" else build(count, settings)).stored_bytes()
 
-    def noted(count: int) -> int:
+    def record_bytes(count: int) -> int:
         try:
-            sizes[count] = built(count)
+            sizes[count] = set_bytes(count)
         except ShortClassError as error:
             short[count] = error
             raise
         return sizes[count]
 
     if isinstance(method.parameterization, Storage) and method.parameterization.fills:
-        count = largest_within(raw, smallest, limit) if raw(smallest) <= limit else smallest
+        count = largest_within(raw_bytes, smallest, limit) if raw_bytes(smallest) <= limit else smallest
         return method.with_settings(stored_bytes=limit), count
-    if (least := noted(smallest)) > limit:
+    if (least := record_bytes(smallest)) > limit:
         raise ConfigError(
             f"{limit:,} bytes are too few for {method.title}: its smallest set ({unit} {smallest}) takes {least:,}"
         )
-    count = largest_within(noted, smallest, limit)
+    count = largest_within(record_bytes, smallest, limit)
     if (error := short.get(count + 1)) is not None and ranks.is_first():
         noise = starts_from_noise(task, method, count + 1, method.settings(count + 1))
         logger.warning(
@@ -162,34 +163,34 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
 
 
 def largest_within(size: Callable[[int], int], smallest: int, limit: int) -> int:
-    """Return the largest count whose size is within a limit; the smallest where larger counts take no more.
+    """Return the largest count whose size is within a limit; the smallest if larger counts take no more bytes.
 
-    Sizes mostly grow evenly, so the next count that is tried is where the last two that fit lead; should that be too
-    many, the middle. Sizing builds a set, so few are tried.
+    Sizes mostly grow linearly, so each guess extrapolates the last two counts that fit; a guess out of bounds becomes
+    the middle. Few counts are tried, since each size builds a set.
 
     Args:
-        size: bytes by count; a ConfigError or DataError where there are not so many samples.
+        size: bytes by count; raises a ConfigError or DataError if there are too few samples.
         smallest: a count that fits.
         limit: in bytes.
     """
 
-    def sized(count: int) -> int | None:
+    def size_if_fits(count: int) -> int | None:
         try:
-            found = size(count)
+            count_size = size(count)
         except (ConfigError, DataError):
             return None
-        return found if found <= limit else None
+        return count_size if count_size <= limit else None
 
     low, low_size, high, guess = smallest, size(smallest), None, 2 * smallest
     while high is None or high - low > 1:
-        found, ahead = sized(guess), 0
-        if found is None:
+        guess_size, ahead = size_if_fits(guess), 0
+        if guess_size is None:
             high = guess
-        elif found <= low_size:
+        elif guess_size <= low_size:
             return low
         else:
-            ahead = max((limit - found) * (guess - low) // (found - low_size), 1)
-            low, low_size = guess, found
+            ahead = max((limit - guess_size) * (guess - low) // (guess_size - low_size), 1)
+            low, low_size = guess, guess_size
         guess = low + ahead
         if high is not None and not low < guess < high:
             guess = (low + high) // 2

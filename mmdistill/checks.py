@@ -1,4 +1,4 @@
-"""Checks of the numbers and arguments that users give, in words that name them."""
+"""Checks of users' numbers and arguments, with messages that name them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,47 +10,47 @@ from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
 
 LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
-"""What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
+"""The largest number and whole number of a run: float32 holds the first, int64 the second."""
 
 
 def is_of(value: object, *kinds: type) -> bool:
-    """Return whether a value is of some types; booleans are no numbers."""
+    """Return whether a value has one of some types; a boolean is not a number."""
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
 def are_numbers(values: object, kind: type, count: int | None = None) -> bool:
-    """Return whether something is a tuple or list of numbers of a kind, and of so many where a count is given."""
+    """Return whether ``values`` is a tuple or list of numbers of a kind, of length ``count`` if given."""
     if not isinstance(values, tuple | list) or count not in (None, len(values)):
         return False
     return all(is_of(value, kind) for value in values)
 
 
 def require_at_least(owner: object, least: Mapping[str, float]) -> None:
-    """Refuse numbers that are too small, infinite or none at all; those of numpy become Python's, which JSON holds.
+    """Check that attributes are finite numbers of a least value; numpy's become Python's, which JSON can hold.
 
     Args:
-        owner: whose attributes they are.
-        least: the smallest value by name; an integer asks for whole numbers.
+        owner: the object with the attributes.
+        least: the smallest value by name; an integer requires whole numbers.
     Raises:
-        ConfigError: naming the first such number.
+        ConfigError: naming the first attribute that is not.
     """
     for name, lowest in least.items():
         value = getattr(owner, name)
         kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
-        if not is_of(value, kind) or not lowest <= value < math.inf:  # which takes whole numbers beyond any float
+        if not is_of(value, kind) or not lowest <= value < math.inf:  # Python's integers beyond any float pass
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
         if value > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
             raise ConfigError(f"{name} is too large, got {value!r}")
-        kept: type = type(value)
-        if kept not in (int, float) or value > LARGEST_WHOLE:
+        value_type: type = type(value)
+        if value_type not in (int, float) or value > LARGEST_WHOLE:
             object.__setattr__(owner, name, int(value) if isinstance(lowest, int) else float(value))
 
 
 def require_positive(owner: object, *names: str) -> None:
-    """Refuse attributes that are no finite numbers above 0.
+    """Check that attributes are finite numbers above 0.
 
     Raises:
-        ConfigError: naming the first such number.
+        ConfigError: naming the first attribute that is not.
     """
     require_at_least(owner, dict.fromkeys(names, 0.0))
     for name in names:
@@ -59,10 +59,10 @@ def require_positive(owner: object, *names: str) -> None:
 
 
 def require_below_one(owner: object, *names: str) -> None:
-    """Refuse attributes that are no numbers of at least 0 and below 1.
+    """Check that attributes are numbers of at least 0 and below 1.
 
     Raises:
-        ConfigError: naming the first such number.
+        ConfigError: naming the first attribute that is not.
     """
     require_at_least(owner, dict.fromkeys(names, 0.0))
     for name in names:
@@ -71,12 +71,12 @@ def require_below_one(owner: object, *names: str) -> None:
 
 
 def require_size(name: str, value: Any, largest: float = 1_000_000) -> None:
-    """Refuse a size that is no whole number of at least 1.
+    """Check that a size is a whole number of at least 1.
 
     Args:
-        name: what it is called.
+        name: the size's name for the error.
         value: the size.
-        largest: what is above it is a slip: no network is so wide, and no judge trains for so many epochs.
+        largest: the largest sensible value; by default more than any network's width or judge's epochs.
 
     Raises:
         ConfigError: naming it.
@@ -88,14 +88,14 @@ def require_size(name: str, value: Any, largest: float = 1_000_000) -> None:
 
 
 def require_sizes(largest: int = 1_000_000, /, **sizes: int | None) -> None:
-    """Refuse sizes by name as :func:`require_size` does; None stands for a default."""
+    """Check sizes by name like :func:`require_size`; None stands for a default."""
     for name, value in sizes.items():
         if value is not None:
             require_size(name, value, largest)
 
 
 def require_no_width(width: int | None, model: str) -> None:
-    """Refuse a width beside a model that takes none.
+    """Refuse a width for a model that takes none.
 
     Raises:
         ConfigError: naming the model.
@@ -105,7 +105,7 @@ def require_no_width(width: int | None, model: str) -> None:
 
 
 def require_no_features(features: str | Sequence[str], model: str) -> None:
-    """Refuse names of submodules beside a model whose features are its own.
+    """Refuse names of submodules for a model with features of its own.
 
     Raises:
         ConfigError: naming the model.
@@ -118,37 +118,37 @@ def require_left_out(known: str, **given: object) -> None:
     """Refuse arguments that would change nothing; None stands for one that is left out.
 
     Args:
-        known: why they would not, in words.
+        known: why they would change nothing, in words.
         given: the arguments by name.
 
     Raises:
-        ConfigError: naming those that are given.
+        ConfigError: naming the given arguments.
     """
     if names := [name for name, value in given.items() if value is not None]:
         raise ConfigError(f"{known}; leave {in_words(names)} out")
 
 
 def require_kind(kind: type, **values: object) -> None:
-    """Refuse values of another type; None stands for a default.
+    """Check the type of values; None stands for a default.
 
     Raises:
-        ConfigError: naming the first such value.
+        ConfigError: naming the first value of another type.
     """
     for name, value in values.items():
         if value is not None and not isinstance(value, kind):
-            wanted = "True or False" if kind is bool else f"a {kind.__name__}"
-            raise ConfigError(f"{name} is {wanted}, got {value!r}")
+            words = "True or False" if kind is bool else f"a {kind.__name__}"
+            raise ConfigError(f"{name} is {words}, got {value!r}")
 
 
 def require_centroids(init: str, *others: str) -> None:
-    """Refuse a start of samples that begin as the k-means centroids of their class.
+    """Check the start of samples that can only start as k-means centroids of their class, or from ``others``.
 
     Args:
-        init: the start that is asked for.
-        others: those that they know as well.
+        init: the given start.
+        others: further starts that they support.
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: another start.
     """
     if init not in ("k-means", *others):
         also = f" or as {' or '.join(others)}" if others else ""
@@ -156,23 +156,23 @@ def require_centroids(init: str, *others: str) -> None:
 
 
 def require_checkpoint_every(steps: int) -> None:
-    """Refuse what is no number of steps between checkpoints.
+    """Check the number of steps between checkpoints.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: not a whole number of at least 0.
     """
     if not is_of(steps, Integral) or steps < 0:
         raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {steps}")
 
 
 def has_type(value: object, kind: Any) -> bool:
-    """Return whether a value that a file holds is of a field's type, as its annotation says it."""
+    """Return whether a value from a file has the type of a field's annotation."""
     if get_origin(kind) in (UnionType, Union):
-        return any(has_type(value, one) for one in get_args(kind))
+        return any(has_type(value, member) for member in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
     if isinstance(value, bool) or kind is bool:
         return kind is bool and isinstance(value, bool)
     return isinstance(value, (int, float) if kind is float else kind)

@@ -1,4 +1,4 @@
-"""The words that options take where they take a few: written once, where ``--help`` reads them without torch."""
+"""The values of options that take one of a few words, apart from torch so that ``--help`` is quick."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -15,36 +15,36 @@ Rule = Callable[["Tensor", "Tensor | None", "Tensor", "Draws"], "Tensor"]
 InitKind = str
 """What synthetic samples start from: one of :func:`starts`."""
 CORESETS = ("herding", "k-center", "k-means", "craig")
-"""Selections of real samples that look at the samples, those that this package has."""
+"""This package's selections of real samples that read the samples."""
 RULES: OpenTable[Rule] = OpenTable(reserved=("random", "whole", "real", "noise", "craig"))
-"""Filled by :mod:`mmdistill.rules`, where it is to be imported from."""
+"""Filled by :mod:`mmdistill.rules`; import it from there."""
 LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
 """The targets of synthetic samples; see :func:`mmdistill.labels.make_labels`."""
 Schedule = Literal["published", "reduced"]
-"""Whose settings a method has: its paper's, or short ones for a CPU."""
+"""A method's settings: its paper's, or short ones for a CPU."""
 CompileMode = Literal["auto", "on", "off"]
 """Whether steps are compiled (see :mod:`mmdistill.execution.compilation`)."""
 Precision = Literal["auto", "float32", "tf32", "mixed", "bf16"]
 """The number formats that a step computes in (see :mod:`mmdistill.execution.precision`)."""
 InnerOptimizer = Literal["sgd", "adam"]
-"""By which unrolled students train."""
+"""The optimizer of unrolled students."""
 MaskedBy = Literal["depth", "distance"]
 """Which parameters a comparison of trajectories leaves out: the shallowest, or those that end nearest to the target."""
 Pacing = Literal["linear", "root", "geometric"]
-"""How the share grows that experts train on: its value, its square or its logarithm evenly."""
+"""What grows linearly over epochs: the share that experts train on, its square or its logarithm."""
 TrainingPrecision = Literal["float32", "bf16"]
-"""What experts and judges train in: float32, of which CUDA computes convolutions in TF32, or bfloat16."""
+"""Number formats in training experts and judges: float32 (on CUDA, with convolutions in TF32) or bfloat16."""
 SplitBy = Literal["random", "time"]
-"""What divides interactions into those that train and those that test."""
+"""How interactions are split into training and test data."""
 Units = Literal["normalised", "pixels"]
-"""What imported images count in: as networks read them, or between black and white."""
+"""Units of imported images: as networks read them, or between black and white."""
 
 
 def known_coresets() -> tuple[str, ...]:
-    """Return the names of all selections of real samples that look at the samples; last what a user's code added."""
+    """Return the names of all selections of real samples that read the samples, those of a user's code last."""
     return tuple(dict.fromkeys((*CORESETS, *RULES)))
 
 
 def starts() -> tuple[str, ...]:
-    """Return what synthetic samples may start from: random real samples, noise, or real samples of a selection."""
+    """Return the names of starts of synthetic samples: random real samples, noise, or a selection of real samples."""
     return ("real", "noise", *known_coresets())

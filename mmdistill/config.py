@@ -1,4 +1,4 @@
-"""What a user can set on the command line or in YAML: typed, documented, printable."""
+"""Configurations from the command line or YAML: typed, documented, printable."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,13 +17,13 @@ from mmdistill.runs.folder import IMPORTED, holds_work
 from mmdistill.settings import MEMORY_ONLY, Settings, known_names
 
 ASIDE = {"resume": None, "dry_run": False}
-"""Options of ``distill`` that are no configuration, as they are by default."""
+"""Options of ``distill`` that are not part of its configuration, with their defaults."""
 WITHOUT_TEXT = ("optimizers", "stored_bytes")
-"""Settings that no option tells: values of their own kind, and what a budget in bytes comes to."""
+"""Settings without an option: structured values, and the result of a budget in bytes."""
 BUDGETS = ("ipc", "nodes", "users", "bytes")
-"""The options that say how large a set may be."""
+"""Options for the size of a set."""
 HOW_IT_RUNS = ("out", "overwrite", "device", "checkpoint_every", "compile", *MEMORY_ONLY)
-"""Options that say how and where a run is made, and not of what it is."""
+"""Options for how and where a run is made, which do not identify it."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class DistillConfig:
     baselines: str = "random,herding,whole"
 
     def __post_init__(self) -> None:
-        """Order what ``set`` has, of each name the last, so that equal configurations compare so.
+        """Sort the entries of ``set``, and keep the last of each name, so that equal configurations compare equal.
 
         Raises:
             ConfigError: a negative number of steps between checkpoints.
@@ -212,16 +212,16 @@ class DistillConfig:
         name = self.method if self.parameterization is None else f"{self.method}-{self.parameterization}"
         seed = f"-seed{self.seed}" if self.seed else ""
         data = Path(str(self.data))
-        stem = data.stem if data.name not in ("", "..") else data.resolve().stem  # ./ has no name of its own
+        stem = data.stem if data.name not in ("", "..") else data.resolve().stem  # "./" has no name
         return Path("runs") / as_file_name(f"{stem}-{name}-{budget}{seed}")
 
     def budgets(self) -> dict[str, Any]:
-        """Return the budget by its unit, ``{"ipc": 10}``; where several are given, all of them."""
+        """Return the budget by its unit, ``{"ipc": 10}``; if several are given, all of them."""
         return {unit: budget for unit in BUDGETS if (budget := getattr(self, unit)) is not None}
 
     @property
     def count(self) -> int:
-        """How many samples per class, nodes or users there are to be; 1 where none of them is given."""
+        """The number of samples per class, nodes or users; 1 if none is given."""
         return self.ipc or self.nodes or self.users or 1
 
     def overrides(self) -> dict[str, object]:
@@ -229,15 +229,15 @@ class DistillConfig:
         return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
     def judge_names(self) -> list[str]:
-        """Return the judges asked for; empty for the default."""
+        """Return the names of the judges; empty for the default."""
         return split_names(self.judges)
 
     def save(self, path: Path, *, imported: bool = False) -> None:
-        """Write the configuration as YAML that re-runs it, without leave to replace what there is by then.
+        """Write the configuration as YAML that re-runs it, without ``overwrite``.
 
-        That of a set which was imported says so, since no method of ours makes it again.
+        An imported set's is marked as such, since no method makes the set again.
         """
-        from mmdistill.runtime import atomic_write  # imports torch, which --help should not wait for
+        from mmdistill.runtime import atomic_write  # here, since importing torch would slow --help
 
         content = {name: value for name, value in asdict(self).items() if value is not None and name != "overwrite"}
         content |= {IMPORTED: True} if imported else {}
@@ -246,7 +246,7 @@ class DistillConfig:
 
     @staticmethod
     def load(path: Path) -> "DistillConfig":
-        """Read a configuration that :meth:`save` wrote; raises what :func:`read_options` does."""
+        """Read a configuration that :meth:`save` wrote; errors as in :func:`read_options`."""
         return DistillConfig(**read_options(path))
 
 
@@ -283,16 +283,16 @@ class EvaluateConfig:
     scores: str = "accuracy"
 
     def replaced(self, config: DistillConfig) -> DistillConfig:
-        """Return a run's configuration with what judging is to do instead; a protocol has epochs of its own.
+        """Return a run's configuration with these options of judging; a protocol brings its own epochs and minibatch.
 
-        The seed stays, by which data may be held out.
+        The run's seed stays, since data may be held out by it.
         """
-        former = config if self.protocol is None else replace(config, judge_epochs=None, judge_batch=None)
+        run = config if self.protocol is None else replace(config, judge_epochs=None, judge_batch=None)
         always = ("judges", "networks", "networks_at_once", "baselines")
-        own: dict[str, Any] = {name: getattr(self, name) for name in always}
-        of_run = ("protocol", "judge_epochs", "judge_batch", "judge_precision", "teacher")
-        own |= {name: value for name in of_run if (value := getattr(self, name)) is not None}
-        return replace(former, **own)
+        changes: dict[str, Any] = {name: getattr(self, name) for name in always}
+        if_given = ("protocol", "judge_epochs", "judge_batch", "judge_precision", "teacher")
+        changes |= {name: value for name in if_given if (value := getattr(self, name)) is not None}
+        return replace(run, **changes)
 
 
 @dataclass(frozen=True)
@@ -325,26 +325,26 @@ SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in 
 
 
 def assignable() -> set[str]:
-    """Return the settings that ``--set`` takes of some method: those that have no option, of any class made so far."""
+    """Return the settings that ``--set`` takes: those without an option, of all classes of settings so far."""
     return {*known_names()} - {*SETTINGS, *WITHOUT_TEXT}
 
 
 def _chooses(kind: Any) -> bool:
-    """Return whether values of a type are a few words."""
+    """Return whether a type is a choice of a few words."""
     return get_origin(kind) is Literal or any(map(_chooses, get_args(kind)))
 
 
 NAMED = {"method", "methods", "model", "parameterization", "init", "protocol", "whiten", "scores", "units"}
-"""Options whose values are names that this package gives."""
+"""Options whose values are names of this package."""
 CHOICES = {entry.name for kind in (DistillConfig, EvaluateConfig) for entry in fields(kind) if _chooses(entry.type)}
-CHOICES |= NAMED  # all of which count however they are spelled, and are recorded in one spelling
+CHOICES |= NAMED  # in any spelling; the canonical one is recorded
 
 LISTED = {field.name for field in fields(SweepConfig)} - {"out"} | {"judges", "baselines", "text_column"}
-"""Options that take a comma-separated list, in place of which a file may have one of its own."""
+"""Options that take a comma-separated list, or a list in YAML."""
 
 
 def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dataclass_fields__)) -> dict[str, Any]:
-    """Read the settings of a YAML file, whose values are not looked at; those left empty are as if they were not there.
+    """Read the settings of a YAML file without checking their values; empty ones are left out.
 
     Args:
         path: the file.
@@ -356,7 +356,7 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
         content = settings_by_name(path)
     except FileNotFoundError as error:
         raise CheckpointError(_no_configuration(path)) from error
-    for name, value in ASIDE.items():  # which --print-config writes
+    for name, value in ASIDE.items():  # --print-config writes these
         if content.get(name, ...) == value:
             del content[name]
     known = {*kinds, *(assignable() if "set" in kinds else ())}
@@ -365,11 +365,11 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
     for name in content:
         if name not in known:
             raise CheckpointError(f"{path} has an unknown setting {name!r:.80}{did_you_mean(str(name), known)}")
-    own = {name: content.pop(name) for name in sorted(known & {*content} - {*kinds})}
-    if given := [*as_assignments(content.get("set")), *as_assignments(own)]:
+    without_option = {name: content.pop(name) for name in sorted(known & {*content} - {*kinds})}
+    if given := [*as_assignments(content.get("set")), *as_assignments(without_option)]:
         content["set"] = given
     for name in CHOICES & set(content):
-        if isinstance(content[name], bool):  # as YAML reads off and on
+        if isinstance(content[name], bool):  # YAML reads "on" and "off" as booleans
             content[name] = "on" if content[name] else "off"
         if isinstance(content[name], str):
             content[name] = canonical(content[name])
@@ -380,7 +380,7 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Return the options that a run's file has, by name.
+    """Read the options in a run's file, by name.
 
     Raises:
         CheckpointError: as :func:`read_settings`, and a setting of another type.
@@ -395,7 +395,7 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _no_configuration(path: Path) -> str:
-    """Return in words why a run folder has no configuration: it is none, or the run was made in Python."""
+    """Explain why a folder has no configuration: it is not a run's, or the run was made in Python."""
     folder = path.parent
     if not holds_work(folder):
         return f"{folder} is no run folder: {path.name} is missing"

@@ -1,6 +1,6 @@
-"""What an objective and a network schedule are, as plain values: by these, runs of one name are told apart.
+"""Objectives and network schedules as plain values, which tell runs of one name apart.
 
-Users may edit their functions and classes without renaming them, so digests say what these compute.
+Users may edit their functions and classes without renaming them, so these are identified by digests of their code.
 """
 
 import hashlib
@@ -21,38 +21,41 @@ from torch import Tensor, nn
 from mmdistill.store import digest_of
 
 LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers")
-"""Packages whose functions and classes are what their names say; those of others are a user's, who may edit them."""
+"""Packages whose functions and classes are identified by name; those of others are a user's, who may edit them."""
 
 OF_MODULES = frozenset(vars(nn.Module()))
-"""What torch keeps in every module, beside what its class says of itself."""
+"""Attributes that torch adds to every module."""
 
 
 def described(made: object) -> dict[str, object]:
-    """Return an object's class and its own plain attributes, by name; nothing of where it lies in memory.
+    """Return an object's class and its plain attributes by name, the same in any process.
 
-    Numbers, texts, booleans and None are as they are, in tuples, lists and mappings too. Dataclasses are described
-    likewise, without fields that do not count when two are compared; so are modules that hold no others, and objectives
-    within an objective. Of partial functions their arguments count, of methods their object, of a user's functions
-    without a name what they compute. Anything else is the name of its class or, of a function, its own.
-    Private attributes (``_name``) are what is kept, not what is set, and do not count.
+    Numbers, texts, booleans and None stay as they are, in tuples, lists and mappings too. Dataclasses are described
+    recursively, without fields excluded from comparison; so are modules without children, and objectives within an
+    objective. Partial functions are described with their arguments, methods with their object, a user's lambdas by a
+    digest of their code. Anything else is described by the name of its class or function.
+    Private attributes (``_name``) hold state, not configuration, and are left out.
 
     Args:
-        made: an objective or a schedule, as it was made: before it draws or learns.
+        made: an objective or a schedule, before it draws or learns.
     """
     values = {name: value for name, value in {**_of_classes(made), **_own(made)}.items() if not name.startswith("_")}
     return {"class": type(made).__name__, **{name: _plain(values[name]) for name in sorted(values)}}
 
 
 def _own(made: object) -> dict[str, object]:
-    """Return an object's attributes; tensors of modules aside, which are drawn or learned."""
+    """Return an object's attributes, without the tensors of modules, which are drawn or learned."""
     if is_dataclass(made):
         return {entry.name: getattr(made, entry.name, None) for entry in fields(made) if entry.compare}
-    found = {name: value for name, value in getattr(made, "__dict__", {}).items() if name not in OF_MODULES}
-    return found | dict(made.named_children()) if isinstance(made, nn.Module) else found
+    attributes = {name: value for name, value in getattr(made, "__dict__", {}).items() if name not in OF_MODULES}
+    return attributes | dict(made.named_children()) if isinstance(made, nn.Module) else attributes
 
 
 def _of_classes(made: object) -> dict[str, object]:
-    """Return the plain attributes of an object's classes; of a contract, flags say how a run computes, not what."""
+    """Return the plain attributes of an object's classes, but for those of abstract base classes.
+
+    The latter are flags on how a run computes, not on what.
+    """
     classes = type(made).__mro__
     contract = {name for kind in classes if ABC in kind.__bases__ or kind is nn.Module for name in dir(kind)}
     return {
@@ -80,9 +83,9 @@ def _plain(value: object) -> object:
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, (tuple, list)):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(entry) for name, entry in value.items()}
     simple = isinstance(value, nn.Module) and (isinstance(value, ABC) or not list(value.children()))
     if simple or (is_dataclass(value) and not isinstance(value, type)):
         return described(value)
@@ -90,21 +93,21 @@ def _plain(value: object) -> object:
 
 
 def is_users(made: type | FunctionType) -> bool:
-    """Return whether a class or function is a user's."""
+    """Return whether a class or function is a user's, outside of :data:`LIBRARIES`."""
     return (made.__module__ or "").partition(".")[0] not in LIBRARIES
 
 
 def code_digest(made: type | FunctionType) -> str:
-    """Return a digest of what a function, or a class's own functions, compute: the same in any process."""
+    """Return a digest of the code of a function, or of a class's own functions: the same in any process."""
     functions = vars(made) if isinstance(made, type) else {"": made}
     values = {name: _computed(function) for name, function in functions.items() if isfunction(function)}
     return hashlib.blake2b(repr(sorted(values.items())).encode(), digest_size=4).hexdigest()
 
 
 def code_value(value: object) -> object:
-    """Return a constant of a piece of code, or an attribute, as plain values; what has none by its type.
+    """Return a constant of a code object, or an attribute, as plain values; other objects by their type.
 
-    Sets, whose order is chance, are in order; of functions the code counts, of tensors a digest.
+    Sets, whose order varies between processes, are sorted; functions become their code, tensors a digest.
     """
     if isinstance(value, CodeType):
         return _code(value)
@@ -126,25 +129,25 @@ def code_value(value: object) -> object:
 
 
 def _code(code: CodeType) -> tuple[object, ...]:
-    """Return what a piece of code computes as plain values, the same in any process."""
+    """Return a code object as plain values, the same in any process."""
     return code.co_code, code.co_names, [code_value(value) for value in code.co_consts]
 
 
 def _computed(function: FunctionType) -> tuple[object, ...]:
-    """Return a function's code, with the values that it holds: its defaults, and what it takes from around it."""
-    held = [code_value(value) for value in (function.__defaults__, function.__kwdefaults__) if value]
-    return _code(function.__code__), *held, *_enclosed(function)
+    """Return a function's code, with its defaults and the variables of its closure."""
+    defaults = [code_value(value) for value in (function.__defaults__, function.__kwdefaults__) if value]
+    return _code(function.__code__), *defaults, *_enclosed(function)
 
 
 def _enclosed(function: FunctionType) -> list[object]:
-    """Return what a function has from those around it, by name: values, and of functions, as of itself, their names."""
-    found: list[object] = []
+    """Return the variables of a function's closure by name; functions, which may be recursive, become their names."""
+    variables: list[object] = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             value = cell.cell_contents
         except ValueError:  # it is not set yet
             continue
-        if name == "__class__":  # what super() reads
+        if name == "__class__":  # super() reads it
             continue
-        found.append((name, value.__qualname__ if isfunction(value) else code_value(value)))
-    return found
+        variables.append((name, value.__qualname__ if isfunction(value) else code_value(value)))
+    return variables

@@ -1,4 +1,4 @@
-"""What ``metrics.json`` holds: the results of a set and its baselines, as they were judged."""
+"""The content of ``metrics.json``: the results of a set and its baselines."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -15,10 +15,10 @@ from mmdistill.task import BudgetKind, Task
 
 METRICS_VERSION = 1
 NETWORK, TEACHER = "network", "teacher"
-"""Under which the ``judging`` of an entry says which network one of the user's own is, and which a given teacher."""
+"""Keys in an entry's ``judging`` for the identities of a user's own network and of a given teacher."""
 ENTRY = {"judge": str, "metric": str, "mean": Real, "sd": Real, "n": int}
 DOCUMENT = {"data": str, "method": str, "seconds": Real}
-"""What an entry, and the whole, must have."""
+"""Required fields of an entry and of the document, with their types."""
 
 
 def metrics_document(
@@ -30,21 +30,21 @@ def metrics_document(
 ) -> dict[str, object]:
     """Return the content of ``metrics.json``.
 
-    Entries of the same judge and metric replace previous ones; previous baselines stay where they were judged alike.
-    Nothing stays of what was judged on other test data.
+    Entries of the same judge and metric replace previous ones. Previous baselines stay if they were judged with the
+    same settings as the results. Results on other test data are dropped.
 
     Args:
-        task: that judged; it says what its judges read, what of that the user set, and what they are tested on.
+        task: the task that judged, with its settings of judging and its test data.
         distilled: the set.
         evaluation: its results and baselines.
-        previous: what the file held before.
-        judging: what the user set of judging, of a task that does not keep it.
+        previous: the file's former content.
+        judging: the user's settings of judging, for a task that does not keep them.
     """
     previous = of_same_test(previous or {}, task)
 
     def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
-        own = [judging_record(task, entry.judge, judging) for entry in entries]
-        return [entry.plain() | ({"judging": read} if read else {}) for entry, read in zip(entries, own, strict=True)]
+        records = [(entry.plain(), judging_record(task, entry.judge, judging)) for entry in entries]
+        return [values | ({"judging": record} if record else {}) for values, record in records]
 
     results = _merged(previous.get("results", []), plain(evaluation.results))
     baselines = {name: _alike(entries, results) for name, entries in previous.get("baselines", {}).items()}
@@ -71,18 +71,18 @@ def metrics_document(
 
 
 def _tested_on(task: Task) -> dict[str, str]:
-    """Return a hash of a task's test data as metrics hold it; nothing where the task does not say it."""
-    found = task.describe().test_fingerprint
-    return {"tested_on": found} if found else {}
+    """Return the field with the hash of a task's test data; none if the task gives no hash."""
+    fingerprint = task.describe().test_fingerprint
+    return {"tested_on": fingerprint} if fingerprint else {}
 
 
 def of_same_test(metrics: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
-    """Return metrics as they are, or empty where they are known to be of other test data than a task's."""
-    return {} if any(metrics.get(name, own) != own for name, own in _tested_on(task).items()) else metrics
+    """Return metrics unchanged, or empty if they are known to be from other test data than the task's."""
+    return {} if any(metrics.get(name, value) != value for name, value in _tested_on(task).items()) else metrics
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Read what :func:`metrics_document` made.
+    """Read a document of :func:`metrics_document`.
 
     Raises:
         CheckpointError: the file is damaged, or of another version.
@@ -107,12 +107,12 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def former_metrics(path: Path) -> dict[str, Any]:
-    """Return what :func:`read_metrics` reads, or nothing where nothing was judged."""
+    """Return the metrics in a file, or an empty dict if there is none."""
     return read_metrics(path) if path.exists() else {}
 
 
 def fits(found: object, types: Mapping[str, type]) -> bool:
-    """Return whether a mapping has values of some types; of what an entry may lack, where it has it."""
+    """Return whether something is a mapping with the required fields, and with valid optional fields of an entry."""
     if not isinstance(found, Mapping):
         return False
     optional = {"judging": Mapping, "notes": list, "by_class": Mapping}
@@ -127,32 +127,33 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
 
 
 def judging_record(task: Task, judge: str, judging: Judging | None = None) -> dict[str, int | str]:
-    """Return what a judge reads of what the user set of judging, and which one a network of the user's own is.
+    """Return the user's settings of judging that a judge reads, and the identities of its network and teacher.
 
-    Of a judge that asks the teacher that the task was given, also the first digits of that one's digest.
+    The network's is given for a user's own network, the teacher's for a judge that uses the task's given teacher: the
+    first digits of its digest.
 
     Args:
-        task: whose judge it is.
+        task: the judge's task.
         judge: by name or title.
-        judging: what the user set beside what the task keeps of it.
+        judging: the user's settings beside those that the task keeps.
     """
     read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
-    found = {name: value for name, value in {**overrides_of(task), **(judging or {})}.items() if name in read}
-    own = own_network(task) if judge.partition(" [")[0] == OWN else ""
-    found |= {NETWORK: own} if own else {}
-    if (given := given_teacher(task)) is not None and ask_teacher(task, [judge]):
-        found[TEACHER] = given.digest[:8]
-    return found
+    record = {name: value for name, value in {**overrides_of(task), **(judging or {})}.items() if name in read}
+    network = own_network(task) if judge.partition(" [")[0] == OWN else ""
+    record |= {NETWORK: network} if network else {}
+    if (teacher := given_teacher(task)) is not None and ask_teacher(task, [judge]):
+        record[TEACHER] = teacher.digest[:8]
+    return record
 
 
 def judge_in_words(entry: Mapping[str, Any]) -> str:
-    """Return who judged, with what the user set of judging in brackets."""
+    """Return an entry's judge, with the user's settings of judging in brackets."""
     chosen = ", ".join(f"{name} {value}" for name, value in entry.get("judging", {}).items())
     return f"{entry['judge']} ({chosen})" if chosen else str(entry["judge"])
 
 
 def recorded(document: Mapping[str, Any], failures: Mapping[str, str] | None = None) -> Evaluation:
-    """Return the results that ``metrics.json`` holds, with the failures of judging them where there were any."""
+    """Return the results in a document of ``metrics.json``, with the failures in judging them."""
 
     def entries(plain: Sequence[Mapping[str, Any]]) -> list[Entry]:
         return [
@@ -169,7 +170,7 @@ def _key(entry: Mapping[str, object]) -> tuple[object, object]:
 
 
 def _merged(old: list[dict[str, object]], new: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Return old entries with new ones of the same judge and metric in their places, then those that are new."""
+    """Replace old entries by new ones of the same judge and metric, and append the other new ones."""
     _require_one_network(old, new)
     fresh = {_key(entry): entry for entry in new}
     kept = [fresh.pop(_key(entry), entry) for entry in old]
@@ -177,10 +178,10 @@ def _merged(old: list[dict[str, object]], new: list[dict[str, object]]) -> list[
 
 
 def _require_one_network(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse results of one network of the user's own in the place of another's, or beside them as baselines.
+    """Refuse to replace results of a user's own network by another network's, or to compare the two.
 
     Raises:
-        ConfigError: they are two.
+        ConfigError: the networks differ.
     """
     former = {_key(entry): entry.get("judging", {}).get(NETWORK) for entry in old}
     for entry in new:
@@ -193,17 +194,17 @@ def _require_one_network(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping
 
 
 def _alike(baseline: list[dict[str, object]], results: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Return the entries of a baseline without those that were judged otherwise than the set that they stand beside."""
+    """Return a baseline's entries without those that were judged with other settings than the set's results."""
     judging = {_key(entry): entry.get("judging") for entry in results}
     return [e for e in baseline if _key(e) not in judging or e.get("judging") == judging[_key(e)]]
 
 
 def dropped_baselines(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the baselines with their judges of one content of ``metrics.json`` that a later one has no more."""
+    """Return the baselines, each with its judge, that are in ``before`` but not in ``after``."""
 
-    def named(document: Mapping[str, Any]) -> list[str]:
-        found = document.get("baselines", {}).items()
-        return [f"{name} by {entry['judge']}" for name, entries in found for entry in entries]
+    def titles(document: Mapping[str, Any]) -> list[str]:
+        baselines = document.get("baselines", {}).items()
+        return [f"{name} by {entry['judge']}" for name, entries in baselines for entry in entries]
 
-    kept = named(after)
-    return list(dict.fromkeys(name for name in named(before) if name not in kept))
+    kept = titles(after)
+    return list(dict.fromkeys(title for title in titles(before) if title not in kept))

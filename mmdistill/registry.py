@@ -1,4 +1,4 @@
-"""Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
+"""Look-up of domains, data sets and methods by name; a domain is imported when it is first needed."""
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
@@ -26,22 +26,22 @@ DOMAIN_PACKAGES: dict[str, str] = {
     "text": "mmdistill.text",
     "recsys": "mmdistill.recsys",
 }
-"""The modules that export a ``DOMAIN``, by its name; a script may add its own."""
+"""Modules that export a ``DOMAIN``, by its name; a script may add its own."""
 SHIPPED = frozenset(DOMAIN_PACKAGES)
 """The domains of this package."""
 
 EVERYWHERE = ("width", "device", "judge_epochs", "seed")
-"""What tasks of every domain are told."""
+"""Options of tasks of every domain."""
 OF_SOME_TASKS = (
     *("model", "text_column", "label_column", "user_column", "item_column", "rating_column", "time_column"),
     *("min_rating", "split_by", "encoder", "length", "judge_batch", "judge_precision", "protocol", "whiten"),
     *("mirror", "size", "inductive", "teacher"),
 )
-"""What tasks of some domains are told, those whose ``options`` name it."""
+"""Options of tasks of the domains whose ``options`` name them."""
 TASK_OPTIONS = (*EVERYWHERE, *OF_SOME_TASKS)
-"""What a user may choose of a task, called alike on the command line and in Python."""
+"""All options of tasks, by the same names on the command line and in Python."""
 OF_SOME_DOMAINS = (*OF_SOME_TASKS, "augment", "interactions_per_user")
-"""The options that only some domains take, those whose ``options`` name them; the last two are settings of methods."""
+"""All options that only some domains take; the last two are settings of methods."""
 
 
 class Row(NamedTuple):
@@ -49,9 +49,9 @@ class Row(NamedTuple):
 
     Args:
         objective: what is matched.
-        network: how the networks are updated on which it is matched.
+        network: how the networks for matching are updated.
         parameterization: how samples are stored, and whether they are augmented while matching (DSA).
-        label: of the samples.
+        label: the samples' labels.
     """
 
     objective: str
@@ -61,11 +61,11 @@ class Row(NamedTuple):
 
 
 class StorageFamily(NamedTuple):
-    """Ways of storing samples that a number at the end of their name tells apart.
+    """Ways of storing samples whose names differ in a number at the end.
 
     Args:
-        make: the way of a number.
-        summary: a line on them, which calls the number N.
+        make: returns the way for a number.
+        summary: one line, which calls the number N.
     """
 
     make: Callable[[int], Storage]
@@ -74,38 +74,37 @@ class StorageFamily(NamedTuple):
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of data, as the command line and the report see it; each domain package exports one as ``DOMAIN``.
+    """One kind of data for the command line and the report; each domain package exports one as ``DOMAIN``.
 
     Args:
         name: ``image``, ``graph``, ``graph-set``, ``text`` or ``recsys``.
         budget: how synthetic size is counted.
         datasets: data set names with one line each.
-        accepts: whether a file or folder of the user's looks like this domain's data.
-        make_task: builds the task for a data set name or path; its keywords are those options that were given: of
-            :data:`EVERYWHERE`, and of the :data:`OF_SOME_TASKS` that ``options`` names. A device and a seed always are.
+        accepts: whether a user's file or folder looks like this domain's data.
+        make_task: builds the task for a data set name or path; its keywords are the options that were given, of
+            :data:`EVERYWHERE` and of the :data:`OF_SOME_TASKS` in ``options``. A device and a seed are always given.
         methods: methods of this domain alone, and refinements of shared ones.
-        first: those to start with, in words; empty where there is one.
+        first: the methods to start with, in words; empty if there is only one.
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
         exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
-        imports: reads sets that other tools made; None: it reads none.
-        accepted: one line on the files and folders of the user's own that it reads.
-        claims: whether a name that stands in none of its lists (``hf:NAME``, say) is this domain's.
-        presets: by data set name, methods whose settings differ there.
-        reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
-        parameterizations: by name, ways of storing samples that any method can take instead of its own.
-        families: ways of storing samples with a number at the end of their name, by what stands before it.
-        storages: by data set name, ways of storing samples whose settings differ there.
-        tables: endings of the tables whose columns options name.
-        options: which of the options in :data:`OF_SOME_DOMAINS` mean something to it.
-        instead: of those that mean nothing to it, what there is in their place, in words.
+        imports: reads sets of other tools; None: no sets can be imported.
+        accepted: one line on the user's files and folders that it reads.
+        claims: whether a name outside of its lists (``hf:NAME``, say) is this domain's.
+        presets: by data set name, methods with other settings there.
+        reduced: by data set name, methods with short schedules for a CPU; '*' is for data without an entry.
+        parameterizations: by name, ways of storing samples that any method can use instead of its own.
+        families: ways of storing samples with a number at the end of their name, by the name before it.
+        storages: by data set name, ways of storing samples with other settings there.
+        tables: file endings of the tables whose columns are named by options.
+        options: the options in :data:`OF_SOME_DOMAINS` that it takes.
+        instead: alternatives, in words, to options that it does not take.
         protocols: ways of training judges by name, a line each.
         taxonomy: by method name, the rows of Table 1.
-        networks: by method name, the network that the commands distil with unless another is asked for, where it is not
-            the domain's default.
-        conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
-        shortcoming: what keeps a path that is nearly this domain's data from being read, in words; empty for others.
-        network_added: whether a user's code added the network of a name, or a judge's; it may change with that code.
-        shipped: the names of the methods and ways of storing that it had when it was made.
+        networks: by method name, the default network of the commands, if it differs from the domain's.
+        conditions: the options, by name, behind the published numbers of a method, a data set and a budget.
+        shortcoming: why a path that is nearly this domain's data cannot be read, in words; empty for others.
+        network_added: whether the network or judge of a name comes from a user's code, which may change.
+        shipped: the names of the methods and ways of storing that it was created with.
     """
 
     name: str
@@ -137,11 +136,11 @@ class Domain:
     shipped: frozenset[str] = field(init=False, default=frozenset())
 
     def __repr__(self) -> str:
-        """Return in one line which domain this is and how much it has."""
+        """Return the domain's name and its numbers of data sets and methods in one line."""
         return f"Domain({self.name}, {len(self.datasets)} data sets, {len(domain_methods(self))} methods)"
 
     def __post_init__(self) -> None:
-        """Note which methods and ways of storing there are before a user's code adds others."""
+        """Record the names of methods and ways of storing before a user's code adds others."""
         object.__setattr__(self, "shipped", frozenset({*domain_methods(self), *self.parameterizations}))
 
 
@@ -165,7 +164,7 @@ def get_domain(name: str) -> Domain:
 
 
 def takers(option: str) -> list[str]:
-    """Return the names of the domains that take an option, importing them all."""
+    """Return the names of the domains that take an option; all domains are imported."""
     return [name for name in DOMAIN_PACKAGES if option in get_domain(name).options]
 
 
@@ -176,14 +175,14 @@ def domain_of(
 
     Args:
         data: the name or path.
-        columns: the options by which a user named columns: a table belongs to the domain that has them.
-        budget: what a user counts samples in: without named columns a table belongs to the one domain that does so.
-        method: what a user distils by: else a table, and what several domains read, belongs to the one that has it.
-            What is left belongs to a domain that a user's code added, whose files are a narrower kind.
+        columns: the given options that name columns: a table belongs to the domain with these options.
+        budget: the unit of the given budget: without columns, a table belongs to the only domain with this unit.
+        method: the given method: failing that, a table, or a path that several domains accept, belongs to the only
+            domain with this method. Otherwise a domain from a user's code comes first, as the more special one.
     Raises:
         ConfigError: neither a known name nor an existing path, or a path that no domain reads.
     """
-    for name in DOMAIN_PACKAGES:  # one after the other: importing a domain takes seconds
+    for name in DOMAIN_PACKAGES:  # import no domain in vain: each takes seconds
         domain = get_domain(name)
         if _knows(domain, data):
             return domain
@@ -191,31 +190,32 @@ def domain_of(
     path = users_path(data)
     if not path.exists():
         raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
-    own = _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
+    by_method = _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
     accepting = [domain for domain in domains if domain.accepts(path)]
-    named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
+    by_options = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
     if path.is_file():
-        named = named or _only([domain for domain in domains if domain.budget == budget]) or own
-        if named and path.name.lower().removesuffix(".gz").endswith(named[0].tables):
-            return named[0]
-    elif named and not accepting:
-        return named[0]
+        by_options = by_options or _only([domain for domain in domains if domain.budget == budget]) or by_method
+        if by_options and path.name.lower().removesuffix(".gz").endswith(by_options[0].tables):
+            return by_options[0]
+    elif by_options and not accepting:
+        return by_options[0]
     if accepting:
-        return min(accepting, key=lambda domain: (domain not in own, domain.name in SHIPPED))
-    near = next(filter(None, (domain.shortcoming(path) for domain in domains)), "")
-    raise ConfigError(near or f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
+        return min(accepting, key=lambda domain: (domain not in by_method, domain.name in SHIPPED))
+    shortcoming = next(filter(None, (domain.shortcoming(path) for domain in domains)), "")
+    raise ConfigError(
+        shortcoming or f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders"
+    )
 
 
 def _only(domains: list[Domain]) -> list[Domain]:
-    """Return the one domain that there is; none of several."""
+    """Return the list if it has exactly one domain, else an empty list."""
     return domains if len(domains) == 1 else []
 
 
 def located(data: str) -> str:
-    """Return a known data set's name in its one spelling, and a path as an absolute one, which a run finds anywhere.
+    """Return a data set's canonical name, or an absolute path, which a run finds from any folder.
 
-    Names that a domain claims (``hf:NAME``) stay as they are: others give them. Those of a folder (``hf:FOLDER``) are
-    paths.
+    Names that a domain claims (``hf:NAME``) stay as they are; those of a folder (``hf:FOLDER``) are paths.
     """
     if on_hub(data):
         return located_on_hub(data)
@@ -227,30 +227,30 @@ def located(data: str) -> str:
 
 
 def _knows(domain: Domain, data: str) -> bool:
-    """Return whether something is the name of a domain's data set, and no path."""
+    """Return whether ``data`` is the name of one of a domain's data sets."""
     return canonical(data) in domain.datasets or domain.claims(data)
 
 
 def domain_methods(domain: Domain) -> MethodTable:
-    """Return all methods of a domain: the shared ones that make sense there, then its own."""
+    """Return all methods of a domain: the shared ones that it has, then its own."""
     shared = {name: method for name, method in CORE_METHODS.items() if domain.name in method.domains}
     return MethodTable({**shared, **domain.methods})
 
 
 def _methods_for(domain: Domain, data: str) -> dict[str, Method]:
-    """Return the methods of a domain with the settings for a data set, and those that are for it alone."""
+    """Return the methods of a domain, with a data set's own settings and methods."""
     return {**domain_methods(domain), **domain.presets.get(canonical(data), {})}
 
 
 def method_names(task: Task) -> list[str]:
     """Return the names of the methods that :func:`~mmdistill.distill` takes for a task.
 
-    They are those that ``mmdistill methods KIND`` lists, and in a script those that it adds, but for those that make
-    samples of another kind than the task has (of texts: points, or token embeddings). A method may ask for more of a
-    network than the task's has, and then says so.
+    They are the methods in ``mmdistill methods KIND`` and those that a script adds, without methods for another kind of
+    samples than the task's (of texts: points, or token embeddings). A method may still need more than the task's
+    network offers; it then raises an error.
 
     Raises:
-        ConfigError: no task, or one of a domain that is not registered, which takes :class:`Method` values alone.
+        ConfigError: not a task, or one of a domain that is not registered, which takes only :class:`Method` values.
     """
     require_task(task)
     info = task.describe()
@@ -266,16 +266,18 @@ def _suits(method: Method, task: Task) -> bool:
 
 
 def has_method(name: str) -> bool:
-    """Return whether any domain has a method of a name, importing them all if none has."""
+    """Return whether any domain has a method of a name; all domains are imported if none has."""
     key = canonical(name)
-    domains = map(get_domain, DOMAIN_PACKAGES)
-    return any(key in domain_methods(one) or any(key in own for own in one.presets.values()) for one in domains)
+    return any(
+        key in domain_methods(domain) or any(key in methods for methods in domain.presets.values())
+        for domain in map(get_domain, DOMAIN_PACKAGES)
+    )
 
 
 def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "published") -> Method:
-    """Return a method by name in a domain, with the settings for a data set; an unknown name suggests the nearest.
+    """Return a method by name in a domain, with the settings for a data set.
 
-    A method of other kinds of data is said to be that.
+    The error for an unknown name suggests the nearest, or tells which kinds of data have the method.
 
     Args:
         domain: of the data.
@@ -310,20 +312,20 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
 
 
 def get_parameterization(domain: Domain, name: str, data: str = "") -> Storage:
-    """Return a way of storing samples by name, with the settings for a data set; an unknown name suggests the nearest.
+    """Return a way of storing samples by name, with the settings for a data set.
 
     Raises:
-        ConfigError: an unknown name, or a domain that has but its methods' own.
+        ConfigError: an unknown name (the nearest is suggested), or a domain with only its methods' own ways.
     """
     if not domain.parameterizations:
         raise ConfigError(f"{domain.name} data are stored as each method does it; leave the parameterization out")
-    found = {**domain.parameterizations, **domain.storages.get(canonical(data), {})}
+    storages = {**domain.parameterizations, **domain.storages.get(canonical(data), {})}
     key = canonical(name)
     stem, _, number = key.rpartition("-")
     if stem in domain.families and number.isascii() and number.isdecimal() and int(number):
         key = f"{stem}-{int(number)}"
-        found = {key: domain.families[stem].make(int(number)), **found}
-    if key not in found:
-        known = [*found, *(f"{stem}-N" for stem in domain.families)]
+        storages = {key: domain.families[stem].make(int(number)), **storages}
+    if key not in storages:
+        known = [*storages, *(f"{stem}-N" for stem in domain.families)]
         raise unknown_name(f"parameterization of {domain.name} data", name, known, scripts="one")
-    return replace(found[key], name=key)
+    return replace(storages[key], name=key)

@@ -1,6 +1,7 @@
-"""Rehearsals: samples are built as a run builds them, but for what takes long, so that what it refuses is told first.
+"""Rehearsals: a run's samples are built without long computations, so that its errors come before these.
 
-Whatever trains on the way to a run's samples asks :func:`is_rehearsal`, and gives something of the same kind instead.
+Functions that train something on the way to a run's samples test :func:`is_rehearsal`, and return an untrained
+substitute of the same form in a rehearsal.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ _rehearsing = ContextVar("rehearsing", default=False)
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """Rehearse inside."""
+    """Within this context :func:`is_rehearsal` is true."""
     token = _rehearsing.set(True)
     try:
         yield
@@ -21,5 +22,5 @@ def rehearsal() -> Iterator[None]:
 
 
 def is_rehearsal() -> bool:
-    """Return whether samples are built to be looked at and thrown away: of the same kind, with any values."""
+    """Return whether samples are built only as a check, so that any values of the right form will do."""
     return _rehearsing.get()

@@ -1,4 +1,4 @@
-"""Randomness as values, devices and atomic files: what a run needs from its machine."""
+"""Randomness as values, devices, memory and atomic files."""
 
 import functools
 import hashlib
@@ -23,24 +23,24 @@ from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
 
 GUMBEL_LOWEST = -5.0
-"""Where Gumbel draws end, whose distribution function is 1e-64 there: a uniform draw of exactly 0 gives no infinity."""
+"""Lower bound of Gumbel draws, where their distribution function is 1e-64: a uniform draw of 0 gives no infinity."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""Where Linux says what a container may take."""
+"""Linux's file with the memory limit of a container."""
 UNFINISHED = ".mmdistill-part"
-"""How the names of files end that are being written."""
+"""The ending of names of files that are being written."""
 STALE = 86_400.0
-"""Seconds after which nobody goes on writing what was last written to before them."""
+"""Seconds without a write after which an unfinished file counts as abandoned."""
 HELD = 1.0
-"""Seconds for which another program may hold a file before it counts as its own."""
+"""Seconds to wait for a file that another program holds."""
 
 
 @dataclass(frozen=True)
 class Draws:
     """A key that every random number is derived from: a seed and a path of names.
 
-    A key is a value, not a generator: the same key gives the same numbers however often it is
-    asked, so siamese augmentation is two calls with one key, and a resumed run needs no saved random
-    state. Derive a fresh key with :meth:`fold` for everything that must differ.
+    A key is a value, not a generator: the same key always gives the same numbers, so siamese
+    augmentation is two calls with one key, and a resumed run needs no saved random
+    state. Derive a new key with :meth:`fold` for everything that must differ.
 
     Args:
         seed: the run's seed.
@@ -53,7 +53,7 @@ class Draws:
     device: torch.device = torch.device("cpu")
 
     def fold(self, *names: str | int) -> "Draws":
-        """Return the key that these names lead to."""
+        """Return the key with these names appended to its path."""
         return Draws(self.seed, self.path + names, self.device)
 
     def to(self, device: torch.device | str) -> "Draws":
@@ -61,16 +61,17 @@ class Draws:
         return Draws(self.seed, self.path, torch.device(device))
 
     def integer(self) -> int:
-        """Return the key's own 63-bit integer, of which generators on a CPU read the lower 32 bits."""
+        """Return the key's own 63-bit integer; generators on a CPU read only its lower 32 bits."""
+        # numpy's integers become Python's, so that both give the same draws.
         parts = (int(p) if isinstance(p, Integral) and not isinstance(p, int) else p for p in (self.seed, *self.path))
-        text = repr((next(parts), tuple(parts))).encode()  # numpy's integers draw what Python's do
+        text = repr((next(parts), tuple(parts))).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     def generator(self) -> torch.Generator:
         """Return a new generator on the key's device that starts from this key."""
         for recorder in _recorders[::-1]:
-            if (found := recorder(self)) is not None:
-                return found
+            if (recorded := recorder(self)) is not None:
+                return recorded
         generator = torch.Generator(device=self.device)
         generator.manual_seed(self.integer())
         return generator
@@ -89,7 +90,7 @@ class Draws:
         return torch.randint(high, shape, generator=self.generator(), device=self.device)
 
     def index(self, n: int) -> int:
-        """Draw one of 0, ..., n - 1 as a plain number: on the CPU, whatever the key's device, so that nobody waits."""
+        """Draw one of 0, ..., n - 1 as a plain number, always on the CPU, to avoid a device synchronisation."""
         return int(self.to("cpu").integers(n, 1))
 
     def permutation(self, n: int) -> Tensor:
@@ -98,7 +99,7 @@ class Draws:
 
     def gumbel(self, *shape: int) -> Tensor:
         """Draw float32 from the standard Gumbel distribution."""
-        # thrice as fast as exponential_
+        # Three times as fast as ``exponential_``.
         uniform = torch.rand(shape, generator=self.generator(), device=self.device, dtype=torch.float32)
         return uniform.log_().neg_().log_().neg_().clamp_(min=GUMBEL_LOWEST)
 
@@ -108,7 +109,7 @@ _recorders: list[Callable[[Draws], torch.Generator | None]] = []
 
 @contextmanager
 def recording(recorder: Callable[[Draws], torch.Generator | None]) -> Iterator[None]:
-    """Let a recorder give the generators of all keys meanwhile but those for which it gives None; threads share it."""
+    """Within this context the recorder provides the keys' generators unless it returns None; threads share it."""
     _recorders.append(recorder)
     try:
         yield
@@ -117,19 +118,19 @@ def recording(recorder: Callable[[Draws], torch.Generator | None]) -> Iterator[N
 
 
 _constructing = threading.RLock()
-"""Held by the thread that constructs something by the CPU's global generator.
+"""Held by the thread that constructs something with the CPU's global generator.
 
-Dropout draws by it too, without the lock: a backward pass may run on another thread than its forward pass, which would
-wait for itself.
+Dropout draws from it too, without the lock: its backward pass may run on another thread than its forward pass, which
+would be a deadlock.
 """
 
 
 @contextmanager
 def host_draws_from(seed: int) -> Iterator[None]:
-    """Let torch's global generator on the CPU start from a seed meanwhile, and put its state back; no other is touched.
+    """Within this context torch's global CPU generator starts from a seed; its state is restored, no other is touched.
 
-    What is constructed so, by whatever thread, is the same for the same seed: threads take turns.
-    ``torch.manual_seed`` seeds all devices' generators, and ``fork_rng`` puts back those alone that it is told.
+    Constructions in this context are reproducible in every thread, since threads take turns. ``torch.manual_seed``
+    would seed all devices' generators, and ``fork_rng`` restores only those that it is given.
     """
     with _constructing, _host_seeded(seed):
         yield
@@ -147,12 +148,12 @@ def _host_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def global_draws_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Let torch's global generators on the CPU and on one device start from a seed meanwhile; no other is touched."""
+    """Within this context torch's global generators on the CPU and on one device start from a seed."""
     with _host_seeded(seed):
         if device.type != "cuda":
             yield
             return
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # before which there are no generators
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # creates the generators
         index = torch.cuda.current_device() if device.index is None else device.index
         generator = torch.cuda.default_generators[index]
         state = generator.get_state()
@@ -164,12 +165,12 @@ def global_draws_from(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """Return the device that a name means; ``auto`` is CUDA where there is one.
+    """Return the device of a name; ``auto`` is CUDA if available.
 
-    A CUDA device comes with its index, as the tensors that lie on it have it, so that the two compare equal.
+    A CUDA device has its index, like the device of a tensor on it, so that the two compare equal.
 
     Raises:
-        ConfigError: CUDA is asked for and absent, or the name is no device.
+        ConfigError: an unknown or unsuitable device, or CUDA where it is absent.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -189,10 +190,10 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def checked_seed(seed: int) -> int:
-    """Return a seed as a plain integer, which is what a set can say of it.
+    """Return a seed as a plain integer, which JSON can hold.
 
     Raises:
-        ConfigError: it is no whole number.
+        ConfigError: the seed is not a whole number.
     """
     if not is_of(seed, Integral):
         raise ConfigError(f"seed is a whole number, got {seed!r}")
@@ -200,18 +201,18 @@ def checked_seed(seed: int) -> int:
 
 
 def prepare_deterministic_kernels() -> None:
-    """Let cuBLAS be able to compute the same bits each time: it reads its setting once, when CUDA first computes.
+    """Enable deterministic cuBLAS kernels by their environment variable, which is read when CUDA first computes.
 
-    What the user has set stays.
+    A user's value stays.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Let CUDA run only kernels that give the same bits each time, where they are wanted; afterwards as before.
+    """Within this context, if ``wanted``, CUDA runs only deterministic kernels.
 
-    Where CUDA computed before, :func:`prepare_deterministic_kernels` must have been called before that.
+    If CUDA has computed before, :func:`prepare_deterministic_kernels` must have been called before that.
     """
     if not wanted:
         yield
@@ -232,15 +233,15 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
 def spare_memory_bytes() -> int:
     """Return the memory that the CPU may spend to save time: an eighth of the machine's, at most 4 GiB.
 
-    A container's is what its control group may take. Where the system does not tell its memory, it is 1 GiB.
+    In a container, it is an eighth of the control group's limit. On systems that do not tell their memory, it is 1 GiB.
     """
     try:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not on Windows; a name that this system does not know
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows, or a name that this system does not know
         return 1 << 30
     with suppress(OSError, ValueError):  # no control groups of version 2, or "max"
-        whole = min(whole, int(CGROUP_LIMIT.read_text()))
-    return min(whole // 8, 4 << 30)
+        total = min(total, int(CGROUP_LIMIT.read_text()))
+    return min(total // 8, 4 << 30)
 
 
 def describe_device(device: torch.device) -> str:
@@ -254,32 +255,32 @@ def describe_device(device: torch.device) -> str:
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak of this process: allocated device memory on CUDA, resident memory on the CPU, in bytes.
 
-    It is 0 where the system does not tell it, as on Windows.
+    It is 0 on systems that do not tell it, such as Windows.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
         import resource
-    except ImportError:  # on Windows, say
+    except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if platform.system() == "Darwin" else peak * 1024)
 
 
 class Elsewhere:
-    """A tensor on another device, copied when another one is asked for than the last time.
+    """A one-entry cache of a tensor's copy on another device.
 
-    So a constant of a run makes nobody wait for its device in every step.
+    It saves a constant of a run from being copied, with a device synchronisation, in every step.
     """
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, int, Tensor] | None = None
 
     def __call__(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """Return a copy on a device, or the tensor itself if it lies there."""
+        """Return the tensor's copy on a device, or the tensor itself if it is there."""
         if tensor.device == device:
             return tensor
-        if tensor.is_inference():  # whose changes nothing counts
+        if tensor.is_inference():  # inference tensors have no version counter
             return tensor.to(device)
         last = self._last
         if last is None or last[0] is not tensor or last[1] != tensor._version or last[2].device != device:
@@ -288,7 +289,7 @@ class Elsewhere:
 
 
 def tensor_digest(*tensors: Tensor) -> str:
-    """Return a hash of what tensors hold, their shapes and types included."""
+    """Return a hash of the values, shapes and types of tensors."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
@@ -305,13 +306,13 @@ def cache_folder() -> Path:
     chosen = os.environ.get("MMDISTILL_CACHE")
     if chosen:
         return users_path(chosen)
-    place = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not place.is_absolute():  # which its standard has ignored
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the XDG standard has relative paths ignored
         try:
-            place = Path.home() / ".cache"
+            base = Path.home() / ".cache"
         except RuntimeError as error:
             raise ConfigError("there is no home folder for a cache: set MMDISTILL_CACHE to another one") from error
-    return place / "mmdistill"
+    return base / "mmdistill"
 
 
 def data_root() -> Path:
@@ -321,11 +322,11 @@ def data_root() -> Path:
 
 
 def remove_parts(folder: Path, alone: bool = True) -> None:
-    """Remove what killed processes left of the files that they were writing in a folder.
+    """Remove unfinished files that killed processes left in a folder.
 
     Args:
-        folder: which.
-        alone: whether no other process writes there; else only what none has written to for a day goes.
+        folder: the folder.
+        alone: whether no other process writes there; if not, only files older than a day are removed.
     """
     if not alone:
         remove_stale_parts(folder)
@@ -335,9 +336,9 @@ def remove_parts(folder: Path, alone: bool = True) -> None:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove such files where other processes may be writing: those that none has written to for a day.
+    """Remove unfinished files that no process has written to for a day; others may be in use.
 
-    What cannot be removed stays, as another user's in a cache folder that several share.
+    Files that cannot be removed stay, such as another user's in a shared cache folder.
     """
     for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(OSError):
@@ -346,10 +347,10 @@ def remove_stale_parts(folder: Path) -> None:
 
 
 def patiently(act: Callable[[], object]) -> None:
-    """Replace or remove a file; on Windows, where a virus scanner may hold one for a moment, try for a second.
+    """Replace or remove a file; on Windows, where a virus scanner may hold it for a moment, retry for a second.
 
     Raises:
-        PermissionError: it is still held then, or may not be touched at all.
+        PermissionError: the file is still held, or may not be changed at all.
     """
     until = time.monotonic() + HELD
     while True:
@@ -367,7 +368,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name whole or not at all.
 
     The bytes go to a temporary file beside the target, are flushed to disk, and replace the target in
-    one step; on any error, the temporary file goes and the old content stays.
+    one step; on any error, the temporary file is removed and the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
@@ -378,8 +379,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(handle.fileno())
         patiently(lambda: part.replace(path))
     except BaseException as error:
-        with suppress(OSError):  # on Windows, where another program holds it
+        with suppress(OSError):  # on Windows another program may hold it
             part.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # a full disk is not told by name
+        if isinstance(error, OSError) and error.filename is None:  # a full disk comes without a file's name
             error.filename = str(path)
         raise

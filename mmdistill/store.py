@@ -22,11 +22,11 @@ from mmdistill.task import Batch, Tensors
 CHECKPOINT_VERSION = 2
 TREE_KEY = "tree"
 DIGEST = "digest"
-"""Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""
+"""The key of the digest of a file's content, which reveals damage that leaves the file readable."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 atomically; what it cannot hold of files' names is escaped."""
+    """Write a text in UTF-8 atomically; undecodable bytes of file names in it are escaped."""
     with atomic_write(path) as handle:
         handle.write(encodable(text).encode())
 
@@ -38,13 +38,13 @@ def write_json(path: Path, content: object) -> None:
 
 
 def as_json(content: Mapping[str, object]) -> dict[str, Any]:
-    """Return what :func:`read_json` gives back of what :func:`write_json` writes: plain values."""
+    """Return content as :func:`read_json` would return it after :func:`write_json`."""
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return plain
 
 
 def write_torch(path: Path, content: object) -> Path:
-    """Write tensors in torch's own format, atomically; returns the path."""
+    """Write tensors in torch's own format, atomically; return the path."""
     with atomic_write(path) as handle:
         torch.save(content, handle)
     return path
@@ -55,10 +55,10 @@ def read_json(path: Path, *, version: int | None = None) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        version: the one that can be read, where the file says its own.
+        version: the version to accept, if the file has one; None: any.
     Raises:
-        CheckpointError: the file is missing, truncated or no object.
-        VersionError: it is of another version.
+        CheckpointError: the file is missing, truncated or not an object.
+        VersionError: the file has another version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -103,13 +103,13 @@ def _unpack(node: Any, tensors: Tensors) -> Any:
 
 
 def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """Return a digest of tensors on the CPU, with their names and forms, and of a text."""
-    found = hashlib.blake2b(text.encode(), digest_size=16)
+    """Return a digest of tensors on the CPU, with their names, types and shapes, and of a text."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_tree(path: Path, tree: Mapping[str, object]) -> None:
@@ -124,23 +124,23 @@ def save_tree(path: Path, tree: Mapping[str, object]) -> None:
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically.
 
-    Of metadata give one entry alone where files shall be equal: safetensors writes several in an order that differs
+    For reproducible files, give at most one entry of metadata: safetensors writes several in an order that differs
     from run to run.
     """
-    said = None if metadata is None else {name: encodable(value) for name, value in metadata.items()}
+    escaped = None if metadata is None else {name: encodable(value) for name, value in metadata.items()}
     with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save(tensors, metadata=said))
+        handle.write(safetensors.torch.save(tensors, metadata=escaped))
 
 
 @contextmanager
 def opened_tensors(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; its library takes names in UTF-8 alone, so one of another name by a descriptor.
+    """Open a safetensors file; one whose name is not UTF-8, which its library requires, by a descriptor.
 
-    Tensors got from it map the file: copied they leave it free to be replaced, by others as by Windows.
+    Tensors from the handle map the file; copy them, so that the file can be replaced (on Windows too).
     """
     try:
         os.fsencode(path).decode()
-    except UnicodeDecodeError:  # as the system writes the name, be it by its locale or by its user
+    except UnicodeDecodeError:  # from the system's locale, or from a user
         pass
     else:
         with safetensors.safe_open(path, framework="pt") as handle:
@@ -151,12 +151,12 @@ def opened_tensors(path: Path) -> Iterator[Any]:
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Read a safetensors file; returns copies of its tensors by name, and its metadata.
+    """Read a safetensors file; return copies of its tensors by name, and its metadata.
 
     Raises:
         CheckpointError: the file is missing, truncated or damaged.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not path.is_file():  # reading a pipe would block
         raise CheckpointError(f"{path} is no file")
     try:
         with opened_tensors(path) as handle:
@@ -182,8 +182,7 @@ def load_tree(path: Path) -> dict[str, Any]:
         version = description["version"]
         if version != CHECKPOINT_VERSION:
             raise CheckpointError(f"{path} has checkpoint version {version}, this mmdistill reads {CHECKPOINT_VERSION}")
-        found = digest_of(tensors, json.dumps(description["root"]))
-        if description[DIGEST] != found:
+        if description[DIGEST] != digest_of(tensors, json.dumps(description["root"])):
             raise CheckpointError(f"{path} is damaged (its content has changed since it was written)")
         root = _unpack(description["root"], tensors)
     except (ValueError, KeyError, TypeError) as error:
@@ -194,13 +193,13 @@ def load_tree(path: Path) -> dict[str, Any]:
 
 
 def kept_tree(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a copy of a nested tree whose tensors are cut from the graph and on the CPU."""
+    """Return a copy of a nested tree with all tensors detached and on the CPU."""
     copied: Mapping[str, Any] = tree_map_only(Tensor, _detached, tree)
     return copied
 
 
 def detached(batch: Batch) -> Batch:
-    """Return a copy of a batch, cut from the graph, on the CPU."""
+    """Return a detached copy of a batch on the CPU."""
     return batch.map(_detached)
 
 
