@@ -9,10 +9,10 @@ For example::
     print(evaluate(task, distilled))
 
 Other kinds of data: ``graph_task``, ``graph_set_task``, ``text_task``, ``token_task`` and ``recsys_task``.
-``method_names(task)`` lists the methods that ``distill`` takes by name, ``method_settings(task, "dm", ipc=10)`` is what
-one takes. ``distill(..., out=folder)`` keeps a set, ``DistilledSet.load`` reads it, ``export`` writes it for other
-tools, and ``import_set`` reads theirs. ``save_evaluation`` keeps scores, and ``compare`` puts runs side by side.
-``METHODS`` holds the six methods that are made of parts of no kind of data, with published settings.
+``method_names(task)`` lists the methods that ``distill`` takes by name, ``method_settings(task, "dm", ipc=10)`` returns
+the settings of one. ``distill(..., out=folder)`` saves a set, ``DistilledSet.load`` reads it, ``export`` writes it for
+other tools, and ``import_set`` reads theirs. ``save_evaluation`` saves scores, and ``compare`` puts runs side by side.
+``METHODS`` holds the six methods that suit several kinds of data, with published settings.
 """
 
 import sys
@@ -68,7 +68,7 @@ _HOMES = {
     "token_task": ("mmdistill.text.token_task", "token_task"),
     "recsys_task": ("mmdistill.recsys.builders", "recsys_task"),
 }
-"""Public names are imported when first used, so that the command line and one domain load nothing they do not need."""
+"""Public names are imported at their first use, so that the command line and one domain load only what they need."""
 
 __all__ = [
     "METHODS",
@@ -108,7 +108,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps ``mmdistill.distill`` the function: importing the submodule of that name would put itself there."""
+    """Keeps ``mmdistill.distill`` the function, which importing the submodule of that name would replace."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(value, ModuleType) and name in _HOMES:

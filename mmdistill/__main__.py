@@ -1,10 +1,10 @@
-"""``python -m mmdistill``, which is also what torchrun starts, and the command ``mmdistill``."""
+"""The entry point of ``python -m mmdistill``, which torchrun starts too, and of the command ``mmdistill``."""
 
 import sys
 
 
 def run() -> int:
-    """Run the command line; an interruption while modules are imported ends it as quietly as later ones."""
+    """Run the command line; an interruption during its imports ends it as quietly as a later one."""
     try:
         from mmdistill.cli import main  # here, so that Ctrl-C finds its handler
 

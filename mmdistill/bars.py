@@ -11,12 +11,12 @@ from typing import Never, Protocol
 from tqdm import TqdmWarning, tqdm
 
 TERMINAL_SECONDS = 0.1
-"""Between two pictures of a bar on a terminal."""
+"""Seconds between two updates of a bar on a terminal."""
 LOG_SECONDS = 20.0
-"""And in a file, where each is a line of its own."""
+"""Seconds between two updates in a file, where each is a line of its own."""
 
 SIZE = {"ncols": 80, "nrows": 20}
-"""Of a terminal that says it has no columns, on which tqdm draws nothing."""
+"""The size to assume for a terminal that reports no columns, on which tqdm would draw nothing."""
 UNEVEN = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 """A bar without a remaining time."""
 
@@ -26,7 +26,7 @@ _showing: ContextVar[bool] = ContextVar("showing", default=False)
 
 @contextmanager
 def showing(visible: bool) -> Iterator[None]:
-    """Let what takes long meanwhile show a bar of its own, where this or an outer one is visible."""
+    """Within this context long computations show a bar of their own, if ``visible`` here or in an outer context."""
     token = _showing.set(visible or is_showing())
     try:
         yield
@@ -35,50 +35,50 @@ def showing(visible: bool) -> Iterator[None]:
 
 
 def is_showing() -> bool:
-    """Return whether a run around this shows a bar."""
+    """Return whether a surrounding :func:`showing` is visible."""
     return _showing.get()
 
 
 class Show(Protocol):
-    """Shows how far a long piece of work has come."""
+    """A function that shows progress."""
 
     def __call__(self, done: int, total: int, **facts: str) -> None:
-        """Show so many units done of all, and facts beside them."""
+        """Show that ``done`` of ``total`` units are done, with facts beside."""
 
 
 def in_notebook() -> bool:
-    """Return whether this runs in a notebook's kernel, whose output redraws a bar though it is no terminal."""
+    """Return whether this runs in a notebook's kernel, which can redraw a bar without being a terminal."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
 
 
 def _knows_size() -> bool:
-    """Return whether the error stream is no terminal, or one with columns: those that programs open may have none."""
+    """Return whether tqdm can find the error stream's width; terminals opened by programs may report no columns."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (AttributeError, OSError, ValueError):  # of what took its place
+    except (AttributeError, OSError, ValueError):  # not a terminal, or a replaced stream
         return True
 
 
 @contextmanager
 def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = True) -> Iterator[Show]:
-    """Yield what shows progress in a bar, which appears with the first call: errors before it stand alone.
+    """Yield a function that shows progress in a bar; the bar appears with its first call, so not before an error.
 
-    Rates and remaining times count from the first call's ``done``, so that what an earlier run did is not mistaken
-    for speed.
+    Rates and remaining times count from the first call's ``done``, so that the steps of a resumed run's earlier part do
+    not count as speed.
 
     Args:
-        title: what is done.
-        unit: what is counted.
+        title: the bar's title.
+        unit: the name of what is counted.
         visible: False shows nothing.
-        even: whether each unit takes about as long as another; of others no remaining time is guessed.
+        even: whether all units take about as long; if not, no remaining time is shown.
     """
     bar: tqdm[Never] | None = None
     kind, every = tqdm, TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     if visible and in_notebook():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TqdmWarning)  # that ipywidgets are not there, without which it is a text
+            warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets the bar is a text, which is fine
             from tqdm.auto import tqdm as kind
 
         every = TERMINAL_SECONDS
@@ -91,7 +91,7 @@ def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = Tr
                 unit=unit,
                 total=total,
                 initial=done,
-                miniters=0,  # facts change between two units too
+                miniters=0,  # facts may change between units
                 mininterval=every,
                 maxinterval=max(every, 10.0),
                 **({"dynamic_ncols": True} if not visible or _knows_size() else SIZE),

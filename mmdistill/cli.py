@@ -37,12 +37,12 @@ EXPERT_OPTIONS = (
     *("start_epochs", "expert_folder", "expert_precision", "text_column", "label_column", "encoder", "length"),
     *("size", "mirror", "whiten", "inductive", "split_seed"),
 )
-"""The options of ``distill`` on which experts depend, and where they are made and kept."""
+"""The options of ``distill`` that experts depend on, with those for their device and folder."""
 FORMATS = (
     "images: tensors, folder, pt or ddranking; graphs: pyg or tensors; sets of graphs: pyg or tensors; "
     "text: tensors, embeds or texts; recsys: csr, csv, binary, recbole or tensors"
 )
-"""Names of export formats by domain, here since --help imports no domain."""
+"""Names of export formats by domain, written here since --help imports no domain."""
 
 
 def build_parser() -> Parser:
@@ -122,7 +122,7 @@ def _sweep_parser() -> Parser:
 
 
 def _add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
-    """Add the options of commands that distil: a file of options, and to say what would be done; each with its help."""
+    """Add the options ``--config``, ``--dry-run``, with their help texts, and ``--set``."""
     parser.add_argument("--config", action=ConfigFile, help=file)
     parser.add_argument("--dry_run", action="store_true", help=plan)
     add_set(parser)
@@ -254,100 +254,100 @@ def _data_parser() -> Parser:
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:
-    """Return arguments in the parser's spelling: options with underscores, words of those that choose with hyphens."""
-    found: list[str] = []
-    chosen = False
+    """Return arguments in the parser's spelling: options with underscores, values of :data:`CHOICES` canonical."""
+    result: list[str] = []
+    expects_choice = False
     for argument in arguments:
         if not argument.startswith("--"):
-            found.append(canonical(argument) if chosen else argument)
-            chosen = False
+            result.append(canonical(argument) if expects_choice else argument)
+            expects_choice = False
             continue
         name, equals, value = argument.partition("=")
         option = name[2:].lower().replace("-", "_")
-        found.append(f"--{option}{equals}{canonical(value) if option in CHOICES else value}")
-        chosen = option in CHOICES and not equals
-    return found
+        result.append(f"--{option}{equals}{canonical(value) if option in CHOICES else value}")
+        expects_choice = option in CHOICES and not equals
+    return result
 
 
 def config_first(arguments: Sequence[str]) -> list[str]:
-    """Return a command's arguments with its configuration files first, so that options beside them count."""
-    rest, files = list(arguments), []
-    while "--config" in rest[1:-1]:
-        at = rest.index("--config", 1)
-        files += rest[at : at + 2]
-        del rest[at : at + 2]
-    files += [argument for argument in rest if argument.startswith("--config=")]
-    return [*rest[:1], *files, *(argument for argument in rest[1:] if not argument.startswith("--config="))]
+    """Return a command's arguments with its configuration files first, so that the other options override them."""
+    others, files = list(arguments), []
+    while "--config" in others[1:-1]:
+        at = others.index("--config", 1)
+        files += others[at : at + 2]
+        del others[at : at + 2]
+    files += [argument for argument in others if argument.startswith("--config=")]
+    return [*others[:1], *files, *(argument for argument in others[1:] if not argument.startswith("--config="))]
 
 
 def keep_given_budget(options: Namespace, given: Sequence[str]) -> None:
-    """Let a budget among the arguments stand in place of a configuration file's, of whatever kind that is."""
+    """Let a budget among the arguments replace a configuration file's budget, also one in another unit."""
     names = {argument.partition("=")[0].removeprefix("--") for argument in given if argument.startswith("--")}
     if "config" in names and names & set(BUDGETS):
-        chosen = options[options.command]
+        command_options = options[options.command]
         for name in set(BUDGETS) - names:
-            if name in chosen:
-                chosen[name] = None
+            if name in command_options:
+                command_options[name] = None
 
 
 def require_resume_alone(arguments: Sequence[str]) -> None:
     """Refuse options beside ``--resume``, since a run continues with its own; steps and bounds of memory may change.
 
     Raises:
-        ConfigError: there are some.
+        ConfigError: naming the options to leave out.
     """
     names = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
-    free = ("--resume", *map(as_option, AT_RESUME))
-    beside = [name for name in (name.replace("_", "-") for name in names) if name not in free]
-    if "--resume" in names and beside:
+    allowed = ("--resume", *map(as_option, AT_RESUME))
+    refused = [name for name in (name.replace("_", "-") for name in names) if name not in allowed]
+    if "--resume" in names and refused:
         raise ConfigError(
-            f"a run resumes with its own options; omit {', '.join(beside)}, or begin another run "
+            f"a run resumes with its own options; omit {', '.join(refused)}, or begin another run "
             "in a new --out, or in its place with --out and --overwrite instead of --resume"
         )
 
 
 def run_command(options: Namespace) -> None:
-    """Run the chosen command, all of it as one public call."""
-    from mmdistill.execution.isolation import own_state  # imports torch, which --help should not wait for
+    """Run the chosen command, isolated from the host's state as one public call."""
+    from mmdistill.execution.isolation import own_state  # here, since importing torch would slow --help
 
     with own_state():
-        _run_alone(options)
+        _dispatch(options)
 
 
-def _run_alone(options: Namespace) -> None:
+def _dispatch(options: Namespace) -> None:
     from mmdistill.commands import finished, listings, making, sweep
 
-    chosen = vars(options[options.command]) if options.command in options else {}
-    plain = {name: value for name, value in chosen.items() if name != "config"}
+    given = vars(options[options.command]) if options.command in options else {}
+    values = {name: value for name, value in given.items() if name != "config"}
     if options.command == "distill":
-        resume, dry_run = plain.pop("resume"), plain.pop("dry_run")
-        making.distill_command(DistillConfig(**plain), resume, dry_run)
+        resume, dry_run = values.pop("resume"), values.pop("dry_run")
+        making.distill_command(DistillConfig(**values), resume, dry_run)
     elif options.command == "sweep":
-        own = {name: plain.pop(name) for name in SweepConfig.__dataclass_fields__}
-        dry_run = plain.pop("dry_run")
-        sweep.sweep_command(SweepConfig(**own), DistillConfig(**plain), dry_run)
+        sweep_values = {name: values.pop(name) for name in SweepConfig.__dataclass_fields__}
+        dry_run = values.pop("dry_run")
+        sweep.sweep_command(SweepConfig(**sweep_values), DistillConfig(**values), dry_run)
     elif options.command == "experts":
-        epochs, together = plain.pop("epochs"), plain.pop("together")
-        making.experts_command(DistillConfig(**plain), epochs, together)
+        epochs, together = values.pop("epochs"), values.pop("together")
+        making.experts_command(DistillConfig(**values), epochs, together)
     elif options.command == "import":
-        own = {name: plain.pop(name) for name in IMPORT_OPTIONS}
-        making.import_command(DistillConfig(**plain), **own)
+        import_values = {name: values.pop(name) for name in IMPORT_OPTIONS}
+        making.import_command(DistillConfig(**values), **import_values)
     elif options.command == "evaluate":
-        finished.evaluate_command(plain.pop("runs"), EvaluateConfig(**plain))
+        finished.evaluate_command(values.pop("runs"), EvaluateConfig(**values))
     elif options.command == "report":
-        finished.report_command(plain["runs"])
+        finished.report_command(values["runs"])
     elif options.command == "compare":
-        finished.compare_command(**plain)
+        finished.compare_command(**values)
     elif options.command == "export":
-        finished.export_command(plain["run"], plain["format"], plain["to"])
+        finished.export_command(values["run"], values["format"], values["to"])
     elif options.command == "methods":
-        listings.methods_command(**plain)
+        listings.methods_command(**values)
     else:
         listings.data_command()
 
 
-def _ready_streams() -> None:
-    """Let output neither fail where it is closed nor where its encoding lacks a character, such as one of a path."""
+def _prepare_streams() -> None:
+    """Keep output from failing on a closed stream, or on a character that the stream's encoding lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -357,46 +357,46 @@ def _ready_streams() -> None:
 
 
 @contextmanager
-def _shown_log() -> Iterator[None]:
-    """Show on the terminal what the library logs of its progress, beside its warnings.
+def _log_on_terminal() -> Iterator[None]:
+    """Within this context the library's log of its progress appears on the terminal.
 
-    Where a program that calls :func:`main` shows logs itself, they go there.
+    If a program that calls :func:`main` has handlers of its own, the log goes there.
     """
     log, kept_log = logging.getLogger("mmdistill"), logging.getLogger(KEPT)
-    level, shown, silent = log.level, logging.StreamHandler(), kept_log.disabled
-    kept_log.disabled = True  # which the last line says
+    level, handler, was_disabled = log.level, logging.StreamHandler(), kept_log.disabled
+    kept_log.disabled = True  # the command's last line says the same
     if log.getEffectiveLevel() > logging.INFO:
         log.setLevel(logging.INFO)
     if not log.hasHandlers():
-        log.addHandler(shown)
+        log.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(shown)
+        log.removeHandler(handler)
         log.setLevel(level)
-        kept_log.disabled = silent
+        kept_log.disabled = was_disabled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, also by SIGTERM or SIGHUP."""
-    _ready_streams()
+    """Run the command line; return the exit code: 0 done, 2 bad input, 130 interrupted, also by SIGTERM or SIGHUP."""
+    _prepare_streams()
     with ending_as_ctrl_c():
         follow_starter()
         return _exit_code(config_first(spelled(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _exit_code(given: Sequence[str]) -> int:
-    """Run the command that arguments name; print what was wrong or is kept, and return the exit code."""
+    """Run the command in the arguments; print an error or what an interruption has kept, and return the exit code."""
     options = None
     former: Mapping[str, int] = {}
-    # What torch tells torch-geometric's authors is no news to whoever runs a command.
+    # torch's warning is for the authors of torch-geometric, not for users of a command.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     try:
         options = build_parser().parse_args(given or ["--help"])
         require_resume_alone(given)
         keep_given_budget(options, given)
         former = replaced_by(options)
-        with _shown_log(), warnings_as_notes():
+        with _log_on_terminal(), warnings_as_notes():
             run_command(options)
     except MmdistillError as error:
         print(f"mmdistill: error: {error}", file=sys.stderr)
@@ -406,13 +406,13 @@ def _exit_code(given: Sequence[str]) -> int:
         return 2
     except OSError as error:
         closed = sys.platform == "win32" and (error.errno, error.filename) == (errno.EINVAL, None)
-        if closed or isinstance(error, BrokenPipeError):  # whoever read the output, such as head, has seen enough
+        if closed or isinstance(error, BrokenPipeError):  # the reader of the output, such as head, has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        if error.errno == errno.EIO and left_terminal():  # before its signal came, or in spite of it
+        if error.errno == errno.EIO and left_terminal():  # the terminal closed before its signal came, or without one
             return 130
-        said = f"{error.filename or 'a file'}: {error.strerror or error}{remedy(error.filename)}"
-        print(f"mmdistill: error: cannot read or write {said}", file=sys.stderr)
+        reason = f"{error.filename or 'a file'}: {error.strerror or error}{remedy(error.filename)}"
+        print(f"mmdistill: error: cannot read or write {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"mmdistill: stopped; {kept(options, former, getattr(stop, '__notes__', ()))}", file=sys.stderr)

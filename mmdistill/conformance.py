@@ -1,4 +1,4 @@
-"""What the conformance battery is made of: its errors and tolerances, and one objective's point seen another way."""
+"""Parts of the conformance battery: its errors and tolerances, and changes of batches that must not change a value."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, Task, map_inputs, shares_inputs, tensors_of
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
-"""Relative error allowed between two ways of computing one thing, by dtype."""
+"""Relative error allowed between two computations of one quantity, by dtype."""
 
 SINGLE = 1e-3
-"""Relative error allowed of an objective's value and gradient in float32, which differences of near values enlarge."""
+"""Relative error allowed in an objective's value and gradient in float32, which cancellation enlarges."""
 
 
 class ConformanceError(MmdistillError, AssertionError):
@@ -26,18 +26,18 @@ class ConformanceError(MmdistillError, AssertionError):
 
 
 def require(condition: bool, message: str) -> None:
-    """Refuse what breaks a contract.
+    """Check a condition of a contract.
 
     Raises:
-        ConformanceError: it does, in the words of the message.
+        ConformanceError: the condition is false; with the message.
     """
     if not condition:
         raise ConformanceError(message)
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """Have an error of the library tell that something breaks its contract."""
+def as_conformance_error(what: str) -> Iterator[None]:
+    """Within this context an error of the library becomes a :class:`ConformanceError`."""
     try:
         yield
     except MmdistillError as error:
@@ -45,23 +45,23 @@ def told(what: str) -> Iterator[None]:
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """Return ||a - b|| / ||b||, or ||a - b|| where b is 0."""
+    """Return ||a - b|| / ||b||, or ||a - b|| if b is 0."""
     scale = float(b.double().norm())
     return float((a.double() - b.double()).norm()) / (scale or 1.0)
 
 
 def samples_of(batch: Batch | ClassBatch) -> Tensor:
-    """Return the first inputs of a batch that are numbers."""
+    """Return the first float tensor of a batch's inputs."""
     flat = batch.batch if isinstance(batch, ClassBatch) else batch
     return next(t for t in tensors_of(flat.inputs) if t.is_floating_point())
 
 
 def with_samples(batch: Batch | ClassBatch, inputs: Tensor) -> Batch | ClassBatch:
-    """Return a batch with others in the place of its first inputs that are numbers."""
+    """Return a batch with its first float tensor of inputs replaced."""
     if isinstance(batch, ClassBatch):
-        moved = with_samples(batch.batch, inputs)
-        assert isinstance(moved, Batch)
-        return ClassBatch(moved, batch.dims)
+        replaced = with_samples(batch.batch, inputs)
+        assert isinstance(replaced, Batch)
+        return ClassBatch(replaced, batch.dims)
     if not isinstance(batch.inputs, dict):
         return batch._replace(inputs=inputs)
     name = next(n for n, t in batch.inputs.items() if t.is_floating_point())
@@ -69,16 +69,16 @@ def with_samples(batch: Batch | ClassBatch, inputs: Tensor) -> Batch | ClassBatc
 
 
 def in_reverse(batch: Batch | ClassBatch) -> Batch | ClassBatch:
-    """Return a batch in the opposite order of its samples, within each class; as it is where these are linked."""
+    """Reverse the order of samples, within each class; linked samples (of one graph) stay as they are."""
     if not isinstance(batch, ClassBatch):
         return batch if shares_inputs(batch) else batch.map(lambda t: t.flip(0))
     return batch if None in batch.dims else ClassBatch(batch.batch.map(lambda t: t.flip(1)), batch.dims)
 
 
 def padded(batch: Batch | ClassBatch) -> Batch | ClassBatch | None:
-    """Return class batches with one more sample in each class, of another one and of weight 0; None of others.
+    """Pad each class with one sample of another class, with weight 0; return None if that is not possible.
 
-    Samples that may be linked, such as nodes, come in several tensors and have none.
+    It is possible for class batches with one tensor of inputs; others may be linked, like nodes.
     """
     if not isinstance(batch, ClassBatch) or None in batch.dims or not isinstance(batch.batch.inputs, Tensor):
         return None
@@ -93,20 +93,20 @@ def check_weights(
     real: Batch | ClassBatch,
     value: Tensor,
 ) -> None:
-    """Check that samples of weight 0 change nothing, where classes have batches of their own.
+    """Check that padding classes with samples of weight 0 does not change an objective's value.
 
     Args:
-        computed: an objective's value of both sides.
+        computed: computes the value from both sides.
         syn: the synthetic batch.
         real: the real batch.
-        value: of these.
+        value: the value without padding.
     Raises:
-        ConformanceError: they do.
+        ConformanceError: the value changes.
     """
-    for side, one, other in (("synthetic", padded(syn), real), ("real", syn, padded(real))):
-        if one is None or other is None:
+    for side, syn_side, real_side in (("synthetic", padded(syn), real), ("real", syn, padded(real))):
+        if syn_side is None or real_side is None:
             continue
-        error = relative_error(computed(one, other).detach(), value)
+        error = relative_error(computed(syn_side, real_side).detach(), value)
         require(
             error < TOLERANCE[torch.float64],
             f"objective: {side} samples of weight 0 change the value by {error:.1e} of it; classes may have different "
@@ -115,32 +115,32 @@ def check_weights(
 
 
 def with_another_first(batch: Batch, classes: int | None) -> tuple[Batch, Batch]:
-    """Return a batch whose first sample that counts weighs nothing, and the same with another sample in its place.
+    """Return a batch with its first weighted sample set to weight 0, and the same with that sample's values changed.
 
-    The other one has that one's numbers in another order, where it may be changed alone: where inputs are one tensor of
-    a row per sample. Its target is another class, or likewise.
+    Inputs are rolled if they are one tensor with a row per sample, else they stay. The target becomes another class, or
+    is rolled.
 
     Args:
-        batch: the samples, of which one counts at least.
-        classes: how many there are; None: none.
+        batch: the samples, at least one of them with a weight.
+        classes: the number of classes; None: none.
     """
-    place = int(batch.weight.nonzero()[0])
+    first = int(batch.weight.nonzero()[0])
 
-    def moved(tensor: Tensor) -> Tensor:
+    def change_first(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
-        row = tensor[place]
-        tensor[place] = row.roll(1) if row.ndim else (row + 1) % (classes or 2)
+        row = tensor[first]
+        tensor[first] = row.roll(1) if row.ndim else (row + 1) % (classes or 2)
         return tensor
 
     weight = batch.weight.clone()
-    weight[place] = 0
-    alone = isinstance(batch.inputs, Tensor) and len(batch.inputs) == len(weight)
-    inputs = map_inputs(moved, batch.inputs) if alone else batch.inputs
-    return batch._replace(weight=weight), Batch(inputs, map_inputs(moved, batch.targets), weight)
+    weight[first] = 0
+    has_rows = isinstance(batch.inputs, Tensor) and len(batch.inputs) == len(weight)
+    inputs = map_inputs(change_first, batch.inputs) if has_rows else batch.inputs
+    return batch._replace(weight=weight), Batch(inputs, map_inputs(change_first, batch.targets), weight)
 
 
 def without_firsts(batch: ClassBatch) -> ClassBatch:
-    """Return class batches in which the first sample weighs nothing, of classes that have others that count."""
+    """Return class batches with each class's first weighted sample set to weight 0, unless it is the only one."""
     weight = batch.batch.weight.clone()
     first = (weight > 0).int().argmax(1, keepdim=True)
     several = ((weight > 0).sum(1, keepdim=True) > 1).to(weight)
@@ -157,20 +157,20 @@ def check_single(
     gradient: Tensor,
     allowed: float,
 ) -> None:
-    """Check that float32 gives an objective's value and gradient of float64, but for rounding.
+    """Check an objective's value and gradient in float32 against those in float64.
 
     Args:
         objective: the objective, which stays as it is.
-        network: in float64, as both batches are.
+        network: in float64, like both batches.
         syn: the synthetic batch.
         real: the real batch.
         value: in float64.
-        gradient: in float64, of the first inputs of ``syn`` that are numbers.
+        gradient: in float64, with respect to the first float tensor of ``syn``'s inputs.
         allowed: relative error of each.
     Raises:
-        ConformanceError: they differ by more.
+        ConformanceError: one differs by more.
     """
-    own = copy.deepcopy(objective).float()
+    single = copy.deepcopy(objective).float()
     target = None if network.target is None else {name: _narrow(t) for name, t in network.target.items()}
     accuracy = None if network.accuracy is None else _narrow(network.accuracy)
     lower = network._replace(state=network.state.map(_narrow), target=target, accuracy=accuracy)
@@ -179,10 +179,10 @@ def check_single(
         for side in (syn, real)
     )
     leaf = samples_of(syn).detach().clone().requires_grad_()
-    loss = own(lower, with_samples(syn, leaf), real, Draws(0, ("objective",)))
-    (found,) = torch.autograd.grad(loss, (leaf,))
-    for what, one, other in (("value", loss.detach(), value), ("gradient", found, gradient)):
-        error = relative_error(one, other)
+    loss = single(lower, with_samples(syn, leaf), real, Draws(0, ("objective",)))
+    (single_gradient,) = torch.autograd.grad(loss, (leaf,))
+    for what, in_single, in_double in (("value", loss.detach(), value), ("gradient", single_gradient, gradient)):
+        error = relative_error(in_single, in_double)
         require(error < allowed, f"objective: its {what} in float32 differs by {error:.1e} of that in float64")
 
 
@@ -191,23 +191,23 @@ def _narrow(tensor: Tensor) -> Tensor:
 
 
 def synthetic(task: Task, n: int, key: Draws, classes: Tensor | None) -> Batch | ClassBatch:
-    """Return real samples in the form that synthetic ones have: as the task stores them, where it has a way."""
-    own, count = key.fold("syn"), n * (task.num_classes or 1)
+    """Return samples in the form of synthetic ones, in float64: decoded from the task's storage, else real ones."""
+    draws, count = key.fold("syn"), n * (task.num_classes or 1)
     if not isinstance(task, StoresSamples):
-        return wide(task.sample_real(own, classes, count if classes is None else n))
+        return wide(task.sample_real(draws, classes, count if classes is None else n))
     budget = n if task.describe().budget == "ipc" else count
-    made = task.stored(budget, Settings(steps=1), "hard", own).to(task.device)
-    decoded: Batch = made(own).map(Tensor.detach)
-    return wide(decoded if classes is None else made.class_batches(decoded))
+    samples = task.stored(budget, Settings(steps=1), "hard", draws).to(task.device)
+    decoded: Batch = samples(draws).map(Tensor.detach)
+    return wide(decoded if classes is None else samples.class_batches(decoded))
 
 
 def wide(batch: Batch | ClassBatch) -> Batch | ClassBatch:
-    """Return a batch whose floats are in float64."""
+    """Return a batch with its floats in float64."""
     if isinstance(batch, ClassBatch):
         return ClassBatch(batch.batch.map(doubled), batch.dims)
     return batch.map(doubled)
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, if it is one of floats."""
+    """Return a float tensor in float64, others unchanged."""
     return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,14 +1,14 @@
-"""The exceptions that mmdistill raises on purpose; the command line turns each into one line and exit code 2."""
+"""The exceptions that mmdistill raises on purpose; the command line turns each into a line and exit code 2."""
 
 import logging
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 NEAR, NEAR_SHORT = 0.6, 0.5
-"""How alike a name must be to be suggested for another one; one of up to three letters, which share few, less so."""
+"""The least similarity of a suggested name, and that for names of up to three letters, which share few."""
 
 KEPT = "mmdistill.kept"
-"""The logger that says what is kept of work that ends early; commands say it themselves, in their last line."""
+"""The logger for what is kept of interrupted work; commands print that themselves, in their last line."""
 
 
 class MmdistillError(Exception):
@@ -20,9 +20,9 @@ class ConfigError(MmdistillError, ValueError):
 
 
 class UnknownNameError(ConfigError, KeyError):
-    """A name that a table lacks; a KeyError as well, which code that looks names up expects of a mapping."""
+    """A name that a table lacks; also a KeyError, which code expects from a mapping."""
 
-    __str__ = Exception.__str__  # KeyError's would put the message in quotes
+    __str__ = Exception.__str__  # KeyError's quotes the message
 
 
 class ShapeError(MmdistillError, ValueError):
@@ -38,11 +38,11 @@ class CheckpointError(MmdistillError):
 
 
 class VersionError(CheckpointError):
-    """A file that another version of this package wrote, for which it may be whole."""
+    """A file from another version of this package, which may be able to read it."""
 
 
 class UnsupportedError(MmdistillError):
-    """A composition that is well-formed but that this domain or network cannot offer."""
+    """A valid composition that this domain or network does not support."""
 
 
 class NonFiniteError(MmdistillError):
@@ -50,49 +50,49 @@ class NonFiniteError(MmdistillError):
 
 
 class MemoryExhaustedError(MmdistillError):
-    """The device or the machine has no more memory for what was asked."""
+    """The device or the machine is out of memory."""
 
 
 class MmdistillWarning(UserWarning):
-    """What mmdistill warns of that goes on all the same; the command line prints it as a note."""
+    """A warning of mmdistill; the command line prints it as a note."""
 
 
 def first_line(error: Exception | str) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def note_kept(error: BaseException, text: str) -> None:
-    """Say what is kept of work that an error ends: in a note of it, and in the log, since notebooks show no notes."""
+    """Tell what is kept of interrupted work, in a note of the error and in the log, since notebooks show no notes."""
     error.add_note(text)
     logging.getLogger(KEPT).warning(text)
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of some choices.
+    """Check that a value is one of some choices.
 
     Raises:
-        ConfigError: naming the nearest.
+        ConfigError: suggesting the nearest.
     """
     if value not in choices:
         raise ConfigError(f"{name} is {' or '.join(choices)}, got {value!r}{did_you_mean(str(value), choices)}")
 
 
 def to_install(extra: str) -> str:
-    """Return the command that installs an extra of this package, whose lower bounds it heeds."""
+    """Return the command that installs an extra of this package, with its lower bounds of versions."""
     return f'pip install "mmdistill[{extra}]"'
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" with the known names nearest to one, at most three, or nothing.
+    """Return "; did you mean ...?" with up to three nearest known names; empty if none is near.
 
-    Of names equally near those that begin alike come first, since short names have many neighbours; ones more than
-    twice as long are none of theirs.
+    Among equally near names, those with the same first letter are preferred, since short names have many neighbours.
+    For short names, names more than twice as long are not considered.
     """
-    alike = sorted(other for other in known if len(name) > 3 or len(other) <= 2 * len(name))
-    near = {other: (SequenceMatcher(None, name, other).ratio(), other[:1] == name[:1]) for other in alike}
-    best = max(near.values(), default=(0.0, False))
+    candidates = sorted(other for other in known if len(name) > 3 or len(other) <= 2 * len(name))
+    scores = {other: (SequenceMatcher(None, name, other).ratio(), other[:1] == name[:1]) for other in candidates}
+    best = max(scores.values(), default=(0.0, False))
     if best[0] < (NEAR if len(name) > 3 else NEAR_SHORT):
         return ""
-    return f"; did you mean {' or '.join([repr(other) for other in near if near[other] == best][:3])}?"
+    return f"; did you mean {' or '.join([repr(other) for other in scores if scores[other] == best][:3])}?"

@@ -1,4 +1,4 @@
-"""A distilled set for other tools, from Python."""
+"""Export of distilled sets for other tools, from Python."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from mmdistill.task import Task
 def export(
     distilled: DistilledSet, format: str, folder: Path | str, task: Task | Callable[[], Task] | None = None
 ) -> list[Path]:
-    """Write a set for other tools, and what was learned beside the samples, with which it is used (``learned.json``).
+    """Write a set for other tools, with the values learned beside the samples (``learned.json``).
 
     Several formats of one set may share a folder.
 
@@ -31,14 +31,14 @@ def export(
         distilled: the set.
         format: one of those of its kind of data, such as ``tensors``; an error lists them.
         folder: where the files go; the command ``mmdistill export`` puts them into ``export`` in the run's folder.
-        task: that the set was distilled from, or what makes it: few formats need it, and say so.
+        task: that the set was distilled from, or a function that makes it; a format that needs it says so in an error.
 
     Returns:
         The files' paths.
 
     Raises:
-        ConfigError: no set, an unknown format, a missing task, or a folder that holds exports of another set.
-        ShapeError: samples of other axes than the task's, or whole numbers in the place of floats.
+        ConfigError: not a set, an unknown format, a missing task, or a folder that holds exports of another set.
+        ShapeError: samples of other axes than the task's, or whole numbers instead of floats.
         UnsupportedError: a set that the format cannot hold.
     """
     if not isinstance(distilled, DistilledSet):
@@ -62,14 +62,14 @@ def export(
 
 
 def require_own(folder: Path, identity: str) -> None:
-    """Refuse a folder that holds exports of another set, so that two never mix there.
+    """Refuse a folder with exports of another set.
 
     Raises:
-        ConfigError: it does; names the first of its files.
+        ConfigError: naming the first file of the other set.
     """
-    there = written_files(folder / LISTING)
-    if there and read_json(folder / LISTING).get("set") != identity:
+    files = written_files(folder / LISTING)
+    if files and read_json(folder / LISTING).get("set") != identity:
         raise ConfigError(
-            f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose "
+            f"{folder} holds the export of another set ({files[0]}{' and more' if len(files) > 1 else ''}); choose "
             "another folder (--to), or remove it"
         )

@@ -1,4 +1,4 @@
-"""What writes sets for other tools, and what all that they write has in common."""
+"""The interface of exporters, which write sets for other tools, and the files that they have in common."""
 
 import functools
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from mmdistill.files.paths import users_path
 from mmdistill.task import Task
 
 PREPROCESSING = "preprocessing.json"
-"""Says in which units an export's samples are, for test data of other tools."""
+"""The file with the units of an export's samples, to prepare test data for other tools."""
 LISTING = "export.json"
-"""Says of which set the exports in a folder are, and which files they wrote."""
+"""The file with the identity of the set whose exports are in a folder, and with the names of their files."""
 
 
 class Exporter(Protocol):
@@ -27,48 +27,48 @@ class Exporter(Protocol):
         Args:
             distilled: the set.
             folder: where they go.
-            task: that the set was distilled from, or what makes it: asked for only where the set does not hold all
-                that the format says.
+            task: that the set was distilled from, or a function that makes it; used only if the format needs more than
+                the set holds.
         Raises:
-            ConfigError: it does not, and there is no task.
-            CheckpointError: the task is another one.
+            ConfigError: the format needs the task, and there is none.
+            CheckpointError: the set was distilled from another task.
         """
         ...
 
 
 def exporter(write: Callable[[DistilledSet, Path], list[Path]]) -> Exporter:
-    """Make an :class:`Exporter` of what writes a set, which holds all that is written, into a folder."""
+    """Make an :class:`Exporter` from a function that writes a set into a folder and needs no task."""
 
     @task_exporter
     @functools.wraps(write)
-    def written(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
+    def export_set(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
         return write(distilled, folder)
 
-    return written
+    return export_set
 
 
 def task_exporter(write: Callable[[DistilledSet, Path, Callable[[], Task]], list[Path]]) -> Exporter:
-    """Make an :class:`Exporter` of what also calls its last argument for the task, where the set does not suffice.
+    """Make an :class:`Exporter` from a function that calls its last argument for the task if it needs that.
 
     That call raises:
         ConfigError: no task was given.
-        CheckpointError: one that the set was not distilled from.
+        CheckpointError: the set was distilled from another task.
     """
 
     @functools.wraps(write)
-    def written(
+    def export_set(
         distilled: DistilledSet, folder: Path | str, task: Task | Callable[[], Task] | None = None
     ) -> list[Path]:
-        def real() -> Task:
+        def checked_task() -> Task:
             if task is None:
                 raise ConfigError(
                     f"the set of {distilled.info.data!r} does not hold all that this format says of the real data; "
                     "give the task that it was distilled from too"
                 )
-            found = task if isinstance(task, Task) else task()
-            distilled.require(found.describe())
-            return found
+            own_task = task if isinstance(task, Task) else task()
+            distilled.require(own_task.describe())
+            return own_task
 
-        return write(distilled, users_path(folder), real)
+        return write(distilled, users_path(folder), checked_task)
 
-    return written
+    return export_set

@@ -1,4 +1,4 @@
-"""Sets that other tools made, as sets that are judged, reported, compared and exported like one's own."""
+"""Import of sets of other tools, which are then judged, reported, compared and exported like one's own."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ from mmdistill.store import detached
 from mmdistill.task import Batch, Task, require_task
 
 IMPORTED = "imported"
-"""What the method of a set is called whose user does not say it."""
+"""The default name of an imported set's method."""
 IN_PYTHON = "values in Python"
-"""Where a set comes from that is in no file."""
+"""The origin of a set that comes from no file."""
 DESCRIBING = (LISTING, PREPROCESSING)
-"""What exports write that says how a set was made and used, and is no part of it."""
+"""Files of exports that describe a set and are not part of it."""
 
 
 @isolated
@@ -45,35 +45,35 @@ def import_set(
     stored_bytes: str | int | None = None,
     seed: int = 0,
 ) -> DistilledSet:
-    """Return a set that another tool made as one that is judged, reported, compared and exported like one's own.
+    """Import a set of another tool, to judge, report, compare and export it like one's own.
 
-    What is not known of it stays empty: its steps, its settings and its cost.
+    Unknown facts stay empty: its steps, its settings and its cost.
 
     Args:
-        task: whose data the set was distilled from.
+        task: the task whose data the set was distilled from.
         source: the set's file, files or folder; or its values by name, such as ``{"images": images, "labels":
             labels}``; a torch-geometric ``Data``, of sets of graphs a list of them; a matrix or a table of users; or
             samples in the task's units as a batch.
-        name: what the set's method is called in reports and tables.
-        units: of images: ``normalised``, as the task's networks read them (whitened where it whitens), or ``pixels``.
-            Bytes are pixels; floats are normalised where some lie outside the range of pixels, and must be told apart
-            where none does.
-        which: of a file with several sets, such as DC's, the number of the one that is meant, from 0.
-        logits: soft labels are logits, whose softmax is taken (DATM's are).
+        name: the name of the set's method in reports and tables.
+        units: of images: ``normalised``, as the task's networks read them (whitened, if the task whitens), or
+            ``pixels``. Bytes are pixels. Floats are normalised if some lie outside the range of pixels; if none does,
+            the units are needed.
+        which: the index of the set to read, from 0, in a file with several, such as DC's.
+        logits: whether soft labels are logits (like DATM's), whose softmax is taken.
         inner_lr: the rate that was learned with the images, at which judges train on them.
-        stored_bytes: what the set takes in storage, such as ``"100KB"``; by default what its tensors take in float32,
-            pixels that are bytes in bytes.
-        seed: by which runs of one name and budget are told apart as repetitions.
+        stored_bytes: the set's bytes in storage, such as ``"100KB"``; by default those of its tensors in float32, with
+            pixels of bytes in bytes.
+        seed: tells runs of one name and budget apart as repetitions.
 
     Returns:
-        The set. Its budget is the number of samples of each class, on average and rounded up where classes differ (of
-        graphs, all nodes; of interactions, all users), by which baselines are chosen at equal count.
+        The set. Its budget, which sets the count of baselines, is the number of samples of each class, on average and
+        rounded up if classes differ (for graphs, all nodes; for interactions, all users).
 
     Raises:
-        ConfigError: an option that cannot be, or that such data do not have.
-        UnsupportedError: a task of one's own, into whose units samples are brought as a batch.
+        ConfigError: an invalid option, or one that such data do not have.
+        UnsupportedError: a task of one's own, which imports only batches in its units.
         DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN,
-            a learned rate that is no number above 0.
+            a learned rate that is not a number above 0.
         ShapeError: samples of another shape than the task's.
         CheckpointError: a damaged ``learned.json``.
     """
@@ -91,9 +91,9 @@ def import_set(
     size = None if stored_bytes is None else parse_bytes(stored_bytes)
     options = {"units": units, "which": which, "logits": logits or None, "inner_lr": inner_lr}
     given = {option: value for option, value in options.items() if value is not None}
-    found, origin = _read(task, source, given)
-    _require_learned(found.learned)
-    batch = checked_samples(found.batch)
+    imported, origin = _read(task, source, given)
+    _require_learned(imported.learned)
+    batch = checked_samples(imported.batch)
     info = task.describe()
     require_forms(batch, info.forms)
     classes = len(info.class_names)
@@ -102,8 +102,8 @@ def import_set(
         info,
         name.strip(),
         _budget(batch, info.budget, classes),
-        size or found.stored_bytes or float_bytes(batch, classes),
-        learned=dict(found.learned),
+        size or imported.stored_bytes or float_bytes(batch, classes),
+        learned=dict(imported.learned),
         seed=checked_seed(seed),
         label=FixedLabels(batch.targets).kind if classes and isinstance(batch.targets, Tensor) else "",
         origin=origin,
@@ -111,7 +111,7 @@ def import_set(
 
 
 def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, str]:
-    """Return a set in the task's units, and where it comes from in words."""
+    """Read a set in the task's units; return it with its origin in words."""
     info = task.describe()
     if isinstance(source, Batch):
         if given:
@@ -126,62 +126,62 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
         raise UnsupportedError(
             f"a {type(task).__name__} reads no sets of other tools; give a Batch in the task's units"
         )
-    if others := [option for option in given if option not in importer.options]:
-        raise ConfigError(f"{others[0]} is not for {domain.name} data; leave it out")
+    if unread := [option for option in given if option not in importer.options]:
+        raise ConfigError(f"{unread[0]} is not for {domain.name} data; leave it out")
     if isinstance(source, str | Path):
         source = [source]
     values = source if isinstance(source, Mapping) else importer.named(source)
     if values is not None:
         return importer.read(task, ImportSource(given=values, **given)), IN_PYTHON
-    if isinstance(source, list | tuple) and any(isinstance(one, str) and not one for one in source):
+    if isinstance(source, list | tuple) and any(isinstance(entry, str) and not entry for entry in source):
         raise ConfigError("the name of a file is empty; the current folder is '.'")
-    if not isinstance(source, Sequence) or not source or not all(isinstance(one, str | Path) for one in source):
+    if not isinstance(source, Sequence) or not source or not all(isinstance(entry, str | Path) for entry in source):
         raise ConfigError(
             f"a set is read from files, values by name or a Batch, got {type(source).__name__}; such data are: "
             f"{importer.accepted}"
         )
-    files = _files([Path(one) for one in source])
+    files = _files([Path(entry) for entry in source])
     return importer.read(task, ImportSource(files, **given)), first_few([path.name for path in files])
 
 
 def _files(given: Sequence[Path]) -> list[Path]:
-    """Return files and folders of folders, in place of folders of files and of exports what lies in them.
+    """Replace folders of exports, and folders without subfolders, by their files; keep other paths.
 
-    What exports say of a set, and hidden files, are left out.
+    Files that describe an export, and hidden files, are left out.
 
     Raises:
-        DataError: one that is not there.
+        DataError: a path that does not exist.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for path in given:
         if not path.exists():
             raise DataError(f"there is no file or folder {path}")
-        within = sorted(one for one in path.iterdir() if not one.name.startswith(".")) if path.is_dir() else []
-        if within and (path / LISTING in within or not any(one.is_dir() for one in within)):
-            found += _files(within)
+        content = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")) if path.is_dir() else []
+        if content and (path / LISTING in content or not any(entry.is_dir() for entry in content)):
+            paths += _files(content)
         elif path.name not in DESCRIBING:
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def _require_learned(learned: Mapping[str, Tensor]) -> None:
-    """Refuse what cannot have been learned with a set.
+    """Refuse invalid learned values.
 
     Raises:
-        DataError: no number, NaN or infinite ones, or a rate that is not above 0.
+        DataError: an empty tensor, NaN or infinite values, or a rate that is not above 0.
     """
     for name, tensor in learned.items():
-        rate = name == "inner_lr"
+        is_rate = name == "inner_lr"
         values = tensor.double().flatten()
-        if not len(values) or not bool(values.isfinite().all()) or (rate and not bool((values > 0).all())):
+        if not len(values) or not bool(values.isfinite().all()) or (is_rate and not bool((values > 0).all())):
             raise DataError(
-                f"{name}, which was learned with the set, should be finite{' and above 0' if rate else ''}, got "
+                f"{name}, which was learned with the set, should be finite{' and above 0' if is_rate else ''}, got "
                 f"{first_few(values.tolist()) or 'nothing'}"
             )
 
 
 def _budget(batch: Batch, unit: str, classes: int) -> int:
-    """Return a set's size in the task's unit; of uneven classes what as many real samples at least have."""
+    """Return a set's size in the task's unit; for uneven classes, the mean size rounded up, with a note."""
     count = len(batch.weight)
     if unit == "users" or not classes:
         return count
@@ -192,7 +192,7 @@ def _budget(batch: Batch, unit: str, classes: int) -> int:
     each, targets = -(-count // classes), batch.targets
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         uneven = bool((targets.bincount(minlength=classes) != each).any())
-    else:  # whose classes nothing tells
+    else:  # the classes of soft labels are not known
         uneven = bool(count % classes)
     if uneven:
         noted(f"classes differ in size, {count} samples in all: baselines at equal count have {each} of each class")

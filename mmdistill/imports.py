@@ -1,4 +1,4 @@
-"""What reads sets that other tools made, and what every kind of data reads of them alike."""
+"""The interface of importers, which read sets of other tools, and the functions that they have in common."""
 
 import re
 import warnings
@@ -22,22 +22,22 @@ from mmdistill.store import read_json
 from mmdistill.task import Batch, Targets, Tensors, tensors_of
 
 LABELS = ("labels", "label", "targets", "y", "soft_labels")
-"""Words by which the names of labels are known."""
+"""Words that identify labels among names."""
 LEARNED = "learned.json"
-"""The file of what was learned beside the samples, as exports write it."""
+"""The file with the values learned beside the samples, as exports write it."""
 
 
 @dataclass(frozen=True)
 class ImportSource:
-    """A set as it came, and what its user says of it.
+    """A set as another tool left it, with its user's statements about it.
 
     Args:
-        files: that it is in, folders among them.
-        given: values by name in their place.
-        units: what images count in; None: what can be told of them.
-        which: of several sets in one file, the number of the one that is meant.
+        files: its files and folders.
+        given: its values by name, instead of files.
+        units: of images; None: inferred from their values.
+        which: the index of the set to read, if a file holds several.
         logits: whether soft labels are logits, whose softmax is taken.
-        inner_lr: the rate that was learned with the set, or that it is to be trained at.
+        inner_lr: the rate that was learned with the set, or to train on it.
     """
 
     files: Sequence[Path] = ()
@@ -49,30 +49,31 @@ class ImportSource:
 
     @property
     def samples(self) -> list[Path]:
-        """The files without that of what was learned beside the samples."""
+        """The files without :data:`LEARNED`."""
         return [path for path in self.files if path.name != LEARNED]
 
     def values(self, read: Callable[[Path], Any] = read_saved) -> dict[str, Any]:
-        """Return what was given, or what the files hold, by name; what stands alone in a file has the file's name.
+        """Return the given values, or those in the files, by name; a file's only value gets the file's name.
 
         Raises:
-            DataError: a file that cannot be read, or a name that comes twice.
+            DataError: a file that cannot be read, or two values of one name.
         """
-        found = {str(name): value for name, value in self.given.items()}
+        values = {str(name): value for name, value in self.given.items()}
         for path in self.samples:
-            held = read(path)
-            own = {str(name): value for name, value in held.items()} if isinstance(held, Mapping) else {path.stem: held}
-            if twice := sorted(found.keys() & own.keys()):
+            content = read(path)
+            named = content if isinstance(content, Mapping) else {path.stem: content}
+            file_values = {str(name): value for name, value in named.items()}
+            if twice := sorted(values.keys() & file_values.keys()):
                 raise DataError(f"{path} holds {twice[0]!r}, as another of the files does; give the files of one set")
-            found |= own
-        return found
+            values |= file_values
+        return values
 
     def learned(self) -> Tensors:
-        """Return what was learned beside the samples, as ``learned.json`` has it."""
-        found: Tensors = {}
+        """Return the values learned beside the samples, from ``learned.json`` and ``inner_lr``."""
+        learned: Tensors = {}
         for path in set(self.files) - set(self.samples):
-            found |= {name: as_tensor(value, f"{path}: {name}") for name, value in read_json(path).items()}
-        return found if self.inner_lr is None else found | {"inner_lr": torch.tensor(float(self.inner_lr))}
+            learned |= {name: as_tensor(value, f"{path}: {name}") for name, value in read_json(path).items()}
+        return learned if self.inner_lr is None else learned | {"inner_lr": torch.tensor(float(self.inner_lr))}
 
 
 class Imported(NamedTuple):
@@ -80,8 +81,8 @@ class Imported(NamedTuple):
 
     Args:
         batch: the samples.
-        stored_bytes: what they take in storage, as far as that can be told; None: in float32.
-        learned: what was learned beside them.
+        stored_bytes: their bytes in storage, if known; None: those in float32.
+        learned: the values learned beside them.
     """
 
     batch: Batch
@@ -90,14 +91,14 @@ class Imported(NamedTuple):
 
 
 class Importer(NamedTuple):
-    """How a kind of data reads sets of other tools.
+    """The import of sets of other tools for one kind of data.
 
     Args:
-        read: returns the set of a source in the units of a task, which is the first argument.
-        task: the class of tasks that it knows.
-        accepted: one line on the files that are read.
-        options: which of ``units``, ``which``, ``logits`` and ``inner_lr`` mean something to it.
-        named: returns by name what a value holds that is a set without names; None: the value is none.
+        read: maps a task and a source to the set in the task's units.
+        task: the class of tasks that it supports.
+        accepted: one line on the files that it reads.
+        options: those of ``units``, ``which``, ``logits`` and ``inner_lr`` that it reads.
+        named: returns the values by name of an object that is a whole set (a table, say); None for other objects.
     """
 
     read: Callable[[Any, ImportSource], Imported]
@@ -108,12 +109,12 @@ class Importer(NamedTuple):
 
 
 def noted(text: str) -> None:
-    """Warn of what a set's user should know; the command line prints it as a note."""
+    """Warn the user of a set; the command line prints the warning as a note."""
     warnings.warn(text, MmdistillWarning, stacklevel=3)
 
 
 def as_tensor(value: object, what: str) -> Tensor:
-    """Return a tensor, an array or numbers as a dense tensor on the CPU that nothing is recorded of.
+    """Convert a tensor, an array or numbers to a dense, detached tensor on the CPU.
 
     Raises:
         DataError: something else.
@@ -121,7 +122,7 @@ def as_tensor(value: object, what: str) -> Tensor:
     if isinstance(value, np.ndarray):
         value = from_array(value, what)
     if isinstance(value, int | float | list | tuple | np.number):
-        with suppress(TypeError, ValueError, RuntimeError):  # what is none is refused below
+        with suppress(TypeError, ValueError, RuntimeError):  # values that stay unconverted are refused below
             value = torch.as_tensor(value)
     if not isinstance(value, Tensor) or value.is_complex() or value.is_quantized or value.is_meta:
         raise DataError(f"{what} is a {type(value).__name__}, and a tensor of numbers is expected")
@@ -132,15 +133,15 @@ def as_tensor(value: object, what: str) -> Tensor:
 def by_role(
     found: Mapping[str, Any], roles: Mapping[str, Sequence[str]], needed: Sequence[str], others: Sequence[str] = ()
 ) -> Tensors:
-    """Return tensors by what they are, as :func:`names_by_role` has it. Values that no role has are noted.
+    """Return tensors by their role, see :func:`names_by_role`; a note lists values without one.
 
     Args:
         found: values by name.
-        roles: for each role the words that it is known by, the surest first.
-        needed: the roles that must be there.
-        others: words of names that have no role, though some of it has.
+        roles: for each role the words that identify it, the surest first.
+        needed: the required roles.
+        others: words of names without a role that contain words of one.
     Raises:
-        DataError: a role that two names fit, or that none fits; a value that is no tensor.
+        DataError: a role that two names fit, or a required one that none fits; a value that is not a tensor.
     """
     names = names_by_role(found, roles, others)
     if missing := [role for role in needed if role not in names]:
@@ -157,26 +158,28 @@ def by_role(
 def names_by_role(
     found: Iterable[str], roles: Mapping[str, Sequence[str]], others: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return by role the name that is one of its words, else has one in it, else has a letter at one of its ends.
+    """Match names to roles: by a word that is the whole name, else is part of it, else is a letter at one of its ends.
 
-    ``images_best``, ``edge_index_cora``, ``x_cora`` and ``Cora_0.25_y_s`` (s: synthetic) are known by the words images,
-    edge_index, x and y. Of words within others, as labels in soft_labels, the longer counts, and no name has two roles.
+    ``images_best``, ``edge_index_cora``, ``x_cora`` and ``Cora_0.25_y_s`` (s: synthetic) match the words images,
+    edge_index, x and y. A longer word takes precedence over one within it (soft_labels over labels), and no name gets
+    two roles.
 
     Raises:
         DataError: a role that two names fit.
     """
     known = {word for words in (*roles.values(), others) for word in words}
-    own = {name: _longest(name, known) for name in found}
+    words_in = {name: _longest(name, known) for name in found}
     names: dict[str, str] = {}
     ways: tuple[Callable[[str, str], bool], ...] = (
         lambda name, word: name == word,
-        lambda name, word: word in own[name],
+        lambda name, word: word in words_in[name],
         lambda name, word: word in _ends(name),
     )
     for fits in ways:
         for role in [role for role in roles if role not in names]:
-            left = [name for name in own if name not in names.values()]
-            fitting = next(filter(None, ([name for name in left if fits(name, word)] for word in roles[role])), [])
+            unmatched = [name for name in words_in if name not in names.values()]
+            matches = ([name for name in unmatched if fits(name, word)] for word in roles[role])
+            fitting = next(filter(None, matches), [])
             if len(fitting) > 1:
                 raise DataError(f"{role} are in {' and in '.join(fitting[:2])}; give the files of one set")
             if fitting:
@@ -190,30 +193,30 @@ def _words(name: str) -> list[str]:
 
 
 def _longest(name: str, known: Iterable[str]) -> set[str]:
-    """Return which of some words of more than a letter a name has, those of most words where these have several."""
-    own = _words(name)
-    runs = [(word, _words(word)) for word in known if len(word) > 1]
-    sizes = {word: len(run) for word, run in runs if run in (own[at : at + len(run)] for at in range(len(own)))}
-    return {word for word, size in sizes.items() if size == max(sizes.values())}
+    """Return the known terms in a name, of more than a letter: those of the most words (``soft_labels`` has two)."""
+    words = _words(name)
+    terms = [(term, _words(term)) for term in known if len(term) > 1]
+    sizes = {term: len(own) for term, own in terms if own in (words[at : at + len(own)] for at in range(len(words)))}
+    return {term for term, size in sizes.items() if size == max(sizes.values())}
 
 
 def _ends(name: str) -> set[str]:
-    """Return the letters that stand at the beginning or the end of a name, or before an s at its end."""
-    own = _words(name)
-    own = own[:-1] if own[-1:] == ["s"] else own
-    return {word for word in (*own[:1], *own[-1:]) if len(word) == 1}
+    """Return the single letters at the beginning or the end of a name, or before an s at its end."""
+    words = _words(name)
+    words = words[:-1] if words[-1:] == ["s"] else words
+    return {word for word in (*words[:1], *words[-1:]) if len(word) == 1}
 
 
 def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logits: bool = False) -> Tensor:
-    """Return labels of so many samples as class indices, or as soft labels of the classes.
+    """Return labels as class indices, or as soft labels of the classes.
 
-    Whole numbers in floats and one-hot rows become class indices; a column is read as such. Of classes that are called
-    by other numbers than their indices, as labels with gaps are, these numbers are read too where no index fits.
+    Whole numbers in floats and one-hot rows become class indices; a column counts as a vector. If the names of classes
+    are other numbers than their indices (labels with gaps), labels may be these numbers, unless all are valid indices.
 
     Shapes:
         labels ``(n,)``, ``(n, 1)`` or ``(n, C)``; returns ``(n,)`` int64 or ``(n, C)`` float32.
     Raises:
-        DataError: no sample, other lengths, indices of classes that there are not, or numbers that are none.
+        DataError: no sample, another length, indices out of range, or NaN, infinite or fractional labels.
     """
     if not samples:
         raise DataError("the set holds no sample")
@@ -248,27 +251,27 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
 
 
 def _by_number(labels: Tensor, class_names: Sequence[str]) -> Tensor:
-    """Return class indices of labels that are the numbers by which classes are called; others as they are."""
+    """Return class indices for labels that are the numbers in classes' names; other labels unchanged."""
     if not all(name.isdecimal() and len(name) < 18 for name in class_names):
         return labels
     numbers = torch.tensor([int(name) for name in class_names])
-    found = labels[:, None] == numbers
-    if torch.equal(numbers, torch.arange(len(numbers))) or not bool(found.any(1).all()):
+    matches = labels[:, None] == numbers
+    if torch.equal(numbers, torch.arange(len(numbers))) or not bool(matches.any(1).all()):
         return labels
     if bool((labels < len(numbers)).all()):
         noted(f"labels are read as class indices from 0; those called 0 and 1 are {first_few(class_names[:2])}")
         return labels
-    return found.int().argmax(1)
+    return matches.int().argmax(1)
 
 
 def weighed(inputs: Tensor | Tensors, targets: Targets, weight: Tensor | None = None) -> Batch:
-    """Return samples that weigh alike, unless weights are given."""
+    """Return a batch with the given weights, or with weight 1 for each sample."""
     count = len(tensors_of(targets)[0])
     return Batch(inputs, targets, torch.ones(count) if weight is None else weight.float())
 
 
 def float_bytes(batch: Batch, classes: int) -> int:
-    """Return the bytes of samples in float32, with those of class indices, and a byte for each of other numbers."""
+    """Return the bytes of a batch with floats in float32, integers as class indices, and booleans in a byte each."""
     parts = tensors_of(batch.inputs) + ([] if batch.targets is batch.inputs else tensors_of(batch.targets))
     floats = sum(4 * part.numel() for part in parts if part.is_floating_point())
     return floats + sum(_whole_bytes(part, classes) for part in parts if not part.is_floating_point())

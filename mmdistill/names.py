@@ -1,4 +1,4 @@
-"""Names that users give: their canonical spelling, what is said of one that nobody knows, and values of names."""
+"""Names from users: their canonical spelling, errors for unknown ones, lists and NAME=VALUE assignments."""
 
 import json
 import os
@@ -22,16 +22,16 @@ class Fields(Protocol):
 Data = TypeVar("Data", bound=Fields)
 
 WINDOWS = os.name == "nt"
-"""Whether commands are typed into cmd.exe, whose quotes are others than those of Unix shells."""
+"""Whether commands are typed into cmd.exe, whose quoting differs from Unix shells'."""
 OWN_ENCODERS = ("minilm", "tfidf", "average")
-"""The text encoders that go by a name of this package; any other name is that of a model, or its folder."""
+"""This package's names of text encoders; any other name is a model's, or its folder."""
 
 
 def canonical(name: str) -> str:
     """Return a name in its canonical spelling: lower case with hyphens.
 
     Raises:
-        ConfigError: it is no text.
+        ConfigError: the name is not a text.
     """
     if not isinstance(name, str):
         raise ConfigError(f"a name is expected, got {name!r}, which is {type(name).__name__}")
@@ -42,43 +42,43 @@ def unknown_name(kind: str, name: str, known: Iterable[str], scripts: str = "") 
     """Return the error for an unknown name, with the nearest known ones.
 
     Args:
-        kind: what it is the name of.
+        kind: what the name is for ("judge").
         name: the name.
-        known: those that there are.
-        scripts: what scripts of users add under such names ("a method"), which is said where no known one is near.
+        known: all valid names.
+        scripts: what users' scripts may add under such names ("a method"); mentioned if no known name is near.
     """
     names = sorted(known)
     hint = did_you_mean(canonical(name), names)
-    there = (
+    advice = (
         f"; {scripts} that a script of yours adds is known there alone: run it in place of mmdistill, or import it in "
         "Python"
     )
-    said = there if scripts and not hint else ""
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)}){said}")
+    suffix = advice if scripts and not hint else ""
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)}){suffix}")
 
 
 def known_name(kind: str, name: str, known: Collection[str]) -> str:
-    """Return the canonical spelling of a name that is one of the known ones.
+    """Return the canonical spelling of a known name.
 
     Raises:
-        UnknownNameError: it is none of them.
+        UnknownNameError: the name is not known.
     """
-    found = canonical(name)
-    if found not in known:
+    key = canonical(name)
+    if key not in known:
         raise unknown_name(kind, name, known)
-    return found
+    return key
 
 
 def called(data: Data, name: str | None, source: object, known: Collection[str]) -> Data:
-    """Return data under a name of the user's, by which their runs are listed; None leaves the one that they have.
+    """Return data under a user's name, which identifies them in runs; None leaves their name.
 
     Args:
-        data: what was loaded.
+        data: the loaded data.
         name: the user's.
-        source: what it was loaded from.
-        known: the data sets that go by name.
+        source: the object that they were loaded from.
+        known: the names of known data sets.
     Raises:
-        ConfigError: a name beside a name or path, an empty one, or that of a known data set, which has settings.
+        ConfigError: a name for a named data set or a path, an empty name, or that of a known data set.
     """
     if name is None:
         return data
@@ -92,7 +92,7 @@ def called(data: Data, name: str | None, source: object, known: Collection[str])
 
 
 def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for data that are neither known by name nor there; what looks like a path is taken for one."""
+    """Return the error for data that are neither a known name nor an existing path."""
     separators = [separator for separator in (os.sep, os.altsep) if separator is not None]
     if Path(data).suffix or any(separator in data for separator in separators):
         return ConfigError(
@@ -105,7 +105,7 @@ def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
 
 
 def _near_paths(data: str) -> str:
-    """Return "; did you mean ...?" with the names nearest to a path's where it would lie, or nothing."""
+    """Return "; did you mean ...?" with the nearest names in a path's folder; empty if there are none."""
     path = Path(data)
     try:
         return did_you_mean(path.name, [name for name in os.listdir(path.parent) if not name.startswith(".")])
@@ -114,50 +114,50 @@ def _near_paths(data: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return a text that UTF-8 can hold: bytes of a file's name that are none, as Linux allows, stand as escapes."""
+    """Return a text that UTF-8 can hold: undecodable bytes of file names, which Linux allows, are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def in_words(names: Sequence[str]) -> str:
-    """Return names as a sentence lists them: "a, b and c"; nothing where there are none."""
+    """Return names as a sentence lists them: "a, b and c"; empty for none."""
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + "".join(names[-1:])
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number of things in words: ``1 epoch``, ``1,000 epochs``."""
+    """Return a count with its noun: ``1 epoch``, ``1,000 epochs``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def first_few(names: Sequence[object], most: int = 5) -> str:
-    """Return the first of some names as a sentence lists them, and how many more there are."""
+    """Return the first names, comma-separated, and the number of further ones: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
 
 
 def as_argument(value: object) -> str:
-    """Return a value as one argument of a command that a user may copy into the shell."""
+    """Return a value quoted as one argument of a shell command."""
     return subprocess.list2cmdline([str(value)]) if WINDOWS else shlex.quote(str(value))
 
 
 def as_option(name: str) -> str:
-    """Return the option that is for a setting: ``--real-batch`` for ``real_batch``."""
+    """Return the option for a setting: ``--real-batch`` for ``real_batch``."""
     return f"--{name.replace('_', '-')}"
 
 
 def as_file_name(text: str) -> str:
-    """Return a name for a file or folder with a hyphen for each character that some file system does not take."""
+    """Return a file name with a hyphen for each character that some file system refuses."""
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text)
 
 
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels, whole numbers in numerical order and anything else in alphabetical order."""
+    """Return the distinct labels in numerical order if all are whole numbers, else in alphabetical order."""
     distinct = set(labels)
     numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in distinct)
     return tuple(sorted(distinct, key=lambda label: (int(label), label)) if numeric else sorted(distinct))
 
 
 def class_numbers(names: Sequence[str], labels: Set[str], *, given: bool) -> dict[str, int]:
-    """Return the class index of each label: labels are names, or, of names that were given, all of them indices."""
+    """Return the class index of each possible label: labels are class names or, for ``given`` names, all indices."""
     by_name = {name: index for index, name in enumerate(names)}
     by_index = {str(index): index for index in range(len(names))}
     named = not given or labels <= by_name.keys() or (labels & by_name.keys() and not labels <= by_index.keys())
@@ -170,32 +170,37 @@ def split_names(text: str | None) -> list[str]:
 
 
 def as_assignments(given: Any) -> list[Any]:
-    """Return what a file gives to names as ``--set`` takes it, NAME=VALUE; nothing for a name that is left empty.
+    """Return a file's settings as ``--set`` takes them, NAME=VALUE; names without a value are left out.
 
     Args:
         given: a mapping, one NAME=VALUE or a list of these; None for nothing.
     """
+    if given is None:
+        return []
     if not isinstance(given, Mapping):
-        return given if isinstance(given, list) else [] if given is None else [given]
-    said = {name: value for name, value in given.items() if value is not None}
-    return [f"{name}={one if isinstance(one, str) else json.dumps(one, default=str)}" for name, one in said.items()]
+        return given if isinstance(given, list) else [given]
+    values = {name: value for name, value in given.items() if value is not None}
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in values.items()
+    }
+    return [f"{name}={text}" for name, text in texts.items()]
 
 
 def assignments(given: Iterable[str]) -> dict[str, str]:
-    """Return the values, as texts, of NAME=VALUE by name; of a name that comes twice the last.
+    """Parse NAME=VALUE entries; return the values as texts by name, the last one of a repeated name.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: an entry of another form.
     """
-    found = {}
-    for one in given:
-        name, equals, text = str(one).partition("=")
+    values = {}
+    for entry in given:
+        name, equals, text = str(entry).partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"--set takes NAME=VALUE, such as --set inner_parts=2, got {one!r}")
-        found[name.strip().replace("-", "_")] = text.strip()
-    return found
+            raise ConfigError(f"--set takes NAME=VALUE, such as --set inner_parts=2, got {entry!r}")
+        values[name.strip().replace("-", "_")] = text.strip()
+    return values
 
 
 def baseline_names(text: str) -> list[str]:
-    """Return the baselines asked for, each once; 'none' means nothing."""
+    """Return the baselines of a comma-separated list, each once; 'none' means no baselines."""
     return [] if canonical(text) == "none" else list(dict.fromkeys(map(canonical, split_names(text))))

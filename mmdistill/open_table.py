@@ -1,4 +1,4 @@
-"""Tables by name to which a user's code adds entries of its own."""
+"""Tables of named entries that a user's code can extend."""
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import TypeVar
@@ -8,15 +8,15 @@ from mmdistill.names import canonical
 
 Entry = TypeVar("Entry")
 LISTED = ("", "all", "none")
-"""What names no entry where entries are listed, as commas divide them."""
+"""Names with another meaning in comma-separated lists of entries."""
 
 
 class OpenTable(MutableMapping[str, Entry]):
-    """Entries by name, in one spelling whatever they are given and asked for in (``My_Rule`` is ``my-rule``).
+    """Entries by name, in any spelling of the name (``My_Rule`` is ``my-rule``).
 
     Args:
         shipped: the entries of this package.
-        reserved: names that mean something else.
+        reserved: names that no entry may have.
     """
 
     def __init__(self, shipped: Mapping[str, Entry] | None = None, reserved: Iterable[str] = ()) -> None:
@@ -29,10 +29,10 @@ class OpenTable(MutableMapping[str, Entry]):
         return self._entries[canonical(name)]
 
     def __setitem__(self, name: str, entry: Entry) -> None:
-        """Add an entry, or replace the one of a name.
+        """Add or replace an entry.
 
         Raises:
-            ConfigError: a name that means something else.
+            ConfigError: a reserved name.
         """
         key = canonical(name)
         if key in self._reserved or key in LISTED or "," in key:
@@ -49,11 +49,11 @@ class OpenTable(MutableMapping[str, Entry]):
         return len(self._entries)
 
     def ship(self, entries: Mapping[str, Entry]) -> None:
-        """Take entries as those of this package."""
+        """Add entries of this package."""
         self.update(entries)
         self._shipped.update({canonical(name): entry for name, entry in entries.items()})
 
     def added(self, name: str) -> bool:
-        """Return whether an entry is of a user's code, which may change."""
+        """Return whether an entry comes from a user's code, which may change."""
         key = canonical(name)
         return self._entries.get(key) is not self._shipped.get(key)

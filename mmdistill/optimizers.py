@@ -1,4 +1,4 @@
-"""Optimizers of synthetic data: how settings make and anneal them, and two that torch does not have."""
+"""Optimizers of synthetic data: made and annealed by settings, and two that torch lacks."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from mmdistill.task import Tensors
 
 
 class _Moments(Optimizer, ABC):
-    """The common path of optimizers that keep Adam's two moments: their state, and the loop over tensors."""
+    """The base of optimizers with Adam's two moments: their state, and the loop over tensors."""
 
     eps: float
 
@@ -27,19 +27,19 @@ class _Moments(Optimizer, ABC):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        own = self.eps if eps is None else eps
-        defaults = {"lr": lr, "betas": betas, "eps": own, "weight_decay": weight_decay, "maximize": maximize}
+        eps = self.eps if eps is None else eps
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state; step counts go to the device of what they count, which torch does for its own alone."""
+        """Load a state; move step counts to their parameters' devices, which torch does for its own optimizers only."""
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             state["step"] = state["step"].to(parameter.device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step; losses are not computed anew, so there is no closure."""
+        """Take one step; closures are not supported."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -64,11 +64,11 @@ class LAMB(_Moments):
     .. math:: w \leftarrow w - \eta \frac{\lVert w \rVert}{\lVert r + \lambda w \rVert} (r + \lambda w), \quad
         r = \hat m / (\sqrt{\hat v} + \epsilon)
 
-    with Adam's bias-corrected moments; the ratio is 1 where either norm is 0. So images and labels, whose gradients
-    differ by orders of magnitude, move by the same share of their own size.
+    with Adam's bias-corrected moments; the ratio is 1 if either norm is 0. So images and labels, whose gradients
+    differ by orders of magnitude, move by the same fraction of their own norms.
 
     Args:
-        params: what is stepped.
+        params: the parameters.
         lr: learning rate, the share of its norm by which a tensor moves.
         betas: decay of both moments.
         eps: epsilon.
@@ -85,25 +85,25 @@ class LAMB(_Moments):
         first = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
         second = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2 ** state["step"])
         update = first / (second.sqrt() + group["eps"]) + group["weight_decay"] * parameter
-        own, moved = parameter.norm(), update.norm()
-        ratio = torch.where((own > 0) & (moved > 0), own / moved, 1.0)
+        norm, update_norm = parameter.norm(), update.norm()
+        ratio = torch.where((norm > 0) & (update_norm > 0), norm / update_norm, 1.0)
         parameter -= group["lr"] * ratio * update
 
 
 class AdaBelief(_Moments):
-    r"""Adam whose second moment is that of the gradient's surprise: its distance from its own running mean.
+    r"""Adam whose second moment is that of the gradient's deviation from its own running mean.
 
     .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
         s \leftarrow \beta_2 s + (1 - \beta_2) (g - m)^2 + \epsilon, \quad
         w \leftarrow w - \eta\, \hat m / (\sqrt{\hat s} + \epsilon)
 
-    with bias-corrected moments. A gradient that stays the same takes large steps, one that changes small ones.
+    with bias-corrected moments. Steady gradients give large steps, changing ones small steps.
 
     Args:
-        params: what is stepped.
+        params: the parameters.
         lr: learning rate.
         betas: decay of both moments.
-        eps: epsilon, which adds up in the second moment; the square of what one would give Adam.
+        eps: epsilon, which accumulates in the second moment; comparable to the square of Adam's.
         weight_decay: L2 coefficient, added to the gradient.
         maximize: ascend instead of descend.
 
@@ -116,8 +116,8 @@ class AdaBelief(_Moments):
         beta1, beta2 = group["betas"]
         gradient = gradient + group["weight_decay"] * parameter
         first = state["exp_avg"].lerp_(gradient, 1 - beta1)
-        surprise = (gradient - first).square()
-        second = state["exp_avg_sq"].lerp_(surprise, 1 - beta2).add_(group["eps"])
+        deviation = (gradient - first).square()
+        second = state["exp_avg_sq"].lerp_(deviation, 1 - beta2).add_(group["eps"])
         root = (second / (1 - beta2 ** state["step"])).sqrt() + group["eps"]
         parameter -= group["lr"] / (1 - beta1 ** state["step"]) * first / root
 
@@ -129,11 +129,11 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "lamb": LAMB,
     "adabelief": AdaBelief,
 }
-"""By the names that settings use."""
+"""Optimizers by their names in settings."""
 
 
 def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimizer:
-    """Return the optimizer of one group of tensors; none waits for a device to know how many steps it has taken."""
+    """Return the optimizer of one group of tensors; its step count needs no device synchronisation."""
     options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "maximize": spec.maximize}
     if spec.name == "sgd":
         options["momentum"] = spec.momentum
@@ -143,7 +143,7 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimiz
 
 
 def anneal(optimizer: Optimizer, spec: OptimizerSpec, step: int, steps: int) -> None:
-    """Give an optimizer the rate of a step of so many, by a cosine to the spec's floor; a constant one stays."""
+    """Set an optimizer's rate for a step of ``steps``, by a cosine to the spec's floor; a constant rate stays."""
     if not spec.cosine:
         return
     wave = 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
@@ -152,7 +152,7 @@ def anneal(optimizer: Optimizer, spec: OptimizerSpec, step: int, steps: int) -> 
 
 
 def is_active(spec: OptimizerSpec, step: int) -> bool:
-    """Return whether a group is stepped at a step, or rests."""
+    """Return whether a group is updated in a step."""
     if spec.active is None:
         return True
     start, stop, period = spec.active

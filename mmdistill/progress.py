@@ -1,4 +1,4 @@
-"""Progress of distilling and judging in Python: a user's own function, or a bar where ``progress=True``."""
+"""Progress of distilling and judging in Python: a user's own function, or a bar for ``progress=True``."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ StepProgress = Callable[[int, int, float], object]
 """Called with (steps done, steps in all, loss), 200 times in a run and every two seconds."""
 ShowJudging = Callable[[int, int, str], None]
 """Called with (judgements done, in all, what is judged next)."""
-Told = TypeVar("Told", bound=Callable[..., object])
+Callback = TypeVar("Callback", bound=Callable[..., object])
 
 
-def own_progress(progress: Told | bool | None, called_with: str) -> Told | None:
-    """Return the function of a user who gives one, None where a bar shall stand for it or nothing is shown.
+def own_progress(progress: Callback | bool | None, called_with: str) -> Callback | None:
+    """Return the user's function, or None if a bar or nothing is shown.
 
     Args:
         progress: a function, or whether to show a bar.
-        called_with: what a function is called with, for the error.
+        called_with: the arguments of such a function, for the error.
     Raises:
         ConfigError: something that cannot be called.
     """
@@ -37,9 +37,9 @@ def own_progress(progress: Told | bool | None, called_with: str) -> Told | None:
 
 @contextmanager
 def step_bar(title: str, visible: bool) -> Iterator[StepProgress]:
-    """Yield what shows the steps of a run in a bar; of several processes the first one's does.
+    """Yield a function that shows the steps of a run in a bar; of several processes, only the first shows it.
 
-    The fitting of a start, before them, shows one of its own.
+    Fitting the start, before the steps, shows a bar of its own.
     """
     shown = visible and ranks.is_first()
     with showing(shown), progress_bar(title, "step", visible=shown) as show:
@@ -48,7 +48,7 @@ def step_bar(title: str, visible: bool) -> Iterator[StepProgress]:
 
 @contextmanager
 def judging_bar() -> Iterator[ShowJudging]:
-    """Yield what shows judgements in a bar, with the epochs of the networks that train meanwhile."""
+    """Yield a function that shows judgements in a bar, with the epochs of the networks in training."""
     with progress_bar("judging", "set", even=False) as show:
         current: tuple[int, int, str] | None = None
         began = 0.0
@@ -63,7 +63,7 @@ def judging_bar() -> Iterator[ShowJudging]:
             if current is None:
                 return
             done, total, subject = current
-            if number == 1 or number == epochs:  # which takes longer, or no time is left
+            if number == 1 or number == epochs:  # the first takes longer than others; after the last no time is left
                 show(done, total, now=f"{subject}, epoch {number}/{epochs}")
                 began = time.perf_counter()
                 return

