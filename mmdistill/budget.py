@@ -10,7 +10,7 @@ from numbers import Integral
 
 from mmdistill.allocation import ShortClassError
 from mmdistill.checks import is_of
-from mmdistill.composition import NOISE, starts_from_noise
+from mmdistill.composition import NOISE, can_start_from_noise
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.execution import ranks
@@ -59,7 +59,7 @@ def method_within_budget(
     Raises:
         ConfigError: no budget, several, one in another unit, or bytes too few for one sample per class.
     """
-    count = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
+    count = given_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     if bytes is None:
         return method, count
     with warnings.catch_warnings():  # trial sets should not warn; the chosen one warns again when it is built
@@ -67,7 +67,7 @@ def method_within_budget(
         return budget_in_bytes(task, method, parse_bytes(bytes), seed)
 
 
-def asked_count(
+def given_count(
     task: Task,
     *,
     budget: int | None = None,
@@ -149,7 +149,7 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
         )
     count = largest_within(record_bytes, smallest, limit)
     if (error := short.get(count + 1)) is not None and ranks.is_first():
-        noise = starts_from_noise(task, method, count + 1, method.settings(count + 1))
+        noise = can_start_from_noise(task, method, count + 1, method.settings(count + 1))
         logger.warning(
             "the set takes %s of %s bytes (%s %d): %s%s",
             f"{sizes[count]:,}",

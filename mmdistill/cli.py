@@ -239,8 +239,8 @@ def _methods_parser() -> Parser:
         description="List the methods by domain, and the ways to store samples that most of them can take; or say what "
         "one method is, what its settings are, and which options it reads.",
     )
-    known = "image, graph, graph-set, text or recsys, all by default; or a method, such as dm"
-    parser.add_argument("name", type=str | None, nargs="?", default=None, metavar="DOMAIN or METHOD", help=known)
+    choices = "image, graph, graph-set, text or recsys, all by default; or a method, such as dm"
+    parser.add_argument("name", type=str | None, nargs="?", default=None, metavar="DOMAIN or METHOD", help=choices)
     parser.add_argument("--domain", type=str | None, default=None, help="a domain, beside a method too")
     parser.add_argument(
         "--data", type=str | None, default=None, metavar="NAME", help="data set whose settings of the method are shown"

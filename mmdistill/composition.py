@@ -74,7 +74,7 @@ def asked_teacher(
     parts = [schedule] if method.solve is not None else [method.make_objective(settings), schedule]
     teachers = [part.describe_teacher(task) for part in parts if isinstance(part, TrainsTeacher)]
     if samples is None and not any(teachers):
-        with rehearsal(), noise_suggested(task, method, budget, settings):
+        with rehearsal(), suggest_noise(task, method, budget, settings):
             samples = method.make_parameterization(task, budget, settings, Draws(0, device=task.device).fold("start"))
     if samples is not None and needs_teacher(samples, schedule):
         return describe_teacher(task, settings.teacher_epochs)
@@ -92,7 +92,7 @@ def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[st
     return not asked_teacher(task, method, budget, settings, method.make_schedule(settings))
 
 
-def other_count(task: Task, method: Method, budget: int, count: int) -> str:
+def count_warning(task: Task, method: Method, budget: int, count: int) -> str:
     """Return a warning if a closed form made another number of samples than its budget means; empty if it did not."""
     unit = task.describe().budget
     expected = int(allocate(budget, unit, task.labels, task.num_classes).sum())
@@ -104,7 +104,7 @@ def other_count(task: Task, method: Method, budget: int, count: int) -> str:
     )
 
 
-def starts_from_noise(task: Task, method: Method, budget: int, settings: Settings) -> bool:
+def can_start_from_noise(task: Task, method: Method, budget: int, settings: Settings) -> bool:
     """Return whether a method's samples start from real ones but can start from noise, which is tried."""
     if method.solve is not None or settings.init == "noise" or "codes" not in settings.optimizers:
         return False
@@ -116,7 +116,7 @@ def starts_from_noise(task: Task, method: Method, budget: int, settings: Setting
 
 
 @contextmanager
-def noise_suggested(task: Task, method: Method, budget: int, settings: Settings) -> Iterator[None]:
+def suggest_noise(task: Task, method: Method, budget: int, settings: Settings) -> Iterator[None]:
     """Within this context the error that a class has too few real samples suggests to start from noise, if possible.
 
     Raises:
@@ -125,7 +125,7 @@ def noise_suggested(task: Task, method: Method, budget: int, settings: Settings)
     try:
         yield
     except ShortClassError as error:
-        if error.misspelt or not starts_from_noise(task, method, budget, settings):
+        if error.misspelt or not can_start_from_noise(task, method, budget, settings):
             raise
         raise ShortClassError(error.fact, f"{error.advice}, or start from noise by {NOISE}") from error
 
@@ -365,7 +365,7 @@ def decode_for_step(
     return decoded, chosen
 
 
-def described_parts(
+def describe_parts(
     task: Task, method: Method, budget: int, settings: Settings, schedule: NetworkSchedule
 ) -> dict[str, object]:
     """Return a run's objective, schedule and user-defined network as plain values, with a digest of its given teacher.

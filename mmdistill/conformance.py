@@ -68,14 +68,14 @@ def with_samples(batch: Batch | ClassBatch, inputs: Tensor) -> Batch | ClassBatc
     return batch._replace(inputs={**batch.inputs, name: inputs})
 
 
-def in_reverse(batch: Batch | ClassBatch) -> Batch | ClassBatch:
+def reverse_samples(batch: Batch | ClassBatch) -> Batch | ClassBatch:
     """Reverse the order of samples, within each class; linked samples (of one graph) stay as they are."""
     if not isinstance(batch, ClassBatch):
         return batch if shares_inputs(batch) else batch.map(lambda t: t.flip(0))
     return batch if None in batch.dims else ClassBatch(batch.batch.map(lambda t: t.flip(1)), batch.dims)
 
 
-def padded(batch: Batch | ClassBatch) -> Batch | ClassBatch | None:
+def pad_classes(batch: Batch | ClassBatch) -> Batch | ClassBatch | None:
     """Pad each class with one sample of another class, with weight 0; return None if that is not possible.
 
     It is possible for class batches with one tensor of inputs; others may be linked, like nodes.
@@ -103,7 +103,7 @@ def check_weights(
     Raises:
         ConformanceError: the value changes.
     """
-    for side, syn_side, real_side in (("synthetic", padded(syn), real), ("real", syn, padded(real))):
+    for side, syn_side, real_side in (("synthetic", pad_classes(syn), real), ("real", syn, pad_classes(real))):
         if syn_side is None or real_side is None:
             continue
         error = relative_error(computed(syn_side, real_side).detach(), value)
@@ -114,7 +114,7 @@ def check_weights(
         )
 
 
-def with_another_first(batch: Batch, classes: int | None) -> tuple[Batch, Batch]:
+def change_first_sample(batch: Batch, classes: int | None) -> tuple[Batch, Batch]:
     """Return a batch with its first weighted sample set to weight 0, and the same with that sample's values changed.
 
     Inputs are rolled if they are one tensor with a row per sample, else they stay. The target becomes another class, or
@@ -139,7 +139,7 @@ def with_another_first(batch: Batch, classes: int | None) -> tuple[Batch, Batch]
     return batch._replace(weight=weight), Batch(inputs, map_inputs(change_first, batch.targets), weight)
 
 
-def without_firsts(batch: ClassBatch) -> ClassBatch:
+def drop_first_samples(batch: ClassBatch) -> ClassBatch:
     """Return class batches with each class's first weighted sample set to weight 0, unless it is the only one."""
     weight = batch.batch.weight.clone()
     first = (weight > 0).int().argmax(1, keepdim=True)
@@ -194,14 +194,14 @@ def synthetic(task: Task, n: int, key: Draws, classes: Tensor | None) -> Batch |
     """Return samples in the form of synthetic ones, in float64: decoded from the task's storage, else real ones."""
     draws, count = key.fold("syn"), n * (task.num_classes or 1)
     if not isinstance(task, StoresSamples):
-        return wide(task.sample_real(draws, classes, count if classes is None else n))
+        return to_float64(task.sample_real(draws, classes, count if classes is None else n))
     budget = n if task.describe().budget == "ipc" else count
     samples = task.stored(budget, Settings(steps=1), "hard", draws).to(task.device)
     decoded: Batch = samples(draws).map(Tensor.detach)
-    return wide(decoded if classes is None else samples.class_batches(decoded))
+    return to_float64(decoded if classes is None else samples.class_batches(decoded))
 
 
-def wide(batch: Batch | ClassBatch) -> Batch | ClassBatch:
+def to_float64(batch: Batch | ClassBatch) -> Batch | ClassBatch:
     """Return a batch with its floats in float64."""
     if isinstance(batch, ClassBatch):
         return ClassBatch(batch.batch.map(doubled), batch.dims)

@@ -27,7 +27,7 @@ OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that torch adds to every module."""
 
 
-def described(made: object) -> dict[str, object]:
+def described(part: object) -> dict[str, object]:
     """Return an object's class and its plain attributes by name, the same in any process.
 
     Numbers, texts, booleans and None stay as they are, in tuples, lists and mappings too. Dataclasses are described
@@ -37,29 +37,29 @@ def described(made: object) -> dict[str, object]:
     Private attributes (``_name``) hold state, not configuration, and are left out.
 
     Args:
-        made: an objective or a schedule, before it draws or learns.
+        part: an objective or a schedule, before it draws or learns.
     """
-    values = {name: value for name, value in {**_of_classes(made), **_own(made)}.items() if not name.startswith("_")}
-    return {"class": type(made).__name__, **{name: _plain(values[name]) for name in sorted(values)}}
+    values = {name: value for name, value in {**_of_classes(part), **_own(part)}.items() if not name.startswith("_")}
+    return {"class": type(part).__name__, **{name: _plain(values[name]) for name in sorted(values)}}
 
 
-def _own(made: object) -> dict[str, object]:
+def _own(part: object) -> dict[str, object]:
     """Return an object's attributes, without the tensors of modules, which are drawn or learned."""
-    if is_dataclass(made):
-        return {entry.name: getattr(made, entry.name, None) for entry in fields(made) if entry.compare}
-    attributes = {name: value for name, value in getattr(made, "__dict__", {}).items() if name not in OF_MODULES}
-    return attributes | dict(made.named_children()) if isinstance(made, nn.Module) else attributes
+    if is_dataclass(part):
+        return {entry.name: getattr(part, entry.name, None) for entry in fields(part) if entry.compare}
+    attributes = {name: value for name, value in getattr(part, "__dict__", {}).items() if name not in OF_MODULES}
+    return attributes | dict(part.named_children()) if isinstance(part, nn.Module) else attributes
 
 
-def _of_classes(made: object) -> dict[str, object]:
+def _of_classes(part: object) -> dict[str, object]:
     """Return the plain attributes of an object's classes, but for those of abstract base classes.
 
     The latter are flags on how a run computes, not on what.
     """
-    classes = type(made).__mro__
+    classes = type(part).__mro__
     contract = {name for kind in classes if ABC in kind.__bases__ or kind is nn.Module for name in dir(kind)}
     return {
-        name: getattr(made, name)
+        name: getattr(part, name)
         for kind in classes
         for name, value in vars(kind).items()
         if name not in contract and not name.startswith("__") and isinstance(value, (Real, str, tuple))
@@ -92,14 +92,14 @@ def _plain(value: object) -> object:
     return str(getattr(value, "__name__", type(value).__name__))
 
 
-def is_users(made: type | FunctionType) -> bool:
+def is_users(definition: type | FunctionType) -> bool:
     """Return whether a class or function is a user's, outside of :data:`LIBRARIES`."""
-    return (made.__module__ or "").partition(".")[0] not in LIBRARIES
+    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
 
 
-def code_digest(made: type | FunctionType) -> str:
+def code_digest(definition: type | FunctionType) -> str:
     """Return a digest of the code of a function, or of a class's own functions: the same in any process."""
-    functions = vars(made) if isinstance(made, type) else {"": made}
+    functions = vars(definition) if isinstance(definition, type) else {"": definition}
     values = {name: _computed(function) for name, function in functions.items() if isfunction(function)}
     return hashlib.blake2b(repr(sorted(values.items())).encode(), digest_size=4).hexdigest()
 

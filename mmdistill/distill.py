@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from mmdistill.budget import method_within_budget
 from mmdistill.checks import require_checkpoint_every, require_kind
-from mmdistill.composition import other_count, without_effect
+from mmdistill.composition import count_warning, without_effect
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, note_kept, require_choice
@@ -188,12 +188,12 @@ def distill(
     callback = own_progress(progress, "steps done, steps in all, loss")
     require_kind(str, name=name)
     folder = _run_folder(out, resume, overwrite)
-    usual, method_name = find_method(task, method, schedule)
+    base, method_name = find_method(task, method, schedule)
     name = name or method_name
     storage = None if parameterization is None else find_parameterization(task, parameterization)
     customised, size = method_within_budget(
         task,
-        usual.customised(storage, label, settings),
+        base.customised(storage, label, settings),
         budget=budget,
         ipc=ipc,
         nodes=nodes,
@@ -201,7 +201,7 @@ def distill(
         bytes=bytes,
         seed=seed,
     )
-    _warn_of_unread(task, usual, customised, size, settings or {})
+    _warn_of_unread(task, base, customised, size, settings or {})
     distiller = Distiller(task, customised, size, seed=seed, precision=precision)
     with _sole_use(folder, refuse_runs=not (resume or overwrite)):
         resumes = bool(resume)
@@ -243,11 +243,11 @@ def _run_folder(out: Path | str | None, resume: bool | Literal["auto"], overwrit
     return folder
 
 
-def _warn_of_unread(task: Task, usual: Method, customised: Method, size: int, settings: Mapping[str, object]) -> None:
+def _warn_of_unread(task: Task, base: Method, customised: Method, size: int, settings: Mapping[str, object]) -> None:
     """Warn of changed settings that the composition does not read."""
     if not settings or not ranks.is_first():
         return
-    defaults = asdict(usual.settings(size))
+    defaults = asdict(base.settings(size))
     changed = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
     for name, why in without_effect(task, customised, size, changed).items():
         logger.warning(why.format(name))
@@ -256,10 +256,10 @@ def _warn_of_unread(task: Task, usual: Method, customised: Method, size: int, se
 @contextmanager
 def _sole_use(folder: Path | None, *, refuse_runs: bool) -> Iterator[None]:
     """Within this context no other process writes into the folder; with ``refuse_runs`` it must hold no run."""
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with ranks.together():
             if folder is not None and ranks.is_first():
-                held.enter_context(sole_writer(folder))
+                stack.enter_context(sole_writer(folder))
                 if refuse_runs:
                     require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
         yield
@@ -337,7 +337,7 @@ def _result(distiller: Distiller, run: RunState, name: str, seconds: float) -> D
     """
     result = distiller.result(run, name, seconds)
     result.require_finite()
-    note = other_count(distiller.task, distiller.method, distiller.budget, len(result.batch.weight))
+    note = count_warning(distiller.task, distiller.method, distiller.budget, len(result.batch.weight))
     if note and ranks.is_first():
         logger.warning("%s", note)
     return replace(

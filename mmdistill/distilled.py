@@ -217,7 +217,7 @@ class DistilledSet:
         return loaded
 
     def require_finite(self) -> None:
-        """Refuse NaN and infinite values that no step's loss has shown: of closed forms, or of a teacher's labels.
+        """Refuse NaN and infinite values, which no loss reveals in closed forms and in a teacher's labels.
 
         Raises:
             NonFiniteError: the set holds NaN or infinite values.

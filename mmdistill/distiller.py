@@ -88,7 +88,7 @@ class Distiller:
     @cached_property
     def described(self) -> dict[str, object]:
         """The run's own network, objective, schedule and teacher as plain values, which identify the run."""
-        return composition.described_parts(self.task, self.method, self.budget, self.settings, self.schedule)
+        return composition.describe_parts(self.task, self.method, self.budget, self.settings, self.schedule)
 
     def compile(self) -> None:
         """Compile the network functions that objectives call most, each at its first call."""
@@ -158,7 +158,7 @@ class Distiller:
 
     def initial(self) -> Parameterization:
         """Build the initialised samples; of a closed form, the finished ones."""
-        with composition.noise_suggested(self.task, self.method, self.budget, self.settings):
+        with composition.suggest_noise(self.task, self.method, self.budget, self.settings):
             return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
@@ -188,7 +188,7 @@ class Distiller:
             key: the step's.
             chosen: which samples of each class ``decoded`` holds; None: all.
         """
-        syn: Batch | ClassBatch = self._labelled(run, decoded, network) if run.objective.reads_labels else decoded
+        syn: Batch | ClassBatch = self._relabel(run, decoded, network) if run.objective.reads_labels else decoded
         if chosen is not None:
             syn = chosen.by_class(decoded)
         elif run.objective.view == "classes" and isinstance(syn, Batch):
@@ -199,7 +199,7 @@ class Distiller:
             real = augmented(self.task, siamese, real, shared=True)
         return syn, real
 
-    def _labelled(self, run: RunState, syn: Batch, network: ScheduleState) -> Batch:
+    def _relabel(self, run: RunState, syn: Batch, network: ScheduleState) -> Batch:
         """Return a decoded batch with its teacher's labels, if it has a teacher: the step's target, or the run's."""
         labels, teacher = run.parameterization.labels, self._teacher
         if network.target is not None and network.network is not None:
@@ -324,7 +324,7 @@ class Distiller:
         penalty = samples.penalty(network.features, decoded.inputs, chosen)
         if penalty is not None:
             loss = loss + penalty
-        tensors = self._learned(run)
+        tensors = self._active_parameters(run)
         require_loss(run.objective, loss, learns=bool(tensors))
         gradients = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
         codes = {id(tensor) for tensor in run.groups().get("codes", ())}
@@ -336,7 +336,7 @@ class Distiller:
         """Return the names of the groups that this step updates."""
         return tuple(name for name in run.groups() if is_active(self.settings.optimizers[name], run.step))
 
-    def _learned(self, run: RunState) -> list[nn.Parameter]:
+    def _active_parameters(self, run: RunState) -> list[nn.Parameter]:
         """Return the tensors of all active groups, in group order."""
         groups = run.groups()
         return [parameter for name in self.active(run) for parameter in groups[name]]
@@ -349,7 +349,7 @@ class Distiller:
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Average the gradients over ranks, clip them, and step the optimizer of every active group."""
         averages = iter(ranks.averages([g for g in gradients if g is not None]))
-        tensors = self._learned(run)
+        tensors = self._active_parameters(run)
         for parameter, gradient in zip(tensors, gradients, strict=True):
             parameter.grad = None if gradient is None else next(averages)
         if self.settings.clip:
@@ -381,7 +381,7 @@ class Distiller:
         """Decode the samples, with their labels, as the finished set after ``step`` steps holds them."""
         with torch.no_grad():
             decoded = run.parameterization.finished(self.draws.fold("decode"))
-            batch = self._labelled(run, decoded, self._final_labeller(run, step))
+            batch = self._relabel(run, decoded, self._final_labeller(run, step))
             if isinstance(run.parameterization.labels, TeacherLabels) and isinstance(batch.targets, Tensor):
                 ranks.share(batch.targets)  # each rank has drawn its own teacher for the last step
         return batch

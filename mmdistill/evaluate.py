@@ -64,14 +64,14 @@ def find_judges(
     return list(dict.fromkeys(readable))
 
 
-def find_baselines(task: Task, asked: str | Sequence[str]) -> list[str]:
+def find_baselines(task: Task, requested: str | Sequence[str]) -> list[str]:
     """Return the baselines to judge, each once, from names, comma-separated or in a list; ``all`` are the task's.
 
     Raises:
         ConfigError: an unknown baseline.
     """
     known = ("random", *known_coresets(), "whole", *(task.selections if isinstance(task, Selects) else ()))
-    names = baseline_names(asked) if isinstance(asked, str) else [canonical(name) for name in asked]
+    names = baseline_names(requested) if isinstance(requested, str) else [canonical(name) for name in requested]
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise unknown_name("baseline", unknown[0], known)
     fitting = [name for name in known if name != "craig" or task.num_classes is not None]  # CRAIG needs classes

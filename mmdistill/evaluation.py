@@ -61,16 +61,16 @@ class Baselines(dict[str, list[Entry]]):
     """Entries of baselines by name; the error for a missing one says why it could not be judged.
 
     Args:
-        found: the entries.
+        entries: by name.
         failures: of judging, as :class:`Evaluation` has them.
     """
 
     def __init__(
         self,
-        found: Mapping[str, list[Entry]] | Iterable[tuple[str, list[Entry]]] = (),
+        entries: Mapping[str, list[Entry]] | Iterable[tuple[str, list[Entry]]] = (),
         failures: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(found)
+        super().__init__(entries)
         self.failures = failures or {}
 
     def __missing__(self, name: str) -> list[Entry]:
@@ -118,7 +118,7 @@ class Evaluation:
         Raises:
             ConfigError: nothing was judged.
         """
-        shown = self._shown()
+        shown = self._main_entries()
         if not shown:
             raise ConfigError("nothing was judged, so there is no score; see remarks() for what failed")
         return shown[0] if {entry.judge for entry in shown} == {self.usual} else replace(shown[0], said=True)
@@ -127,7 +127,7 @@ class Evaluation:
         """Return the results beside those of the baselines, in percent, as a table, header first."""
         sources = self._sources()
         columns = [{(entry.judge, entry.metric): entry for entry in entries} for entries in sources.values()]
-        keys = dict.fromkeys((entry.judge, entry.metric) for entry in self._shown())
+        keys = dict.fromkeys((entry.judge, entry.metric) for entry in self._main_entries())
         body = [[*key, *(str(column[key]) if key in column else "-" for column in columns)] for key in keys]
         return [["judge", "metric", *sources], *body]
 
@@ -140,7 +140,7 @@ class Evaluation:
         Returns:
             A row for each class: its name, and means over the networks. Empty if no such judge knows them.
         """
-        judge = judge or next((entry.judge for entry in self._shown() if entry.by_class), "")
+        judge = judge or next((entry.judge for entry in self._main_entries() if entry.by_class), "")
         columns = {
             source: entry.by_class
             for source, entries in self._sources().items()
@@ -161,7 +161,7 @@ class Evaluation:
 
     def units(self) -> str:
         """Describe the unit of the numbers in :meth:`rows`."""
-        counts = sorted({entry.n for entry in self._shown()})
+        counts = sorted({entry.n for entry in self._main_entries()})
         extremes = " to ".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
         return "percent, " + ("1 network" if counts == [1] else f"mean +/- sd of {extremes or 'no'} networks")
 
@@ -175,10 +175,12 @@ class Evaluation:
 
         A note on a judge itself is not repeated for the baselines; a note on samples that a judge fails on is.
         """
-        known = {note for entry in self.results for note in entry.notes if not is_of_samples(note)}
+        set_notes = {note for entry in self.results for note in entry.notes if not is_of_samples(note)}
         noted = [(entry.judge, entry.notes) for entry in self.results]
         for name, entries in self.baselines.items():
-            noted += [(f"{name} by {e.judge}", tuple(note for note in e.notes if note not in known)) for e in entries]
+            noted += [
+                (f"{name} by {e.judge}", tuple(note for note in e.notes if note not in set_notes)) for e in entries
+            ]
         judges_by_note: dict[str, dict[str, None]] = {}
         for judge, notes in noted:
             for note in notes:
@@ -203,7 +205,7 @@ class Evaluation:
         """Return the entries of the set and of the baselines, by name."""
         return {"distilled": self.results, **self.baselines}
 
-    def _shown(self) -> list[Entry]:
+    def _main_entries(self) -> list[Entry]:
         """Return the entries whose judges and metrics are shown: the set's, or the baselines' if it was not judged."""
         return self.results or [entry for entries in self.baselines.values() for entry in entries]
 
@@ -244,22 +246,22 @@ def checked_scores(scores: object, task: object) -> Scores:
     """
     owner = f"evaluate of {type(task).__name__}"
     if not isinstance(scores, Scores) or not isinstance(scores.values, Mapping) or not scores.values:
-        raise ShapeError(f"{owner} must return Scores with a metric, and returned {_shown_briefly(scores)}")
+        raise ShapeError(f"{owner} must return Scores with a metric, and returned {_brief_repr(scores)}")
     for metric, values in scores.values.items():
         if not are_numbers(values, Real) or not values:
             raise ShapeError(
                 f"{owner} must give {metric} as a tuple of numbers, one for each network, and gave "
-                f"{_shown_briefly(values)}"
+                f"{_brief_repr(values)}"
             )
         if any(value > 1 + 1e-5 for value in values):  # sums in float32 round
             raise ShapeError(
                 f"{owner} must give {metric} as fractions (0.97, which is shown as 97.0), and gave "
-                f"{_shown_briefly(values)}"
+                f"{_brief_repr(values)}"
             )
     return scores
 
 
-def _shown_briefly(value: object) -> str:
+def _brief_repr(value: object) -> str:
     """Return a value's ``repr``, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

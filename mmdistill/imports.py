@@ -131,32 +131,32 @@ def as_tensor(value: object, what: str) -> Tensor:
 
 
 def by_role(
-    found: Mapping[str, Any], roles: Mapping[str, Sequence[str]], needed: Sequence[str], others: Sequence[str] = ()
+    values: Mapping[str, Any], roles: Mapping[str, Sequence[str]], needed: Sequence[str], others: Sequence[str] = ()
 ) -> Tensors:
     """Return tensors by their role, see :func:`names_by_role`; a note lists values without one.
 
     Args:
-        found: values by name.
+        values: by name.
         roles: for each role the words that identify it, the surest first.
         needed: the required roles.
         others: words of names without a role that contain words of one.
     Raises:
         DataError: a role that two names fit, or a required one that none fits; a value that is not a tensor.
     """
-    names = names_by_role(found, roles, others)
+    names = names_by_role(values, roles, others)
     if missing := [role for role in needed if role not in names]:
         words = " or ".join(roles[missing[0]][:3])
         raise DataError(
             f"the set has no {missing[0]}: nothing in it, or no file, is called {words} (found: "
-            f"{first_few(list(found)) or 'nothing'})"
+            f"{first_few(list(values)) or 'nothing'})"
         )
-    if unread := [name for name in found if name not in names.values()]:
+    if unread := [name for name in values if name not in names.values()]:
         noted(f"not read: {first_few(unread)}")
-    return {role: as_tensor(found[name], name) for role, name in names.items()}
+    return {role: as_tensor(values[name], name) for role, name in names.items()}
 
 
 def names_by_role(
-    found: Iterable[str], roles: Mapping[str, Sequence[str]], others: Sequence[str] = ()
+    candidates: Iterable[str], roles: Mapping[str, Sequence[str]], others: Sequence[str] = ()
 ) -> dict[str, str]:
     """Match names to roles: by a word that is the whole name, else is part of it, else is a letter at one of its ends.
 
@@ -168,7 +168,7 @@ def names_by_role(
         DataError: a role that two names fit.
     """
     known = {word for words in (*roles.values(), others) for word in words}
-    words_in = {name: _longest(name, known) for name in found}
+    words_in = {name: _longest(name, known) for name in candidates}
     names: dict[str, str] = {}
     ways: tuple[Callable[[str, str], bool], ...] = (
         lambda name, word: name == word,

@@ -168,7 +168,7 @@ class Method:
         make = self.objective
         if make is None:
             raise ConfigError(f"{self.title} has neither an objective nor a closed form")
-        return made_objective(self.title, partial(make.make, settings) if isinstance(make, Configured) else make)
+        return build_objective(self.title, partial(make.make, settings) if isinstance(make, Configured) else make)
 
     def make_schedule(self, settings: Settings) -> NetworkSchedule:
         """Return the network schedule for given settings.
@@ -251,7 +251,7 @@ class Method:
             raise ConfigError(f"settings are called by their names, got {unnamed[0]!r}")
         changes = as_settings(settings or {})
         if changes and self.solve is not None:
-            defaults = self.settings(1)  # closed forms read the same fields at any budget
+            defaults = self.settings(1)  # of the same class at every budget
             read = read_in_closed_form(defaults, self.label)
             kept = {n for n, value in changes.items() if hasattr(defaults, n) and getattr(defaults, n) == value}
             if idle := [as_option(name) for name in changes if name not in read | kept]:
@@ -360,7 +360,7 @@ def takes_no_arguments(kind: type) -> bool:
     return not required and "settings" not in parameters
 
 
-def made_objective(whose: str, make: Callable[[], Objective]) -> Objective:
+def build_objective(whose: str, make: Callable[[], Objective]) -> Objective:
     """Return the objective that a function makes.
 
     Args:
@@ -390,18 +390,18 @@ def made_objective(whose: str, make: Callable[[], Objective]) -> Objective:
     return objective
 
 
-def require_made(what: str, made: object, wanted: type) -> None:
+def require_made(what: str, result: object, expected: type) -> None:
     """Refuse a function's result of another type than the method needs.
 
     Args:
         what: the result in words, for the error.
-        made: the result.
-        wanted: its type.
+        result: of the function.
+        expected: its type.
     Raises:
         ConfigError: naming both types.
     """
-    if not isinstance(made, wanted):
-        raise ConfigError(f"{what} is of type {type(made).__name__}, where a method needs {wanted.__name__}")
+    if not isinstance(result, expected):
+        raise ConfigError(f"{what} is of type {type(result).__name__}, where a method needs {expected.__name__}")
 
 
 class MethodTable(dict[str, Method]):

@@ -114,8 +114,8 @@ def experts_by(
 
 def unrolling(settings: Settings) -> Unrolling:
     """Return the unrolling of a student's training by the settings."""
-    kept = None if settings.kept_steps < 0 else settings.kept_steps
-    return Unrolling(settings.inner_momentum, keep=kept, optimizer=settings.inner_optimizer)
+    keep = None if settings.kept_steps < 0 else settings.kept_steps
+    return Unrolling(settings.inner_momentum, keep=keep, optimizer=settings.inner_optimizer)
 
 
 def unrolled_performance(settings: Settings) -> Objective:

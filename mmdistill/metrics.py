@@ -111,18 +111,18 @@ def former_metrics(path: Path) -> dict[str, Any]:
     return read_metrics(path) if path.exists() else {}
 
 
-def fits(found: object, types: Mapping[str, type]) -> bool:
+def fits(record: object, types: Mapping[str, type]) -> bool:
     """Return whether something is a mapping with the required fields, and with valid optional fields of an entry."""
-    if not isinstance(found, Mapping):
+    if not isinstance(record, Mapping):
         return False
     optional = {"judging": Mapping, "notes": list, "by_class": Mapping}
-    numbers = [found.get(name) for name, kind in types.items() if kind in (Real, int)]
+    numbers = [record.get(name) for name, kind in types.items() if kind in (Real, int)]
     return (
-        all(isinstance(found.get(name), kind) for name, kind in types.items())
+        all(isinstance(record.get(name), kind) for name, kind in types.items())
         and all(map(is_number, numbers))
-        and all(isinstance(found[name], kind) for name, kind in optional.items() if name in found)
-        and all(isinstance(note, str) for note in found.get("notes", ()))
-        and all(map(is_number, found.get("by_class", {}).values()))
+        and all(isinstance(record[name], kind) for name, kind in optional.items() if name in record)
+        and all(isinstance(note, str) for note in record.get("notes", ()))
+        and all(map(is_number, record.get("by_class", {}).values()))
     )
 
 
@@ -173,8 +173,8 @@ def _merged(old: list[dict[str, object]], new: list[dict[str, object]]) -> list[
     """Replace old entries by new ones of the same judge and metric, and append the other new ones."""
     _require_one_network(old, new)
     fresh = {_key(entry): entry for entry in new}
-    kept = [fresh.pop(_key(entry), entry) for entry in old]
-    return kept + list(fresh.values())
+    updated = [fresh.pop(_key(entry), entry) for entry in old]
+    return updated + list(fresh.values())
 
 
 def _require_one_network(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> None:

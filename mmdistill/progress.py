@@ -67,8 +67,8 @@ def judging_bar() -> Iterator[ShowJudging]:
                 show(done, total, now=f"{subject}, epoch {number}/{epochs}")
                 began = time.perf_counter()
                 return
-            left = (time.perf_counter() - began) / (number - 1) * (epochs - number)
-            show(done, total, now=f"{subject}, epoch {number}/{epochs}, {left:.0f} s left")
+            remaining = (time.perf_counter() - began) / (number - 1) * (epochs - number)
+            show(done, total, now=f"{subject}, epoch {number}/{epochs}, {remaining:.0f} s left")
 
         with watching(epoch):
             yield begin

@@ -4,7 +4,7 @@ import time
 
 from mmdistill.abilities import Selects, SizesSelections
 from mmdistill.allocation import allocate, subset_bytes
-from mmdistill.budget import asked_count, largest_within, parse_bytes
+from mmdistill.budget import given_count, largest_within, parse_bytes
 from mmdistill.choices import known_coresets
 from mmdistill.coresets import choose_samples, coreset
 from mmdistill.distilled import DistilledSet
@@ -54,7 +54,7 @@ def selection(
         UnsupportedError: a rule that this task does not support.
     """
     require_task(task)
-    size = asked_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
+    size = given_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     seed, began = checked_seed(seed), time.perf_counter()
     known = ("random", *known_coresets(), *(task.selections if isinstance(task, Selects) else ()))
     rule = known_name("selection", rule, known)
@@ -105,5 +105,5 @@ def bytes_of(task: Task, rule: str, budget: int) -> int:
 
 def known_bytes(task: Task, budget: int) -> dict[str, int]:
     """Return the bytes of baselines at equal count by name; a task's own selections only if it gives their bytes."""
-    own = task.selections if isinstance(task, SizesSelections) else ()
-    return {rule: bytes_of(task, rule, budget) for rule in ("random", *known_coresets(), *own)}
+    selections = task.selections if isinstance(task, SizesSelections) else ()
+    return {rule: bytes_of(task, rule, budget) for rule in ("random", *known_coresets(), *selections)}

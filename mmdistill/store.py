@@ -68,9 +68,9 @@ def read_json(path: Path, *, version: int | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object")
-    if version is not None and (found := content.get("version", version)) != version:
+    if version is not None and (actual := content.get("version", version)) != version:
         raise VersionError(
-            f"{path} has version {found}, this mmdistill reads {version}; use another folder, or the version that "
+            f"{path} has version {actual}, this mmdistill reads {version}; use another folder, or the version that "
             "wrote it"
         )
     return content
@@ -182,7 +182,8 @@ def load_tree(path: Path) -> dict[str, Any]:
         version = description["version"]
         if version != CHECKPOINT_VERSION:
             raise CheckpointError(f"{path} has checkpoint version {version}, this mmdistill reads {CHECKPOINT_VERSION}")
-        if description[DIGEST] != digest_of(tensors, json.dumps(description["root"])):
+        digest = digest_of(tensors, json.dumps(description["root"]))
+        if description[DIGEST] != digest:
             raise CheckpointError(f"{path} is damaged (its content has changed since it was written)")
         root = _unpack(description["root"], tensors)
     except (ValueError, KeyError, TypeError) as error:

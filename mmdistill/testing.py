@@ -13,23 +13,23 @@ from mmdistill.conformance import (
     SINGLE,
     TOLERANCE,
     as_conformance_error,
+    change_first_sample,
     check_single,
     check_weights,
     doubled,
-    in_reverse,
+    drop_first_samples,
     relative_error,
     require,
+    reverse_samples,
     samples_of,
     synthetic,
-    wide,
-    with_another_first,
+    to_float64,
     with_samples,
-    without_firsts,
 )
 from mmdistill.conformance import ConformanceError as ConformanceError
 from mmdistill.evaluation import checked_scores
 from mmdistill.labels import LabelKind, hard_labels
-from mmdistill.method import Parameterizer, made_objective
+from mmdistill.method import Parameterizer, build_objective
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Network, Objective, class_gradients
 from mmdistill.objectives.checks import require_gradients, require_loss
@@ -103,7 +103,7 @@ def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     loss = task.loss(state, real)
     finite = isinstance(loss, Tensor) and loss.ndim == 0 and bool(torch.isfinite(loss))
     require(finite, f"loss: a finite scalar is needed, got {loss}")
-    without, changed = (task.loss(state, batch) for batch in with_another_first(real, task.num_classes))
+    without, changed = (task.loss(state, batch) for batch in change_first_sample(real, task.num_classes))
     require(relative_error(changed, without) < TOLERANCE[loss.dtype], "loss: a sample of weight 0 must not count")
     copies = [NetworkState(state.params, {k: b.clone() for k, b in state.buffers.items()}) for _ in range(2)]
     first, second = (task.loss(copy, real, train=True, draws=key.fold("train")) for copy in copies)
@@ -143,7 +143,7 @@ def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
         isinstance(augmented, ClassBatch) and augmented.num_classes == classes,
         "augment: a ClassBatch must stay one, of as many classes",
     )
-    check_class_gradients(task, state, without_firsts(batch))
+    check_class_gradients(task, state, drop_first_samples(batch))
     first_class = batch.one_class(0)
     weighted = task.loss(state, Batch(first_class.inputs, first_class.targets, 3 * first_class.weight))
     require(
@@ -171,9 +171,9 @@ def _check_labels(task: Task, batch: ClassBatch) -> None:
             f"select: samples of class {index} have the labels of other ones",
         )
         if isinstance(drawn.inputs, Tensor) and isinstance(selected.inputs, Tensor) and len(members) <= FEW:
-            known = selected.inputs.flatten(1).double()
-            distances = torch.cdist(drawn.inputs[weighted].flatten(1).double(), known).amin(1)
-            size = float(known.norm(dim=1).max()) or 1.0
+            rows = selected.inputs.flatten(1).double()
+            distances = torch.cdist(drawn.inputs[weighted].flatten(1).double(), rows).amin(1)
+            size = float(rows.norm(dim=1).max()) or 1.0
             require(
                 bool((distances < 1e-4 * size).all()),
                 f"sample_real and select: samples of class {index} differ between them",
@@ -284,7 +284,7 @@ def check_objective(
         gradients = torch.autograd.grad(loss, (leaf,), allow_unused=True)
         require_gradients(objective, gradients)
     if not by_position:
-        for side, order in (("synthetic", (in_reverse(syn), real)), ("real", (syn, in_reverse(real)))):
+        for side, order in (("synthetic", (reverse_samples(syn), real)), ("real", (syn, reverse_samples(real)))):
             error = relative_error(computed(*order).detach(), value)
             require(
                 error < TOLERANCE[torch.float64],
@@ -326,12 +326,12 @@ def check_objective_on(
         ConfigError: ``build`` makes no objective, or one that cannot work on the task.
     """
     key = Draws(0, ("objective",), task.device)
-    objective = made_objective("this check", build).to(task.device, torch.float64)
+    objective = build_objective("this check", build).to(task.device, torch.float64)
     objective.check(task)
     objective.begin(task, key.fold("begin"))
     classes = None if task.num_classes is None or objective.view == "flat" else torch.arange(task.num_classes)
     count = n * (task.num_classes or 1) if classes is None else n
-    syn, real = synthetic(task, n, key, classes), wide(task.sample_real(key.fold("real"), classes, count))
+    syn, real = synthetic(task, n, key, classes), to_float64(task.sample_real(key.fold("real"), classes, count))
     target = as_float64(task.init(key.fold("target"))).params if objective.needs_target else None
     network = Network(task, as_float64(task.init(key.fold("network"))), target)
     if objective.needs_accuracy:
