@@ -1,4 +1,4 @@
-"""Image data sets as tensors: what they hold, how they are normalised, and the checks that they pass."""
+"""Image data sets as tensors: their contents, normalisation and validation."""
 
 import functools
 import math
@@ -24,36 +24,35 @@ if TYPE_CHECKING:
     from mmdistill.image.whitening import Whitening
 
 MOMENTS_CHUNK = 1000
-"""Images that are read at once for the moments of channels, fewer of large ones."""
+"""Images per chunk when the channel moments are computed; fewer if they are large."""
 SCALES_APART = 100
-"""Factor between the largest values of training and test images above which they cannot be of one scale."""
+"""Ratio of the largest training and test values above which the two sets are taken to have different scales."""
 WHOLE_EPOCHS, WHOLE_UPDATES, WHOLE_BATCH = 30, 1000, 256
-"""Epochs for which judges of a whole training set train at least, and the updates, of minibatches of so many images,
-for which they train at least, where the data state no epochs of their own."""
+"""Least epochs, least updates and minibatch size of judges on a whole training set, if the data state no epochs."""
 TEST_SHARE = 0.2
-"""Of each class, held out for testing where the data come without a test split."""
+"""Share of each class held out for testing, if the data have no test split."""
 
 
 @functools.lru_cache
 def moments_on(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per channel, ``(channels, 1, 1)``; kept, since a copy waits for the device."""
+    """Return mean and deviation per channel, ``(channels, 1, 1)``; cached, since a host copy waits for the device."""
     return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
 
 
 def standardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return images ``(..., channels, height, width)`` with channels of mean 0 and deviation 1, by those given."""
+    """Subtract the mean from each channel of ``(..., channels, height, width)`` and divide by its deviation."""
     shift, spread = moments_on(mean, std, images.device)
     return (images - shift) / spread
 
 
 def destandardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return standardised images ``(..., channels, height, width)`` with channels of this mean and deviation."""
+    """Undo :func:`standardised`."""
     shift, spread = moments_on(mean, std, images.device)
     return images * spread + shift
 
 
 def shown(images: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """Return scaled pixels of a range as ones in [0, 1], clamped, for pictures."""
+    """Map scaled pixels from ``value_range`` to [0, 1] and clamp them, for pictures."""
     low, high = value_range
     return ((images - low) / (high - low)).clamp(0, 1)
 
@@ -66,8 +65,8 @@ class ImageData:
         name: as the user gave it.
         train_images: ``(N, channels, height, width)``, uint8 or float.
         train_labels: ``(N,)`` int64.
-        test_images: the same of the test split.
-        test_labels: the same of the test split.
+        test_images: the test split's images, of the same form.
+        test_labels: the test split's labels.
         class_names: by class index.
         scale: what raw values are divided by before normalisation: 255 for bytes, 1 for floats.
         mean: per channel, of scaled training pixels.
@@ -75,9 +74,9 @@ class ImageData:
         mirror: whether a mirror image keeps its class, so that augmentation may flip.
         whole_epochs: epochs for which a judge of the whole training set trains.
         judge_epochs: epochs for which a judge of a small set trains; None is the protocol's own number.
-        whitening: what takes the place of the normalisation of channels, or follows it.
-        notes: how the test split came about where the source did not give one, and what was not read, in words.
-        mirror_known: whether ``mirror`` is what suits the data, or what the user says, and no guess.
+        whitening: replaces the normalisation of channels, or follows it.
+        notes: in words, how a missing test split was made and what was not read.
+        mirror_known: whether the data set or the user states ``mirror``; if not, it is a guess.
     """
 
     name: str
@@ -97,7 +96,7 @@ class ImageData:
     mirror_known: bool = True
 
     def __repr__(self) -> str:
-        """Return in one line what the data are, and how many images of what shape and classes they hold."""
+        """Return the name, counts, image shape and number of classes in one line."""
         counts = f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images"
         return (
             f"ImageData({self.name}, {counts} of {' x '.join(map(str, self.shape))}, {len(self.class_names)} classes)"
@@ -111,7 +110,7 @@ class ImageData:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the training set as stored: its pixels, and one byte (two above 256 classes) per label."""
+        """Bytes of the stored training set: its pixels, and one byte (two above 256 classes) per label."""
         label = index_bytes(len(self.class_names))
         return self.train_images.numel() * self.train_images.element_size() + label * len(self.train_labels)
 
@@ -128,57 +127,57 @@ class ImageData:
 
     @cached_property
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest scaled pixel that the pictures may show: 0 to 1, or wider where floats exceed it."""
+        """Smallest and largest scaled pixel to show: 0 and 1, or beyond if the training images are floats beyond."""
         if not self.train_images.is_floating_point():
             return 0.0, 1.0
         low, high = torch.aminmax(self.train_images)
         return min(float(low) / self.scale, 0.0), max(float(high) / self.scale, 1.0)
 
     def of_classes(self, classes: Sequence[str | int]) -> "ImageData":
-        """Return the images of some classes alone, which are numbered in this order, in the units of all of them.
+        """Return the images of some classes, numbered in the given order, in the units of the whole data.
 
-        So sets that are distilled from parts of the data can be put together, which parts with moments of their own, or
-        a whitening, would not allow. Networks of the whole part train for as many epochs as before.
+        Since the moments (or the whitening) stay those of all classes, sets distilled from parts can be joined. Judges
+        on the whole part train for as many epochs as on the whole data.
 
         Args:
             classes: two or more, by name or by index.
         Raises:
-            ConfigError: an unknown class, one that comes twice, or fewer than two.
+            ConfigError: an unknown or repeated class, or fewer than two.
         """
         names = list(self.class_names)
         classes = classes.tolist() if isinstance(classes, Tensor) else classes
         if isinstance(classes, str) or not isinstance(classes, Sequence) or len(classes) < 2:
             raise ConfigError(f"a list of two or more classes is taken, got {classes!r}")
         chosen: list[int] = []
-        for one in classes:
-            index = names.index(one) if one in names else one
+        for wanted in classes:
+            index = names.index(wanted) if wanted in names else wanted
             if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= index < len(names):
-                raise ConfigError(f"{self.name} has no class {one!r}{did_you_mean(str(one), names)}")
+                raise ConfigError(f"{self.name} has no class {wanted!r}{did_you_mean(str(wanted), names)}")
             chosen.append(int(index))
         if len(set(chosen)) < len(chosen):
             raise ConfigError(f"each class is taken once, got {list(classes)}")
-        numbers = torch.full((len(names),), -1)
-        numbers[torch.tensor(chosen)] = torch.arange(len(chosen))
-        mine, mine_to_test = (numbers[labels] >= 0 for labels in (self.train_labels, self.test_labels))
+        new_index = torch.full((len(names),), -1)
+        new_index[torch.tensor(chosen)] = torch.arange(len(chosen))
+        in_train, in_test = (new_index[labels] >= 0 for labels in (self.train_labels, self.test_labels))
         return replace(
             self,
-            train_images=self.train_images[mine],
-            train_labels=numbers[self.train_labels[mine]],
-            test_images=self.test_images[mine_to_test],
-            test_labels=numbers[self.test_labels[mine_to_test]],
+            train_images=self.train_images[in_train],
+            train_labels=new_index[self.train_labels[in_train]],
+            test_images=self.test_images[in_test],
+            test_labels=new_index[self.test_labels[in_test]],
             class_names=tuple(names[index] for index in chosen),
         )
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Return raw images as float32 of the data's scale: bytes in [0, 1]."""
+        """Return raw images as float32 divided by ``scale``: bytes in [0, 1]."""
         return images.to(torch.float32) / self.scale
 
     def standardised(self, images: Tensor) -> Tensor:
-        """Return raw images with channels of mean 0 and deviation 1, as over the training set."""
+        """Return raw images with each channel standardised by the training set's moments."""
         return standardised(self.scaled(images), self.mean, self.std)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return raw images ``(..., channels, height, width)`` in normalised units, float32; whitened where asked."""
+        """Return raw images ``(..., channels, height, width)`` in normalised (or whitened) units, float32."""
         if self.whitening is None:
             return self.standardised(images)
         return self.whitening.apply(self.standardised(images) if self.whitening.standardises else self.scaled(images))
@@ -211,12 +210,12 @@ def build(
     Args:
         name: the data set's name or path.
         train: images ``(N, channels, height, width)`` or ``(N, height, width)``, and labels ``(N,)``.
-        test: the same for testing; None holds out a fifth of each class, drawn from the seed, repeats together.
-        class_names: by class index; None counts the labels.
+        test: the same for testing; None holds out a fifth of each class, drawn from the seed; copies stay together.
+        class_names: by class index; None numbers the classes.
         scale: divides raw values; None is 255 for bytes and 1 for floats.
         moments: mean and deviation per channel; None computes them from the training images.
         mirror: whether augmentation may flip.
-        whole_epochs: epochs of a judge of the whole training set; None is what :func:`enough_epochs` says.
+        whole_epochs: epochs of a judge of the whole training set; None is :func:`enough_epochs`.
         judge_epochs: epochs of a judge of a small set; None is the protocol's own number.
         seed: of the split.
         notes: what was not read, in words.
@@ -225,15 +224,15 @@ def build(
         DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class, a single class,
             training and test images of two types or scales.
     """
-    most = None if class_names is None else len(class_names)
-    images, labels = check(f"training images of {name}", *train, num_classes=most)
-    names = _names_of(name, labels, class_names)
+    num_classes = None if class_names is None else len(class_names)
+    images, labels = check(f"training images of {name}", *train, num_classes=num_classes)
+    names = _class_names(name, labels, class_names)
     if test is None:
-        alike = alike_images(images)
-        repeats = int((alike != torch.arange(len(alike))).sum())
+        first_alike = alike_images(images)
+        repeats = int((first_alike != torch.arange(len(first_alike))).sum())
         notes += (f"test: {TEST_SHARE:.0%} of the images of each class, held out of training, seed {seed}",)
-        notes += tuple(repeated_note(repeats, len(alike), "images"))
-        images, labels, test_images, test_labels = split(name, images, labels, alike, seed, class_names)
+        notes += tuple(repeated_note(repeats, len(first_alike), "images"))
+        images, labels, test_images, test_labels = split(name, images, labels, first_alike, seed, class_names)
     else:
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=len(names))
     _require_comparable(name, images, test_images)
@@ -256,14 +255,14 @@ def build(
     )
 
 
-def _names_of(name: str, labels: Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of classes, numbers where none are given.
+def _class_names(name: str, labels: Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the class names; numbers if none are given.
 
     Raises:
         DataError: a single class, or one without a training image.
     """
     count = len(given) if given is not None else int(labels.max()) + 1
-    if given is None and count > len(labels):  # before so many numbers take memory
+    if given is None and count > len(labels):  # refuse before a huge label allocates a name for each number
         raise DataError(
             f"{name} has {len(labels)} training images, and labels up to {count - 1}; number the classes without gaps"
         )
@@ -283,35 +282,35 @@ def _names_of(name: str, labels: Tensor, given: Sequence[str] | None) -> tuple[s
 
 
 def _require_comparable(name: str, images: Tensor, test_images: Tensor) -> None:
-    """Refuse training and test images of two shapes, types or scales, and training images that are all alike."""
+    """Refuse training and test images of different shapes, types or scales, and constant training images."""
     if test_images.shape[1:] != images.shape[1:]:
         raise DataError(
             f"test images of {name} are {tuple(test_images.shape[1:])} and training images {tuple(images.shape[1:])} "
             "(channels, height, width); they must agree"
         )
-    extremes = [tuple(float(value) for value in torch.aminmax(part)) for part in (images, test_images)]
-    largest = [max(map(abs, values)) for values in extremes]
-    scales_differ = min(largest) > 0 and max(largest) > SCALES_APART * min(largest)  # as of [0, 1] and [0, 255]
+    ranges = [tuple(float(value) for value in torch.aminmax(part)) for part in (images, test_images)]
+    largest = [max(map(abs, extremes)) for extremes in ranges]
+    scales_differ = min(largest) > 0 and max(largest) > SCALES_APART * min(largest)  # e.g. [0, 1] and [0, 255]
     if images.dtype != test_images.dtype or scales_differ:
         train_range, test_range = (
             f"{str(part.dtype).removeprefix('torch.')} from {low:g} to {high:g}"
-            for part, (low, high) in zip((images, test_images), extremes, strict=True)
+            for part, (low, high) in zip((images, test_images), ranges, strict=True)
         )
         raise DataError(
             f"training images of {name} are {train_range}, test images {test_range}; give both in one type and scale"
         )
-    low, high = extremes[0]
+    low, high = ranges[0]
     if low == high:
         raise DataError(f"the training images of {name} are all alike: every pixel is {low:g}")
 
 
 def enough_epochs(images: int) -> int:
-    """Return for how many epochs a judge trains on a whole set of so many images: 30, or 1,000 updates if more."""
+    """Return a judge's epochs on a whole training set of ``images`` images: 30, or 1,000 updates if that is more."""
     return max(WHOLE_EPOCHS, -(-WHOLE_UPDATES // -(-images // WHOLE_BATCH)))
 
 
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return images with a channel axis and int64 labels, or say what is wrong with them.
+    """Return images with a channel axis and int64 labels once both are valid.
 
     Shapes:
         images ``(N, channels, height, width)`` or ``(N, height, width)``, bytes or floats; labels ``(N,)``; returns
@@ -363,13 +362,13 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
 def split(
     name: str, images: Tensor, labels: Tensor, alike: Tensor, seed: int, class_names: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hold out a fifth of each class (at least one image), drawn from the seed; repeats of an image stay together.
+    """Hold out a fifth of each class (at least one image), drawn from the seed; copies of an image stay together.
 
     Shapes:
-        images ``(N, channels, height, width)``; labels ``(N,)`` int64; alike ``(N,)`` as of
-        :func:`~mmdistill.image.repeated.alike_images`; returns training images and labels, then those for testing.
+        images ``(N, channels, height, width)``; labels ``(N,)`` int64; alike ``(N,)`` from
+        :func:`~mmdistill.image.repeated.alike_images`; returns training images and labels, then test ones.
     Raises:
-        DataError: a class has fewer than two images, or no class has two that differ.
+        DataError: a class has fewer than two images, or no class has two different ones.
     """
     counts = torch.bincount(labels)
     if int(counts.min()) < 2:
@@ -386,33 +385,36 @@ def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tu
     """Return mean and standard deviation per channel of scaled images; a constant channel gets deviation 1.
 
     Shapes:
-        images ``(N, channels, height, width)`` on the CPU, to be divided by ``scale``; returns two tuples of one number
-        per channel.
+        images ``(N, channels, height, width)`` on the CPU, not yet divided by ``scale``; returns two tuples of one
+        number per channel.
     """
-    parts = torch.split(images, samples_at_once(MOMENTS_CHUNK, images))
-    means, spreads = _moments_of_bytes(parts) if images.dtype == torch.uint8 else _moments_of_floats(parts, scale)
+    chunks = torch.split(images, samples_at_once(MOMENTS_CHUNK, images))
+    means, deviations = _moments_of_bytes(chunks) if images.dtype == torch.uint8 else _moments_of_floats(chunks, scale)
     unit = scale if images.dtype == torch.uint8 else 1.0
-    deviations = [round(value / unit, 6) or 1.0 for value in spreads]
-    return tuple(round(value / unit, 6) for value in means), tuple(deviations)
+    rounded = [round(deviation / unit, 6) or 1.0 for deviation in deviations]
+    return tuple(round(mean / unit, 6) for mean in means), tuple(rounded)
 
 
-def _moments_of_bytes(parts: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel of images in bytes, by how often each byte occurs."""
-    counts = sum(torch.stack([one.flatten().bincount(minlength=256) for one in part.unbind(1)]) for part in parts)
+def _moments_of_bytes(chunks: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel of byte images, exactly, from a histogram of bytes."""
+    counts = sum(
+        torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)]) for chunk in chunks
+    )
     assert isinstance(counts, Tensor)
     values = torch.arange(256)
     n = int(counts[0].sum())
-    sums = [(int(first), int(second)) for first, second in zip(counts @ values, counts @ values.square(), strict=True)]
-    return [first / n for first, _ in sums], [math.sqrt((n * second - first**2) / n**2) for first, second in sums]
+    sums, squares = (counts @ values).tolist(), (counts @ values.square()).tolist()
+    deviations = [math.sqrt((n * square - total**2) / n**2) for total, square in zip(sums, squares, strict=True)]
+    return [total / n for total in sums], deviations
 
 
-def _moments_of_floats(parts: Sequence[Tensor], scale: float) -> tuple[list[float], list[float]]:
+def _moments_of_floats(chunks: Sequence[Tensor], scale: float) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel of scaled images."""
-    shift = (parts[0].double() / scale).mean((0, 2, 3), keepdim=True)  # near the mean, so that little cancels
-    sums = torch.zeros(2, parts[0].shape[1], dtype=torch.float64)
-    for part in parts:
-        gaps = part.double() / scale - shift
+    shift = (chunks[0].double() / scale).mean((0, 2, 3), keepdim=True)  # near the mean, which limits cancellation
+    sums = torch.zeros(2, chunks[0].shape[1], dtype=torch.float64)
+    for chunk in chunks:
+        gaps = chunk.double() / scale - shift
         sums += torch.stack([gaps.sum((0, 2, 3)), gaps.square().sum((0, 2, 3))])
-    mean, square = sums / sum(part[:, 0].numel() for part in parts)
-    spreads: list[float] = (square - mean.square()).clamp_min(0).sqrt().tolist()
-    return (mean + shift.flatten()).tolist(), spreads
+    mean, mean_square = sums / sum(chunk[:, 0].numel() for chunk in chunks)
+    deviations: list[float] = (mean_square - mean.square()).clamp_min(0).sqrt().tolist()
+    return (mean + shift.flatten()).tolist(), deviations

@@ -1,12 +1,12 @@
 """How judges are trained: one declared protocol, and the papers' own as presets by name (Sec. 4.1).
 
-Every judge is scored after its last epoch. Where a paper reports the best test accuracy over checkpoints instead,
-its preset says so in ``reported``: numbers made here are lower than that paper's for this reason alone.
+Every judge is scored after its last epoch. If a paper reports the best test accuracy over checkpoints instead, its
+preset says so in ``reported``; for that reason alone, numbers made here are lower than the paper's.
 
-Judges of another architecture than the one distilled with always train with DSA's augmentation (survey, Table 3).
-Judges that ask a teacher anew (see :mod:`mmdistill.image.relabelling`) all augment as their protocol says.
-Transformers hardly learn by the SGD of these protocols, so they train by Adam at a rate of their own, and VGGs and
-ResNets regress at one.
+Judges of another architecture than the distillation network always train with DSA's augmentation (survey, Table 3);
+judges with a teacher (see :mod:`mmdistill.image.relabelling`) all augment as their protocol says. Transformers hardly
+learn by these protocols' SGD, so they train by Adam at :data:`TRANSFORMER_RATE`; VGGs and ResNets regress at
+:data:`DEEP_RATE`.
 """
 
 from dataclasses import dataclass, replace
@@ -25,13 +25,13 @@ Augmentation = Literal["dsa", "dc", "idc", "rded", "sre2l", "none"]
 CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)
 """For class indices and probabilities: cross entropy."""
 REGRESSION = FitProtocol(epochs=1000, lr=3e-3, optimizer="adam", weight_decay=5e-4, batch=256)
-"""For targets that are no distributions: squared error from scaled targets, to which Adam is less sensitive."""
+"""For targets that are not distributions: squared error from scaled targets, to whose scale Adam is less sensitive."""
 LABEL_SCALE = 8.0
-"""Of regressed targets, as RFAD's and KIP's code has it."""
+"""Factor of regressed targets, from RFAD's and KIP's code."""
 DEEP_RATE = 1e-3
-"""Adam's largest rate where VGGs and ResNets regress, which learn less at the rate of other judges."""
+"""Adam's largest rate for VGGs and ResNets that regress; they learn less at other judges' rates."""
 TRANSFORMER_RATE = 3e-4
-"""Adam's rate for transformers, of which no protocol of the field speaks."""
+"""Adam's largest rate for transformers, which no published protocol covers."""
 PLAIN_EPOCHS = 300
 """Epochs without augmentation, in the DC family."""
 
@@ -43,28 +43,27 @@ class Protocol:
     Args:
         name: of the protocol.
         summary: one line.
-        fit: for class indices and probabilities.
-        scores: for targets that are no distributions; None is ``fit``.
+        fit: training on class indices and probabilities.
+        scores: training on targets that are not distributions; None is ``fit``.
         augment: ``dsa``; ``dc``: its own crop, scale or rotation; ``idc``: mirroring and colour, and one of crop, scale
-            and rotation; ``rded``: mirroring; ``sre2l``: mirroring and shifts; of photographs both crop, see
-            :mod:`mmdistill.image.views`; or ``none``.
-        augments: the data sets that the augmentation is for, by name; on others there is none. None: all.
+            and rotation; ``rded``: mirroring; ``sre2l``: mirroring and shifts; or ``none``. On photographs ``rded`` and
+            ``sre2l`` crop, see :mod:`mmdistill.image.views`.
+        augments: names of the data sets that are augmented; None: all.
         plain_epochs: epochs of judges that train without augmentation; None is those of ``fit``.
         cutmix: the probability that a minibatch is mixed.
-        unmixed: the data sets on which none is mixed, by name.
-        squared: regress all targets by the mean squared error, not only those that are no distributions.
-        label_scale: targets that are regressed are multiplied by it, and the loss divided by its square.
-        network: options of the ConvNet that judges, in place of the task's network, see :mod:`mmdistill.image.models`.
-        updates: training length by set size: (images, updates) pairs, of which the last that is reached counts; empty:
-            the epochs of ``fit``.
-        bias_std: judges start as networks of the kernel that the paper distils with do: weights of N(0, 2 / fan-in),
-            biases of N(0, bias_std^2); None leaves it to torch.
-        reported: which number the paper reports, where that is not the last epoch's.
-        teacher: who labels every minibatch anew, in place of the labels that the set stores; None: nobody. Networks on
-            all real images train by their labels anyway.
+        unmixed: names of the data sets on which CutMix is off.
+        squared: regress all targets by the mean squared error, not only those that are not distributions.
+        label_scale: multiplies regressed targets; the loss is divided by its square.
+        network: options of a judging ConvNet in place of the task's network, see :mod:`mmdistill.image.models`.
+        updates: training length by set size: pairs (images, updates), ascending; the last pair with at most the set's
+            images counts. Empty: the epochs of ``fit``.
+        bias_std: start judges like finite networks of the paper's kernel: weights N(0, 2 / fan-in), biases
+            N(0, bias_std^2); None is torch's initialisation.
+        reported: which number the paper reports, if not the last epoch's.
+        teacher: relabels every minibatch of small sets, in place of their stored labels; None: nobody does.
     Raises:
-        ConfigError: cutmix is no probability, label_scale is not positive, or a teacher that is none or whose labels
-            would be regressed.
+        ConfigError: cutmix is not a probability, label_scale is not positive, or a teacher is not a
+            :class:`Relabelling` or comes with ``squared``.
     """
 
     name: str
@@ -102,14 +101,15 @@ class Protocol:
         return f"{self.summary}; its paper reports {self.reported}" if self.reported else self.summary
 
     def own_settings(self, augment: bool | None = None) -> str:
-        """Return in words how judges train otherwise than by the named protocol of this name, or the default one.
+        """Return in words where this differs from the preset of its name, or from the default if there is none.
 
         Args:
-            augment: whether they train with augmentation; None: as the protocol says.
+            augment: the user's choice of augmentation; None: as the protocol says.
         """
-        own = in_place_of(self, PROTOCOLS.get(self.name, PROTOCOLS["default"]), apart=("name", "summary", "reported"))
-        said = "" if augment is None else f"augmentation {'on' if augment else 'off'}"
-        return ", ".join(filter(None, (own, said)))
+        preset = PROTOCOLS.get(self.name, PROTOCOLS["default"])
+        differences = in_place_of(self, preset, apart=("name", "summary", "reported"))
+        augmentation = "" if augment is None else f"augmentation {'on' if augment else 'off'}"
+        return ", ".join(filter(None, (differences, augmentation)))
 
 
 _DSA = Protocol("dsa", "DSA's: cross entropy, SGD for 1000 epochs with siamese augmentation", plain_epochs=PLAIN_EPOCHS)
@@ -156,7 +156,7 @@ _DC = Protocol(
     "dc",
     "DC's (EGM): 300 epochs without augmentation; on MNIST 1000 with crop, scale or rotation",
     augment="dc",
-    augments=("mnist",),  # elsewhere for batch norm alone, whose judges here train with DSA's
+    augments=("mnist",),  # elsewhere DC augments batch norm judges alone, which train with DSA's here
     plain_epochs=PLAIN_EPOCHS,
 )
 _IDC = Protocol(
@@ -252,12 +252,12 @@ PROTOCOLS: dict[str, Protocol] = {
         reported="",
     ),
 }
-"""Protocols by name; ``default`` is used where none is asked for."""
+"""Protocols by name; without a choice it is ``default``."""
 BY_DATA: dict[tuple[str, str], FitProtocol] = {
     ("rded", "cifar100"): replace(_RDED.fit, lr=2e-3, batch=25),
     ("rded", "tiny-imagenet"): replace(_RDED.fit, batch=100),
 }
-"""How shallow networks that were distilled with train otherwise on some data, by protocol and data set."""
+"""By protocol and data set, how judges train there if they are the distillation network and shallow."""
 
 
 def find_protocol(protocol: str | Protocol | None) -> Protocol:
@@ -280,10 +280,10 @@ class Plan:
         augment: how minibatches are augmented.
         cutmix: the probability that a minibatch is mixed.
         squared: regress all targets.
-        label_scale: of targets that are regressed.
-        bias_std: how networks start, as of a :class:`Protocol`.
-        precision: what networks train in.
-        teacher: who labels every minibatch anew.
+        label_scale: factor of regressed targets.
+        bias_std: how networks start, see :class:`Protocol`.
+        precision: number format of training.
+        teacher: relabels every minibatch.
     """
 
     fit: FitProtocol
@@ -298,15 +298,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class JudgingCase:
-    """What one judge is to judge.
+    """One judge and the kind of set that it judges.
 
     Args:
-        images: in the set.
-        scores: whether its targets are no distributions.
+        images: number of images in the set.
+        scores: whether its targets are not distributions.
         whole: whether it is the whole training set, which takes the few epochs that its data state, by cross entropy.
-        own: whether the judge is the network distilled with; others always train with DSA.
-        kind: of the judge. A deep one (VGG, ResNet) regresses by Adam at :data:`DEEP_RATE`, a transformer trains by
-            Adam at :data:`TRANSFORMER_RATE`, each at the protocol's rate where that is lower.
+        own: whether the judge is the distillation network; others always train with DSA.
+        kind: the judge's kind. A deep one (VGG, ResNet) regresses by Adam at :data:`DEEP_RATE`, a transformer trains by
+            Adam at :data:`TRANSFORMER_RATE`, or at the protocol's rate if that is lower.
     """
 
     images: int
@@ -318,13 +318,13 @@ class JudgingCase:
 
 @dataclass(frozen=True)
 class JudgingChoices:
-    """What the user chose of judging; None leaves it to the protocol.
+    """The user's choices for judging; None leaves each to the protocol.
 
     Args:
-        epochs: how long judges train; the whole training set never for longer than its data state.
-        batch: their minibatch size.
-        augment: DSA or nothing, not even CutMix.
-        precision: number formats; float32 where nothing is chosen.
+        epochs: of training; on the whole training set at most as many as its data state.
+        batch: minibatch size.
+        augment: True: DSA; False: none, without CutMix too.
+        precision: number format; None is float32.
     """
 
     epochs: int | None = None
@@ -336,35 +336,35 @@ class JudgingChoices:
 def plan_for(
     protocol: Protocol, data: ImageData, occasion: JudgingCase, chosen: JudgingChoices = JudgingChoices()
 ) -> Plan:
-    """Return how one judge trains by a protocol on data whose defaults count, with what the user chose instead."""
-    if occasion.whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
+    """Return how one judge trains: the user's choices first, then the data's defaults, then the protocol."""
+    if occasion.whole and protocol.squared:  # its rate and minibatches suit thousands of updates on a few images
         protocol = replace(protocol, fit=CLASSIFICATION, squared=False)
-    if occasion.whole and protocol.teacher is not None:  # who knows no more than the images' own labels tell
+    if occasion.whole and protocol.teacher is not None:  # the teacher knows no more than the real labels
         protocol = replace(protocol, fit=CLASSIFICATION, augment="dsa", teacher=None)
-    if protocol.teacher is not None:  # whose labels take the place of any others
+    if protocol.teacher is not None:  # its probabilities replace the set's targets
         occasion = replace(occasion, scores=False)
     fit = _fit_for(protocol, data.name, occasion, chosen.batch)
     augment = _augmentation_for(protocol, data.name, occasion.own, chosen.augment)
-    plain = occasion.whole or chosen.augment is False or data.name in protocol.unmixed
+    unmixed = occasion.whole or chosen.augment is False or data.name in protocol.unmixed
     return Plan(
         replace(fit, epochs=_epochs_for(protocol, data, occasion, chosen.epochs, fit, augment)),
         augment,
-        0.0 if plain else protocol.cutmix,
-        protocol.squared or occasion.scores,
-        protocol.label_scale,
-        protocol.bias_std if occasion.own and not occasion.whole else None,
-        chosen.precision or "float32",
-        protocol.teacher,
+        cutmix=0.0 if unmixed else protocol.cutmix,
+        squared=protocol.squared or occasion.scores,
+        label_scale=protocol.label_scale,
+        bias_std=protocol.bias_std if occasion.own and not occasion.whole else None,
+        precision=chosen.precision or "float32",
+        teacher=protocol.teacher,
     )
 
 
 def whole_note(plan: Plan, occasion: JudgingCase, usual: int | None) -> tuple[str, ...]:
-    """Return a note on how long networks trained on all images, where small sets' networks train for other epochs.
+    """Return a note on the length of training on all images, if it differs from that on a small set.
 
     Args:
-        plan: how they trained.
-        occasion: what for; there is nothing to note of small sets.
-        usual: epochs of networks on a small set.
+        plan: how networks trained.
+        occasion: what they judged; a small set needs no note.
+        usual: epochs on a small set.
     """
     epochs, images = plan.fit.epochs, occasion.images
     if not occasion.whole or epochs == usual:
@@ -373,14 +373,14 @@ def whole_note(plan: Plan, occasion: JudgingCase, usual: int | None) -> tuple[st
 
 
 def _fit_for(protocol: Protocol, data: str, occasion: JudgingCase, batch: int | None) -> FitProtocol:
-    """Return how a judge trains, its length aside."""
+    """Return how a judge trains, except for how long."""
     fit = protocol.scores if occasion.scores and protocol.scores is not None else protocol.fit
-    named = PROTOCOLS.get(protocol.name)
-    if named is not None and fit == named.fit and occasion.own and occasion.kind == "shallow":
-        fit = BY_DATA.get((named.name, data), fit)
+    preset = PROTOCOLS.get(protocol.name)
+    if preset is not None and fit == preset.fit and occasion.own and occasion.kind == "shallow":
+        fit = BY_DATA.get((preset.name, data), fit)
     if occasion.kind == "transformer":
-        kind = "adam" if fit.optimizer == "sgd" else fit.optimizer
-        fit = replace(fit, optimizer=kind, lr=min(fit.lr, TRANSFORMER_RATE))
+        optimizer = "adam" if fit.optimizer == "sgd" else fit.optimizer
+        fit = replace(fit, optimizer=optimizer, lr=min(fit.lr, TRANSFORMER_RATE))
     elif occasion.kind == "deep" and occasion.scores and fit.optimizer == "adam":
         fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
     return fit if batch is None else replace(fit, batch=batch)
@@ -411,9 +411,10 @@ def _epochs_for(
     if protocol.name == "default" and data.judge_epochs is not None:
         return data.judge_epochs
     if protocol.updates:
-        reached = [updates for least, updates in protocol.updates if occasion.images >= least]
-        updates = reached[-1] if reached else protocol.updates[0][1]
-        return max(updates // -(-occasion.images // (fit.batch or occasion.images)), 1)
+        fitting = [updates for least, updates in protocol.updates if occasion.images >= least]
+        updates = fitting[-1] if fitting else protocol.updates[0][1]
+        updates_per_epoch = -(-occasion.images // (fit.batch or occasion.images))
+        return max(updates // updates_per_epoch, 1)
     if augment == "none" and protocol.plain_epochs is not None:
         return protocol.plain_epochs
     return fit.epochs

@@ -39,36 +39,36 @@ from mmdistill.samples import counted
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
 WHOLE_MOST = 2**34
-"""Bytes of a whole training set in normalised units up to which judges train on it."""
+"""The largest whole training set that judges train on, in bytes of its normalised pixels."""
 MIRRORED = (
     "augmentation mirrors images; where a mirror image means something else, as of digits and letters, add --mirror "
     "false (mirror=False in Python)"
 )
-"""What is noted of images of which nobody has said whether they may be mirrored."""
+"""Note on images if neither the data set nor the user says whether they may be mirrored."""
 
 
 class ImageTask:
     """Distil and judge image classification.
 
-    Images lie on the device as they are stored (bytes stay bytes) and are normalised when they are drawn.
+    The device holds images as they are stored (bytes stay bytes); each draw normalises the ones it takes.
 
     Args:
         data: training and test images.
-        network: what is distilled with, made for these images.
-        model: the network's name, which is also the first judge's; of a user's own ``model``.
+        network: the network to distil with, built for these images.
+        model: the network's name, which the first judge shares; ``model`` for a user's own network.
         device: where everything runs.
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with per-sample augmentation; None is the protocol's own choice.
-        judge_precision: number formats that judges train in; None is float32, in which they are tested.
+        judge_precision: number format of judges' training; None is float32, in which they are always tested.
         protocol: how judges train, or its name in :data:`~mmdistill.image.protocols.PROTOCOLS`.
-        width: the network's, where it is a named one of another width than its name says.
+        width: the width of a named network, if its name does not say it.
 
     Raises:
-        ConfigError: an unknown protocol, or epochs or a size that are no whole numbers of at least 1.
+        ConfigError: an unknown protocol, or epochs or a batch size that is not a whole number of at least 1.
 
     Attributes:
-        given_teacher: a trained network that is asked in place of one that would train first.
+        given_teacher: a trained network to use as the teacher; None trains one when it is needed.
     """
 
     given_teacher: GivenTeacher | None = None
@@ -107,13 +107,13 @@ class ImageTask:
         self._rows = ClassRows(data.train_labels, len(data.class_names), self._pixels.place)
 
     def _choose(self, chosen: JudgingChoices) -> None:
-        """Take what is chosen of judging, and what is kept with results."""
+        """Set the judging choices, and the overrides that are saved with results."""
         self.chosen = chosen
-        own = self.protocol.own_settings(chosen.augment)
-        self.judging_chosen: Judging = judging_overrides(chosen.epochs, chosen.batch, chosen.precision, own)
+        own_settings = self.protocol.own_settings(chosen.augment)
+        self.judging_chosen: Judging = judging_overrides(chosen.epochs, chosen.batch, chosen.precision, own_settings)
 
     def judged_by(self, chosen: JudgingChoices) -> Self:
-        """Return this task, its network and data shared, with other choices of judging."""
+        """Return a copy of this task with other judging choices; it shares the network and the data."""
         other = copy.copy(self)
         other._choose(chosen)
         return other
@@ -127,7 +127,7 @@ class ImageTask:
         return self.network.init(draws)
 
     def architecture(self) -> str:
-        """Return the network as its module describes itself."""
+        """Return the network's module in its own words."""
         return described_module(self.network.module)
 
     def predict(
@@ -141,13 +141,15 @@ class ImageTask:
         images = image_inputs(inputs)
         output, buffers = self.network(state, images, train=train, draws=draws)
         if not isinstance(output, Tensor) or output.shape != (len(images), self.num_classes):
-            found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            what = f"{len(images)} images of {self.num_classes} classes; it must return one row of logits per image"
-            raise ShapeError(f"the network returned {found} for {what}")
+            got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ShapeError(
+                f"the network returned {got} for {len(images)} images of {self.num_classes} classes; it must return "
+                "one row of logits per image"
+            )
         return output, buffers
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
-        """Return the network with the statistics of so many real images of each class in its batch norms."""
+        """Return the network with batch norm statistics of class-balanced real images."""
         return settled_by_class(self, self.network, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
@@ -160,11 +162,11 @@ class ImageTask:
         return self.network.features(state, image_inputs(inputs))
 
     def maps(self, state: NetworkState, inputs: Inputs, read: MapReader) -> tuple[Tensor, ...]:
-        """Return what a reader makes of each named layer's maps, before they are pooled, and the embedding last."""
+        """Apply a reader to each named layer's maps before pooling; the embedding comes last, unread."""
         return self.network.maps(state, read, image_inputs(inputs))
 
     def norms(self, state: NetworkState, inputs: Inputs, read: NormReader) -> tuple[Tensor, Mapping[str, Tensors]]:
-        """Return logits and what a reader makes of each batch norm's input, see :mod:`mmdistill.networks.norms`."""
+        """Return the logits, and a reader's value for each batch norm's input; see :mod:`mmdistill.networks.norms`."""
         return norms_read(self.network, state, read, image_inputs(inputs))
 
     def select(self, indices: Tensor) -> Batch:
@@ -173,7 +175,7 @@ class ImageTask:
         return Batch(self._pixels(indices), self._classes[indices.to(self.device, non_blocking=True)], weight)
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw images without replacement: n of each class, or with classes None n of all.
+        """Draw n images of each class without replacement, or n of all images if ``classes`` is None.
 
         A class with fewer than n images gives all of them, padded with weight 0.
         """
@@ -196,30 +198,30 @@ class ImageTask:
     ) -> Scores:
         """Train n fresh judges and return their last-epoch test accuracy, see :mod:`mmdistill.image.judges`.
 
-        Judges in closed form (see :mod:`mmdistill.image.kernel_judge`) have no protocol, and read no learned rates.
+        Judges in closed form (see :mod:`mmdistill.image.kernel_judge`) have no protocol and ignore learned rates.
 
         Raises:
-            UnsupportedError: the whole training set, where it is too large to hold in normalised units.
+            UnsupportedError: the whole training set is too large to hold in normalised units.
         """
-        whole, found = synthetic is None, self._judge(judge)
+        whole, scorer = synthetic is None, self._judge(judge)
         if whole and (size := 4 * self.data.train_images.numel()) > WHOLE_MOST:
             raise UnsupportedError(
                 f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
             )
         if whole:
-            found.require(len(self._classes))  # before all of them are normalised
-        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
-        return found.score(batch, draws, n, learned, whole=whole)
+            scorer.require(len(self._classes))  # refuse before all images are normalised
+        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._prepare(synthetic)
+        return scorer.score(batch, draws, n, learned, whole=whole)
 
     def _judge(self, name: str) -> ImageJudge:
         return self._named.judge(name, self)
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return for how many epochs a judge trains on so many images, None: on all of them; None of a kernel."""
+        """Return for how many epochs a judge trains on ``samples`` images (None: on all); None for a kernel."""
         return self._judge(judge).epochs(samples)
 
     def judging_teacher(self, judge: str) -> str:
-        """Return which network labels what a judge trains on and whether it trains first; empty where none does."""
+        """Return which network labels a judge's minibatches, and whether it must train first; empty if none does."""
         return self._judge(judge).teacher
 
     def robust(
@@ -241,14 +243,14 @@ class ImageTask:
             raise UnsupportedError(
                 f"robust scores compare trainings with and without augmentation, and {judge} does not train"
             )
-        return robust_scores(self, self._placed(synthetic), judge, draws, n, learned, subset, classes)
+        return robust_scores(self, self._prepare(synthetic), judge, draws, n, learned, subset, classes)
 
-    def _placed(self, batch: Batch) -> Batch:
-        """Return the samples of a flat batch of images that have a weight, detached, on the device.
+    def _prepare(self, batch: Batch) -> Batch:
+        """Validate a flat batch, detach it, drop its samples of weight 0 and move it to the device.
 
         Raises:
-            ShapeError: images of another shape, or labels of other classes, than the task's.
-            DataError: no sample has a weight.
+            ShapeError: the images' shape or the labels' classes are not the task's.
+            DataError: every sample has weight 0.
         """
         images, targets = image_inputs(batch.inputs).detach(), one_tensor(batch.targets).detach()
         if images.shape[1:] != self.data.shape:
@@ -261,19 +263,19 @@ class ImageTask:
         return self._judge(name).name
 
     def judge_title(self, judge: str) -> str:
-        """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""
+        """Return a judge's name for the scores, followed by the protocol's unless that is the default."""
         return self._judge(judge).title
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of what is set of judging: a kernel nothing."""
+        """Return the names of the judging settings that a judge uses; a kernel uses none."""
         return self._judge(judge).reads
 
     def describe(self) -> TaskInfo:
-        """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""
+        """Return what identifies this task; ``preprocessing`` has all that is needed to use a set elsewhere."""
         data = self.data
         moments = {"mean": list(data.mean), "std": list(data.std)}
         units: dict[str, object] = {**moments, "range": list(data.value_range)}
-        if data.whitening is not None:  # whose units are no pixels and know no bounds
+        if data.whitening is not None:  # whitened units are not pixels and have no bounds
             units = {"whitening": {"kind": data.whitening.kind, **(moments if data.whitening.standardises else {})}}
         return TaskInfo(
             domain="image",
@@ -323,51 +325,51 @@ def image_task(
 
     Args:
         data: a known name, a file or folder, (images, labels) as tensors or arrays, a map-style torch data set of
-            (sample, label), or image data that are loaded already. Images are ``(N, channels, height, width)`` or
+            (sample, label), or :class:`ImageData`. Images are ``(N, channels, height, width)`` or
             ``(N, height, width)``, bytes or floats; labels ``(N,)`` whole numbers, or names.
         model: a network's name with options, such as ``convnet`` (the default), ``convnet-d4-w64-bn`` or ``resnet18``
             (see :mod:`mmdistill.image.models`), or a function that returns an ``nn.Module``.
         width: of a named model; None is its own default.
-        features: name or names of submodules whose outputs are the layers' features, and last the one whose *input* is
-            the embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
+        features: name or names of submodules whose outputs are the layers' features; the last one's *input* is the
+            embedding. By default the named models' blocks, or the input of the last ``nn.Linear``.
         test: test data of the same kind as ``data``, for tensors and torch data sets.
         class_names: of tensors and torch data sets, by class index; by default those in a data set's ``classes``.
-        name: what data in memory are called, in reports and where runs are compared.
-        mirror: whether augmentation may mirror images; by default all are mirrored but those of known digits.
+        name: what to call data in memory, in reports and when runs are compared.
+        mirror: whether augmentation may mirror images; by default it may, except for known digits.
         size: resize the images of a folder, or the pictures of a data set, to ``size`` x ``size``.
-        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
+        device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with augmentation; None is the protocol's own choice.
-        judge_precision: number formats that judges train in, ``float32`` (None) or ``bf16``; they are tested in
-            float32.
+        judge_precision: number format of judges' training, ``float32`` (None) or ``bf16``; tests are in float32.
         protocol: how judges train: ``default``, a paper's (``dc``, ``cafe``, ``dsa``, ``dm``, ``mtt``, ``frepo``,
             ``rfad``, ``kip``, ``idc``, ``addmem``, ``rded``, ...), or one of your own.
-        whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
-        teacher: a network that is trained already, asked wherever one would train first (labels of a teacher, ``rded``,
-            ``sre2l``, judges that ask one): an ``nn.Module``, a state dict, or the path of a ``.safetensors``, ``.pt``
-            or ``.pth`` file of one, from which no code is run. It is of the task's own ``model``, with the same names
-            and shapes, and sees what all networks of the task see: images normalised (and whitened) by the data's
-            moments. One that wants others takes a ``model`` whose first layer changes them (docs/images.md).
-        seed: of the split that data without a test set get.
+        whiten: a paper's ZCA whitening: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
+        teacher: a trained network to use instead of training a teacher (for teacher labels, ``rded``, ``sre2l`` and
+            judges that relabel): an ``nn.Module``, a state dict, or the path of its ``.safetensors``, ``.pt`` or
+            ``.pth`` file, which is read without running code. It must have the parameter names and shapes of the
+            task's ``model``, and gets the same input: images normalised (and whitened) by the data's moments. If it
+            needs another normalisation, give a ``model`` whose first layer converts (docs/images.md).
+        seed: of the test split, for data without one.
 
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name or submodule, a network that does not take these images, or a teacher of another.
+        ConfigError: an unknown name or submodule, a network that does not take these images, or a teacher of another
+            network.
         DataError: missing, damaged or unusable data, or such a teacher.
-        UnsupportedError: a network for larger images.
+        UnsupportedError: the network needs larger images.
     """
     seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     if judge_precision is not None:
         require_choice("the judges' precision", judge_precision, get_args(TrainingPrecision))
     require_kind(bool, mirror=mirror, judge_augment=judge_augment)
-    place = choose_device(device)
+    chosen_device = choose_device(device)
     if isinstance(data, ImageData):
-        known = "image data that are loaded have their test images, names and size"
-        require_left_out(known, test=test, class_names=class_names, size=size)
+        refusal = "image data that are loaded have their test images, names and size"
+        require_left_out(refusal, test=test, class_names=class_names, size=size)
         loaded = data if mirror is None else replace(data, mirror=mirror, mirror_known=True)
     else:
         loaded = load(data, test, class_names=class_names, mirror=mirror, size=size, seed=seed)
@@ -378,16 +380,16 @@ def image_task(
         network = model_name(model or "convnet", shape=loaded.shape)
         factory = model_factory(model or "convnet", loaded.shape, len(loaded.class_names), width)
         if not features:
-            with host_draws_from(0):  # of which nothing is kept
+            with host_draws_from(0):  # only the names are read; this network is discarded
                 features = getattr(factory(), "feature_names", ())
     else:
         require_no_width(width, "a module of your own")
         network, factory = OWN, model
     task = ImageTask(
         loaded,
-        FunctionalModule(factory, features, place),
+        FunctionalModule(factory, features, chosen_device),
         network,
-        place,
+        chosen_device,
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,
         judge_augment=judge_augment,
@@ -395,7 +397,7 @@ def image_task(
         protocol=protocol,
         width=width,
     )
-    images = loaded.normalise(loaded.train_images[:2].to(place))
+    images = loaded.normalise(loaded.train_images[:2].to(chosen_device))
     try_network(task, images, f"images of shape {loaded.shape}", len(loaded.class_names))
     task.given_teacher = None if teacher is None else given_as_teacher(teacher, task.network)
     return task
