@@ -1,12 +1,12 @@
 """Differentiable siamese augmentation (DSA), on tensors, without a loop over samples.
 
-DSA draws one random operation a call; some methods apply further ones in every call.
+Each call draws one random operation; some methods apply further ones in every call.
 
-All operations are one pass with parameters that can make it the identity: a colour change, a resampling at affine
-coordinates, a cut-out mask. Whichever operation is drawn, the others get their neutral parameters, so classes that
-draw different operations are augmented together and nothing waits for the host. Where images are differentiated the
-resampling gathers its four neighbours itself: the backward pass of ``grid_sample``, on which kornia's warps rest, has
-no deterministic CUDA kernel and no second derivative. The tests hold it against kornia's warps.
+One pass applies all operations: a colour change, a resampling at affine coordinates, a cut-out mask. Operations that
+are not drawn get neutral parameters, so classes with different operations are augmented together and nothing waits for
+the host. If images need gradients, the resampling gathers its four neighbours itself: the backward pass of
+``grid_sample``, which kornia's warps use, has no deterministic CUDA kernel and no second derivative. The tests compare
+the two.
 """
 
 import math
@@ -28,23 +28,23 @@ OPERATIONS: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale",
 WITHOUT_FLIP: tuple[Operation, ...] = ("color", "crop", "cutout", "scale", "rotate")
 """The strategy for data whose mirror image means something else, such as digits."""
 WARPS: tuple[Operation, ...] = ("crop", "scale", "rotate")
-"""What IDC's judges draw from, beside the operations that they always apply."""
+"""Operations that IDC's judges draw from, beside those that they always apply."""
 
 TOGETHER = 1 << 23
-"""Numbers of images that are augmented together whatever they are for (2,700 images of 3 x 32 x 32)."""
+"""Batches of up to this many values are augmented in one piece (2,700 images of 3 x 32 x 32)."""
 AT_ONCE = {"cpu": 1 << 20}
-"""Numbers that a CPU takes at a time of more than these; other devices take :data:`TOGETHER`."""
+"""Values per piece of a larger batch on a CPU; on other devices :data:`TOGETHER`."""
 ALWAYS_POSSIBLE: tuple[Operation, ...] = ("color", "flip", "cutout")
-"""What can be applied beside another operation: all others resample, and an image is resampled once."""
+"""Operations that can accompany another one; the rest resample, and an image is resampled only once."""
 
 
 class Parameters(NamedTuple):
-    """What one call does to each group of images; every field's first axis is the group.
+    """One call's parameters for each group of images; every field's first axis is the group.
 
     Shapes:
         brightness, saturation, contrast ``(G,)``, neutral at 0, 1, 1; matrix ``(G, 2, 2)`` and shift ``(G, 2)`` map an
-        output pixel's (row, column) offset from the image centre to the source's, in pixels; hole ``(G, 2)`` the first
-        row and column cut out; holed ``(G,)`` whether anything is.
+        output pixel's (row, column) offset from the image centre to the source's, in pixels; hole ``(G, 2)`` is the
+        first row and column cut out; holed ``(G,)`` says whether there is a hole.
     """
 
     brightness: Tensor
@@ -57,11 +57,11 @@ class Parameters(NamedTuple):
 
 
 def strengths_in_use(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an augmentation as ``describe`` of :class:`SiameseAugmentation` has it, of what it never does nothing."""
-    done = {*described.get("operations", ()), *described.get("always", ())}
+    """Return :meth:`SiameseAugmentation.describe`'s values without the ranges of operations that are never applied."""
+    applied = {*described.get("operations", ()), *described.get("always", ())}
     colour = dict.fromkeys(("brightness", "saturation", "contrast"), "color")
-    absent = [name for name in (*OPERATIONS, *colour) if colour.get(name, name) not in done]
-    return {name: value for name, value in described.items() if name not in absent}
+    unused = [name for name in (*OPERATIONS, *colour) if colour.get(name, name) not in applied]
+    return {name: value for name, value in described.items() if name not in unused}
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,24 @@ class SiameseAugmentation:
     """DSA's augmentation with its published ranges.
 
     Args:
-        operations: what one operation per call is drawn from, with equal chances.
+        operations: each call draws one of these with equal chances.
         always: operations that every call applies beside the drawn one (IDC); mirroring and colour come first, cut-out
             last.
         flip: the probability that ``flip`` mirrors.
-        scale: images are enlarged or shrunk per axis by a factor whose inverse is U[1/scale, scale).
+        scale: resize each axis by a factor whose inverse is U[1/scale, scale).
         rotate: the largest angle, in degrees.
-        crop: the largest shift, as a share of the side; what comes in is zero.
+        crop: the largest shift, as a share of the side; zeros come in.
         cutout: the side of the square set to zero, as a share of the image's.
-        brightness: added is U[-brightness/2, brightness/2), in normalised units.
-        saturation: distances from the pixel's grey value are multiplied by U[0, saturation).
-        contrast: distances from the image's mean are multiplied by U[contrast, contrast + 1).
+        brightness: add U[-brightness/2, brightness/2), in normalised units.
+        saturation: multiply distances from the pixel's grey value by U[0, saturation).
+        contrast: multiply distances from the image's mean by U[contrast, contrast + 1).
 
     Raises:
-        ConfigError: an unknown operation, none to draw from, or a resampling (scale, rotate, crop) that is always
-            applied.
+        ConfigError: an unknown operation, none to draw from, or a resampling (scale, rotate, crop) in ``always``.
 
     Differs from:
-        the published code on images that are not square: there it rotates in coordinates stretched to a square, which
-        shears; here in pixels.
+        the published code on images that are not square: it rotates in coordinates stretched to a square, which
+        shears; here rotation is in pixels.
     Source: Zhao and Bilen, ICML 2021, Sec. 3.3 and the appendix; survey Sec. 3.4.1.
     """
 
@@ -113,46 +112,46 @@ class SiameseAugmentation:
             )
 
     def describe(self) -> dict[str, object]:
-        """Return the strategy and its ranges as plain values, as a distilled set carries them."""
-        names = {"operations": list(self.operations), "always": list(self.always)}
-        ranges = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in names}
-        return {name: listed for name, listed in names.items() if listed} | ranges
+        """Return the strategy and its ranges as plain values, for a distilled set's description."""
+        operations = {"operations": list(self.operations), "always": list(self.always)}
+        ranges = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in operations}
+        return {name: listed for name, listed in operations.items() if listed} | ranges
 
     def draw(self, draws: Draws, height: int, width: int, groups: int, per_group: int = 1) -> Parameters:
         """Draw parameters: one operation for each group, and its strength for each of the group's members.
 
         Args:
-            draws: the key; one key gives one set of parameters, whatever images they serve.
+            draws: the key; equal keys give equal parameters, whatever the images.
             height: of the images, in pixels.
             width: of the images, in pixels.
-            groups: how many operations are drawn.
-            per_group: members of a group with a strength of their own: 1 shares it (siamese matching).
+            groups: how many operations to draw.
+            per_group: how many strengths to draw for each group; 1 shares one (siamese matching).
 
         Shapes:
             Every field has a first axis of ``groups * per_group``.
         """
         choice = draws.fold("operation").integers(len(self.operations), groups).repeat_interleave(per_group)
         u = draws.fold("strength").uniform(9, groups * per_group)
-        # A crop and a hole in one call need places of their own.
+        # If a call both crops and cuts out, the two need independent positions.
         hole = draws.fold("hole").uniform(2, groups * per_group) if "cutout" in self.always else u[7:]
 
-        def drawn(name: Operation) -> Tensor:
+        def applies(name: Operation) -> Tensor:
             if name in self.always:
                 return torch.ones_like(choice, dtype=torch.bool)
             position = self.operations.index(name) if name in self.operations else -1
             return choice == position
 
-        color = drawn("color")
+        color = applies("color")
         one, zero = torch.ones_like(u[0]), torch.zeros_like(u[0])
         low = 1 / self.scale
-        scaled, flipped = drawn("scale"), drawn("flip") & (u[6] < self.flip)
-        angle = torch.where(drawn("rotate"), (2 * u[5] - 1) * math.radians(self.rotate), zero)
+        scaled, flipped = applies("scale"), applies("flip") & (u[6] < self.flip)
+        angle = torch.where(applies("rotate"), (2 * u[5] - 1) * math.radians(self.rotate), zero)
         rows = torch.where(scaled, low + (self.scale - low) * u[3], one)
         columns = torch.where(scaled, low + (self.scale - low) * u[4], one)
         sine, cosine = angle.sin(), angle.cos()
         matrix = torch.stack([rows * cosine, sine, -sine, columns * cosine], 1).view(-1, 2, 2)
-        shift = self._shift(drawn("crop"), u[7], u[8], height, width)
-        mirror = torch.stack([one, torch.where(flipped, -one, one)], 1)  # of the source, so that flipping comes first
+        shift = self._shift(applies("crop"), u[7], u[8], height, width)
+        mirror = torch.stack([one, torch.where(flipped, -one, one)], 1)  # in source coordinates: flipping comes first
         return Parameters(
             torch.where(color, (u[0] - 0.5) * self.brightness, zero),
             torch.where(color, u[1] * self.saturation, one),
@@ -160,22 +159,22 @@ class SiameseAugmentation:
             mirror[:, :, None] * matrix,
             mirror * shift,
             self._hole(hole[0], hole[1], height, width),
-            drawn("cutout"),
+            applies("cutout"),
         )
 
     def of_classes(self, draws: Draws, batch: ClassBatch, *, shared: bool = True) -> ClassBatch:
-        """Augment a class batch, each class by an operation of its own; arguments as of :meth:`augmented`."""
+        """Augment a class batch, each class by an operation of its own; arguments as in :meth:`augmented`."""
         images, (_, targets, weight) = image_inputs(batch.batch.inputs), batch.batch
         inputs = self.augmented(draws, images.flatten(0, 1), batch.num_classes, shared=shared).view_as(images)
         return ClassBatch(Batch(inputs, targets, weight), batch.dims)
 
     def augmented(self, draws: Draws, images: Tensor, groups: int = 1, *, shared: bool) -> Tensor:
-        """Augment images of which each group of consecutive ones gets an operation of its own.
+        """Augment images; each group of consecutive ones gets an operation of its own.
 
         Args:
             draws: the key.
             images: ``(N, channels, height, width)``, flat.
-            groups: how many, which divides N.
+            groups: the number of groups, a divisor of N.
             shared: one strength for all images of a group (siamese matching) instead of one for each.
         """
         members, (height, width) = 1 if shared else len(images) // groups, images.shape[-2:]
@@ -201,8 +200,8 @@ class SiameseAugmentation:
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Augment images differentiably; each group of consecutive images shares one set of parameters.
 
-        It takes eight times the images' memory, so of more than :data:`TOGETHER` numbers that nothing differentiates a
-        few groups are augmented at a time.
+        This takes eight times the images' memory, so without gradients, more than :data:`TOGETHER` values are augmented
+        a few groups at a time.
 
         Shapes:
             images ``(N, channels, height, width)`` in normalised units, N a multiple of the parameters' G; returns the
@@ -218,23 +217,24 @@ class SiameseAugmentation:
             )
         parameters = Parameters(*(p if p.dtype == torch.bool else p.to(images.dtype) for p in parameters))
         if images.numel() <= TOGETHER or _is_differentiated(images):
-            return self._applied(images, parameters)
-        parts = -(-images.numel() // AT_ONCE.get(images.device.type, TOGETHER))
-        some = min(parts, max(groups // 2, 1))  # of two groups at least: the product of one matrix is another kernel's
-        result, per = torch.empty_like(images, memory_format=torch.contiguous_format), len(images) // groups
-        stop = 0
-        for part in zip(*(field.tensor_split(some) for field in parameters), strict=True):
-            start, stop = stop, stop + per * len(part[0])
-            result[start:stop] = self._applied(images[start:stop], Parameters(*part))
+            return self._apply_together(images, parameters)
+        pieces = -(-images.numel() // AT_ONCE.get(images.device.type, TOGETHER))
+        # Two groups at least: a batch of one matrix is multiplied by another kernel, with other bits.
+        pieces = min(pieces, max(groups // 2, 1))
+        result = torch.empty_like(images, memory_format=torch.contiguous_format)
+        per_group, stop = len(images) // groups, 0
+        for piece in zip(*(field.tensor_split(pieces) for field in parameters), strict=True):
+            start, stop = stop, stop + per_group * len(piece[0])
+            result[start:stop] = self._apply_together(images[start:stop], Parameters(*piece))
         return result
 
-    def _applied(self, images: Tensor, parameters: Parameters) -> Tensor:
+    def _apply_together(self, images: Tensor, parameters: Parameters) -> Tensor:
         height, width = images.shape[-2:]
         x = images.reshape(len(parameters.holed), -1, *images.shape[1:])
         x = color(x, parameters.brightness, parameters.saturation, parameters.contrast)
         x = resample(x, parameters.matrix, parameters.shift)
         sizes = self._hole_size(height), self._hole_size(width)
-        x = x * kept(parameters.hole, parameters.holed, sizes, height, width)[:, None, None]
+        x = x * hole_mask(parameters.hole, parameters.holed, sizes, height, width)[:, None, None]
         return x.flatten(0, 1)
 
 
@@ -251,8 +251,8 @@ def color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -
     """Shift brightness, then spread or shrink saturation, then contrast.
 
     ``x + b``, then ``s (x - grey) + grey`` with the pixel's mean over channels, then ``c (x - mean) + mean`` with the
-    image's mean. Saturation leaves the image's mean, so this is ``c s x + c (1 - s) grey + b + (1 - c) mean`` of the
-    image as it comes, which b = 0, s = c = 1 return to the bit.
+    image's mean. Saturation keeps the image's mean, so all this is ``c s x + c (1 - s) grey + b + (1 - c) mean``, with
+    grey and mean of the original image; b = 0, s = c = 1 return it bit for bit.
 
     Shapes:
         x ``(G, n, channels, height, width)``; the others ``(G,)``.
@@ -274,10 +274,10 @@ def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     rows = torch.arange(height, device=x.device, dtype=x.dtype) - (height - 1) / 2
     columns = torch.arange(width, device=x.device, dtype=x.dtype) - (width - 1) / 2
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
-    with matrix_products("float32", x.device):  # in TF32 a place would be off by up to .05 pixel at 224
+    with matrix_products("float32", x.device):  # in TF32 a coordinate would be off by up to .05 pixel at 224
         source = matrix @ grid + shift[:, :, None]
     if not _is_differentiated(x):
-        return _sampled(x, source, matrix, shift)
+        return _sample_without_gradients(x, source, matrix, shift)
     flat = x.reshape(groups, -1, height * width)
     result = torch.zeros_like(flat)
     columns_read = _neighbours(source[:, 1] + (width - 1) / 2, width)
@@ -292,29 +292,29 @@ def _is_differentiated(images: Tensor) -> bool:
     return images.requires_grad and torch.is_grad_enabled()
 
 
-def _sampled(x: Tensor, source: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
-    """Read pixels at places from the centre, ``(G, 2, height * width)``, in one pass that is not differentiated.
+def _sample_without_gradients(x: Tensor, source: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """Read pixels at (row, column) offsets from the centre, ``(G, 2, height * width)``, by ``grid_sample``.
 
-    Places in units of half a side round, so what nothing moves is taken as it is.
+    Its coordinates, in units of half a side, are rounded, so images under the identity are returned as they are.
     """
     groups, _, _, height, width = x.shape
-    # Divided by numbers: a tensor of both would be copied from the host, which no CUDA graph can.
+    # Divide by numbers: a tensor of both would be copied from the host, which a CUDA graph cannot capture.
     column, row = source[:, 1] / (width / 2), source[:, 0] / (height / 2)
-    places = torch.stack([column, row], -1).view(groups, height, width, 2)
-    found = F.grid_sample(x.flatten(1, 2), places, align_corners=False).view_as(x)
+    coordinates = torch.stack([column, row], -1).view(groups, height, width, 2)
+    sampled = F.grid_sample(x.flatten(1, 2), coordinates, align_corners=False).view_as(x)
     unmoved = (matrix == torch.eye(2, device=x.device)).all(2).all(1) & (shift == 0).all(1)
-    return torch.where(unmoved.view(-1, 1, 1, 1, 1), x, found)
+    return torch.where(unmoved.view(-1, 1, 1, 1, 1), x, sampled)
 
 
 def _neighbours(position: Tensor, side: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the pixels before and after positions along one axis, and their shares, which are 0 outside."""
+    """Return the pixels before and after positions along one axis, each with its weight, 0 outside the image."""
     before = position.floor()
     pairs = (before, before + 1 - position), (before + 1, position - before)
     return [(i.clamp(0, side - 1).long(), share * ((i >= 0) & (i < side))) for i, share in pairs]
 
 
-def kept(hole: Tensor, holed: Tensor, sizes: tuple[int, int], height: int, width: int) -> Tensor:
-    """Return the mask that a hole leaves, 0 inside it, ``(G, height, width)``."""
+def hole_mask(hole: Tensor, holed: Tensor, sizes: tuple[int, int], height: int, width: int) -> Tensor:
+    """Return a mask ``(G, height, width)`` that is 0 inside the hole and 1 elsewhere."""
     masks = []
     for start, size, side in zip(hole.unbind(1), sizes, (height, width), strict=True):
         position = torch.arange(side, device=hole.device)

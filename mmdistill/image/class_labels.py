@@ -1,4 +1,4 @@
-"""Labels of images, of whatever container and type, as class indices: one rule for all sources."""
+"""Image labels of any container and type as class indices: one rule for all sources."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,13 +12,16 @@ from mmdistill.files.saved import from_array
 from mmdistill.names import class_numbers, class_order, first_few
 
 BOOLEAN = ("False", "True")
-"""What the classes of labels are called that are booleans, as those of texts are."""
+"""Class names of boolean labels; texts have the same."""
 
 
 class ClassLabels(NamedTuple):
-    """Class indices ``(N,)`` and, where labels do not count classes from 0, what these stand for, by class index.
+    """Labels as class indices.
 
-    Last come the numbers that labels were, where the names are of them.
+    Args:
+        indices: ``(N,)``.
+        names: by class index, if the labels do not already count classes from 0.
+        numbers: by class index, the labels that were renumbered, if ``names`` come from them.
     """
 
     indices: Tensor
@@ -29,18 +32,18 @@ class ClassLabels(NamedTuple):
 def class_labels(
     labels: Any, what: str, names: Sequence[str] | None = None, numbers: Sequence[int] | None = None
 ) -> ClassLabels:
-    """Return labels as class indices: whole numbers, booleans, or words alone.
+    """Return labels as class indices; labels are all whole numbers, all booleans or all words.
 
-    Words are numbered in order. So are numbers that do not run from 0 to C - 1, and their classes are called by them;
-    beside names of classes numbers are indices, as they are.
+    Words are sorted and numbered. So are numbers that do not run from 0 to C - 1, and they name their classes. If
+    ``names`` are given, numbers are class indices already.
 
     Args:
         labels: a tensor, an array, a list or a column of a table.
         what: whose they are, for messages.
-        names: the classes that words are of, by index; empty: words are refused; None: the labels say it themselves.
-        numbers: those that the classes of the training data were, by index, where the labels are of other data.
+        names: class names by index; empty: words are refused; None: the labels themselves name the classes.
+        numbers: for data other than the training data, the training labels that were renumbered, by class index.
     Raises:
-        DataError: something else, a word that is none of the names, or a number that is none of the numbers.
+        DataError: other labels, a word that is not in ``names``, or a number that is not in ``numbers``.
     """
     if hasattr(labels, "to_list"):  # a column of a table
         labels = labels.to_list()
@@ -51,46 +54,46 @@ def class_labels(
     if not isinstance(labels, Tensor):
         word = next((label for label in labels if isinstance(label, str)), None)
         if word is not None:
-            return _of_words(labels, word, what, names)
-    found, boolean = _whole(labels, what) if isinstance(labels, Tensor) else _listed(labels, what)
-    if found.ndim == 2 and found.shape[1] == 1:  # a column, as MedMNIST's and Keras' files have it
-        found = found[:, 0]
-    if found.ndim != 1:  # which the check of shapes says better
-        return ClassLabels(found)
+            return _index_words(labels, word, what, names)
+    integers, boolean = _to_integers(labels, what) if isinstance(labels, Tensor) else _from_list(labels, what)
+    if integers.ndim == 2 and integers.shape[1] == 1:  # a column, as in MedMNIST's and Keras' files
+        integers = integers[:, 0]
+    if integers.ndim != 1:  # the later check of shapes has the better message
+        return ClassLabels(integers)
     if numbers is not None:
-        return ClassLabels(_known(found, what, numbers))
-    return ClassLabels(found) if names is not None else _in_order(found, boolean)
+        return ClassLabels(_index_numbers(integers, what, numbers))
+    return ClassLabels(integers) if names is not None else _renumber(integers, boolean)
 
 
-def _in_order(found: Tensor, boolean: bool) -> ClassLabels:
-    """Number labels by their order, unless they count classes from 0 already."""
+def _renumber(labels: Tensor, boolean: bool) -> ClassLabels:
+    """Number the sorted labels, unless they count classes from 0 already."""
     if boolean:
-        return ClassLabels(found, BOOLEAN, (0, 1))
-    values = torch.unique(found.long())
+        return ClassLabels(labels, BOOLEAN, (0, 1))
+    values = torch.unique(labels.long())
     if torch.equal(values, torch.arange(len(values), device=values.device)):
-        return ClassLabels(found)
+        return ClassLabels(labels)
     numbers = tuple(values.tolist())
-    return ClassLabels(torch.searchsorted(values, found.long()), tuple(map(str, numbers)), numbers)
+    return ClassLabels(torch.searchsorted(values, labels.long()), tuple(map(str, numbers)), numbers)
 
 
-def _known(found: Tensor, what: str, numbers: Sequence[int]) -> Tensor:
-    """Return the class indices of labels by the numbers that the classes of the training data were.
+def _index_numbers(labels: Tensor, what: str, numbers: Sequence[int]) -> Tensor:
+    """Return class indices of labels that are among the training data's ``numbers``.
 
     Raises:
-        DataError: one that these lack.
+        DataError: a label that is not.
     """
-    values = torch.tensor(numbers, device=found.device)
-    other = (~torch.isin(found.long(), values)).nonzero().flatten()
-    if len(other):
-        first = int(other[0])
+    values = torch.tensor(numbers, device=labels.device)
+    unknown = (~torch.isin(labels.long(), values)).nonzero().flatten()
+    if len(unknown):
+        first = int(unknown[0])
         raise DataError(
-            f"{what}: label {first} is {int(found[first])}, a class that the training data lack (they have: "
+            f"{what}: label {first} is {int(labels[first])}, a class that the training data lack (they have: "
             f"{first_few(numbers, 20)}); add training images of it, or leave it out"
         )
-    return torch.searchsorted(values, found.long())
+    return torch.searchsorted(values, labels.long())
 
 
-def _whole(labels: Tensor, what: str) -> tuple[Tensor, bool]:
+def _to_integers(labels: Tensor, what: str) -> tuple[Tensor, bool]:
     """Return a tensor of labels as whole numbers, and whether they were booleans.
 
     Raises:
@@ -108,37 +111,37 @@ def _whole(labels: Tensor, what: str) -> tuple[Tensor, bool]:
     return labels.long(), False
 
 
-def _listed(labels: Sequence[Any], what: str) -> tuple[Tensor, bool]:
+def _from_list(labels: Sequence[Any], what: str) -> tuple[Tensor, bool]:
     """Return listed labels as whole numbers, and whether they all were booleans."""
-    found = torch.tensor([_index(label, f"{what}: label {i}") for i, label in enumerate(labels)], dtype=torch.int64)
-    return found, len(labels) > 0 and all(map(_is_boolean, labels))
+    integers = [_to_integer(label, f"{what}: label {i}") for i, label in enumerate(labels)]
+    return torch.tensor(integers, dtype=torch.int64), len(labels) > 0 and all(map(_is_boolean, labels))
 
 
 def _is_boolean(label: Any) -> bool:
     return isinstance(label, bool | np.bool_) or (isinstance(label, Tensor) and label.dtype == torch.bool)
 
 
-def _index(label: Any, what: str) -> int:
+def _to_integer(label: Any, what: str) -> int:
     """Return a label as an integer.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not a whole number below 2^62.
     """
     try:
-        index = int(label)
-        whole = bool(index == label)
+        integer = int(label)
+        is_whole = bool(integer == label)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(f"{what} is no class index but {label!r}") from error
-    if not whole or abs(index) >= 2**62:
+    if not is_whole or abs(integer) >= 2**62:
         raise DataError(f"{what} is no class index but {label!r}")
-    return index
+    return integer
 
 
-def _of_words(labels: Sequence[Any], word: str, what: str, names: Sequence[str] | None) -> ClassLabels:
-    """Return the class indices of words.
+def _index_words(labels: Sequence[Any], word: str, what: str, names: Sequence[str] | None) -> ClassLabels:
+    """Return the class indices of words; ``word`` is the first of them, for messages.
 
     Raises:
-        DataError: labels of two kinds, words beside numbers of the training data, or a word that is no class.
+        DataError: labels that are not all words, words for training data with numbers, or a word that is not a class.
     """
     if names is not None and not names:
         raise DataError(f"{what}: the label {word!r} is a name, and the labels of the training data are numbers")
@@ -146,11 +149,11 @@ def _of_words(labels: Sequence[Any], word: str, what: str, names: Sequence[str] 
     if other is not None:
         raise DataError(f"{what}: label {other} is {labels[other]!r}, others are names such as {word!r}; give one kind")
     classes = class_order(labels) if names is None else tuple(names)
-    numbers = class_numbers(classes, set(labels), given=names is not None)
-    unknown = next((i for i, label in enumerate(labels) if label not in numbers), None)
+    class_index = class_numbers(classes, set(labels), given=names is not None)
+    unknown = next((i for i, label in enumerate(labels) if label not in class_index), None)
     if unknown is not None:
         raise DataError(
             f"{what}: label {unknown} is {labels[unknown]!r}, which is no class{did_you_mean(labels[unknown], classes)}"
             f" (there are: {first_few(classes, 20)})"
         )
-    return ClassLabels(torch.tensor([numbers[label] for label in labels]), classes)
+    return ClassLabels(torch.tensor([class_index[label] for label in labels]), classes)

@@ -1,4 +1,4 @@
-"""CutMix of minibatches: how IDC trains its networks, and some papers' judges train."""
+"""CutMix of minibatches, by which IDC's networks and some papers' judges train."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ class MixedMinibatches:
     """Augment a minibatch per sample, then sometimes mix it with itself by CutMix, as IDC trains its networks.
 
     Args:
-        augmentation: of each image; None leaves them.
+        augmentation: of each image; None: none.
         cutmix: the probability that a minibatch is mixed.
     Shapes:
         batches of images ``(n, channels, height, width)``; targets come back as ``(n, C)`` soft labels if ``cutmix``.
     Raises:
-        ConfigError: not a probability, or labels that need mixing in a task without classes.
+        ConfigError: ``cutmix`` is not a probability.
     Source: Kim et al., ICML 2022.
     """
 
@@ -51,16 +51,16 @@ class MixedMinibatches:
 
 
 def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num_classes: int) -> Batch:
-    """Mix minibatches by CutMix: a box of each image comes from another of its group, and its label in proportion.
+    """Mix minibatches by CutMix: paste a box from another image of the group, and mix the labels by area.
 
-    All groups get the same box, each a shuffling of its own. The box has the aspect of the image, a share of the area
-    that is uniform in [0, 1), and its centre anywhere, so that a part may lie outside.
+    All groups share one box, but each is shuffled on its own. The box has the image's aspect, an area share uniform in
+    [0, 1), and its centre anywhere, so that a part may lie outside.
 
     Args:
         draws: the key.
-        batch: flat, groups one after the other.
+        batch: flat, one minibatch after the other.
         groups: how many minibatches it holds.
-        probability: that they are mixed at all.
+        probability: of mixing at all.
         num_classes: C.
 
     Shapes:
@@ -76,13 +76,14 @@ def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num
     partner = key.fold("partner").uniform(groups, size).argsort(1)
     partner = (partner + size * torch.arange(groups, device=images.device)[:, None]).flatten()
     box = cutmix_box(key, probability, *images.shape[-2:])
-    own = 1 - box.to(images.dtype).mean()
+    share = 1 - box.to(images.dtype).mean()
     labels = as_probabilities(targets, num_classes, images.dtype)
-    return Batch(torch.where(box, images[partner], images), own * labels + (1 - own) * labels[partner], batch.weight)
+    mixed = torch.where(box, images[partner], images)
+    return Batch(mixed, share * labels + (1 - share) * labels[partner], batch.weight)
 
 
 def cutmix_box(draws: Draws, probability: float, height: int, width: int) -> Tensor:
-    """Return a mask ``(height, width)`` that is true in CutMix's box, nowhere if the minibatch is not mixed."""
+    """Return a mask ``(height, width)`` that is true inside CutMix's box; false everywhere without mixing."""
     u = draws.fold("box").uniform(4)
     inside = (u[0] < probability)[None]
     masks = []

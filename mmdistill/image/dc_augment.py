@@ -1,4 +1,4 @@
-"""DC's own augmentation of minibatches, which its judges of MNIST train with instead of DSA's."""
+"""DC's own augmentation of minibatches, with which its judges train on MNIST."""
 
 import math
 
@@ -17,19 +17,20 @@ ROTATE = 45
 
 
 def crop_scale_rotate(draws: Draws, images: Tensor, networks: int = 1) -> Tensor:
-    """Shift, scale or rotate each image: one of the three, with equal chances, each with its own strength.
+    """Shift, scale or rotate each image, by one of the three with equal chances and a strength of its own.
 
-    What a shift brings in is the minibatch's mean of the channel, a rotation its mean over all, scaling zero.
+    The border is filled with the minibatch's mean of each channel after a shift, its mean over all channels after a
+    rotation, and zeros after scaling.
 
     Args:
         draws: the key.
-        images: the minibatches of so many networks, one after the other.
-        networks: how many, of which each has means of its own.
+        images: the networks' minibatches, one after the other.
+        networks: how many minibatches there are; each has means of its own.
     Shapes:
         images ``(n, channels, height, width)`` in normalised units; returns the same shape.
 
     Differs from:
-        the published code, which scales to whole pixels with nearest neighbours; here bilinearly.
+        the published code, which scales to whole pixels with nearest neighbours; here scaling is bilinear.
     Source: Zhao et al., ICLR 2021, public code.
     """
     n, channels = images.shape[:2]

@@ -1,6 +1,6 @@
-"""The sorts of judges of images: networks, which train by a protocol, and kernels, which are solved for.
+"""The kinds of image judges: networks, which train by a protocol, and kernels, which are solved in closed form.
 
-What is no network is an entry of :data:`JUDGES`, where a user's code adds other sorts.
+Judges that are not networks are entries of :data:`JUDGES`; a user's code can add more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,56 +22,56 @@ from mmdistill.open_table import OpenTable
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, one_tensor
 
-if TYPE_CHECKING:  # which look judges up here
+if TYPE_CHECKING:  # these modules import this one
     from mmdistill.image.named_judges import NamedJudges
     from mmdistill.image.task import ImageTask
 
 
 class ImageJudge(Protocol):
-    """A judge of one task's images; another sort of judge is another class with these members."""
+    """A judge of one task's images. Each kind of judge is a class with these members."""
 
     @property
     def name(self) -> str:
-        """Its name in its one spelling; an error says why there is no such judge."""
+        """The judge's name in its one spelling; raises if there is no such judge."""
         ...
 
     @property
     def title(self) -> str:
-        """Its name for the scores, which begins with that of its entry."""
+        """The judge's name for the scores; it begins with its entry's name."""
         ...
 
     @property
     def reads(self) -> Sequence[str]:
-        """What it reads of :data:`~mmdistill.abilities.JUDGING`; no ``epochs`` where it does not train."""
+        """The settings of :data:`~mmdistill.abilities.JUDGING` that it uses; ``epochs`` only if it trains."""
         ...
 
     @property
     def teacher(self) -> str:
-        """Which network labels what it trains on and whether that trains first, in words; empty where none does."""
+        """In words, which network labels its minibatches and whether that must train first; empty if none does."""
         ...
 
     def epochs(self, samples: int | None) -> int | None:
-        """Return for how many epochs it trains on so many images, None: on all; None where it does not train."""
+        """Return for how many epochs it trains on ``samples`` images (None: on all); None if it does not train."""
         ...
 
     def require(self, samples: int) -> None:
-        """Check, before they are made, that it can judge so many images."""
+        """Check that it can judge ``samples`` images, before these are made."""
         ...
 
     def score(self, batch: Batch, draws: Draws, n: int, learned: Mapping[str, Tensor], *, whole: bool) -> Scores:
-        """Return the test scores of n of its kind on a set, or on the whole training set."""
+        """Return test scores of n judges of this kind, on a set or (``whole``) on the whole training set."""
         ...
 
 
 @dataclass(frozen=True)
 class ClosedFormJudge:
-    """A judge that no protocol, no choice of judging and no learned rate moves, such as a kernel's ridge regression.
+    """A judge without a protocol, judging settings or learned rates, such as a kernel's ridge regression.
 
     Args:
         name: in its one spelling, and for the scores.
-        solve: gives the test scores of a set, from its flat batch, a key and how many values are asked for; without
-            randomness one will do.
-        limit: refuses so many images, before they are made.
+        solve: maps a set's flat batch, a key and a number of values to test scores; one value is enough if nothing is
+            random.
+        limit: raises if it cannot judge this many images; called before these are made.
     """
 
     name: str
@@ -90,7 +90,7 @@ class ClosedFormJudge:
         return None
 
     def require(self, samples: int) -> None:
-        """Check that it takes so many samples."""
+        """Check that it takes ``samples`` images."""
         self.limit(samples)
 
     def score(self, batch: Batch, draws: Draws, n: int, learned: Mapping[str, Tensor], *, whole: bool) -> Scores:
@@ -100,12 +100,12 @@ class ClosedFormJudge:
 
 @dataclass(frozen=True)
 class NetworkJudge:
-    """Fresh networks of one kind, trained by the task's protocol with what its user chose instead.
+    """Fresh networks of one kind, trained by the task's protocol and its user's choices.
 
     Args:
-        task: whose images they judge.
-        names: says which networks there are.
-        asked: their name, or the title of their scores where nothing is asked but what they read.
+        task: the task whose images they judge.
+        names: the task's networks by name.
+        asked: the networks' name. If only ``reads`` is needed, the title of their scores will do.
     """
 
     task: "ImageTask"
@@ -120,26 +120,26 @@ class NetworkJudge:
 
     @property
     def title(self) -> str:
-        """Their name with the protocol's where they train by another than the default one."""
-        found, protocol = self.names.network_name(self.asked), self.task.protocol.name
-        return found if protocol == "default" else f"{found} [{protocol}]"
+        """Their name, followed by the protocol's unless that is the default."""
+        network, protocol = self.names.network_name(self.asked), self.task.protocol.name
+        return network if protocol == "default" else f"{network} [{protocol}]"
 
     @property
     def teacher(self) -> str:
-        """The protocol's teacher."""
+        """The protocol's teacher, in words."""
         teacher = self.task.protocol.teacher
         return "" if teacher is None else teacher.describe_teacher(self.task, self.task.data.whole_epochs)
 
     def epochs(self, samples: int | None) -> int | None:
-        """Return for how many epochs they train on so many images, None: on all."""
+        """Return for how many epochs they train on ``samples`` images (None: on all)."""
         images = samples or len(self.task.data.train_labels)
         return self._plan(self.names.occasion(self.asked, images, whole=samples is None)).fit.epochs
 
     def require(self, samples: int) -> None:
-        """Check nothing: networks train on any number."""
+        """Accept any number of images."""
 
     def _plan(self, occasion: JudgingCase) -> Plan:
-        """Return how they train by the protocol and what the user chose."""
+        """Return how they train by the protocol and the user's choices."""
         return plan_for(self.task.protocol, self.task.data, occasion, self.task.chosen)
 
     def score(self, batch: Batch, draws: Draws, n: int, learned: Mapping[str, Tensor], *, whole: bool) -> Scores:
@@ -152,7 +152,7 @@ class NetworkJudge:
         views = partial(task.views, plan, n)
         augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
         if plan.teacher is not None:
-            augment = plan.teacher.asking(task, data.whole_epochs, augment)
+            augment = plan.teacher.labeller(task, data.whole_epochs, augment)
             notes += (plan.teacher.note(task, data.whole_epochs),)
         classes = len(data.class_names)
         notes += whole_note(plan, occasion, self.epochs(classes))
@@ -161,10 +161,10 @@ class NetworkJudge:
 
 
 def of_kernel(task: "ImageTask", name: str) -> ClosedFormJudge:
-    """Return a kernel's ridge regression, which gives one value of each metric, however many are asked for.
+    """Return a kernel's ridge regression, which gives one value of each metric, whatever ``n`` is.
 
     Raises:
-        UnknownNameError: the name's options are none of a kernel.
+        UnknownNameError: the name has options that no kernel takes.
     """
     kernel = kernel_judge(name)
     if kernel is None:
@@ -180,19 +180,19 @@ def of_kernel(task: "ImageTask", name: str) -> ClosedFormJudge:
 JUDGES: OpenTable[Callable[["ImageTask", str], ImageJudge]] = OpenTable(
     {"ntk": of_kernel, "nngp": of_kernel}, reserved=FAMILIES
 )
-"""What makes the judges that are no networks, of the task and the judge's name, by what the name begins with.
+"""Builders of judges that are not networks, by name; each takes the task and the judge's full name.
 
-Options may follow it, after a hyphen.
+A full name is an entry's name, then any options after a hyphen.
 """
 
 
 def entry_of(name: str) -> str:
-    """Return the name in :data:`JUDGES` with which a judge's name or title begins; nothing where there is none."""
+    """Return the longest name in :data:`JUDGES` that a judge's name or title begins with; empty if there is none."""
     key = canonical(name)
-    fitting = [own for own in JUDGES if key.startswith(own) and not key[len(own) :][:1].isalnum()]
+    fitting = [entry for entry in JUDGES if key.startswith(entry) and not key[len(entry) :][:1].isalnum()]
     return max(fitting, key=len, default="")
 
 
 def is_added_judge(name: str) -> bool:
-    """Return whether a judge's name or title is of an entry that a user's code added, and may change."""
+    """Return whether a judge's name or title belongs to an entry that a user's code added, which may change."""
     return JUDGES.added(entry_of(name))

@@ -1,8 +1,8 @@
 """Judges in closed form: kernel ridge regression on a set, under the kernel of an infinitely wide network.
 
-They are how KIP's sets are meant to be used. ``ntk`` is a fully connected network with one hidden layer, ``ntk-conv``
-three convolutions without pooling; ``nngp`` in place of ``ntk`` trains the last layer alone, and ``d2``, ``d3``, ...
-sets the number of hidden layers or convolutions: ``nngp-d2``, ``ntk-conv-d5``.
+KIP's sets are meant to be used this way. ``ntk`` is a fully connected network with one hidden layer, ``ntk-conv`` three
+convolutions without pooling; ``nngp`` in place of ``ntk`` trains the last layer alone, and ``d2``, ``d3``, ... sets the
+number of hidden layers or convolutions: ``nngp-d2``, ``ntk-conv-d5``.
 """
 
 import re
@@ -23,11 +23,11 @@ from mmdistill.objectives.kernel_ridge import ridge_solution
 from mmdistill.task import Batch, Scores, one_tensor
 
 RIDGE = 1e-6
-"""Times the kernel's mean diagonal, as KIP distils."""
+"""The ridge, times the kernel's mean diagonal, as in KIP's distillation."""
 MOST, MOST_CONVOLUTIONAL = 10_000, 1000
-"""Samples that one system is solved for, whose matrix then takes 0.8 GB, or whose pixels are compared in minutes."""
+"""The most samples of one system: its matrix takes 0.8 GB; a convolutional kernel compares their pixels in minutes."""
 TEST_CHUNK = 1000
-"""Test images whose kernel is computed at once, fewer of large ones."""
+"""Test images whose kernel is computed at once; fewer if they are large."""
 NOTE = "ridge regression in closed form, without randomness of its own"
 KERNELS = ("ntk", "ntk-conv", "nngp", "nngp-conv")
 """Names without options, for messages."""
@@ -35,15 +35,16 @@ _NAME = re.compile(r"(ntk|nngp)(-conv)?(?:-d([1-9]\d*))?")
 
 
 def kernel_judge(name: str) -> "KernelJudge | None":
-    """Return the judge of a name, ``ntk`` or ``nngp`` with options; None where the name is no kernel's."""
-    found = _NAME.fullmatch(canonical(name))
-    if found is None:
+    """Return the judge named ``ntk`` or ``nngp`` with options; None if the name is not a kernel's."""
+    match = _NAME.fullmatch(canonical(name))
+    if match is None:
         return None
-    kind: KernelKind = "ntk" if found[1] == "ntk" else "nngp"
-    usual = 3 if found[2] else 1
-    depth = int(found[3] or usual)
-    spelled = f"{kind}{found[2] or ''}" + (f"-d{depth}" if depth != usual else "")
-    kernel = ConvolutionalKernel(kind, depth) if found[2] else FullyConnectedKernel(kind, depth)
+    kind: KernelKind = "ntk" if match[1] == "ntk" else "nngp"
+    convolutional = match[2] is not None
+    default_depth = 3 if convolutional else 1
+    depth = int(match[3] or default_depth)
+    spelled = f"{kind}{match[2] or ''}" + (f"-d{depth}" if depth != default_depth else "")
+    kernel = ConvolutionalKernel(kind, depth) if convolutional else FullyConnectedKernel(kind, depth)
     return KernelJudge(spelled, kernel)
 
 
@@ -51,12 +52,12 @@ def kernel_judge(name: str) -> "KernelJudge | None":
 class KernelJudge:
     r"""Predicts test images by :math:`K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/n\, I)^{-1} Y_s` in float64.
 
-    Class indices and probabilities count less 1/C, other soft labels as they are. The squared errors that it minimises
-    are weighted as the samples are.
+    From class indices (as one-hot rows) and probabilities, 1/C is subtracted; other soft labels stay as they are. Each
+    squared error has its sample's weight.
 
     Args:
         name: for the scores.
-        kernel: of raw images in the set's units.
+        kernel: of images in the set's units.
 
     Source: Nguyen et al., ICLR 2021.
     """
@@ -65,10 +66,10 @@ class KernelJudge:
     kernel: WideKernel
 
     def require(self, samples: int) -> None:
-        """Check that one system can be solved for so many samples.
+        """Check that one system can be solved for ``samples`` samples.
 
         Raises:
-            UnsupportedError: they are too many.
+            UnsupportedError: there are too many.
         """
         most = MOST_CONVOLUTIONAL if isinstance(self.kernel, ConvolutionalKernel) else MOST
         if samples > most:
@@ -90,16 +91,16 @@ class KernelJudge:
         return scored(self.name, (predicted == labels)[None], labels, (NOTE,))
 
     def predictor(self, data: Batch, classes: int) -> Callable[[Tensor], Tensor]:
-        """Return the regression that fits a flat batch: from ``(m, *shape)`` images to ``(m, C)`` float64 scores.
+        """Fit a flat batch; the result maps ``(m, *shape)`` images to ``(m, C)`` float64 scores.
 
         Raises:
             UnsupportedError: more samples than one system is solved for.
-            ShapeError: targets that are no one tensor.
+            ShapeError: targets that are a named dict.
         """
         images, targets = image_inputs(data.inputs), one_tensor(data.targets, "ridge regression")
         self.require(len(images))
         images = images.double()
         root = (data.weight.double() / data.weight.double().mean()).sqrt()[:, None]
-        wanted = root * regression_targets(targets, classes)
-        solution = root * ridge_solution(root * self.kernel.matrix(images, images) * root.T, wanted, RIDGE, "trace")
+        weighted = root * regression_targets(targets, classes)
+        solution = root * ridge_solution(root * self.kernel.matrix(images, images) * root.T, weighted, RIDGE, "trace")
         return lambda inputs: self.kernel.matrix(inputs.double(), images) @ solution

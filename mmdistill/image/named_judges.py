@@ -1,4 +1,4 @@
-"""Who can judge images, by name: the network distilled with, other networks, kernels, and what a user adds."""
+"""The judges of images by name: the distillation network, other networks, kernels, and those that a user adds."""
 
 from typing import TYPE_CHECKING
 
@@ -22,20 +22,20 @@ from mmdistill.image.protocols import JudgingCase, Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
 
-if TYPE_CHECKING:  # which has its judges named here
+if TYPE_CHECKING:  # that module imports this one
     from mmdistill.image.task import ImageTask
 
 
 class NamedJudges:
-    """The judges of one task: any network of :mod:`mmdistill.image.models`, or an entry of the other judges.
+    """The judges of one task: any network of :mod:`mmdistill.image.models`, or an entry of :data:`JUDGES`.
 
     Args:
-        data: what is judged.
-        network: what is distilled with.
-        model: its name, which is also the first judge's.
-        protocol: how networks train, which may state a ConvNet of its own.
-        device: where they do.
-        width: of what is distilled with, where it is not in its name.
+        data: the images.
+        network: the distillation network.
+        model: its name, which the first judge shares.
+        protocol: how networks train; it may name a judging ConvNet of its own.
+        device: where they train.
+        width: the distillation network's width, if its name does not say it.
     """
 
     def __init__(
@@ -58,41 +58,41 @@ class NamedJudges:
         self._fitting: set[str] = set()
 
     def judge(self, name: str, task: "ImageTask") -> ImageJudge:
-        """Return the judge of a task by its name, or by the title of its scores; whether there is one shows later."""
+        """Return a judge by its name or the title of its scores; an unknown name raises when it is first used."""
         make = JUDGES.get(entry_of(name))
         return NetworkJudge(task, self, name) if make is None else make(task, name)
 
     def spelled(self, name: str) -> str:
-        """Return a network's name in its one spelling, the own network's for that network.
+        """Return a network's name in its one spelling; the distillation network's is :attr:`model`.
 
         Raises:
             ConfigError: an unknown network.
-            UnsupportedError: one that does not take these images.
+            UnsupportedError: a network that does not take these images.
         """
         if canonical(name) == self.model:
-            if (own := self._own()) != self.model and (reason := refusal(own, self.data.shape)):
+            if (judging := self._first_judge()) != self.model and (reason := refusal(judging, self.data.shape)):
                 raise UnsupportedError(
-                    f"the protocol {self.protocol.name} judges by {own}; choose another, since {reason}"
+                    f"the protocol {self.protocol.name} judges by {judging}; choose another, since {reason}"
                 )
             return self.model
         if canonical(name).split("-")[0] not in FAMILIES:
             raise unknown_name("judge", name, {*FAMILIES, *KERNELS, *JUDGES}, scripts="a judge")
-        spelled = self._beside_own(name)
+        spelled = self._spell(name)
         reason = refusal(spelled, self.data.shape)
         if reason:
             reason = reason.removeprefix(f"{spelled} ")
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
-        if spelled not in self._fitting:  # a name is looked up several times for each judging
+        if spelled not in self._fitting:  # try a name once: it is looked up several times for each judging
             try:
-                with torch.device("meta"):  # without numbers
+                with torch.device("meta"):  # no memory for the parameters
                     model_factory(spelled, self.data.shape, len(self.data.class_names))()
             except MmdistillError as error:
                 raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {error}") from error
             self._fitting.add(spelled)
         return spelled
 
-    def _beside_own(self, name: str) -> str:
-        """Return a name in its one spelling, where a width that the own network's name leaves out may stand in it."""
+    def _spell(self, name: str) -> str:
+        """Return a name in its one spelling, given that the distillation network's name may leave out its width."""
         spelled = model_name(name, "judge", self.data.shape)
         if self.width is None:
             return spelled
@@ -103,35 +103,38 @@ class NamedJudges:
         return self.model if width == self.width else spelling(family, {**parse_model(self.model)[1], "width": width})
 
     def kind(self, name: str) -> NetworkKind:
-        """Return the kind of a judge's network, by which it may have a rate of its own; a user's is shallow."""
+        """Return the kind of a judge's network, which sets its learning rate; a user's own network is shallow."""
         family = FAMILIES.get(self.spelled(name).split("-")[0])
         return "shallow" if family is None else family.kind
 
     def occasion(self, name: str, images: int, *, scores: bool = False, whole: bool = False) -> JudgingCase:
-        """Return what a judge is to judge: so many images, whose targets may be scores, or the whole training set."""
+        """Return the case of a judge and ``images`` images, whose targets may be scores or which are the whole set."""
         return JudgingCase(images, scores, whole, self.spelled(name) == self.model, self.kind(name))
 
     def network_name(self, name: str) -> str:
-        """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""
-        found = self.spelled(name)
-        return self._own() if found == self.model else found
+        """Return the name of a judge's network; the protocol may name another ConvNet for the first judge."""
+        spelled = self.spelled(name)
+        return self._first_judge() if spelled == self.model else spelled
 
-    def _own(self) -> str:
-        """Return the name of the first judge's network: the protocol's options, of the depth distilled with."""
+    def _first_judge(self) -> str:
+        """Return the name of the first judge's network: the protocol's options at the distillation network's depth."""
         family = self.model.split("-")[0]
         if not self.protocol.network or family not in ("convnet", "freponet"):
             return self.model
-        # FRePo's own network doubles its channels by itself.
+        # FRePo's own network always doubles its channels.
         words = [word for word in self.protocol.network.split("-") if family == "convnet" or word != "x2"]
-        depth = [f"d{own}"] if (own := parse_model(self.model)[1].get("depth")) is not None else []
-        return model_name("-".join([family, *depth, *words]))
+        depth = parse_model(self.model)[1].get("depth")
+        return model_name("-".join([family, *([] if depth is None else [f"d{depth}"]), *words]))
 
     def network(self, name: str) -> FunctionalModule:
-        """Return a judge's network, one other than that distilled with in its default width; it is compiled once."""
-        found = self.network_name(name)
-        if found == self.model:
+        """Return a judge's network; it is cached, so that it is compiled once.
+
+        A network other than the distillation network has its default width.
+        """
+        network_name = self.network_name(name)
+        if network_name == self.model:
             return self.own
-        if found not in self._others:
-            factory = model_factory(found, self.data.shape, len(self.data.class_names))
-            self._others[found] = FunctionalModule(factory, device=self.device)
-        return self._others[found]
+        if network_name not in self._others:
+            factory = model_factory(network_name, self.data.shape, len(self.data.class_names))
+            self._others[network_name] = FunctionalModule(factory, device=self.device)
+        return self._others[network_name]

@@ -1,8 +1,7 @@
-"""Judges that ask a teacher anew: each minibatch is labelled as they see it, augmented and mixed.
+"""Relabelling for judges: a teacher labels each minibatch as the judges see it, augmented and mixed.
 
-The labels that a set stores are then not read, and neither are those of random or herded images: all images are told
-apart by the same knowledge. Scores include it, so they compare with each other alone, and the bytes of a set do not
-count the teacher.
+Stored labels are then ignored, also those of random or herded images. All scores under a teacher include its knowledge,
+so they compare with each other alone; a set's bytes do not count the teacher.
 """
 
 from dataclasses import dataclass
@@ -24,15 +23,14 @@ from mmdistill.task import Batch, Task
 class Relabelling:
     """A teacher that labels every minibatch of judges anew.
 
-    The teacher is the network distilled with, trained on the real data as
-    :func:`~mmdistill.networks.teacher.trained_teacher` does it, once for all judges, sets and baselines, or the one
-    that the task was given.
+    The teacher is the task's given one, or else the distillation network, trained on the real data by
+    :func:`~mmdistill.networks.teacher.trained_teacher` once for all judges, sets and baselines.
 
     Args:
-        epochs: of its training; None: as many as networks on all real images train for. A given one has trained.
-        temperature: T, by which the logits of both sides are divided.
+        epochs: of the teacher's training; None: as many as networks on all real images train for.
+        temperature: T, which divides the logits of both sides.
     Raises:
-        ConfigError: no epoch, or a temperature that is not positive.
+        ConfigError: epochs below 1, or a temperature that is not positive.
     Source: Shen and Xing, ECCV 2022 (fast knowledge distillation); Yin et al., NeurIPS 2023, Sec. 3.3; Sun et al.,
         CVPR 2024.
     """
@@ -46,7 +44,7 @@ class Relabelling:
         require_positive(self, "temperature")
 
     def of_epochs(self, usual: int) -> int:
-        """Return for how many epochs the teacher trains, where networks on all real images do for ``usual`` ones."""
+        """Return the teacher's epochs; ``usual`` are those of networks on all real images."""
         return self.epochs or usual
 
     def describe_teacher(self, task: Task, usual: int) -> str:
@@ -63,32 +61,32 @@ class Relabelling:
         network = task.network_name if isinstance(task, NamesNetwork) else ""
         epochs, named = counted(self.of_epochs(usual), "epoch"), f" ({network})" if network else ""
         given = given_teacher(task)
-        by = f"a network{named} trained on all real data for {epochs}" if given is None else f"the given {given}"
-        return f"each minibatch was labelled anew by {by}: scores include what it knows, stored bytes do not"
+        teacher = f"a network{named} trained on all real data for {epochs}" if given is None else f"the given {given}"
+        return f"each minibatch was labelled anew by {teacher}: scores include what it knows, stored bytes do not"
 
-    def asking(self, task: Task, usual: int, before: Augment | None) -> Augment:
-        """Return what labels flat batches by the teacher, all networks' minibatches in one call; it is trained first.
+    def labeller(self, task: Task, usual: int, before: Augment | None) -> Augment:
+        """Train the teacher, and return a function that augments and labels all networks' minibatches in one call.
 
         Args:
-            task: whose network it is.
+            task: whose network the teacher is.
             usual: epochs, see :meth:`of_epochs`.
-            before: what becomes of the images first; None leaves them.
+            before: augments the images first; None: no augmentation.
         """
         teacher = trained_teacher(task, self.of_epochs(usual))
 
-        def labelled(draws: Draws, flat: Batch) -> Batch:
+        def label(draws: Draws, flat: Batch) -> Batch:
             batch = flat if before is None else before(draws, flat)
             return batch._replace(targets=soft_labels(task, teacher, image_inputs(batch.inputs), self.temperature))
 
-        return labelled
+        return label
 
 
 def divergence(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    r"""Return the Kullback-Leibler divergence from a teacher's probabilities at a temperature T to a network's.
+    r"""Return the Kullback-Leibler divergence of a network's probabilities from a teacher's, at temperature T.
 
     .. math:: \sum_c t_c \left( \log t_c - \log \mathrm{softmax}(z / T)_c \right)
 
-    It is not multiplied by T^2, as in the code of SRe2L and RDED, which train by AdamW.
+    Like SRe2L's and RDED's code, which train by AdamW, it does not multiply by T^2.
 
     Shapes:
         logits z ``(n, C)``; targets t ``(n, C)``, probabilities at the same temperature; returns ``(n,)``, in nats.

@@ -1,4 +1,4 @@
-"""How judges see the images of a minibatch: each network's own augmentation, and mixing."""
+"""Augmentation and mixing of the judges' minibatches."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch
 
 SHARES = {"rded": 0.5, "sre2l": 0.08}
-"""The least share of a large image's area that random crops of a protocol have; whole images are the largest."""
+"""By augmentation, the least share of a large image's area that a random crop has."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Views:
     Args:
         dsa: DSA's augmentation of these images.
         mirror: whether a mirror image keeps its class.
-        classes: how many there are.
+        classes: C.
     """
 
     dsa: SiameseAugmentation
@@ -31,13 +31,13 @@ class Views:
     classes: int
 
     def __call__(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:
-        """Return the minibatches of so many networks, one after the other in a flat batch, as they train on them."""
-        batch = flat._replace(inputs=self._augmented(plan, networks, draws, image_inputs(flat.inputs)))
+        """Augment and mix the networks' minibatches, which come one after the other in a flat batch."""
+        batch = flat._replace(inputs=self._augment(plan, networks, draws, image_inputs(flat.inputs)))
         if not plan.cutmix:
             return batch
         return cut_and_mix(draws.fold("mix"), batch, networks, plan.cutmix, self.classes)
 
-    def _augmented(self, plan: Plan, networks: int, draws: Draws, images: Tensor) -> Tensor:
+    def _augment(self, plan: Plan, networks: int, draws: Draws, images: Tensor) -> Tensor:
         flip: tuple[Operation, ...] = ("flip",) if self.mirror else ()
         if plan.augment == "dsa":
             return self.dsa.augmented(draws, images, networks, shared=False)
