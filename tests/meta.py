@@ -85,7 +85,9 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
         task.device = task.network.device = META
         task._pixels.device, task._pixels._images = META, task._pixels._images.to(META)
         if task.data.whitening is not None:  # its matrix is brought to a device once as well
-            task.data.whitening._placed[META] = tuple(t.to(META) for t in task.data.whitening._on(torch.device("cpu")))
+            task.data.whitening._by_device[META] = tuple(
+                t.to(META) for t in task.data.whitening._on(torch.device("cpu"))
+            )
         task._classes = task._classes.to(META)
         for name in ("table", "present"):
             setattr(task._rows, name, getattr(task._rows, name).to(META))

@@ -1,4 +1,4 @@
-"""Images: data, networks, siamese augmentation, and the task that the image methods distil."""
+"""Images: data, networks, siamese augmentation, methods, and the task that they distil."""
 
 from mmdistill.files.hub import HUB_PREFIX, has_images, on_hub
 from mmdistill.image.augment import SiameseAugmentation

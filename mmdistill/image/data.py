@@ -51,7 +51,7 @@ def destandardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ..
     return images * spread + shift
 
 
-def shown(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+def to_unit_range(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     """Map scaled pixels from ``value_range`` to [0, 1] and clamp them, for pictures."""
     low, high = value_range
     return ((images - low) / (high - low)).clamp(0, 1)
@@ -188,7 +188,7 @@ class ImageData:
             images = self.whitening.invert(images)
         if self.whitening is None or self.whitening.standardises:
             images = destandardised(images, self.mean, self.std)
-        return shown(images, self.value_range)
+        return to_unit_range(images, self.value_range)
 
 
 def build(

@@ -1,4 +1,4 @@
-"""Where image data come from: known names, files and folders, the user's own tensors and torch data sets."""
+"""Sources of image data: known names, files and folders, the user's own tensors and torch data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,13 +18,13 @@ from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, folders, tensor_files
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
-from mmdistill.image.repeated import told
-from mmdistill.image.samples import MapDataset, labelled, parts
+from mmdistill.image.repeated import note_shared
+from mmdistill.image.samples import MapDataset, find_splits, read_labelled
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import checked_seed
 
 LARGEST_SIDE = 4096
-"""Pixels of the side to which images are resized at most; networks of no method take larger ones."""
+"""The largest side, in pixels, to which images are resized; no method's network takes larger ones."""
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -33,10 +33,10 @@ Pair = tuple[
     Tensor | npt.NDArray[Any] | Sequence[Any], "Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[str] | Series[Any]"
 ]
 Source = str | Path | Pair | MapDataset | Mapping[str, Any]
-"""A known name, a file or folder, (images, labels), a map-style data set of (sample, label) or of rows that name them,
-or a mapping of splits (``train``, ``test``) to such, or of ``images``, ``labels``, ``test_images``, ``test_labels`` to
-tensors. Labels are whole numbers, booleans, or names alone; numbers that do not run from 0 to C - 1 are numbered by
-their order, and name the classes."""
+"""A known name; a file or folder; (images, labels); a map-style data set of (sample, label) pairs or of rows with named
+values; or a mapping, either of splits (``train``, ``test``) to such sources, or of ``images``, ``labels``,
+``test_images``, ``test_labels`` to tensors. Labels are all whole numbers, all booleans or all names; numbers that do
+not run from 0 to C - 1 are renumbered in order, and name the classes."""
 
 
 @isolated
@@ -49,64 +49,64 @@ def load(
     size: int | None = None,
     seed: int = 0,
 ) -> ImageData:
-    """Load image data from wherever they are.
+    """Load image data from any source.
 
     Args:
         source: see :data:`Source`; ``hf:NAME`` is a data set of the Hugging Face hub.
         test: test data of the same kind, for tensors and torch data sets; None holds out a fifth of each class.
-        class_names: of tensors and data sets, by class index; by default those in a data set's ``classes`` (or its
-            ``features``, as Hugging Face keeps them), or the labels where these are names.
-        mirror: whether augmentation may mirror images; None is what suits a known data set. Others are mirrored, which
-            is noted.
+        class_names: of tensors and data sets, by class index; by default those in a data set's ``classes`` (or Hugging
+            Face's ``features``), or the labels themselves if these are names.
+        mirror: whether augmentation may mirror images; None is what suits a known data set, and True, with a note, for
+            other data.
         size: resize the images of a folder, or the pictures of a data set, to ``size`` x ``size``.
-        seed: of the split that data without a test set get.
+        seed: of the test split, for data without one.
 
     Raises:
-        ConfigError: an unknown name, test data or names of classes beside a name or path, or a size of tensors, arrays
-            or of known data sets.
+        ConfigError: an unknown name; test data or class names beside a name or path; or a size for tensors, arrays or
+            known data sets.
         DataError: missing, damaged or unusable data; the message says which and what to do.
     """
-    found = _loaded(source, test, class_names, size, checked_seed(seed))
+    data = _load_any(source, test, class_names, size, checked_seed(seed))
     if mirror is not None:
-        return replace(found, mirror=mirror)
-    return found if _is_known(source) else replace(found, mirror_known=False)
+        return replace(data, mirror=mirror)
+    return data if _is_known(source) else replace(data, mirror_known=False)
 
 
 def _is_known(source: Source) -> bool:
-    """Return whether a source is the name of a data set, and no path."""
+    """Return whether a source is the name of a known data set."""
     return isinstance(source, str) and canonical(source) in LOADERS
 
 
-def _loaded(
+def _load_any(
     source: Source, test: Source | None, class_names: Sequence[str] | None, size: int | None, seed: int
 ) -> ImageData:
     name = "custom"
     require_sizes(LARGEST_SIDE, size=size)
     if isinstance(source, str | Path):
         if test is not None:
-            raise ConfigError(f"{str(source)!r} takes no test data beside it{_test_place(source)}")
+            raise ConfigError(f"{str(source)!r} takes no test data beside it{_where_test_data_go(source)}")
         if class_names is not None:
             raise ConfigError(f"names of classes are for tensors and data sets; {str(source)!r} brings its own")
         if not on_hub(str(source)):
-            return _on_disk(source, size, seed)
+            return _load_from_disk(source, size, seed)
         name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
-    given = None if class_names is None else _checked_names(class_names)
+    names = None if class_names is None else _require_names(class_names)
     notes: tuple[str, ...] = ()
     if isinstance(source, Mapping):
-        source, held, notes = parts(source)
-        if test is not None and held is not None:
+        source, own_test, notes = find_splits(source)
+        if test is not None and own_test is not None:
             raise ConfigError("the data bring their own test data: leave out those beside them, or give data['train']")
-        test = held if test is None else test
-    return _built(name, source, test, given, seed, notes, size=size)
+        test = own_test if test is None else test
+    return _build_labelled(name, source, test, names, seed, notes, size=size)
 
 
-def _on_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
+def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
     """Load a known data set, or a file or folder.
 
     Raises:
-        ConfigError: an unknown name, or a size of other data than a folder of images.
+        ConfigError: an unknown name, or a size for data other than a folder of images.
     """
     path = users_path(source)
     if size is not None and (_is_known(source) or not folders.is_image_folder(path)):
@@ -115,10 +115,10 @@ def _on_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
         return LOADERS[canonical(str(source))]()
     if not path.exists():
         raise unknown_data("image data set", str(source), DATASETS)
-    return load_path(path.absolute(), size, seed)  # whose name is then no known one's
+    return load_path(path.absolute(), size, seed)  # an absolute path is never a known data set's name
 
 
-def _built(
+def _build_labelled(
     name: str,
     source: Any,
     test: Any,
@@ -128,22 +128,33 @@ def _built(
     whose: tuple[str, str] = ("the training data", "the test data"),
     size: int | None = None,
 ) -> ImageData:
-    """Return data of what :func:`~mmdistill.image.samples.labelled` reads, for training and, unless None, testing."""
-    images, labels, own, changes, numbers = labelled(source, whose[0], given, size)
-    names, notes = given or own, (*notes, *changes)
+    """Build image data from sources for :func:`~mmdistill.image.samples.read_labelled`.
+
+    Args:
+        name: of the data.
+        source: the training data.
+        test: the test data; None holds out a part of the training data.
+        given: the user's class names.
+        seed: of the split.
+        notes: in words, what was not read.
+        whose: names of both sources, for messages.
+        size: resize pictures to ``size`` x ``size``.
+    """
+    images, labels, own_names, changes, numbers = read_labelled(source, whose[0], given, size)
+    names, notes = given or own_names, (*notes, *changes)
     if test is None:
         return build(name, (images, labels), None, class_names=names, seed=seed, notes=notes)
-    # Names in place of numbers count the training data's classes; without any they would count their own.
+    # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
     words = () if numbers else names or ()
-    test_images, test_labels, others, changes, _ = labelled(test, whose[1], words, size, numbers)
-    if numbers is None and own is not None and others not in (None, own, names):
-        test_labels = _renumbered(test_labels, others, own)
-    notes = (*notes, *changes)
-    return told(build(name, (images, labels), (test_images, test_labels), class_names=names, seed=seed, notes=notes))
+    test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
+    if numbers is None and own_names is not None and test_names not in (None, own_names, names):
+        test_labels = _renumber(test_labels, test_names, own_names)
+    train, held_out, notes = (images, labels), (test_images, test_labels), (*notes, *changes)
+    return note_shared(build(name, train, held_out, class_names=names, seed=seed, notes=notes))
 
 
-def _test_place(source: str | Path) -> str:
-    """Return where the test data of a name or path are to be, in words."""
+def _where_test_data_go(source: str | Path) -> str:
+    """Return in words where a name's or path's test data belong."""
     path = users_path(source)
     if _is_known(source):
         return ", since it brings its own"
@@ -152,11 +163,11 @@ def _test_place(source: str | Path) -> str:
     return ": of a folder of images they lie in test/, beside train/" if path.is_dir() else ""
 
 
-def _checked_names(given: object) -> tuple[str, ...]:
-    """Return names of classes that the user gives.
+def _require_names(given: object) -> tuple[str, ...]:
+    """Return the user's class names once they are valid.
 
     Raises:
-        ConfigError: something else than a list of different names.
+        ConfigError: not a list of different names.
     """
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
         raise ConfigError(f"class_names are a list of names, got {given!r}")
@@ -165,27 +176,29 @@ def _checked_names(given: object) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _renumbered(labels: Tensor, own: tuple[str, ...], names: tuple[str, ...]) -> Tensor:
-    """Return test labels, which count a test set's own classes, as labels of the training set's.
+def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...]) -> Tensor:
+    """Convert indices into the test set's classes to indices into the training set's ``names``.
 
     Raises:
-        DataError: a class that the training set lacks, or a label that is none of the test set's.
+        DataError: a class that the training set lacks, or a label out of range.
     """
-    unknown = sorted(set(own) - set(names))
+    unknown = sorted(set(test_names) - set(names))
     if unknown:
         raise DataError(f"the test data have a class {unknown[0]!r} that the training data lack")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(own):
-        raise DataError(f"the test data name {len(own)} classes and have labels from {labels.min()} to {labels.max()}")
-    return torch.tensor([names.index(name) for name in own])[labels.long()]
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(test_names):
+        raise DataError(
+            f"the test data name {len(test_names)} classes and have labels from {labels.min()} to {labels.max()}"
+        )
+    return torch.tensor([names.index(name) for name in test_names])[labels.long()]
 
 
 def accepts(path: Path) -> bool:
-    """Whether a path looks like image data: an image folder, IDX or CIFAR files, or a file of images and labels."""
+    """Return whether a path looks like image data: a folder, IDX or CIFAR files, or a file of images and labels."""
     return published_layout(path) is not None or folders.is_image_folder(path) or tensor_files.holds_images(path)
 
 
 def load_path(path: Path, size: int | None, seed: int) -> ImageData:
-    """Load a file or folder of the user's: image folder, IDX files, CIFAR binary records, or one with tensors.
+    """Load a user's image folder, IDX files, CIFAR binary files, or file of tensors.
 
     Raises:
         DataError: a path without image data.
@@ -206,7 +219,7 @@ def load_path(path: Path, size: int | None, seed: int) -> ImageData:
 
 
 def shortcoming(path: Path) -> str:
-    """Return what a path lacks that could be image data, in words; nothing for any other."""
+    """Return in words what a path lacks to be image data; empty if it does not look like images at all."""
     if path.suffix.lower() == ".npy" and path.is_file():
         return (
             f"{path} holds one array, and images need labels: numpy.savez('data.npz', images=images, labels=labels) "
@@ -216,7 +229,7 @@ def shortcoming(path: Path) -> str:
 
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
-    """Load an image folder, with its own test images where it has a folder for training."""
+    """Load an image folder, with its own test images if it has a folder for them."""
     folder, held_out, split_notes = folders.split_folders(path)
     folders.require_classes(path, folder, held_out)
     images, labels, names, notes = files.read_image_folder(folder, size, held_out=held_out is None)
@@ -227,25 +240,26 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     unknown = sorted(set(test_names) - set(names))
     if unknown:
         raise DataError(f"{held_out} has a class {unknown[0]!r} that {folder} lacks")
-    test_labels = _renumbered(test_labels, tuple(test_names), tuple(names))
+    test_labels = _renumber(test_labels, tuple(test_names), tuple(names))
     channels = max(images.shape[1], test_images.shape[1])
     images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
     notes = (*split_notes, *notes, *test_notes)
     train = images.contiguous()
     data = build(str(path), (train, labels), (test_images, test_labels), class_names=names, notes=notes)
-    return data if train.numel() > files.IN_MEMORY else told(data)  # what lies on disk is not read once more
+    # Mapped images would have to be read from disk a second time.
+    return data if train.numel() > files.IN_MEMORY else note_shared(data)
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:
-    """Load images and labels, and those to test on where they are, from a file that holds them by name."""
-    found = tensor_files.read_images(path)
-    source, held, notes = parts(found, f"{path} holds")
-    data = _built(str(path), source, held, seed=seed, notes=notes, whose=(f"{path}", f"{path}, to test on"))
+    """Load images and labels, and test ones if there are any, from a file of named tensors."""
+    saved = tensor_files.read_images(path)
+    source, test, notes = find_splits(saved, f"{path} holds")
+    data = _build_labelled(str(path), source, test, seed=seed, notes=notes, whose=(f"{path}", f"{path}, to test on"))
     if path.suffix.lower() != SAFETENSORS:
         return data
-    # What still maps the file would change with it. It is copied last: what a split has copied needs no second copy.
-    mapped = {tensor.untyped_storage().data_ptr() for tensor in found.values()}
+    # Tensors that still map the file would change with it, so they are copied; a split has already copied its own.
+    mapped = {tensor.untyped_storage().data_ptr() for tensor in saved.values()}
     names = ("train_images", "train_labels", "test_images", "test_labels")
     tensors = {name: getattr(data, name) for name in names}
-    own = {name: one.clone() for name, one in tensors.items() if one.untyped_storage().data_ptr() in mapped}
-    return replace(data, **own)
+    copies = {name: tensor.clone() for name, tensor in tensors.items() if tensor.untyped_storage().data_ptr() in mapped}
+    return replace(data, **copies)

@@ -1,4 +1,4 @@
-"""Readers of image files as they lie on disk: IDX, CIFAR's binary records, image folders."""
+"""Readers of image files on disk: IDX, CIFAR's binary records, image folders."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ from mmdistill.image.pictures import (
     each_readable,
     has_more_bands,
     has_more_frames,
-    opened,
+    open_image,
     resized,
     resizing_notes,
     upright_size,
@@ -35,17 +35,17 @@ from mmdistill.runtime import atomic_write, cache_folder, remove_parts
 
 IDX_UNSIGNED_BYTE = 8
 IN_MEMORY = 2**30
-"""Bytes of decoded images up to which a folder is read into memory."""
+"""Most bytes of decoded images that are read into memory; larger folders are decoded into a file."""
 UNREAD = {
     "transparent": "the transparency of {} images is not read",
     "bands": "the bands beyond the colours of {} images are not read; in Python give arrays (N, bands, height, width)",
     "frames": "the pages or frames after the first of {} images are not read",
 }
-"""What files of images may have beside the pixels that are read, and how it is noted."""
+"""Notes on parts of image files that are not read."""
 
 
 class FolderImages(NamedTuple):
-    """What an image folder holds.
+    """The contents of an image folder.
 
     Args:
         images: ``(n, channels, height, width)`` uint8.
@@ -61,12 +61,12 @@ class FolderImages(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """What the header of an image file says.
+    """The header of an image file.
 
     Args:
-        grey: whether it has one channel.
+        grey: whether the image has one channel.
         size: height and width.
-        unread: what it has beside the pixels that are read, words of :data:`UNREAD`.
+        unread: keys of :data:`UNREAD` for the parts of the file that are not read.
     """
 
     grey: bool
@@ -75,10 +75,10 @@ class _Head(NamedTuple):
 
 
 def find_idx(folder: Path, name: str) -> Path:
-    """Return an IDX file under its plain or gzipped name.
+    """Return the path of an IDX file, plain or gzipped.
 
     Raises:
-        DataError: neither is there.
+        DataError: neither exists.
     """
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -90,10 +90,10 @@ def read_idx(path: Path) -> Tensor:
     """Read an IDX file of bytes, plain or gzipped.
 
     Shapes:
-        as the file's header says: ``(n, height, width)`` for images, ``(n,)`` for labels; uint8.
+        returns ``(n, height, width)`` for images, ``(n,)`` for labels, by the file's header; uint8.
 
     Raises:
-        DataError: not such a file, or cut short.
+        DataError: not an IDX file of bytes, or truncated.
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -121,104 +121,107 @@ def read_cifar_binary(paths: list[Path], label_bytes: int) -> tuple[Tensor, Tens
         DataError: a file is missing or does not hold whole records.
     """
     size = label_bytes + 3072
-    parts = []
+    by_file = []
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is missing; put the published file there")
         values = np.fromfile(path, dtype=np.uint8)
         if len(values) == 0 or len(values) % size:
             raise DataError(f"{path} has {len(values)} bytes, which is not a whole number of {size}-byte records")
-        parts.append(values.reshape(-1, size))
-    records = torch.from_numpy(np.concatenate(parts))
+        by_file.append(values.reshape(-1, size))
+    records = torch.from_numpy(np.concatenate(by_file))
     return records[:, label_bytes:].reshape(-1, 3, 32, 32).clone(), records[:, label_bytes - 1].long()
 
 
 def read_image_folder(folder: Path, size: int | None, held_out: bool = False) -> FolderImages:
     """Read a folder with one subfolder of images per class.
 
-    More than :data:`IN_MEMORY` bytes are decoded once into a file in the cache folder and mapped from there, so that
-    only the images that are drawn are read.
+    More than :data:`IN_MEMORY` bytes are decoded once into a cached file and mapped from it, so that only drawn images
+    are read.
 
     Args:
-        folder: with a subfolder per class, whose images may lie deeper; hidden files and folders, and folders that
-            start with two underscores, are none.
-        size: resize every image to ``size`` x ``size``; None keeps them, and then all must have one size.
-        held_out: whether a part shall be held out of them, for which they have to be in memory.
+        folder: with a subfolder per class, whose images may lie deeper. Hidden files and folders, and folders whose
+            names start with two underscores, are ignored.
+        size: resize every image to ``size`` x ``size``; None: all images must have one size.
+        held_out: whether the caller will hold out a part of the images, which must then be in memory.
 
     Returns:
-        images of one channel where every image is grey, and else of three.
+        images with one channel if every image is grey, else with three.
 
     Raises:
-        DataError: no images, an empty class, unreadable images, several sizes, or too many to hold a part out.
+        DataError: no images, an empty class, unreadable images, several sizes, or too many to hold out a part.
     """
     classes = [sub.name for sub in class_folders(folder)]
     unread = Counter[str]()
     listing = [(path, label) for label, name in enumerate(classes) for path in images_under(folder / name, unread)]
     paths = [path for path, _ in listing]
-    shape, refitted, beside = _common_shape(folder, paths, size)
+    shape, resized_count, unread_parts = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
-    if held_out and count > IN_MEMORY:  # said before they are decoded
+    if held_out and count > IN_MEMORY:  # refuse before anything is decoded
         raise DataError(
             f"{folder} holds {len(paths):,} images, {count:,} bytes, of which no part can be held out in memory (up to "
             f"{IN_MEMORY:,} bytes); move the test images to a folder test/ beside train/, or ask for a smaller size "
             "(--size 64, or size=64 for image_task)"
         )
     if count > IN_MEMORY:
-        images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
+        images = _map_decoded(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
-        images = torch.stack(list(each_readable(paths, partial(_fitted, shape=shape))))
-    notes = [*loose_note(folder), *resizing_notes(f"{folder.name}/", refitted, size)]
-    notes += [f"{folder.name}/: {said.format(beside[what])}" for what, said in UNREAD.items() if beside[what]]
+        images = torch.stack(list(each_readable(paths, partial(_decode_to_shape, shape=shape))))
+    notes = [*loose_note(folder), *resizing_notes(f"{folder.name}/", resized_count, size)]
+    notes += [
+        f"{folder.name}/: {note.format(unread_parts[part])}" for part, note in UNREAD.items() if unread_parts[part]
+    ]
     if unread:
-        found = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))
-        notes.append(f"{folder.name}/: files of other kinds are not read: {found}")
+        kinds = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))
+        notes.append(f"{folder.name}/: files of other kinds are not read: {kinds}")
     return FolderImages(images, torch.tensor([label for _, label in listing]), classes, tuple(notes))
 
 
 def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int, Counter[str]]:
-    """Return channels, height and width of all images of a folder, by their headers.
+    """Read all headers of a folder for the images' common channels, height and width.
 
-    Then come how many are to be resized, and how many have what of :data:`UNREAD`.
+    Then come the number of images to resize, and the number with each unread part of :data:`UNREAD`.
 
     Raises:
-        DataError: unreadable headers, or several sizes where none is asked for.
+        DataError: unreadable headers, or several sizes without a ``size``.
     """
-    channels, sizes, unread, broken = 1, Counter[tuple[int, int]](), Counter[str](), None
+    channels, sizes, unread, unreadable = 1, Counter[tuple[int, int]](), Counter[str](), None
     try:
-        for head in each_readable(paths, _head):
+        for head in each_readable(paths, _read_head):
             channels = channels if head.grey else 3
             sizes[head.size] += 1
             unread.update(head.unread)
     except DataError as error:
-        broken = error
-    if broken is not None and (size is not None or len(sizes) < 2):
-        raise broken
+        unreadable = error
+    if unreadable is not None and (size is not None or len(sizes) < 2):
+        raise unreadable
     if size is not None:
         return (channels, size, size), len(paths) - sizes[size, size], unread
     if len(sizes) > 1:
-        found = ", ".join(f"{count} of {h} x {w}" for (h, w), count in sizes.most_common(3))
-        besides = "" if broken is None else f"{broken}; besides, "
+        commonest = ", ".join(f"{count} of {h} x {w}" for (h, w), count in sizes.most_common(3))
+        besides = "" if unreadable is None else f"{unreadable}; besides, "
         raise DataError(
-            f"{besides}images in {folder} have {len(sizes)} sizes ({found}); resize them, or ask for one size "
+            f"{besides}images in {folder} have {len(sizes)} sizes ({commonest}); resize them, or ask for one size "
             "(--size 64, or size=64 for image_task)"
-        ) from broken
+        ) from unreadable
     height, width = next(iter(sizes))
     return (channels, height, width), 0, unread
 
 
-def _head(path: str) -> _Head:
-    """Return what an image file's header says."""
-    with opened(path) as image:
-        found = {
+def _read_head(path: str) -> _Head:
+    """Read an image file's header."""
+    with open_image(path) as image:
+        has_part = {
             "transparent": image.mode in TRANSPARENT or "transparency" in image.info,
             "bands": has_more_bands(image),
             "frames": has_more_frames(image),
         }
-        return _Head(image.mode in GREY, upright_size(image), tuple(what for what, there in found.items() if there))
+        unread = tuple(part for part, present in has_part.items() if present)
+        return _Head(image.mode in GREY, upright_size(image), unread)
 
 
-def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
-    """Return an image of a given shape, resized where it has another size."""
+def _decode_to_shape(path: str, shape: tuple[int, int, int]) -> Tensor:
+    """Decode an image, and resize it if it has another size."""
     image, (channels, height, width) = decode(path), shape
     if image.shape[1:] != (height, width):
         image = resized(image, height, width)
@@ -226,7 +229,7 @@ def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _listing_key(paths: list[str], shape: tuple[int, int, int]) -> str:
-    """Return a hash of files, by path, size and time, and of what they are decoded to."""
+    """Return a hash of the files' paths, sizes and times, and of the decoded shape."""
     digest = hashlib.blake2b(f"upright {shape!r}".encode(), digest_size=16)
     for path in paths:
         state = os.stat(path)
@@ -234,40 +237,40 @@ def _listing_key(paths: list[str], shape: tuple[int, int, int]) -> str:
     return digest.hexdigest()
 
 
-def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tensor:
-    """Return images mapped from a file of decoded bytes, which is written first where it is missing."""
+def _map_decoded(paths: list[str], shape: tuple[int, int, int], file: Path) -> Tensor:
+    """Map images from a file of decoded bytes; write it first if it is missing."""
     count = len(paths) * math.prod(shape)
-    if not _is_decoded(place, count):
-        with sole_writer(place.parent, wait="decode images") as alone:
-            remove_parts(place.parent, alone)  # what is left there may be as large as the images
-            if not _is_decoded(place, count):  # by the process that this one waited for
-                _decode_into(place, paths, shape)
-    return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)
+    if not _is_decoded(file, count):
+        with sole_writer(file.parent, wait="decode images") as alone:
+            remove_parts(file.parent, alone)  # an interrupted run's part may be as large as the images
+            if not _is_decoded(file, count):  # another process may have written it meanwhile
+                _decode_into(file, paths, shape)
+    return torch.from_file(str(file), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)
 
 
-def _is_decoded(place: Path, count: int) -> bool:
-    """Return whether a file holds so many decoded bytes."""
-    return place.is_file() and place.stat().st_size == count
+def _is_decoded(file: Path, count: int) -> bool:
+    """Return whether a file holds ``count`` decoded bytes."""
+    return file.is_file() and file.stat().st_size == count
 
 
-def _decode_into(place: Path, paths: list[str], shape: tuple[int, int, int]) -> None:
+def _decode_into(file: Path, paths: list[str], shape: tuple[int, int, int]) -> None:
     """Write the decoded bytes of images into a file, one after the other."""
     with (
-        atomic_write(place) as handle,
+        atomic_write(file) as handle,
         progress_bar("decoding images", "image", visible=sys.stderr.isatty()) as show,
     ):
-        for done, image in enumerate(each_readable(paths, partial(_fitted, shape=shape)), start=1):
+        for done, image in enumerate(each_readable(paths, partial(_decode_to_shape, shape=shape)), start=1):
             handle.write(image.contiguous().numpy().tobytes())
             show(done, len(paths))
 
 
 def is_tiny_imagenet(folder: Path) -> bool:
-    """Whether a folder has Tiny-ImageNet's layout: classes under ``train``, a list of labels for all of ``val``."""
+    """Return whether a folder has Tiny-ImageNet's layout: classes under ``train``, one list of labels for ``val``."""
     return (folder / "train").is_dir() and (folder / "val" / "val_annotations.txt").is_file()
 
 
 def read_tiny_validation(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
-    """Read Tiny-ImageNet's validation images, whose classes stand in ``val_annotations.txt``.
+    """Read Tiny-ImageNet's validation images, labelled by ``val_annotations.txt``.
 
     Args:
         folder: with the list and the folder ``images``.
@@ -277,25 +280,25 @@ def read_tiny_validation(folder: Path, classes: list[str]) -> tuple[Tensor, Tens
         Returns images ``(n, 3, height, width)`` uint8 and labels ``(n,)`` int64.
 
     Raises:
-        DataError: a line that names no image and class, an unknown class, or an unreadable image.
+        DataError: a line without image and class, an unknown class, or an unreadable image.
     """
-    listing, position = folder / "val_annotations.txt", {name: index for index, name in enumerate(classes)}
+    listing, class_index = folder / "val_annotations.txt", {name: index for index, name in enumerate(classes)}
     images, labels = [], []
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split("\t")
-        if len(fields) < 2 or fields[1] not in position:
+        if len(fields) < 2 or fields[1] not in class_index:
             raise DataError(
                 f"{listing}, line {number}: expected an image and one of the classes under train/, got {line!r}"
             )
         images.append(decode(str(folder / "images" / fields[0])).expand(3, -1, -1))
-        labels.append(position[fields[1]])
+        labels.append(class_index[fields[1]])
     if not images:
         raise DataError(f"{listing} names no image; fetch it again")
     return torch.stack(images), torch.tensor(labels)
 
 
 def read_tiny_names(path: Path, classes: list[str]) -> list[str]:
-    """Return the first word of each class from ``words.txt``; its identifier where that says nothing."""
+    """Return the first word of each class from ``words.txt``, or its identifier if there is none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    words = {key: rest.split(",")[0].strip() for key, _, rest in (line.partition("\t") for line in lines)}
+    words = {key: synonyms.split(",")[0].strip() for key, _, synonyms in (line.partition("\t") for line in lines)}
     return [words.get(name) or name for name in classes]

@@ -1,4 +1,4 @@
-"""A small conditional GAN trained on the data, for methods that learn its latents: DCGAN-like, cached, resumable."""
+"""A small conditional GAN (like DCGAN) for methods that learn its latents; training is cached and resumable."""
 
 import json
 import logging
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GeneratorRecipe:
-    """The size of a generator and how it is trained.
+    """The size of a generator and its training.
 
     Args:
-        latent_size: numbers in a latent.
-        width: channels before the last doubling; they double with every doubling further down.
+        latent_size: values in a latent.
+        width: channels before the last transposed convolution; each earlier layer has twice as many.
         doublings: transposed convolutions, each of which doubles the sides.
         critic_width: the discriminator's channels after its first halving.
         steps: of both players.
         batch: real and generated images per step.
         lr: of Adam with betas 0.5 and 0.999, for both players.
-        seed: of everything random; a generator does not depend on the distillation's seed.
+        seed: of all random draws; a generator does not depend on the distillation's seed.
     Raises:
         ConfigError: a size, the steps or the batch below 1.
     """
@@ -58,14 +58,14 @@ class GeneratorRecipe:
 
 
 class ConditionalGenerator(nn.Module):
-    """Grow a latent and a class to an image: a linear layer, then transposed convolutions with batch norm.
+    """Map a latent and a class to an image by a linear layer, then transposed convolutions with batch norm.
 
     Args:
         shape: channels, height and width of an image.
         num_classes: C.
         recipe: sizes.
         low: the darkest value of each channel in normalised units, ``(channels, 1, 1)``; infinite: unbounded.
-        high: the brightest.
+        high: the brightest value, likewise.
     Shapes:
         latents ``(n, latent_size)`` and classes ``(n,)`` to ``(n, channels, height, width)``, normalised.
     Source: Radford et al., ICLR 2016; Mirza and Osindero, 2014.
@@ -102,7 +102,7 @@ class ConditionalGenerator(nn.Module):
 
 
 class ProjectionCritic(nn.Module):
-    """Tell real from generated images of a class: two strided convolutions, and an inner product with the class.
+    """Tell real from generated images of a class by two strided convolutions and an inner product with the class.
 
     Args:
         shape: channels, height and width of an image.
@@ -128,32 +128,33 @@ class ProjectionCritic(nn.Module):
 
     def forward(self, images: Tensor, classes: Tensor) -> Tensor:
         """Return one logit per image, ``(n,)``."""
-        found = self.layers(images)
-        logits: Tensor = self.plain(found)[:, 0] + (found * self.by_class(classes)).sum(1)
+        features = self.layers(images)
+        logits: Tensor = self.plain(features)[:, 0] + (features * self.by_class(classes)).sum(1)
         return logits
 
 
 def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
-    """Return what a generator is, as plain values: the data, their preprocessing, its size and training."""
+    """Return a generator's identity as plain values: the data, their preprocessing, its size and training."""
     info = task.describe()
-    found = {
-        "version": GENERATOR_VERSION,
-        "data": Path(info.data).name,
-        "fingerprint": info.fingerprint,
-        "preprocessing": info.prepared,
-        "recipe": asdict(recipe),
-    }
-    return as_json(found)
+    return as_json(
+        {
+            "version": GENERATOR_VERSION,
+            "data": Path(info.data).name,
+            "fingerprint": info.fingerprint,
+            "preprocessing": info.prepared,
+            "recipe": asdict(recipe),
+        }
+    )
 
 
 def describe_generator(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> str:
-    """Return in words where a task's generator is, or for how many steps it trains first.
+    """Return in words where a task's generator is cached, or for how many steps it must train first.
 
     Raises:
         CheckpointError, ConfigError: as for :func:`trained_generator`.
     """
     file = file or default_file(task, recipe)
-    left = recipe.steps - _kept(task, recipe, file).step
+    left = recipe.steps - _resume(task, recipe, file).step
     return describe_training(f"{recipe.steps:,} steps", left, recipe.steps, file)
 
 
@@ -165,32 +166,32 @@ def default_file(task: Task, recipe: GeneratorRecipe) -> Path:
 def trained_generator(
     task: Task, recipe: GeneratorRecipe, file: Path | None = None, save_every: int = 500
 ) -> ConditionalGenerator:
-    """Return a generator trained on a task's real images, from its file where it is there already.
+    """Return a generator trained on a task's real images, or load it from its file.
 
-    An interrupted training continues at the last multiple of ``save_every`` steps, as if it had not stopped. Of several
+    An interrupted training resumes at the last multiple of ``save_every`` steps, as if it had not stopped. Of several
     processes one trains, and the others wait for it.
 
     Args:
         task: a task of images with classes.
         recipe: sizes and training.
-        file: where it is kept; a file of the cache folder by default.
+        file: the generator's file; by default in the cache folder.
         save_every: steps between checkpoints.
     Raises:
         CheckpointError: the file is damaged, or of other data or another recipe.
-        ConfigError: a task without classes or of something else than images of at least 4 x 4 pixels.
+        ConfigError: a task without classes, or not of images of at least 4 x 4 pixels.
     """
     file = file or default_file(task, recipe)
-    players = _kept(task, recipe, file)
+    players = _resume(task, recipe, file)
     if players.step < recipe.steps and not is_rehearsal():
         with sole_writer(file.with_suffix(".training"), wait="train a generator"):
-            if file.exists():  # where the process that this one waited for has come further
+            if file.exists():  # another process may have trained it further meanwhile
                 players.load(file)
             _train(players, file, save_every)
     return players.generator.eval()
 
 
-def _kept(task: Task, recipe: GeneratorRecipe, file: Path) -> "_Players":
-    """Return the players as far as their file has them."""
+def _resume(task: Task, recipe: GeneratorRecipe, file: Path) -> "_Players":
+    """Return the players in the state of their file; untrained if there is none."""
     players = _Players(task, recipe)
     if file.exists():
         players.load(file)
@@ -198,7 +199,7 @@ def _kept(task: Task, recipe: GeneratorRecipe, file: Path) -> "_Players":
 
 
 def _train(players: "_Players", file: Path, save_every: int) -> None:
-    """Take the steps that players have left, kept every so many and at the end."""
+    """Take the players' remaining steps; save every ``save_every`` steps and at the end."""
     steps = players.recipe.steps
     if players.step < steps:
         remove_stale_parts(file.parent)
@@ -216,7 +217,7 @@ def _train(players: "_Players", file: Path, save_every: int) -> None:
 
 
 def untrained_generator(task: Task, recipe: GeneratorRecipe) -> ConditionalGenerator:
-    """Return the generator as its training starts, with the batch norms' counts, and so the bytes, that it ends with.
+    """Return an untrained generator; its batch norms count the training's steps, so its stored bytes are final.
 
     Raises:
         ConfigError: as for :func:`trained_generator`.
@@ -229,7 +230,7 @@ def untrained_generator(task: Task, recipe: GeneratorRecipe) -> ConditionalGener
 
 
 class _Players:
-    """The generator, its critic and their optimizers, from the non-saturating logistic game."""
+    """The generator, its critic and their optimizers, trained by the non-saturating logistic loss."""
 
     def __init__(self, task: Task, recipe: GeneratorRecipe) -> None:
         if task.num_classes is None:
@@ -257,23 +258,22 @@ class _Players:
         assert self.task.num_classes is not None
         classes = key.fold("classes").integers(self.task.num_classes, batch)
         latents = key.fold("latents").normal(batch, self.recipe.latent_size)
-        made = self.generator(latents, classes)
-        genuine, forged = (
-            self.critic(require_images(real.inputs), one_tensor(real.targets)),
-            self.critic(made.detach(), classes),
-        )
-        self._descend(self.critic, F.softplus(-genuine).mean() + F.softplus(forged).mean(), 1)
-        self._descend(self.generator, F.softplus(-self.critic(made, classes)).mean(), 0)
+        fake = self.generator(latents, classes)
+        real_logits = self.critic(require_images(real.inputs), one_tensor(real.targets))
+        fake_logits = self.critic(fake.detach(), classes)
+        self._descend(self.critic, F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean(), 1)
+        self._descend(self.generator, F.softplus(-self.critic(fake, classes)).mean(), 0)
         self.step += 1
 
     def _descend(self, module: nn.Module, loss: Tensor, optimizer: int) -> None:
+        """Step a module by optimizer number ``optimizer``."""
         parameters = list(module.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
         self.optimizers[optimizer].step()
 
     def save(self, file: Path) -> None:
-        """Write the players; the finished file holds the generator alone."""
+        """Write a checkpoint; once training has ended it holds the generator alone."""
         tree: dict[str, object] = {
             "identity": json.dumps(identity(self.task, self.recipe)),
             "step": self.step,
@@ -285,15 +285,15 @@ class _Players:
         save_tree(file, tree)
 
     def load(self, file: Path) -> None:
-        """Take over what :meth:`save` wrote.
+        """Load a checkpoint from :meth:`save`.
 
         Raises:
-            CheckpointError: it is damaged or of something else.
+            CheckpointError: it is damaged or of another generator.
         """
         tree = load_tree(file)
         try:
-            saved, wanted = json.loads(tree["identity"]), identity(self.task, self.recipe)
-            for name, value in wanted.items():
+            saved, expected = json.loads(tree["identity"]), identity(self.task, self.recipe)
+            for name, value in expected.items():
                 if saved.get(name) != value:
                     raise CheckpointError(
                         f"the generator in {file} is another one: its {name} is {saved.get(name)}, not {value}"

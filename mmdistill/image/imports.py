@@ -1,4 +1,4 @@
-"""Images that other tools distilled, in the units of a task: tensors as the field saves them, and folders."""
+"""Import images that other tools distilled into a task's units: tensors as the field saves them, and folders."""
 
 import re
 from collections.abc import Mapping
@@ -33,21 +33,21 @@ ROLES = {
     "whitening": ("whitening.matrix",),
     "whitening mean": ("whitening.mean",),
 }
-"""What a set of images is made of, by the words that its names have."""
+"""The parts of a set of images, with the names that each may have."""
 OTHER_RATES = ("lr_img", "lr_lr", "lr_label", "lr_init", "lr_teacher", "lr_net")
-"""Rates by which a set was made, and none that was learned with it."""
+"""Learning rates of a set's distillation, which are not learned with it."""
 TOLERANCE = 1e-3
-"""How far pixels may be beyond black and white, by what resampling and rounding do."""
+"""How far resampling and rounding may push pixels beyond black and white."""
 
 
 def read_images(task: ImageTask, source: ImportSource) -> Imported:
-    """Return images and labels in the task's units.
+    """Read images and labels, and convert them to the task's units.
 
-    Read are ``images`` and ``labels`` by these names, in one file or one each; what DC, DSA and DM save, a dict whose
-    ``data`` is a list of [images, labels]; and a folder of pictures for each class. ``lr`` is a learned rate.
+    A source is one file or one each of ``images`` and ``labels``; a file as DC, DSA and DM save it, a dict whose
+    ``data`` is a list of [images, labels]; or a folder of pictures for each class. ``lr`` is a learned rate.
 
     Raises:
-        ConfigError: units that cannot be those of the images, or that cannot be told.
+        ConfigError: the units cannot be those of the images, or are needed and not given.
         DataError: other files, images of another shape, or labels of other classes.
     """
     data = task.data
@@ -59,36 +59,37 @@ def read_images(task: ImageTask, source: ImportSource) -> Imported:
             raise DataError(
                 f"{folders[0]} has no subfolder of pictures for each class; of tensors name the files that hold them"
             )
-        found = read_image_folder(folders[0], None)
-        for note in found.notes:
+        contents = read_image_folder(folders[0], None)
+        for note in contents.notes:
             noted(note)
-        parts = {"images": found.images, "labels": _named_classes(found.labels, found.classes, data)}
+        parts = {"images": contents.images, "labels": _classes_by_folder(contents.labels, contents.classes, data)}
     else:
-        parts = by_role(_one_set(source.values(), source.which), ROLES, ("images", "labels"), OTHER_RATES)
+        parts = by_role(_choose_set(source.values(), source.which), ROLES, ("images", "labels"), OTHER_RATES)
     if "whitening" in parts:
         _require_whitening(parts["whitening"], data)
-    images = _shaped(parts["images"], data)
+    images = _to_data_shape(parts["images"], data)
     targets = class_targets(parts["labels"], len(images), data.class_names, source.logits)
     learned = source.learned()
     if "lr" in parts:
         learned = {"inner_lr": parts["lr"].float().squeeze()} | learned
     stored = weighed(images.float(), targets)
+    # A stored byte takes one byte, not the four of a float.
     size = float_bytes(stored, len(data.class_names)) - 3 * images.numel() * (images.dtype == torch.uint8)
-    return Imported(stored._replace(inputs=_in_task_units(images, data, source.units)), size, learned)
+    return Imported(stored._replace(inputs=_to_task_units(images, data, source.units)), size, learned)
 
 
-def _one_set(found: dict[str, Any], which: int | None) -> Mapping[str, Any]:
-    """Return one of the sets that DC, DSA and DM keep in a list, by name; other values as they are.
+def _choose_set(values: dict[str, Any], which: int | None) -> Mapping[str, Any]:
+    """Return set number ``which`` of a list as DC, DSA and DM save it; other values as they are.
 
     Raises:
-        ConfigError: one that there is not, or none of several.
+        ConfigError: there is no such set, or ``which`` is needed and missing.
     """
-    sets = found.get("data")
+    sets = values.get("data")
     if not isinstance(sets, list | tuple):
         if which is not None:
             raise ConfigError("'which' chooses among the sets of a file, and there is one here; leave it out")
-        return found
-    if not sets or not all(isinstance(one, list | tuple) and len(one) == 2 for one in sets):
+        return values
+    if not sets or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in sets):
         raise DataError("'data' should be a list of [images, labels], as DC, DSA and DM save their sets")
     if which is None and len(sets) > 1:
         raise ConfigError(f"the file holds {len(sets)} sets; say which, from 0 to {len(sets) - 1} (--which, which=)")
@@ -97,39 +98,44 @@ def _one_set(found: dict[str, Any], which: int | None) -> Mapping[str, Any]:
     return dict(zip(("images", "labels"), sets[which or 0], strict=True))
 
 
-def _named_classes(labels: Tensor, folders: list[str], data: ImageData) -> Tensor:
-    """Return the classes of pictures by the names of their folders: those of classes, also as exports write them.
+def _classes_by_folder(labels: Tensor, folders: list[str], data: ImageData) -> Tensor:
+    """Return the pictures' classes by their folders' names: class names, or these as exports write them.
 
-    Where one is another name, all may end in the number of their class: ``00003``, ``new003``.
+    If some folder has another name, all must end in the number of their class: ``00003``, ``new003``.
 
     Raises:
-        DataError: a folder of another name.
+        DataError: a folder with another name.
     """
     names = data.class_names
-    known = dict(zip(class_folders(names), range(len(names)), strict=True)) | {name: i for i, name in enumerate(names)}
-    if others := [name for name in folders if name not in known]:
-        ends = {name: re.fullmatch(r"[A-Za-z_]*(\d+)", name) for name in folders}
-        known = {name: int(end[1]) for name, end in ends.items() if end and int(end[1]) < len(names)}
-        if len(set(known.values())) < len(folders):
+    classes = dict(zip(class_folders(names), range(len(names)), strict=True))
+    classes |= {name: index for index, name in enumerate(names)}
+    if others := [name for name in folders if name not in classes]:
+        numbers = {name: re.fullmatch(r"[A-Za-z_]*(\d+)", name) for name in folders}
+        classes = {name: int(match[1]) for name, match in numbers.items() if match and int(match[1]) < len(names)}
+        if len(set(classes.values())) < len(folders):
             raise DataError(
                 f"the folder {others[0]!r} is none of the classes of {data.name} ({first_few(names)}), and no number"
             )
-    return torch.tensor([known[name] for name in folders])[labels]
+    return torch.tensor([classes[name] for name in folders])[labels]
 
 
 def _require_whitening(matrix: Tensor, data: ImageData) -> None:
-    """Refuse images that another matrix has whitened than the task's.
+    """Refuse images that were not whitened by the task's matrix.
 
     Raises:
-        DataError: they are, or the task whitens none.
+        DataError: the matrices differ, or the task does not whiten.
     """
-    own = None if data.whitening is None else data.whitening.matrix.cpu()
-    if own is None or own.shape != matrix.shape or not torch.allclose(own, matrix.to(own), rtol=1e-3, atol=1e-5):
+    expected = None if data.whitening is None else data.whitening.matrix.cpu()
+    if (
+        expected is None
+        or expected.shape != matrix.shape
+        or not torch.allclose(expected, matrix.to(expected), rtol=1e-3, atol=1e-5)
+    ):
         raise DataError("these images are whitened, and not as the task's are; choose their whitening (--whiten)")
 
 
-def _shaped(images: Tensor, data: ImageData) -> Tensor:
-    """Return images of the data's shape; grey ones as colours, and colours that are all alike as grey, where asked.
+def _to_data_shape(images: Tensor, data: ImageData) -> Tensor:
+    """Return images in the data's shape; converts grey to colour, and colour with equal channels to grey, if needed.
 
     Raises:
         DataError: another shape, another type, or NaN.
@@ -143,8 +149,8 @@ def _shaped(images: Tensor, data: ImageData) -> Tensor:
         elif channels == 1 and bool((images == images[:, :1]).all()):
             images = images[:, :1]
     if images.ndim != 4 or images.shape[1:] != data.shape or not len(images):
-        last = images.ndim == 4 and images.shape[1:] == (*data.shape[1:], channels)
-        hint = "; bring the channels forward: images.permute(0, 3, 1, 2)" if last else ""
+        channels_last = images.ndim == 4 and images.shape[1:] == (*data.shape[1:], channels)
+        hint = "; bring the channels forward: images.permute(0, 3, 1, 2)" if channels_last else ""
         raise DataError(
             f"images of {data.name} are (n, {', '.join(map(str, data.shape))}), got {tuple(images.shape)}{hint}"
         )
@@ -157,12 +163,12 @@ def _shaped(images: Tensor, data: ImageData) -> Tensor:
     return images
 
 
-def _in_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor:
-    """Return images as the task's networks read them.
+def _to_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor:
+    """Normalise images, unless they are normalised already.
 
     Raises:
-        ConfigError: pixels out of their range, bytes that are said to be normalised, or floats that may be either, or
-            that are pixels of another scale as it seems.
+        ConfigError: pixels out of range; bytes declared normalised; or, without ``units``, floats that may be pixels or
+            that look like pixels of another scale.
     """
     low, high = data.value_range
     if images.dtype == torch.uint8:
@@ -177,19 +183,19 @@ def _in_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor
             f"these images lie between {least:.3g} and {largest:.3g}, which pixels do and normalised images may: say "
             "which they are (--units pixels or --units normalised; units= in Python)"
         )
-    doubtful = units is None and data.whitening is None and _like_bytes(images, data)
-    if doubtful or (units == "pixels" and not inside):
-        hint = "; bytes in floats are divided by 255 first" if high < 2 < largest and least >= 0 else ""
-        other = "; of normalised ones say so (--units normalised, units='normalised')" if doubtful else ""
+    ambiguous = units is None and data.whitening is None and _look_like_bytes(images, data)
+    if ambiguous or (units == "pixels" and not inside):
+        scale_hint = "; bytes in floats are divided by 255 first" if high < 2 < largest and least >= 0 else ""
+        units_hint = "; of normalised ones say so (--units normalised, units='normalised')" if ambiguous else ""
         raise ConfigError(
             f"pixels of {data.name} lie between {low:g} and {high:g}, and these between {least:.3g} and "
-            f"{largest:.3g}: they are no pixels, or of another scale{hint}{other}"
+            f"{largest:.3g}: they are no pixels, or of another scale{scale_hint}{units_hint}"
         )
     return data.normalise(images * data.scale) if units == "pixels" else images
 
 
-def _like_bytes(images: Tensor, data: ImageData) -> bool:
-    """Return whether floats are such as no normalised images are: none below 0, and all whole or some far too large."""
+def _look_like_bytes(images: Tensor, data: ImageData) -> bool:
+    """Return whether floats are unlike normalised images: none negative, and all whole or some far too large."""
     brightest = data.normalise(torch.full((data.shape[0], 1, 1), data.value_range[1] * data.scale)).max()
     return bool((images >= 0).all()) and bool((images == images.round()).all() or images.max() > 5 * brightest)
 

@@ -1,4 +1,4 @@
-"""The image data sets that are known by name: found below the data root, or downloaded."""
+"""The image data sets known by name: found below the data root, or downloaded."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from mmdistill.image import files
 from mmdistill.image.data import ImageData, build
 from mmdistill.runtime import cache_folder, data_root
 
-if TYPE_CHECKING:  # torchvision takes seconds to import, and is imported where it is used
+if TYPE_CHECKING:  # torchvision takes seconds to import, so functions import it when they need it
     from torchvision.datasets import CIFAR10, SVHN
 
 DATASETS = {
@@ -28,7 +28,7 @@ DATASETS = {
     "tiny-imagenet": "photographs, 64 x 64 colour, 200 classes, 100,000 + 10,000; "
     "bring the unpacked tiny-imagenet-200.zip of cs231n.stanford.edu",
 }
-"""The known data sets, one line each, with how they come: downloaded, or brought to the data root by the user."""
+"""The known data sets, one line each, and whether they are downloaded or the user puts them below the data root."""
 
 IDX_SPLITS = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -52,7 +52,7 @@ TINY_FOLDER = "tiny-imagenet-200"
 
 
 def _digits() -> ImageData:
-    """Scikit-learn's digits: the last 50 images of each class in the published order are the test set."""
+    """Load scikit-learn's digits; the last 50 images of each class in the published order are the test set."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -79,7 +79,7 @@ def has_idx(folder: Path) -> bool:
 
 
 def _idx_splits(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images and labels of a folder's IDX files, gzipped or not: those for training, then those for testing."""
+    """Yield images and labels of a folder's IDX files, gzipped or not: the training split, then the test split."""
     for images, labels in IDX_SPLITS:
         yield files.read_idx(files.find_idx(folder, images)), files.read_idx(files.find_idx(folder, labels))
 
@@ -90,9 +90,9 @@ def _load_idx_folder(folder: Path) -> ImageData:
     return build(str(folder), train, test)
 
 
-def _published(name: str) -> Any:
-    """Return torchvision's class of a data set by its name there; importing it takes more than a second."""
-    from torchvision import datasets
+def _torchvision_class(name: str) -> Any:
+    """Return torchvision's class of a data set by its name there."""
+    from torchvision import datasets  # takes more than a second
 
     return getattr(datasets, name)
 
@@ -105,11 +105,13 @@ def _load_idx(
     mirror: bool,
     whole_epochs: int,
 ) -> ImageData:
-    """Load MNIST or a data set in its layout, downloading it as torchvision's class where it is missing."""
+    """Load MNIST or a data set in its layout; torchvision's class ``published`` downloads it if it is missing."""
     layout = Path(published) / "raw"
-    wanted = f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}"
-    root = _found_or_downloaded(
-        name, lambda root: has_idx(root / layout), lambda root: _published(published)(root, download=True), wanted
+    root = _find_or_download(
+        name,
+        is_there=lambda root: has_idx(root / layout),
+        download=lambda root: _torchvision_class(published)(root, download=True),
+        wanted=f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}",
     )
     train, test = _idx_splits(root / layout)
     return build(name, train, test, class_names=class_names, moments=moments, mirror=mirror, whole_epochs=whole_epochs)
@@ -130,13 +132,13 @@ def _load_cifar100_binary(folder: Path) -> ImageData:
 
 
 def _class_list(path: Path, count: int) -> list[str]:
-    """Return the class names that the binary layout carries in a text file, or numbers where it is not there."""
+    """Return the class names of the binary layout's text file, or numbers if it is missing or incomplete."""
     names = path.read_text(encoding="utf-8").split() if path.is_file() else []
     return names if len(names) == count else [str(index) for index in range(count)]
 
 
 def cifar_layout(folder: Path) -> Callable[[Path], ImageData] | None:
-    """Return the reader of a folder of CIFAR's binary files, or None where there are none."""
+    """Return the reader for a folder of CIFAR's binary files; None for other folders."""
     if (folder / "data_batch_1.bin").is_file():
         return _load_cifar10_binary
     if (folder / "train.bin").is_file() and (folder / "test.bin").is_file():
@@ -145,7 +147,7 @@ def cifar_layout(folder: Path) -> Callable[[Path], ImageData] | None:
 
 
 def published_layout(folder: Path) -> Callable[[Path], ImageData] | None:
-    """Return the reader of a folder in the layout of MNIST, CIFAR (binary) or Tiny-ImageNet; None of any other."""
+    """Return the reader for a folder in the layout of MNIST, CIFAR (binary) or Tiny-ImageNet; None for others."""
     if has_idx(folder):
         return _load_idx_folder
     return cifar_layout(folder) or (load_tiny_imagenet if files.is_tiny_imagenet(folder) else None)
@@ -157,15 +159,17 @@ def _load_cifar(
     binary: str,
     moments: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> ImageData:
-    """Load CIFAR from its binary layout, else from its python layout, downloading that where it is missing."""
+    """Load CIFAR from its binary layout, else from its python layout, which is downloaded if it is missing."""
     for root in _roots():
-        layout = cifar_layout(root / binary)
-        if layout is not None:
-            return layout(root / binary)
-    source: type[CIFAR10] = _published(published)
-    wanted = f"the folder {source.base_folder} (python layout) or {binary} (binary layout) in {data_root()}"
-    root = _found_or_downloaded(
-        name, lambda root: (root / source.base_folder).is_dir(), lambda root: source(root, download=True), wanted
+        read = cifar_layout(root / binary)
+        if read is not None:
+            return read(root / binary)
+    source: type[CIFAR10] = _torchvision_class(published)
+    root = _find_or_download(
+        name,
+        is_there=lambda root: (root / source.base_folder).is_dir(),
+        download=lambda root: source(root, download=True),
+        wanted=f"the folder {source.base_folder} (python layout) or {binary} (binary layout) in {data_root()}",
     )
     try:
         splits = [source(str(root), train=train) for train in (True, False)]
@@ -178,14 +182,14 @@ def _load_cifar(
 
 
 def _svhn() -> ImageData:
-    """Load SVHN's cropped digits, in torchvision's layout, downloading them where they are missing."""
-    source: type[SVHN] = _published("SVHN")
+    """Load SVHN's cropped digits in torchvision's layout; they are downloaded if they are missing."""
+    source: type[SVHN] = _torchvision_class("SVHN")
     names = [source.split_list[split][1] for split in SVHN_SPLITS]
-    root = _found_or_downloaded(
+    root = _find_or_download(
         "svhn",
-        lambda root: all((root / name).is_file() for name in names),
-        lambda root: [source(root, split=split, download=True) for split in SVHN_SPLITS],
-        f"{' and '.join(names)} in {data_root()}",
+        is_there=lambda root: all((root / name).is_file() for name in names),
+        download=lambda root: [source(root, split=split, download=True) for split in SVHN_SPLITS],
+        wanted=f"{' and '.join(names)} in {data_root()}",
     )
     try:
         splits = [source(str(root), split=split) for split in SVHN_SPLITS]
@@ -196,7 +200,7 @@ def _svhn() -> ImageData:
 
 
 def load_tiny_imagenet(folder: Path) -> ImageData:
-    """Load Tiny-ImageNet; its validation images are the test set, as in the field, since the test labels are secret."""
+    """Load Tiny-ImageNet; as in the field, validation images are the test set, since test labels are secret."""
     images, labels, classes, notes = files.read_image_folder(folder / "train", None)
     test = files.read_tiny_validation(folder / "val", classes)
     names = files.read_tiny_names(folder / "words.txt", classes)
@@ -214,33 +218,33 @@ def _tiny_imagenet() -> ImageData:
 
 
 def _roots() -> list[Path]:
-    """Return where data are looked for: the data root, then what was downloaded to the cache folder."""
+    """Return the roots to search: the data root, then the cache folder's downloads."""
     return [data_root(), cache_folder() / "data"]
 
 
 def _writable_root() -> Path:
-    """Return the data root, or the cache folder's where that is read-only."""
+    """Return the data root, or the cache folder's if that is read-only."""
     root = data_root()
     existing = next(parent for parent in (root, *root.parents) if parent.exists())
     return root if os.access(existing, os.W_OK) else cache_folder() / "data"
 
 
-def _found_or_downloaded(
-    name: str, is_there: Callable[[Path], bool], download: Callable[[str], object], wanted: str
+def _find_or_download(
+    name: str, *, is_there: Callable[[Path], bool], download: Callable[[str], object], wanted: str
 ) -> Path:
-    """Return the root below which a data set lies, which is downloaded where none has it.
+    """Return the root that has a data set; download it first if none has.
 
     Args:
         name: of the data set.
         is_there: whether a root has it.
-        download: brings it to a root, through torchvision.
-        wanted: which files it is and where they are to be put, in words.
+        download: downloads it to a root, through torchvision.
+        wanted: in words, the files and where to put them.
     Raises:
         DataError: the download failed; says what is missing and where to put it.
     """
-    present = next(filter(is_there, _roots()), None)
-    if present is not None:
-        return present
+    existing = next(filter(is_there, _roots()), None)
+    if existing is not None:
+        return existing
     root = _writable_root()
     try:
         download(str(root))

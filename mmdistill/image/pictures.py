@@ -1,4 +1,4 @@
-"""Single pictures: which way up they are, of what channels, and their pixels as bytes."""
+"""Reading single pictures: their orientation, their channels, and their pixels as bytes."""
 
 import os
 import platform
@@ -20,45 +20,45 @@ Found = TypeVar("Found")
 GREY = ("1", "L")
 """Modes of pictures with one channel."""
 TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
-"""Modes of pictures with a channel of opacity, which is not read; others may name a transparent colour."""
+"""Modes of pictures with an alpha channel, which is not read; other modes may name a transparent colour."""
 WIDE = ("I", "F")
-"""How the modes of pictures start whose values do not fit into a byte; converting them would cut these off at 255."""
+"""First letters of modes whose values do not fit into a byte; converting them would clip at 255."""
 BITS_OF_TIFF, BANDS_OF_TIFF = 258, 277
 """Tags of TIFF files: bits of each sample, and samples of each pixel."""
 TURNED = range(5, 9)
 """EXIF orientations of pictures whose rows are stored as columns."""
 IN_HEADER = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")
-"""Where a PNG file names its orientation before its pixels."""
+"""Metadata in which a PNG file can state its orientation before its pixels."""
 
 BYTEWISE = ("aarch64", "arm64")
-"""Machines beside those with AVX2 on which torch resizes bytes without floats between."""
+"""Machines, beside those with AVX2, on which torch resizes bytes without converting them to floats."""
 
 
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of a picture, 1 to 8; 1 is how the pixels are stored.
 
-    What a PNG file may say of it behind its pixels is not looked for, since that takes to decode them.
+    A PNG file's metadata after the pixels are ignored: reading them would decode the pixels.
     """
     if image.format == "PNG" and not any(name in image.info for name in IN_HEADER):
         return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on damaged parts
-            found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF data make Pillow's parser raise anything, and say nothing of the pixels
+            stated = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # on damaged EXIF data Pillow's parser may raise anything; the pixels may still be fine
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return height and width of a picture that is not decoded yet, as viewers show it."""
-    if image.format != "TIFF" and orientation(image) in TURNED:  # of TIFF files Pillow swaps them itself
+    """Return a picture's height and width as viewers show it, without decoding it."""
+    if image.format != "TIFF" and orientation(image) in TURNED:  # for TIFF files Pillow swaps them itself
         return image.width, image.height
     return image.height, image.width
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return a picture as viewers show it: turned or mirrored as its EXIF data say."""
+    """Return a picture as viewers show it: rotated or mirrored by its EXIF orientation."""
     if orientation(image) == 1:
         return image
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 class UnreadableImageError(DataError):
-    """A file that is no image, or a damaged one.
+    """A file that is not an image, or a damaged one.
 
     Args:
         path: of the file.
@@ -80,51 +80,51 @@ class UnreadableImageError(DataError):
 
 
 def each_readable(paths: Iterable[str], read: Callable[[str], Found]) -> Iterator[Found]:
-    """Yield what is read of image files, one after the other, and in the end refuse those that cannot be read.
+    """Yield ``read(path)`` for each image file; raise after the last if some could not be read.
 
     Raises:
-        DataError: naming the unreadable files together.
+        DataError: naming all unreadable files.
     """
     broken: list[UnreadableImageError] = []
     for path in paths:
         try:
-            found = read(path)
+            result = read(path)
         except UnreadableImageError as error:
             broken.append(error)
         else:
-            yield found
+            yield result
     if len(broken) == 1:
         raise broken[0]
     if broken:
         folder = os.path.commonpath([os.path.dirname(error.path) for error in broken])
-        named = first_few([f"{os.path.relpath(error.path, folder)} ({error.reason})" for error in broken])
-        raise DataError(f"{len(broken)} files in {folder} cannot be read as images: {named}; replace or remove them")
+        files = first_few([f"{os.path.relpath(error.path, folder)} ({error.reason})" for error in broken])
+        raise DataError(f"{len(broken)} files in {folder} cannot be read as images: {files}; replace or remove them")
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Image.Image]:
+def open_image(path: str) -> Iterator[Image.Image]:
     """Open an image file.
 
     Raises:
-        DataError: it cannot be read, or not as bytes.
+        DataError: it cannot be read, or its values do not fit into bytes.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?i).*exif")  # on damaged parts, which say nothing of the pixels
+            warnings.filterwarnings("ignore", message="(?i).*exif")  # with damaged EXIF the pixels may still be fine
             with Image.open(path) as image:
                 require_bytes(image, path)
                 yield image
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # a damaged file makes Pillow's readers raise anything
+    except Exception as error:  # on a damaged file Pillow's readers may raise anything
         raise UnreadableImageError(path, str(error).replace(f" {path!r}", "")) from error
 
 
 def require_bytes(image: Image.Image, what: str) -> None:
-    """Refuse a picture whose values a byte cannot hold.
+    """Refuse a picture whose values do not fit into bytes.
 
     Raises:
-        DataError: one of 16 or 32 bits or of floats per channel.
+        DataError: its channels have 16 or 32 bits, or floats.
     """
     bits = _bits_per_channel(image)
     if bits > 8 or image.mode.startswith(WIDE):
@@ -136,59 +136,60 @@ def require_bytes(image: Image.Image, what: str) -> None:
 
 
 def _bits_per_channel(image: Image.Image) -> int:
-    """Return how many bits a PNG or TIFF file has per channel, of which modes of colours say nothing; 8 of any other.
+    """Return the bits per channel of a PNG or TIFF file, which a colour mode does not tell; 8 for other files.
 
-    Of 16 bits Pillow keeps the high 8, which leaves next to nothing of a camera's 12. Of a PNG file it is known until
-    the picture is decoded.
+    Pillow keeps only the high 8 of 16 bits, which leaves next to nothing of a camera's 12. A PNG file's bits are known
+    only until the picture is decoded.
     """
     deep = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(image, "tile", ()))
-    return 16 if deep else max(_tags(image).get(BITS_OF_TIFF, (8,)))
+    return 16 if deep else max(_tiff_tags(image).get(BITS_OF_TIFF, (8,)))
 
 
-def _tags(image: Image.Image) -> Mapping[int, Any]:
-    """Return a TIFF file's tags; none of another."""
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return a TIFF file's tags; empty for other files."""
     return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
 
 
 def has_more_bands(image: Image.Image) -> bool:
-    """Return whether a TIFF file has bands beside those that are read of it as colours, grey or opacity."""
-    return int(_tags(image).get(BANDS_OF_TIFF, 1)) > len(image.getbands())
+    """Return whether a TIFF file has bands beyond its colours, grey or alpha."""
+    return int(_tiff_tags(image).get(BANDS_OF_TIFF, 1)) > len(image.getbands())
 
 
 def has_more_frames(image: Image.Image) -> bool:
-    """Return whether a file has pages or frames beside the first, other than a camera's previews of a photo."""
+    """Return whether a file has pages or frames after the first; a camera's previews (MPO) do not count."""
     return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
 def decode(path: str) -> Tensor:
-    """Return the bytes of an image file, upright: ``(1, height, width)`` where it is grey, else ``(3, height, width)``.
+    """Return the bytes of an image file, upright: ``(1, height, width)`` if it is grey, else ``(3, height, width)``.
 
     Raises:
-        DataError: it cannot be read, or not as bytes.
+        DataError: it cannot be read, or its values do not fit into bytes.
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         return pixels_of(image)
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """Return the bytes of a picture, upright: ``(1, height, width)`` where it is grey, else ``(3, height, width)``."""
+    """Return the bytes of a picture, upright: ``(1, height, width)`` if it is grey, else ``(3, height, width)``."""
     image = upright(image)
     values = np.array(image.convert("L" if image.mode in GREY else "RGB"))
     return torch.from_numpy(values).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def resizing_notes(what: str, count: int, size: int | None) -> tuple[str, ...]:
-    """Return the note that so many images of something were resized; none where no image was."""
-    fitted = f"are resized to {size} x {size}, whatever their shape (bilinear, antialiased)"
-    return (f"{what}: {count} images {fitted}",) if count else ()
+    """Return a note that ``count`` images were resized; none if ``count`` is 0."""
+    if not count:
+        return ()
+    return (f"{what}: {count} images are resized to {size} x {size}, whatever their shape (bilinear, antialiased)",)
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
-    """Return an image's bytes at another size, bilinear and antialiased: the bits of torchvision's ``resize``.
+    """Return an image's bytes at another size, bilinear and antialiased, bit for bit as torchvision's ``resize``.
 
-    That one is not called, since importing it takes seconds. As there, only some processors resize bytes as they are.
+    Importing torchvision takes seconds, so it is not called. As there, only some processors resize bytes directly.
     """
     bytewise = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in BYTEWISE
     values = image[None] if bytewise else image[None].float()
-    found = interpolate(values, (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
-    return found if bytewise else found.round().to(torch.uint8)
+    result = interpolate(values, (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+    return result if bytewise else result.round().to(torch.uint8)

@@ -1,7 +1,7 @@
-"""The scores of the field's neutral evaluator: how much of a set's accuracy its images owe to themselves.
+"""DD-Ranking's scores: how much of a set's accuracy comes from its images alone.
 
-The label-robust score asks what is left with hard labels, the augmentation-robust score what is left without
-augmentation, each beside random real images that are given the same. All accuracies are fractions.
+The label-robust score compares with hard labels, the augmentation-robust score without augmentation; both also compare
+with random real images under the same conditions. All accuracies are fractions.
 """
 
 import math
@@ -31,8 +31,8 @@ def label_robust(recovery_gap: float, improvement: float, weight: float = 0.5) -
     """Return the label-robust score, ``alpha = w improvement - (1 - w) recovery_gap``.
 
     Args:
-        recovery_gap: accuracy of the whole set less that of the distilled images with hard labels.
-        improvement: accuracy of the distilled set less that of random images with labels of the same kind.
+        recovery_gap: accuracy of the whole training set minus that of the distilled images with hard labels.
+        improvement: accuracy of the distilled set minus that of random images with labels of the same kind.
         weight: w.
 
     Source: Li et al., DD-Ranking, 2025.
@@ -41,7 +41,7 @@ def label_robust(recovery_gap: float, improvement: float, weight: float = 0.5) -
 
 
 def augmentation_robust(with_augmentation: float, without: float, weight: float = 0.5) -> float:
-    """Return the augmentation-robust score of the improvements over random images with and without augmentation.
+    """Return the augmentation-robust score from the improvements over random images with and without augmentation.
 
     Source: Li et al., DD-Ranking, 2025.
     """
@@ -58,27 +58,27 @@ def robust_scores(
     subset: Callable[[Draws], Batch] | None,
     classes: Tensor | None = None,
 ) -> Scores:
-    """Return both scores and the differences that they are made of, for each of n networks.
+    """Return both scores, and the accuracy differences behind them, for each of n networks.
 
-    Random images get hard labels where the set has them, and the soft labels of a network trained on the whole set
-    where the set's are soft.
+    Random images have hard labels if the set has; if the set's labels are soft, a network trained on the whole training
+    set labels them.
 
     Args:
         task: the task.
         synthetic: the distilled images.
-        judge: who judges.
-        draws: the key; the sets that are compared are judged by equal initialisations.
+        judge: the judge's name.
+        draws: the key; all compared sets are judged from the same initialisations.
         n: networks, and random subsets.
-        learned: what was learned with the set.
-        subset: draws random real images at equal count; without it the gap at hard labels is all that is returned.
-        classes: that the images stand for, their hard labels; None: as the labels say it.
+        learned: tensors learned with the set.
+        subset: draws equally many random real images; None: return the gap at hard labels alone.
+        classes: the images' hard labels; None: from their labels.
     Raises:
         ShapeError: labels that are a named dict.
-        UnsupportedError: judges that do not read the set's labels.
+        UnsupportedError: judges that relabel the images.
 
     Differs from:
         the published package, which chooses each set's learning rate on test data and reports the best epoch; here
-        all train by the task's protocol and their last epoch counts.
+        judges train by the task's protocol and their last epoch counts.
     """
     if task.protocol.teacher is not None:
         raise UnsupportedError(
@@ -87,22 +87,22 @@ def robust_scores(
         )
     targets = one_tensor(synthetic.targets, "a robust score")
     soft = targets.is_floating_point()
-    known = classes_of(targets, len(task.data.class_names)) if classes is None else classes.to(targets.device)
-    hard = synthetic._replace(targets=known)
+    hard_labels = classes_of(targets, len(task.data.class_names)) if classes is None else classes.to(targets.device)
+    hard = synthetic._replace(targets=hard_labels)
     teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
     given = given_teacher(task)
-    augmented, plain = (task.judged_by(replace(task.chosen, augment=wanted)) for wanted in (True, False))
+    augmented, plain = (task.judged_by(replace(task.chosen, augment=augment)) for augment in (True, False))
 
     def accuracy(of: "ImageTask", batch: Batch | None, key: Draws, carried: Mapping[str, Tensor]) -> float:
         return of.evaluate(batch, judge, key, 1, carried).values["accuracy"][0]
 
-    def gap_at_hard(key: Draws, here: float) -> float:
-        at_hard = accuracy(augmented, hard, key, learned) if soft else here
-        return accuracy(augmented, None, key, {}) - at_hard
+    def hard_label_gap(key: Draws, distilled: float) -> float:
+        with_hard_labels = accuracy(augmented, hard, key, learned) if soft else distilled
+        return accuracy(augmented, None, key, {}) - with_hard_labels
 
     keys, title = [draws.fold("network", index) for index in range(n)], task.judge_title(judge)
     if subset is None:
-        gaps = [gap_at_hard(key, accuracy(augmented, synthetic, key, learned)) for key in keys]
+        gaps = [hard_label_gap(key, accuracy(augmented, synthetic, key, learned)) for key in keys]
         return Scores(title, {"hard-label gap": tuple(gaps)})
     notes = (f"random images were labelled by the given {given}",) if teacher is not None and given else ()
     rows = []
@@ -110,10 +110,10 @@ def robust_scores(
         random = subset(draws.fold("subset", index))
         if teacher is not None:
             random = random._replace(targets=soft_labels(task, teacher, random.inputs))
-        here = accuracy(augmented, synthetic, key, learned)
-        improvement = here - accuracy(augmented, random, key, {})
+        distilled = accuracy(augmented, synthetic, key, learned)
+        improvement = distilled - accuracy(augmented, random, key, {})
         without = accuracy(plain, synthetic, key, learned) - accuracy(plain, random, key, {})
-        gap = gap_at_hard(key, here)
+        gap = hard_label_gap(key, distilled)
         rows.append(
             (label_robust(gap, improvement), augmentation_robust(improvement, without), gap, improvement, without)
         )

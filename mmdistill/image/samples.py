@@ -1,4 +1,4 @@
-"""Samples of torch data sets, data sets of columns, arrays and lists as tensors."""
+"""Read samples of torch data sets, data sets with columns, arrays and lists into tensors."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -18,14 +18,13 @@ from mmdistill.names import first_few
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
-"""Under which of these a row that names its values has its image and its label."""
+"""Keys of the image and of the label in a row that is a mapping."""
 READ_TWICE = 16
-"""So many samples of a data set, the first ones, are read twice: a flip by chance leaves all as they were in one of
-65,536 cases."""
+"""How many first samples are read twice to detect random transforms; random flips are missed once in 65,536 cases."""
 
 
 class MapDataset(Protocol):
-    """A map-style torch data set of (sample, label), or one whose rows name them, as Hugging Face's do."""
+    """A map-style torch data set of (sample, label) pairs, or of rows with named values as in Hugging Face's."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -37,10 +36,14 @@ class MapDataset(Protocol):
 
 
 class Labelled(NamedTuple):
-    """Images ``(N, ...)``, class indices ``(N,)`` and, where their source says them, names by class index.
+    """Images with labels.
 
-    Then come notes on what was done to the images, in words, and the numbers that labels were, where the names are of
-    them.
+    Args:
+        images: ``(N, ...)``.
+        labels: ``(N,)`` class indices.
+        names: by class index, if the source tells them.
+        notes: in words, what was done to the images.
+        numbers: by class index, the labels that were renumbered, if ``names`` come from them.
     """
 
     images: Tensor
@@ -50,16 +53,16 @@ class Labelled(NamedTuple):
     numbers: tuple[int, ...] | None = None
 
 
-def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any, Any, tuple[str, ...]]:
-    """Return the training data of a mapping, its test data where it has any, and notes on what is not read.
+def find_splits(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any, Any, tuple[str, ...]]:
+    """Return a mapping's training data, its test data (None: it has none), and notes on what is not read.
 
-    Where it has no split for testing, or one whose labels are hidden, that for validation is tested on.
+    Without a test split, or if its labels are hidden, the validation split is the test data.
 
     Args:
-        source: data by the name of their split, or tensors by the names that files of images have.
-        holder: what the mapping is, with its verb, for messages.
+        source: data by split, or tensors by the names of :mod:`mmdistill.image.tensor_files`.
+        holder: the mapping and its verb, for messages.
     Raises:
-        DataError: names of neither, two of one split, or images without labels.
+        DataError: other names, two of one split, or images without labels.
     """
     source = by_split(source, holder)
     require_one_each(source)
@@ -70,7 +73,7 @@ def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any
             f"{first_few(list(source)) or 'an empty one'}"
         )
     train, notes = splits.pop("train"), []
-    if "test" in splits and _keeps_labels_back(source[splits["test"]]):
+    if "test" in splits and _hides_labels(source[splits["test"]]):
         notes = [f"the split {splits.pop('test')} is not read, since its labels are hidden"]
     test = splits.pop("test", None) or splits.pop("dev", None)
     if known_split(test) == "dev":
@@ -79,13 +82,13 @@ def parts(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any
     return source[train], None if test is None else source[test], tuple(notes)
 
 
-def _keeps_labels_back(part: Any) -> bool:
-    """Return whether a split with columns says nothing of its classes."""
-    column = next((name for name in LABEL_COLUMNS if name in (getattr(part, "column_names", None) or ())), None)
-    return column is not None and are_hidden(part[column])
+def _hides_labels(split: Any) -> bool:
+    """Return whether a split has a column of labels that are all hidden."""
+    column = next((name for name in LABEL_COLUMNS if name in (getattr(split, "column_names", None) or ())), None)
+    return column is not None and are_hidden(split[column])
 
 
-def labelled(
+def read_labelled(
     source: Any,
     what: str,
     names: Sequence[str] | None = None,
@@ -97,34 +100,34 @@ def labelled(
     Args:
         source: a pair of images (a tensor, an array or a list of samples) and labels (a tensor, an array, a list or a
             column of a table), or a map-style data set.
-        what: what the source is, for messages.
-        names: the classes that labels in words count; None: the labels themselves, in order.
+        what: names the source in messages.
+        names: class names by index, for labels in words; None: the labels themselves, sorted.
         size: resize pictures to ``size`` x ``size``; None keeps them.
-        numbers: those that the training data's classes were, of test data, where these did not count from 0.
+        numbers: for test data, the training labels that were renumbered, by class index.
     Raises:
-        ConfigError: a size of tensors or arrays.
-        DataError: something else.
+        ConfigError: a size for tensors or arrays.
+        DataError: another source, or unusable images or labels.
     """
     if isinstance(source, list) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
         source = source[0], source[1]
     if not isinstance(source, tuple):
         _require_map_style(source, what)
-        return _gathered(source, what, names, size, numbers)
+        return _read_dataset(source, what, names, size, numbers)
     if len(source) != 2:
         raise DataError(f"{what}: expected (images, labels), got {len(source)} of them")
-    images, labels = source
-    found = class_labels(labels, what, names, numbers)
+    images, given_labels = source
+    labels = class_labels(given_labels, what, names, numbers)
     if isinstance(images, list | tuple):
-        if len(images) != len(found.indices):
-            raise DataError(f"{what}: {len(images)} images and {len(found.indices)} labels")
-        stacked, notes = _stacked(images, what, size)
-        return Labelled(stacked, found.indices, found.names, notes, found.numbers)
+        if len(images) != len(labels.indices):
+            raise DataError(f"{what}: {len(images)} images and {len(labels.indices)} labels")
+        stacked, notes = _stack(images, what, size)
+        return Labelled(stacked, labels.indices, labels.names, notes, labels.numbers)
     if size is not None:
-        raise _unsizable(what)
-    return Labelled(_as_numbers(images, what), found.indices, found.names, (), found.numbers)
+        raise _size_error(what)
+    return Labelled(_array_of_images(images, what), labels.indices, labels.names, (), labels.numbers)
 
 
-def _unsizable(what: str) -> ConfigError:
+def _size_error(what: str) -> ConfigError:
     return ConfigError(f"a size is for pictures, and {what} are tensors or arrays: resize them, and leave it out")
 
 
@@ -137,17 +140,17 @@ def _require_map_style(source: object, what: str) -> None:
     raise DataError(f"{what}: {type(source).__name__} is no map-style data set, which has a length and an index{hint}")
 
 
-def _as_numbers(images: object, what: str) -> Tensor:
-    found = from_array(images, what) if isinstance(images, np.ndarray) else images
-    if not isinstance(found, Tensor):
+def _array_of_images(images: object, what: str) -> Tensor:
+    tensor = from_array(images, what) if isinstance(images, np.ndarray) else images
+    if not isinstance(tensor, Tensor):
         raise DataError(
             f"{what}: expected (images, labels), of which images are a tensor, an array or a list of samples, got "
             f"{type(images).__name__}"
         )
-    return found
+    return tensor
 
 
-def _gathered(
+def _read_dataset(
     dataset: MapDataset, what: str, names: Sequence[str] | None, size: int | None, numbers: Sequence[int] | None
 ) -> Labelled:
     """Read every (sample, label) of a map-style data set into tensors.
@@ -155,29 +158,30 @@ def _gathered(
     Raises:
         DataError: among others, samples that change from one reading to the next.
     """
-    labels: list[Any] = []
+    item_labels: list[Any] = []
 
-    def samples() -> Iterator[Any]:
+    def read_samples() -> Iterator[Any]:
         for index in range(len(dataset)):
-            called = f"{what}: item {index}"
-            sample, label = _sample_and_label(dataset[index], called)
-            labels.append(label)
+            item = f"{what}: item {index}"
+            sample, label = _sample_and_label(dataset[index], item)
+            item_labels.append(label)
             yield sample
             if index < READ_TWICE:
-                _require_steady(sample, _sample_and_label(dataset[index], called)[0], called)
+                _require_equal(sample, _sample_and_label(dataset[index], item)[0], item)
 
-    (images, notes), own = _stacked(samples(), what, size), _own_names(dataset)
-    found = class_labels(labels, what, own if names is None else names, numbers)
-    return Labelled(images, found.indices, found.names or own, notes, found.numbers)
+    images, notes = _stack(read_samples(), what, size)
+    dataset_names = _class_names(dataset)
+    labels = class_labels(item_labels, what, dataset_names if names is None else names, numbers)
+    return Labelled(images, labels.indices, labels.names or dataset_names, notes, labels.numbers)
 
 
-def _require_steady(sample: Any, again: Any, what: str) -> None:
-    """Refuse a sample that another reading gives otherwise, of which one view by chance would be the data.
+def _require_equal(sample: Any, again: Any, what: str) -> None:
+    """Refuse a sample that changes when it is read again: a single random view would become the data.
 
     Raises:
-        DataError: it does.
+        DataError: it changes.
     """
-    first, second = (as_tensor(one, what).nan_to_num() for one in (sample, again))
+    first, second = (as_tensor(reading, what).nan_to_num() for reading in (sample, again))
     if not torch.equal(first, second):
         raise DataError(
             f"{what} changes from one reading to the next, as by a random transform; give the data set without it: "
@@ -199,48 +203,49 @@ def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _own_names(dataset: object) -> tuple[str, ...] | None:
-    """Return the names in a data set's ``classes``, or of the classes of its column of labels; None without either."""
+def _class_names(dataset: object) -> tuple[str, ...] | None:
+    """Return a data set's ``classes``, or the class names of its column of labels; None without either."""
     names = getattr(dataset, "classes", None)
     if names is None:
         names = next(filter(None, (class_names_of(dataset, column) for column in LABEL_COLUMNS)), None)
     return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
 
 
-def _stacked(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
-    """Return samples as one tensor ``(N, channels, height, width)``, and notes.
+def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
+    """Stack samples to one tensor ``(N, channels, height, width)``, and return it with notes.
 
     Samples may be tensors, PIL images or arrays (``(channels, height, width)``, or ``(height, width)``). PIL images are
-    turned upright; where some are grey and others are not, all get three channels.
+    turned upright; if some but not all are grey, all get three channels.
 
     Raises:
-        ConfigError: a size of tensors or arrays.
+        ConfigError: a size for tensors or arrays.
         DataError: samples of several shapes or types.
     """
     images: list[Tensor] = []
-    pictures, refitted = True, 0
+    only_pictures, resized_count = True, 0
     for index, sample in enumerate(samples):
         image = as_tensor(sample, f"{what}: item {index}")
         if size is not None:
             if not isinstance(sample, Image.Image):
-                raise _unsizable(what)
+                raise _size_error(what)
             if image.shape[1:] != (size, size):
-                image, refitted = resized(image, size, size), refitted + 1
-        pictures &= isinstance(sample, Image.Image)
+                image, resized_count = resized(image, size, size), resized_count + 1
+        only_pictures &= isinstance(sample, Image.Image)
         first = images[0] if images else image
-        grown = len(image) != len(first) and pictures
-        if image.shape[grown:] != first.shape[grown:] or image.dtype != first.dtype:
+        # Pictures may differ in their channels: grey ones are expanded below.
+        compared_from = 1 if only_pictures and len(image) != len(first) else 0
+        if image.shape[compared_from:] != first.shape[compared_from:] or image.dtype != first.dtype:
             raise DataError(
                 f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {first.dtype} of "
                 f"{tuple(first.shape)}; bring all samples to one shape and type"
-                f"{', of pictures by asking for a size (--size 64, or size=64)' * pictures}"
+                f"{', of pictures by asking for a size (--size 64, or size=64)' * only_pictures}"
             )
         images.append(image)
     if not images:
         raise DataError(f"{what} is empty")
     channels = max(map(len, images))
-    found = torch.stack([image.expand(channels, -1, -1) for image in images])
-    return found, resizing_notes(what, refitted, size)
+    stacked = torch.stack([image.expand(channels, -1, -1) for image in images])
+    return stacked, resizing_notes(what, resized_count, size)
 
 
 def as_tensor(sample: object, what: str) -> Tensor:

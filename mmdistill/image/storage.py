@@ -1,8 +1,8 @@
 """Ways of storing images, for any method: ``METHODS["dm"].stored_as(tiled(2))``, or ``--parameterization`` by name.
 
-Each takes no more bytes than the bytes given, or than the raw images of the same ipc with their labels; but up-sampled
-pixels with soft labels store one for each of their ``factor ** 2`` samples per image, which come on top. Where codes
-are no pixels, the storage brings the rates of its groups ``codes`` and ``decoder`` along.
+Each fits into the given bytes, or into those of the same ipc's raw images with their labels. One exception: up-sampled
+pixels with soft labels store ``factor ** 2`` labels per image, which are not counted. Storages of codes other than
+pixels bring learning rates for their groups ``codes`` and ``decoder``.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ LATENT_RATES = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("
 
 
 def raw() -> Storage:
-    """The images themselves, see :func:`~mmdistill.parameterizations.raw.raw_samples`."""
+    """Store the images themselves, see :func:`~mmdistill.parameterizations.raw.raw_samples`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return raw_samples(task, budget, settings.init, label, draws)
@@ -38,7 +38,7 @@ def raw() -> Storage:
 
 
 def tiled(factor: int = 2) -> Storage:
-    """Images of ``factor x factor`` tiles, see :func:`~mmdistill.parameterizations.upsample.multi_formation`."""
+    """Store images of ``factor x factor`` tiles, see :func:`~mmdistill.parameterizations.upsample.multi_formation`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return multi_formation(task, budget, settings.init, label, draws, factor)
@@ -48,28 +48,28 @@ def tiled(factor: int = 2) -> Storage:
 
 
 def latent(factor: int = 4, count: int = 2, width: int = 8, tiles: int = 1) -> Storage:
-    """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_decoders`."""
+    """Store small codes and shared decoders, see :func:`~mmdistill.parameterizations.decoder.latent_decoders`."""
     summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
     decoders = partial(latent_decoders, factor=factor, count=count, width=width)
     return _filling(partial(decoded_codes, kind=decoders), summary, LATENT_RATES, tiles)
 
 
 def hallucinated(count: int = 5, tiles: int = 1) -> Storage:
-    """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinators`."""
+    """Store bases and several hallucinators, see :func:`~mmdistill.parameterizations.decoder.hallucinators`."""
     summary = f"full-size bases, each rendered by {count} hallucinators that all share"
     build = partial(decoded_codes, kind=partial(hallucinators, count=count))
     return _filling(build, summary, STYLED_RATES, tiles)
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1) -> Storage:
-    """Combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
+    """Store combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
     build = partial(addressed_memory, factor=factor, multiple=multiple, bases=bases)
     return _filling(build, f"{what} of 1/{factor} the side", PIXEL_RATES, tiles)
 
 
 def addressed_latent(factor: int = 4, count: int = 2, width: int = 8, multiple: int = 16, tiles: int = 1) -> Storage:
-    """Decoded combinations of shared codes, see :func:`~mmdistill.parameterizations.memory.addressed_codes`."""
+    """Store combinations of shared codes to decode, see :func:`~mmdistill.parameterizations.memory.addressed_codes`."""
     summary = f"as latent, but of {multiple} combinations per raw image of codes that all classes share"
     decoders = partial(latent_decoders, factor=factor, count=count, width=width)
     build = partial(addressed_codes, kind=decoders, multiple=multiple)
@@ -77,14 +77,14 @@ def addressed_latent(factor: int = 4, count: int = 2, width: int = 8, multiple: 
 
 
 def addressed_hallucinated(count: int = 5, multiple: int = 4, tiles: int = 1) -> Storage:
-    """Styled combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_codes`."""
+    """Store combinations of shared bases to render, see :func:`~mmdistill.parameterizations.memory.addressed_codes`."""
     summary = f"as hallucinated, but of {multiple} combinations per raw image of bases that all classes share"
     build = partial(addressed_codes, kind=partial(hallucinators, count=count), multiple=multiple)
     return _filling(build, summary, STYLED_RATES, tiles)
 
 
 def coefficients(multiple: int = 4, contained: bool = True, tiles: int = 1) -> Storage:
-    """Combinations of real images, see :func:`~mmdistill.parameterizations.combination.learned_coefficients`."""
+    """Store weights of real images, see :func:`~mmdistill.parameterizations.combination.learned_coefficients`."""
     what = "the images are stored" if contained else "only their positions are stored: for those who have the data"
     build = partial(learned_coefficients, multiple=multiple, contained=contained)
     summary = f"learned combinations of real images; {what}"
@@ -92,7 +92,7 @@ def coefficients(multiple: int = 4, contained: bool = True, tiles: int = 1) -> S
 
 
 def canvas(multiple: int = 4, tiles: int = 1) -> Storage:
-    """Crops of one tileable canvas per class, see :func:`~mmdistill.parameterizations.canvas.class_canvases`."""
+    """Store one tileable canvas per class to crop, see :func:`~mmdistill.parameterizations.canvas.class_canvases`."""
     summary = f"{multiple} random crops per raw image of one canvas per class whose edges meet"
     build = partial(class_canvases, multiple=multiple)
     return _filling(build, summary, {}, tiles)
@@ -104,7 +104,7 @@ def _filling(
     rates: Mapping[str, OptimizerSpec],
     tiles: int = 1,
 ) -> Storage:
-    """Return a storage that fits as many codes as it can into a budget, whose images are cut into tiles if any."""
+    """Return a storage that fits as many codes as it can into a budget, and cuts images into ``tiles`` x ``tiles``."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return make(task, ImageBudget.of(task, budget, label, settings.stored_bytes, tiles), settings.init, draws)
@@ -124,7 +124,7 @@ _CUT: dict[str, Callable[..., Storage]] = {
     "coefficients-by-index": partial(coefficients, contained=False),
     "canvas": canvas,
 }
-"""Those of other codes than pixels, whose images may be cut."""
+"""Storages of codes other than pixels; their images can be cut into tiles."""
 
 PARAMETERIZATIONS: dict[str, Storage] = {
     "raw": raw(),
@@ -132,18 +132,18 @@ PARAMETERIZATIONS: dict[str, Storage] = {
     "upsample-3": tiled(3),
     **{name: make() for name, make in _CUT.items()},
 }
-"""By the name that ``--parameterization`` takes."""
+"""Storages by the name that ``--parameterization`` takes."""
 
 
-def _cut(make: Callable[..., Storage], tiles: int) -> Storage:
+def _with_tiles(make: Callable[..., Storage], tiles: int) -> Storage:
     return make(tiles=tiles)
 
 
 FAMILIES: dict[str, StorageFamily] = {
     "upsample": StorageFamily(tiled, "images of N x N tiles, for any N"),
     **{
-        f"{name}-upsample": StorageFamily(partial(_cut, make), f"as {name}, of images of N x N tiles")
+        f"{name}-upsample": StorageFamily(partial(_with_tiles, make), f"as {name}, of images of N x N tiles")
         for name, make in _CUT.items()
     },
 }
-"""Those whose images are cut into tiles, by what stands before the number of tiles per side in their name."""
+"""Storages of tiled images, by their name without the number of tiles per side."""

@@ -1,4 +1,4 @@
-"""Images and labels in one file, by name: safetensors, torch's and NumPy's files, from which no code is run."""
+"""Images and labels in one file, by name: safetensors, torch's and NumPy's files, read without running their code."""
 
 import pickletools
 import re
@@ -17,24 +17,24 @@ from mmdistill.files.saved import SAFETENSORS, TORCH, read_saved
 from mmdistill.store import opened_tensors
 
 NAMES = ("images", "labels", "test_images", "test_labels")
-"""What such a file holds; the test part may be missing. Splits may have other names, see :class:`Place`."""
+"""Names in such a file; the test ones are optional. Splits may have other names, see :class:`Place`."""
 IMAGES = ("images", "image", "imgs", "img", "pixel_values", "x", "data")
 LABELS = ("labels", "label", "fine_label", "y", "targets", "target", "class")
-"""What images and labels are called in a split or beside its name."""
+"""Names of images and of labels, within a split or joined to its name."""
 SUFFIXES = (SAFETENSORS, *TORCH, ".npz")
-"""How the names of such files end."""
+"""Endings of such files."""
 SAVED = "torch.save({'images': images, 'labels': labels}, path)"
-"""How such a file is written."""
+"""How to write such a file."""
 LOOKED_AT = 10_000
-"""Operations of a pickle among which names are looked for."""
+"""Operations of a pickle that are searched for names."""
 
 
 class Place(NamedTuple):
-    """Where a tensor belongs by its name: ``images``, ``train_labels``, ``x_test`` or ``Test.Y``.
+    """A tensor's split and role, by its name: ``images``, ``train_labels``, ``x_test`` or ``Test.Y``.
 
     Args:
-        split: as it is spelled, in small letters; of ``images`` and ``labels`` alone ``train``.
-        images: whether it holds images, or else labels.
+        split: as spelled, in lower case; ``train`` for plain ``images`` and ``labels``.
+        images: whether it holds images; else it holds labels.
     """
 
     split: str
@@ -42,11 +42,11 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "Place | None":
-        """Return a name's place; None where it has none."""
-        low = name.lower()
-        if low in NAMES[:2]:
-            return cls("train", low == NAMES[0])
-        words = re.split(r"[_./-]", low)
+        """Return a name's place; None if it does not tell split and role."""
+        lower = name.lower()
+        if lower in NAMES[:2]:
+            return cls("train", lower == NAMES[0])
+        words = re.split(r"[_./-]", lower)
         for split, role in (words, words[::-1]) if len(words) == 2 else ():
             if known_split(split) and role in (*IMAGES, *LABELS):
                 return cls(split, role in IMAGES)
@@ -54,70 +54,72 @@ class Place(NamedTuple):
 
 
 def by_split(source: Mapping[Any, Any], holder: str) -> dict[str, Any]:
-    """Return the pairs of images and labels of a mapping by the name of their split.
+    """Return a mapping's pairs of images and labels by split.
 
     Args:
-        source: tensors by names that have a place; or splits by name, each a mapping of ``images`` and ``labels`` (or
-            what else these are called), or whatever else it is. A mapping of neither stays as it is.
-        holder: what the mapping is, with its verb, for messages.
+        source: tensors by names with a :class:`Place`; or splits by name. A split that is a mapping of images and
+            labels (by any of their names) becomes a pair; other values are returned as they are.
+        holder: the mapping and its verb, for messages, such as "the data hold".
     Raises:
         DataError: images without labels, labels without images, or two of one kind in a split.
     """
     places = {name: place for name in source if isinstance(name, str) and (place := Place.of(name))}
     if not places:
         return {
-            name: _pair(part, f"{holder} {name!r}, which has") if known_split(name) else part
-            for name, part in source.items()
+            name: _as_pair(split, f"{holder} {name!r}, which has") if known_split(name) else split
+            for name, split in source.items()
         }
-    found: dict[str, dict[bool, str]] = {}
-    spelled: dict[str | None, str] = {}
+    names_by_split: dict[str, dict[bool, str]] = {}  # by split, the name of its images (True) and labels (False)
+    spelling: dict[str | None, str] = {}
     for name, place in places.items():
-        split = spelled.setdefault(known_split(place.split), place.split)
-        other = found.setdefault(split, {}).setdefault(place.images, name)
+        split = spelling.setdefault(known_split(place.split), place.split)
+        other = names_by_split.setdefault(split, {}).setdefault(place.images, name)
         if other != name:
             kind = "images" if place.images else "labels"
             raise DataError(f"{holder} {other} and {name}, both {kind} of {split}; keep one")
-    for split, names in found.items():
+    for split, names in names_by_split.items():
         if len(names) == 1:
             (alone,) = names.values()
             raise DataError(f"{holder} {alone} alone; {split} images need their labels, and labels their images")
-    return {split: (source[names[True]], source[names[False]]) for split, names in found.items()}
+    return {split: (source[names[True]], source[names[False]]) for split, names in names_by_split.items()}
 
 
-def _pair(part: Any, holder: str) -> Any:
-    """Return the images and labels of a split that names them; any other part as it is."""
-    if not isinstance(part, Mapping):
-        return part
-    names = [[name for name in part if isinstance(name, str) and name.lower() in known] for known in (IMAGES, LABELS)]
-    if [len(own) for own in names] != [1, 1]:
+def _as_pair(split: Any, holder: str) -> Any:
+    """Return the images and labels of a split that is a mapping; any other split as it is."""
+    if not isinstance(split, Mapping):
+        return split
+    images, labels = (
+        [name for name in split if isinstance(name, str) and name.lower() in known] for known in (IMAGES, LABELS)
+    )
+    if len(images) != 1 or len(labels) != 1:
         raise DataError(
-            f"{holder} {', '.join(map(str, part)) or 'nothing'}; a split has one of {', '.join(IMAGES)} and one of "
+            f"{holder} {', '.join(map(str, split)) or 'nothing'}; a split has one of {', '.join(IMAGES)} and one of "
             f"{', '.join(LABELS)}"
         )
-    return part[names[0][0]], part[names[1][0]]
+    return split[images[0]], split[labels[0]]
 
 
 def holds_images(path: Path) -> bool:
-    """Return whether a file holds images and labels by their names, of which no tensor is read.
+    """Return whether a file names images and labels; no tensor is read.
 
-    Of a file of torch's that holds a dict in another, the names in both are known, and not which are where.
+    For nested dicts in a torch file, the names of all levels are known, but not which level has which.
     """
-    names = _names(path) if path.is_file() else set()
-    if _trains(names):
+    names = _read_names(path) if path.is_file() else set()
+    if _have_training_pair(names):
         return True
-    inner = any(known_split(name) == "train" for name in names) and "edge_index" not in names
-    low = {name.lower() for name in names}
-    return inner and path.suffix.lower() in TORCH and not low.isdisjoint(IMAGES) and not low.isdisjoint(LABELS)
+    nested = any(known_split(name) == "train" for name in names) and "edge_index" not in names
+    lower = {name.lower() for name in names}
+    return nested and path.suffix.lower() in TORCH and not lower.isdisjoint(IMAGES) and not lower.isdisjoint(LABELS)
 
 
-def _trains(names: Iterable[str]) -> bool:
-    """Return whether some names are those of training images and their labels."""
+def _have_training_pair(names: Iterable[str]) -> bool:
+    """Return whether names include those of training images and their labels."""
     places = [place for place in map(Place.of, names) if place and known_split(place.split) == "train"]
     return {place.images for place in places} == {True, False}
 
 
-def _names(path: Path) -> set[str]:
-    """Return the names in a file; those of one that is none, or damaged, are empty."""
+def _read_names(path: Path) -> set[str]:
+    """Return the names in a file; empty if it is of another kind or damaged."""
     suffix = path.suffix.lower()
     try:
         if suffix == SAFETENSORS:
@@ -125,36 +127,37 @@ def _names(path: Path) -> set[str]:
                 return set(handle.keys())
         if suffix in SUFFIXES:
             with zipfile.ZipFile(path) as archive:
-                held = archive.namelist()
+                members = archive.namelist()
                 if suffix == ".npz":
-                    return {name.removesuffix(".npy") for name in held}
-                with archive.open(next(name for name in held if name.endswith("data.pkl"))) as handle:
+                    return {name.removesuffix(".npy") for name in members}
+                with archive.open(next(name for name in members if name.endswith("data.pkl"))) as handle:
                     codes = [(code.name, value) for code, value, _ in islice(pickletools.genops(handle), LOOKED_AT)]
-                mapping = codes[1][0] == "EMPTY_DICT"  # after its protocol; an object begins with its class
-                return {str(value) for name, value in codes if name.endswith("UNICODE")} if mapping else set()
+                is_dict = codes[1][0] == "EMPTY_DICT"  # the first code is the protocol; an object starts with its class
+                return {str(value) for name, value in codes if name.endswith("UNICODE")} if is_dict else set()
     except (SafetensorError, OSError, ValueError, LookupError, StopIteration, EOFError, RuntimeError):
-        return set()  # NotImplementedError of an unknown zip version is a RuntimeError
+        return set()  # an unknown zip version raises NotImplementedError, a RuntimeError
     except (zipfile.BadZipFile, zlib.error):
         return set()
     return set()
 
 
 def read_images(path: Path) -> dict[str, Any]:
-    """Read what a file holds as images and labels, of splits where it has any; tensors of a safetensors file map it.
+    """Read a file's images and labels, or its splits of them; safetensors files are mapped, not read into memory.
 
     Returns:
-        What :func:`by_split` reads.
+        A mapping for :func:`by_split`.
     Raises:
-        DataError: the file is damaged, or has no such names.
+        DataError: the file is damaged, or names no images and labels.
     """
-    only = {name for name in _names(path) if Place.of(name)}
-    found = read_saved(path, only=only, mapped=True, instead=f"tensors alone: {SAVED}")
-    if not isinstance(found, Mapping):
-        raise DataError(f"{path} holds a {type(found).__name__}; of images save a dict: {SAVED}")
-    held = {str(name): value for name, value in found.items()}
-    if not _trains(held) and not any(known_split(name) == "train" for name in held):
+    only = {name for name in _read_names(path) if Place.of(name)}
+    saved = read_saved(path, only=only, mapped=True, instead=f"tensors alone: {SAVED}")
+    if not isinstance(saved, Mapping):
+        raise DataError(f"{path} holds a {type(saved).__name__}; of images save a dict: {SAVED}")
+    values = {str(name): value for name, value in saved.items()}
+    if not _have_training_pair(values) and not any(known_split(name) == "train" for name in values):
+        names = ", ".join(sorted(values.keys() or _read_names(path))) or "none"
         raise DataError(
             f"{path} should hold tensors named {NAMES[0]} and {NAMES[1]} (and {NAMES[2]} and {NAMES[3]}, to test on), "
-            f"or splits named train and test of such, got {', '.join(sorted(held.keys() or _names(path))) or 'none'}"
+            f"or splits named train and test of such, got {names}"
         )
-    return held
+    return values

@@ -1,4 +1,4 @@
-"""A distilled set's own account of its units, for use without the task: raw images normalised, and its pixels."""
+"""A distilled set's units, used without the task: normalise raw images, and turn its images back into pixels."""
 
 from functools import partial
 from numbers import Real
@@ -18,26 +18,26 @@ from mmdistill.image.whitening import Whitening
 from mmdistill.task import TaskInfo, one_tensor
 
 _whitenings: WeakKeyDictionary[DistilledSet, Whitening] = WeakKeyDictionary()
-"""Of the sets that were asked for, since each keeps its matrix on the devices that it was used on."""
+"""Whitenings by set; each caches its matrix on the devices on which it was used."""
 
 
 @isolated
 def normalised(images: Any, found: DistilledSet) -> Tensor:
-    """Return raw images, test images say, as networks that train on a set of images expect them.
+    """Return raw images, such as test images, in the units of a set, for networks that train on it.
 
-    The same numbers as the task's own normalisation, whitening included.
+    The numbers are those of the task's own normalisation, whitening included.
 
     Args:
-        images: as the data came, on the scale of the training images: a tensor or an array.
+        images: a tensor or an array on the scale of the raw training images.
         found: the set.
 
     Shapes:
-        images ``(..., channels, height, width)``, or ``(n, height, width)`` of one channel; returns them with their
-        channel, float32.
+        images ``(..., channels, height, width)``, or ``(n, height, width)`` with one channel; returns them with a
+        channel axis, float32.
     Raises:
-        UnsupportedError: a set of other data than images.
-        ShapeError: images of another shape than the set's.
-        DataError: pixels on another scale than the set's.
+        UnsupportedError: the set is not of images.
+        ShapeError: the images' shape is not the set's.
+        DataError: the pixels' scale is not the set's.
     """
     units, whitening, mean, std = _units(found)
     raw = recordable(_tensor(images).detach())
@@ -58,16 +58,16 @@ def normalised(images: Any, found: DistilledSet) -> Tensor:
 
 @isolated
 def to_pixels(found: DistilledSet) -> Tensor:
-    """Return a set's images as pixels on the scale of the data that it was distilled from, clamped to their range.
+    """Return a set's images as pixels on the scale of the original data, clamped to their range.
 
-    Data of bytes give bytes. The range of whitened floats is not known to a set, and taken to be 0 to 1.
+    Byte data give bytes. A set does not know the range of whitened floats; 0 to 1 is assumed.
 
     Shapes:
-        returns ``(n, channels, height, width)``, uint8 or float32; :func:`normalised` turns them back, but for what
-        rounding and clamping lose.
+        returns ``(n, channels, height, width)``, uint8 or float32; :func:`normalised` inverts this up to rounding and
+        clamping.
     Raises:
-        UnsupportedError: a set of other data than images; images whitened by ``kip``, each of which has lost its
-            brightness and contrast.
+        UnsupportedError: the set is not of images, or whitened by ``kip``, which removes each image's brightness and
+            contrast.
     """
     units, whitening, mean, std = _units(found)
     if whitening is not None and whitening.kind == "kip":
@@ -87,48 +87,49 @@ def to_pixels(found: DistilledSet) -> Tensor:
 
 
 def _tensor(images: Any) -> Tensor:
-    """Return a tensor as it is, and other images as one.
+    """Return images as a tensor.
 
     Raises:
-        DataError: what is no array of numbers, or of other ones than pixels.
+        DataError: not an array of numbers, or not of bytes or floats.
     """
     try:
-        found = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images), device="cpu")
+        tensor = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"images are a tensor or an array, got {type(images).__name__}") from error
-    if found.dtype != torch.uint8 and not found.is_floating_point():
-        raise DataError(f"pixels are bytes (uint8) or floats, got {found.dtype}")
-    return found
+    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+        raise DataError(f"pixels are bytes (uint8) or floats, got {tensor.dtype}")
+    return tensor
 
 
 def _units(found: DistilledSet) -> tuple[dict[str, Any], Whitening | None, tuple[float, ...], tuple[float, ...]]:
-    """Return a set's preprocessing, its whitening, and the moments of the channels that are standardised.
+    """Return a set's preprocessing, its whitening, and the moments that standardise channels (empty: none do).
 
     Raises:
-        UnsupportedError: a set of other data than images.
-        CheckpointError: a damaged one.
+        UnsupportedError: the set is not of images.
+        CheckpointError: the set is damaged.
     """
     if found.info.domain != "image":
         raise UnsupportedError(f"this set is of {found.info.domain} data, which have no pixels")
     units = stored_units(found.info)
-    made = units.get("whitening")
-    moments = units if made is None else made
+    description = units.get("whitening")
+    moments = units if description is None else description
     mean, std = (tuple(moments.get(name, ())) for name in ("mean", "std"))
-    if made is None:
+    if description is None:
         return units, None, mean, std
     if found not in _whitenings:
         tensors = found.info.tensors
-        nothing = torch.empty(0)  # pixels are solved for, so that nobody waits for the inverse without asking for them
-        own = Whitening(made["kind"], tensors["whitening.mean"], tensors["whitening.matrix"], nothing)
-        _whitenings[found] = own
+        no_inverse = torch.empty(0)  # `to_pixels` solves instead, so `normalised` need not wait for an inverse
+        _whitenings[found] = Whitening(
+            description["kind"], tensors["whitening.mean"], tensors["whitening.matrix"], no_inverse
+        )
     return units, _whitenings[found], mean, std
 
 
 def stored_units(info: TaskInfo) -> dict[str, Any]:
-    """Return a set's preprocessing.
+    """Return a set's preprocessing once its values are valid.
 
     Raises:
-        CheckpointError: one of its values is of another kind, as in a file that was edited.
+        CheckpointError: a value has the wrong type or length, as in an edited file.
     """
     stored_value(info, "scale", is_number, "number")
     channels = stored_value(info, "shape", partial(are_numbers, kind=Real, count=3), "list of 3 numbers")[0]
@@ -139,7 +140,7 @@ def stored_units(info: TaskInfo) -> dict[str, Any]:
 
 
 def _require_scale(images: Tensor, units: dict[str, Any], found: DistilledSet) -> None:
-    """Refuse pixels that are clearly on another scale than those of a set's data, such as bytes as floats up to 1."""
+    """Refuse pixels that are clearly not on the scale of a set's data, such as bytes as floats up to 1."""
     if not images.numel():
         return
     scale, limits = units["scale"], units.get("range", (0.0, 1.0))

@@ -1,7 +1,7 @@
-"""ZCA whitening in the three forms of the field, which differ and are not interchangeable.
+"""ZCA whitening in the field's three forms, which are not interchangeable.
 
 ======= ================================ ======================== ======================================
-kind    before it                        centred by               added to the covariance's eigenvalues
+kind    input                            centred by               added to the covariance's eigenvalues
 ======= ================================ ======================== ======================================
 mtt     pixels in [0, 1]                 the mean image           0.1
 frepo   channels standardised            the mean image           0.1 times their mean
@@ -9,7 +9,7 @@ kip     channels standardised            each image's own mean,   0.1 times thei
                                          then divided by its norm
 ======= ================================ ======================== ======================================
 
-The matrix is fitted to the training images once and kept in the user's cache folder. It travels with a distilled set.
+The matrix is fitted to the training images once and cached. It travels with a distilled set.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ Kind = Literal["mtt", "frepo", "kip"]
 KINDS: tuple[Kind, ...] = ("mtt", "frepo", "kip")
 RIDGE = 0.1
 LARGEST = 12_288
-"""Values of an image up to which its covariance is worth holding: 3 x 64 x 64, as of Tiny-ImageNet."""
+"""The most values of an image that is whitened: 3 x 64 x 64, as in Tiny-ImageNet; larger covariances take too much."""
 CHUNK = 2000
-"""Images per step of the covariance."""
+"""Images per chunk when the covariance is summed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +46,10 @@ class Whitening:
     Args:
         kind: see the module's description.
         mean: subtracted first, ``(d,)``.
-        matrix: applied then, ``(d, d)``, symmetric.
-        inverse: its inverse.
-        offset: mean over images of each one's own mean, for ``kip``, to which pictures go back.
-        norm: mean over images of each one's own norm, likewise.
+        matrix: multiplied then, ``(d, d)``, symmetric.
+        inverse: the matrix's inverse.
+        offset: for ``kip``, the training images' average mean, which :meth:`invert` gives to every picture.
+        norm: for ``kip``, the training images' average norm, likewise.
     """
 
     kind: Kind
@@ -58,44 +58,45 @@ class Whitening:
     inverse: Tensor
     offset: float = 0.0
     norm: float = 1.0
-    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+    _by_device: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
-        """Return in one line which whitening this is, and of how many numbers."""
+        """Return the kind and the number of values in one line."""
         return f"Whitening({self.kind}, of {len(self.mean):,} numbers)"
 
     @property
     def standardises(self) -> bool:
-        """Whether channels are standardised before."""
+        """Whether the input is images with standardised channels."""
         return self.kind != "mtt"
 
     def apply(self, images: Tensor) -> Tensor:
-        """Whiten images ``(..., channels, height, width)`` in the units that the kind starts from."""
+        """Whiten images ``(..., channels, height, width)`` in the kind's input units."""
         flat = images.flatten(-3)
         if self.kind == "kip":
             flat, _, _ = unit_images(flat)
         mean, matrix = self._on(flat.device)
-        with matrix_products("float32", flat.device):  # whether in a step or before it, which free memory decides
+        # Free memory decides whether images are whitened ahead or in a step, so both use the same precision.
+        with matrix_products("float32", flat.device):
             return ((flat - mean) @ matrix).view_as(images)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return mean and matrix on a device; kept, since a copy waits for it."""
-        if device not in self._placed:
-            self._placed[device] = self.mean.to(device), self.matrix.to(device)
-        return self._placed[device]
+        """Return mean and matrix on a device; cached, since a copy waits for the device."""
+        if device not in self._by_device:
+            self._by_device[device] = self.mean.to(device), self.matrix.to(device)
+        return self._by_device[device]
 
     def invert(self, images: Tensor) -> Tensor:
-        """Return whitened images in those units; of ``kip``, with the training images' mean brightness and contrast."""
+        """Return whitened images in the input units; for ``kip``, with the training images' average mean and norm."""
         flat = images.flatten(-3) @ self.inverse.to(images) + self.mean.to(images)
         return (flat * self.norm + self.offset).view_as(images)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what must travel with a whitened set."""
+        """Return the tensors that a whitened set carries."""
         return {"whitening.mean": self.mean, "whitening.matrix": self.matrix}
 
 
 def unit_images(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return flattened images centred and divided by their norm, and both numbers of each, ``(..., 1)``."""
+    """Return flattened images centred and divided by their norm, then their means and norms, ``(..., 1)``."""
     offset = flat.mean(-1, keepdim=True)
     centred = flat - offset
     norm = centred.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
@@ -108,13 +109,13 @@ def whitening_matrix(covariance: Tensor, ridge: float, samples: int | None = Non
     Args:
         covariance: ``(d, d)``.
         ridge: added to the eigenvalues.
-        samples: where fewer than d, only the directions in which these vary are scaled, and the rest stay as they are.
+        samples: the number of images; if below d, directions without variance are left unscaled.
     """
     values, vectors = torch.linalg.eigh(covariance)
     roots = (values.clamp_min(0) + ridge).sqrt()
     if samples is not None and samples < len(roots):
-        # Fewer than there are samples, where a mean was taken off or pixels are constant; which vectors eigh gives of
-        # directions without variance is rounding's choice, so these are treated alike.
+        # Rounding decides which eigenvectors eigh returns in the null space, so all its directions are treated alike.
+        # The rank may be below the number of samples: a mean was subtracted, or pixels are constant.
         roots[values <= len(roots) * torch.finfo(values.dtype).eps * values[-1]] = 1.0
     return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
 
@@ -123,24 +124,24 @@ def fit_whitening(data: ImageData, kind: Kind) -> Whitening:
     """Fit a whitening to the training images, in float64.
 
     Raises:
-        DataError: images that are all alike.
+        DataError: all images are alike.
     """
     count, size = len(data.train_images), data.train_images[0].numel()
     total = torch.zeros(size, dtype=torch.float64)
-    second = torch.zeros(size, size, dtype=torch.float64)
+    second_moment = torch.zeros(size, size, dtype=torch.float64)
     offsets, norms = 0.0, 0.0
-    for part in torch.split(data.train_images, CHUNK):
-        flat = (data.scaled(part) if kind == "mtt" else data.standardised(part)).cpu().flatten(1).double()
+    for chunk in torch.split(data.train_images, CHUNK):
+        flat = (data.scaled(chunk) if kind == "mtt" else data.standardised(chunk)).cpu().flatten(1).double()
         if kind == "kip":
             flat, offset, norm = unit_images(flat)
             offsets, norms = offsets + float(offset.sum()), norms + float(norm.sum())
         total += flat.sum(0)
-        second += flat.T @ flat
+        second_moment += flat.T @ flat
     if kind == "kip":
-        mean, covariance = torch.zeros_like(total), second.div_(count)
+        mean, covariance = torch.zeros_like(total), second_moment.div_(count)
     else:
         mean = total / count
-        covariance = second.addr_(mean, mean, alpha=-count).div_(count - 1 if kind == "mtt" else count)
+        covariance = second_moment.addr_(mean, mean, alpha=-count).div_(count - 1 if kind == "mtt" else count)
     if not covariance.trace() > 0:
         raise DataError(f"the training images of {data.name} are all alike, so nothing can be whitened; leave it out")
     ridge = RIDGE if kind == "mtt" else RIDGE * float(covariance.trace()) / size
@@ -150,7 +151,7 @@ def fit_whitening(data: ImageData, kind: Kind) -> Whitening:
 
 
 def whitened(data: ImageData, kind: str) -> ImageData:
-    """Return the data with a whitening, fitted to their training images or taken from the cache folder.
+    """Return the data with a whitening, loaded from the cache or fitted to the training images.
 
     Args:
         data: not yet whitened.
@@ -158,10 +159,10 @@ def whitened(data: ImageData, kind: str) -> ImageData:
 
     Raises:
         ConfigError: an unknown kind, or data that are whitened already.
-        DataError: images that are all alike.
-        UnsupportedError: images too large for a matrix over all their values.
+        DataError: all images are alike.
+        UnsupportedError: images with too many values for a matrix over all of them.
     """
-    found = cast(Kind, known_name("whitening", kind, KINDS))
+    known_kind = cast(Kind, known_name("whitening", kind, KINDS))
     if data.whitening is not None:
         raise ConfigError(f"{data.name} is whitened already ({data.whitening.kind})")
     size = data.train_images[0].numel()
@@ -171,16 +172,16 @@ def whitened(data: ImageData, kind: str) -> ImageData:
             f"most {LARGEST:,} values, or leave --whiten out"
         )
     units = hashlib.blake2b(repr((data.scale, data.mean, data.std)).encode(), digest_size=4).hexdigest()
-    path = cache_folder() / "whitening" / f"{data.fingerprint}-{units}-{found}.safetensors"
-    kept = _kept(path, found)
-    if kept is None:
-        kept = fit_whitening(data, found)
-        _keep(path, kept)
-    return replace(data, whitening=kept)
+    path = cache_folder() / "whitening" / f"{data.fingerprint}-{units}-{known_kind}.safetensors"
+    whitening = _load(path, known_kind)
+    if whitening is None:
+        whitening = fit_whitening(data, known_kind)
+        _save(path, whitening)
+    return replace(data, whitening=whitening)
 
 
-def _kept(path: Path, kind: Kind) -> Whitening | None:
-    """Return the whitening that a file of the cache folder keeps; None of one that is missing or damaged."""
+def _load(path: Path, kind: Kind) -> Whitening | None:
+    """Return a cached whitening; None if its file is missing or damaged."""
     try:
         tensors, _ = read_tensors(path)
         return Whitening(kind, tensors["mean"], tensors["matrix"], tensors["inverse"], *tensors["scalars"].tolist())
@@ -188,11 +189,12 @@ def _kept(path: Path, kind: Kind) -> Whitening | None:
         return None
 
 
-def _keep(path: Path, made: Whitening) -> None:
-    """Keep a whitening in a file of the cache folder; where that cannot be written, a warning says so."""
-    scalars = torch.tensor([made.offset, made.norm], dtype=torch.float64)
+def _save(path: Path, whitening: Whitening) -> None:
+    """Cache a whitening; warn if its file cannot be written."""
+    scalars = torch.tensor([whitening.offset, whitening.norm], dtype=torch.float64)
+    tensors = {"mean": whitening.mean, "matrix": whitening.matrix, "inverse": whitening.inverse, "scalars": scalars}
     remove_stale_parts(path.parent)
     try:
-        write_tensors(path, {"mean": made.mean, "matrix": made.matrix, "inverse": made.inverse, "scalars": scalars})
+        write_tensors(path, tensors)
     except OSError as error:
         logger.warning("the whitening could not be cached at %s (%s); it will be fitted again", path, error)

@@ -582,7 +582,7 @@ def test_a_large_folder_without_test_images_is_refused_before_it_is_decoded(
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
     write_images(tmp_path / "pets", n=6)
     monkeypatch.setattr(files, "IN_MEMORY", 100)
-    monkeypatch.setattr(files, "_fitted", lambda path, shape: pytest.fail("decoded"))
+    monkeypatch.setattr(files, "_decode_to_shape", lambda path, shape: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"pets holds 12 images, 2,304 bytes, .* in memory \(up to 100 bytes\); move"):
         load(tmp_path / "pets", size=8)
     assert not list(tmp_path.rglob("*.bin"))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmdistill import distill, export, image_task
-from mmdistill.image.draw import MOST_PIXELS, draw, fitting, picture_grid
+from mmdistill.image.draw import MOST_PIXELS, draw, largest_grid, picture_grid
 from mmdistill.reporting.report import write_report
 
 
@@ -55,7 +55,7 @@ def test_pictures_of_many_images_show_some_of_each_class(
     classes: int, most: int, side: int, expected: tuple[int, int]
 ) -> None:
     names = tuple(f"n{index:08d}" for index in range(classes))
-    each, count = fitting(names, most, side, side)
+    each, count = largest_grid(names, most, side, side)
     assert (each, count) == expected
     if count * each < classes * most:
         size = picture_grid([torch.zeros(each, 1, side, side, dtype=torch.uint8)] * count, names[:count]).size

@@ -16,7 +16,7 @@ from mmdistill.errors import DataError
 from mmdistill.image import files
 from mmdistill.image.datasets import load
 from mmdistill.image.pictures import decode, pixels_of, resized
-from mmdistill.image.samples import labelled
+from mmdistill.image.samples import read_labelled
 
 HEIGHT, WIDTH = 8, 12
 
@@ -138,7 +138,7 @@ def test_pictures_of_several_modes_come_as_from_a_folder(tmp_path: Path, modes: 
         place.mkdir(exist_ok=True)
         image.save(place / f"{number}.png")
     images_of_folder, *_ = files.read_image_folder(tmp_path, None)
-    gathered, labels, *_ = labelled(Samples(images), "the data")
+    gathered, labels, *_ = read_labelled(Samples(images), "the data")
     assert torch.equal(gathered[labels.argsort(stable=True)], images_of_folder)
 
 

@@ -1,6 +1,6 @@
-"""The field's small image networks, for any image size that they can digest, by name.
+"""The field's small image networks by name, for all image sizes that they can take.
 
-A name is a network and options after hyphens, in any order: ``convnet-d4-w64-bn`` has four blocks of 64 channels with
+A name is a network, then options after hyphens, in any order: ``convnet-d4-w64-bn`` has four blocks of 64 channels with
 batch norm.
 
 =========================== ====================================================================
@@ -40,7 +40,7 @@ Builder = Callable[..., nn.Module]
 Option = str | int | bool
 
 TINY_WIDTH = 32
-"""Of a ConvNet on images under 16 pixels."""
+"""A ConvNet's default width on images under 16 pixels."""
 NORMS = {"nn": "none", "in": "instance", "bn": "batch", "ln": "layer", "gn": "group"}
 POOLINGS = {"avgpool": "avg", "maxpool": "max", "nopool": "none"}
 WORDS: dict[str, tuple[str, Option]] = {
@@ -51,10 +51,10 @@ WORDS: dict[str, tuple[str, Option]] = {
 }
 """Options by word: the builder's argument and its value."""
 NUMBERS = {"d": "depth", "w": "width"}
-
+"""Options with a number, by letter."""
 
 NetworkKind = Literal["shallow", "deep", "transformer"]
-"""By which networks may need learning rates of their own."""
+"""Kinds of networks that need learning rates of their own."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Family:
     """Networks that share a name.
 
     Args:
-        build: takes the image shape, the number of classes and the options.
+        build: builds a network from the image shape, the number of classes and the options.
         smallest: the smallest image side that it takes; one-channel images of 28 x 28 count as 32 x 32.
         options: the builder's arguments that a name may set.
-        kind: by which judges of it have rates of their own, see :func:`mmdistill.image.protocols.plan_for`.
-        by_size: whether default depth and width go by the images' size.
+        kind: selects the learning rate of judges, see :func:`mmdistill.image.protocols.plan_for`.
+        by_size: whether default depth and width depend on the images' size.
     """
 
     build: Builder
@@ -76,15 +76,15 @@ class Family:
     by_size: bool = False
 
     def defaults(self, shape: ImageShape | None = None) -> dict[str, Option]:
-        """Return what holds where a name says nothing, for images of a shape; None: what holds for all images."""
+        """Return default options for images of a shape; None: only those that do not depend on it."""
         arguments = signature(self.build).parameters
-        found: dict[str, Option] = {key: arguments[key].default for key in self.options}
+        defaults: dict[str, Option] = {key: arguments[key].default for key in self.options}
         if not self.by_size:
-            return found
+            return defaults
         if shape is None:
-            return {key: value for key, value in found.items() if key not in ("depth", "width")}
+            return {key: value for key, value in defaults.items() if key not in ("depth", "width")}
         tiny: dict[str, Option] = {"width": TINY_WIDTH} if min(shape[1:]) < 16 else {}
-        return {**found, "depth": convnet_depth(*shape[1:]), **tiny}
+        return {**defaults, "depth": convnet_depth(*shape[1:]), **tiny}
 
 
 CONVNET_OPTIONS = ("depth", "width", "norm", "activation", "pooling", "doubling")
@@ -117,11 +117,11 @@ JUDGES = (
     "resnet18-bn",
     "vit",
 )
-"""Who judges across architectures: those of the survey's Table 3 and the field's usual others."""
+"""Networks that judge across architectures: those of the survey's Table 3 and others usual in the field."""
 
 
 def is_added(name: str) -> bool:
-    """Return whether a network's or judge's name is of a family that a user's code added, and may change."""
+    """Return whether a network's or judge's name is of a family that a user's code added, which may change."""
     return FAMILIES.added(re.split("[- ]", canonical(name), maxsplit=1)[0])
 
 
@@ -130,14 +130,14 @@ def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]
 
     Args:
         name: see the module's description.
-        what: what errors call it.
+        what: what the name is of, for error messages.
     Raises:
         ConfigError: an unknown network, or an option that it does not take or that is given twice.
     """
     family, *words = canonical(name).split("-")
     if family not in FAMILIES:
         raise unknown_name(what, name, FAMILIES, scripts="a network")
-    known, options = FAMILIES[family], dict[str, Option]()
+    network, options = FAMILIES[family], dict[str, Option]()
     for word in words:
         number = re.fullmatch(r"([dw])(\d+)", word)
         if number is None and word not in WORDS:
@@ -147,7 +147,7 @@ def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]
         key, value = (NUMBERS[number[1]], int(number[2])) if number is not None else WORDS[word]
         if number is not None:
             require_sizes(**{f"the {key} of {name!r}": int(number[2])})
-        if key not in known.options:
+        if key not in network.options:
             raise ConfigError(f"{family} takes no {key}, so {word!r} in {name!r} means nothing to it")
         if key in options:
             raise ConfigError(f"the model {name!r} sets its {key} twice")
@@ -156,13 +156,13 @@ def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]
 
 
 def model_name(name: str, what: str = "model", shape: ImageShape | None = None) -> str:
-    """Return a name in its one spelling: options in a fixed order, without those that are the default.
+    """Return a name in its one spelling: options in a fixed order, without defaults.
 
     Args:
         name: see the module's description.
-        what: what errors call it.
-        shape: channels, height, width of an image, by which ConvNets have their default depth and width; without it
-            these stay.
+        what: what the name is of, for error messages.
+        shape: channels, height, width of an image, on which a ConvNet's default depth and width depend; None: keep
+            depth and width.
     Raises:
         ConfigError: see :func:`parse_model`.
     """
@@ -172,7 +172,7 @@ def model_name(name: str, what: str = "model", shape: ImageShape | None = None) 
 
 
 def spelling(family: str, options: Mapping[str, Option]) -> str:
-    """Return the name of a family with options, all of them, in a fixed order."""
+    """Return the name of a family with all given options, in a fixed order."""
     words = [f"{letter}{options[key]}" for letter, key in NUMBERS.items() if key in options]
     words += [word for word, (key, value) in WORDS.items() if key in options and options[key] == value]
     return "-".join([family, *words])
@@ -185,44 +185,44 @@ def model_factory(name: str, shape: ImageShape, num_classes: int, width: int | N
         name: see the module's description.
         shape: channels, height, width of an image.
         num_classes: C.
-        width: None is the name's or the network's own; for a ConvNet on images under 16 pixels 32 instead of 128,
-            with which the 8 x 8 digits distil in seconds.
+        width: None is the name's or the network's own; a ConvNet's default is 128, or 32 on images under 16 pixels,
+            so that the 8 x 8 digits distil in seconds.
 
     Raises:
         ConfigError: an unknown name, or a width given twice.
         UnsupportedError: images too small for the network.
     """
     family, options = parse_model(name)
-    refused = refusal(name, shape)
-    if refused:
-        raise UnsupportedError(refused)
+    reason = refusal(name, shape)
+    if reason:
+        raise UnsupportedError(reason)
     if width is not None and "width" in options:
         raise ConfigError(f"the width is given twice, as {width} and in {name!r}")
     if width is not None:
         options["width"] = width
-    known = FAMILIES[family]
-    return partial(known.build, shape, num_classes, **{**known.defaults(shape), **options})
+    network = FAMILIES[family]
+    return partial(network.build, shape, num_classes, **{**network.defaults(shape), **options})
 
 
 def refusal(name: str, shape: ImageShape) -> str:
-    """Return why a network does not take images of this shape; empty where it does."""
+    """Return why a network does not take images of this shape; empty if it does."""
     family, options = parse_model(name)
-    known = FAMILIES[family]
-    smallest = known.smallest
+    network = FAMILIES[family]
+    smallest = network.smallest
     side = min(shape[1:]) + (4 if shape[0] == 1 else 0)
     if side < smallest:
         return f"{family} needs images of at least {smallest} x {smallest} pixels, got {shape[1]} x {shape[2]}"
     patch = patch_size(min(shape[1:]))
     if family == "vit" and any(length % patch for length in shape[1:]):
         return f"vit cuts {shape[1]} x {shape[2]} images into patches of {patch} pixels, which must divide both sides"
-    options = {**known.defaults(shape), **options}
-    if known.build in (ConvNet, PreNormConvNet) and options.get("pooling") != "none":
+    options = {**network.defaults(shape), **options}
+    if network.build in (ConvNet, PreNormConvNet) and options.get("pooling") != "none":
         return vanishing(shape, int(options["depth"]))
     return ""
 
 
 def fitting_models(shape: ImageShape) -> tuple[str, ...]:
-    """Return who of :data:`JUDGES` takes images of this shape, the ConvNet first."""
+    """Return the networks of :data:`JUDGES` that take images of this shape, the ConvNet first."""
     return tuple(name for name in JUDGES if not refusal(name, shape))
 
 

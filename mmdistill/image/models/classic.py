@@ -1,4 +1,4 @@
-"""MLP, LeNet, AlexNet and VGG11 in the forms that the field gives them for small images."""
+"""MLP, LeNet, AlexNet and VGG11 in the field's variants for small images."""
 
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ class LeNet(nn.Module):
 
 
 def _block(channels: int, width: int, kernel: int, padding: int, norm: Norm, pool: bool) -> nn.Sequential:
-    """Return convolution, norm and ReLU, and max pooling where asked for."""
+    """Return convolution, norm and ReLU, then max pooling if ``pool``."""
     layers = [nn.Conv2d(channels, width, kernel, padding=padding), norm_layer(norm, width), nn.ReLU()]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 

@@ -1,4 +1,4 @@
-"""The ConvNet that nearly every paper of the field distils with."""
+"""The ConvNet of nearly every paper of the field."""
 
 from torch import Tensor, nn
 
@@ -16,21 +16,21 @@ from mmdistill.image.models.layers import (
 
 
 def convnet_depth(height: int, width: int) -> int:
-    """Return the blocks an image carries: the last leaves 4 x 4 (3 blocks at 28 and 32, 4 at 64), or 2 x 2 if tiny."""
+    """Return the default number of blocks: 3 at 28 and 32 pixels, 4 at 64; the last leaves 4 x 4, or 2 x 2 if tiny."""
     side = min(height, width)
     return max(2, (side + 4).bit_length() - 3)
 
 
 def vanishing(shape: ImageShape, depth: int) -> str:
-    """Return why images cannot be halved so many times, and which depth they carry; empty where they can."""
+    """Return why images cannot be halved ``depth`` times, and which depth fits; empty if they can."""
     padding = 2 if shape == (1, 28, 28) else 0
     if (min(shape[1:]) + 2 * padding) >> depth:
         return ""
     fits = (min(shape[1:]) + 2 * padding).bit_length() - 1
-    way = (
+    hint = (
         f"a depth of {fits} fits (the model convnet-d{fits})" if fits else "the models convnet-nopool and mlp take them"
     )
-    return f"images of {shape[1]} x {shape[2]} vanish in {depth} pooling{'' if depth == 1 else 's'}; {way}"
+    return f"images of {shape[1]} x {shape[2]} vanish in {depth} pooling{'' if depth == 1 else 's'}; {hint}"
 
 
 class Blocks(nn.Module):
@@ -54,19 +54,19 @@ class Blocks(nn.Module):
         self.depth = convnet_depth(height, breadth) if depth is None else depth
         if width < 1 or self.depth < 1:
             raise ConfigError(f"a ConvNet needs width and depth of at least 1, got {width} and {self.depth}")
-        self.first = 3 if shape == (1, 28, 28) else 1  # the padding, so that they continue as if 32 x 32
+        self.first = 3 if shape == (1, 28, 28) else 1  # the first padding; 3 makes 28 x 28 continue as 32 x 32
         self.sides = height + 2 * (self.first - 1), breadth + 2 * (self.first - 1)
         if pools and (reason := vanishing(shape, self.depth)):
             raise ShapeError(reason)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The submodules that give one feature tensor per block, the embedding last."""
+        """The submodules with one feature tensor per block; the embedding is the last one's input."""
         return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
 
     @property
     def last_block(self) -> str:
-        """The block that the embedding is made of."""
+        """The block whose output is the embedding."""
         return f"block{self.depth}"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class ConvNet(Blocks):
     Args:
         shape: channels, height, width of an image.
         num_classes: C.
-        width: channels of every block, or of the first one where they double.
+        width: channels of every block, or of the first one if they double.
         depth: the number of blocks; None is :func:`convnet_depth`: 3 at 28 and 32 pixels, 2 for the 8 x 8 digits.
         norm: ``instance``, ``batch``, ``layer``, ``group`` or ``none``.
         activation: ``relu``, ``leakyrelu``, ``sigmoid``, ``swish`` or ``softplus``.

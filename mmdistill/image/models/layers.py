@@ -1,4 +1,4 @@
-"""Parts that the small image networks share: norms, activations, pooling, and a batch norm without side effects."""
+"""Layers of the small image networks: norms, activations, pooling, and a batch norm without in-place updates."""
 
 from typing import Literal
 
@@ -16,11 +16,11 @@ ImageShape = tuple[int, int, int]
 """Channels, height, width."""
 
 GROUPS = 4
-"""Groups of a group norm, as the field has it."""
+"""Groups of a group norm, as usual in the field."""
 
 
 class SharpSoftplus(nn.Softplus):
-    """A softplus of beta 60: a ReLU whose kink is round, so that second derivatives see it (RCIG)."""
+    """A softplus of beta 60: a ReLU with a rounded kink, which has second derivatives (RCIG)."""
 
     def __init__(self) -> None:
         super().__init__(beta=60.0)
@@ -36,10 +36,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that replaces its running statistics instead of writing into them.
+    """Batch norm that replaces its running statistics instead of updating them in place.
 
-    So it can be differentiated and batched over networks (``torch.func.vmap``), which writing into buffers that come
-    from outside cannot. Training normalises by the batch, testing by the running statistics, as always.
+    Therefore it can be differentiated and batched over networks (``torch.func.vmap``), which forbid in-place updates of
+    buffers from outside. As usual, training normalises by the batch and testing by the running statistics.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -59,16 +59,16 @@ def compiles_for_cpu(x: Tensor) -> bool:
 
 
 class InstanceNorm(nn.GroupNorm):
-    r"""A group norm of one channel a group, in plain arithmetic where it is compiled for a CPU.
+    r"""A group norm of one channel per group, in plain arithmetic if it is compiled for a CPU.
 
-    Torch's own is transposed there and back in the backward pass, since convolutions compiled for a CPU are laid out
-    channel by channel. Here variances are differences of two moments about a pivot k, a constant to differentiation,
+    Compiled for a CPU, convolutions are laid out channels-last, and torch's own norm would transpose back and forth in
+    the backward pass. Here the variance is the difference of two moments about a pivot k, a constant to autograd,
 
     .. math:: \sigma^2 = \overline{(x - k)^2} - (\overline{x - k})^2
 
-    which is exact with all its derivatives for any k, and takes one pass over the gradient less than centring. The
-    pivot is the mean of the middle row, a share f of the pixels, so that (mean - k)^2 is at most (1 - f) / f variances
-    and the difference loses no more than that many roundings.
+    which is exact with all its derivatives for any k, and needs one pass over the gradient less than centring. The
+    pivot is the mean of the middle row, a share f of the pixels, so (mean - k)^2 is at most (1 - f) / f variances,
+    which bounds the rounding error of the difference.
     """
 
     def __init__(self, channels: int) -> None:
@@ -79,7 +79,8 @@ class InstanceNorm(nn.GroupNorm):
         if not compiles_for_cpu(input):
             return super().forward(input)
         dims = (-2, -1)
-        moved = input - input[:, :, input.shape[2] // 2, None].mean(-1, keepdim=True).detach()
+        pivot = input[:, :, input.shape[2] // 2, None].mean(-1, keepdim=True).detach()
+        moved = input - pivot
         mean = moved.mean(dims, keepdim=True)
         variance = (moved.square().mean(dims, keepdim=True) - mean.square()).clamp_min(0)
         scale = (variance + self.eps).rsqrt() * self.weight.view(-1, 1, 1)
@@ -87,17 +88,18 @@ class InstanceNorm(nn.GroupNorm):
 
 
 class Convolution(nn.Conv2d):
-    """A square convolution of stride 1; compiled for a CPU it takes one channel as a matrix product of patches.
+    """A square convolution of stride 1; for one channel, compiled for a CPU, it is a matrix product of patches.
 
-    The strides of one channel do not tell its order, so that torch would lay out all that follows as it was before.
+    The strides of a single channel do not show whether it is channels-last, so torch would not use that layout in the
+    layers that follow.
 
     Args:
         channels: of the input.
-        width: of the output.
+        width: channels of the output.
         size: of the window.
         padding: zeros around the input.
-        bias_cancels: an instance norm follows, which takes any bias away: compiled for a CPU it is left out, because
-            its gradient, zero but for rounding, takes as long as that of the weights.
+        bias_cancels: an instance norm follows, which removes any bias. Compiled for a CPU the bias is then left out:
+            its gradient, zero up to rounding, would take as long as that of the weights.
     """
 
     def __init__(self, channels: int, width: int, size: int, padding: int, bias_cancels: bool) -> None:
@@ -121,11 +123,11 @@ class Convolution(nn.Conv2d):
 
 
 class AveragePool2d(nn.Module):
-    """Average pooling of 2 x 2, written as what is fast on a CPU, by itself or compiled with its neighbours.
+    """Average pooling of 2 x 2 that is fast on a CPU, eager or compiled with its neighbours.
 
-    Torch's own loop takes up to eight times as long. Rows are unbound and added, not sliced, since a slice's gradient
-    is written into zeros, and added to the other's; columns are added by a product with a matrix of quarters, since
-    the gradient of unbound columns is woven together number by number. What compiles well is one mean.
+    Torch's own loop takes up to eight times as long. Eagerly, rows are unbound and added, since a slice's gradient is
+    written into zeros and added to the other's; columns are added by a product with a matrix of quarters, since the
+    gradient of unbound columns is interleaved value by value. A single mean compiles well.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class AveragePool2d(nn.Module):
 
 
 def norm_layer(norm: Norm, channels: int, sides: tuple[int, int] | None = None) -> nn.Module:
-    """Return a normalisation layer; ``instance`` is one affine group per channel, as the field has it.
+    """Return a normalisation layer; ``instance`` is an affine group norm with one channel per group.
 
     Args:
         norm: ``instance``, ``batch``, ``layer``, ``group`` or ``none``.
@@ -152,7 +154,7 @@ def norm_layer(norm: Norm, channels: int, sides: tuple[int, int] | None = None) 
         sides: height and width of its input, which a layer norm needs.
 
     Raises:
-        ConfigError: an unknown norm, or a layer norm in a network that has none.
+        ConfigError: an unknown norm, a layer norm without ``sides``, or channels that groups do not divide.
     """
     if norm == "instance":
         return InstanceNorm(channels)
@@ -172,10 +174,10 @@ def norm_layer(norm: Norm, channels: int, sides: tuple[int, int] | None = None) 
 
 
 def activation_layer(activation: Activation) -> nn.Module:
-    """Return an activation.
+    """Return an activation layer.
 
     Raises:
-        ConfigError: an unknown one.
+        ConfigError: an unknown activation.
     """
     if activation not in ACTIVATIONS:
         raise ConfigError(f"unknown activation {activation!r}: use {', '.join(ACTIVATIONS)}")
@@ -183,10 +185,10 @@ def activation_layer(activation: Activation) -> nn.Module:
 
 
 def pooling_layer(pooling: Pooling) -> nn.Module:
-    """Return a pooling layer that halves both sides, or none.
+    """Return a pooling layer that halves both sides, or the identity.
 
     Raises:
-        ConfigError: an unknown one.
+        ConfigError: an unknown pooling.
     """
     if pooling == "avg":
         return AveragePool2d()

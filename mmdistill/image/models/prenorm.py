@@ -1,4 +1,4 @@
-"""A ConvNet that normalises before it convolves and doubles its channels: the network that FRePo distils with."""
+"""FRePo's network: a ConvNet that normalises before each convolution and doubles its channels."""
 
 import math
 
@@ -17,19 +17,19 @@ from mmdistill.image.models.layers import (
 )
 
 TRUNCATED = 0.87962566103423978
-"""Standard deviation of a standard normal variable that is cut at two."""
+"""Standard deviation of a standard normal variable truncated at two."""
 FOLLOWING = 0.9
-"""The share of the newest batch in the running statistics of batch norms."""
+"""The newest batch's share in the running statistics of batch norms."""
 
 
 def lecun_normal_(weight: Tensor) -> None:
-    """Draw weights from a normal distribution cut at two deviations, of variance 1 / fan-in, in place."""
+    """Draw weights in place from a normal distribution truncated at two deviations, with variance 1 / fan-in."""
     std = 1 / (math.sqrt(weight[0].numel()) * TRUNCATED)
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 class LeCunConvolution(Convolution):
-    """A convolution whose weights start by :func:`lecun_normal_` and whose bias starts at 0."""
+    """A convolution with weights initialised by :func:`lecun_normal_` and a zero bias."""
 
     def reset_parameters(self) -> None:
         """Draw the weights."""
@@ -37,7 +37,7 @@ class LeCunConvolution(Convolution):
 
 
 class LeCunLinear(nn.Linear):
-    """A linear layer of the same start."""
+    """A linear layer with the same initialisation."""
 
     def reset_parameters(self) -> None:
         """Draw the weights."""
@@ -51,17 +51,18 @@ def _reset(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 class PreNormConvNet(Blocks):
-    """Blocks of norm, 3 x 3 convolution, activation and 2 x 2 pooling, each twice as wide as the last; no first norm.
+    """Blocks of norm, 3 x 3 convolution, activation and 2 x 2 pooling, each twice as wide as the last.
 
-    So the embedding is not normalised. Running statistics of batch norms are nine tenths those of the last batch.
+    The first block has no norm, and none follows the last, so the embedding is not normalised. Batch norms' running
+    statistics weigh the last batch by nine tenths.
 
     Args:
-        shape: channels, height, width of an image; one-channel images of 28 x 28 get a padding of 3 at first.
+        shape: channels, height, width of an image; one-channel images of 28 x 28 get a padding of 3 in the first layer.
         num_classes: C.
         width: channels of the first block.
         depth: the number of blocks; None is :func:`~mmdistill.image.models.convnet.convnet_depth`.
         norm: ``none``, ``batch``, ``instance``, ``layer`` or ``group``.
-        activation: ``relu``, ``leakyrelu``, ``sigmoid``, ``swish`` or ``softplus`` (with which RCIG distils).
+        activation: ``relu``, ``leakyrelu``, ``sigmoid``, ``swish`` or ``softplus`` (RCIG's).
 
     Shapes:
         ``(n, channels, height, width)`` normalised pixels to ``(n, C)`` logits.

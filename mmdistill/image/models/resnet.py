@@ -15,11 +15,11 @@ STAGES: dict[int, tuple[int, int, int, int]] = {
 }
 """Blocks of each stage by the number of layers."""
 BOTTLENECK_FROM = 50
-"""From so many layers on, blocks are bottlenecks."""
+"""The least number of layers with bottleneck blocks."""
 
 
 def _shortcut(channels: int, width: int, stride: int, norm: Norm) -> nn.Module:
-    """Return the identity, or a 1 x 1 convolution where the shape changes."""
+    """Return the identity, or a 1 x 1 convolution if the shape changes."""
     if stride == 1 and channels == width:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm_layer(norm, width))
@@ -47,7 +47,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3 x 3 convolution between two of 1 x 1, the last of which has four times the channels, with a shortcut."""
+    """A 3 x 3 convolution between two of 1 x 1, with a shortcut; the last has four times the channels."""
 
     expansion = 4
 
@@ -75,10 +75,10 @@ class ResNet(nn.Module):
     """A ResNet of 18, 34, 50, 101 or 152 layers for small images.
 
     Args:
-        shape: channels, height, width of an image, at least 16 x 16: under it, instance norm erases the last stage.
+        shape: channels, height, width of an image, at least 16 x 16; below, instance norm erases the last stage.
         num_classes: C.
         layers: 18, 34, 50, 101 or 152.
-        width: channels of the first stage; each next one doubles them.
+        width: channels of the first stage; each further stage has twice as many.
         norm: ``instance``, ``batch``, ``group`` or ``none``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A small vision transformer as a modern judge."""
+"""A small vision transformer, a modern judge."""
 
 import math
 
@@ -12,7 +12,7 @@ HEADS = 4
 
 
 def patch_size(side: int) -> int:
-    """Return the patch that cuts an image into 16 to 144 tokens: 2 pixels under 16, 4 up to 48, 8 up to 96, else 16."""
+    """Return the patch size that gives 16 to 144 tokens: 2 pixels below 16, 4 up to 48, 8 up to 96, else 16."""
     return 2 if side < 16 else 4 if side <= 48 else 8 if side <= 96 else 16
 
 
@@ -20,12 +20,12 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
     """Return sines and cosines of each token's row and column at width / 4 frequencies, ``(rows * columns, width)``."""
     rates = 10_000 ** -(torch.arange(width // 4) / max(width // 4 - 1, 1))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [place.flatten()[:, None] * rates for place in (row, column)]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
+    angles = [position.flatten()[:, None] * rates for position in (row, column)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention written out, so that it can be differentiated twice and batched over networks."""
+    """Multi-head self-attention in plain operations, which can be differentiated twice and batched over networks."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -34,15 +34,14 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the attended tokens, ``(n, tokens, width)``."""
-        parts = self.query_key_value(tokens).unflatten(-1, (3, HEADS, -1)).movedim(-3, 0).transpose(-3, -2)
-        query, key, value = parts
+        query, key, value = self.query_key_value(tokens).unflatten(-1, (3, HEADS, -1)).movedim(-3, 0).transpose(-3, -2)
         weights = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1)
         attended: Tensor = self.out((weights @ value).transpose(-3, -2).flatten(-2))
         return attended
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and a two-layer MLP, each after a layer norm and beside a shortcut."""
+    """Self-attention and a two-layer MLP, each with a layer norm before it and a shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class ViT(nn.Module):
         depth: blocks.
 
     Raises:
-        ConfigError: a width that is no multiple of 4, a depth below one.
+        ConfigError: a width that is not a multiple of 4, or a depth below one.
 
     Source: Beyer, Zhai and Kolesnikov, 2022 ("Better plain ViT baselines"), made small.
     """
@@ -91,7 +90,7 @@ class ViT(nn.Module):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The submodules that give one feature tensor per block, the embedding last."""
+        """The submodules with one feature tensor per block; the embedding is the last one's input."""
         return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
 
     def forward(self, images: Tensor) -> Tensor:
