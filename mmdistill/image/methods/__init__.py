@@ -1,4 +1,4 @@
-"""Methods of the image domain, family by family, and what of them there is for a data set."""
+"""Methods of the image domain, family by family, with presets and reduced schedules by data set."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -33,35 +33,36 @@ FAMILIES: tuple[MethodFamily, ...] = (
 """In the order in which methods are listed."""
 
 
-def _joined(tables: Iterable[Mapping[str, Method]]) -> dict[str, Method]:
+def _merge(tables: Iterable[Mapping[str, Method]]) -> dict[str, Method]:
     return {name: method for table in tables for name, method in table.items()}
 
 
-METHODS = MethodTable(_joined(family.methods for family in FAMILIES))
-"""What the image domain adds to the shared methods."""
+METHODS = MethodTable(_merge(family.methods for family in FAMILIES))
+"""The image domain's own methods, beside the shared ones."""
 
 PRESETS = {
-    data: _joined(family.presets.get(data, {}) for family in FAMILIES)
+    data: _merge(family.presets.get(data, {}) for family in FAMILIES)
     for data in chain.from_iterable(family.presets for family in FAMILIES)
 }
-"""Methods by data set name, where its settings differ."""
+"""By data set name, the methods whose settings differ there."""
 
-_GREYSCALE = _joined(family.reduced for family in FAMILIES)
-_COLOUR = {**_GREYSCALE, **_joined(family.reduced_colour for family in FAMILIES)}
+_GREYSCALE = _merge(family.reduced for family in FAMILIES)
+_COLOUR = {**_GREYSCALE, **_merge(family.reduced_colour for family in FAMILIES)}
 REDUCED = {"mnist": _GREYSCALE, "fashion-mnist": _GREYSCALE, "cifar10": _COLOUR, "svhn": _COLOUR}
 """Reduced schedules by data set name.
 
-They stand beside the published settings, never in their place, and every number measured with them says so. Where a
-rate was compared with others, that was on held-out training images; each family says where. Colour takes MNIST's steps
-and rates, as they are, but for those that families have for it.
+They never replace the published settings, and every number measured with them says so. Rates were compared on held-out
+training images only; each family says which. Colour data take MNIST's steps and rates unless a family has its own.
 """
 
-CONDITIONS: dict[str, Conditions] = {name: found for family in FAMILIES for name, found in family.conditions.items()}
-"""What published numbers belong to beside a method's settings, by its name."""
+CONDITIONS: dict[str, Conditions] = {
+    name: own_conditions for family in FAMILIES for name, own_conditions in family.conditions.items()
+}
+"""By method name, the conditions of published numbers beside the settings."""
 
 
 def conditions(method: str, data: str, ipc: int) -> dict[str, str]:
-    """Return the options, by name, that published numbers of a method belong to, where they are not the default ones.
+    """Return the options, by name, under which published numbers of a method were made, without default ones.
 
     Args:
         method: its name.

@@ -1,4 +1,4 @@
-"""Trajectory matching whose difficulty is aligned with the size of the set (DATM, PAD), with published settings."""
+"""Trajectory matching with difficulty aligned to the set's size (DATM, PAD), with published settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from mmdistill.settings import OptimizerSpec, Settings
 
 
 class AlignedRow(NamedTuple):
-    """A published configuration of DATM or PAD; rates are SGD's, with momentum 0.5 and for labels 0.9."""
+    """A published configuration of DATM or PAD; rates are of SGD with momentum 0.5, or 0.9 for labels."""
 
     inner_steps: int
     expert_steps: int
@@ -70,10 +70,10 @@ PAD_TINY = {ipc: row._replace(masked=0.5) for ipc, row in DATM_TINY.items()}
 
 
 def datm_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
-    """Return the settings of a table by ipc; in between, those of the largest tabulated ipc below.
+    """Return a table's settings by ipc; in between, those of the largest tabulated ipc below.
 
-    There is one command for experts, CIFAR-10's, which other data take too. Sets of up to fifty images per class of
-    CIFAR-10 train students as a whole; others by minibatches, where they are larger than these.
+    The only published command for experts is CIFAR-10's; other data take it too. Students train on the whole set up to
+    fifty images per class of CIFAR-10, else on minibatches if the set is larger than one.
     """
 
     def settings(ipc: int) -> Settings:
@@ -107,10 +107,9 @@ def datm_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
 
 
 def pad_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
-    """Return the settings of a table by ipc, of experts that begin with what is easy and end without it.
+    """Return a table's settings by ipc; experts begin with easy images and end without them.
 
-    There is one command for experts, CIFAR-10's with ten images per class or any other number, which other data take
-    too.
+    The only published command for experts is CIFAR-10's, for any number of images per class; other data take it too.
     """
 
     def settings(ipc: int) -> Settings:
@@ -122,7 +121,7 @@ def pad_settings(table: Mapping[int, AlignedRow]) -> Callable[[int], Settings]:
 
 
 def aligned(protocol: FitProtocol, settings: Callable[[int], Settings], scoring: Scoring = BY_TEN) -> Method:
-    """Return DATM with experts that train by a protocol, by which samples are chosen and labelled as well."""
+    """Return DATM; its experts train by a protocol, and also choose and label the first images."""
     experts = experts_by(protocol, scoring=scoring)
     return replace(
         CORE_METHODS["mtt"],
@@ -143,7 +142,7 @@ def prioritized(protocol: FitProtocol, settings: Callable[[int], Settings], scor
     Args:
         protocol: how experts train.
         settings: PAD's.
-        scoring: who says how hard samples are.
+        scoring: the networks that score the difficulty of samples.
     """
     return replace(
         aligned(protocol, settings, scoring),
@@ -155,7 +154,7 @@ def prioritized(protocol: FitProtocol, settings: Callable[[int], Settings], scor
 
 
 def _digits(ipc: int) -> Settings:
-    """Return MTT's rates for the digits with starts that go on to later epochs, of experts that soon know them."""
+    """Return MTT's rates for the digits, with starts that move on to later epochs of fast experts."""
     adam = OptimizerSpec("adam", 0.03)
     return Settings(
         steps=100 if ipc < 10 else 80,
@@ -176,7 +175,7 @@ def _digits(ipc: int) -> Settings:
 
 
 def _scheduled(settings: Settings, ipc: int) -> Settings:
-    """Return settings with PAD's mask for CIFAR-10, and its stages in the same shares of the experts' epochs."""
+    """Return settings with PAD's mask for CIFAR-10, and its stages at the same shares of the experts' epochs."""
     epochs = settings.expert_epochs
     return replace(
         settings,
@@ -191,10 +190,10 @@ _few_scorers = Scoring(5, replace(DIGITS_FAST_EXPERTS, epochs=4))
 
 
 def _reduced(ipc: int) -> Settings:
-    """Return MTT's reduced settings with FTD's experts, which train on until they can label images.
+    """Return MTT's reduced settings with FTD's experts, which train until they can label images.
 
-    One image per class starts from herded ones, as in the other methods that match trajectories: a random one that
-    experts know says less of its class.
+    One image per class starts from herded images, as in the other trajectory matching methods: a random image that the
+    experts know represents its class less well.
     """
     few = ipc < 10
     return Settings(
@@ -251,5 +250,5 @@ ALIGNED = MethodFamily(
     },
     conditions={name: Conditions(protocol="datm", whiten={"mtt": _WHITENED}) for name in ("datm", "pad")},
 )
-"""Digits take MTT's rates, which were chosen on a validation split. Of the reduced schedules, at width 16 or 32, the
-start of one image per class was compared on held-out images."""
+"""Digits take MTT's rates, which were chosen on a validation split. Of the reduced schedules, at width 16 or 32, only
+the start of one image per class was compared on held-out images."""

@@ -14,8 +14,8 @@ class AttentionSettings(Settings):
     """Settings of attention matching.
 
     Args:
-        attention_power: p of the channels that attention is the sum of.
-        attention_balance: lambda, the weight of the mean embedding beside attention.
+        attention_power: p; attention is the sum over channels of p-th powers.
+        attention_balance: lambda, the weight of mean embeddings beside attention.
     """
 
     attention_power: float = 4.0
@@ -28,9 +28,9 @@ def attention_matching(settings: AttentionSettings) -> AttentionMatching:
 
 
 def _datadam_settings(ipc: int) -> AttentionSettings:
-    """Return the settings of the authors' table, for images of low resolution.
+    """Return the settings of the authors' table for images of low resolution.
 
-    It has no real batch: 128 could not be checked, the code's default is 64.
+    The table does not state the real batch: 128 could not be verified, the code's default is 64.
     """
     rate = OptimizerSpec("sgd", 1.0 if ipc <= 50 else 10.0, 0.5)
     return AttentionSettings(steps=8000, real_batch=128, optimizers={"codes": rate}, augment=True)
@@ -41,7 +41,7 @@ def _digits(ipc: int) -> AttentionSettings:
 
 
 def _reduced(ipc: int) -> AttentionSettings:
-    """Return few steps with first powers, which give more of narrow networks than fourth ones do on held-out images."""
+    """Return few steps with first powers, which beat fourth powers on held-out images for narrow networks."""
     few = ipc < 10
     rate = OptimizerSpec("sgd", 1.0 if few else 10.0, 0.5, cosine=not few)
     return AttentionSettings(
@@ -63,5 +63,5 @@ ATTENTION = MethodFamily(
     presets={"digits": {"datadam": replace(_datadam, settings=_digits)}},
     reduced={"datadam": replace(_datadam, settings=_reduced)},
 )
-"""On digits it takes DM's steps. Of reduced schedules, powers and rates at one image per class were compared on
-held-out images; the rate from ten on is DM's in colour."""
+"""Digits take DM's steps. Of reduced schedules, powers and rates at one image per class were compared on held-out
+images; the rate from ten images on is DM's in colour."""

@@ -1,4 +1,4 @@
-"""Matching on networks between a start and an expert, whom the images must convince: DANCE and NCFM."""
+"""Matching on networks between an initialisation and an expert, which must classify the images: DANCE and NCFM."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,16 +25,16 @@ DANCE_EXPERTS = FitProtocol(
     decay=0.2,
     restart=False,
 )
-"""How the published code trains its experts, for as many epochs as the settings say."""
+"""The published training of DANCE's experts; the settings state their epochs."""
 NCFM_EXPERTS = replace(DANCE_EXPERTS, batch=128)
-"""How NCFM's does."""
+"""The published training of NCFM's experts."""
 SAMPLER_RATE = OptimizerSpec("sgd", 0.001, 0.5, maximize=True)
-"""By which NCFM's sampler learns, if there is one."""
+"""The optimizer of NCFM's sampler, if there is one."""
 
 
 @dataclass(frozen=True)
 class CalibrationSettings(Settings):
-    """Settings of matching that an expert calibrates.
+    """Settings of matching calibrated by an expert.
 
     Args:
         calibration: the weight of the expert's loss; 0 matches features alone.
@@ -45,12 +45,12 @@ class CalibrationSettings(Settings):
 
 @dataclass(frozen=True)
 class CharacteristicSettings(CalibrationSettings):
-    """Settings of characteristic functions that an expert calibrates.
+    """Settings of matching characteristic functions, calibrated by an expert.
 
     Args:
-        frequencies: at how many random ones the functions are compared.
-        amplitude: the share of their amplitudes in what is compared; the rest is that of their phases.
-        minmax: whether a network learns to draw frequencies at which they differ.
+        frequencies: the number of random frequencies at which the functions are compared.
+        amplitude: the weight of amplitudes in the comparison; phases have the rest.
+        minmax: whether a network learns to sample frequencies at which the functions differ.
     """
 
     frequencies: int = 4096
@@ -59,21 +59,21 @@ class CharacteristicSettings(CalibrationSettings):
 
 
 def calibrated(settings: CalibrationSettings) -> CalibratedMatching:
-    """Return DANCE's objective: both sides of a class augmented alike, and what the expert sees by other draws."""
+    """Return DANCE's objective: siamese augmentation of each class, and other draws for the expert's input."""
     return CalibratedMatching(settings.calibration, augment=COLOR_CROP_CUTOUT.of_classes)
 
 
 def characteristic(settings: CharacteristicSettings, augment: Siamese | None = None) -> CalibratedMatching:
-    """Return NCFM's objective, under an augmentation of its own or the task's."""
+    """Return NCFM's objective, under the given augmentation or the task's."""
     matching = CharacteristicMatching(settings.frequencies, settings.amplitude, minmax=settings.minmax)
     return CalibratedMatching(settings.calibration, matching=matching, augment=augment)
 
 
 def _dance_settings(ipc: int) -> CalibrationSettings:
-    """Return the published settings of all data sets of small images.
+    """Return the published settings for all data sets of small images.
 
-    The published code steps one optimizer of momentum 0.5 once per class and term: a joint step of twice the rate
-    without momentum. Its rate grows with the images per class.
+    The published code steps one optimizer of momentum 0.5 once per class and term, which is a joint step of twice the
+    rate without momentum. Its rate grows with the images per class.
     """
     return CalibrationSettings(
         steps=10_000,
@@ -88,11 +88,11 @@ def _dance_settings(ipc: int) -> CalibrationSettings:
 
 
 def _ncfm_settings(ipc: int) -> CharacteristicSettings:
-    """Return the published settings of all data sets of small images.
+    """Return the published settings for all data sets of small images.
 
-    The published code steps one optimizer at a rate of 0.001 once per class and term, by as many processes as share the
-    classes, eight in its command. Where a process has one or two classes, all images move in a round about as far as by
-    a joint step of twice the rate.
+    The published code steps one optimizer at a rate of 0.001 once per class and term; processes share the classes,
+    eight in its command. If a process has one or two classes, a round moves all images about as far as a joint step of
+    twice the rate.
     """
     return CharacteristicSettings(
         steps=20_000,
@@ -135,21 +135,21 @@ def _ncfm_digits(ipc: int) -> CharacteristicSettings:
 
 
 DANCE_REDUCED_EXPERTS = replace(DANCE_EXPERTS, visits=6400)
-"""Epochs of a hundred steps, each on images that the one before may not have seen."""
+"""Epochs of a hundred steps, each on a new random part of the training images."""
 
 
 def few_steps(ipc: int) -> int:
-    """Return the steps of a reduced schedule of tiles, DANCE's and its relatives'."""
+    """Return the steps of a reduced schedule with tiles (DANCE, NCFM, IDM)."""
     return 200 if ipc < 10 else 100
 
 
 def tile_rate(ipc: int, many: float) -> OptimizerSpec:
-    """Return how these step the tiles, from ten images per class on at a rate that was tried for DANCE."""
+    """Return these schedules' optimizer of tiles; ``many`` is the rate from ten images per class on."""
     return OptimizerSpec("adam", 0.03 if ipc < 10 else many, cosine=True)
 
 
 def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
-    """Return few steps from real tiles, from ten images per class on at a rate of its own; both tried held out."""
+    """Return few steps from real tiles; both rates were tried on held-out images."""
     return replace(
         _dance_settings(ipc),
         steps=few_steps(ipc),
@@ -160,7 +160,7 @@ def _reduced(ipc: int, many: float = 0.03) -> CalibrationSettings:
 
 
 def _ncfm_reduced(ipc: int, many: float = 0.03, calibration: float = 1.0) -> CharacteristicSettings:
-    """Return few steps from real tiles, on DANCE's experts at its rates; in colour the expert's weight was tried."""
+    """Return few steps from real tiles, with DANCE's experts and rates; in colour the expert's weight was tried."""
     return replace(
         _ncfm_settings(ipc),
         steps=few_steps(ipc),
@@ -221,5 +221,5 @@ CALIBRATED = MethodFamily(
     },
     conditions={"dance": Conditions(protocol="dance"), "ncfm": Conditions(protocol="ncfm")},
 )
-"""On digits images are plain, and none augmented. In colour DANCE's rates were compared on held-out images; NCFM takes
+"""Digits have neither tiles nor augmentation. In colour DANCE's rates were compared on held-out images; NCFM takes
 them."""

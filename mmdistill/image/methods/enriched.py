@@ -1,4 +1,4 @@
-"""Distribution matching on a queue of networks in training, which must classify the images: IDM."""
+"""Distribution matching on a queue of networks in training that must classify the images: IDM."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,11 +19,11 @@ class PoolSettings(Settings):
     """Settings of matching on a queue of networks; a fresh one joins every ``outer_steps``.
 
     Args:
-        regularisation: the weight of the loss in a network that is always right; 0 matches features alone.
-        pool_size: the most networks that are held.
+        regularisation: the weight of the classification loss in a network of accuracy 1; 0 matches features alone.
+        pool_size: the most networks in the queue.
         pool_first: networks in the first step.
         pool_trained: networks that train in each step.
-        pool_recount: steps after which accuracies are counted anew; 0: never.
+        pool_recount: steps between resets of the accuracy counts; 0: never.
     """
 
     regularisation: float = 50.0
@@ -34,36 +34,36 @@ class PoolSettings(Settings):
 
 
 def enriched(settings: Settings) -> EnrichedPool:
-    """A queue of networks in training, as ``pool_*``, ``outer_steps`` and ``inner_*`` of the settings say."""
-    own = cast(PoolSettings, settings)  # of which methods on such a queue have theirs
+    """Return a queue of networks in training by the settings' ``pool_*``, ``outer_steps`` and ``inner_*``."""
+    pool = cast(PoolSettings, settings)  # methods on such a queue have these settings
     return EnrichedPool(
-        size=own.pool_size,
-        first=own.pool_first,
-        every=own.outer_steps,
-        trained=own.pool_trained,
-        steps=own.inner_steps,
-        lr=own.inner_lr,
-        momentum=own.inner_momentum,
+        size=pool.pool_size,
+        first=pool.pool_first,
+        every=pool.outer_steps,
+        trained=pool.pool_trained,
+        steps=pool.inner_steps,
+        lr=pool.inner_lr,
+        momentum=pool.inner_momentum,
         weight_decay=WEIGHT_DECAY,
-        batch=own.inner_batch,
-        recount=own.pool_recount,
+        batch=pool.inner_batch,
+        recount=pool.pool_recount,
     )
 
 
 PIXEL_DEVIATION = 0.2
-"""That of CIFAR's channels: steps of pixels are so many times those in the published code's units, which it divides."""
+"""The deviation of CIFAR's channels, which converts the published code's normalised units to pixels."""
 
 
 def _idm_settings(ipc: int, many: float = 10.0, inner_steps: int = 10) -> PoolSettings:
-    """Return the published settings; the commands weigh the loss by .5 or .1 for each percent of accuracy.
+    """Return the published settings; the commands weight the loss by .5 or .1 per percent of accuracy.
 
-    The published code steps one optimizer of rate 0.2 and momentum 0.5 once per class: a joint step of twice the rate
-    without momentum. Its samples are normalised, here they are pixels.
+    The published code steps one optimizer of rate 0.2 and momentum 0.5 once per class, which is a joint step of twice
+    the rate without momentum. It learns normalised samples; here they are pixels.
 
     Args:
         ipc: images per class.
         many: the weight from fifty images per class on.
-        inner_steps: minibatches from ten images per class on.
+        inner_steps: minibatches per step from ten images per class on.
     """
     few, fifty = ipc < 10, ipc >= 50
     return PoolSettings(
@@ -80,13 +80,13 @@ def _idm_settings(ipc: int, many: float = 10.0, inner_steps: int = 10) -> PoolSe
 
 
 def _cifar100(ipc: int) -> PoolSettings:
-    """Return the commands for CIFAR-100: at ten images per class five times the training, for a weak loss."""
+    """Return the commands for CIFAR-100: at ten images per class five times the training and a weaker loss."""
     settings = _idm_settings(ipc)
     return settings if not 10 <= ipc < 50 else replace(settings, inner_steps=50, regularisation=10.0)
 
 
 def _tiny(ipc: int) -> PoolSettings:
-    """Return the commands for Tiny-ImageNet, whose accuracies count for longer."""
+    """Return the commands for Tiny-ImageNet, which reset accuracy counts less often."""
     settings = replace(_idm_settings(ipc, many=80.0), real_batch=256, outer_steps=30)
     if ipc < 10:
         return settings
@@ -110,10 +110,10 @@ def _digits(ipc: int) -> PoolSettings:
 
 
 def _reduced(ipc: int, many: float = 0.03) -> PoolSettings:
-    """Return few steps from real tiles, at DANCE's rates, beside two thousand minibatches for a handful of networks.
+    """Return few steps from real tiles at DANCE's rates, with two thousand minibatches for a handful of networks.
 
-    Narrow networks have few features, whose means are soon outweighed by the loss: from ten images per class on a tenth
-    of its weight gives more held out.
+    The loss soon outweighs the means of narrow networks' few features: from ten images per class on, a tenth of its
+    weight does better on held-out images.
     """
     few = ipc < 10
     return replace(
@@ -149,4 +149,4 @@ ENRICHED = MethodFamily(
     reduced={"idm": replace(_idm, settings=_reduced)},
     reduced_colour={"idm": replace(_idm, settings=partial(_reduced, many=0.01))},
 )
-"""On digits images are plain, and none augmented."""
+"""Digits have neither tiles nor augmentation."""

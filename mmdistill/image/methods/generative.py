@@ -23,7 +23,7 @@ from mmdistill.task import Task
 PAIRED = 0.001 / (1 - 0.001)
 """Gamma of Eq. 28 as published for CIFAR-10: lambda over 1 - lambda."""
 SPLIT = 1250
-"""Latents of a class that the published command learns together, all in each step: a quarter of CIFAR-10's images."""
+"""Latents of a class that the published command learns together, in every step: a quarter of CIFAR-10's images."""
 
 
 def generated(
@@ -34,24 +34,24 @@ def generated(
     within_budget: bool = True,
     file: Path | None = None,
 ) -> Storage:
-    """Latents of a generator that is trained on the data where it is not there yet, and stored with them.
+    """Store latents with a generator, which is trained on the data unless it is cached.
 
     Args:
         recipe: the generator's size and training.
         inversion: how latents start.
-        weight: gamma of Eq. 28, of the paired features beside distribution matching.
-        samples: at most so many per class; None: all that fit.
-        within_budget: whether the generator's bytes are part of a budget of images. If not, this counts latents, as the
-            paper does, and the set takes more bytes than raw images would; ``stored_bytes`` says how many. They are
-            always part of a budget in bytes.
-        file: where the generator is kept; the cache folder by default.
+        weight: gamma of Eq. 28, the weight of paired features beside distribution matching.
+        samples: the most samples per class; None: all that fit.
+        within_budget: whether a budget of images includes the generator's bytes. If not, it counts latents, as the
+            paper does, and the set takes more bytes than raw images; ``stored_bytes`` says how many. A budget in bytes
+            always includes them.
+        file: the generator's file; by default in the cache folder.
     """
     chosen = recipe or GeneratorRecipe()
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         room = ImageBudget.of(task, budget, label, settings.stored_bytes)
         count = room.per_class
-        if within_budget or settings.stored_bytes:  # before the training, which takes minutes
+        if within_budget or settings.stored_bytes:  # refuse a small budget before training, which takes minutes
             fitting = room.codes_per_class(chosen.latent_size, [untrained_generator(task, chosen)], 1)
             count = fitting if samples is None else min(samples, fitting)
         generator = trained_generator(task, chosen, file)
@@ -71,15 +71,15 @@ def of_generator(
     inversion: Inversion | None = None,
     weight: float = PAIRED,
 ) -> Storage:
-    """Latents of a generator of the user's own.
+    """Store latents with the user's own generator.
 
-    A budget of images counts latents, and the generator comes on top of its bytes; it is part of a budget in bytes.
+    A budget of images counts latents without the generator; a budget in bytes includes it.
 
     Args:
-        generator: from latents ``(n, latent_size)``, and classes ``(n,)`` where ``conditional``, to images in the
-            task's normalised units.
-        latent_size: numbers in a latent.
-        conditional: whether it is called with classes.
+        generator: maps latents ``(n, latent_size)``, and classes ``(n,)`` if ``conditional``, to images in the task's
+            normalised units.
+        latent_size: values in a latent.
+        conditional: whether the generator takes classes.
         inversion: how latents start.
         weight: gamma of Eq. 28.
     """
@@ -94,18 +94,18 @@ def of_generator(
     rates = {"codes": OptimizerSpec("adam", 0.001)}
     summary = "latents of a given generator, which is stored too"
 
-    def inverted(task: Task) -> str:
+    def describe_inversion(task: Task) -> str:
         return f"given; {(inversion or Inversion()).steps:,} steps bring its latents near real images"
 
-    return Storage(build, summary, rates, fills=True, pretraining=inverted)
+    return Storage(build, summary, rates, fills=True, pretraining=describe_inversion)
 
 
 def _it_gan_settings(ipc: int) -> Settings:
-    """Return the published command for CIFAR-10, whose latents are inverted at 0.1 and learned at 0.001.
+    """Return the published command for CIFAR-10, with latents inverted at rate 0.1 and learned at 0.001.
 
-    The command learns the 5,000 latents of a class in four splits by themselves, each for 10,000 steps; here they are
-    learned together, and a step draws as many as a split has. CIFAR-100's script takes 500 of a class by default, all
-    that there are. By CIFAR-10's default (100) each iteration goes once through a split, in so many steps.
+    The command learns the 5,000 latents of a class in four separate splits of 10,000 steps each; here all are learned
+    together, and a step draws as many as a split has. CIFAR-100's script takes all 500 latents of a class by default.
+    With CIFAR-10's default batch (100), an iteration goes once through a split, so it is several steps.
     """
     rate, steps = OptimizerSpec("adam", 0.001), 10_000 * -(-ipc // SPLIT)
     return Settings(steps=steps, real_batch=500, syn_batch=SPLIT, optimizers={"codes": rate}, augment=True)
@@ -151,7 +151,7 @@ DIGITS_LATENTS = generated(
     weight=0.1,
     within_budget=False,
 )
-"""Of a generator for 8 x 8 digits, which is trained in seconds."""
+"""Latents of a generator for 8 x 8 digits, which trains in seconds."""
 
 
 def _reduced_kfs(ipc: int) -> Settings:
@@ -190,9 +190,8 @@ GENERATIVE = MethodFamily(
         "kfs": replace(_METHODS["kfs"], settings=_reduced_kfs),
     },
 )
-"""Held-out digits do not tell KFS's rates and sizes from others near them.
+"""On held-out digits, KFS's rates and sizes do as well as others near them.
 
 Of reduced schedules, KFS at one image per class was compared with raw storage on held-out training images; its rates at
-ten and all of IT-GAN's are untried guesses. IT-GAN's generator of 94 kB is part of the budget, so it needs ipc 4 or
-more.
+ten and all of IT-GAN's are untried guesses. The budget includes IT-GAN's generator of 94 kB, so it needs ipc 4 or more.
 """

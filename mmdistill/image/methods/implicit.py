@@ -1,4 +1,4 @@
-"""Performance matching by implicit gradients of a linearised network: RCIG, with its three kinds of settings."""
+"""Performance matching by implicit gradients of a linearised network: RCIG, with its settings."""
 
 from dataclasses import dataclass, replace
 
@@ -19,12 +19,12 @@ class ImplicitSettings(Settings):
     """Settings of implicit gradients.
 
     Args:
-        l2: lambda of the inner problem over the number of synthetic samples, in the unit of the embeddings.
-        solve_steps: of the solver of the inner problem, and of that of the adjoint one.
+        l2: lambda of the inner problem divided by the number of synthetic samples, in the embeddings' units.
+        solve_steps: of each solver, for the inner and for the adjoint problem.
         solve_lr: Adam's rate in the inner problem; 0: conjugate gradients.
-        adjoint_lr: Adam's rate in the adjoint one; 0: conjugate gradients.
+        adjoint_lr: Adam's rate in the adjoint problem; 0: conjugate gradients.
         pool: networks in the pool.
-        pool_steps: the most steps that a network of the pool trains for when it has served.
+        pool_steps: the most training steps of a network of the pool after it has served.
     """
 
     l2: float = 5e-4
@@ -36,37 +36,42 @@ class ImplicitSettings(Settings):
 
 
 class MirroredImplicit(ImplicitPerformance):
-    """Implicit gradients in which the mirror images of a small set train too, where :func:`with_its_mirror` says so."""
+    """Implicit gradients whose inner problem includes the samples' mirror images, by :func:`with_its_mirror`."""
 
     def joined(self, network: Network, syn: Batch) -> Batch:
-        """Return the samples with their mirror images."""
+        """Return the samples with their mirror images, if :func:`with_its_mirror` adds them."""
         return with_its_mirror(network.task, syn)
 
 
 def solver(steps: int, lr: float) -> QuadraticSolver:
-    """Return Adam of a rate, or conjugate gradients where there is none."""
+    """Return Adam at the rate, or conjugate gradients if that is 0."""
     return AdamDescent(steps, lr) if lr else ConjugateGradients(steps)
 
 
 def implicit(settings: ImplicitSettings) -> ImplicitPerformance:
-    """Return RCIG's objective as the settings say."""
+    """Return RCIG's objective for some settings."""
     inner, adjoint = (solver(settings.solve_steps, lr) for lr in (settings.solve_lr, settings.adjoint_lr))
     return MirroredImplicit(settings.l2, inner, adjoint)
 
 
 def busy_pool(settings: Settings) -> NetworkSchedule:
-    """Networks of staggered ages, which train on the synthetic set and its mirror images."""
-    own = settings if isinstance(settings, ImplicitSettings) else ImplicitSettings(settings.steps)
+    """Return a pool of networks of staggered ages that train on the synthetic set and its mirror images."""
+    pool = settings if isinstance(settings, ImplicitSettings) else ImplicitSettings(settings.steps)
     return BusyPool(
-        own.pool, settings.outer_steps, settings.inner_lr, settings.inner_batch, False, own.pool_steps, with_its_mirror
+        pool.pool,
+        settings.outer_steps,
+        settings.inner_lr,
+        settings.inner_batch,
+        False,
+        pool.pool_steps,
+        with_its_mirror,
     )
 
 
 def _rcig_settings(ipc: int) -> ImplicitSettings:
-    """Return the published settings; they belong to ``freponet``.
+    """Return the published settings, for ``freponet``.
 
-    The published code takes 10,000 steps, and took 15,000 for the set of one image per class of CIFAR-10 that it comes
-    with.
+    The published code takes 10,000 steps; its own set of one image per class of CIFAR-10 took 15,000.
     """
     rate = OptimizerSpec("adabelief", 0.003)
     return ImplicitSettings(
@@ -94,9 +99,9 @@ def _digits(ipc: int) -> ImplicitSettings:
 
 
 def _reduced(ipc: int) -> ImplicitSettings:
-    """Return few steps from herded images, augmented like the judges, with few products in each.
+    """Return few steps from herded images, augmented like the judges, with few matrix-vector products in each.
 
-    Five conjugate gradients reach the direction of the gradient (a cosine of .99 with one image per class). The rate of
+    Five conjugate gradient steps give the gradient's direction (a cosine of .99 at one image per class). The rate at
     one image per class was chosen on held-out images.
     """
     rate = OptimizerSpec("adabelief", 0.03 if ipc < 10 else 0.01, cosine=True)

@@ -1,4 +1,4 @@
-"""Images that a trained network recognises, with the statistics of its batch norms: SRe2L, with its settings."""
+"""Inversion of a trained network: images that it recognises, with its batch norms' statistics (SRe2L)."""
 
 from dataclasses import dataclass, replace
 
@@ -25,16 +25,16 @@ from mmdistill.task import Task
 
 @dataclass(frozen=True)
 class InversionSettings(Settings):
-    """Settings of images that a trained network is inverted for.
+    """Settings of inverting a trained network.
 
     Args:
         bn_weight: the weight of the batch norms' statistics.
-        bn_first: factor of the first batch norm's.
-        jitter: the largest shift of all images in a step, in pixels; what leaves comes in on the other side.
-        jitter_both: shift them up and to the left too, as the published code does on Tiny-ImageNet alone.
-        crop_share: the least share of the images that a step sees, one crop for all of them, mirrored every other
-            time; 0: whole images.
-        bn_together: match the statistics of all images together instead of one image of each class at a time.
+        bn_first: factor of the first batch norm's statistics.
+        jitter: the largest shift of all images in a step, in pixels; shifts are cyclic.
+        jitter_both: shift up and to the left too, as the published code does on Tiny-ImageNet alone.
+        crop_share: the least area share of a step's crop, which is the same for all images and mirrored with even
+            chances; 0: whole images.
+        bn_together: match the statistics of all images together instead of those of one image per class.
     Raises:
         ConfigError: a negative value, or a share above 1.
     """
@@ -55,11 +55,11 @@ class InversionSettings(Settings):
 
 @dataclass(frozen=True)
 class Shaken:
-    """Show all images of a step by one random crop and shift, so that no place is special.
+    """Apply one random crop and shift to all images of a step, so that no position is special.
 
     Args:
-        shift: the largest shift, in pixels; images go round.
-        share: the least share of the area that a crop has, mirrored with even chances; 0: whole images as they are.
+        shift: the largest shift, in pixels; shifts are cyclic.
+        share: the least area share of a crop, which is mirrored with even chances; 0: neither crop nor mirror.
         both: shift up and to the left too, not only down and to the right.
     Raises:
         ConfigError: a share above 1.
@@ -74,7 +74,7 @@ class Shaken:
             raise ConfigError(f"a crop has a share of an image between 0 and 1 (crop_share), got {self.share:g}")
 
     def __call__(self, draws: Draws, images: Tensor) -> Tensor:
-        """Return images ``(n, channels, height, width)`` as a step sees them."""
+        """Crop and shift images ``(n, channels, height, width)``."""
         key, (height, width) = draws.to(images.device), images.shape[2:]
         if self.share:
             box = draw_boxes(key.fold("crop"), (1, 1), height, width, self.share, RATIO)
@@ -98,19 +98,19 @@ def recovery(settings: InversionSettings) -> BatchNormInversion:
 
 
 def taught(settings: Settings) -> NetworkSchedule:
-    """The network that ``teacher_epochs`` of the settings train on the real data, for all steps."""
+    """Return the schedule of one network, trained on the real data for ``settings.teacher_epochs``."""
     return TrainedNetwork(settings.teacher_epochs)
 
 
 def bounded_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build raw images that stay within the range of pixels; whitened ones have none."""
+    """Build raw images clamped to the range of pixels; whitened ones are unbounded."""
     start = raw_start(task, budget, settings.init, label, draws)
     images = require_images(start.inputs)
     return Bounded(images, start.labels, start.classes, start.num_classes, pixel_space(task, images.shape[1]))
 
 
 def _sre2l_settings(ipc: int) -> InversionSettings:
-    """Return the published command for CIFAR-100, which is what there is for images of 32 x 32."""
+    """Return the published command for CIFAR-100, the only one for images of 32 x 32."""
     rate = OptimizerSpec("adam", 0.25, betas=(0.5, 0.9), cosine=True)
     return InversionSettings(steps=1000, optimizers={"codes": rate}, init="noise", teacher_epochs=200)
 
@@ -142,5 +142,5 @@ INVERSION = MethodFamily(
     reduced_colour={"sre2l": _reduced.with_settings(teacher_epochs=10)},
     conditions={"sre2l": Conditions(protocol="sre2l", model="resnet18-bn")},
 )
-"""On digits the teacher trains for as long as networks on all of them do. Of reduced schedules, weight and rate were
+"""On digits the teacher trains as long as judges of the whole training set. Of reduced schedules, weight and rate were
 compared on held-out images of CIFAR-10, at ten per class."""

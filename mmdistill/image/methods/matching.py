@@ -21,23 +21,23 @@ from mmdistill.settings import OptimizerSpec, Settings
 COLOR_CROP = SiameseAugmentation(operations=("crop",), always=("color",))
 COLOR_CROP_CUTOUT = SiameseAugmentation(operations=("crop",), always=("color", "cutout"))
 CUTMIXED = MixedMinibatches(COLOR_CROP, cutmix=0.5)
-"""How IDC's networks train, but on digits."""
+"""Minibatches of IDC's networks, except on digits."""
 UNMIXED = MixedMinibatches(COLOR_CROP, cutmix=0.0)
-"""How they train on digits in tiles, which a hole or another digit's part makes unreadable."""
+"""Minibatches of IDC's networks on digits in tiles, which a hole or a part of another digit would make unreadable."""
 WEIGHT_DECAY = 5e-4
 
 
 def conv_matching(distance: Distance, augmentation: SiameseAugmentation) -> Callable[[], Objective]:
-    """Return how to match the gradients of convolutions, both sides augmented alike."""
+    """Return a builder of gradient matching by a distance of convolutions, under a siamese augmentation."""
     return lambda: GradientMatching(distance, augment=augmentation.of_classes)
 
 
 def _idc_settings(ipc: int, lr: float = 5e-3, inner_steps: int = 32, networks: int = 2000) -> Settings:
-    """Return IDC's settings; by default those of CIFAR-10, whose networks see 2000 images between steps.
+    """Return IDC's settings; the defaults are CIFAR-10's, whose networks see 2000 images between steps.
 
-    The published code steps one optimizer of momentum 0.5 once per class: a joint step of twice the rate without
-    momentum. It clamps pixels when it takes a new network, here after every step. The objective and the schedule
-    augment by themselves.
+    The published code steps one optimizer of momentum 0.5 once per class, which is a joint step of twice the rate
+    without momentum. It clamps pixels at each new network; here each step does. The objective and the schedule have
+    their own augmentation.
     """
     return Settings(
         steps=100 * networks,
@@ -52,12 +52,12 @@ def _idc_settings(ipc: int, lr: float = 5e-3, inner_steps: int = 32, networks: i
 
 
 def _edd_settings(ipc: int, lr: float = 1e-2, inner_steps: int = 32) -> Settings:
-    """Return IDC's settings with a fifth of its networks (the code's default: a quarter) and twice CIFAR's rate."""
+    """Return IDC's settings with a fifth of its networks (the code's default is a quarter) and twice CIFAR's rate."""
     return _idc_settings(ipc, lr, inner_steps, networks=400)
 
 
 def _dcc_settings(ipc: int) -> Settings:
-    """Return DSA's settings; a network serves ten steps even where there is one image per class."""
+    """Return DSA's settings; a network serves ten steps even at one image per class."""
     settings = CORE_METHODS["dsa"].settings(ipc)
     if settings.outer_steps > 1:
         return settings
@@ -65,12 +65,12 @@ def _dcc_settings(ipc: int) -> Settings:
 
 
 def contrastive(settings: Settings) -> Objective:
-    """Return DCC's objective: matched by class in a quarter of the run, while a network is younger than ten steps."""
+    """Return DCC's objective; in the first quarter of the run, a network's first ten steps match class by class."""
     return GradientMatching(row_cosine, "class-sum", warm_up=WarmUp(settings.steps // 4, 10))
 
 
 def _with_momentum(settings: Settings) -> Settings:
-    """Return settings whose networks train as EGM's do."""
+    """Return settings with the momentum of EGM's networks."""
     return replace(settings, inner_momentum=0.5)
 
 
@@ -80,9 +80,9 @@ def _egm_settings(ipc: int) -> Settings:
 
 
 def _cafe_settings(ipc: int, augment: bool = False) -> Settings:
-    """Return CAFE's rates for 2000 networks that serve ten steps each; annealed smoothly, not in three halvings.
+    """Return CAFE's rates for 2000 networks of ten steps each, annealed smoothly instead of in three halvings.
 
-    Loops of which the published code knows no end have one here.
+    The published code's unbounded loops are bounded here.
     """
     return Settings(
         steps=20_000,
@@ -147,7 +147,7 @@ _METHODS["cafe+dsa"] = replace(
 
 
 def _by_absolute_error(digits: bool, lr: float) -> dict[str, Method]:
-    """Return IDC and EDD as published for greyscale images: L1, a smaller rate, fewer real images between steps."""
+    """Return IDC and EDD as published for greyscale images: L1 distance, a lower rate, less training between steps."""
     objective = conv_matching(conv_absolute_error, COLOR_CROP if digits else COLOR_CROP_CUTOUT)
     prepare = UNMIXED if digits else CUTMIXED
     return {
@@ -177,7 +177,7 @@ def _digits_dc(ipc: int, augment: bool = False) -> Settings:
 
 
 def _digits_plain_dc(ipc: int) -> Settings:
-    """Return, at one image per class, a fresh network for every step, as published, and an annealed rate."""
+    """Return DC's settings; below ten images per class, a fresh network for every step, and an annealed rate."""
     settings = _digits_dc(ipc)
     if ipc >= 10:
         return settings
@@ -191,7 +191,7 @@ def _digits_idc(ipc: int) -> Settings:
 
 
 def _on_digits(name: str, kind: Callable[..., TrainedOnT]) -> Method:
-    """Return IDC or EDD for tiny images: plain ones, since 4 x 4 pixels cannot be told apart, and not augmented."""
+    """Return IDC or EDD for 8 x 8 digits, without tiles (4 x 4 pixels are unreadable) and without augmentation."""
     return replace(
         _METHODS[name],
         objective=lambda: GradientMatching(conv_squared_error),
@@ -202,9 +202,9 @@ def _on_digits(name: str, kind: Callable[..., TrainedOnT]) -> Method:
 
 
 def _reduced(ipc: int, augment: bool = False) -> Settings:
-    """Return few steps from herding's choice, at five times the published rate and more.
+    """Return few steps from herded images, at five or ten times the published rate.
 
-    At one image per class every step sees a fresh network, as published; the rates were compared on held-out images.
+    At one image per class each step has a fresh network, as published; the rates were compared on held-out images.
     """
     return Settings(
         steps=400 if ipc < 10 else 200,
@@ -241,10 +241,10 @@ def _reduced_dm(ipc: int) -> Settings:
 
 
 def _reduced_dm_in_colour(ipc: int) -> Settings:
-    """Take the published rate at few images per class, where ten times as much turns them into noise.
+    """Return the published rate below ten images per class, where ten times as much turns them into noise.
 
-    Of ten and more each has so small a share of its class's mean that the fast rate serves, annealed, since gradients
-    of wide networks are large.
+    From ten images on, each has so small a share of its class's mean that the fast rate works; it is annealed, since
+    wide networks have large gradients.
     """
     fast = ipc >= 10
     rate = OptimizerSpec("sgd", 10.0 if fast else 1.0, 0.5, cosine=fast)
@@ -306,9 +306,9 @@ MATCHING = MethodFamily(
 )
 """``cafe+dsa`` is CAFE under siamese augmentation.
 
-Published rates are those of the code, scaled as it scales them. On digits DM's, DC's and DSA's settings were chosen on
-a validation split; DCC, EGM and CAFE take DC's, and IDC's and EDD's were chosen so for one image per class at width 32,
-and scale with their number. Of reduced schedules, those of DC, DSA and DCC, IDC's at one image per class and DM's in
-colour were tried on held-out training images; the others are not searched. In colour IDC and EDD compare squared
-gradients and mix images, as published.
+Published rates are the code's, scaled as it scales them. On digits, DM's, DC's and DSA's settings were chosen on a
+validation split; DCC, EGM and CAFE take DC's; IDC's and EDD's were chosen likewise for one image per class at width 32,
+and scale with the number of images. Of reduced schedules, those of DC, DSA and DCC, IDC's at one image per class and
+DM's in colour were tried on held-out training images; the others were not searched. In colour IDC and EDD use squared
+distances and CutMix, as published.
 """

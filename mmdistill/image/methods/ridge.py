@@ -1,4 +1,4 @@
-"""The kernel ridge family on images: KRR, FRePo, RFAD and KIP, with published, short and reduced settings."""
+"""The kernel ridge family on images: KRR, FRePo, RFAD and KIP, with published, digits' and reduced settings."""
 
 import math
 from dataclasses import replace
@@ -26,18 +26,18 @@ from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Task, one_tensor
 
 MIRRORED = 500
-"""Sets of at most so many images are joined by their mirror images in the published code's table of settings."""
+"""The largest set to which the published code's settings add mirror images."""
 
 
 class MirroredKernelRidge(MarginKernelRidge):
-    """FRePo's objective in which the mirror images of a small set join the regression, with the same labels.
+    """FRePo's objective; the regression on a small set includes its mirror images, with the same labels.
 
-    Only in colour and where the data may be mirrored (objects may, digits not; greyscale clothes are left alone there
-    too). Networks train on the images as they are.
+    This is for colour images that may be mirrored alone (objects, not digits; the published code leaves out greyscale
+    clothes too). Networks train without mirror images.
 
     Args:
         ridge: lambda, scaled by trace.
-        limit: synthetic images in all up to which they are mirrored.
+        limit: the most synthetic images, in all, that are mirrored.
 
     Source: Zhou et al., NeurIPS 2022, published implementation.
     """
@@ -55,7 +55,7 @@ class MirroredKernelRidge(MarginKernelRidge):
 
 
 def with_its_mirror(task: Task, syn: Batch, limit: int = MIRRORED) -> Batch:
-    """Return a flat set of at most so many images with its mirror images, in colour where data may be mirrored."""
+    """Add mirror images to a flat set of at most ``limit`` images, if :func:`may_mirror`."""
     return with_mirror_images(syn) if may_mirror(task) and len(syn.weight) <= limit else syn
 
 
@@ -76,9 +76,9 @@ def with_mirror_images(batch: Batch) -> Batch:
 
 
 def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build learned images whose labels, learned or fixed, start at (one-hot - 1/C) / sqrt(C / 10).
+    """Build learned images with labels, learned or fixed, that start at (one-hot - 1/C) / sqrt(C / 10).
 
-    Differs from: under another way of storing (``--parameterization``) labels start at one-hot - 1/C, as is usual.
+    Differs from: other storages (``--parameterization``), whose labels start at one-hot - 1/C, as usual.
 
     Raises:
         ConfigError: softmax labels, which a regression on centred targets cannot reach.
@@ -95,7 +95,7 @@ def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind,
 
 
 def transformed(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build learned images behind one learned linear map of their pixels.
+    """Build learned images with one learned linear map of their pixels.
 
     Raises:
         ConfigError: a task without classes.
@@ -105,22 +105,22 @@ def transformed(task: Task, budget: int, settings: Settings, label: LabelKind, d
 
 
 def network_pool(settings: Settings) -> NetworkSchedule:
-    """Ten networks of staggered ages, each redrawn after ``outer_steps`` updates on the synthetic set."""
+    """Return ten networks of staggered ages, each redrawn after ``outer_steps`` updates on the synthetic set."""
     return NetworkPool(max_age=settings.outer_steps, lr=settings.inner_lr, batch=settings.inner_batch)
 
 
 def closed_form_ntk(ridge: float) -> KernelRidgeMatching:
-    """Ridge regression under the NTK of a network with one hidden layer, in float64, against class-balanced batches."""
+    """Return ridge regression under a one-hidden-layer NTK, in float64, against class-balanced batches."""
     return KernelRidgeMatching(FullyConnectedKernel("ntk", depth=1, dtype=torch.float64), ridge, view="classes")
 
 
 def convolutional_ntk(ridge: float) -> KernelRidgeMatching:
-    """The same under the NTK of three convolutions without pooling."""
+    """Return ridge regression under the NTK of three convolutions without pooling, likewise."""
     return KernelRidgeMatching(ConvolutionalKernel("ntk", depth=3, dtype=torch.float64), ridge, view="classes")
 
 
 def _frepo_settings(ipc: int) -> Settings:
-    """Return the published settings; they belong to ``freponet-bn``, judged without norm as ``freponet``."""
+    """Return the published settings, for ``freponet-bn``; judges are ``freponet``, without norm."""
     rate = OptimizerSpec("lamb", 3e-4, cosine=True, floor=0.1)
     return Settings(
         steps=500_000,
@@ -133,9 +133,9 @@ def _frepo_settings(ipc: int) -> Settings:
 
 
 def _rfad_settings(ipc: int) -> Settings:
-    """Return the published settings; they belong to ``convnet-w256-nn``.
+    """Return the published settings, for ``convnet-w256-nn``.
 
-    The steps are the published code's most: it ends where a validation loss has not fallen for 1000 steps.
+    The steps are the published code's maximum; it stops earlier once a validation loss has not fallen for 1000 steps.
     """
     rate = OptimizerSpec("adabelief", 1e-3)
     return Settings(
@@ -151,7 +151,7 @@ def _rfad_settings(ipc: int) -> Settings:
 
 
 def _kip_settings(ipc: int, classes: int = 10) -> Settings:
-    """Return the settings, by which as many images of each class make up a target batch of 5000, of own data too.
+    """Return the settings; real batches are 5000 images, balanced over the classes, also for the user's own data.
 
     The published code recommends 1000 steps or more.
     """
@@ -231,7 +231,7 @@ def _digits_frepo(ipc: int) -> Settings:
 
 
 def _digits_krr(ipc: int) -> Settings:
-    """Start from herding, and with ten images per class move slower than with one: more of them overfit features."""
+    """Return a start from herded images, and a slower rate from ten images per class on: more images overfit."""
     rate = OptimizerSpec("adam", 0.01 if ipc < 10 else 0.005, cosine=True)
     return Settings(
         steps=500,
@@ -256,22 +256,22 @@ def _digits_rfad(ipc: int) -> Settings:
 
 def _digits_kip(ipc: int) -> Settings:
     rate = OptimizerSpec("adam", 0.02, cosine=True)
-    # Augmented, since images that only suit the kernel transfer badly to judges that augment.
+    # Images learned without augmentation suit the kernel alone, and transfer badly to judges that augment.
     return Settings(steps=300, real_batch=50, optimizers={"codes": rate, "labels": rate}, augment=True)
 
 
 def _narrow_ridge(ipc: int) -> float:
-    """Return lambda for narrow networks: the published one at one image per class, a larger one from ten on.
+    """Return lambda for narrow networks: the published one (0) below ten images per class, a larger one from ten on.
 
-    Where samples (FRePo's mirror images too) are about as many as features, the published 1e-6 lets regression burst:
-    the loss of a thousand samples and 1,024 features starts at 16, with 0.1 at 0.32. Wide networks have far more
-    features.
+    If there are about as many samples (with FRePo's mirror images) as features, regression with the published 1e-6 is
+    ill-conditioned: the loss of a thousand samples and 1,024 features starts at 16, with 0.1 at 0.32. Wide networks
+    have far more features.
     """
     return 0.0 if ipc < 10 else 0.1
 
 
 def _reduced(published: Settings, steps: int, ipc: int, **rates: OptimizerSpec) -> Settings:
-    """Return fewer, smaller steps from herded images, augmented like the judges, which else gain little from them."""
+    """Return fewer, smaller steps from herded images, augmented like the judges, which otherwise gain little."""
     optimizers = {**published.optimizers, **rates}
     real = 64 if ipc < 10 else 128
     return replace(published, steps=steps, real_batch=real, optimizers=optimizers, init="herding", augment=True)
@@ -284,7 +284,7 @@ def _reduced_krr(ipc: int) -> Settings:
 
 
 def _reduced_frepo(ipc: int) -> Settings:
-    """Keep the published rate of the pool: a faster one gains nothing at width 16, and loses points at 64."""
+    """Return settings with the pool's published rate: a faster one gains nothing at width 16 and loses at 64."""
     rate = OptimizerSpec("lamb", 0.003 if ipc < 10 else 0.01, cosine=True)
     settings = _reduced(_frepo_settings(ipc), 1500 if ipc < 10 else 600, ipc, codes=rate, labels=rate)
     return replace(settings, real_batch=128, ridge=_narrow_ridge(ipc))
@@ -298,17 +298,17 @@ def _reduced_rfad(ipc: int) -> Settings:
 
 
 def _reduced_kip(ipc: int) -> Settings:
-    """Return settings for ``mlp-w1024``, a network of the kind whose kernel this is.
+    """Return settings for ``mlp-w1024``, a finite network of this kernel's kind.
 
-    On held-out images such networks gain most from fast rates, ConvNets nothing: sets that fit a fully connected kernel
-    suit fully connected networks.
+    On held-out images such networks gain most from fast rates, and ConvNets gain nothing: sets that fit a fully
+    connected kernel suit fully connected networks.
     """
     rate = OptimizerSpec("adam", 0.02, cosine=True)
     return replace(_reduced(_kip_settings(ipc), 400, ipc, codes=rate, labels=rate), real_batch=100)
 
 
 def _reduced_kip_conv(ipc: int) -> Settings:
-    """Return slow rates: images that move far fit the kernel, and no network."""
+    """Return slow rates: images that move far fit the kernel alone, and no network."""
     rate = OptimizerSpec("adam", 0.005, cosine=True)
     return replace(_reduced(_kip_settings(ipc), 150, ipc, codes=rate, labels=rate), real_batch=5)
 
@@ -351,8 +351,8 @@ RIDGE = MethodFamily(
         "kip-conv": Conditions(protocol="kip", whiten={"kip": CIFAR}),
     },
 )
-"""The kernel ridge family; what digits take was chosen on a validation split.
+"""The kernel ridge family; the digits' settings were chosen on a validation split.
 
-Reduced schedules start from herded images, and RFAD's has two random networks for eight. When they whiten, RFAD's code
-does not subtract the mean image, and FRePo's standardises channels before by other deviations.
+Reduced schedules start from herded images, and RFAD's has two random networks instead of eight. Published whitening
+differs: RFAD's code does not subtract the mean image, and FRePo's standardises channels by other deviations.
 """

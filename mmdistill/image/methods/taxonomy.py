@@ -1,4 +1,4 @@
-"""The survey's Table 1: what a method matches, on which networks, how samples are stored, what labels they have."""
+"""The survey's Table 1: each method's objective, network update, parameterization and labels."""
 
 from mmdistill.registry import Row
 
@@ -28,4 +28,4 @@ TABLE_1: dict[str, Row] = {
     "kfs": Row(DISTRIBUTION, "not updated", "latent codes and decoders", "fixed"),
     "cafe": Row(f"{DISTRIBUTION} (variant)", "trained on S", "raw or DSA", "fixed"),
 }
-"""By method name, in the survey's order; methods without a row are relatives and baselines that it does not list."""
+"""Rows by method name, in the survey's order; it does not list methods without a row."""

@@ -1,4 +1,4 @@
-"""The families of trajectory and unrolled performance matching on images, with their published settings."""
+"""Trajectory matching and unrolled performance matching on images, with published settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,7 +33,7 @@ from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task, one_tensor
 
 FTD_EXPERTS = replace(PUBLISHED, sam_adaptive=True)
-"""Adaptive sharpness-aware training with a surrogate gap, as the published code runs it by default."""
+"""Adaptive sharpness-aware training with a surrogate gap, the published code's default."""
 FTD_CIFAR10 = {
     1: TrajectoryRow(50, 2, 2, 100.0, 1e-7, 0.01, expert_gap=0.3, ema=0.9999),
     10: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.001, expert_gap=0.3, ema=0.9995),
@@ -53,10 +53,10 @@ MTT_CIFAR100 = {
     10: TrajectoryRow(20, 2, 20, 1000.0, 1e-5, 0.01),
     50: TrajectoryRow(80, 2, 40, 1000.0, 1e-5, 0.01, inner_batch=125),
 }
-"""Of whitened images at ipc 1 and 50."""
+"""Images are whitened at ipc 1 and 50."""
 HABA_CIFAR10 = {**MTT_CIFAR10, 50: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.01)}
 TESLA_CIFAR100 = {**MTT_CIFAR100, 50: MTT_CIFAR100[50]._replace(codes_lr=500.0)}
-"""TESLA's published command for fifty images per class, at half its rate; MTT's settings for fewer."""
+"""At ipc 50 TESLA's published command, at half its rate; below, MTT's settings."""
 MTT_TINY = {
     1: TrajectoryRow(10, 2, 10, 10_000.0, 1e-4, 0.01),
     10: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=200),
@@ -65,29 +65,29 @@ MTT_TINY = {
 
 
 def ftd_settings(table: Mapping[int, TrajectoryRow]) -> Callable[[int], Settings]:
-    """Return a table's settings with experts that train for flatness at rho 0.01."""
+    """Return a table's settings with sharpness-aware experts at rho 0.01."""
     return lambda ipc: replace(tabulated(table)(ipc), expert_sam=0.01)
 
 
 def styled_trajectory(settings: Settings) -> StyleAdversary:
-    """Trajectory matching in which the hallucinators take turns, one a step, and an adversary keeps them apart."""
+    """Return trajectory matching with one hallucinator per step, in turn, and an adversary that keeps them apart."""
     return StyleAdversary(trajectory_matching().make(settings), settings.inner_parts)
 
 
 def hallucinated_styles(
     task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws
 ) -> Parameterization:
-    """Bases in as many styles as the settings have parts."""
+    """Build bases with ``settings.inner_parts`` hallucinators."""
     return hallucinated(settings.inner_parts)(task, budget, settings, label, draws)
 
 
 def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build real images that stay as they are, with labels that are learned."""
+    """Build fixed real images with learned labels."""
     return Raw(*raw_start(task, budget, settings.init, label, draws, learned=False), learn=())
 
 
 def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build learned images that, where they start from noise, start at norm 1, as RaT-BPTT's published code has them.
+    """Build learned images; those that start from noise have norm 1, as in RaT-BPTT's published code.
 
     A rate of 1e-3 then moves a pixel of 3 x 32 x 32 by a twentieth of its size, not by a thousandth.
 
@@ -103,18 +103,18 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
 
 
 UNIT_NOISE = Storage(unit_noise, "the images themselves")
-"""What BPTT and RaT-BPTT store."""
+"""BPTT's and RaT-BPTT's storage."""
 
 
 def labelled_images(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
-    """Draw real images that a teacher shall label."""
+    """Draw real images with a teacher's labels."""
     return raw_samples(task, budget, "real", "teacher", draws, learned=False)
 
 
 def _haba_settings(ipc: int, table: Mapping[int, TrajectoryRow] = HABA_CIFAR10) -> Settings:
-    """Return the published settings for CIFAR-10: MTT's, with more momentum, longer, and five styles.
+    """Return the published settings for CIFAR-10: MTT's with more momentum, more steps, and five styles.
 
-    For other data sets there are no published commands; they take MTT's table and the same rates.
+    Other data sets have no published commands; they take MTT's table and the same rates.
     """
     settings = tabulated(table)(ipc)
     rate = OptimizerSpec("sgd", 100.0, 0.95)
@@ -124,11 +124,11 @@ def _haba_settings(ipc: int, table: Mapping[int, TrajectoryRow] = HABA_CIFAR10) 
 
 
 def _addmem_settings(ipc: int, classes: int = 10) -> Settings:
-    """Return the published settings: 32 samples of each class per step and 64 real ones, a fixed rate.
+    """Return the published settings: 32 samples and 64 real images per class in each step, a fixed rate.
 
-    The code's configuration allows 500,000 steps. Minibatches, of samples and of real ones, are drawn from all, not so
-    many of each class. For more than ten classes there is no published command; those for ten make the code take the
-    samples and real images of ten random classes in each step, where here there are as many as of all classes.
+    The code's configuration allows 500,000 steps. Here minibatches of samples and of real images are drawn from all
+    classes together, not balanced. More than ten classes have no published command; the one for ten would take ten
+    random classes in each step, where here minibatches grow with the number of classes.
     """
     rate = OptimizerSpec("sgd", 0.1, 0.5)
     return Settings(
@@ -145,15 +145,15 @@ def _addmem_settings(ipc: int, classes: int = 10) -> Settings:
 
 
 def _bptt_settings(ipc: int, classes: int = 10) -> Settings:
-    """Return the published settings: AddMem's, with ten samples of each class per step.
+    """Return the published settings: AddMem's, with ten samples per class in each step.
 
-    They are those of one image per class; others have no command.
+    The only published command is for one image per class.
     """
     return replace(_addmem_settings(ipc, classes), inner_batch=10 * classes)
 
 
 class WindowRow(NamedTuple):
-    """A published command of RaT-BPTT: a student's longest training, its window and minibatch; the samples' rate."""
+    """A published command of RaT-BPTT: the student's most steps, window, minibatch; images' rate; real minibatch."""
 
     inner_steps: int
     inner_window: int
@@ -163,20 +163,20 @@ class WindowRow(NamedTuple):
 
 
 RAT_CIFAR10 = {1: WindowRow(200, 60, 100, 1e-3)}
-"""Of ten images per class, which are whitened; there are no others."""
+"""The only command, for ten (whitened) images per class; it serves any number of images."""
 RAT_CIFAR100 = {1: WindowRow(130, 90, 100, 3e-4), 10: WindowRow(300, 100, 100, 1e-3)}
-"""Of whitened images; at one per class the command's students all train for 130 steps."""
+"""Images are whitened; in the command for one image per class, every student takes 130 steps."""
 RAT_TINY = {1: WindowRow(300, 100, 50, 3e-4, real_batch=1000)}
-"""Of ten images per class; a second command has a window of 90 of 270 steps, which all students take, and 2000 images.
-"""
+"""The command for ten images per class. A second one has students that all take 270 steps, windows of 90, and 2000 real
+images."""
 
 
 def _rat_settings(ipc: int, table: Mapping[int, WindowRow] = RAT_CIFAR10) -> Settings:
     """Return a table's settings by ipc; in between, those of the largest tabulated ipc below.
 
-    So many of each class make a minibatch (ten of CIFAR-10, one of others, of 50 random classes of Tiny-ImageNet); they
-    are drawn from all samples. The commands allow ten times the steps (Tiny-ImageNet's a hundred times). Each step
-    draws a student's length, where the code keeps one for the steps of an epoch. Labels that are learned share the
+    The commands' minibatches are balanced (ten samples per class of CIFAR-10, else one, from 50 random classes of
+    Tiny-ImageNet); here they are drawn from all samples. The commands allow ten times the steps (Tiny-ImageNet's a
+    hundred times). Here each step draws a new student length; the code keeps one for an epoch. Learned labels share the
     images' rate.
     """
     row = row_of(table, ipc)
@@ -203,8 +203,8 @@ def _labelled_rat_settings(ipc: int, table: Mapping[int, WindowRow]) -> Settings
 def ld_settings(ipc: int) -> Settings:
     """Return the published rates.
 
-    A network lives for a fixed number of steps, about as long as the published rule lets one, which ends it once the
-    loss of the real batch has not fallen for 50 steps.
+    A network serves a fixed number of steps, about as many as by the published rule, which replaces it once the real
+    loss has not fallen for 50 steps.
     """
     return Settings(
         steps=20_000,
@@ -293,11 +293,11 @@ UNROLLED_METHODS: dict[str, Method] = {
         source="Qin et al., NeurIPS 2024",
     ),
 }
-"""Relatives of trajectory and performance matching that images have."""
+"""Trajectory and performance matching methods of images alone."""
 
 
 def _labelled_rat(table: Mapping[int, WindowRow]) -> Method:
-    """Return RaT-BPTT with a table's settings, whose commands train labels too."""
+    """Return RaT-BPTT with learned labels and a table's settings, as in these commands."""
     settings = partial(_labelled_rat_settings, table=table)
     return replace(UNROLLED_METHODS["rat-bptt"], settings=settings, label="soft")
 
@@ -323,9 +323,9 @@ UNROLLED_TINY: dict[str, Method] = {
     "rat-bptt": _labelled_rat(RAT_TINY),
 }
 UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
-"""Published settings by data set name, where they differ from those of CIFAR-10."""
+"""Published settings by data set name, if they differ from CIFAR-10's."""
 _MTT: dict[str, Cells] = {"mtt": {"cifar10": (1, 10), "cifar100": (1, 50)}}
-_HABA: Cells = {"cifar10": (2, 10, 11, 50, 51), "cifar100": (2, 50, 51)}  # of as many bases, or one fewer
+_HABA: Cells = {"cifar10": (2, 10, 11, 50, 51), "cifar100": (2, 50, 51)}  # images of as many bases, or one fewer
 UNROLLED_CONDITIONS = {
     "mtt": Conditions(protocol="mtt", whiten=_MTT),
     "ftd": Conditions(protocol="mtt", whiten={"mtt": {"cifar10": (1, 10), "cifar100": (1, 10, 50)}}),
@@ -337,9 +337,9 @@ UNROLLED_CONDITIONS = {
     "rat-bptt": Conditions(whiten={"kip": {"cifar10": (10,), "cifar100": (1, 10)}}),
     "ld": Conditions(model="lenet", model_on=("mnist",)),
 }
-"""What published numbers belong to; where there is no command of TESLA's or HaBa's, to MTT's whitening.
+"""Conditions of published numbers; TESLA and HaBa take MTT's whitening where they have no command.
 
-BPTT's and RaT-BPTT's codes do not standardise channels before they whiten. RaT-BPTT's commands for Tiny-ImageNet do not
-whiten, but its code takes images that are. LD's network on CIFAR (AlexCifarNet, of two convolutions with local response
-norm) is not built.
+BPTT's and RaT-BPTT's code does not standardise channels before whitening. RaT-BPTT's commands for Tiny-ImageNet do not
+whiten, but its code reads whitened images. LD's network on CIFAR (AlexCifarNet: two convolutions with local response
+norm) is not implemented.
 """

@@ -14,15 +14,15 @@ from mmdistill.settings import OptimizerSpec, Settings
 DIGITS_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0, batch=64, decay_at=())
 """Smaller minibatches and twice the published rate, so that an epoch of the small data set moves an expert."""
 DIGITS_FAST_EXPERTS = replace(DIGITS_EXPERTS, lr=0.1)
-"""Experts that soon know the digits: what TESLA labels images by, and what ten images per class learn to follow."""
+"""Experts that learn the digits fast: they label TESLA's images, and ten images per class match them."""
 EARLY_EPOCHS = 3
-"""From so many first epochs experts know less than ten real images per class teach."""
+"""After this many epochs, experts still know less than ten real images per class teach."""
 
 
 def experts_by_start(early: FitProtocol, late: FitProtocol) -> Callable[[Settings], NetworkSchedule]:
-    """Return experts that train by one protocol where starts are early, and by another one where they are not."""
-    by_early, by_late = experts_by(early), experts_by(late)
-    return lambda settings: (by_early if settings.start_epochs <= EARLY_EPOCHS else by_late)(settings)
+    """Return experts that train by ``early`` if all starts are within :data:`EARLY_EPOCHS`, else by ``late``."""
+    early_experts, late_experts = experts_by(early), experts_by(late)
+    return lambda settings: (early_experts if settings.start_epochs <= EARLY_EPOCHS else late_experts)(settings)
 
 
 def _digits_dd(ipc: int) -> Settings:
@@ -43,7 +43,7 @@ def _digits_dd(ipc: int) -> Settings:
 
 
 def short_rat(ipc: int) -> Settings:
-    """Return settings in which students know the digits by the end; from one image per class they learn no faster."""
+    """Return settings with enough steps for students to learn the digits; at one image per class more do not help."""
     settings = Settings(
         steps=150,
         real_batch=256,
@@ -61,7 +61,7 @@ def short_rat(ipc: int) -> Settings:
 
 
 def _digits_mtt(ipc: int) -> Settings:
-    """Return settings in which ten images per class follow later epochs, of experts that know more than they teach."""
+    """Return settings in which ten images per class match later epochs of experts, which know more than they teach."""
     settings = Settings(
         steps=100,
         real_batch=1,
@@ -85,7 +85,7 @@ def _digits_haba(ipc: int) -> Settings:
 
 
 def _digits_tesla(ipc: int) -> Settings:
-    """Return MTT's settings with ends further on, since an expert early in its training labels the images badly."""
+    """Return MTT's settings with later targets, since an expert early in its training labels the images badly."""
     settings = _digits_mtt(ipc)
     if ipc < 10:
         return replace(settings, steps=60, init="herding", inner_lr=0.05, start_epochs=2)
@@ -93,7 +93,7 @@ def _digits_tesla(ipc: int) -> Settings:
 
 
 def short_bptt(settings: Settings, inner_steps: int, inner_lr: float) -> Settings:
-    """Return short settings of DD's with students that take more steps, on minibatches and at a rate that is kept."""
+    """Return DD's short settings with students that take more steps, on minibatches and at a fixed rate."""
     return replace(
         settings,
         optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
@@ -106,12 +106,12 @@ def short_bptt(settings: Settings, inner_steps: int, inner_lr: float) -> Setting
 
 
 def _digits_addmem(ipc: int) -> Settings:
-    """Return RaT-BPTT's settings: of a long training, gradients flow through a window alone."""
+    """Return RaT-BPTT's settings: gradients flow only through a window of a long training."""
     return replace(short_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
 
 
 def _short_ld(ipc: int) -> Settings:
-    """Return settings in which students train as judges do, up to 200 epochs of the set, and look five steps ahead."""
+    """Return settings in which students train like judges, up to 200 epochs of the set, and unroll five steps."""
     return replace(
         ld_settings(ipc),
         steps=300,
@@ -126,7 +126,7 @@ def _short_ld(ipc: int) -> Settings:
 
 
 SHORT_LD = replace(UNROLLED_METHODS["ld"], network=trained_on_s, settings=_short_ld)
-"""Its networks train by SGD for five epochs of the set between two steps, not by Adam for a minibatch."""
+"""LD whose networks train by SGD for five epochs of the set between two steps, not by Adam for one minibatch."""
 _digits_experts = experts_by_start(DIGITS_EXPERTS, DIGITS_FAST_EXPERTS)
 UNROLLED_DIGITS: dict[str, Method] = {
     "dd": replace(CORE_METHODS["dd"], settings=_digits_dd),
@@ -146,4 +146,4 @@ UNROLLED_DIGITS: dict[str, Method] = {
     "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=short_rat),
     "ld": SHORT_LD,
 }
-"""By method; chosen on a validation split of their training images."""
+"""Short runs by method, chosen on a validation split of the digits' training images."""

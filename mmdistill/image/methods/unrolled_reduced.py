@@ -1,4 +1,4 @@
-"""Reduced schedules of trajectory and unrolled performance matching for 28 x 28 greyscale images, and the family."""
+"""Reduced schedules of trajectory and unrolled performance matching for 28 x 28 greyscale images, and their family."""
 
 from dataclasses import replace
 
@@ -19,15 +19,15 @@ from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.settings import OptimizerSpec, Settings
 
 REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.01, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)
-"""Epochs of a hundred steps, each on images that the one before may not have seen."""
+"""Epochs of a hundred steps, each on a new random part of the training images."""
 
 
 def _reduced_mtt(ipc: int) -> Settings:
-    """Return settings in which a student of 20 steps follows one epoch of an expert.
+    """Return settings in which a student of 20 steps matches one epoch of an expert.
 
-    Over longer ways the student learns so large a rate that judges, which add momentum to it, are worse off than with
-    the images that the set starts from. A student is taught no more than its experts know: after four such epochs that
-    is less than ten real images per class teach, so from there on starts go on to later epochs.
+    To match more, the student would learn so large a rate that judges, which add momentum to it, do worse than with the
+    initial images. A student learns no more than its experts know, which after four such epochs is less than ten real
+    images per class teach; so from ten images per class on, starts reach later epochs.
     """
     return Settings(
         steps=120,
@@ -48,31 +48,31 @@ def _reduced_mtt(ipc: int) -> Settings:
 
 
 def _reduced_late(ipc: int, rate: float, steps: int) -> Settings:
-    """Return MTT's settings with longer ways, slow images, and starts in as many epochs as experts have before."""
+    """Return MTT's settings with targets two epochs away, slow images, and starts up to epoch 14."""
     settings = _reduced_mtt(ipc)
     optimizers = {**settings.optimizers, "codes": OptimizerSpec("adam", rate, cosine=True)}
     return replace(settings, steps=steps, optimizers=optimizers, inner_lr=0.04, expert_steps=2, start_epochs=14)
 
 
 def _reduced_tesla(ipc: int) -> Settings:
-    """Return MTT's settings with ends further on, since an expert early in its training labels the images badly."""
+    """Return MTT's settings with later targets, since an expert early in its training labels the images badly."""
     if ipc < 10:
         return replace(_reduced_mtt(ipc), steps=100, inner_lr=0.05, expert_steps=2, start_epochs=2)
     return _reduced_late(ipc, rate=0.02, steps=80)
 
 
 def _reduced_haba(ipc: int) -> Settings:
-    """Return slow rates and late starts: rendered bases start so well that experts who know less only spoil them."""
+    """Return slow rates and late starts: rendered bases start so well that early experts only spoil them."""
     settings = _reduced_late(ipc, rate=0.03, steps=100)
     optimizers = {**settings.optimizers, "decoder": OptimizerSpec("adam", 0.003)}
     return replace(settings, optimizers=optimizers, inner_batch=0, inner_parts=5)
 
 
 def _reduced_dd(ipc: int) -> Settings:
-    """Return settings with as many inner steps as published, whose rates grow slowly, and cut gradients.
+    """Return settings with as many inner steps as published, slowly learned rates, and clipped gradients.
 
-    Now and then a student's gradient is ten times as long as usual. Rates that grow fast fit the loss sooner, and then
-    some students diverge.
+    Now and then a student's gradient is ten times as long as usual. Rates that grow fast lower the loss sooner, but
+    then some students diverge.
     """
     return Settings(
         steps=150,
@@ -97,9 +97,9 @@ def _reduced_rat(ipc: int) -> Settings:
 
 
 def _reduced_addmem(ipc: int) -> Settings:
-    """Return RaT-BPTT's settings: of as many inner steps as published, gradients flow through a window alone.
+    """Return RaT-BPTT's settings: as many inner steps as published, but gradients flow only through a window.
 
-    From ten images per class on, memory and addresses start nearer to real images than a fast rate leaves them.
+    From ten images per class on the rate is slow: a fast one moves memory and addresses away from their good start.
     """
     rate = 0.03 if ipc < 10 else 0.003
     return replace(_reduced_rat(ipc), optimizers={"codes": OptimizerSpec("adam", rate, cosine=True)})
@@ -127,10 +127,10 @@ UNROLLED_REDUCED: dict[str, Method] = {
     "ld": SHORT_LD,
     "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),
 }
-"""For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
+"""Schedules of minutes on one core for 28 x 28 greyscale images, at width 32; experts train once in addition.
 
-Rates follow the loss on training images; AddMem's, DD's, RaT-BPTT's, HaBa's, MTT's and TESLA's, and at one image per
-class LD's, were tried on held-out images.
+Rates were chosen by the loss on training images; AddMem's, DD's, RaT-BPTT's, HaBa's, MTT's and TESLA's, and LD's at one
+image per class, were tried on held-out images.
 """
 UNROLLED = MethodFamily(
     UNROLLED_METHODS,
