@@ -149,10 +149,10 @@ class ImageData:
         if isinstance(classes, str) or not isinstance(classes, Sequence) or len(classes) < 2:
             raise ConfigError(f"a list of two or more classes is taken, got {classes!r}")
         chosen: list[int] = []
-        for wanted in classes:
-            index = names.index(wanted) if wanted in names else wanted
+        for entry in classes:
+            index = names.index(entry) if entry in names else entry
             if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= index < len(names):
-                raise ConfigError(f"{self.name} has no class {wanted!r}{did_you_mean(str(wanted), names)}")
+                raise ConfigError(f"{self.name} has no class {entry!r}{did_you_mean(str(entry), names)}")
             chosen.append(int(index))
         if len(set(chosen)) < len(chosen):
             raise ConfigError(f"each class is taken once, got {list(classes)}")

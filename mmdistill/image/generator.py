@@ -154,8 +154,8 @@ def describe_generator(task: Task, recipe: GeneratorRecipe, file: Path | None = 
         CheckpointError, ConfigError: as for :func:`trained_generator`.
     """
     file = file or default_file(task, recipe)
-    left = recipe.steps - _resume(task, recipe, file).step
-    return describe_training(f"{recipe.steps:,} steps", left, recipe.steps, file)
+    steps_left = recipe.steps - _resume(task, recipe, file).step
+    return describe_training(f"{recipe.steps:,} steps", steps_left, recipe.steps, file)
 
 
 def default_file(task: Task, recipe: GeneratorRecipe) -> Path:

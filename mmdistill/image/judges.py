@@ -105,23 +105,23 @@ class NetworkJudge:
     Args:
         task: the task whose images they judge.
         names: the task's networks by name.
-        asked: the networks' name. If only ``reads`` is needed, the title of their scores will do.
+        judge: the networks' name. If only ``reads`` is needed, the title of their scores will do.
     """
 
     task: "ImageTask"
     names: "NamedJudges"
-    asked: str
+    judge: str
     reads: Sequence[str] = JUDGING
 
     @property
     def name(self) -> str:
         """Their name in its one spelling, see :meth:`NamedJudges.spelled`."""
-        return self.names.spelled(self.asked)
+        return self.names.spelled(self.judge)
 
     @property
     def title(self) -> str:
         """Their name, followed by the protocol's unless that is the default."""
-        network, protocol = self.names.network_name(self.asked), self.task.protocol.name
+        network, protocol = self.names.network_name(self.judge), self.task.protocol.name
         return network if protocol == "default" else f"{network} [{protocol}]"
 
     @property
@@ -133,7 +133,7 @@ class NetworkJudge:
     def epochs(self, samples: int | None) -> int | None:
         """Return for how many epochs they train on ``samples`` images (None: on all)."""
         images = samples or len(self.task.data.train_labels)
-        return self._plan(self.names.occasion(self.asked, images, whole=samples is None)).fit.epochs
+        return self._plan(self.names.occasion(self.judge, images, whole=samples is None)).fit.epochs
 
     def require(self, samples: int) -> None:
         """Accept any number of images."""
@@ -146,7 +146,7 @@ class NetworkJudge:
         """Train n networks (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy."""
         task, names, data = self.task, self.names, self.task.data
         scores = not are_probabilities(one_tensor(batch.targets))
-        occasion = names.occasion(self.asked, len(batch.weight), scores=scores, whole=whole)
+        occasion = names.occasion(self.judge, len(batch.weight), scores=scores, whole=whole)
         plan = self._plan(occasion)
         plan, steps, notes = with_learned(plan, task.protocol, occasion, batch, learned)
         views = partial(task.views, plan, n)
@@ -156,7 +156,7 @@ class NetworkJudge:
             notes += (plan.teacher.note(task, data.whole_epochs),)
         classes = len(data.class_names)
         notes += whole_note(plan, occasion, self.epochs(classes))
-        scorer = Judge(names.network(self.asked), self.title, classes, plan, augment, steps, notes)
+        scorer = Judge(names.network(self.judge), self.title, classes, plan, augment, steps, notes)
         return scorer.score(batch, data.normalise, task.test_set, n, draws.to(task.device))
 
 

@@ -111,7 +111,7 @@ def _load_idx(
         name,
         is_there=lambda root: has_idx(root / layout),
         download=lambda root: _torchvision_class(published)(root, download=True),
-        wanted=f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}",
+        needed_files=f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}",
     )
     train, test = _idx_splits(root / layout)
     return build(name, train, test, class_names=class_names, moments=moments, mirror=mirror, whole_epochs=whole_epochs)
@@ -169,7 +169,7 @@ def _load_cifar(
         name,
         is_there=lambda root: (root / source.base_folder).is_dir(),
         download=lambda root: source(root, download=True),
-        wanted=f"the folder {source.base_folder} (python layout) or {binary} (binary layout) in {data_root()}",
+        needed_files=f"the folder {source.base_folder} (python layout) or {binary} (binary layout) in {data_root()}",
     )
     try:
         splits = [source(str(root), train=train) for train in (True, False)]
@@ -189,7 +189,7 @@ def _svhn() -> ImageData:
         "svhn",
         is_there=lambda root: all((root / name).is_file() for name in names),
         download=lambda root: [source(root, split=split, download=True) for split in SVHN_SPLITS],
-        wanted=f"{' and '.join(names)} in {data_root()}",
+        needed_files=f"{' and '.join(names)} in {data_root()}",
     )
     try:
         splits = [source(str(root), split=split) for split in SVHN_SPLITS]
@@ -230,7 +230,7 @@ def _writable_root() -> Path:
 
 
 def _find_or_download(
-    name: str, *, is_there: Callable[[Path], bool], download: Callable[[str], object], wanted: str
+    name: str, *, is_there: Callable[[Path], bool], download: Callable[[str], object], needed_files: str
 ) -> Path:
     """Return the root that has a data set; download it first if none has.
 
@@ -238,7 +238,7 @@ def _find_or_download(
         name: of the data set.
         is_there: whether a root has it.
         download: downloads it to a root, through torchvision.
-        wanted: in words, the files and where to put them.
+        needed_files: in words, the files and where to put them.
     Raises:
         DataError: the download failed; says what is missing and where to put it.
     """
@@ -250,7 +250,7 @@ def _find_or_download(
         download(str(root))
     except (RuntimeError, URLError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{name} is missing and its download failed ({reason}); put {wanted}") from error
+        raise DataError(f"{name} is missing and its download failed ({reason}); put {needed_files}") from error
     return root
 
 

@@ -53,7 +53,9 @@ class NamedJudges:
         self.protocol = protocol
         self.device = device
         self.width = width
-        self.usual = (*dict.fromkeys((model, *fitting_models(data.shape), "ntk", *filter(JUDGES.added, JUDGES))),)
+        self.default_judges = (
+            *dict.fromkeys((model, *fitting_models(data.shape), "ntk", *filter(JUDGES.added, JUDGES))),
+        )
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
 

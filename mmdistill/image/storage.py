@@ -114,7 +114,7 @@ def _filling(
     return Storage(build, summary, rates, fills=True)
 
 
-_CUT: dict[str, Callable[..., Storage]] = {
+_TILEABLE: dict[str, Callable[..., Storage]] = {
     "addressed": addressed,
     "hallucinated": hallucinated,
     "latent": latent,
@@ -130,7 +130,7 @@ PARAMETERIZATIONS: dict[str, Storage] = {
     "raw": raw(),
     "upsample-2": tiled(2),
     "upsample-3": tiled(3),
-    **{name: make() for name, make in _CUT.items()},
+    **{name: make() for name, make in _TILEABLE.items()},
 }
 """Storages by the name that ``--parameterization`` takes."""
 
@@ -143,7 +143,7 @@ FAMILIES: dict[str, StorageFamily] = {
     "upsample": StorageFamily(tiled, "images of N x N tiles, for any N"),
     **{
         f"{name}-upsample": StorageFamily(partial(_with_tiles, make), f"as {name}, of images of N x N tiles")
-        for name, make in _CUT.items()
+        for name, make in _TILEABLE.items()
     },
 }
 """Storages of tiled images, by their name without the number of tiles per side."""

@@ -99,7 +99,7 @@ class ImageTask:
         self.protocol = find_protocol(protocol)
         self._choose(JudgingChoices(judge_epochs, judge_batch, judge_augment, judge_precision))
         self._named = NamedJudges(data, network, model, self.protocol, device, width)
-        self.judges: Sequence[str] = self._named.usual
+        self.judges: Sequence[str] = self._named.default_judges
         self._pixels = Pixels(data, device)
         self._beside_pixels = Elsewhere()
         self._classes = data.train_labels.to(device)

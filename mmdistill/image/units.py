@@ -40,7 +40,7 @@ def normalised(images: Any, found: DistilledSet) -> Tensor:
         DataError: the pixels' scale is not the set's.
     """
     units, whitening, mean, std = _units(found)
-    raw = recordable(_tensor(images).detach())
+    raw = recordable(_as_tensor(images).detach())
     shape = tuple(units["shape"])
     raw = raw[:, None] if raw.ndim == 3 and raw.shape[-3:] != shape and shape[0] == 1 else raw
     if raw.shape[-3:] != shape:
@@ -86,7 +86,7 @@ def to_pixels(found: DistilledSet) -> Tensor:
     return raw if units["scale"] == 1 else raw.round().to(torch.uint8)
 
 
-def _tensor(images: Any) -> Tensor:
+def _as_tensor(images: Any) -> Tensor:
     """Return images as a tensor.
 
     Raises:

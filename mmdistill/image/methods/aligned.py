@@ -174,7 +174,7 @@ def _digits(ipc: int) -> Settings:
     )
 
 
-def _scheduled(settings: Settings, ipc: int) -> Settings:
+def _with_pad_schedule(settings: Settings, ipc: int) -> Settings:
     """Return settings with PAD's mask for CIFAR-10, and its stages at the same shares of the experts' epochs."""
     epochs = settings.expert_epochs
     return replace(
@@ -233,7 +233,7 @@ ALIGNED = MethodFamily(
     presets={
         "digits": {
             "datm": aligned(DIGITS_FAST_EXPERTS, _digits),
-            "pad": prioritized(DIGITS_FAST_EXPERTS, lambda ipc: _scheduled(_digits(ipc), ipc), _few_scorers),
+            "pad": prioritized(DIGITS_FAST_EXPERTS, lambda ipc: _with_pad_schedule(_digits(ipc), ipc), _few_scorers),
         },
         "cifar100": {
             "datm": aligned(FTD_EXPERTS, datm_settings(DATM_CIFAR100)),
@@ -246,7 +246,7 @@ ALIGNED = MethodFamily(
     },
     reduced={
         "datm": aligned(_flat_experts, _reduced),
-        "pad": prioritized(_flat_experts, lambda ipc: _scheduled(_reduced(ipc), ipc), _reduced_scorers),
+        "pad": prioritized(_flat_experts, lambda ipc: _with_pad_schedule(_reduced(ipc), ipc), _reduced_scorers),
     },
     conditions={name: Conditions(protocol="datm", whiten={"mtt": _WHITENED}) for name in ("datm", "pad")},
 )

@@ -208,9 +208,9 @@ _digits_ncfm = replace(
     settings=_ncfm_digits,
     parameterization=tiled(1),
 )
-_between = experts_by(DANCE_REDUCED_EXPERTS, InterpolatedExperts)
-_reduced_dance = replace(_dance, network=_between, settings=_reduced)
-_reduced_ncfm = replace(_ncfm, network=_between, settings=_ncfm_reduced)
+_interpolated = experts_by(DANCE_REDUCED_EXPERTS, InterpolatedExperts)
+_reduced_dance = replace(_dance, network=_interpolated, settings=_reduced)
+_reduced_ncfm = replace(_ncfm, network=_interpolated, settings=_ncfm_reduced)
 CALIBRATED = MethodFamily(
     {"dance": _dance, "ncfm": _ncfm},
     presets={"digits": {"dance": _digits_dance, "ncfm": _digits_ncfm}},

@@ -252,7 +252,7 @@ def _reduced_dm_in_colour(ipc: int) -> Settings:
 
 
 _small_pool = partial(EarlyStagePool, size=3, epochs=0.1, weight_decay=WEIGHT_DECAY)
-_watching = trained_by(partial(AccuracyDriven, window=4, watched=256))
+_accuracy_driven = trained_by(partial(AccuracyDriven, window=4, watched=256))
 _on_mnist = _by_absolute_error(digits=True, lr=1e-4)
 MATCHING = MethodFamily(
     _METHODS,
@@ -282,8 +282,10 @@ MATCHING = MethodFamily(
         "dsa": replace(CORE_METHODS["dsa"], settings=partial(_reduced, augment=True)),
         "dcc": replace(_METHODS["dcc"], settings=partial(_reduced, augment=True)),
         "egm": replace(_METHODS["egm"], settings=lambda ipc: _with_momentum(_reduced(ipc))),
-        "cafe": replace(_METHODS["cafe"], settings=_reduced_cafe, network=_watching),
-        "cafe+dsa": replace(_METHODS["cafe+dsa"], settings=partial(_reduced_cafe, augment=True), network=_watching),
+        "cafe": replace(_METHODS["cafe"], settings=_reduced_cafe, network=_accuracy_driven),
+        "cafe+dsa": replace(
+            _METHODS["cafe+dsa"], settings=partial(_reduced_cafe, augment=True), network=_accuracy_driven
+        ),
         "idc": replace(_on_mnist["idc"], settings=_reduced_idc),
         "edd": replace(
             _on_mnist["edd"], settings=_reduced_idc, network=trained_by(partial(_small_pool, prepare=UNMIXED))
