@@ -283,7 +283,9 @@ def student_loss(network: Network, draws: Draws, sizes: Sequence[int] | None = N
 
     def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
         student = NetworkState(params, copied(buffers))
-        batch = batch if sizes is None else take(batch, slice(sizes[step]))
+        if sizes is not None:
+            # Probes ask whether the next step's key changes the loss, also where that step is past the last one.
+            batch = take(batch, slice(sizes[min(step, len(sizes) - 1)]))
         with autocast_for(network.precision, batch.weight.device, graph=True):
             return task.loss(student, batch, train=True, draws=draws.fold(step))
 

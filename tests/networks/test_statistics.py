@@ -162,6 +162,14 @@ def test_a_students_steps_leave_those_that_it_starts_from(task: ImageTask) -> No
     assert all(torch.equal(network.buffers[name], tensor) for name, tensor in before.items())
 
 
+def test_a_student_of_more_than_a_few_samples_may_take_one_step(task: ImageTask) -> None:
+    objective = UnrolledPerformance(1, InnerRate(0.1))
+    network = Network(task, task.init(KEY))
+    end = objective.train_student(network, task.select(torch.arange(20)), KEY)
+    expected = sgd_step(task, network.state, {}, task.select(torch.arange(20)), 0.1, 0.0, KEY)[0].params
+    torch.testing.assert_close(end, expected)
+
+
 def test_a_matched_network_normalises_by_them_from_the_first_call_on(task: ImageTask) -> None:
     network = FreshNetworks().fetch(task, EMPTY, KEY).network
     assert network is not None
