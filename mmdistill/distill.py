@@ -23,7 +23,7 @@ from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.execution.precision import Precision
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
-from mmdistill.labels import LabelKind
+from mmdistill.labels import LabelKind, TeacherLabels
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
@@ -39,7 +39,7 @@ from mmdistill.runs.state import RunState
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import checked_seed
 from mmdistill.settings import Settings
-from mmdistill.task import Task, require_task
+from mmdistill.task import Task, one_tensor, require_task
 
 logger = logging.getLogger(__name__)
 
@@ -355,6 +355,8 @@ def _write(result: DistilledSet, run: RunState, seed: int, folder: Path) -> None
     if not result.history:  # ``save`` writes one with losses
         write_history(folder, ())
     with run.selected():
+        if isinstance(labels := run.parameterization.labels, TeacherLabels):
+            labels.assign(one_tensor(result.batch.targets, "a teacher's labels"))
         save_codes(folder / CODES, run.parameterization, seed)
     result.save(folder)  # last, since its distilled.json marks a finished run
 

@@ -213,9 +213,11 @@ class Distiller:
     def _final_labeller(self, run: RunState, steps: int) -> ScheduleState:
         """Return the schedule's state whose expert labels the finished samples after ``steps`` steps.
 
-        It is the last step's where each decoding draws other samples; else EMPTY, and samples keep that step's labels.
+        It is the last step's where they are not the samples that this step saw, but drawn anew by decoding or the
+        average of all steps; else EMPTY, and samples keep that step's labels.
         """
-        if not (run.parameterization.redraws and self.schedule.gives_target and steps):
+        taught = isinstance(run.parameterization.labels, TeacherLabels) and self.schedule.gives_target
+        if not (steps and taught and (run.parameterization.redraws or run.average is not None)):
             return EMPTY
         before = EMPTY._replace(age=steps - 1)  # schedules with targets read only the age
         return self.schedule.fetch(self.task, before, self.key(replace(run, step=steps - 1)).fold("network"))
@@ -298,7 +300,7 @@ class Distiller:
                 run.parameterization.project()
             if run.average is not None:
                 since = None if self.settings.ema_start else run.step
-                follow(run.average, run.parameterization.state_dict(), self.settings.ema, since)
+                follow(run.average, run.parameterization, self.settings.ema, since)
 
             def current() -> Batch:
                 with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmdistill.composition import grouped
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
+from mmdistill.labels import TeacherLabels
 from mmdistill.networks.schedules import ScheduleState
 from mmdistill.networks.statistics import copied
 from mmdistill.objectives.base import Objective
@@ -165,19 +166,20 @@ def out_of_patience(step: int, best: Mapping[str, Any] | None, patience: int) ->
     return bool(patience) and best is not None and step - int(best["step"]) >= patience
 
 
-def follow(average: Tensors, current: Tensors, decay: float, step: int | None = None) -> None:
-    """Move a running average towards the current state, in place.
+def follow(average: Tensors, current: Parameterization, decay: float, step: int | None = None) -> None:
+    """Move a running average towards the current state, in place; a teacher's labels are those of now.
 
     Args:
         average: what moves.
-        current: the state.
+        current: whose state it follows.
         decay: what is kept of the average.
         step: counted from 0, of an average of the steps alone, whose weights are divided by their sum (as Adam corrects
             its moments); None: what it starts from counts for all steps before.
     """
     share = 1 - decay if step is None else (1 - decay) / (1 - decay ** (step + 1))
-    for name, tensor in current.items():
-        if tensor.is_floating_point():
+    taught = isinstance(current.labels, TeacherLabels)
+    for name, tensor in current.state_dict().items():
+        if tensor.is_floating_point() and not (taught and name.startswith("labels.")):
             average[name].lerp_(tensor.detach(), share)
         else:
             average[name].copy_(tensor)

@@ -95,6 +95,23 @@ def test_trajectory_matching_takes_each_targets_labels(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("start", [True, False])
+def test_the_last_target_labels_an_average(tmp_path: Path, start: bool) -> None:
+    task = BlobTask()
+    method = small("tesla", tmp_path, steps=3, ema=0.9, ema_start=start).labelled("teacher")
+    distiller = Distiller(task, method, 2)
+    run = distiller.start()
+    for _ in range(3):
+        run, _ = distiller.step(run)
+    found = distiller.result(run, "tesla", 0.0).batch
+    state = distiller.schedule.fetch(task, EMPTY, distiller.draws.fold("step", 2, "rank", 0).fold("network"))
+    assert state.network is not None
+    assert state.target is not None
+    assert not torch.equal(found.inputs, run.parameterization(Draws(0)).inputs)  # type: ignore[arg-type]
+    wanted = soft_labels(task, NetworkState(state.target, state.network.buffers), found.inputs)
+    assert torch.equal(found.targets, wanted)  # type: ignore[arg-type]
+
+
 def test_a_teacher_labels_some_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     task, state = BlobTask(), BlobTask().init(Draws(0))
     whole = soft_labels(task, state, task.images)
@@ -120,8 +137,9 @@ def test_random_images_with_soft_labels_are_a_method() -> None:
     assert torch.equal(targets, soft_labels(task, trained_teacher(task, 2), inputs))  # type: ignore[arg-type]
 
 
-def test_resumed_runs_have_the_same_labels(tmp_path: Path) -> None:
-    task, method = BlobTask(), small("tesla", tmp_path / "experts", steps=4)
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resumed_runs_have_the_same_labels(tmp_path: Path, ema: float) -> None:
+    task, method = BlobTask(), small("tesla", tmp_path / "experts", steps=4, ema=ema)
     whole = distill(task, method, ipc=1)
     distill(task, method, ipc=1, out=tmp_path / "run", checkpoint_every=2)
     sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1].unlink()

@@ -76,6 +76,17 @@ def test_codes_take_the_bytes_that_are_claimed_and_decode_to_the_set(
     assert (made.stored_bytes(), about["seed"], about["label"]) == (found.stored_bytes, found.seed, found.label)
 
 
+@pytest.mark.parametrize(("name", "method"), [(name, "dsa") for name in STORAGES] + [("upsample-2", "tesla")])
+def test_codes_of_an_average_have_its_teachers_labels(task: ImageTask, name: str, method: str, tmp_path: Path) -> None:
+    of_experts = {"experts": 1, "expert_steps": 1, "start_epochs": 1, "expert_epochs": 1, "inner_batch": 0}
+    settings = {"init": "real", "steps": 2, "ema": 0.5, "inner_steps": 2}
+    settings |= of_experts if method == "tesla" else {"real_batch": 4, "outer_steps": 1, "teacher_epochs": 1}
+    found = distill(
+        task, method, ipc=4, parameterization=STORAGES[name], label="teacher", settings=settings, out=tmp_path
+    )
+    assert_same(mmdistill.decode(tmp_path), found.batch)
+
+
 def test_a_canvas_is_cropped_anew_by_another_seed(task: ImageTask, tmp_path: Path) -> None:
     found = run(task, canvas(3), "hard", tmp_path)
     again = decode(tmp_path, seed=1)
