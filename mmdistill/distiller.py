@@ -295,7 +295,9 @@ class Distiller:
             loss, group_gradients = compute(run, schedule, self.real(run, key), key)
             if run.step == 0:
                 require_start(run, self.active(run), loss, group_gradients, key.fold("synthetic"))
-            if not self._skips(loss):
+            if self._skips(loss):
+                run.skipped += 1
+            else:
                 self._update(run, group_gradients)
                 run.parameterization.project()
             if run.average is not None:

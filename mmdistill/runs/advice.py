@@ -65,6 +65,22 @@ def faster_precision(distiller: Distiller, run: RunState) -> str:
     return "; --precision bf16 (precision='bf16') takes about half the time on this CPU, by rougher gradients"
 
 
+def too_many_skipped(run: RunState, most: float) -> str:
+    """Return what to say of a run whose steps mostly changed nothing, empty where fewer than half did.
+
+    Args:
+        run: the finished run.
+        most: the loss up to which steps are taken.
+    """
+    if not run.skipped or 2 * run.skipped < run.step:
+        return ""
+    return (
+        f"{run.skipped:,} of {run.step:,} steps changed nothing, since their loss was above {most:g} (skip_above), so "
+        "the set is much as it began; lower the student's rate (--inner-lr) or that of the samples (--lr), or take "
+        "every step (--set skip_above=0)"
+    )
+
+
 def _parameters(distiller: Distiller) -> Mapping[str, Tensor]:
     """Return those of a network; infinitely wide ones have none."""
     return distiller.task.init(Draws(0, device=distiller.task.device)).params

@@ -34,6 +34,7 @@ class RunState:
         history: ``(step, loss)`` at the steps that were read back.
         best: the best step by validation: score, step, both modules' states.
         average: the running average of the parameterization's state, where the settings ask for one.
+        skipped: steps that changed nothing, since their loss was higher than the settings allow.
         path: how the last step ran, see :class:`~mmdistill.runs.stepper.Stepper`.
         compile_seconds: that compiling has taken.
         setup_seconds: that all before the first step has taken, each time the run was resumed included.
@@ -50,6 +51,7 @@ class RunState:
     history: list[tuple[int, float]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     average: Tensors | None = None
+    skipped: int = 0
     path: str = "eager"
     compile_seconds: float = 0.0
     setup_seconds: float = 0.0
@@ -127,6 +129,7 @@ class RunState:
             "history": [list(entry) for entry in self.history],
             "best": self.best,
             "average": self.average,
+            "skipped": self.skipped,
             "path": self.path,
             "compile_seconds": self.compile_seconds,
             "setup_seconds": self.setup_seconds,
@@ -153,6 +156,7 @@ class RunState:
             self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
             self.best = tree["best"]
             self.average = None if tree["average"] is None else placed(tree["average"])
+            self.skipped = tree.get("skipped", 0)  # of checkpoints that do not count them
             self.path, self.compile_seconds = tree["path"], tree["compile_seconds"]
             self.setup_seconds = tree["setup_seconds"]
             self.inner_seconds = None if self.inner_seconds is None else tree["inner_seconds"]

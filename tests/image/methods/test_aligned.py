@@ -251,6 +251,30 @@ def test_steps_of_a_higher_loss_change_nothing(tmp_path: Path) -> None:
     assert skipped
 
 
+def test_a_run_of_skipped_steps_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = BlobTask()
+    some = distill(task, small(tmp_path, skip_above=0.0, steps=5), ipc=1)
+    usual = sorted(entry.loss for entry in some.history)[3]
+    distill(task, small(tmp_path, skip_above=usual, steps=5), ipc=1)
+    assert not caplog.records
+    method = small(tmp_path, skip_above=0.01, steps=4)
+    caplog.clear()
+    distill(task, method, ipc=1)
+    (whole,) = [record.getMessage() for record in caplog.records]
+    assert "4 of 4 steps changed nothing, since their loss was above 0.01 (skip_above)" in whole
+    assert all(option in whole for option in ("--inner-lr", "--lr", "--set skip_above=0"))
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(task, method, ipc=1, out=tmp_path / "run", checkpoint_every=1, progress=stop)
+    caplog.clear()
+    distill(task, method, ipc=1, out=tmp_path / "run", resume=True)
+    assert [record.getMessage() for record in caplog.records] == [whole]
+
+
 def test_runs_resume_bit_identically(tmp_path: Path) -> None:
     task, method = BlobTask(), small(tmp_path / "experts")
     whole = distill(task, method, ipc=2, seed=2)
