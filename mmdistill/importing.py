@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args
@@ -12,13 +13,15 @@ from mmdistill.budget import parse_bytes
 from mmdistill.checks import is_of, require_kind
 from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
+from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
 from mmdistill.exports import LISTING, PREPROCESSING
-from mmdistill.imports import Imported, ImportSource, class_targets, float_bytes, noted
+from mmdistill.imports import LEARNED, Imported, ImportSource, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
+from mmdistill.networks.minibatches import useless_rates
 from mmdistill.registry import get_domain
+from mmdistill.runs.listings import written_files
 from mmdistill.runtime import checked_seed
 from mmdistill.samples import checked_samples, require_forms
 from mmdistill.store import detached
@@ -72,8 +75,7 @@ def import_set(
     Raises:
         ConfigError: an invalid option, or one that such data do not have.
         UnsupportedError: a task of one's own, which imports only batches in its units.
-        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN,
-            a learned rate that is not a number above 0.
+        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN.
         ShapeError: samples of another shape than the task's.
         CheckpointError: a damaged ``learned.json``.
     """
@@ -92,7 +94,7 @@ def import_set(
     options = {"units": units, "which": which, "logits": logits or None, "inner_lr": inner_lr}
     given = {option: value for option, value in options.items() if value is not None}
     imported, origin = _read(task, source, given)
-    _require_learned(imported.learned)
+    learned = _usable_learned(imported.learned)
     batch = checked_samples(imported.batch)
     info = task.describe()
     require_forms(batch, info.forms)
@@ -103,7 +105,7 @@ def import_set(
         name.strip(),
         _budget(batch, info.budget, classes),
         size or imported.stored_bytes or float_bytes(batch, classes),
-        learned=dict(imported.learned),
+        learned=learned,
         seed=checked_seed(seed),
         label=FixedLabels(batch.targets).kind if classes and isinstance(batch.targets, Tensor) else "",
         origin=origin,
@@ -140,7 +142,9 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
             f"a set is read from files, values by name or a Batch, got {type(source).__name__}; such data are: "
             f"{importer.accepted}"
         )
-    files = _files([Path(entry) for entry in source])
+    paths = [Path(entry) for entry in source]
+    files = _files(paths)
+    files += [learned for learned in map(_learned_beside, paths) if learned is not None and learned not in files]
     return importer.read(task, ImportSource(files, **given)), first_few([path.name for path in files])
 
 
@@ -164,20 +168,33 @@ def _files(given: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def _require_learned(learned: Mapping[str, Tensor]) -> None:
-    """Refuse invalid learned values.
+def _learned_beside(folder: Path) -> Path | None:
+    """Return the ``learned.json`` beside a folder of an export that lists both; None elsewhere."""
+    folder = folder.absolute()
+    beside, exported = folder.parent / LEARNED, list[str]()
+    with suppress(CheckpointError):  # another tool's file of that name
+        exported = written_files(folder.parent / LISTING)
+    within = folder.is_dir() and any(name.startswith(f"{folder.name}/") for name in exported)
+    return beside if within and beside.name in exported else None
+
+
+def _usable_learned(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the learned values without rates that cannot train, which judges leave out too.
 
     Raises:
-        DataError: an empty tensor, NaN or infinite values, or a rate that is not above 0.
+        DataError: an empty tensor, NaN or infinite values.
     """
     for name, tensor in learned.items():
-        is_rate = name == "inner_lr"
         values = tensor.double().flatten()
-        if not len(values) or not bool(values.isfinite().all()) or (is_rate and not bool((values > 0).all())):
+        if not len(values) or not bool(values.isfinite().all()):
             raise DataError(
-                f"{name}, which was learned with the set, should be finite{' and above 0' if is_rate else ''}, got "
+                f"{name}, which was learned with the set, should be finite, got "
                 f"{first_few(values.tolist()) or 'nothing'}"
             )
+    useless = useless_rates(learned)
+    if useless:
+        noted(f"the learned rate {useless[0]:.3g} cannot train and is left out: judges take their protocol's")
+    return {name: tensor for name, tensor in learned.items() if not (useless and name == "inner_lr")}
 
 
 def _budget(batch: Batch, unit: str, classes: int) -> int:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mmdistill import DistilledSet, evaluate, image_task, import_set
+from mmdistill import DistilledSet, evaluate, export, image_task, import_set
 from mmdistill.cli import main
 from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
@@ -292,20 +292,39 @@ def test_rates_by_which_a_set_was_made_are_not_learned_ones(task: Task) -> None:
         assert import_set(task, given | {"syn_lr": torch.tensor(0.5)}).learned["inner_lr"].item() == 0.5
 
 
-@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -0.1, []])
-def test_learned_rates_that_are_none_are_refused(task: Task, rate: Any, tmp_path: Path) -> None:
+def test_a_folder_within_an_export_has_what_was_learned_from_beside_it(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = ten()
+    given = {"images": images, "labels": labels, "lr": torch.tensor(0.02)}
+    export(import_set(task, given), "ddranking", tmp_path)
+    monkeypatch.chdir(tmp_path / "ddranking")
+    for folder in (tmp_path, tmp_path / "ddranking", "."):
+        assert import_set(task, folder, units="normalised").learned["inner_lr"].item() == pytest.approx(0.02)
+    (tmp_path / "export.json").write_text("[]")
+    assert not import_set(task, tmp_path / "ddranking", units="normalised").learned
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, [0.1, -0.1]])
+def test_learned_rates_that_cannot_train_are_left_out(task: Task, rate: Any, tmp_path: Path) -> None:
+    images, labels = ten()
+    torch.save({"images": images, "labels": labels}, tmp_path / "set.pt")
+    (tmp_path / "learned.json").write_text(json.dumps({"inner_lr": rate, "ridge": 0.5}))
+    given = {"images": images, "labels": labels, "lr": torch.tensor(rate)}
+    for source, left in ((tmp_path, {"ridge"}), (given, set())):
+        with pytest.warns(MmdistillWarning, match=r"learned rate -?0\.?1? cannot train.* left out"):
+            assert import_set(task, source).learned.keys() == left
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), []])
+def test_learned_numbers_that_are_none_are_refused(task: Task, rate: Any, tmp_path: Path) -> None:
     images, labels = ten()
     with pytest.raises(DataError, match=r"inner_lr.* should be"):
         import_set(task, {"images": images, "labels": labels, "lr": torch.as_tensor(rate)})
     torch.save({"images": images, "labels": labels}, tmp_path / "set.pt")
-    (tmp_path / "learned.json").write_text(json.dumps({"inner_lr": rate}))
-    with pytest.raises(DataError, match=r"inner_lr.* should be"):
-        import_set(task, tmp_path)
-    (tmp_path / "learned.json").write_text(json.dumps({"ridge": rate, "inner_lr": 0.1}))
-    if rate == 0:
-        assert import_set(task, tmp_path).learned["ridge"].item() == 0
-    elif rate != -0.1:
-        with pytest.raises(DataError, match=r"ridge.* should be"):
+    for name in ("inner_lr", "ridge"):
+        (tmp_path / "learned.json").write_text(json.dumps({name: rate}))
+        with pytest.raises(DataError, match=rf"{name}.* should be"):
             import_set(task, tmp_path)
 
 

@@ -293,7 +293,7 @@ def export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``ddranking/images.pt`` and ``ddranking/labels.pt`` for the package ``ddranking``.
 
     Images are ``(K * ipc, 3, height, width)``, normalised, class after class; grey ones repeat their channel.
-    A learned rate is not written: it is ``learned.inner_lr`` in the run's ``distilled.safetensors``.
+    A learned rate is in ``learned.json`` beside the folder; importing the folder reads it too.
     ``preprocessing.json`` is as for :func:`export_pt`, with the channels of the data.
 
     Raises:

@@ -31,7 +31,7 @@ from mmdistill.image.relabelling import divergence
 from mmdistill.labels import regression_targets, target_loss, weighted_mean
 from mmdistill.networks.fit import fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.minibatches import LearnedSteps, learned_steps
+from mmdistill.networks.minibatches import LearnedSteps, learned_steps, useless_rates
 from mmdistill.networks.module import FunctionalModule, redrawn
 from mmdistill.networks.stacked import Loss, Mode, state_at
 from mmdistill.runtime import Draws
@@ -56,12 +56,10 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     """Return the protocol at a set's learned rate (the mean of several), and a note if that rate is unusable."""
     if "inner_lr" not in learned:
         return protocol, ()
-    rates = learned["inner_lr"].double().reshape(-1)
-    unusable = rates[~((rates > 0) & rates.isfinite())].tolist()
-    if unusable:
-        note = f"the learned rate {unusable[0]:.3g} cannot train; judged with the protocol's {protocol.lr:g}"
+    if useless := useless_rates(learned):
+        note = f"the learned rate {useless[0]:.3g} cannot train; judged with the protocol's {protocol.lr:g}"
         return protocol, (note,)
-    return replace(protocol, optimizer="sgd", lr=float(rates.mean()), momentum=0.9), ()
+    return replace(protocol, optimizer="sgd", lr=float(learned["inner_lr"].double().mean()), momentum=0.9), ()
 
 
 def with_learned(

@@ -106,6 +106,13 @@ class LearnedSteps(NamedTuple):
     sizes: tuple[int, ...]
 
 
+def useless_rates(learned: Mapping[str, Tensor]) -> list[float]:
+    """Return those of the rates learned with a set that cannot train: all that are no finite numbers above 0."""
+    rates = learned["inner_lr"].double().reshape(-1) if "inner_lr" in learned else torch.empty(0)
+    useless: list[float] = rates[~((rates > 0) & rates.isfinite())].tolist()
+    return useless
+
+
 def carries_steps(learned: Mapping[str, Tensor]) -> bool:
     """Return whether what was learned with a set are steps of its own: a rate for each, their order and momentum."""
     return {"inner_lr", "inner_parts", "inner_momentum"} <= learned.keys() and learned["inner_lr"].ndim == 1

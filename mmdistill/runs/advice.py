@@ -7,6 +7,7 @@ from torch import Tensor
 from mmdistill.composition import may_take_some
 from mmdistill.distiller import Distiller
 from mmdistill.execution.precision import multiplies_bfloat16
+from mmdistill.networks.minibatches import useless_rates
 from mmdistill.networks.schedules import InnerLoopSchedule, UnreadNetwork
 from mmdistill.objectives.trajectory import TrajectoryMatchingConstantMemory
 from mmdistill.objectives.unrolled import UnrolledObjective
@@ -78,6 +79,16 @@ def too_many_skipped(run: RunState, most: float) -> str:
         f"{run.skipped:,} of {run.step:,} steps changed nothing, since their loss was above {most:g} (skip_above), so "
         "the set is much as it began; lower the student's rate (--inner-lr) or that of the samples (--lr), or take "
         "every step (--set skip_above=0)"
+    )
+
+
+def useless_rate(learned: Mapping[str, Tensor]) -> str:
+    """Return what to say of a rate that a run learned and that no network can train at, empty where there is none."""
+    if not (useless := useless_rates(learned)):
+        return ""
+    return (
+        f"the student's learned rate ended at {useless[0]:.3g}, which cannot train, so judges take their protocol's; "
+        "begin at another one (--inner-lr), or learn it more slowly (the settings' optimizer of the group 'objective')"
     )
 
 

@@ -259,6 +259,15 @@ def small(name: str, folder: Path, **changes: object) -> Method:
     return replace(method, network=schedule)
 
 
+def test_a_rate_that_ends_below_0_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fast = {"codes": OptimizerSpec("adam", 0.05), "objective": OptimizerSpec("adam", 0.3)}
+    for initial, told in ((0.5, False), (5.0, False), (0.1, True)):
+        made = distill(BlobTask(), small("mtt", tmp_path, steps=1, inner_lr=initial, optimizers=fast), ipc=1)
+        said = [record.getMessage() for record in caplog.records if "--inner-lr" in record.getMessage()]
+        assert bool(said) == told == (float(made.learned["inner_lr"]) <= 0), initial
+    assert f"ended at {float(made.learned['inner_lr']):.3g}, which cannot train" in said[0]
+
+
 @pytest.mark.parametrize("name", ["dd", "mtt", "tesla"])
 def test_runs_resume_bit_identically_and_carry_the_rate(name: str, tmp_path: Path) -> None:
     task = BlobTask()
