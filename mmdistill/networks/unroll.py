@@ -57,7 +57,9 @@ class Unrolling:
         require_choice("the student's optimizer", self.optimizer, get_args(InnerOptimizer))
         require_choice("mode", self.mode, get_args(DiffMode))
         if self.optimizer != "sgd" and self.momentum:
-            raise ConfigError(f"momentum belongs to sgd, not to {self.optimizer}, got {self.momentum}")
+            raise ConfigError(
+                f"momentum (--inner-momentum) belongs to sgd, not to {self.optimizer}, got {self.momentum}"
+            )
         self.rule()
         if self.truncate is not None and self.truncate < 1:
             raise ConfigError(f"truncate keeps the last k >= 1 steps, got {self.truncate}; None keeps all")

@@ -53,7 +53,9 @@ class StyleAdversary(ObjectiveWrapper):
     ) -> None:
         super().__init__()
         if styles < 2 or objective.view != "flat":
-            raise ConfigError(f"an adversary tells at least 2 styles of a flat batch apart, got {styles}")
+            raise ConfigError(
+                f"an adversary tells at least 2 styles (--set inner_parts) of a flat batch apart, got {styles}"
+            )
         self.objective = objective
         self.styles = styles
         self.weight = weight

@@ -131,9 +131,14 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
     def __init__(self, steps: int, rate: InnerRate, **student: Unpack[TrajectoryOptions]) -> None:
         super().__init__(steps, rate, **student)
         if self.unrolling.truncate is not None or self.unrolling.keep:
-            raise ConfigError("later states are held fixed already, so there is nothing to truncate or keep")
+            raise ConfigError(
+                "later states are held fixed already, so there is nothing to truncate or keep: leave --kept-steps out"
+            )
         if self.unrolling.optimizer != "sgd":
-            raise ConfigError(f"states are held fixed for students of SGD alone, got {self.unrolling.optimizer}")
+            raise ConfigError(
+                f"states are held fixed for students of SGD alone, got {self.unrolling.optimizer} (--set "
+                "inner_optimizer)"
+            )
 
     def unrolled(
         self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None

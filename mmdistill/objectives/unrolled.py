@@ -119,12 +119,16 @@ class UnrolledObjective(Objective):
         if rate.value.ndim and len(rate.value) != steps:
             raise ConfigError(f"the rates are of {len(rate.value)} steps, the student takes {steps}")
         if batch is not None and parts > 1:
-            raise ConfigError("minibatches are either drawn (batch) or fixed (parts), not both")
+            raise ConfigError(
+                "minibatches are either drawn or the parts of a fixed partition, not both: leave one out "
+                "(--inner-batch 0, or --set inner_parts=1)"
+            )
         self.unrolling = unrolling or Unrolling()
         if self.unrolling.optimizer != "sgd" and isinstance(rate.value, nn.Parameter):
             raise ConfigError(
                 f"a learned rate goes with the set, and judges use it in SGD; students that train by "
-                f"{self.unrolling.optimizer} keep theirs (no optimizer for the group 'objective')"
+                f"{self.unrolling.optimizer} keep theirs: leave --set inner_optimizer={self.unrolling.optimizer} out, "
+                "or give no optimizer for the group 'objective'"
             )
         self.steps = steps
         self.rate = rate

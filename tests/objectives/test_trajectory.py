@@ -13,6 +13,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
+from mmdistill.image import DOMAIN
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, fresh
 from mmdistill.networks.expert_recipe import ExpertRecipe
@@ -22,6 +23,7 @@ from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchingConstantMemory
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance, student_loss
+from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch
@@ -257,6 +259,22 @@ def small(name: str, folder: Path, **changes: object) -> Method:
         return ExpertTrajectories(8, 3, 3, recipe, folder)
 
     return replace(method, network=schedule)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "option"),
+    [
+        ("dd", {"inner_batch": 4, "inner_parts": 2}, "--inner-batch 0, or --set inner_parts=1"),
+        ("tesla", {"kept_steps": 1}, "--kept-steps"),
+        ("mtt", {"inner_optimizer": "adam"}, "leave --set inner_optimizer=adam out"),
+        ("mtt", {"inner_optimizer": "adam", "inner_momentum": 0.5}, "--inner-momentum"),
+        ("haba", {"inner_parts": 1}, "--set inner_parts"),
+    ],
+)
+def test_refused_settings_are_called_as_options(name: str, changes: dict[str, object], option: str) -> None:
+    method = get_method(DOMAIN, name).with_settings(**changes)
+    with pytest.raises(ConfigError, match=option):
+        method.make_objective(method.settings(1))
 
 
 def test_a_rate_that_ends_below_0_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
