@@ -101,9 +101,8 @@ class Distiller:
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling has taken so far."""
-        objective = 0.0 if self._compiled is None else self._compiled.seconds
-        training = 0.0 if self._trainer is None else self._trainer.compile_seconds
-        return objective + training
+        step = 0.0 if self._compiled is None else self._compiled.seconds
+        return step + (0.0 if self._trainer is None else self._trainer.compile_seconds)
 
     @property
     def uses_compiled(self) -> bool:
@@ -213,8 +212,7 @@ class Distiller:
     def _final_labeller(self, run: RunState, steps: int) -> ScheduleState:
         """Return the schedule's state whose expert labels the finished samples after ``steps`` steps.
 
-        It is the last step's where they are not the samples that this step saw, but drawn anew by decoding or the
-        average of all steps; else EMPTY, and samples keep that step's labels.
+        It is the last step's if they are redrawn or averaged after it; else EMPTY, and samples keep that step's labels.
         """
         taught = isinstance(run.parameterization.labels, TeacherLabels) and self.schedule.gives_target
         if not (steps and taught and (run.parameterization.redraws or run.average is not None)):
@@ -291,8 +289,7 @@ class Distiller:
         key = self.key(run)
         with self._numerics(run):
             schedule = self._fetch(run, run.schedule, key)
-            compute = gradients or self.gradients
-            loss, group_gradients = compute(run, schedule, self.real(run, key), key)
+            loss, group_gradients = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
             if run.step == 0:
                 require_start(run, self.active(run), loss, group_gradients, key.fold("synthetic"))
             if self._skips(loss):

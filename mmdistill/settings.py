@@ -157,8 +157,8 @@ class Settings:
         masked_by: which are left out: the shallowest (``depth``), or those in which the student ends nearest to the
             target (``distance``).
         teacher_epochs: training epochs of the network that gives ``teacher`` labels if no expert does.
-        ema: decay of a running average of all stored tensors, which is validated and becomes the result, labelled by the
-            last teacher if there is one; 0: none.
+        ema: decay of a running average of all stored tensors, which is validated and becomes the result (labelled by
+            the last teacher if there is one); 0: none.
         ema_start: whether the initial state is part of that average, with its decayed weight.
         clip: the largest norm of all active groups' gradients together; 0 never clips.
         skip_above: skip the update of a step with a higher loss (for trajectories, 1: the student ends further from the

@@ -171,7 +171,7 @@ def out_of_patience(step: int, best: Mapping[str, Any] | None, patience: int) ->
 
 
 def follow(average: Tensors, current: Parameterization, decay: float, step: int | None = None) -> None:
-    """Move a running average towards the current state, in place; a teacher's labels are those of now.
+    """Move a running average towards the current state, in place; a teacher's labels are copied, not averaged.
 
     Args:
         average: what moves.
