@@ -17,20 +17,20 @@ from mmdistill.store import opened_tensors, write_tensors
 from mmdistill.task import Batch, NetworkState, Task, take
 
 SCORE_BATCH = 1024
-"""Samples whose difficulty a network says at once, fewer of large images."""
+"""Samples that a network scores at once, fewer of large images."""
 SCORERS_SEED = 1
-"""Other networks than experts and teachers are."""
+"""Differs from the seed of experts and teachers, so that scorers are other networks."""
 SCORES = "scores"
 SCORERS = FitProtocol(epochs=20, momentum=0.9, weight_decay=0.0, decay_at=())
-"""With momentum, unlike experts: of these networks no way matters, only what they know early."""
+"""With momentum, unlike experts: the trajectories of these networks do not matter, only what they know early."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Which networks say how hard samples are.
+    """The networks that score the difficulty of samples.
 
     Args:
-        networks: how many.
+        networks: number of networks.
         protocol: how each of them trains on the real data.
     Source: Paul et al., NeurIPS 2021: ten networks, after twenty of two hundred epochs.
     """
@@ -62,20 +62,20 @@ def scored_classes(batch: Batch) -> Tensor:
 
 
 def difficulty_of(task: Task, data: Batch, networks: Iterable[NetworkState]) -> Tensor:
-    """Return how hard the training samples are, ``(n,)``: as their task grades them, or by the networks' errors."""
+    """Return the difficulty of the training samples, ``(n,)``: the task's own grades, or the networks' errors."""
     return task.difficulty(networks) if isinstance(task, GradesSamples) else el2n(task, data, networks)
 
 
 @torch.no_grad()
 def el2n(task: Task, data: Batch, networks: Iterable[NetworkState]) -> Tensor:
-    r"""Return each sample's mean error over some networks (EL2N), higher for harder ones.
+    r"""Return each sample's mean error over some networks (EL2N), higher for harder samples.
 
     .. math:: \frac{1}{K} \sum_k \| \mathrm{softmax}\, f_{\theta_k}(x) - y \|_2
 
     Args:
-        task: the networks' own.
+        task: the networks' task.
         data: the samples, as networks train on them.
-        networks: early in their training.
+        networks: networks early in their training.
     Shapes:
         n samples; returns ``(n,)``.
     Source: Paul et al., NeurIPS 2021, Sec. 2.2.
@@ -87,22 +87,22 @@ def el2n(task: Task, data: Batch, networks: Iterable[NetworkState]) -> Tensor:
     for network in networks:
         errors = []
         for part in parts:
-            said = task.predict(network, take(data, part).inputs)[0].softmax(-1)
-            errors.append((said - as_probabilities(classes[part], said.shape[1])).norm(dim=1))
+            predicted = task.predict(network, take(data, part).inputs)[0].softmax(-1)
+            errors.append((predicted - as_probabilities(classes[part], predicted.shape[1])).norm(dim=1))
         total, number = total + torch.cat(errors), number + 1
     return total / number
 
 
-def kept_scores(path: Path, count: int, make: Callable[[], Tensor]) -> Tensor:
-    """Return the scores of so many samples that a file keeps; they are made where it does not exist or is of others."""
+def cached_scores(path: Path, count: int, make: Callable[[], Tensor]) -> Tensor:
+    """Return the scores of ``count`` samples from a file, or make and save them if it is missing or does not fit."""
     if path.exists():
         try:
             with opened_tensors(path) as handle:
-                found: Tensor = handle.get_tensor(SCORES)
-            if found.shape == (count,):
-                return found
-        except (CheckpointError, safetensors.SafetensorError, OSError):  # which is written anew
+                cached: Tensor = handle.get_tensor(SCORES)
+            if cached.shape == (count,):
+                return cached
+        except (CheckpointError, safetensors.SafetensorError, OSError):  # a damaged file is written anew
             pass
-    made = make().cpu()
-    write_tensors(path, {SCORES: made})
-    return made
+    scores = make().cpu()
+    write_tensors(path, {SCORES: scores})
+    return scores

@@ -1,7 +1,7 @@
-"""Expert trajectories: networks trained on the real data, their state after every epoch kept on disk (Eq. 12).
+"""Expert trajectories: networks trained on the real data, with their state after every epoch kept on disk (Eq. 12).
 
-A folder holds ``experts.json``, which says what the experts are, and one safetensors file for each expert, whose
-tensors have a leading axis of epochs; reading one snapshot reads one row of each.
+A folder holds ``experts.json``, which describes the experts, and one safetensors file for each expert, whose tensors
+have a leading axis of epochs; reading one snapshot reads one row of each.
 """
 
 import logging
@@ -25,7 +25,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
 from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock, describe_training
 from mmdistill.networks.curriculum import CurriculumRows, epoch_offsets
-from mmdistill.networks.difficulty import difficulty_of, kept_scores, scored_classes
+from mmdistill.networks.difficulty import cached_scores, difficulty_of, scored_classes
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
     OWN,
@@ -57,40 +57,40 @@ from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors,
 logger = logging.getLogger(__name__)
 
 TOGETHER = 10
-"""Experts trained at once; another number draws other experts."""
+"""Experts trained at once; another number gives other experts."""
 
 
 def cache_name(task: Task, manifest: dict[str, Any]) -> str:
-    """Return what a task's files of a manifest are called in the cache folder."""
-    name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
-    return f"{name}-{digest(manifest)}"
+    """Return the name in the cache folder of a task's files that a manifest describes."""
+    data = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
+    return f"{data}-{digest(manifest)}"
 
 
 def default_folder(task: Task, recipe: ExpertRecipe) -> Path:
-    """Return where a task's experts are cached."""
+    """Return the cache folder of a task's experts."""
     return cache_folder() / "experts" / cache_name(task, identity(task, recipe))
 
 
 def serving_folder(task: Task, recipe: ExpertRecipe, count: int) -> Path:
-    """Return the cached folder whose experts serve a recipe: the one of its epochs, or a complete one of more.
+    """Return the cache folder whose experts serve a recipe: the one with its epochs, or a complete one with more.
 
-    Of more epochs they serve where the first epochs are the same bit by bit on a CPU: no rate depends on how many there
-    are, the same experts trained together, and both trainings are compiled or neither is.
+    Experts of more epochs serve if their first epochs are the same bit by bit on a CPU: no rate depends on the number
+    of epochs, the same experts trained together, and both trainings are compiled or neither is.
     """
-    own = default_folder(task, recipe)
-    if is_complete(own, count) or not recipe.protocol.open_ended:
-        return own
-    manifest, groups = identity(task, recipe), groups_of(own, count, TOGETHER)
+    default = default_folder(task, recipe)
+    if is_complete(default, count) or not recipe.protocol.open_ended:
+        return default
+    manifest, groups = identity(task, recipe), groups_of(default, count, TOGETHER)
     trainer: _ExpertTrainer | None = None
-    for epochs, folder in relatives(own, manifest):
+    for epochs, folder in relatives(default, manifest):
         if epochs < recipe.protocol.epochs or not is_complete(folder, count):
             continue
         if [numbers_in(shard(folder, index)) for index in range(count)] != groups:
             continue
-        trainer = trainer or _ExpertTrainer(task, own, recipe, None, manifest)
+        trainer = trainer or _ExpertTrainer(task, default, recipe, None, manifest)
         if all(trainer.agrees(networks, epochs) for networks in {len(group) for group in groups}):
             return folder
-    return own
+    return default
 
 
 class Experts:
@@ -98,13 +98,12 @@ class Experts:
 
     Args:
         folder: where :func:`train_experts` put them.
-        task: whose data and network they must be of.
-        count: how many are needed.
-        recipe: how they must have trained, for its epochs or more; None: in any way. More will not do where a rate
-            depends on how many there are.
+        task: the task; experts must be of its data and network.
+        count: number of experts needed.
+        recipe: how they must have trained, for its epochs or more (exactly its epochs if a rate depends on their
+            number); None accepts any training.
     Raises:
-        CheckpointError: there are none, too few, damaged ones, or they are of other data, another network or other
-            training.
+        CheckpointError: too few experts, damaged ones, or experts of other data, another network or other training.
     """
 
     def __init__(self, folder: Path, task: Task, count: int = 1, recipe: ExpertRecipe | None = None) -> None:
@@ -134,21 +133,21 @@ class Experts:
 
     def snapshot(self, expert: int, epoch: int) -> NetworkState:
         """Return an expert's network after an epoch; 0 is the initialisation."""
-        read = self._read(expert, epoch)
-        if self.device.type == "cuda":  # so that no copy waits for what was launched before
-            read = {name: tensor.pin_memory() for name, tensor in read.items()}
-        found = state_of({name: tensor.to(self.device, non_blocking=True) for name, tensor in read.items()})
-        return found._replace(params={name: found.params[name] for name in self.manifest["architecture"]})
+        tensors = self._read(expert, epoch)
+        if self.device.type == "cuda":  # pinned, so that no copy waits for earlier launches
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        state = state_of({name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()})
+        return state._replace(params={name: state.params[name] for name in self.manifest["architecture"]})
 
     def together(self, experts: Sequence[int], epochs: int) -> Iterator[Tensors]:
-        """Yield the tensors ``(M, ...)`` of some experts, at first and after each of so many epochs."""
+        """Yield the stacked tensors ``(M, ...)`` of some experts at each epoch from 0 to ``epochs``."""
         for epoch in range(epochs + 1):
-            rows = [self._read(expert, epoch) for expert in experts]
-            yield {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            snapshots = [self._read(expert, epoch) for expert in experts]
+            yield {name: torch.stack([snapshot[name] for snapshot in snapshots]) for name in snapshots[0]}
 
     @contextmanager
     def _opened(self, expert: int) -> Iterator[Any]:
-        """Open an expert's file; what is wrong with it or found in it meanwhile is said in words."""
+        """Open an expert's file; within this context errors of reading it become a CheckpointError."""
         path = shard(self.folder, expert)
         try:
             with opened_tensors(path) as handle:
@@ -159,22 +158,22 @@ class Experts:
             raise CheckpointError(f"{path} is damaged ({error}); remove it, and it is trained anew") from error
 
     def _read(self, expert: int, epoch: int) -> Tensors:
-        """Return one epoch's tensors."""
+        """Read one epoch's tensors and, the first time, check them by their digest."""
         with self._opened(expert) as handle:
-            found = {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
-        kept = found.pop(EPOCH_DIGESTS, None)
+            tensors = {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
+        expected_digest = tensors.pop(EPOCH_DIGESTS, None)
         if (expert, epoch) not in self._checked:
-            if kept is None or not torch.equal(kept, epoch_digest(found)):
+            if expected_digest is None or not torch.equal(expected_digest, epoch_digest(tensors)):
                 raise CheckpointError(
                     f"{shard(self.folder, expert)} is damaged (epoch {epoch} has changed since it was written); remove "
                     "it, and it is trained anew"
                 )
             self._checked.add((expert, epoch))
-        return found
+        return tensors
 
 
 def is_complete(folder: Path, count: int) -> bool:
-    """Return whether a folder holds so many finished experts, of whatever kind."""
+    """Return whether a folder holds ``count`` finished experts, of any kind."""
     return (folder / MANIFEST).exists() and all(shard(folder, index).exists() for index in range(count))
 
 
@@ -191,19 +190,19 @@ def train_experts(
 ) -> Experts:
     """Train the experts that a folder lacks and keep their state after every epoch.
 
-    Finished files stay, and of what was not finished what :class:`~mmdistill.networks.expert_group.ExpertGroup` keeps,
-    so an interrupted call continues and ends with the same experts. In a folder of the cache they go on from others
-    there that trained in the same way for fewer epochs, if their optimizer keeps nothing from step to step. Of several
+    An interrupted call resumes from finished files and from what
+    :class:`~mmdistill.networks.expert_group.ExpertGroup` saved, and ends with the same experts. In the cache, experts
+    continue from others that trained in the same way for fewer epochs, if their optimizer has no state. Of several
     processes one trains, and the others wait for it.
 
     Args:
-        task: whose network trains on whose real samples.
-        folder: where to put them.
-        count: how many there shall be.
-        recipe: how they train; where the folder's own have more epochs, for so many.
+        task: gives the network and the real samples.
+        folder: where to put the experts.
+        count: number of experts that the folder should hold.
+        recipe: how they train; if the folder's experts have more epochs, new ones train for as many.
         together: experts trained at once. Orders and augmentation are drawn for all of them in one call, so another
-            number means other experts.
-        mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it.
+            number gives other experts.
+        mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it on CUDA.
         progress: called after every step.
     Raises:
         CheckpointError: the folder holds experts of other data, another network or other training.
@@ -217,13 +216,13 @@ def train_experts(
     with sole_writer(folder, wait="train experts") as alone:
         remove_parts(folder, alone)
         recipe = longer(recipe, folder)
-        wanted = identity(task, recipe)
+        manifest = identity(task, recipe)
         if (folder / MANIFEST).exists():
-            require_same(folder, read_manifest(folder), wanted, training=True)
+            require_same(folder, read_manifest(folder), manifest, training=True)
         else:
-            write_json(folder / MANIFEST, wanted)
+            write_json(folder / MANIFEST, manifest)
         if groups := open_groups(folder, count, together):
-            trainer = _ExpertTrainer(task, folder, recipe, mode, wanted)
+            trainer = _ExpertTrainer(task, folder, recipe, mode, manifest)
             clock = TrainingClock(len(groups) * trainer.first[-1], progress)
             for group in groups:
                 with out_of_memory_advice(
@@ -235,14 +234,14 @@ def train_experts(
 
 
 def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
-    """Return a recipe with the epochs of the experts that a folder holds, where these are more and serve as well."""
+    """Return a recipe with the number of epochs of a folder's experts, if that is larger and serves as well."""
     if not (folder / MANIFEST).exists():
         return recipe
     return recipe.reaching(max(trained_epochs(read_manifest(folder)), recipe.protocol.epochs))
 
 
 def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "experts") -> Experts:
-    """Open a folder's experts, first training those that it lacks and saying how long that takes, by what name."""
+    """Open a folder's experts after training those that it lacks; the log calls these ``called``."""
     if is_complete(folder, count):
         return Experts(folder, task, count, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
@@ -251,17 +250,17 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, 
 
 
 def describe_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "") -> str:
-    """Return in words where a task's experts are, or how many of them :func:`open_experts` will train.
+    """Describe in words where a task's experts are, or how many of them :func:`open_experts` will train.
 
     Args:
-        task: whose.
-        folder: where they are or shall be.
-        count: how many are needed.
+        task: the experts' task.
+        folder: where they are or will be.
+        count: number of experts needed.
         recipe: how they train.
-        called: what to say in place of the count.
+        called: their name, in place of the count.
     Raises:
-        CheckpointError: the folder holds others, or damaged ones, as :func:`open_experts` says it.
-        ConfigError: as :func:`lessons_on`.
+        CheckpointError: the folder holds other or damaged experts, as for :func:`open_experts`.
+        ConfigError: as for :func:`lessons_on`.
     """
     recipe = longer(recipe, folder)
     if is_complete(folder, count):
@@ -270,24 +269,24 @@ def describe_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe,
         require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
     missing = sum(not shard(folder, index).exists() for index in range(count))
     what = f"{called or f'{count:,}'} of {counted(recipe.protocol.epochs, 'epoch')}"
-    told = describe_training(what, missing, count, folder)
+    description = describe_training(what, missing, count, folder)
     if not missing or recipe.curriculum is None:
-        return told
+        return description
     data, scoring = training_batch(task), recipe.curriculum.scoring
     epoch_offsets(recipe.protocol, data.weight.shape[0], lessons_on(task, recipe, data))
     if is_complete(serving_folder(task, recipe.of_scorers(scoring), scoring.networks), scoring.networks):
-        return told
-    scored_by = f"{scoring.networks} networks of {counted(scoring.protocol.epochs, 'epoch')}"
-    return f"{told}, after {scored_by} that score difficulty"
+        return description
+    scorers = f"{scoring.networks} networks of {counted(scoring.protocol.epochs, 'epoch')}"
+    return f"{description}, after {scorers} that score difficulty"
 
 
 def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> CurriculumRows | None:
-    """Return which training samples the epochs draw from, of a difficulty that is scored when the first one begins.
+    """Return the training samples that each epoch draws from; None: all.
 
-    None where they draw from all.
+    Difficulty is scored when the first epoch begins.
 
     Raises:
-        ConfigError: samples without classes, or that share inputs, of a task that does not grade them.
+        ConfigError: samples without classes; or the task does not grade samples, and they share inputs.
     """
     if recipe.curriculum is None:
         return None
@@ -297,31 +296,31 @@ def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> CurriculumRows 
     elif shares_inputs(data):
         raise ConfigError("samples share inputs, and their task does not grade them; leave expert_easy and so on out")
     scoring = recipe.curriculum.scoring
-    scores = partial(scored, task, recipe.of_scorers(scoring), scoring.networks, data)
+    scores = partial(difficulty_scores, task, recipe.of_scorers(scoring), scoring.networks, data)
     return CurriculumRows(recipe.curriculum, classes, scores)
 
 
-def scored(task: Task, recipe: ExpertRecipe, count: int, data: Batch) -> Tensor:
-    """Return how hard the training samples are, ``(n,)``, from the cache folder where it is known there.
+def difficulty_scores(task: Task, recipe: ExpertRecipe, count: int, data: Batch) -> Tensor:
+    """Return the difficulty of the training samples, ``(n,)``, from the cache if it is there.
 
-    First, the networks that say it train where they are missing, so many by a recipe. They are cached as experts are.
+    Otherwise ``count`` networks score it, which are trained by ``recipe`` if missing and cached as experts are.
     """
     folder = serving_folder(task, recipe, count)
-    networks = open_experts(task, folder, count, recipe, called="networks that score difficulty")
-    states = (networks.snapshot(index, recipe.protocol.epochs) for index in range(count))
-    path = networks.folder / f"difficulty-{count}-{recipe.protocol.epochs}.safetensors"
-    return kept_scores(path, int((data.weight > 0).sum()), partial(difficulty_of, task, data, states))
+    scorers = open_experts(task, folder, count, recipe, called="networks that score difficulty")
+    states = (scorers.snapshot(index, recipe.protocol.epochs) for index in range(count))
+    path = scorers.folder / f"difficulty-{count}-{recipe.protocol.epochs}.safetensors"
+    return cached_scores(path, int((data.weight > 0).sum()), partial(difficulty_of, task, data, states))
 
 
 class _ExpertTrainer:
     """Trains groups of experts side by side.
 
     Args:
-        task: whose network trains on whose real samples.
-        folder: where finished experts go, and those that train meanwhile.
+        task: gives the network and the real samples.
+        folder: where finished experts go, and the state of those in training.
         recipe: how they train.
         mode: see :func:`~mmdistill.networks.fit.fit_networks`; None chooses.
-        manifest: what all experts there are.
+        manifest: the folder's manifest.
     """
 
     def __init__(
@@ -329,11 +328,11 @@ class _ExpertTrainer:
     ) -> None:
         self.task, self.folder, self.recipe, self.manifest = task, folder, recipe, manifest
         self.data = training_batch(task)
-        self.whole = shares_inputs(self.data)  # then networks see all samples at once, as they are
+        self.whole = shares_inputs(self.data)  # networks then see all samples at once, without augmentation
         self.protocol = replace(recipe.protocol, batch=None, visits=None) if self.whole else recipe.protocol
         self.lessons = lessons_on(task, recipe, self.data)
         self.first = epoch_offsets(self.protocol, self.data.weight.shape[0], self.lessons)
-        """The step that each epoch of a group's training begins with, and how many there are."""
+        """The number of each epoch's first step in a group's training, and at the end the number of all steps."""
         self.pure = batches_networks(task, self.data)
         self._operations: int | None = None
         # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
@@ -342,20 +341,20 @@ class _ExpertTrainer:
 
     def train(self, group: Sequence[int], clock: TrainingClock) -> None:
         """Train a group's experts and write those that are missing."""
-        kept = ExpertGroup(self.folder, group, digest(self.manifest))
-        reached = kept.reached(self.task.device) or self._begun(kept, group)
-        if reached is not None:
-            clock.skip(self.first[reached.epoch] + reached.step)
+        saver = ExpertGroup(self.folder, group, digest(self.manifest))
+        saved = saver.load_state(self.task.device) or self._start_from_shorter(saver, group)
+        if saved is not None:
+            clock.skip(self.first[saved.epoch] + saved.step)
 
         def observe(at: LiveTraining) -> None:
-            kept.note(at)
+            saver.note(at)
             if at.epoch or at.step:
                 clock.tick()
 
         def augment(draws: Draws, batch: Batch) -> Batch:
-            apart = batch.map(lambda t: t.unflatten(0, (len(group), -1)))
-            found = augmented(self.task, draws, ClassBatch(apart, Dims(0, 0)), shared=False)
-            return found.batch.map(lambda t: t.flatten(0, 1))
+            by_network = batch.map(lambda t: t.unflatten(0, (len(group), -1)))
+            result = augmented(self.task, draws, ClassBatch(by_network, Dims(0, 0)), shared=False)
+            return result.batch.map(lambda t: t.flatten(0, 1))
 
         fit_networks(
             self.task.init,
@@ -367,20 +366,20 @@ class _ExpertTrainer:
             augment=augment if self.recipe.augment and not self.whole else None,
             noise=None if self.pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
             observe=observe,
-            resume_from=reached,
+            resume_from=saved,
             lessons=self.lessons,
             mode=self.mode,
             pure=self.pure,
         )
         for position, index in enumerate(group):
             if not shard(self.folder, index).exists():
-                kept.finish(position, shard(self.folder, index))
-        kept.remove()
+                saver.finish(position, shard(self.folder, index))
+        saver.remove()
 
     def agrees(self, networks: int, epochs: int) -> bool:
-        """Return whether training so many networks for other epochs takes the same path, so that epochs are the same.
+        """Return whether training ``networks`` networks for ``epochs`` gives the same numbers in the common epochs.
 
-        On a CPU a long training is compiled and a short one is not, which differ by rounding.
+        On a CPU a long training is compiled and a short one is not, so they may differ by rounding.
         """
         if self.task.device.type != "cpu" or self.mode != "loop" or not self.pure:
             return True
@@ -389,28 +388,31 @@ class _ExpertTrainer:
             batch = self.data if self.whole else take(self.data, slice(size))
             network = stack_states([self.task.init(Draws(0))])
             self._operations = operations_looped(self.loss, network, batch, {}, batched=False)
-        of = (replace(self.protocol, epochs=number) for number in (self.protocol.epochs, epochs))
-        steps = [epoch_offsets(protocol, self.data.weight.shape[0], self.lessons)[-1] for protocol in of]
-        one, other = (repays_looped(number, networks, self._operations) for number in steps)
-        return one == other
 
-    def _begun(self, kept: ExpertGroup, group: Sequence[int]) -> SavedTraining | None:
-        """Return where a group's training stands after the epochs that are cached of a shorter one; None without any.
+        def is_compiled(epochs: int, operations: int) -> bool:
+            protocol = replace(self.protocol, epochs=epochs)
+            steps = epoch_offsets(protocol, self.data.weight.shape[0], self.lessons)[-1]
+            return repays_looped(steps, networks, operations)
 
-        They begin as an uninterrupted training does, see :func:`serving_folder`.
+        return is_compiled(self.protocol.epochs, self._operations) == is_compiled(epochs, self._operations)
+
+    def _start_from_shorter(self, saver: ExpertGroup, group: Sequence[int]) -> SavedTraining | None:
+        """Start a group's training from the cached epochs of a shorter one; return None if there is none.
+
+        These epochs are the same as those of an uninterrupted training, see :func:`serving_folder`.
         """
         if not (self.protocol.open_ended and self.protocol.keeps_nothing):
             return None
         for epochs, folder in reversed(relatives(self.folder, self.manifest)):
-            there = all(numbers_in(shard(folder, index)) == list(group) for index in group)
-            if epochs > self.protocol.epochs or not there or not self.agrees(len(group), epochs):
+            same_group = all(numbers_in(shard(folder, index)) == list(group) for index in group)
+            if epochs > self.protocol.epochs or not same_group or not self.agrees(len(group), epochs):
                 continue
             try:
-                found = Experts(folder, self.task, 0)
-                begun = kept.begun(found.together(group, epochs), self.task.device)
+                shorter = Experts(folder, self.task, 0)
+                saved = saver.start_from(shorter.together(group, epochs), self.task.device)
             except CheckpointError as error:
                 logger.warning("experts do not go on from those of %d epochs: %s", epochs, error)
                 continue
             logger.info("going on from the %d epochs in %s", epochs, folder)
-            return begun
+            return saved
         return None

@@ -1,4 +1,4 @@
-"""Train many networks at once on one small set: the engine under evaluation."""
+"""Train many networks at once on one small set; evaluation and experts rest on it."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -29,13 +29,13 @@ from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
 
 @dataclass(frozen=True)
 class SavedTraining:
-    """Where a training stands: all that going on from there needs.
+    """A training's progress, with all that resuming it needs.
 
     Args:
-        epoch: the epochs behind it.
-        step: the steps behind it of the epoch that it is in.
+        epoch: completed epochs.
+        step: completed steps of the current epoch.
         state: the networks, stacked along a leading axis.
-        optimizer: the optimizer's ``state_dict``; None where it keeps nothing.
+        optimizer: the optimizer's ``state_dict``; None if it has no state.
     """
 
     epoch: int
@@ -48,10 +48,10 @@ class LiveTraining(NamedTuple):
     """A training between two steps.
 
     Args:
-        epoch: the epochs behind it.
-        step: the steps behind it of the epoch that it is in; 0 between two epochs.
-        state: the live networks, stacked along a leading axis; they go on changing in place.
-        optimizer: theirs.
+        epoch: completed epochs.
+        step: completed steps of the current epoch; 0 between two epochs.
+        state: the live networks, stacked along a leading axis; later steps change them in place.
+        optimizer: the networks' optimizer.
     """
 
     epoch: int
@@ -61,32 +61,32 @@ class LiveTraining(NamedTuple):
 
 
 Observer = Callable[[LiveTraining], None]
-"""Follows a training, step by step."""
+"""Called with a training before its first step and after each one."""
 Augment = Callable[[Draws, Batch], Batch]
 """Augments a flat batch, per sample."""
 
 STACKED_VECTOR_DIMS = 2
-"""Dimensions of networks' vectors, which are stacked; those of matrices have more."""
+"""Dimensions of a vector parameter stacked over networks; stacked matrices have more."""
 FACTOR = "factor"
-"""Under which an optimizer's group keeps the factor of its rate."""
+"""The key of a parameter group's rate factor."""
 
 
-def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim.Optimizer:
-    alike: dict[tuple[float, float], list[Tensor]] = {}
+def _make_optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim.Optimizer:
+    """Return a protocol's optimizer, with a parameter group for each pair of rate factor and weight decay."""
+    tensors_by_group: dict[tuple[float, float], list[Tensor]] = {}
     for name, tensor in params.items():
         factor = next((factor for prefix, factor in protocol.faster if name.startswith(prefix)), 1.0)
-        spared = protocol.optimizer == "adamw-matrices" and (
-            "weight" not in name or tensor.dim() <= STACKED_VECTOR_DIMS
-        )
-        alike.setdefault((factor, 0.0 if spared else protocol.weight_decay), []).append(tensor)
+        is_matrix = "weight" in name and tensor.dim() > STACKED_VECTOR_DIMS
+        decay = 0.0 if protocol.optimizer == "adamw-matrices" and not is_matrix else protocol.weight_decay
+        tensors_by_group.setdefault((factor, decay), []).append(tensor)
     groups = [
         {"params": tensors, "lr": lr * factor, FACTOR: factor, "weight_decay": decay}
-        for (factor, decay), tensors in alike.items()
+        for (factor, decay), tensors in tensors_by_group.items()
     ]
     if protocol.optimizer != "sgd":
         kind = torch.optim.Adam if protocol.optimizer == "adam" else torch.optim.AdamW
         return kind(groups, lr=lr, weight_decay=protocol.weight_decay)
-    # Not fused: a CPU would read gradients as laid out like the parameters, which those of compiled functions are not.
+    # Not fused: on a CPU that assumes gradients in the parameters' layout, which compiled functions do not keep.
     return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
 
 
@@ -108,10 +108,10 @@ def _augment_all(augment: Augment, draws: Draws, batch: Batch) -> Batch:
     return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
 
 
-def weighing(batch: Batch, rows: Tensor) -> Batch:
-    """Return a batch in which, of the samples of some weight, only these rows have any."""
-    kept = batch.weight.nonzero().flatten()[rows]
-    return batch._replace(weight=torch.zeros_like(batch.weight).index_copy(0, kept, batch.weight[kept]))
+def keep_weight_of(batch: Batch, rows: Tensor) -> Batch:
+    """Return a batch with the weights of all other samples set to 0; ``rows`` count the samples of nonzero weight."""
+    selected = batch.weight.nonzero().flatten()[rows]
+    return batch._replace(weight=torch.zeros_like(batch.weight).index_copy(0, selected, batch.weight[selected]))
 
 
 class _Minibatches:
@@ -119,12 +119,12 @@ class _Minibatches:
 
     Args:
         data: the samples.
-        protocol: how many samples an epoch and a minibatch have.
-        n: how many networks.
-        augment: see :func:`fit_networks`, like the following.
-        lessons: which samples an epoch draws from.
+        protocol: sets how many samples an epoch and a minibatch have.
+        n: number of networks.
+        augment: as for :func:`fit_networks`.
+        lessons: as for :func:`fit_networks`.
     Raises:
-        ConfigError: minibatches of samples that share inputs.
+        ConfigError: minibatches or augmentation of samples that share inputs.
     """
 
     def __init__(
@@ -136,22 +136,22 @@ class _Minibatches:
         size = visits_and_size(protocol, self.count)[1]
         self.shared = shares_inputs(data)
         self.apart = size < self.count or augment is not None or (lessons is not None and not self.shared)
-        """Whether each network has minibatches of its own; else all take the whole data in each step."""
+        """Whether each network has its own minibatches; otherwise all take the whole data in each step."""
         if self.apart and self.shared:
             raise ConfigError("samples that share inputs, as a graph's nodes do, train all at once and as they are")
 
     def of_epoch(self, key: Draws, epoch: int, step: int = 0) -> Iterator[tuple[Draws, Batch]]:
-        """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own, from a step on."""
+        """Yield the key and minibatch of each step of an epoch from ``step`` on; ``(n, b, ...)`` if ``apart``."""
         data, rows = self.data, None
         if self.lessons is not None:
             rows = self.lessons.rows(epoch).to(data.weight.device)
             if self.shared:
-                data, rows = weighing(data, rows), None
-        per_pass = (self.first[epoch + 1] - self.first[epoch]) // self.protocol.passes
-        first, begun = divmod(step, per_pass)
-        for number in range(first, self.protocol.passes):
-            own = key.fold("pass", number) if number else key
-            yield from self._of_pass(own, data, rows, begun if number == first else 0)
+                data, rows = keep_weight_of(data, rows), None
+        steps_per_pass = (self.first[epoch + 1] - self.first[epoch]) // self.protocol.passes
+        first_pass, first_step = divmod(step, steps_per_pass)
+        for number in range(first_pass, self.protocol.passes):
+            pass_key = key.fold("pass", number) if number else key
+            yield from self._of_pass(pass_key, data, rows, first_step if number == first_pass else 0)
 
     def _of_pass(self, key: Draws, data: Batch, rows: Tensor | None, step: int) -> Iterator[tuple[Draws, Batch]]:
         count = self.count if rows is None else len(rows)
@@ -171,10 +171,10 @@ class _Training:
 
     Args:
         protocol: optimizer and schedule.
-        state: where the networks stand.
+        state: the networks' initial state.
         engine: computes their gradients.
-        first: the step that each epoch begins with, and how many there are.
-        step: the first one to take.
+        first: the number of each epoch's first step, and at the end the number of all steps.
+        step: the number of the first step to take.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class _Training:
         self.protocol, self.engine, self.first, self.step = protocol, engine, first, step
         self.params, self.buffers = state
         self.rate = protocol.lr
-        self.optimizer = _optimizer(protocol, self.params, self.rate)
+        self.optimizer = _make_optimizer(protocol, self.params, self.rate)
 
     @property
     def state(self) -> NetworkState:
@@ -192,15 +192,15 @@ class _Training:
 
     @property
     def standing(self) -> LiveTraining:
-        """Where the training stands."""
+        """The training as observers see it."""
         epoch = bisect_right(self.first, self.step) - 1
         return LiveTraining(epoch, self.step - self.first[epoch], self.state, self.optimizer)
 
     def begin_epoch(self, epoch: int, *, anew: bool) -> None:
-        """Step the rate down where that is due; an epoch that goes on keeps its optimizer."""
+        """Set the epoch's rate; a new epoch may restart the optimizer, a resumed one (not ``anew``) keeps it."""
         self.rate = epoch_rate(self.protocol, epoch)
         if anew and self.protocol.restart and epoch > 0 and epoch in decay_epochs(self.protocol):
-            self.optimizer = _optimizer(self.protocol, self.params, self.rate)
+            self.optimizer = _make_optimizer(self.protocol, self.params, self.rate)
 
     def take_step(self, key: Draws, batch: Batch, noise: Tensors) -> None:
         """Step all networks once."""
@@ -210,15 +210,16 @@ class _Training:
         self.step += 1
 
     def _gradients(self, key: Draws, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
-        """Return gradients as the protocol takes them, and the updated buffers."""
+        """Return the gradients, sharpness-aware if the protocol says so, and the updated buffers."""
         protocol, current = self.protocol, self.state
         gradients, buffers = self.engine(key, current, batch, noise)
         if protocol.sam:
-            here = {name: g.clone() for name, g in gradients.items()} if protocol.sam_gap else {}
-            there = uphill(current, gradients, protocol.sam, protocol.sam_adaptive)
-            gradients, _ = self.engine(key, there, batch, noise)  # statistics are those of where it stands
+            # The engine may overwrite its gradients at its next call.
+            plain = {name: g.clone() for name, g in gradients.items()} if protocol.sam_gap else {}
+            perturbed = uphill(current, gradients, protocol.sam, protocol.sam_adaptive)
+            gradients, _ = self.engine(key, perturbed, batch, noise)  # running statistics stay those of ``current``
             if protocol.sam_gap:
-                gradients = without_gap(gradients, here, protocol.sam_gap)
+                gradients = without_gap(gradients, plain, protocol.sam_gap)
         return gradients, buffers
 
 
@@ -246,25 +247,25 @@ def fit_networks(
         loss: see :data:`~mmdistill.networks.stacked.Loss`.
         data: the training samples, on the networks' device.
         protocol: epochs, optimizer and schedule.
-        n: how many networks.
+        n: number of networks.
         draws: the key of initialisations, orders, augmentation and noise.
         augment: augments a flat batch, per sample.
         noise: draws each step's random tensors with a leading axis n (dropout masks, say).
-        selection: returns each network's best state by validation data instead of its last.
-        observe: called before the first step and after each one; the networks go on changing in place, so copy what is
-            to stay.
-        resume_from: go on from there as if nothing had been between; not with a selection.
-        lessons: which samples each epoch draws from, in whole minibatches, so that all have one shape; None: from all.
+        selection: has each network's best state by validation data returned instead of its last.
+        observe: called before the first step and after each one; copy what should stay, since later steps change the
+            networks in place.
+        resume_from: the saved training to resume, with the same result as without interruption; not with a selection.
+        lessons: the samples that each epoch draws from, in whole minibatches, so that all have one shape; None: all.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
-            both see the same streams and agree to rounding.
-        pure: whether the loss is a pure function of tensors, which draws nothing by itself. It is compiled then where
-            that repays, on the CPU in mode ``loop``; on CUDA all networks' steps are captured, side by side on several
+            both see the same random streams and agree to rounding.
+        pure: whether the loss is a pure function of tensors that draws nothing itself. On the CPU in mode ``loop`` it
+            is then compiled if that saves time; on CUDA all networks' steps are captured, side by side on several
             streams.
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
-        ConfigError: no sample, no network asked for, minibatches of samples that share inputs, or a selection in a
-            training that goes on.
+        ConfigError: n is 0, there are no samples, minibatches of samples that share inputs, or a selection in a resumed
+            training.
     """
     count = data.weight.shape[0]
     if n < 1 or count < 1:
@@ -274,12 +275,13 @@ def fit_networks(
     minibatches = _Minibatches(data, protocol, n, augment, lessons)
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
     if resume_from is not None:
-        state = NetworkState(  # in the order that the optimizer knows
-            *({name: there[name] for name in part} for part, there in zip(state, resume_from.state, strict=True))
+        # In the order of a fresh state's names, by which the optimizer's state is saved.
+        state = NetworkState(
+            *({name: saved[name] for name in part} for part, saved in zip(state, resume_from.state, strict=True))
         )
-    begin, skipped = (0, 0) if resume_from is None else (resume_from.epoch, resume_from.step)
+    first_epoch, skipped = (0, 0) if resume_from is None else (resume_from.epoch, resume_from.step)
     engine = GradientEngine(loss, minibatches.apart, mode, pure, minibatches.first[-1])
-    training = _Training(protocol, state, engine, minibatches.first, minibatches.first[begin] + skipped)
+    training = _Training(protocol, state, engine, minibatches.first, minibatches.first[first_epoch] + skipped)
     if resume_from is not None:
         if resume_from.optimizer is not None:
             training.optimizer.load_state_dict(resume_from.optimizer)
@@ -288,7 +290,7 @@ def fit_networks(
     if (device := data.weight.device).type == "cpu":
         keep_freed_memory()
     best: Best | None = None
-    for epoch in range(begin, protocol.epochs):
+    for epoch in range(first_epoch, protocol.epochs):
         training.begin_epoch(epoch, anew=not skipped)
         for key, batch in minibatches.of_epoch(draws.fold("epoch", epoch).to(device), epoch, skipped):
             training.take_step(key, batch, noise(key.fold("noise"), n) if noise is not None else {})
@@ -322,25 +324,27 @@ def fit_steps(
         steps: the steps' batches, every tensor ``(T, b, ...)``; all networks take the same ones.
         rates: T learning rates.
         momentum: beta of SGD with momentum.
-        n: how many networks.
+        n: number of networks.
         draws: the key of the initialisations.
         mode: as for :func:`fit_networks`.
-        sizes: the samples of each step, where copies without weight fill up its batch, which batch norms would count.
+        sizes: the true batch size of each step, if batches are padded by samples of weight 0; batch norms, which would
+            count these, see the batches without padding.
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
-        ConfigError: other than one rate for each step, or no network asked for.
+        ConfigError: rates and steps differ in number, or n is 0.
     """
     if n < 1 or len(rates) != steps.weight.shape[0]:
         raise ConfigError(f"{steps.weight.shape[0]} steps need as many rates, got {len(rates)}, for n={n} networks")
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
     optimizer = torch.optim.SGD(list(state.params.values()), lr=1.0, momentum=momentum)
     buffers = state.buffers
-    cut = sizes if has_statistics(state) else None
+    unpadded_sizes = sizes if has_statistics(state) else None
     for index, rate in enumerate(rates):
         _set_rate(optimizer, rate)
         current, batch = NetworkState(state.params, buffers), take(steps, index)
-        batch = batch if cut is None else take(batch, slice(cut[index]))
+        if unpadded_sizes is not None:
+            batch = take(batch, slice(unpadded_sizes[index]))
         gradients, buffers = stacked_gradients(loss, current, batch, {}, False, mode)
         _step(optimizer, state.params, gradients)
     optimizer.zero_grad()

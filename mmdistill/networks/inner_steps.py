@@ -1,8 +1,8 @@
-"""One step of an unrolled training as a function of a parameter vector: its gradient, and what moves that.
+"""One step of an unrolled training as a function of a parameter vector: its gradient and the derivatives of that.
 
-A step is computed eagerly, and what that means may be changed by what is put around it: :class:`ForwardStep` takes
-slopes in forward mode, :class:`ProgrammedStep` computes by compiled programs and :class:`PortionedStep` takes its
-samples in portions. All give the same up to rounding; ``step_choice.py`` chooses.
+:class:`EagerStep` is plain autograd, :class:`ForwardStep` takes slopes in forward mode, and two wrappers change how
+another step is computed: :class:`ProgrammedStep` by compiled programs, :class:`PortionedStep` in portions of its
+samples. All give the same result up to rounding; ``step_choice.py`` chooses between them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A step's gradient, or the part of it that comes from some of its samples, and what it depends on by its graph."""
+    """The gradient of a step (or the part from some of its samples) with its graph, and the leaves of that graph."""
 
     gradient: Tensor
     theta: Tensor
@@ -61,9 +61,13 @@ class SlopeGradients(NamedTuple):
 
 
 class StepPoint(NamedTuple):
-    """Where a step is taken: parameters, the tensors of its batch, the weights last, and which gradients are wanted.
+    """Where a step is taken.
 
-    ``chosen`` are the places of the leaves with respect to which slopes are differentiated.
+    Args:
+        theta: the parameter vector.
+        leaves: the tensors of the step's batch, the sample weights last.
+        step: the step's number.
+        chosen: indices of the leaves with respect to which slopes are differentiated.
     """
 
     theta: Tensor
@@ -73,23 +77,23 @@ class StepPoint(NamedTuple):
 
 
 class InnerStep(Protocol):
-    """What an unrolled training asks of a step; nothing that it is given is differentiated further."""
+    """One step of an unrolled training; its results are constants to the autograd outside, except those recorded."""
 
     @property
     def compiled(self) -> bool:
-        """Whether programs compute it, which gain nothing by activations that were kept."""
+        """Whether compiled programs compute the step; these gain nothing from kept activations."""
 
     def gradient(self, at: StepPoint) -> Tensor:
         """Return the loss's gradient, without a graph."""
 
     def record(self, at: StepPoint) -> list[Recorded]:
-        """Return the parts of the gradient, which add up to it, with their graphs to theta and the chosen leaves."""
+        """Return parts that add up to the gradient, with their graphs to theta and the chosen leaves."""
 
     def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
         """Return ``s = <g, direction>`` and its gradients with respect to theta and the chosen leaves."""
 
     def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the gradient, and those of ``s`` with respect to the chosen leaves, which alone are followed."""
+        """Return the gradient g, and the gradients of ``s`` with respect to the chosen leaves only."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,10 @@ class EagerStep:
     """A step by plain autograd, all samples at once, and its slope in reverse mode.
 
     Args:
-        loss: of one step.
-        layout: of the parameter vector.
-        rebuild: puts a list of tensors back into a batch.
-        check: looks at a loss and the leaves that it may depend on, for others; None: none need be.
+        loss: the loss of one step.
+        layout: the layout of the parameter vector.
+        rebuild: turns a list of leaves back into a batch.
+        check: refuses a loss that depends on other leaves than the given ones; None checks nothing.
     """
 
     loss: StepLoss
@@ -114,7 +118,7 @@ class EagerStep:
         return self.loss(self.layout.unflatten(theta), self.rebuild(leaves), step)
 
     def gradient(self, at: StepPoint) -> Tensor:
-        """Differentiate once."""
+        """Differentiate the loss once."""
         with torch.enable_grad():
             theta = at.theta.detach().requires_grad_()
             value = self.value(theta, [leaf.detach() for leaf in at.leaves], at.step)
@@ -124,7 +128,7 @@ class EagerStep:
         return gradient
 
     def record(self, at: StepPoint) -> list[Recorded]:
-        """Differentiate once, and keep the graph of that."""
+        """Differentiate the loss once and keep the gradient's graph."""
         with torch.enable_grad():
             theta = at.theta.detach().requires_grad_()
             leaves = [leaf.detach().requires_grad_(index in at.chosen) for index, leaf in enumerate(at.leaves)]
@@ -136,13 +140,13 @@ class EagerStep:
         return [Recorded(gradient, theta, [leaves[index] for index in at.chosen])]
 
     def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
-        """Differentiate twice."""
+        """Differentiate the loss twice."""
         return vjp(self.record(at), direction)
 
     def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Differentiate twice, but for the parameters."""
+        """Differentiate the loss twice, the second time with respect to the chosen leaves only."""
         recorded = self.record(at)
-        return total(recorded), vjp(recorded, direction, of_theta=False).chosen
+        return total_gradient(recorded), vjp(recorded, direction, of_theta=False).chosen
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class ForwardStep(EagerStep):
     """A step whose slope is a directional derivative: reverse over forward mode, which differentiates no gradient.
 
     Args:
-        strict: whether layers without forward-mode derivatives are refused; otherwise their slopes are in reverse mode.
+        strict: whether to refuse layers without forward-mode derivatives; otherwise slopes fall back to reverse mode.
     """
 
     strict: bool = False
@@ -158,17 +162,17 @@ class ForwardStep(EagerStep):
     def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
         """Differentiate the directional derivative."""
 
-        def directional(theta: Tensor, moved: tuple[Tensor, ...]) -> Tensor:
+        def directional(theta: Tensor, chosen: tuple[Tensor, ...]) -> Tensor:
             leaves = list(at.leaves)
-            for index, tensor in zip(at.chosen, moved, strict=True):
-                leaves[index] = tensor
+            for index, leaf in zip(at.chosen, chosen, strict=True):
+                leaves[index] = leaf
             with ExactNorms():
                 tangent: Tensor = torch.func.jvp(lambda p: self.value(p, leaves, at.step), (theta,), (direction,))[1]
             return tangent
 
-        moved = tuple(_chosen(at))
+        chosen = tuple(_chosen_leaves(at))
         try:
-            (along, others), slope = torch.func.grad_and_value(directional, argnums=(0, 1))(at.theta, moved)
+            (by_theta, by_chosen), slope = torch.func.grad_and_value(directional, argnums=(0, 1))(at.theta, chosen)
         except NotImplementedError as error:
             if not self.strict:
                 return super().slope(at, direction)
@@ -176,16 +180,16 @@ class ForwardStep(EagerStep):
             raise UnsupportedError(
                 f"this network lacks forward-mode derivatives ({reason}): use mode='reverse'"
             ) from error
-        return SlopeGradients(slope, along, list(others))
+        return SlopeGradients(slope, by_theta, list(by_chosen))
 
 
 @dataclass(frozen=True)
 class ProgrammedStep:
-    """A step by compiled programs, of a loss that reads nothing but its arguments, whatever the step.
+    """A step computed by compiled programs, for a loss that is the same function of its tensors in every step.
 
     Args:
-        inner: what they are traced from.
-        programs: of the run.
+        inner: the step that the programs are traced from.
+        programs: the run's programs.
     """
 
     inner: InnerStep
@@ -193,7 +197,7 @@ class ProgrammedStep:
     compiled: ClassVar[bool] = True
 
     def gradient(self, at: StepPoint) -> Tensor:
-        """Ask the program of the gradient."""
+        """Run the program of the gradient."""
 
         def gradient(theta: Tensor, *leaves: Tensor) -> tuple[Tensor]:
             return (self.inner.gradient(at._replace(theta=theta, leaves=leaves)),)
@@ -201,36 +205,36 @@ class ProgrammedStep:
         return self.programs("gradient", gradient, at.theta, *at.leaves)[0]
 
     def record(self, at: StepPoint) -> list[Recorded]:
-        """Keep a graph, which a program has none of."""
+        """Record the step uncompiled, since a program has no graph."""
         return self.inner.record(at)
 
     def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
-        """Ask the program of the second derivative."""
+        """Run the program of the second derivatives."""
 
         def slope(theta: Tensor, direction: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-            value, along, others = self.inner.slope(at._replace(theta=theta, leaves=leaves), direction)
-            return value, along, *others
+            value, by_theta, by_chosen = self.inner.slope(at._replace(theta=theta, leaves=leaves), direction)
+            return value, by_theta, *by_chosen
 
-        value, along, *others = self.programs(("slope", *at.chosen), slope, at.theta, direction, *at.leaves)
-        return SlopeGradients(value, along, others)
+        value, by_theta, *by_chosen = self.programs(("slope", *at.chosen), slope, at.theta, direction, *at.leaves)
+        return SlopeGradients(value, by_theta, by_chosen)
 
     def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Ask the program of both derivatives."""
+        """Run the program of both derivatives."""
 
         def held(theta: Tensor, direction: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-            gradient, others = self.inner.held(at._replace(theta=theta, leaves=leaves), direction)
-            return gradient, *others
+            gradient, by_chosen = self.inner.held(at._replace(theta=theta, leaves=leaves), direction)
+            return gradient, *by_chosen
 
-        gradient, *others = self.programs(("held", *at.chosen), held, at.theta, direction, *at.leaves)
-        return gradient, others
+        gradient, *by_chosen = self.programs(("held", *at.chosen), held, at.theta, direction, *at.leaves)
+        return gradient, by_chosen
 
 
 @dataclass(frozen=True)
 class PortionedStep:
-    """A step that takes its samples in portions, of a loss that is their weighted mean.
+    """A step that takes its samples in portions, for a loss that is the weighted mean over samples.
 
     Args:
-        inner: takes one portion.
+        inner: computes one portion.
         size: samples in a portion.
     """
 
@@ -239,125 +243,126 @@ class PortionedStep:
 
     @property
     def compiled(self) -> bool:
-        """Whether programs take the portions."""
+        """Whether programs compute the portions."""
         return self.inner.compiled
 
     def gradient(self, at: StepPoint) -> Tensor:
         """Add up the gradients of the portions."""
-        return added(share * self.inner.gradient(part) for part, share in self._parts(at) if share > 0)
+        return sum_tensors(share * self.inner.gradient(portion) for portion, share in self._portions(at) if share > 0)
 
     def record(self, at: StepPoint) -> list[Recorded]:
         """Record each portion."""
-        found: list[Recorded] = []
-        for part, share in self._parts(at):
+        parts: list[Recorded] = []
+        for portion, share in self._portions(at):
             if not share > 0:
-                found.append(Recorded(torch.zeros_like(part.theta), part.theta, _chosen(part)))
+                parts.append(Recorded(torch.zeros_like(portion.theta), portion.theta, _chosen_leaves(portion)))
                 continue
             with torch.enable_grad():
-                found += [own._replace(gradient=share * own.gradient) for own in self.inner.record(part)]
-        return found
+                parts += [part._replace(gradient=share * part.gradient) for part in self.inner.record(portion)]
+        return parts
 
     def slope(self, at: StepPoint, direction: Tensor) -> SlopeGradients:
-        """Join the slopes of the portions."""
-        return joined(self._slope(part, share, direction) for part, share in self._parts(at))
+        """Combine the slopes of the portions."""
+        return combine_slopes(self._slope(portion, share, direction) for portion, share in self._portions(at))
 
-    def _slope(self, part: StepPoint, share: Tensor, direction: Tensor) -> SlopeGradients:
+    def _slope(self, portion: StepPoint, share: Tensor, direction: Tensor) -> SlopeGradients:
         if not share > 0:
-            return SlopeGradients(torch.zeros_like(share), torch.zeros_like(part.theta), _zeros(part))
-        value, along, others = self.inner.slope(part, direction)
-        return SlopeGradients(share * value, share * along, [share * own for own in others])
+            return SlopeGradients(torch.zeros_like(share), torch.zeros_like(portion.theta), _zero_gradients(portion))
+        value, by_theta, by_chosen = self.inner.slope(portion, direction)
+        return SlopeGradients(share * value, share * by_theta, [share * gradient for gradient in by_chosen])
 
     def held(self, at: StepPoint, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Join both derivatives of the portions."""
-        gradient: Tensor | None = None
-        others: list[list[Tensor]] = []
-        for part, share in self._parts(at):
+        """Combine both derivatives of the portions."""
+        total: Tensor | None = None
+        by_chosen: list[list[Tensor]] = []
+        for portion, share in self._portions(at):
             if not share > 0:
-                others.append(_zeros(part))
+                by_chosen.append(_zero_gradients(portion))
                 continue
-            own, moved = self.inner.held(part, direction)
-            gradient = share * own if gradient is None else gradient + share * own
-            others.append([share * found for found in moved])
-        assert gradient is not None  # some share is positive
-        return gradient, _below(others)
+            gradient, leaf_gradients = self.inner.held(portion, direction)
+            total = share * gradient if total is None else total + share * gradient
+            by_chosen.append([share * leaf_gradient for leaf_gradient in leaf_gradients])
+        assert total is not None  # some share is positive
+        return total, _concatenate_leaves(by_chosen)
 
-    def _parts(self, at: StepPoint) -> Iterator[tuple[StepPoint, Tensor]]:
-        """Yield each portion with its share of the weights; one whose share is 0 must not be taken."""
+    def _portions(self, at: StepPoint) -> Iterator[tuple[StepPoint, Tensor]]:
+        """Yield each portion with its share of the weights; a portion with share 0 must not be computed (0 / 0)."""
         for rows, share in weighted_portions(at.leaves[-1], self.size):
             yield at._replace(leaves=[leaf[rows] for leaf in at.leaves]), share
 
 
-def _chosen(at: StepPoint) -> list[Tensor]:
+def _chosen_leaves(at: StepPoint) -> list[Tensor]:
     return [at.leaves[index] for index in at.chosen]
 
 
-def _zeros(at: StepPoint) -> list[Tensor]:
-    """Return the gradients with respect to the chosen leaves of samples that do not count."""
-    return [torch.zeros_like(leaf) for leaf in _chosen(at)]
+def _zero_gradients(at: StepPoint) -> list[Tensor]:
+    """Return the gradients with respect to the chosen leaves of samples of weight 0."""
+    return [torch.zeros_like(leaf) for leaf in _chosen_leaves(at)]
 
 
-def _below(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return what was found for each leaf, of all parts in the order of their samples."""
-    return [own[0] if len(own) == 1 else torch.cat(own) for own in zip(*parts, strict=True)]
+def _concatenate_leaves(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Concatenate each leaf's gradients over all parts, in the order of the samples."""
+    return [rows[0] if len(rows) == 1 else torch.cat(rows) for rows in zip(*parts, strict=True)]
 
 
-def added(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the sum of tensors, of which no two are held beside it."""
-    rest = iter(tensors)
-    found = next(rest)
-    for tensor in rest:
-        found = found + tensor
-    return found
+def sum_tensors(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the sum of an iterator's tensors, holding one of them at a time beside it."""
+    remaining = iter(tensors)
+    total = next(remaining)
+    for tensor in remaining:
+        total = total + tensor
+    return total
 
 
-def total(recorded: Sequence[Recorded]) -> Tensor:
-    """Return the gradient whose parts were recorded, without a graph."""
-    return added(part.gradient.detach() for part in recorded)
+def total_gradient(recorded: Sequence[Recorded]) -> Tensor:
+    """Return the sum of recorded parts of a gradient, without a graph."""
+    return sum_tensors(part.gradient.detach() for part in recorded)
 
 
 def vjp(recorded: Iterable[Recorded], direction: Tensor, *, of_theta: bool = True) -> SlopeGradients:
-    """Return ``<g, direction>`` of a recorded step and its gradients with respect to what it depends on.
+    """Return ``<g, direction>`` of a recorded step and its gradients with respect to theta and the chosen leaves.
 
     Args:
         recorded: the step's parts, in the order of its samples.
         direction: of the parameters' shape.
-        of_theta: whether that with respect to the parameters is wanted; otherwise it is 0.
+        of_theta: whether to compute the gradient with respect to theta; otherwise it is returned as 0.
     """
-    return joined(_vjp_of_part(part, direction, of_theta) for part in recorded)
+    return combine_slopes(_vjp_of_part(part, direction, of_theta) for part in recorded)
 
 
 def _vjp_of_part(part: Recorded, direction: Tensor, of_theta: bool) -> SlopeGradients:
-    """Return what one part gives."""
     gradient, theta, chosen = part
     sources = [theta, *chosen] if of_theta else chosen
     found: Sequence[Tensor | None] = [None] * len(sources)
-    if gradient.requires_grad and sources:  # it does not where the loss is linear in theta and nothing else moves
+    if gradient.requires_grad and sources:  # a loss that is linear in theta may have a constant gradient
         found = torch.autograd.grad(gradient, sources, direction, allow_unused=True)
-    pulled = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
-    along = pulled.pop(0) if of_theta else torch.zeros_like(direction)
-    return SlopeGradients(gradient.detach() @ direction, along, pulled)
+    products = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
+    by_theta = products.pop(0) if of_theta else torch.zeros_like(direction)
+    return SlopeGradients(gradient.detach() @ direction, by_theta, products)
 
 
-def joined(parts: Iterable[SlopeGradients]) -> SlopeGradients:
-    """Return what a step gives, from what its parts give, in the order of its samples."""
-    rest = iter(parts)
-    slope, along, chosen = next(rest)
-    others = [chosen]
-    for part in rest:
-        slope, along = slope + part.slope, along + part.theta
-        others.append(part.chosen)
-    return SlopeGradients(slope, along, _below(others))
+def combine_slopes(parts: Iterable[SlopeGradients]) -> SlopeGradients:
+    """Return the slope of a whole step from those of its parts, which come in the order of its samples."""
+    remaining = iter(parts)
+    slope, by_theta, by_chosen = next(remaining)
+    all_chosen = [by_chosen]
+    for part in remaining:
+        slope, by_theta = slope + part.slope, by_theta + part.theta
+        all_chosen.append(part.chosen)
+    return SlopeGradients(slope, by_theta, _concatenate_leaves(all_chosen))
 
 
 def flat_leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:
-    """Return a batch's tensors in one list, the weights last, and how to put such a list back together."""
+    """Return a batch's tensors in one list, the weights last, and a function that rebuilds a batch from such a list."""
     parts: list[Inputs | Targets] = [batch.inputs, batch.targets]
-    names = [tuple(part) if isinstance(part, dict) else None for part in parts]
+    part_names = [tuple(part) if isinstance(part, dict) else None for part in parts]
     leaves = [tensor for part in parts for tensor in tensors_of(part)]
 
-    def rebuild(found: Sequence[Tensor]) -> Batch:
-        rest = iter(found)
-        inputs, targets = (next(rest) if own is None else {name: next(rest) for name in own} for own in names)
-        return Batch(inputs, targets, next(rest))
+    def rebuild(leaves: Sequence[Tensor]) -> Batch:
+        remaining = iter(leaves)
+        inputs, targets = (
+            next(remaining) if names is None else {name: next(remaining) for name in names} for names in part_names
+        )
+        return Batch(inputs, targets, next(remaining))
 
     return [*leaves, batch.weight], rebuild

@@ -1,4 +1,4 @@
-"""Network schedules: which network an outer step sees, and how it moves on (Algorithm 1, lines 3-4)."""
+"""Network schedules: which network an outer step sees, and how it is updated (Algorithm 1, lines 3-4)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -28,21 +28,21 @@ from mmdistill.task import (
 
 Synthetic = Callable[[], Batch]
 Prepare = Callable[[Task, Draws, Batch], Batch]
-"""Turns a minibatch into what a network trains on (augmented, mixed): ``(task, key, minibatch)``."""
+"""``(task, key, minibatch) -> minibatch``: augments or mixes a minibatch before a network trains on it."""
 
 
 class ScheduleState(NamedTuple):
     """All that a schedule carries from step to step.
 
+    ``target``, ``target_buffers`` and ``accuracy`` live for one outer step and are never stored.
+
     Args:
         network: the live network, None before the first fetch.
         age: outer steps it has served.
-        memory: what else is kept, by name: the network's momentum or moments, accuracies seen, a pool of networks.
-        target: parameters that a student starting from it shall reach, from schedules that give any; it lives for
-            one outer step and is never stored.
-        target_buffers: the target's running statistics, where they are not the network's; they live as long.
-        accuracy: the share of real samples that the network has been right on, from schedules that count it; a scalar
-            on the device, which lives as long.
+        memory: other tensors by name: the network's momentum or moments, past accuracies, a pool of networks.
+        target: parameters that a student starting at the network should reach, from schedules with targets.
+        target_buffers: the target's running statistics, where they differ from the network's.
+        accuracy: the network's accuracy on real samples, a scalar on the device, from schedules that count it.
     """
 
     network: NetworkState | None
@@ -55,7 +55,7 @@ class ScheduleState(NamedTuple):
 
 EMPTY = ScheduleState(None, 0, {})
 ACCURACIES = "accuracies"
-"""The name under which :class:`AccuracyDriven` keeps what it has seen, beside the momentum."""
+"""The key of past accuracies in the memory of :class:`AccuracyDriven`, beside the momentum."""
 
 
 class NetworkSchedule(ABC):
@@ -64,20 +64,20 @@ class NetworkSchedule(ABC):
     gives_target = False
     """Whether fetched states carry a target."""
     gives_accuracy = False
-    """Whether they carry the network's accuracy."""
+    """Whether fetched states carry the network's accuracy."""
 
     def make_ready(self, task: Task) -> None:  # noqa: B027 - most schedules need nothing
-        """Make what the schedule needs from the cache, before the first step; nothing by default."""
+        """Load or train what the schedule needs, before the first step; nothing by default."""
 
     def require_ready(self, task: Task) -> None:  # noqa: B027 - most schedules need nothing
-        """Refuse that a run goes on where what :meth:`make_ready` made for it is gone and would become something else.
+        """Refuse to resume a run if what :meth:`make_ready` made is gone and remaking it could differ.
 
         Raises:
             CheckpointError: naming what is gone.
         """
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        """Return a state that holds a network: the live one, or a fresh one at age 0, with norms of real statistics."""
+        """Return a state with the live network, or a fresh one at age 0; its norms use statistics of real samples."""
         if state.network is None or state.age == 0:
             return ScheduleState(with_real_statistics(task, task.init(draws), draws), 0, {})
         return state._replace(network=with_real_statistics(task, state.network, draws))
@@ -86,27 +86,27 @@ class NetworkSchedule(ABC):
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Return the state after an outer step.
 
-        A schedule keeps nothing in itself from step to step, since checkpoints hold the returned state alone. To serve
-        again, a network is returned at a higher ``age``: :meth:`fetch` draws another one at age 0. ``EMPTY`` has the
-        next step draw one. ``memory`` maps names to tensors, with no mappings within.
+        A schedule stores nothing on itself between steps, since checkpoints hold only the returned state. To use a
+        network again, return it with a higher ``age``; :meth:`fetch` draws another one at age 0. Return ``EMPTY`` to
+        have the next step draw one. ``memory`` maps names to tensors, without nesting.
 
         Args:
             task: the task.
-            state: what :meth:`fetch` returned for this step.
+            state: the state that :meth:`fetch` returned for this step.
             syn: decodes the current synthetic set, without a graph.
-            draws: the key of all that is random here.
+            draws: the key of everything random here.
         """
 
 
 def require_advanced(schedule: NetworkSchedule, before: ScheduleState, after: object) -> ScheduleState:
-    """Return the state that a schedule has advanced to, if a run can go on and resume from it.
+    """Return the state after a schedule's ``advance`` if a run can continue and resume from it.
 
     Args:
-        schedule: whose it is.
-        before: the state that it advanced from.
-        after: what it returned.
+        schedule: the schedule that advanced.
+        before: its state before.
+        after: the value that its ``advance`` returned.
     Raises:
-        ConfigError: no :class:`ScheduleState`, other memory than tensors by name, or a network that grew no older.
+        ConfigError: not a :class:`ScheduleState`, memory that is not tensors by name, or a network whose age stayed.
     """
     name = f"{type(schedule).__name__}.advance"
     if not isinstance(after, ScheduleState):
@@ -124,8 +124,8 @@ def require_advanced(schedule: NetworkSchedule, before: ScheduleState, after: ob
                 f"{name} keeps {key!r} in its memory, a {type(value).__name__}, where checkpoints hold tensors by "
                 "name; give each tensor a name of its own ('mean.weight')"
             )
-    fetches = type(schedule).fetch is NetworkSchedule.fetch
-    if fetches and after.network is not None and (type(after.age) is not int or after.age <= before.age):
+    uses_default_fetch = type(schedule).fetch is NetworkSchedule.fetch
+    if uses_default_fetch and after.network is not None and (type(after.age) is not int or after.age <= before.age):
         raise ConfigError(
             f"{name} keeps the network at age {after.age!r} after {before.age}, so that it would be drawn anew; return "
             "a higher age, or EMPTY for another network"
@@ -142,7 +142,7 @@ class FreshNetworks(NetworkSchedule):
 
 
 class UnreadNetwork(FreshNetworks):
-    """One network, drawn in the first step and never trained: for objectives that read none (KIP)."""
+    """One network, drawn in the first step and never trained: for objectives that read no network (KIP)."""
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Keep the network."""
@@ -155,15 +155,16 @@ class InnerLoopSchedule(NetworkSchedule):
 
     Args:
         outer_steps: updates of the synthetic data per network.
-        inner_steps: network updates (epochs over S in :class:`TrainedOnS`) between two of them; none after the last.
+        inner_steps: network updates (epochs over S in :class:`TrainedOnS`) between two outer steps; none after the
+            last.
         lr: the network's learning rate.
         momentum: the network's momentum.
         batch: minibatch size.
         augment: augment each minibatch per sample.
         weight_decay: L2 coefficient of the network's training.
-        prepare: what becomes of each minibatch instead of the task's augmentation; None leaves it to ``augment``.
+        prepare: prepares each minibatch instead of the task's augmentation; None leaves it to ``augment``.
     Raises:
-        ConfigError: no outer step, a negative number of inner ones, or minibatches of no sample.
+        ConfigError: no outer step, a negative number of inner steps, or empty minibatches.
     """
 
     outer_steps: int = 10
@@ -189,15 +190,15 @@ class InnerLoopSchedule(NetworkSchedule):
         if age >= self.outer_steps or state.network is None:
             return EMPTY
         network, momentum, current = state.network, state.memory, syn()
-        enough = self.stopping(task, network, draws)
+        should_stop = self.stopping_rule(task, network, draws)
         for step in range(self.inner_steps):
             network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
-            if enough(network):
+            if should_stop(network):
                 break
         return ScheduleState(network, age, momentum)
 
-    def stopping(self, task: Task, network: NetworkState, draws: Draws) -> Callable[[NetworkState], bool]:
-        """Return what says, after each step of an inner loop that starts at a network, whether it is the last."""
+    def stopping_rule(self, task: Task, network: NetworkState, draws: Draws) -> Callable[[NetworkState], bool]:
+        """Return a function that tells after each inner step whether to stop; never by default."""
         return lambda _: False
 
     def inner_step(
@@ -211,14 +212,14 @@ class InnerLoopSchedule(NetworkSchedule):
     def update(
         self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
     ) -> tuple[NetworkState, Tensors]:
-        """Return the network and its momentum after one minibatch, augmented as the schedule says."""
+        """Return the network and its momentum after one minibatch, prepared or augmented."""
         if self.prepare is not None:
             batch = self.prepare(task, draws.fold("augment"), batch)
         elif self.augment:
             batch = augmented(task, draws.fold("augment"), batch, shared=False)
-        return self.taken(task, network, momentum, batch, draws)
+        return self.take_step(task, network, momentum, batch, draws)
 
-    def taken(
+    def take_step(
         self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
     ) -> tuple[NetworkState, Tensors]:
         """Return the network and its momentum after one step of SGD."""
@@ -233,7 +234,7 @@ class TrainedOnS(InnerLoopSchedule):
     """Train on the synthetic set: an inner step is one epoch over it (DC, DSA, GCond)."""
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
-        """Return the synthetic set, shuffled into minibatches; whole where it fits one or shares its inputs."""
+        """Return the synthetic set shuffled into minibatches, or whole if it fits one or its samples share inputs."""
         count = syn.weight.shape[0]
         if count <= self.batch or num_samples(syn.inputs) != count:
             return [syn]
@@ -242,16 +243,16 @@ class TrainedOnS(InnerLoopSchedule):
 
 
 class SteppedOnS(TrainedOnS):
-    """Train on the synthetic set by Adam, an inner step being one minibatch of it (LD).
+    """Train on the synthetic set by Adam; an inner step is one minibatch (LD).
 
-    It reads ``lr``, and no momentum or weight decay.
+    It uses ``lr`` and ignores momentum and weight decay.
     """
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return one minibatch of the shuffled set."""
         return super().minibatches(task, syn, draws)[:1]
 
-    def taken(
+    def take_step(
         self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
     ) -> tuple[NetworkState, Tensors]:
         """Return the network and its moments after one step of Adam."""
@@ -262,17 +263,17 @@ class SteppedOnS(TrainedOnS):
 
 @dataclass(frozen=True)
 class TrainedUntilOverfitting(TrainedOnS):
-    """Train on the synthetic set, but no further once the network fits real samples worse again (EGM).
+    """Train on the synthetic set until the network overfits, as its loss on real samples tells (EGM).
 
-    One real minibatch is drawn for all of an inner loop, which ends after the first epoch that raises its loss, at most
-    after ``inner_steps``. The loss is read back after each epoch, which is what saves the others.
+    Each inner loop draws one real minibatch and ends after the first epoch that raises its loss, or after
+    ``inner_steps``. Reading the loss back waits for the device, but saves the remaining epochs.
 
     Args:
         watched: real samples in that minibatch.
     Raises:
         ConfigError: no samples.
-    Source: Jiang et al., 2022, published code (its commands for the tables take numbers of epochs that were found so:
-        50, 40, 30, 20, then 10, and from the tenth outer step on 5).
+    Source: Jiang et al., 2022, published code (its commands for the tables fix numbers of epochs that were found this
+        way: 50, 40, 30, 20, then 10, and 5 from the tenth outer step on).
     """
 
     watched: int = 256
@@ -282,36 +283,36 @@ class TrainedUntilOverfitting(TrainedOnS):
         if self.watched < 1:
             raise ConfigError(f"overfitting is seen on at least 1 real sample, got {self.watched}")
 
-    def stopping(self, task: Task, network: NetworkState, draws: Draws) -> Callable[[NetworkState], bool]:
-        """Return whether the loss of one real minibatch has risen."""
+    def stopping_rule(self, task: Task, network: NetworkState, draws: Draws) -> Callable[[NetworkState], bool]:
+        """Return a function that tells whether the loss of one real minibatch has risen since the last call."""
         real = real_samples(task, draws.fold("watched"), self.watched)
-        least = _loss(task, network, real)
+        loss = _loss(task, network, real)
 
-        def risen(network: NetworkState) -> bool:
-            nonlocal least
-            before, least = least, _loss(task, network, real)
-            return least > before
+        def has_risen(network: NetworkState) -> bool:
+            nonlocal loss
+            before, loss = loss, _loss(task, network, real)
+            return loss > before
 
-        return risen
+        return has_risen
 
 
 @dataclass(frozen=True)
 class AccuracyDriven(TrainedOnS):
-    """Train on the synthetic set for as long as the accuracy on real samples says (CAFE's dynamic bi-level schedule).
+    """Train on the synthetic set, as long as the accuracy on real samples demands (CAFE's dynamic bi-level schedule).
 
     Between two outer steps the network trains until its accuracy has moved by more than ``moved`` within the last
-    ``window`` epochs, at most ``inner_steps``; it is redrawn when, over the last ``window`` outer steps, its accuracy
-    has moved by less than ``settled``, at most after ``outer_steps``. Both are read back, since both decide what runs
-    next.
+    ``window`` epochs, or for ``inner_steps``. The network is redrawn once its accuracy has moved by less than
+    ``settled`` over the last ``window`` outer steps, or after ``outer_steps``. Both accuracies are read back from the
+    device, since they decide what runs next.
 
     Args:
-        window: accuracies that are looked at.
+        window: number of latest accuracies that are compared.
         settled: the range below which a network has nothing more to teach (the paper's lambda 1).
-        moved: the range above which a network differs enough from the last outer step's (lambda 2).
+        moved: the range above which a network differs enough from the one of the last outer step (lambda 2).
         watched: real samples, drawn anew for each accuracy.
     Raises:
         ConfigError: a window of fewer than two, no samples, or negative ranges.
-    Differs from: the published code has no largest number of either, and adds a tenth of the previous accuracy to each.
+    Differs from: the published code bounds neither loop, and adds a tenth of the previous accuracy to each accuracy.
     Source: Wang et al., CVPR 2022, Sec. 3.4.
     """
 
@@ -334,19 +335,20 @@ class AccuracyDriven(TrainedOnS):
         if state.network is None or age >= self.outer_steps:
             return EMPTY
         network, current = state.network, syn()
-        now = self.real_accuracy(task, network, draws.fold("outer"))
-        seen = torch.cat([state.memory[ACCURACIES], now[None]]) if ACCURACIES in state.memory else now[None]
-        if len(seen) == self.window and float(seen.max() - seen.min()) < self.settled:
+        outer = self.real_accuracy(task, network, draws.fold("outer"))[None]
+        if ACCURACIES in state.memory:
+            outer = torch.cat([state.memory[ACCURACIES], outer])
+        if len(outer) == self.window and float(outer.max() - outer.min()) < self.settled:
             return EMPTY
         momentum = {name: tensor for name, tensor in state.memory.items() if name != ACCURACIES}
-        recent: list[float] = []
+        inner: list[float] = []
         for step in range(self.inner_steps):
             network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
-            recent.append(float(self.real_accuracy(task, network, draws.fold("inner", step))))
-            last = recent[-self.window :]
-            if len(last) == self.window and max(last) - min(last) > self.moved:
+            inner.append(float(self.real_accuracy(task, network, draws.fold("inner", step))))
+            recent = inner[-self.window :]
+            if len(recent) == self.window and max(recent) - min(recent) > self.moved:
                 break
-        return ScheduleState(network, age, {**momentum, ACCURACIES: seen[1 - self.window :]})
+        return ScheduleState(network, age, {**momentum, ACCURACIES: outer[1 - self.window :]})
 
     def real_accuracy(self, task: Task, network: NetworkState, draws: Draws) -> Tensor:
         """Return the accuracy on real samples, a scalar."""
@@ -354,7 +356,7 @@ class AccuracyDriven(TrainedOnS):
 
 
 class TrainedOnT(InnerLoopSchedule):
-    """Train on the real set: an inner step is one minibatch of it (IDC)."""
+    """Train on the real set: an inner step is one real minibatch (IDC)."""
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return one real minibatch."""
@@ -362,15 +364,15 @@ class TrainedOnT(InnerLoopSchedule):
 
 
 def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:
-    """Return the share of samples whose largest output is at their class (the largest soft label), a scalar."""
+    """Return the weighted share of samples whose predicted class is theirs (that of the largest label), a scalar."""
     classes = hard_labels(one_tensor(batch.targets, "accuracy"))
-    found = network_outputs(task, network, batch.inputs).argmax(1)
-    return ((found == classes) * batch.weight).sum() / batch.weight.sum()
+    predicted = network_outputs(task, network, batch.inputs).argmax(1)
+    return ((predicted == classes) * batch.weight).sum() / batch.weight.sum()
 
 
 @torch.no_grad()
 def _loss(task: Task, network: NetworkState, batch: Batch) -> float:
-    """Return the mean loss of samples, read back."""
+    """Return a batch's mean loss, read back from the device."""
     return float(task.loss(network, batch))
 
 
@@ -387,8 +389,8 @@ def sgd_step(
     """Return the network and its momentum buffers after one SGD step (Eq. 3).
 
     Shapes:
-        a flat batch; momentum by parameter in the parameter's shape, empty before the first step and, as what is
-        returned, without ``beta``.
+        a flat batch; momentum by parameter in the parameter's shape. It is empty before the first step, and the
+            returned one is empty if ``beta`` is 0.
     """
     gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
     params, momentum = sgd_update(network.params, gradients, momentum, lr, beta, weight_decay)
@@ -399,12 +401,12 @@ def sgd_step(
 def sgd_update(
     params: Tensors, gradients: Tensors, momentum: Tensors, lr: float, beta: float, weight_decay: float = 0.0
 ) -> tuple[Tensors, Tensors]:
-    """Return parameters and momentum buffers after :func:`sgd_step`, by operations on all parameters at once."""
+    """Return parameters and momentum buffers after an SGD step, by operations on all parameters at once."""
     names, values = list(params), list(params.values())
     change = tuple(gradients[name] for name in names)
     if weight_decay:
         change = torch._foreach_add(change, torch._foreach_mul(values, weight_decay))
     if beta and momentum:
         change = torch._foreach_add(torch._foreach_mul([momentum[name] for name in names], beta), change)
-    moved = torch._foreach_sub(values, torch._foreach_mul(change, lr))
-    return dict(zip(names, moved, strict=True)), dict(zip(names, change, strict=True)) if beta else {}
+    updated = torch._foreach_sub(values, torch._foreach_mul(change, lr))
+    return dict(zip(names, updated, strict=True)), dict(zip(names, change, strict=True)) if beta else {}

@@ -1,9 +1,9 @@
-"""Which way a step of an unrolled training is computed.
+"""The choice of how a step of an unrolled training is computed.
 
 On a CPU a step takes large batches in portions, so that the outputs of layers stay in its caches: 100 images of 28 x 28
-in a ConvNet of width 128 take two thirds of the time, and where nothing is kept the memory of one portion. That is done
-where the loss is found to be the weighted mean over samples that know nothing of each other, which batch norms and
-dropout exclude. Where runs compile, steps are computed by programs if products are little of their work.
+in a ConvNet of width 128 take two thirds of the time, and the memory of one portion if no activations are kept. A trial
+must first show that the loss is the weighted mean over independent samples, which batch norms and dropout exclude. Runs
+that compile compute steps by programs if products are a small part of the work.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -22,71 +22,66 @@ from mmdistill.networks.step_programs import StepPrograms
 DiffMode = Literal["auto", "forward", "reverse"]
 
 PORTION_BYTES = 48 << 20
-"""What a CPU's graph of one portion keeps: in ConvNets of 32 to 128 channels more takes longer, as does a quarter."""
+"""Bytes that a CPU's graph of one portion keeps; in ConvNets of 32 to 128 channels more, or a quarter, is slower."""
 PROBE_SAMPLES = 4
-"""Samples by which it is found whether a loss is that of single samples."""
+"""Samples on which a trial tests whether a loss is the mean over single samples."""
 PROBE_RTOL = 0.01
-"""Relative difference between the loss of a batch and the mean of its samples' below which it is that mean.
+"""Largest relative difference between a batch's loss and the mean loss of its samples to count as equal.
 
-Both are computed of as many samples, so that bfloat16, which rounds small losses by much, rounds them alike.
+Both are computed on batches of equal size, so that bfloat16, which rounds small losses coarsely, rounds both alike.
 """
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 class StepCache:
-    """What was found out about one loss's steps, so that later trainings need not find it again."""
+    """Measurements of one loss's steps, kept for later trainings."""
 
     def __init__(self) -> None:
-        self._found: dict[Hashable, object] = {}
+        self._measured: dict[Hashable, object] = {}
 
-    def once(self, kind: Hashable, find: Callable[[], Found]) -> Found:
-        """Return what is found where it is asked for the first time.
-
-        Args:
-            kind: what it depends on.
-            find: finds it.
-        """
-        if kind not in self._found:
-            self._found[kind] = find()
-        return cast(Found, self._found[kind])
+    def get_or_compute(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return the value kept under ``key``, computing it at the first call."""
+        if key not in self._measured:
+            self._measured[key] = compute()
+        return cast(T, self._measured[key])
 
     def require_reached(self, value: Tensor, known: Sequence[Tensor]) -> None:
-        """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
-        self.once("reached", lambda: require_reached_from(value, known))
+        """Refuse, in the very first step, a loss that closes over tensors that require gradients."""
+        self.get_or_compute("reached", lambda: require_reached_from(value, known))
 
 
-def kind_of(at: StepPoint) -> Hashable:
-    """Return what the memory and the time of one loss's step depend on: the shapes of its parameters and batch."""
+def step_signature(at: StepPoint) -> Hashable:
+    """Return the shapes and types on which the memory and the time of one loss's step depend."""
     return at.theta.shape, at.theta.dtype, tuple((leaf.shape, leaf.dtype) for leaf in at.leaves), tuple(at.chosen)
 
 
-def on_cpu(step: EagerStep, at: StepPoint, cache: StepCache, programs: StepPrograms | None) -> InnerStep:
-    """Return a step as a CPU computes it fastest in reverse mode: in portions, by programs, in both ways or neither.
+def choose_cpu_step(step: EagerStep, at: StepPoint, cache: StepCache, programs: StepPrograms | None) -> InnerStep:
+    """Return a step as a CPU computes it fastest in reverse mode: in portions, by programs, both or neither.
 
     Args:
-        step: by plain autograd.
-        at: the first one.
-        cache: about this loss.
-        programs: of the run; None: it does not compile.
+        step: the step by plain autograd.
+        at: where the first step is taken.
+        cache: measurements of this loss.
+        programs: the run's programs; None: it does not compile.
     """
-    kind, alone = kind_of(at), replace(step, check=None)
-    size = cache.once(("portion", kind), lambda: portion_of(alone, at))
+    signature, unchecked = step_signature(at), replace(step, check=None)
+    size = cache.get_or_compute(("portion", signature), lambda: portion_of(unchecked, at))
     inner: InnerStep = step
     if programs is not None:
         most = programs.most
-        if cache.once(("programs", kind), lambda: gains_by_program(alone, at, most)):
+        if cache.get_or_compute(("programs", signature), lambda: gains_by_program(unchecked, at, most)):
             inner = ProgrammedStep(step, programs)
     return PortionedStep(inner, size) if size else inner
 
 
 def recorded_bytes(step: InnerStep, at: StepPoint) -> int:
-    """Return the bytes that a recorded step keeps, by recording one for nothing else."""
+    """Return the bytes that a recorded step keeps, measured by recording one."""
     storages: dict[int, int] = {}
-    held: list[Tensor] = []  # so that no storage takes the place of another one, which would make the number vary
+    held: list[Tensor] = []  # keeps freed storages from being reused, which would make the number vary
 
     def note(tensor: Tensor) -> Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        held.append(tensor.detach())  # a node that keeps its own output would keep itself, and all it saved, for good
+        held.append(tensor.detach())  # detached: a node that holds its own output would never be freed
         return held[-1]
 
     with uncounted(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -95,38 +90,42 @@ def recorded_bytes(step: InnerStep, at: StepPoint) -> int:
 
 
 def portion_of(step: EagerStep, at: StepPoint) -> int:
-    """Return how many of a step's samples a CPU should take at once, in portions of about one size; 0: all of them.
+    """Return how many of a step's samples a CPU should compute at once, in portions of about one size; 0: all of them.
 
-    It depends on shapes and on what the loss does, not on values, so that a run that goes on takes the same. Where
-    gradients with respect to the weights are wanted, on which shares would depend, all are taken at once.
+    The size depends on shapes and on the kind of loss, not on values, so that a resumed run takes the same one. All
+    samples are taken at once if gradients with respect to the weights are required, since the portions' shares would
+    depend on them.
     """
-    weights = len(at.leaves) - 1
-    samples, few = len(at.leaves[weights]), [_first(at, count) for count in (PROBE_SAMPLES, 2 * PROBE_SAMPLES)]
-    if samples <= 2 * PROBE_SAMPLES or weights in at.chosen or not _is_mean(step, few[0]):
+    weight_index = len(at.leaves) - 1
+    samples = len(at.leaves[weight_index])
+    small, large = (_first_samples(at, count) for count in (PROBE_SAMPLES, 2 * PROBE_SAMPLES))
+    if samples <= 2 * PROBE_SAMPLES or weight_index in at.chosen or not _is_mean_over_samples(step, small):
         return 0
-    less, more = (recorded_bytes(step, some) for some in few)  # both with what parameters take
-    largest = max(PORTION_BYTES * PROBE_SAMPLES // max(more - less, 1), 1)
+    # Both include the bytes that parameters take, which the difference leaves out.
+    small_bytes, large_bytes = recorded_bytes(step, small), recorded_bytes(step, large)
+    largest = max(PORTION_BYTES * PROBE_SAMPLES // max(large_bytes - small_bytes, 1), 1)
     if samples <= largest:
         return 0
     even = -(-samples // -(-samples // largest))
-    # A size that leaves no rest, if there is one near: programs are compiled for each size.
+    # Prefer a nearby size that leaves no remainder: programs are compiled for each size.
     return next((size for size in range(largest, largest // 2, -1) if samples % size == 0), even)
 
 
-def _first(at: StepPoint, count: int) -> StepPoint:
+def _first_samples(at: StepPoint, count: int) -> StepPoint:
     return at._replace(leaves=[leaf[:count] for leaf in at.leaves])
 
 
 def gains_by_program(step: EagerStep, at: StepPoint, most: float) -> bool:
-    """Return whether a step's programs may and should be used.
+    """Return whether compiled programs of a step give the same result and save time.
 
-    They may where another step's key changes nothing of the loss, as dropout's would. They compute a gradient twice
-    which eager steps keep, and fuse what is between products, so they should where products are little of the work.
+    They give the same result if the loss does not depend on the step's number, as it does with dropout. They recompute
+    a gradient that eager steps keep, but fuse the operations between matrix products, so they save time if products are
+    a small part of the work.
 
     Args:
-        step: by plain autograd.
-        at: the first one.
-        most: operations of products for each byte that a recorded step keeps, up to which they should.
+        step: the step by plain autograd.
+        at: where the first step is taken.
+        most: operations of products per byte that a recorded step keeps, up to which programs save time.
     """
     with uncounted(), torch.no_grad():
         first, second = (step.value(at.theta, at.leaves, number) for number in range(2))
@@ -135,33 +134,34 @@ def gains_by_program(step: EagerStep, at: StepPoint, most: float) -> bool:
     return operations(lambda: step.record(at))[1] <= most * recorded_bytes(step, at)
 
 
-def _is_mean(step: EagerStep, at: StepPoint) -> bool:
-    """Return whether the loss of a few samples is their weighted mean, of each of which it reads nothing else.
+def _is_mean_over_samples(step: EagerStep, at: StepPoint) -> bool:
+    """Return whether the loss of a few samples is the weighted mean of losses that depend on one sample each.
 
-    It is not where another step's key changes it (dropout), where a sample's loss has a gradient with respect to
-    another one (batch norms, nodes of a graph), or where it is a sum, say.
+    It is not if it depends on the step's number (dropout), if one sample's loss has a gradient with respect to another
+    sample (batch norms, nodes of a graph), or if it is a sum, for example.
     """
-    *rows, own = at.leaves
-    weight, alone = torch.arange(1, PROBE_SAMPLES + 1).to(own), torch.eye(PROBE_SAMPLES).to(own)
-    places = [index for index, leaf in enumerate(rows) if leaf.is_floating_point()]
-    if any(len(leaf) != PROBE_SAMPLES for leaf in rows) or 0 not in places:
+    *leaves, weights = at.leaves
+    probe_weights, one_hot = torch.arange(1, PROBE_SAMPLES + 1).to(weights), torch.eye(PROBE_SAMPLES).to(weights)
+    floating = [index for index, leaf in enumerate(leaves) if leaf.is_floating_point()]
+    if any(len(leaf) != PROBE_SAMPLES for leaf in leaves) or 0 not in floating:
         return False
 
-    def single(row: int) -> Tensor:
-        return step.value(at.theta, [*(torch.stack([leaf[row]] * PROBE_SAMPLES) for leaf in rows), alone[0]], 0)
+    def loss_of(row: int) -> Tensor:
+        return step.value(at.theta, [*(torch.stack([leaf[row]] * PROBE_SAMPLES) for leaf in leaves), one_hot[0]], 0)
 
     try:
         with uncounted(), torch.no_grad():
-            whole, again = (step.value(at.theta, [*rows, weight], number) for number in range(2))
-            mean = weight @ torch.stack([single(row) for row in range(PROBE_SAMPLES)]) / weight.sum()
-        if not torch.equal(whole, again) or not torch.isclose(whole, mean, rtol=PROBE_RTOL):
+            whole, next_step = (step.value(at.theta, [*leaves, probe_weights], number) for number in range(2))
+            losses = torch.stack([loss_of(row) for row in range(PROBE_SAMPLES)])
+            mean = probe_weights @ losses / probe_weights.sum()
+        if not torch.equal(whole, next_step) or not torch.isclose(whole, mean, rtol=PROBE_RTOL):
             return False
         with uncounted(), torch.enable_grad():
-            rows = [leaf.detach().requires_grad_(index in places) for index, leaf in enumerate(rows)]
-            moved = [rows[index] for index in places]
-            found = torch.autograd.grad(step.value(at.theta, [*rows, alone[-1]], 0), moved, allow_unused=True)
+            leaves = [leaf.detach().requires_grad_(index in floating) for index, leaf in enumerate(leaves)]
+            last_loss = step.value(at.theta, [*leaves, one_hot[-1]], 0)
+            gradients = torch.autograd.grad(last_loss, [leaves[index] for index in floating], allow_unused=True)
     except (RuntimeError, ValueError) as error:
         if exhausted(error):
             raise
-        return False  # whatever else is wrong shows when it is taken as it is
-    return all(gradient is None or not gradient[:-1].any() for gradient in found)
+        return False  # any other error recurs, and is reported, when the step runs as a whole
+    return all(gradient is None or not gradient[:-1].any() for gradient in gradients)

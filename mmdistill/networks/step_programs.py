@@ -1,6 +1,6 @@
-"""An inner step's gradient, and what moves it, as compiled programs.
+"""An inner step's gradient and second derivatives as compiled programs.
 
-What torch compiles it cannot differentiate twice. So the second derivative itself is traced, down to its single
+torch cannot differentiate compiled functions twice. So the second derivative itself is traced, down to single
 operations, and compiled as one function without a graph: norms and activations, which take half of an eager step on a
 CPU, are fused, and nothing is kept from step to step.
 """
@@ -17,19 +17,19 @@ from mmdistill.execution.compilation import SHAPES, Program, tracing, uncounted
 from mmdistill.execution.memory import exhausted
 
 PRODUCTS_MOST = 100.0
-"""Operations of products for each byte that a recorded step keeps, up to which a CPU gains by programs in float32.
+"""Operations of products per byte that a recorded step keeps, up to which programs in float32 save time on a CPU.
 
-ConvNets have three quarters of their width: those of 32 channels take .57 of their time, of 64 .69, of 128 .9.
+A ConvNet's number is three quarters of its width: compiled, 32 channels take .57 of the eager time, 64 .69, 128 .9.
 """
 Outputs = Sequence[Tensor]
 OfTensors = Callable[..., Outputs]
-"""``(*tensors) -> tensors``, a pure function that takes derivatives by itself."""
+"""``(*tensors) -> tensors``, a pure function that computes its derivatives itself."""
 
 
 class StepPrograms:
-    """The programs of a run's inner steps, of which each is traced and compiled when it is first asked for.
+    """The programs of a run's inner steps, each traced and compiled at its first call.
 
-    A trace holds what a function reads beside its arguments as it was then, so these must be all that changes.
+    A trace freezes everything that a function reads beside its arguments, so nothing but the arguments may change.
 
     Args:
         lowered: whether products are in bfloat16, where they are never most of the work.
@@ -46,25 +46,25 @@ class StepPrograms:
         return sum(program.seconds for program in self._programs.values() if program is not None)
 
     def __call__(self, name: Hashable, function: OfTensors, *tensors: Tensor) -> Outputs:
-        """Return a function's results by its program; by itself where there is none.
+        """Return a function's results, computed by its program if it has one.
 
         Args:
-            name: of the function; together with the shapes of its arguments of the program.
-            function: what is computed.
+            name: the function's name; a program is kept by name and shapes of the arguments.
+            function: the function.
             tensors: its arguments, which nothing differentiates.
         """
-        kind = name, tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        if kind not in self._programs:
+        key = name, tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        if key not in self._programs:
             if len(self._programs) >= SHAPES:
-                self._tell_full()
+                self._warn_full_once()
                 return function(*tensors)
-            self._programs[kind] = _traced(function, tensors)
-        program = self._programs[kind]
+            self._programs[key] = _trace(function, tensors)
+        program = self._programs[key]
         with torch.no_grad():
             return function(*tensors) if program is None else program(*tensors)
 
-    def _tell_full(self) -> None:
-        """Warn, once, that there are programs enough."""
+    def _warn_full_once(self) -> None:
+        """Warn, once, that no more programs are made."""
         if not self._full:
             self._full = True
             warnings.warn(
@@ -72,10 +72,10 @@ class StepPrograms:
             )
 
 
-def _traced(function: OfTensors, tensors: Sequence[Tensor]) -> Program[..., Outputs] | None:
-    """Return a function's program for tensors of these shapes; None where it cannot be traced, with a warning.
+def _trace(function: OfTensors, tensors: Sequence[Tensor]) -> Program[..., Outputs] | None:
+    """Return a function's program for tensors of these shapes, or None with a warning if it cannot be traced.
 
-    The function itself is known to work, so whatever is wrong is tracing's, which raises errors of any kind.
+    The function itself is known to work, so any error is one of tracing, which raises many kinds.
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second
 
@@ -90,7 +90,7 @@ def _traced(function: OfTensors, tensors: Sequence[Tensor]) -> Program[..., Outp
         return None
 
     def traced(*tensors: Tensor) -> Outputs:
-        found: Outputs = graph(*tensors)
-        return found
+        outputs: Outputs = graph(*tensors)
+        return outputs
 
     return Program(traced)

@@ -1,7 +1,7 @@
-"""Gradients by which networks train between the steps of a run: in its number formats, compiled and captured as it is.
+"""The gradients that train networks between the steps of a run, in its number formats, compiled or captured as it is.
 
-Schedules ask :func:`network_gradients` and :func:`network_outputs`: plain autograd in float32, unless a
-:class:`Trainer` is at work.
+Schedules call :func:`network_gradients` and :func:`network_outputs`, which are plain autograd in float32 unless a
+:class:`Trainer` is active.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,35 +23,35 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, NetworkState, Task, Tensors, shares_inputs
 
 NetworkLoss = Callable[[Task, NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
-"""``(task, state, batch, key) -> (scalar loss, what goes with it)``; the state's buffers may be moved in place.
+"""``(task, state, batch, key) -> (scalar loss, other tensors)``; the state's buffers may be updated in place.
 
-A function of a module, so that a run compiles it once. The key is for the task, which draws dropout's masks by it, and
-None where networks draw none; what else is random goes into the batch.
+Define it at a module's top level, so that a run compiles it once. The task draws dropout's masks from the key, which is
+None if networks draw none; all other randomness belongs in the batch.
 """
-_Value = Callable[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
-_Path = Callable[[NetworkState, Batch, Draws | None], tuple[Tensors, Tensors]]
+_LossOfState = Callable[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]
+_GradientFunction = Callable[[NetworkState, Batch, Draws | None], tuple[Tensors, Tensors]]
 
 MOST_COMPILED_LOSSES = 8
-"""Losses that a trainer compiles or captures; further ones, such as closures of each step, are not kept."""
+"""Losses that a trainer compiles or captures; further ones, such as closures made in each step, stay eager."""
 
 
 def training_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
-    """Return the task's own loss in training, with the moved buffers."""
+    """Return the task's own training loss, with the updated buffers."""
     return task.loss(state, batch, train=True, draws=draws), state.buffers
 
 
 class Trainer:
-    """Computes gradients of a task's networks in training by the fastest path that works.
+    """Computes gradients of a task's networks in training by the fastest way that works.
 
-    Where the precision lowers what is not differentiated again they are computed in bfloat16, as the real side of
-    class-wise matching is; parameters, gradients and steps stay in float32. Losses that cannot be batched over networks
-    (with dropout, say, or of linked samples) are neither compiled nor captured.
+    With ``mixed`` or ``bf16`` precision they are computed in bfloat16, like the real side of class-wise matching;
+    parameters, gradients and optimizer steps stay in float32. Losses that cannot be batched over networks (with
+    dropout, say, or of samples that share inputs) are neither compiled nor captured.
 
     Args:
         task: the task.
         precision: the number formats, see :mod:`mmdistill.execution.precision`.
         compiles: whether losses are compiled.
-        graph: makes the graphs that gradients are captured in; None: they are not.
+        graph: makes the graphs that capture gradients; None captures nothing.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Trainer:
     ) -> None:
         self.task, self.precision, self.compiles, self.graph = task, precision, compiles, graph
         self._programs: list[Program[[NetworkState, Batch, Draws | None], tuple[Tensor, Tensors]]] = []
-        self._paths: dict[NetworkLoss, _Path] = {}
+        self._gradient_functions: dict[NetworkLoss, _GradientFunction] = {}
         self._predict: Program[[NetworkState, Inputs], Tensor] | None = None
 
     @property
@@ -75,7 +75,7 @@ class Trainer:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Let :func:`network_gradients` of the task's networks be computed here meanwhile."""
+        """Within this context the task's :func:`network_gradients` and :func:`network_outputs` use this trainer."""
         token = _trainer.set(self)
         try:
             yield
@@ -85,16 +85,16 @@ class Trainer:
     def gradients(
         self, loss: NetworkLoss, network: NetworkState, batch: Batch, draws: Draws | None
     ) -> tuple[Tensors, Tensors]:
-        """Return what :func:`network_gradients` does."""
-        linked = self.precision == "mixed" and shares_inputs(batch)  # products of sparse matrices stay in float32
-        path = self._paths.get(loss)
-        if path is None and len(self._paths) < MOST_COMPILED_LOSSES:
-            path = self._paths[loss] = self._path(loss, batch)
-        with autocast_for(self.precision, self.task.device, graph=linked):
-            return (path or self._plain(loss))(network, batch, draws)
+        """Compute :func:`network_gradients`."""
+        is_sparse = self.precision == "mixed" and shares_inputs(batch)  # products of sparse matrices stay in float32
+        function = self._gradient_functions.get(loss)
+        if function is None and len(self._gradient_functions) < MOST_COMPILED_LOSSES:
+            function = self._gradient_functions[loss] = self._fastest(loss, batch)
+        with autocast_for(self.precision, self.task.device, graph=is_sparse):
+            return (function or self._eager(loss))(network, batch, draws)
 
     def outputs(self, network: NetworkState, inputs: Inputs) -> Tensor:
-        """Return what :func:`network_outputs` does."""
+        """Compute :func:`network_outputs`."""
         task = self.task
 
         def predict(state: NetworkState, inputs: Inputs) -> Tensor:
@@ -102,13 +102,13 @@ class Trainer:
 
         if self.compiles and self._predict is None and isinstance(inputs, Tensor):
             self._predict = Program(predict)
-        chosen = predict if self._predict is None else self._predict
+        forward = predict if self._predict is None else self._predict
         with autocast_for(self.precision, task.device, graph=not isinstance(inputs, Tensor)):
-            found = features_by_portions(lambda part: chosen(network, part), inputs)
-        return in_full(found)
+            outputs = features_by_portions(lambda part: forward(network, part), inputs)
+        return in_full(outputs)
 
-    def _valued(self, loss: NetworkLoss) -> _Value:
-        """Return a loss that leaves the network's buffers as they are."""
+    def _without_side_effects(self, loss: NetworkLoss) -> _LossOfState:
+        """Return a loss that works on copies of the network's buffers."""
         task = self.task
 
         def value(state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
@@ -116,43 +116,44 @@ class Trainer:
 
         return value
 
-    def _plain(self, loss: NetworkLoss) -> _Path:
-        """Return the eager path to a loss's gradients."""
-        return partial(_gradients, self._valued(loss))
+    def _eager(self, loss: NetworkLoss) -> _GradientFunction:
+        """Return a function that computes a loss's gradients eagerly."""
+        return partial(_gradients, self._without_side_effects(loss))
 
-    def _path(self, loss: NetworkLoss, batch: Batch) -> _Path:
-        """Return the fastest path to the gradients of a loss, by the first batch."""
+    def _fastest(self, loss: NetworkLoss, batch: Batch) -> _GradientFunction:
+        """Return the fastest function that computes a loss's gradients, chosen by the first batch."""
         if not (self.compiles or self.graph) or not batches_networks(self.task, batch):
-            return self._plain(loss)
-        chosen = self._valued(loss)
+            return self._eager(loss)
+        value = self._without_side_effects(loss)
         if self.compiles:
-            chosen = program = Program(chosen)
+            value = program = Program(value)
             self._programs.append(program)
 
         def keyless(_: Draws, inputs: tuple[NetworkState, Batch]) -> tuple[Tensors, Tensors]:
-            return _gradients(chosen, *inputs, None)
+            return _gradients(value, *inputs, None)
 
         if self.graph is None:
-            return lambda network, batch, _: _gradients(chosen, network, batch, None)
-        replay, key = Replay(keyless, self.graph), Draws(0, device=self.task.device)  # by which nothing is drawn
+            return lambda network, batch, _: _gradients(value, network, batch, None)
+        replay = Replay(keyless, self.graph)
+        unused_key = Draws(0, device=self.task.device)
 
         def replayed(network: NetworkState, batch: Batch, _: Draws | None) -> tuple[Tensors, Tensors]:
-            gradients, beside = copied_together(replay(key, (network, batch)))  # which the next replay overwrites
+            gradients, beside = copied_together(replay(unused_key, (network, batch)))  # the next replay overwrites them
             return gradients, beside
 
         return replayed
 
 
 _trainer: ContextVar[Trainer | None] = ContextVar("trainer", default=None)
-"""Of this thread alone."""
+"""The active trainer, for this thread only."""
 
 
 def network_gradients(
     loss: NetworkLoss, task: Task, network: NetworkState, batch: Batch, draws: Draws | None
 ) -> tuple[Tensors, Tensors]:
-    """Return a loss's gradients with respect to a network's parameters, by name, and what the loss returns beside it.
+    """Return a loss's gradients with respect to a network's parameters, by name, and the loss's other tensors.
 
-    Nothing that is returned belongs to a graph, and the network stays as it is.
+    All results are detached, and the network stays as it is.
 
     Args:
         loss: see :data:`NetworkLoss`.
@@ -161,26 +162,28 @@ def network_gradients(
         batch: a flat batch.
         draws: the key of dropout's masks.
     """
-    return _at_work(task).gradients(loss, network, batch, draws)
+    return _active_trainer(task).gradients(loss, network, batch, draws)
 
 
 def network_outputs(task: Task, network: NetworkState, inputs: Inputs) -> Tensor:
-    """Return a network's outputs without a graph, as it gives them when it is tested; on a CPU in portions.
+    """Return a network's outputs in evaluation mode, without a graph; on a CPU in portions.
 
     Shapes:
         n samples to ``(n, C)``.
     """
-    return _at_work(task).outputs(network, inputs)
+    return _active_trainer(task).outputs(network, inputs)
 
 
-def _at_work(task: Task) -> Trainer:
-    """Return the trainer of a task's networks, a plain one if there is none."""
+def _active_trainer(task: Task) -> Trainer:
+    """Return the active trainer if it is of this task, otherwise a plain one."""
     trainer = _trainer.get()
     return Trainer(task) if trainer is None or trainer.task is not task else trainer
 
 
-def _gradients(value: _Value, network: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensors, Tensors]:
-    """Return the gradients of a loss, by plain autograd, and what it returns beside it."""
+def _gradients(
+    value: _LossOfState, network: NetworkState, batch: Batch, draws: Draws | None
+) -> tuple[Tensors, Tensors]:
+    """Return the gradients of a loss, by plain autograd, and the loss's other tensors."""
     gradients, beside = gradients_beside(
         lambda params: value(NetworkState(params, network.buffers), batch, draws), network.params
     )

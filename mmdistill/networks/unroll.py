@@ -1,11 +1,11 @@
 """The unrolled inner loop as one differentiable function, at the activation memory of one step (Eq. 2, 3, 12).
 
-Students train for T steps on batches that depend on the synthetic data, and an objective reads the parameters they end
-with. Automatic differentiation would keep the activations of all T steps. Here the forward pass keeps only the
-parameter vectors, and the backward pass is the adjoint recursion, each step of which is recomputed: for the step
+Students train for T steps on batches that depend on the synthetic data, and an objective reads their final parameters.
+Automatic differentiation would keep the activations of all T steps. Here the forward pass keeps only the parameter
+vectors, and the backward pass is the adjoint recursion, which recomputes each step: for the step
 ``theta' = theta - lr g(theta, x)`` and the adjoint ``lam`` of ``theta'``, the slope ``s = <g(theta, x), lam>`` is a
 directional derivative of the loss, and ``lam - lr ds/dtheta``, ``-lr ds/dx`` and ``-s`` are the cotangents of theta, x
-and lr. In forward mode no gradient is ever differentiated: that is reverse over forward.
+and lr. Forward mode never differentiates a gradient: it is reverse over forward.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,18 @@ from torch.autograd.function import once_differentiable
 
 from mmdistill.choices import InnerOptimizer
 from mmdistill.errors import ConfigError, ShapeError, require_choice
-from mmdistill.networks.inner_steps import EagerStep, ForwardStep, InnerStep, Layout, StepPoint, flat_leaves, total, vjp
+from mmdistill.networks.inner_steps import (
+    EagerStep,
+    ForwardStep,
+    InnerStep,
+    Layout,
+    StepPoint,
+    flat_leaves,
+    total_gradient,
+    vjp,
+)
 from mmdistill.networks.inner_steps import StepLoss as StepLoss
-from mmdistill.networks.step_choice import DiffMode, StepCache, kind_of, on_cpu, recorded_bytes
+from mmdistill.networks.step_choice import DiffMode, StepCache, choose_cpu_step, recorded_bytes, step_signature
 from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.update_rules import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
@@ -32,26 +41,26 @@ class Unrolling:
     """How the loop is unrolled and differentiated.
 
     Args:
-        momentum: beta of Eq. 3, of SGD.
+        momentum: SGD's, beta of Eq. 3.
         truncate: gradients flow through the last k steps only, as if these started from a constant; None: all.
         mode: ``forward`` takes the slope as a directional derivative; ``reverse`` differentiates the gradient instead,
-            at the memory of one step too. ``auto`` is forward on CUDA, where double backward of convolutions is slow,
-            and reverse on the CPU, where it is the faster one, and for layers without forward-mode derivatives.
-        keep: the last steps whose activations are kept instead of recomputed; they are differentiated in reverse. None
-            keeps none, but on the CPU in mode ``auto``, where recomputing costs 15 to 32 % of the time, as many as fit
-            into :func:`~mmdistill.runtime.spare_memory_bytes`.
-        optimizer: by which the student trains, ``sgd`` or ``adam``.
+            also at the memory of one step. ``auto`` is forward on CUDA, where double backward of convolutions is slow.
+            It is reverse on the CPU, where that is faster, and for layers without forward-mode derivatives.
+        keep: number of last steps that keep their activations, to be differentiated in reverse without recomputing.
+            None keeps none, except on the CPU in mode ``auto``, where recomputing costs 15 to 32 % of the time: there
+            as many as fit into :func:`~mmdistill.runtime.spare_memory_bytes`.
+        optimizer: the student's, ``sgd`` or ``adam``.
     Raises:
         ConfigError: values out of range.
     """
 
     momentum: float = 0.0
     truncate: int | None = None
-    mode: DiffMode = field(default="auto", compare=False)  # how gradients are found, and not which
-    keep: int | None = field(default=None, compare=False)  # it bounds memory, and changes no result
+    mode: DiffMode = field(default="auto", compare=False)  # how gradients are computed, not their values
+    keep: int | None = field(default=None, compare=False)  # it bounds memory and changes no result
     optimizer: InnerOptimizer = "sgd"
     step_cache: StepCache = field(default_factory=StepCache, init=False, repr=False, compare=False)
-    """About the steps that are unrolled, which are those of one loss."""
+    """Measurements of the unrolled steps, all of one loss."""
 
     def __post_init__(self) -> None:
         require_choice("the student's optimizer", self.optimizer, get_args(InnerOptimizer))
@@ -67,7 +76,7 @@ class Unrolling:
             raise ConfigError(f"keep counts steps, got {self.keep}")
 
     def rule(self) -> UpdateRule:
-        """Return how the student takes a step."""
+        """Return the student's update rule."""
         return Adam() if self.optimizer == "adam" else Sgd(self.momentum)
 
 
@@ -79,13 +88,13 @@ def unroll(
     unrolling: Unrolling | None = None,
     programs: StepPrograms | None = None,
 ) -> Tensors:
-    r"""Train for T steps of SGD, with momentum or without, or Adam; the result is differentiable.
+    r"""Train for T steps of SGD (with or without momentum) or Adam; the result is differentiable.
 
     .. math:: m_t = \beta m_{t-1} + \nabla \ell(x_t; \theta_{t-1}), \quad \theta_t = \theta_{t-1} - \eta_t m_t
 
     Gradients are exact with respect to the initial parameters, all floating-point tensors of the step batches, and the
-    rates. They cannot be differentiated again. Whatever else the loss closes over is a constant to them, so that
-    tensors which require gradients are refused there, as far as the first step's loss depends on them.
+    rates. They cannot be differentiated again. Everything else that the loss closes over counts as constant, so a
+    tensor there that requires a gradient is refused if the first step's loss depends on it.
 
     Args:
         loss: the training loss of one step.
@@ -93,8 +102,8 @@ def unroll(
         steps: the batches of all steps.
         lr: one rate, or one for each step.
         unrolling: momentum, truncation and how to differentiate.
-        programs: where the gradients of steps are compiled on a CPU, of losses that read nothing that changes but their
-            parameters and batch; no activations are kept then, unless ``keep`` says so. Other losses stay eager.
+        programs: compiles the gradients of steps on a CPU, for losses that depend on nothing but parameters and batch;
+            other losses stay eager. Compiled steps keep no activations, unless ``keep`` is set.
 
     Shapes:
         steps.inputs ``(T, b, ...)``, steps.targets ``(T, b[, C])``, steps.weight ``(T, b)``; lr ``()`` or ``(T,)``.
@@ -104,7 +113,7 @@ def unroll(
             forward-mode derivatives in mode ``forward``.
     Source: survey Eq. 2, 3 and 12.
     """
-    return _trained(_Unroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
+    return _run_loop(_Unroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
 
 
 def unroll_held(
@@ -117,18 +126,17 @@ def unroll_held(
 ) -> Tensors:
     """Train like :func:`unroll`, with TESLA's approximate gradient: later states are held fixed.
 
-    Each step's batch is taken to move the end point directly, through its own gradient, but not through the
-    gradients of later steps. Nothing but the initial parameters is kept: the backward pass walks the steps again,
-    forwards.
+    Each step's batch moves the end point through its own gradient, but not through the gradients of later steps. Only
+    the initial parameters are kept: the backward pass repeats the steps, forwards.
 
-    Args: those of :func:`unroll`.
-    Shapes: those of :func:`unroll`.
+    Args: as for :func:`unroll`.
+    Shapes: as for :func:`unroll`.
     Source: Cui et al., ICML 2023, Sec. 3.
     """
-    return _trained(_HeldUnroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
+    return _run_loop(_HeldUnroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
 
 
-def _trained(
+def _run_loop(
     loop: type[torch.autograd.Function],
     loss: StepLoss,
     params: Tensors,
@@ -137,7 +145,7 @@ def _trained(
     unrolling: Unrolling,
     programs: StepPrograms | None,
 ) -> Tensors:
-    """Check the arguments, bring them into flat form, choose how a step is computed, and run a loop on these."""
+    """Check and flatten the arguments, choose how steps are computed, and run ``loop``."""
     dtypes = {tensor.dtype for tensor in params.values()}
     if len(dtypes) != 1:
         raise ShapeError(f"unrolling needs parameters of one dtype, got {sorted(map(str, dtypes)) or 'none'}")
@@ -159,28 +167,30 @@ def _trained(
         step = EagerStep(loss, layout, rebuild, check)
         if theta.device.type == "cpu":
             chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
-            step = on_cpu(step, _at(theta, leaves, 0, chosen), unrolling.step_cache, programs)
+            step = choose_cpu_step(step, _at(theta, leaves, 0, chosen), unrolling.step_cache, programs)
     result: Tensor = loop.apply(step, unrolling, theta, rates.expand(count), *leaves)  # type: ignore[no-untyped-call]
     return layout.unflatten(result)
 
 
 def _at(theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> StepPoint:
-    """Return where a step is taken, of which nothing requires a gradient."""
+    """Return the point of one step, detached."""
     return StepPoint(theta.detach(), [leaf[step].detach() for leaf in leaves], step, chosen)
 
 
-def _kept_steps(inner: InnerStep, unrolling: Unrolling, first: StepPoint) -> int:
-    """Return how many of the last steps keep their activations."""
+def _count_kept_steps(inner: InnerStep, unrolling: Unrolling, first: StepPoint) -> int:
+    """Return the number of last steps that keep their activations."""
     if unrolling.keep is not None:
         return unrolling.keep
     if unrolling.mode != "auto" or first.theta.is_cuda or inner.compiled:
         return 0
-    own = unrolling.step_cache.once(("bytes", kind_of(first)), lambda: recorded_bytes(inner, first))
-    return spare_memory_bytes() // max(own, 1)
+    step_bytes = unrolling.step_cache.get_or_compute(
+        ("bytes", step_signature(first)), lambda: recorded_bytes(inner, first)
+    )
+    return spare_memory_bytes() // max(step_bytes, 1)
 
 
 class _Cotangents:
-    """The cotangents of the rates and of those leaves that need one."""
+    """The cotangents of the rates and of the leaves that need gradients."""
 
     def __init__(self, rates: Tensor, leaves: Sequence[Tensor], needed: Sequence[bool]) -> None:
         self.rates = torch.zeros_like(rates, memory_format=torch.contiguous_format)
@@ -190,6 +200,7 @@ class _Cotangents:
         }
 
     def set(self, step: int, scale: Tensor | float, gradients: Sequence[Tensor]) -> None:
+        """Write one step's rows: ``scale`` times its gradients with respect to the chosen leaves."""
         for index, gradient in zip(self.chosen, gradients, strict=True):
             self.leaves[index][step] = scale * gradient
 
@@ -205,54 +216,56 @@ class _Unroll(torch.autograd.Function):
         first = max(count - (unrolling.truncate or count), 0)
         differentiated = any(ctx.needs_input_grad)
         chosen = [index for index, need in enumerate(ctx.needs_input_grad[4:]) if need]
-        trail: list[Tensor] = []
-        kept: list[Tensor] = []
+        thetas: list[Tensor] = []  # the parameters before each differentiated step
+        kept: list[Tensor] = []  # the memory that each step's adjoint reads
         ctx.recorded = {}
         memory = rule.start(theta)
-        keep = _kept_steps(inner, unrolling, _at(theta, leaves, 0, chosen)) if differentiated else 0
+        keep = _count_kept_steps(inner, unrolling, _at(theta, leaves, 0, chosen)) if differentiated else 0
         for step in range(count):
             at = _at(theta, leaves, step, chosen)
             if step >= max(first, count - keep):
                 ctx.recorded[step] = inner.record(at)
-                gradient = total(ctx.recorded[step])
+                gradient = total_gradient(ctx.recorded[step])
             else:
                 gradient = inner.gradient(at)
             before = theta
             theta, memory = rule.step(theta, memory, gradient, rates[step], step)
             if differentiated and step >= first:
-                trail.append(before)
+                thetas.append(before)
                 kept += rule.kept(memory, gradient)
-        ctx.inner, ctx.rule, ctx.first, ctx.trail_length = inner, rule, first, len(trail)
-        ctx.save_for_backward(rates, *leaves, *trail, *kept)
+        ctx.inner, ctx.rule, ctx.first = inner, rule, first
+        ctx.save_for_backward(rates, *leaves, *thetas, *kept)
         return theta
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         inner, rule, first, needed = ctx.inner, ctx.rule, ctx.first, ctx.needs_input_grad
-        number = len(needed) - 4
-        rates, *rest = ctx.saved_tensors
-        leaves, trail, kept = rest[:number], rest[number:][: ctx.trail_length], rest[number + ctx.trail_length :]
-        each = len(kept) // len(trail)
+        leaf_count = len(needed) - 4
+        rates, *saved = ctx.saved_tensors
+        step_count = len(rates) - first  # of the steps that are differentiated
+        leaves, saved = saved[:leaf_count], saved[leaf_count:]
+        thetas, kept = saved[:step_count], saved[step_count:]
+        kept_per_step = len(kept) // step_count
         result = _Cotangents(rates, leaves, needed[4:])
         carried: Memory = rule.start(adjoint)
         for step in reversed(range(first, len(rates))):
-            own = tuple(kept[(step - first) * each :][:each])
-            direction, scale, carried, by_rate = rule.adjoint(adjoint, carried, own, rates[step], step)
+            kept_here = tuple(kept[(step - first) * kept_per_step :][:kept_per_step])
+            direction, scale, carried, rate_cotangent = rule.adjoint(adjoint, carried, kept_here, rates[step], step)
             if step in ctx.recorded:
-                pulled = vjp(ctx.recorded.pop(step), direction)
+                slope = vjp(ctx.recorded.pop(step), direction)
             else:
-                theta = trail[step - first]
-                pulled = inner.slope(_at(theta, leaves, step, result.chosen), direction)
-            result.rates[step] = -pulled.slope if by_rate is None else by_rate
-            result.set(step, scale, pulled.chosen)
-            adjoint = adjoint + scale * pulled.theta
+                theta = thetas[step - first]
+                slope = inner.slope(_at(theta, leaves, step, result.chosen), direction)
+            result.rates[step] = -slope.slope if rate_cotangent is None else rate_cotangent
+            result.set(step, scale, slope.chosen)
+            adjoint = adjoint + scale * slope.theta
         return (
             None,
             None,
             adjoint if needed[2] and first == 0 else None,
             result.rates if needed[3] else None,
-            *(result.leaves.get(index) for index in range(number)),
+            *(result.leaves.get(index) for index in range(leaf_count)),
         )
 
 
@@ -285,8 +298,8 @@ class _HeldUnroll(torch.autograd.Function):
         rule = ctx.unrolling.rule()
         memory = rule.start(theta)
         for step, share in enumerate(shares):
-            gradient, moved = inner.held(_at(theta, leaves, step, result.chosen), adjoint)
-            result.set(step, -share, moved)
+            gradient, leaf_gradients = inner.held(_at(theta, leaves, step, result.chosen), adjoint)
+            result.set(step, -share, leaf_gradients)
             theta, memory = rule.step(theta, memory, gradient, rates[step], step)
             result.rates[step] = -(adjoint @ (memory[0] if memory else gradient))
         leaf_cotangents = (result.leaves.get(index) for index in range(len(leaves)))

@@ -1,8 +1,9 @@
-"""The update rules by which unrolled students train, each with its adjoint.
+"""The update rules of unrolled students, each with its adjoint.
 
-A rule maps parameters, memory (momentum, moments) and a gradient to new parameters and memory. Its adjoint takes the
-cotangents of the new parameters and memory to those of the old ones, of the rate, and of the gradient. The last one is
-a direction in parameter space, along which :mod:`mmdistill.networks.unroll` differentiates the loss.
+A rule maps parameters, memory (momentum, moments) and a gradient to new parameters and memory. Its adjoint maps the
+cotangents of the new parameters and memory to the cotangents of the old ones, of the rate and of the gradient. The
+gradient's cotangent is a direction in parameter space, along which :mod:`mmdistill.networks.unroll` differentiates the
+loss.
 """
 
 from abc import ABC, abstractmethod
@@ -19,13 +20,13 @@ Memory = tuple[Tensor, ...]
 
 
 class Cotangent(NamedTuple):
-    """What one step passes back.
+    """The cotangents that one step passes back.
 
     Args:
-        direction: in which the loss is differentiated: ``scale * direction`` is the gradient's cotangent.
-        scale: see there.
+        direction: the direction in which the loss is differentiated; the gradient's cotangent is ``scale * direction``.
+        scale: its factor.
         memory: the cotangents of the memory before the step.
-        rate: that of the rate; None where it is minus the gradient's inner product with the direction.
+        rate: the rate's cotangent; None if it is minus the inner product of gradient and direction.
     """
 
     direction: Tensor
@@ -35,18 +36,18 @@ class Cotangent(NamedTuple):
 
 
 class UpdateRule(ABC):
-    """How a student takes a step; parameters, gradients and memory are vectors."""
+    """One optimizer step of a student; parameters, gradients and memory are vectors."""
 
     @abstractmethod
     def start(self, theta: Tensor) -> Memory:
-        """Return the memory before the first step, which is also the cotangent of the memory after the last one."""
+        """Return the memory before the first step, zeros, which is also the cotangent of the memory after the last."""
 
     @abstractmethod
     def step(self, theta: Tensor, memory: Memory, gradient: Tensor, rate: Tensor, index: int) -> tuple[Tensor, Memory]:
-        """Return the parameters and memory after the step of this index, the first being 0."""
+        """Return the parameters and memory after step ``index``, counted from 0."""
 
     def kept(self, memory: Memory, gradient: Tensor) -> Memory:
-        """Return what :meth:`adjoint` reads of a step, from the memory after it; the memory itself by default."""
+        """Return the tensors of a step that :meth:`adjoint` reads; by default the memory after the step."""
         return memory
 
     @abstractmethod
@@ -54,12 +55,12 @@ class UpdateRule(ABC):
         """Return the step's cotangents.
 
         Args:
-            adjoint: the cotangent of the parameters after the step; it passes unchanged to those before it, next to
-                what the gradient's cotangent adds.
+            adjoint: the cotangent of the parameters after the step. The cotangent of the parameters before it is the
+                same one plus what flows through the gradient.
             carried: the cotangents of the memory after the step.
-            kept: what :meth:`kept` returned.
+            kept: the tensors that :meth:`kept` returned.
             rate: the step's rate.
-            index: the step's number.
+            index: the step's number, counted from 0.
         """
 
 
@@ -78,7 +79,7 @@ class Sgd(UpdateRule):
             raise ConfigError(f"momentum lies in [0, 1), got {self.momentum}")
 
     def start(self, theta: Tensor) -> Memory:
-        """Return the momentum, if there is any."""
+        """Return a momentum buffer of zeros, or nothing without momentum."""
         return (torch.zeros_like(theta),) if self.momentum else ()
 
     def step(self, theta: Tensor, memory: Memory, gradient: Tensor, rate: Tensor, index: int) -> tuple[Tensor, Memory]:
@@ -117,7 +118,7 @@ class Adam(UpdateRule):
         first, second = self.betas
         m = first * memory[0] + (1 - first) * gradient
         v = second * memory[1] + (1 - second) * gradient.square()
-        mean, root = self._corrected(m, v, index)
+        mean, root = self._bias_corrected(m, v, index)
         return theta - rate * mean / (root + self.eps), (m, v)
 
     def kept(self, memory: Memory, gradient: Tensor) -> Memory:
@@ -125,24 +126,24 @@ class Adam(UpdateRule):
         return *memory, gradient
 
     def adjoint(self, adjoint: Tensor, carried: Memory, kept: Memory, rate: Tensor, index: int) -> Cotangent:
-        """Return the cotangents; where a parameter never had a gradient, the root's derivative is taken as 0."""
+        """Return the cotangents; the derivative of the root is taken as 0 where a parameter never had a gradient."""
         (first, second), (m, v, gradient) = self.betas, kept
-        mean, root = self._corrected(m, v, index)
+        mean, root = self._bias_corrected(m, v, index)
         scaled = adjoint / (root + self.eps)
-        slope = torch.where(v > 0, 0.5 / (root * (1 - second ** (index + 1))), 0.0)
+        root_slope = torch.where(v > 0, 0.5 / (root * (1 - second ** (index + 1))), 0.0)
         by_m = carried[0] - rate * scaled / (1 - first ** (index + 1))
-        by_v = carried[1] + rate * scaled * mean / (root + self.eps) * slope
+        by_v = carried[1] + rate * scaled * mean / (root + self.eps) * root_slope
         direction = (1 - first) * by_m + 2 * (1 - second) * gradient * by_v
         return Cotangent(direction, 1.0, (first * by_m, second * by_v), -(scaled @ mean))
 
-    def _corrected(self, m: Tensor, v: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Return the corrected mean, and the root of the corrected second moment."""
+    def _bias_corrected(self, m: Tensor, v: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Return the bias-corrected first moment and the root of the bias-corrected second moment."""
         first, second = (1 - beta ** (index + 1) for beta in self.betas)
         return m / first, (v / second).sqrt()
 
 
 def adam_moments(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the moments of all parameters before the first step, as :func:`adam_update` reads them."""
+    """Return the moments before the first step, in the form that :func:`adam_update` reads."""
     moments = {"steps": next(iter(params.values())).new_zeros(())}
     for name, parameter in params.items():
         moments[f"first.{name}"], moments[f"second.{name}"] = Adam().start(parameter)
@@ -155,14 +156,16 @@ def adam_update(
     """Return parameters and moments after a step of :class:`Adam` on all parameters.
 
     Shapes:
-        moments ``first.NAME`` and ``second.NAME`` in the parameter's shape, and ``steps`` ``()``, those before; none
-        before the first step, and others are left unread.
+        moments ``first.NAME`` and ``second.NAME`` in the parameter's shape, and ``steps`` ``()``, the steps so far. It
+        may be empty before the first step; other entries are ignored.
     """
-    adam, moved, found = Adam(), {}, {}
+    adam, new_params, new_moments = Adam(), {}, {}
     moments = moments if "steps" in moments else adam_moments(params)
-    before = moments["steps"]
+    steps = moments["steps"]
     for name, parameter in params.items():
         first, second = f"first.{name}", f"second.{name}"
         memory = moments[first], moments[second]
-        moved[name], (found[first], found[second]) = adam.step(parameter, memory, gradients[name], lr, before)
-    return moved, found | {"steps": before + 1}
+        new_params[name], (new_moments[first], new_moments[second]) = adam.step(
+            parameter, memory, gradients[name], lr, steps
+        )
+    return new_params, new_moments | {"steps": steps + 1}

@@ -170,7 +170,7 @@ def test_the_settings_experts_have_lessons_in_the_order_of_all_nodes(model: str)
     assert lessons is not None
     assert lessons.count(0) == 9
     assert f"after {GRADERS} networks of 3 epochs" in schedule.describe_experts(own)
-    order = experts.scored(own, recipe.of_scorers(recipe.curriculum.scoring), GRADERS, own.training_batch())
+    order = experts.difficulty_scores(own, recipe.of_scorers(recipe.curriculum.scoring), GRADERS, own.training_batch())
     assert lessons.rows(0).tolist() == sorted(order.argsort(stable=True)[:9].tolist())
     assert lessons.rows(5).tolist() == list(range(18))
 

@@ -14,7 +14,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks import expert_group, experts
 from mmdistill.networks.curriculum import Curriculum, CurriculumRows, ranks_in_class
-from mmdistill.networks.difficulty import SCORERS_SEED, Scoring, el2n, kept_scores, scored_classes
+from mmdistill.networks.difficulty import SCORERS_SEED, Scoring, cached_scores, el2n, scored_classes
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe, identity
 from mmdistill.networks.experts import (
     default_folder,
@@ -171,14 +171,14 @@ def test_samples_are_scored_once(tmp_path: Path) -> None:
         return torch.arange(4.0)
 
     path = tmp_path / "scores.safetensors"
-    assert torch.equal(kept_scores(path, 4, make), kept_scores(path, 4, make))
+    assert torch.equal(cached_scores(path, 4, make), cached_scores(path, 4, make))
     assert len(made) == 1
     path.write_bytes(b"damaged")
-    assert torch.equal(kept_scores(path, 4, make), torch.arange(4.0))
-    assert torch.equal(kept_scores(path, 4, make), torch.arange(4.0))
+    assert torch.equal(cached_scores(path, 4, make), torch.arange(4.0))
+    assert torch.equal(cached_scores(path, 4, make), torch.arange(4.0))
     assert len(made) == 2
-    kept_scores(path, 5, lambda: torch.zeros(5))
-    assert torch.equal(kept_scores(path, 5, make), torch.zeros(5))
+    cached_scores(path, 5, lambda: torch.zeros(5))
+    assert torch.equal(cached_scores(path, 5, make), torch.zeros(5))
 
 
 def test_easy_samples_are_those_that_networks_learn_first(cache: Path) -> None:
@@ -186,7 +186,7 @@ def test_easy_samples_are_those_that_networks_learn_first(cache: Path) -> None:
     found = open_experts(task, default_folder(task, RECIPE), 2, RECIPE)
     scorers = RECIPE.of_scorers(SCORING)
     folder = default_folder(task, scorers)
-    scores = experts.scored(task, scorers, SCORING.networks, task.select(torch.arange(90)))
+    scores = experts.difficulty_scores(task, scorers, SCORING.networks, task.select(torch.arange(90)))
     assert (folder / "difficulty-2-2.safetensors").exists()
     assert is_complete(folder, 2)
     loss = torch.nn.functional.cross_entropy(

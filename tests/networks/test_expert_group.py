@@ -118,7 +118,7 @@ def test_epochs_to_go_on_from_are_written_one_by_one(tmp_path: Path) -> None:
             assert len(list(group.folder.glob("epochs-*"))) == number  # the ones before are on disk, not in memory
             yield {"params.weight": torch.tensor([[number, 0.0], [number, 1.0]])}
 
-    reached = group.begun(epochs(), torch.device("cpu"))
+    reached = group.start_from(epochs(), torch.device("cpu"))
     assert (reached.epoch, reached.step) == (2, 0)
     assert reached.state.params["weight"].tolist() == [[2, 0], [2, 1]]
     assert group.trajectory(1)["params.weight"].tolist() == [[0, 1], [1, 1], [2, 1]]
@@ -146,7 +146,7 @@ def test_a_long_epoch_is_kept_by_the_clock_too(tmp_path: Path, monkeypatch: pyte
         for tensor in state.params.values():
             tensor.fill_(step)
         group.note(LiveTraining(0, step, state, optimizer))
-    reached = expert_group.ExpertGroup(tmp_path, [0, 1], "digest").reached(torch.device("cpu"))
+    reached = expert_group.ExpertGroup(tmp_path, [0, 1], "digest").load_state(torch.device("cpu"))
     assert reached is not None
     assert reached.epoch == 0
     assert 45 <= reached.step < 60
