@@ -1,4 +1,4 @@
-"""What a task's network is made of, in words: what networks must share that go on from each other's states."""
+"""Descriptions of networks: two must agree for one to continue from the other's state."""
 
 import hashlib
 from itertools import zip_longest
@@ -11,13 +11,13 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
 OWN = "model"
-"""What the user's own network is called as a judge."""
+"""The name of the user's own network as a judge."""
 
 
 def described_module(module: nn.Module) -> str:
-    """Return a module as it describes itself, with a user's classes: a digest of their code, and their attributes."""
-    kinds = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
-    codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in kinds)
+    """Return a module's own description, with digests of the code and the attributes of classes that users wrote."""
+    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
+    codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in classes)
     attributes = [
         f"{name or 'network'}.{attribute} = {code_value(value)!r}"
         for name, part in module.named_modules()
@@ -29,14 +29,14 @@ def described_module(module: nn.Module) -> str:
 
 
 def described_layers(task: Task) -> str:
-    """Return a task's network in its own description; empty for tasks that give none, whose shapes must do."""
+    """Return the description of a task's network; empty for tasks that give none, where only shapes are compared."""
     return task.architecture() if isinstance(task, DescribesNetwork) else ""
 
 
 def own_network(task: Task) -> str:
-    """Return the user's own network as its module's name and a digest of what it is made of; empty for named ones.
+    """Return the name of the user's own network and a digest of its description; empty for built-in networks.
 
-    By it runs and judges are told apart whose networks have no name that would.
+    It tells runs and judges apart, as a built-in network's name does.
     """
     layers = described_layers(task) if OWN in task.judges else ""
     if not layers:
@@ -45,27 +45,28 @@ def own_network(task: Task) -> str:
 
 
 def network_title(task: Task) -> str:
-    """Return a task's network in few words: its name, or what it calls itself, and how many numbers it learns."""
-    params = task.init(Draws(0, device=task.device)).params  # of an infinitely wide one none
+    """Return the name of a task's network and its number of parameters, in words."""
+    params = task.init(Draws(0, device=task.device)).params  # empty for an infinitely wide network
     count = f"{sum(tensor.numel() for tensor in params.values()):,} parameters" if params else ""
     return ", ".join(filter(None, (_network_name(task), count)))
 
 
 def task_line(task: Task, data: str, sizes: str) -> str:
-    """Return a task in one line: its kind, its data and how large they are, its network and its device."""
+    """Return a task in one line: its class, its data and their sizes, its network and its device."""
     parts = (data, sizes, _network_name(task), str(task.device))
     return f"{type(task).__name__}({', '.join(filter(None, parts))})"
 
 
 def _network_name(task: Task) -> str:
-    """Return the name of a task's network, or what that calls itself."""
-    named = task.network_name if isinstance(task, NamesNetwork) else ""
-    return named or described_layers(task).partition("\n")[0].removesuffix("(")
+    """Return the name that a task gives its network, or else the class name in the network's description."""
+    name = task.network_name if isinstance(task, NamesNetwork) else ""
+    return name or described_layers(task).partition("\n")[0].removesuffix("(")
 
 
 def differing_lines(old: str, new: str) -> tuple[str, str]:
-    """Return the first lines in which two descriptions differ; the descriptions themselves where none does."""
-    for there, here in zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing"):
-        if there != here:
-            return there.strip().removesuffix("("), here.strip().removesuffix("(")  # of a module with more below
+    """Return the first lines in which two descriptions differ; the descriptions themselves if none does."""
+    for old_line, new_line in zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing"):
+        if old_line != new_line:
+            # A module with submodules ends its line with an opening bracket.
+            return old_line.strip().removesuffix("("), new_line.strip().removesuffix("(")
     return old, new

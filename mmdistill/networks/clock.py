@@ -1,4 +1,4 @@
-"""How far a long training has come and how long the rest will take, for a caller or the log."""
+"""Progress of a long training and the time that remains, for a caller or the log."""
 
 import logging
 import time
@@ -8,25 +8,25 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float], object]
-"""Called with (steps done, steps in all, seconds left by the speed so far); a group's networks step together."""
+"""Called with (steps done, all steps, estimated seconds left); networks that train together count as one."""
 
 FIRST_REPORT = 10.0
-"""Seconds of training after which the log first says how long it will take."""
+"""Seconds of training before the log's first estimate."""
 
 
 def describe_training(what: str, left: int, total: int, place: Path) -> str:
-    """Return in words where something trained lies, or how many of its networks or steps are to be trained first."""
+    """Describe in words where trained networks are, or how many of the networks or steps are left to train first."""
     if not left:
         return f"{what}, in {place}"
     return f"{what}, {'' if left == total else f'{left:,} of them '}to be trained first in {place}"
 
 
 class TrainingClock:
-    """Counts steps and tells how long the rest will take.
+    """Counts steps and estimates the time left.
 
     Args:
         total: the steps to take.
-        progress: whom it tells after each.
+        progress: called after each step.
     """
 
     def __init__(self, total: int, progress: Progress | None) -> None:
@@ -36,7 +36,7 @@ class TrainingClock:
         self.began = time.perf_counter()
 
     def skip(self, steps: int) -> None:
-        """Leave out steps that were taken before."""
+        """Leave out steps that an earlier training took."""
         self.total -= steps
 
     def tick(self) -> None:
@@ -47,20 +47,23 @@ class TrainingClock:
 
 
 class LoggedProgress:
-    """Says in the log, after some seconds and then at each tenth of the way, how long training will take.
+    """Logs the time left of a training, after some seconds and then at each tenth of its steps.
 
     Args:
-        what: is trained.
+        what: names what is trained.
     """
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.began = time.perf_counter()
-        self.said: int | None = None
+        self.logged: int | None = None
+        """The last tenth that was logged."""
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
-        """Say it where it is time to."""
+        """Log the time left if it is due."""
         tenths = done * 10 // total
-        if time.perf_counter() - self.began >= FIRST_REPORT if self.said is None else tenths > self.said:
+        elapsed = time.perf_counter() - self.began
+        is_due = elapsed >= FIRST_REPORT if self.logged is None else tenths > self.logged
+        if is_due:
             logger.info("%s: %d %% trained, about %.0f s left", self.what, done * 100 // total, seconds)
-            self.said = tenths
+            self.logged = tenths

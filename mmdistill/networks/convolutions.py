@@ -1,9 +1,9 @@
-"""Convolutions whose gradients are differentiated again by convolutions of their own shapes.
+"""Convolutions whose second derivatives are convolutions of the same shapes, for CPUs in bfloat16.
 
-Torch's second derivative with respect to the weights convolves with kernels as large as the images, whose channels are
-the samples. In bfloat16 on CPUs with AMX that is wrong (torch 2.13): the derivative for ten images of 16 x 16 is off by
-its own size. It equals the weight gradient of the same convolution with the input's cotangent in place of the input,
-which is what is computed here, where a CPU runs in bfloat16.
+torch's second derivative with respect to the weights convolves with kernels as large as the images, whose channels are
+the samples. In bfloat16 on CPUs with AMX that is wrong (torch 2.13): for ten images of 16 x 16 the error is as large as
+the derivative. The derivative equals the weight gradient of the same convolution with the input's cotangent in place of
+the input, which is computed here instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Shape(NamedTuple):
-    """How a convolution moves, by spatial axis."""
+    """The stride, padding and dilation of a convolution by spatial axis, and its groups."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -26,9 +26,9 @@ class Shape(NamedTuple):
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Meanwhile convolutions that a CPU lowers are :func:`convolution`; they can be differentiated twice, and no more.
+    """Within this context convolutions under autocast on a CPU are :func:`convolution`, differentiable exactly twice.
 
-    Those of unbatched samples, and those whose padding is a word, stay torch's.
+    Convolutions of unbatched samples, and those with padding given as a word, stay torch's.
     """
 
     def __torch_function__(
@@ -37,7 +37,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         axes = AXES.get(func)
         if axes is None:
             return func(*args, **(kwargs or {}))
-        return _convolved(func, axes, *args, **(kwargs or {}))
+        return _convolve(func, axes, *args, **(kwargs or {}))
 
 
 def convolution(x: Tensor, weight: Tensor, shape: Shape) -> Tensor:
@@ -46,7 +46,7 @@ def convolution(x: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     return result
 
 
-def _convolved(
+def _convolve(
     func: Callable[..., Tensor],
     axes: int,
     input: Tensor,
@@ -57,38 +57,40 @@ def _convolved(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return what one of torch's functions returns for so many spatial axes."""
-    lowered = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    if not lowered or isinstance(padding, str) or input.ndim != axes + 2:
+    """Compute torch's ``func`` for ``axes`` spatial axes, by :func:`convolution` if autocast lowers it on a CPU."""
+    is_lowered = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not is_lowered or isinstance(padding, str) or input.ndim != axes + 2:
         return func(input, weight, bias, stride, padding, dilation, groups)
     dtype = torch.get_autocast_dtype("cpu")
     input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    shape = Shape(_each(stride, axes), _each(padding, axes), _each(dilation, axes), groups)
+    shape = Shape(_per_axis(stride, axes), _per_axis(padding, axes), _per_axis(dilation, axes), groups)
     result = convolution(input, weight, shape)
     return result if bias is None else result + bias.view(-1, *[1] * axes)
 
 
-def _each(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """Return a value for each spatial axis."""
-    found = (value,) if isinstance(value, int) else tuple(value)
-    return found * axes if len(found) == 1 else found
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
 
 
 def _forward(x: Tensor, weight: Tensor, shape: Shape) -> Tensor:
-    nothing = (0,) * len(shape.stride)
-    return torch.convolution(x, weight, None, shape.stride, shape.padding, shape.dilation, False, nothing, shape.groups)
+    output_padding = (0,) * len(shape.stride)
+    return torch.convolution(
+        x, weight, None, shape.stride, shape.padding, shape.dilation, False, output_padding, shape.groups
+    )
 
 
 def _backward(
     cotangent: Tensor, x: Tensor, weight: Tensor, shape: Shape, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``<convolution(x, weight), cotangent>``."""
-    nothing = (0,) * len(shape.stride)
-    found = torch.ops.aten.convolution_backward(
-        cotangent, x, weight, None, shape.stride, shape.padding, shape.dilation, False, nothing, shape.groups,
+    output_padding = (0,) * len(shape.stride)
+    gradients = torch.ops.aten.convolution_backward(
+        cotangent, x, weight, None, shape.stride, shape.padding, shape.dilation, False, output_padding, shape.groups,
         [of_input, of_weight, False],
     )  # fmt: skip
-    return found[0], found[1]
+    return gradients[0], gradients[1]
 
 
 class _Convolution(torch.autograd.Function):
@@ -108,7 +110,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradients of a convolution, bilinear in the cotangent and in what they do not belong to."""
+    """The gradients of a convolution; each is bilinear in the cotangent and the other operand."""
 
     @staticmethod
     def forward(
@@ -122,19 +124,21 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_input: Tensor | None, by_weight: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the cotangents, given those of the gradients of input and weight."""
+        """Return the cotangents of cotangent, input and weight, given those of the gradients of input and weight."""
         cotangent, x, weight = ctx.saved_tensors
         shape, needed = ctx.shape, ctx.needs_input_grad
-        found: list[Tensor | None] = [None, None, None]
+        of_cotangent: Tensor | None = None
+        of_input: Tensor | None = None
+        of_weight: Tensor | None = None
         if needed[0]:
             parts = [] if by_input is None else [_forward(by_input, weight, shape)]
             parts += [] if by_weight is None else [_forward(x, by_weight, shape)]
-            found[0] = sum(parts[1:], parts[0]) if parts else None
+            of_cotangent = sum(parts[1:], parts[0]) if parts else None
         if needed[1] and by_weight is not None:
-            found[1] = _backward(cotangent, x, by_weight, shape, True, False)[0]
+            of_input = _backward(cotangent, x, by_weight, shape, True, False)[0]
         if needed[2] and by_input is not None:
-            found[2] = _backward(cotangent, by_input, weight, shape, False, True)[1]
-        return *found, None, None
+            of_weight = _backward(cotangent, by_input, weight, shape, False, True)[1]
+        return of_cotangent, of_input, of_weight, None, None
 
 
 AXES: dict[Callable[..., Any], int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}

@@ -1,4 +1,4 @@
-"""Which samples an epoch of a training draws from: the easy ones first (PAD, GEOM), in the end without the easiest."""
+"""The samples that each epoch of a training draws from: easy ones first (PAD, GEOM), the easiest left out at last."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,26 +19,26 @@ from mmdistill.networks.fit_protocol import FitProtocol, steps_of_epoch
 
 @dataclass(frozen=True)
 class Curriculum:
-    r"""By epoch, the part of each class that is trained on, in the order of difficulty.
+    r"""The part of each class that an epoch trains on, in the order of difficulty.
 
-    Epoch e of the first E (``joining``) draws from the easiest s(e) of each class, later ones from all, with
-    :math:`s(0) = \lambda` (``easy``) and by pacing
+    Epoch e of the first E (``joining``) draws from the easiest share s(e) of each class, later epochs from all samples.
+    With :math:`\lambda` for ``easy``, s(e) is for linear, root and geometric pacing
 
     .. math:: \lambda + (1 - \lambda)\, e / E, \quad \sqrt{\lambda^2 + (1 - \lambda^2)\, e / E}, \quad
         \lambda^{1 - e / E}
 
-    From the epochs of ``leaving`` on, a share of the easiest is left out. Where a task grades its samples by itself,
-    the classes count as one.
+    From the epochs of ``leaving`` on, a share of the easiest samples is left out. If a task grades its samples itself,
+    all classes count as one.
 
     Args:
         easy: the share of each class, its easiest samples, that the first epoch draws from.
-        joining: the epochs in which the others join.
-        leaving: pairs of an epoch, counted from 0, and the share of the easiest that is left out from there on, instead
-            of what was before.
-        scoring: who says how hard samples are.
+        joining: the number of epochs over which the other samples join.
+        leaving: pairs of an epoch, counted from 0, and the share of the easiest samples that is left out from then on;
+            each replaces the share before.
+        scoring: the networks that score difficulty.
         pacing: ``linear``, ``root`` or ``geometric``.
     Raises:
-        ConfigError: a share out of range, epochs out of order, others that never join, an epoch of no samples, or an
+        ConfigError: a share out of range, epochs out of order, samples that never join, an epoch of no samples, or an
             unknown pacing.
     Source: Li et al., 2024 (PAD), Sec. 3.1, with the stages of its published code; Zhang et al., ICML 2024 (GEOM),
     the pacing functions of its published code.
@@ -73,13 +73,13 @@ class Curriculum:
         return self.easy == 1 and not self.leaving
 
     def part(self, epoch: int) -> tuple[float, float]:
-        """Return the shares of a class, in the order of difficulty, between which an epoch's samples lie."""
+        """Return the shares of a class, ordered by difficulty, between which an epoch's samples lie."""
         first = next((share for begin, share in reversed(self.leaving) if epoch >= begin), 0.0)
         until = paced(self.pacing, self.easy, epoch, self.joining) if epoch < self.joining else 1.0
         return first, until
 
     def bounds(self, sizes: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the ranks within its class from which on, and before which, an epoch's samples lie.
+        """Return the first rank of an epoch's samples within each class, and the one after the last.
 
         Shapes:
             sizes of the classes ``(C,)``; returns two ``(C,)`` int64.
@@ -89,7 +89,7 @@ class Curriculum:
 
 
 def paced(pacing: Pacing, easy: float, epoch: int, joining: int) -> float:
-    """Return the share that has joined by an epoch before the last one of ``joining``, see :class:`Curriculum`."""
+    """Return the share that has joined by an epoch of the first ``joining``, see :class:`Curriculum`."""
     if pacing == "root":
         return math.sqrt(easy**2 + (1 - easy**2) * epoch / joining)
     if pacing == "geometric":
@@ -101,11 +101,11 @@ class CurriculumRows:
     """A curriculum on given samples.
 
     Args:
-        curriculum: which part of each class an epoch draws from.
+        curriculum: gives the part of each class that an epoch draws from.
         labels: the samples' classes.
-        scores: gives their difficulty, once a training needs to know it; how many there are is known without.
+        scores: computes the samples' difficulty, called when an epoch's samples are first needed; counts do without.
     Shapes:
-        labels ``(n,)`` int64; scores ``(n,)``, higher ones of harder samples.
+        labels ``(n,)`` int64; scores ``(n,)``, higher for harder samples.
     """
 
     def __init__(self, curriculum: Curriculum, labels: Tensor, scores: Callable[[], Tensor]) -> None:
@@ -119,16 +119,16 @@ class CurriculumRows:
         """Return how many samples an epoch draws from.
 
         Raises:
-            ConfigError: none, since classes are too small.
+            ConfigError: the epoch has no samples, since classes are too small.
         """
         first, until = self.curriculum.bounds(self.sizes, epoch)
-        found = int((until - first).sum())
-        if not found:
+        count = int((until - first).sum())
+        if not count:
             raise ConfigError(f"the classes are too small for the part of them that epoch {epoch} trains on")
-        return found
+        return count
 
     def rows(self, epoch: int) -> Tensor:
-        """Return the samples that an epoch draws from, ``(count,)`` int64 on the host, in their order."""
+        """Return the indices of an epoch's samples, ``(count,)`` int64 on the host, ascending."""
         if self._ranks is None:
             self._ranks = ranks_in_class(self.labels, self._scores().cpu())
         first, until = (bound[self.labels] for bound in self.curriculum.bounds(self.sizes, epoch))
@@ -136,14 +136,14 @@ class CurriculumRows:
 
 
 def epoch_offsets(protocol: FitProtocol, count: int, lessons: CurriculumRows | None = None) -> list[int]:
-    """Return the step that each epoch begins with, and in the end how many steps there are, on so many samples."""
+    """Return the number of each epoch's first step, and at the end the number of all steps, for ``count`` samples."""
     counts = (count if lessons is None else lessons.count(epoch) for epoch in range(protocol.epochs))
     whole = lessons is not None
-    return list(accumulate((steps_of_epoch(protocol, own, whole=whole) for own in counts), initial=0))
+    return list(accumulate((steps_of_epoch(protocol, samples, whole=whole) for samples in counts), initial=0))
 
 
 def ranks_in_class(labels: Tensor, scores: Tensor) -> Tensor:
-    """Return each sample's place within its class by ascending score; of equal ones, the earlier comes first.
+    """Return each sample's rank within its class by ascending score; of equal scores, the earlier sample comes first.
 
     Shapes:
         labels and scores ``(n,)``; returns ``(n,)`` int64.
@@ -158,18 +158,22 @@ def ranks_in_class(labels: Tensor, scores: Tensor) -> Tensor:
 
 
 def _stages(given: Sequence[Sequence[float]]) -> tuple[tuple[int, float], ...]:
-    """Return pairs of epochs and shares.
+    """Return the pairs of epochs and shares as a tuple of tuples.
 
     Raises:
-        ConfigError: they are none, or out of order.
+        ConfigError: they are not such pairs, or the epochs are out of order.
     """
-    fits = isinstance(given, tuple | list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in given)
-    if not fits or not all(is_of(pair[0], Integral) and is_of(pair[1], Real) and 0 <= pair[1] < 1 for pair in given):
+    are_pairs = isinstance(given, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 for pair in given
+    )
+    if not are_pairs or not all(
+        is_of(pair[0], Integral) and is_of(pair[1], Real) and 0 <= pair[1] < 1 for pair in given
+    ):
         raise ConfigError(
             f"what leaves (expert_leaving) are pairs of an epoch and a share of at least 0 and below 1, got {given!r}"
         )
-    found = tuple((int(epoch), float(share)) for epoch, share in given)
-    epochs = [epoch for epoch, _ in found]
+    stages = tuple((int(epoch), float(share)) for epoch, share in given)
+    epochs = [epoch for epoch, _ in stages]
     if epochs != sorted(set(epochs)) or min(epochs, default=0) < 0:
         raise ConfigError(f"the epochs of what leaves (expert_leaving) ascend from 0 on, got {epochs}")
-    return found
+    return stages

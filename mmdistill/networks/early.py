@@ -1,4 +1,4 @@
-"""Early-stage networks: a small pool trained on the real data for few epochs, perturbed each time one is taken."""
+"""Early-stage networks: a small pool trained on the real data for few epochs; each one taken is perturbed."""
 
 import math
 from collections.abc import Sequence
@@ -13,37 +13,37 @@ from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Task, Tensors, real_samples
 
 TINY = 1e-10
-"""Keeps the direction of a filter of zeros finite."""
+"""Keeps the normalised direction of a filter finite where it is zero."""
 
 
 @dataclass(frozen=True)
 class EarlyStagePool(TrainedOnT):
-    r"""Take a perturbed network of a pool, train it on the real set between steps, take another one (EDD).
+    r"""Take a perturbed network of a pool, train it on the real set between steps, then take another one (EDD).
 
-    The pool trains once, on ``epochs`` passes over the real set. Each network that is taken from it moves along
-    random directions whose filters have the norms of its own, each with a strength of its own:
+    The pool trains once, for ``epochs`` passes over the real set. Each network taken from it moves along random
+    directions k of random strengths :math:`\alpha_k`, whose filters are scaled to the norms of the network's filters:
 
     .. math:: \theta' = \theta + \sum_k \alpha_k d_k, \quad d_{klj} \leftarrow d_{klj} \|\theta_{lj}\| / \|d_{klj}\|
 
-    The pool derives from the run's seed, so a resumed run makes the same one again.
+    The pool derives from the run's seed, so a resumed run makes the same pool again.
 
     Args:
         size: networks in the pool.
-        epochs: passes over the real set that train each of them; may be part of one.
+        epochs: passes over the real set that train each of them, also fractional.
         weakest: the smallest strength; strengths are drawn uniformly for each network taken.
         strongest: the largest strength.
-        directions: how many directions are added up; the published code adds two.
-        outer_steps: as in :class:`~mmdistill.networks.schedules.InnerLoopSchedule`, like the following.
+        directions: number of directions; the published code adds two.
+        outer_steps: as in :class:`~mmdistill.networks.schedules.InnerLoopSchedule`.
         inner_steps: minibatches between two outer steps.
-        lr: of training, in the pool and between steps.
-        momentum: of training, likewise.
-        batch: minibatch size, likewise.
-        augment: augment minibatches, likewise.
-        weight_decay: of training, likewise.
-        prepare: what becomes of minibatches, likewise.
+        lr: learning rate of the pool's training and of that between steps.
+        momentum: of both trainings.
+        batch: minibatch size of both trainings.
+        augment: augment minibatches of both trainings.
+        weight_decay: of both trainings.
+        prepare: prepares minibatches of both trainings instead of the task's augmentation.
     Raises:
         ConfigError: an empty pool, a negative number of epochs or directions, or strengths out of order.
-    Differs from: the published code keeps each network's epoch of best test accuracy, here its last.
+    Differs from: the published code keeps each network at its epoch of best test accuracy, here at its last.
     Source: Zhang et al., CVPR 2023, Sec. 3; survey Sec. 3.3.3.
     """
 
@@ -52,7 +52,7 @@ class EarlyStagePool(TrainedOnT):
     weakest: float = 0.01
     strongest: float = 0.09
     directions: int = 2
-    _made: dict[int, tuple[Task, list[NetworkState]]] = field(default_factory=dict, repr=False, compare=False)
+    _pools: dict[int, tuple[Task, list[NetworkState]]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,27 +63,28 @@ class EarlyStagePool(TrainedOnT):
             )
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        """Return the live network, or at age 0 a perturbed one of the pool."""
+        """Return the live network, or at age 0 a perturbed network of the pool."""
         if state.network is not None and state.age > 0:
             return super().fetch(task, state, draws)
         pool = self.pool(task, draws)
         index = draws.fold("member").index(self.size)
         strengths = draws.fold("strength").to("cpu").uniform(self.directions, low=self.weakest, high=self.strongest)
-        network = pool[index]
-        params = perturbed(network.params, strengths.tolist(), draws.fold("direction").to(task.device))
-        taken = with_real_statistics(task, NetworkState(params, network.buffers), draws)
-        return ScheduleState(taken, 0, {})
+        member = pool[index]
+        params = perturbed(member.params, strengths.tolist(), draws.fold("direction").to(task.device))
+        network = with_real_statistics(task, NetworkState(params, member.buffers), draws)
+        return ScheduleState(network, 0, {})
 
     def pool(self, task: Task, draws: Draws) -> list[NetworkState]:
         """Return the pool of a task for a run's seed, training it at the first call."""
-        made = self._made.get(draws.seed)
-        if made is None or made[0] is not task:
-            key = Draws(draws.seed, ("pool",), draws.device)
-            made = task, [self._trained(task, key.fold(index)) for index in range(self.size)]
-            self._made[draws.seed] = made
-        return made[1]
+        cached = self._pools.get(draws.seed)
+        if cached is not None and cached[0] is task:
+            return cached[1]
+        key = Draws(draws.seed, ("pool",), draws.device)
+        pool = [self._train(task, key.fold(index)) for index in range(self.size)]
+        self._pools[draws.seed] = task, pool
+        return pool
 
-    def _trained(self, task: Task, draws: Draws) -> NetworkState:
+    def _train(self, task: Task, draws: Draws) -> NetworkState:
         network = task.init(draws.fold("init"))
         momentum: Tensors = {}
         steps = math.ceil(self.epochs * math.ceil(task.describe().num_train / self.batch))
@@ -95,12 +96,12 @@ class EarlyStagePool(TrainedOnT):
 
 
 def perturbed(params: Tensors, strengths: Sequence[float], draws: Draws) -> Tensors:
-    """Return parameters moved along random directions with each filter's own norm, one for each strength.
+    """Return parameters moved along one random direction per strength, scaled to the norm of each filter.
 
     A filter is a row of a weight; one-dimensional parameters (biases, norm scales) stay.
     """
 
-    def moved(name: str, weight: Tensor) -> Tensor:
+    def perturb(name: str, weight: Tensor) -> Tensor:
         if weight.ndim < 2:
             return weight
         norms, total = weight.flatten(1).norm(dim=1), weight
@@ -110,4 +111,4 @@ def perturbed(params: Tensors, strengths: Sequence[float], draws: Draws) -> Tens
             total = total + (scale[:, None] * direction).view_as(weight)
         return total
 
-    return {name: moved(name, weight) for name, weight in params.items()}
+    return {name: perturb(name, weight) for name, weight in params.items()}

@@ -1,4 +1,4 @@
-"""A queue of networks that train on the real set, old and young ones together, one of which matches in each step."""
+"""A queue of networks of all ages that train on the real set; a random one serves each step."""
 
 from dataclasses import dataclass, field
 
@@ -18,33 +18,33 @@ from mmdistill.task import Batch, NetworkState, Task, Tensors, one_tensor, real_
 
 MOMENTUM = "momentum."
 RIGHT = "right"
-"""Real samples that each network was right on as it trained, since they were last counted anew."""
+"""The key of the counts of real samples that each network predicted right in training since the last recount."""
 SEEN = "seen"
-"""All real samples that it trained on since then."""
+"""The key of the counts of all real samples that it trained on since then."""
 
 
 @dataclass(frozen=True)
 class EnrichedPool(NetworkSchedule):
-    """Hold a queue of networks of which a random one serves each step, and random ones train on the real set (IDM).
+    """Hold a queue of networks; each step a random one serves, and random ones train on the real set (IDM).
 
-    Every so many steps a fresh network joins, and the oldest leaves once the queue is full. How often each network is
-    right on what it trains on is counted, and its accuracy goes with it when it serves; 0 before it has trained. All
+    Every ``every`` steps a fresh network joins, and once the queue is full the oldest leaves. Each network counts the
+    samples that it predicts right in training, and carries that accuracy when it serves; 0 before it has trained. All
     networks lie in the state's tensors, stacked along a leading axis, so they are checkpointed like any schedule.
 
     Args:
-        size: the most networks.
+        size: largest number of networks.
         first: networks in the first step.
-        every: steps between two fresh ones.
-        trained: how many networks train in each step, or all where there are fewer.
-        steps: minibatches that they train on, each on its own.
+        every: steps between two fresh networks.
+        trained: number of networks that train in each step, or all if there are fewer.
+        steps: minibatches that each of these trains on, drawn separately.
         lr: SGD's rate.
-        momentum: SGD's.
+        momentum: SGD's momentum.
         weight_decay: L2 coefficient.
         batch: real samples of all classes in a minibatch.
-        recount: steps after which all networks' samples are counted anew, from none; 0: never.
+        recount: steps after which all counts restart from 0; 0: never.
     Raises:
-        ConfigError: a number below 1 (steps and ``recount``: 0), or more networks in the first step than may be held.
-    Differs from: the published code counts anew whenever it evaluates, which is why.
+        ConfigError: a number below 1 (steps and ``recount``: 0), or ``first`` above ``size``.
+    Differs from: the published code restarts its counts whenever it evaluates; hence ``recount``.
     Source: Zhao et al., CVPR 2023 (the enriched queue of models), and published code.
     """
 
@@ -73,62 +73,63 @@ class EnrichedPool(NetworkSchedule):
             )
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        """Return the state with a random network and its accuracy; the first call draws the first ones."""
-        pool = state.memory or _stacked([task.init(draws.fold("pool", index)) for index in range(self.first)])
+        """Return the state with a random network and its accuracy; the first call draws the first networks."""
+        pool = state.memory or _fresh_pool([task.init(draws.fold("pool", index)) for index in range(self.first)])
         if state.age and state.age % self.every == 0:
-            pool = self._joined(pool, task.init(draws.fold("pool")), state.age)
+            pool = self._add(pool, task.init(draws.fold("pool")), state.age)
         member = draws.fold("member").index(len(pool[SEEN]))
         network = with_real_statistics(task, state_of(pool).map(lambda tensor: tensor[member]), draws)
         accuracy = pool[RIGHT][member] / pool[SEEN][member].clamp_min(1)
         return ScheduleState(network, state.age, pool, accuracy=accuracy)
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Train random networks on the real set; the state then holds the pool alone."""
+        """Train random networks on the real set; the returned state holds only the pool."""
         pool, age = state.memory, state.age + 1
         members = draws.to("cpu").fold("trained").permutation(len(pool[SEEN]))[: self.trained].tolist()
-        pool = _replaced(pool, members, self._trained(task, _rows(pool, members), draws))
+        pool = _replace_rows(pool, members, self._train(task, _rows(pool, members), draws))
         if self.recount and age % self.recount == 0:
             pool |= {name: torch.zeros_like(pool[name]) for name in (RIGHT, SEEN)}
         return ScheduleState(None, age, pool)
 
-    def _joined(self, pool: Tensors, network: NetworkState, age: int) -> Tensors:
+    def _add(self, pool: Tensors, network: NetworkState, age: int) -> Tensors:
         """Return the pool with a fresh network, in place of the oldest one if it is full."""
-        fresh, held = _stacked([network]), len(pool[SEEN])
-        if held < self.size:
+        fresh, count = _fresh_pool([network]), len(pool[SEEN])
+        if count < self.size:
             return {name: torch.cat([tensor, fresh[name]]) for name, tensor in pool.items()}
-        return _replaced(pool, [(self.first + age // self.every - 1) % self.size], fresh)
+        oldest = (self.first + age // self.every - 1) % self.size
+        return _replace_rows(pool, [oldest], fresh)
 
-    def _trained(self, task: Task, pool: Tensors, draws: Draws) -> Tensors:
-        """Return stacked networks after their minibatches, with all that is kept of them."""
+    def _train(self, task: Task, pool: Tensors, draws: Draws) -> Tensors:
+        """Train the networks of a pool on their minibatches and return them as a pool."""
         state, momentum, mode = state_of(pool), under(MOMENTUM, pool), self._mode(task)
         right, seen = pool[RIGHT], pool[SEEN]
         for step in range(self.steps):
             key = draws.fold("step", step)
-            drawn = [real_samples(task, key.fold("real", index), self.batch) for index in range(len(seen))]
-            batch: Batch = tree_map(lambda *tensors: torch.stack(tensors), *drawn)
-            gradients, found = _gradients(task, state, batch, key, mode)
-            right, seen = right + found.pop(RIGHT), seen + batch.weight.sum(1)
+            batches = [real_samples(task, key.fold("real", index), self.batch) for index in range(len(seen))]
+            batch: Batch = tree_map(lambda *tensors: torch.stack(tensors), *batches)
+            gradients, buffers = _gradients(task, state, batch, key, mode)
+            right, seen = right + buffers.pop(RIGHT), seen + batch.weight.sum(1)
             with torch.no_grad():
                 for name, parameter in state.params.items():
                     gradient = gradients[name].add(parameter, alpha=self.weight_decay)
                     momentum[name] = gradient.add(momentum[name], alpha=self.momentum)
                 params = {name: tensor.sub(momentum[name], alpha=self.lr) for name, tensor in state.params.items()}
-            state = NetworkState(params, {name: buffer.detach() for name, buffer in found.items()})
-        return _named(state, momentum, right, seen)
+            state = NetworkState(params, {name: buffer.detach() for name, buffer in buffers.items()})
+        return _as_pool(state, momentum, right, seen)
 
     def _mode(self, task: Task) -> Mode:
-        """Return whether the networks of a task train in one call: convolutions batched over networks slow a CPU."""
+        """Return how a task's networks train; never batched on a CPU, where batched convolutions are slow."""
         if task.device.type == "cpu":
             return "loop"
-        known = self._modes.get(id(task))
-        if known is None or known[0] is not task:
+        cached = self._modes.get(id(task))
+        if cached is None or cached[0] is not task:
             few = real_samples(task, Draws(0, ("try",), task.device), 2)
-            known = self._modes[id(task)] = task, "vmap" if batches_networks(task, few) else "loop"
-        return known[1]
+            cached = self._modes[id(task)] = task, "vmap" if batches_networks(task, few) else "loop"
+        return cached[1]
 
 
 def counting_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
-    """Return the cross entropy of a network in training, and beside its buffers the samples that it was right on."""
+    """Return a network's cross entropy in training, and its buffers with the count of right predictions (RIGHT)."""
     outputs = in_full(task.predict(state, batch.inputs, train=True, draws=draws)[0])
     targets = one_tensor(batch.targets, "a pool that trains")
     with torch.no_grad():
@@ -137,11 +138,11 @@ def counting_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | 
 
 
 def _gradients(task: Task, state: NetworkState, batch: Batch, draws: Draws, mode: Mode) -> tuple[Tensors, Tensors]:
-    """Return the gradients of stacked networks, and what goes with their losses."""
+    """Return the gradients of stacked networks, and the buffers and counts that :func:`counting_loss` returns."""
     if mode == "loop":
         members = range(len(batch.weight))
-        found = [network_gradients(counting_loss, task, state_at(state, n), take(batch, n), draws) for n in members]
-        return stack_states([NetworkState(*each) for each in found])
+        results = [network_gradients(counting_loss, task, state_at(state, n), take(batch, n), draws) for n in members]
+        return stack_states([NetworkState(*result) for result in results])
 
     def loss(state: NetworkState, batch: Batch, _: Tensors) -> tuple[Tensor, Tensors]:
         return counting_loss(task, NetworkState(state.params, copied(state.buffers)), batch, draws)
@@ -149,26 +150,27 @@ def _gradients(task: Task, state: NetworkState, batch: Batch, draws: Draws, mode
     return stacked_gradients(loss, state, batch, {}, True, "vmap")
 
 
-def _stacked(networks: list[NetworkState]) -> Tensors:
-    """Return fresh networks as a pool keeps them."""
+def _fresh_pool(networks: list[NetworkState]) -> Tensors:
+    """Return a pool of fresh networks."""
     state = stack_states(networks)
-    none = torch.zeros_like(next(iter(state.params.values())).flatten(1)[:, 0])
-    return _named(state, {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}, none, none.clone())
+    zeros = torch.zeros_like(next(iter(state.params.values())).flatten(1)[:, 0])
+    momentum = {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}
+    return _as_pool(state, momentum, zeros, zeros.clone())
 
 
-def _named(state: NetworkState, momentum: Tensors, right: Tensor, seen: Tensor) -> Tensors:
-    """Return stacked networks with their momentum and counts, by the names that a pool has for them."""
-    moved = {MOMENTUM + name: tensor for name, tensor in momentum.items()}
-    return named(state) | moved | {RIGHT: right, SEEN: seen}
+def _as_pool(state: NetworkState, momentum: Tensors, right: Tensor, seen: Tensor) -> Tensors:
+    """Return stacked networks with their momentum and counts, by a pool's names."""
+    buffers = {MOMENTUM + name: tensor for name, tensor in momentum.items()}
+    return named(state) | buffers | {RIGHT: right, SEEN: seen}
 
 
 def _rows(pool: Tensors, members: list[int]) -> Tensors:
-    """Return some members as a pool of their own; rows are named by the host, so that nothing waits for indices."""
+    """Return some members as a pool of their own; indices are the host's, so that nothing waits for the device."""
     return {name: torch.stack([tensor[member] for member in members]) for name, tensor in pool.items()}
 
 
-def _replaced(pool: Tensors, members: list[int], rows: Tensors) -> Tensors:
-    """Return a pool with other rows in place of some members'; the one given stays as it is."""
+def _replace_rows(pool: Tensors, members: list[int], rows: Tensors) -> Tensors:
+    """Return a copy of a pool in which ``rows`` replace those of ``members``."""
     changed = copied(pool)
     for name, tensor in changed.items():
         for row, member in enumerate(members):

@@ -1,4 +1,4 @@
-"""What experts train on and by which loss, and whether they can in one batched call."""
+"""The training data and the loss of experts, and whether these can train in one batched call."""
 
 import torch
 from torch import Tensor
@@ -14,13 +14,20 @@ from mmdistill.task import Batch, NetworkState, Task, Tensors, shares_inputs, ta
 
 
 def expert_loss(task: Task, random: bool, precision: TrainingPrecision = "float32") -> Loss:
-    """Return the training loss; dropout, which cannot be batched over networks, draws from each step's own seed."""
+    """Return the training loss, which leaves the network's buffers as they are.
+
+    Args:
+        task: the task.
+        random: whether networks draw random numbers (dropout), from a seed in each step's noise; such networks cannot
+            be batched.
+        precision: the number format of the networks.
+    """
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        own = NetworkState(state.params, copied(state.buffers))
+        copy = NetworkState(state.params, copied(state.buffers))
         draws = Draws(int(noise["seed"]), device=task.device) if random else None
         with autocast_for(precision, task.device, graph=True):
-            return task.loss(own, batch, train=True, draws=draws), own.buffers
+            return task.loss(copy, batch, train=True, draws=draws), copy.buffers
 
     return loss
 
@@ -33,12 +40,12 @@ def training_batch(task: Task) -> Batch:
 
 
 def batches_networks(task: Task, data: Batch) -> bool:
-    """Return whether the task's networks can train in one batched call (running statistics and dropout cannot).
+    """Return whether the task's networks can train in one batched call; running statistics and dropout prevent it.
 
     Raises:
-        RuntimeError: memory runs out, which says nothing of that.
+        RuntimeError: memory runs out, which leaves the question open.
     """
-    if shares_inputs(data):  # which cannot be cut to a few
+    if shares_inputs(data):  # such data cannot be cut down for the trial
         return False
     states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
     few = take(data, slice(2))
@@ -46,7 +53,8 @@ def batches_networks(task: Task, data: Batch) -> bool:
     try:
         torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)
     except RuntimeError as error:
-        if exhausted(error, surely=True):  # a batched convolution may lack an engine that each network's own has
+        # ``surely``: a batched convolution may lack an engine that the unbatched one has.
+        if exhausted(error, surely=True):
             raise
-        return False  # whatever else is wrong shows when they train one by one
+        return False  # any other error recurs, and is reported, when networks train one by one
     return True

@@ -1,4 +1,4 @@
-"""What the experts in a folder are: read, checked and compared."""
+"""The manifests that describe the experts in a folder: read, checked and compared."""
 
 import hashlib
 import json
@@ -22,51 +22,52 @@ SETTING_OF = {
     "precision": "expert_precision",
     "curriculum": "expert_easy, expert_joining, expert_pacing or expert_leaving",
 }
-"""By the name of a training's value, the setting of a method that says it."""
+"""The method's setting for each value of a training, by the value's name."""
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """Return a short name for a manifest."""
+    """Return a short digest of a manifest."""
     return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what the experts in a folder are.
+    """Read the manifest of a folder's experts.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    found = read_json(folder / MANIFEST)
-    training, architecture = found.get("training", {}), found.get("architecture", {})
+    manifest = read_json(folder / MANIFEST)
+    training, architecture = manifest.get("training", {}), manifest.get("architecture", {})
+    layers = manifest.get("layers", "")
     epochs = training.get("epochs", 0) if isinstance(training, dict) else None
-    if not isinstance(architecture, dict) or type(epochs) is not int or not isinstance(found.get("layers", ""), str):
+    if not isinstance(architecture, dict) or type(epochs) is not int or not isinstance(layers, str):
         raise CheckpointError(f"{folder / MANIFEST} is damaged; remove the folder, to make them anew")
-    return found
+    return manifest
 
 
 def trained_epochs(manifest: dict[str, Any]) -> int:
-    """Return how many epochs experts trained for."""
+    """Return for how many epochs the experts trained."""
     return int(manifest.get("training", {}).get("epochs", 0))
 
 
 def relatives(folder: Path, manifest: dict[str, Any]) -> list[tuple[int, Path]]:
-    """Return the folders of the cache whose experts are others in their epochs alone, and these, in their order.
+    """Return the epochs and folders of cached experts that differ from ``manifest`` in their epochs only, in order.
 
     Args:
-        folder: where experts of the manifest are cached; of a folder of another name nothing is found.
-        manifest: what they are.
+        folder: the cache folder of the manifest's experts; a folder of another name has no relatives.
+        manifest: what the experts are.
     """
-    stem, _, own = folder.name.rpartition("-")
-    found = []
-    for path in folder.parent.glob(f"{stem}-*") if own == digest(manifest) else ():
+    stem, _, suffix = folder.name.rpartition("-")
+    related = []
+    for path in folder.parent.glob(f"{stem}-*") if suffix == digest(manifest) else ():
         try:
-            there = read_manifest(path)
-        except CheckpointError:  # none, or damaged
+            other = read_manifest(path)
+        except CheckpointError:  # missing or damaged
             continue
-        epochs = trained_epochs(there)
-        if path != folder and there == {**manifest, "training": {**manifest["training"], "epochs": epochs}}:
-            found.append((epochs, path))
-    return sorted(found)
+        epochs = trained_epochs(other)
+        if path != folder and other == {**manifest, "training": {**manifest["training"], "epochs": epochs}}:
+            related.append((epochs, path))
+    return sorted(related)
 
 
 def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *, training: bool = False) -> None:
@@ -97,15 +98,16 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
                 f"and {new.get(name)} in the task's network"
             )
     if found["layers"] != wanted["layers"]:
-        those, these = differing_lines(found["layers"], wanted["layers"])
+        old_line, new_line = differing_lines(found["layers"], wanted["layers"])
         raise CheckpointError(
             f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
-            f"{those} there and {these} in the task's network"
+            f"{old_line} there and {new_line} in the task's network"
         )
-    there = found["training"]
+    found_training = found["training"]
     for key, value in wanted["training"].items() if training else ():
-        if there.get(key) != value:
-            way = f", or change the setting {SETTING_OF[key]}" if key in SETTING_OF else ""
+        if found_training.get(key) != value:
+            advice = f", or change the setting {SETTING_OF[key]}" if key in SETTING_OF else ""
             raise CheckpointError(
-                f"the experts in {folder} trained with {key} = {there.get(key)}, not {value}; use another folder{way}"
+                f"the experts in {folder} trained with {key} = {found_training.get(key)}, not {value}; use another "
+                f"folder{advice}"
             )

@@ -1,4 +1,4 @@
-"""How experts train, and what they are by it."""
+"""How experts train, and what identifies them."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,9 +25,9 @@ class ExpertRecipe:
     Args:
         protocol: epochs, optimizer, minibatches.
         augment: augment the real minibatches per sample.
-        seed: of initialisations, orders and augmentation; the experts do not depend on the distillation's seed.
-        precision: what their networks compute in; parameters are float32.
-        curriculum: which samples each epoch draws from (PAD); None: all.
+        seed: of initialisations, orders and augmentation; experts do not depend on the distillation's seed.
+        precision: the number format that networks compute in; parameters are float32.
+        curriculum: the samples that each epoch draws from (PAD); None: all.
     """
 
     protocol: FitProtocol = PUBLISHED
@@ -37,24 +37,24 @@ class ExpertRecipe:
     curriculum: Curriculum | None = None
 
     def of_epochs(self, epochs: int) -> "ExpertRecipe":
-        """Return the same training for so many epochs."""
+        """Return the same training for ``epochs`` epochs."""
         return replace(self, protocol=replace(self.protocol, epochs=epochs))
 
     def reaching(self, epochs: int) -> "ExpertRecipe":
-        """Return the training of so many epochs that this one begins or is the beginning of; itself where none is."""
+        """Return the training of ``epochs`` epochs that shares its first epochs with this one; itself if none does."""
         return self.of_epochs(epochs) if self.protocol.open_ended else self
 
     def of_scorers(self, scoring: Scoring) -> "ExpertRecipe":
-        """Return how the networks train that say how hard samples are."""
+        """Return the recipe of the networks that score difficulty."""
         return ExpertRecipe(scoring.protocol, self.augment, SCORERS_SEED, self.precision)
 
 
 def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
-    """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
+    """Return what identifies experts, as plain values: the data, their preprocessing, the network, the training."""
     info = task.describe()
     state = task.init(Draws(0, device=task.device))
     training = asdict(recipe)
-    found = {
+    manifest = {
         "version": EXPERTS_VERSION,
         "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
@@ -63,4 +63,4 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
         "layers": described_layers(task),
         "training": {**training.pop("protocol"), **training},
     }
-    return as_json(found)
+    return as_json(manifest)

@@ -1,4 +1,4 @@
-"""How networks train on a set: epochs, minibatches, optimizer and rates."""
+"""How networks train on a set: epochs, minibatches, optimizer and learning rates."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from mmdistill.checks import require_at_least
 from mmdistill.errors import ConfigError, require_choice
 
 COSINE_FLOOR = 0.01
-"""Of the rate, where annealing ends."""
+"""The fraction of the rate at which annealing ends."""
 
 
 @dataclass(frozen=True)
@@ -16,28 +16,28 @@ class FitProtocol:
     """How a judge is trained.
 
     Args:
-        epochs: in which the data are passed over.
+        epochs: number of epochs.
         lr: learning rate.
-        optimizer: ``sgd``, ``adam`` or ``adamw``; ``adamw-matrices``, by which weights of layers decay, and neither
-            biases nor those of norms.
+        optimizer: ``sgd``, ``adam``, ``adamw``, or ``adamw-matrices``, which decays the weights of layers but not
+            biases or the parameters of norms.
         momentum: for SGD.
         weight_decay: L2 coefficient (decoupled for AdamW).
         batch: minibatch size; None takes all samples each step.
-        decay_at: fractions of the epochs at which the rate is multiplied by ``decay`` and the optimizer starts
-            afresh, momentum included, as the field's evaluators do.
+        decay_at: fractions of the epochs at which the rate is multiplied by ``decay`` and the optimizer restarts,
+            momentum included, as the field's evaluators do.
         decay: the factor.
-        restart: whether the optimizer does start afresh there; otherwise only the rate changes.
+        restart: whether the optimizer restarts there; otherwise only the rate changes.
         warmup: steps in which the rate rises linearly from 0.
-        cosine: after them, anneal the rate to a hundredth over the rest of the training.
+        cosine: after the warm-up, anneal the rate to a hundredth over the rest of the training.
         visits: samples that a pass draws, without replacement; None draws all.
-        passes: how often an epoch passes over the data, so that one of few steps is worth keeping.
+        passes: passes over the data per epoch; several make epochs of few steps worth saving.
         sam: rho of sharpness-aware minimisation: each gradient is taken at the parameters moved by rho up the loss
             (Foret et al., ICLR 2021); 0 is plain training.
-        sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): so much of the gradient at the parameters
-            themselves, as far as it is orthogonal to the other one, is ascended.
+        sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): steps also ascend this multiple of the part of
+            the plain gradient that is orthogonal to the sharpness-aware one.
         sam_adaptive: move each parameter in proportion to its square (Kwon et al., ICML 2021).
-        faster: prefixes of parameters' names with factors of their rate: a new head on a pre-trained body, say
-            (discriminative rates, Howard and Ruder, ACL 2018).
+        faster: pairs of a prefix of parameters' names and the factor of their rate, as for a new head on a pre-trained
+            body (discriminative rates, Howard and Ruder, ACL 2018).
     Raises:
         ConfigError: a value out of range, or an unknown optimizer.
     """
@@ -70,17 +70,17 @@ class FitProtocol:
 
     @property
     def open_ended(self) -> bool:
-        """Whether a training is how any longer one begins: nothing in it depends on how many epochs there will be."""
+        """Whether any longer training begins with the same steps, since no rate depends on the number of epochs."""
         return not (self.decay_at or self.cosine)
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether its optimizer keeps nothing from step to step, so that the networks are all that going on needs."""
+        """Whether the optimizer has no state, so that the networks alone suffice to resume."""
         return self.optimizer == "sgd" and not self.momentum
 
 
 def rate_factor(protocol: FitProtocol, step: int, steps: int) -> float:
-    """Return what a protocol's rate is multiplied by at a step of so many, steps down at ``decay_at`` aside."""
+    """Return the rate's factor by warm-up and annealing at ``step`` of ``steps``, decays at ``decay_at`` aside."""
     if step < protocol.warmup:
         return step / protocol.warmup
     if not protocol.cosine:
@@ -90,7 +90,7 @@ def rate_factor(protocol: FitProtocol, step: int, steps: int) -> float:
 
 
 def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
-    """Return a protocol's rate in an epoch, steps down at ``decay_at`` included, warm-up and annealing aside."""
+    """Return the rate in an epoch after the decays at ``decay_at``, without warm-up and annealing."""
     rate = protocol.lr
     for _ in range(sum(0 < at <= epoch for at in decay_epochs(protocol))):
         rate *= protocol.decay
@@ -98,18 +98,18 @@ def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
 
 
 def steps_of_epoch(protocol: FitProtocol, count: int, *, whole: bool = False) -> int:
-    """Return how many steps an epoch on so many samples takes, perhaps on whole minibatches alone."""
+    """Return the steps of an epoch on ``count`` samples; ``whole`` drops a last, smaller minibatch."""
     visits, size = visits_and_size(protocol, count, whole=whole)
     return protocol.passes * math.ceil(visits / size)
 
 
 def visits_and_size(protocol: FitProtocol, count: int, *, whole: bool = False) -> tuple[int, int]:
-    """Return how many of so many samples a pass over them draws, and how many a minibatch has."""
+    """Return how many of ``count`` samples a pass draws, and the size of its minibatches."""
     visits = count if protocol.visits is None else min(protocol.visits, count)
     size = visits if protocol.batch is None else min(protocol.batch, visits)
     return visits - visits % size if whole else visits, size
 
 
 def decay_epochs(protocol: FitProtocol) -> set[int]:
-    """Return the epochs in which a protocol's rate steps down."""
+    """Return the epochs at whose start the rate decays."""
     return {int(protocol.epochs * fraction) for fraction in protocol.decay_at}

@@ -1,4 +1,4 @@
-"""Norms that reverse over forward mode differentiates rightly."""
+"""Norms with correct derivatives in reverse over forward mode."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,19 +10,18 @@ from torch.overrides import TorchFunctionMode
 
 
 class ExactNorms(TorchFunctionMode):
-    """Meanwhile layer, batch and instance norms are computed by group norms.
+    """Within this context layer, batch and instance norms are computed by group norms.
 
-    Torch's forward-mode derivatives of these three read the mean and the deviation that the layer has computed, and
-    reverse mode takes both for constants there: the gradient of a directional derivative is wrong by a third. That of
-    a group norm is right. Running statistics stay as they are, since what moves them is the training step itself, not
-    the derivatives that are taken of it.
+    torch's forward-mode derivatives of these three read the mean and the deviation that the layer has computed, and
+    reverse mode treats both as constants: the gradient of a directional derivative is wrong by a third. Group norms are
+    right. Running statistics stay as they are, since only the training step updates them, not its derivatives.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        found: Callable[..., Any] = BY_GROUPS.get(func, func)
-        return found(*args, **(kwargs or {}))
+        function: Callable[..., Any] = BY_GROUPS.get(func, func)
+        return function(*args, **(kwargs or {}))
 
 
 def layer_norm(
@@ -32,7 +31,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return ``F.layer_norm`` as the group norm of rows of one channel."""
+    """Compute ``F.layer_norm`` as the group norm of rows of one channel."""
     output = F.group_norm(input.reshape(-1, 1, math.prod(normalized_shape)), 1, eps=eps).view(input.shape)
     output = output if weight is None else output * weight
     return output if bias is None else output + bias
@@ -48,7 +47,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return ``F.batch_norm``, in training as the group norm of one sample that holds all."""
+    """Compute ``F.batch_norm``; in training as the group norm of one sample that contains the whole batch."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     channels = input.transpose(0, 1)
@@ -66,7 +65,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return ``F.instance_norm``, where it reads its input's statistics as the group norm of single channels."""
+    """Compute ``F.instance_norm``; if it uses its input's statistics, as the group norm of single channels."""
     if not use_input_stats:
         return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     return F.group_norm(input, input.shape[1], weight, bias, eps)

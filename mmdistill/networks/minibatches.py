@@ -12,10 +12,10 @@ from mmdistill.task import Batch, map_inputs, num_samples
 
 
 class Order(NamedTuple):
-    """Which samples each step sees.
+    """The samples of each step.
 
     Shapes:
-        table ``(T, b)`` indices; present ``(T, b)``, 0 where the table only pads a short last minibatch.
+        table ``(T, b)`` indices; present ``(T, b)``, 1 for samples and 0 for the padding of a short minibatch.
     """
 
     table: Tensor
@@ -23,13 +23,15 @@ class Order(NamedTuple):
 
 
 def shuffled_order(draws: Draws, count: int, steps: int, batch: int) -> Order:
-    """Draw minibatches as epochs of permutations, the last of an epoch being shorter where b does not divide n."""
+    """Draw minibatches as epochs of permutations; the last one of an epoch is shorter if b does not divide n."""
     epochs = -(-steps // -(-count // batch))
     return _cut(draws.uniform(epochs, count).argsort(1), steps, batch)
 
 
 def fixed_order(count: int, steps: int, parts: int, device: torch.device) -> Order:
-    """Cycle through a fixed partition of the samples: part i holds i, i + parts, ..., so that class-major sets spread.
+    """Cycle through a fixed partition of the samples.
+
+    Part i holds samples i, i + parts, ..., which spreads the classes of a set sorted by class.
 
     Raises:
         ConfigError: more parts than samples.
@@ -44,13 +46,13 @@ def fixed_order(count: int, steps: int, parts: int, device: torch.device) -> Ord
 
 
 def drawn_sizes(count: int, steps: int, batch: int) -> list[int]:
-    """Return how many samples each minibatch of :func:`shuffled_order` has, which its table fills up to one size."""
+    """Return the number of samples in each minibatch of :func:`shuffled_order`, without padding."""
     epoch = [batch] * (count // batch) + ([count % batch] if count % batch else [])
     return [epoch[step % len(epoch)] for step in range(steps)]
 
 
 def part_sizes(count: int, steps: int, parts: int) -> list[int]:
-    """Return how many samples each part of :func:`fixed_order` has, step by step."""
+    """Return the number of samples in each minibatch of :func:`fixed_order`, without padding."""
     return [-(-(count - step % parts) // parts) for step in range(steps)]
 
 
@@ -70,7 +72,7 @@ def gather_steps(syn: Batch, order: Order) -> Batch:
     Shapes:
         Every tensor of the batch ``(n, ...)`` becomes ``(T, b, ...)``.
     Raises:
-        ConfigError: minibatches of inputs that are not one row per sample (the nodes and edges of a graph).
+        ConfigError: samples that share their inputs (the nodes and edges of a graph), which cannot be split.
     """
     if num_samples(syn.inputs) != syn.weight.shape[0]:
         raise ConfigError("these synthetic samples share their inputs, so every step must take the whole set")
@@ -86,18 +88,18 @@ def gather_steps(syn: Batch, order: Order) -> Batch:
 def repeat_steps(syn: Batch, steps: int) -> Batch:
     """Return the whole set as every step's batch, ``(T, n, ...)``, without copying it."""
 
-    def repeated(tensor: Tensor) -> Tensor:
+    def repeat(tensor: Tensor) -> Tensor:
         return tensor.expand(steps, *tensor.shape)
 
-    return Batch(map_inputs(repeated, syn.inputs), map_inputs(repeated, syn.targets), repeated(syn.weight))
+    return Batch(map_inputs(repeat, syn.inputs), map_inputs(repeat, syn.targets), repeat(syn.weight))
 
 
 class LearnedSteps(NamedTuple):
     """The training that a set was distilled for, step by step.
 
     Shapes:
-        batches: every tensor ``(T, b, ...)``; rates and sizes: T numbers, the latter of samples in each step's batch,
-        the rest of which are copies without weight.
+        batches: every tensor ``(T, b, ...)``; rates: T numbers; sizes: T numbers of samples in each step's batch, which
+        copies of weight 0 fill up to b.
     """
 
     batches: Batch
@@ -114,12 +116,12 @@ def useless_rates(learned: Mapping[str, Tensor]) -> list[float]:
 
 
 def carries_steps(learned: Mapping[str, Tensor]) -> bool:
-    """Return whether what was learned with a set are steps of its own: a rate for each, their order and momentum."""
+    """Return whether steps were learned with a set: a rate for each, their order and momentum."""
     return {"inner_lr", "inner_parts", "inner_momentum"} <= learned.keys() and learned["inner_lr"].ndim == 1
 
 
 def learned_steps(data: Batch, learned: Mapping[str, Tensor]) -> LearnedSteps | None:
-    """Return the steps that a set carries, or None where it carries none."""
+    """Return the steps that were learned with a set, or None if there are none."""
     if not carries_steps(learned):
         return None
     count, rates, parts = len(data.weight), learned["inner_lr"], int(learned["inner_parts"])

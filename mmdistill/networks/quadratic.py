@@ -1,4 +1,4 @@
-"""Linear systems of a symmetric positive definite operator that is only known by its products, solved in few steps."""
+"""Solvers of linear systems whose symmetric positive definite operator is known only by its products."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from mmdistill.errors import ConfigError
 from mmdistill.networks.update_rules import Adam
 
 Product = Callable[[Tensor], Tensor]
-"""From a vector to the operator's product with it."""
+"""Maps a vector to the operator's product with it."""
 
 
 @dataclass(frozen=True)
 class QuadraticSolver(ABC):
     r"""Takes a fixed number of steps from 0 towards the solution of :math:`A x = b`.
 
-    That is the minimum of :math:`\tfrac{1}{2} x^\top A x - b^\top x`. No step waits for a device to tell how near it
-    is.
+    The solution is the minimum of :math:`\tfrac{1}{2} x^\top A x - b^\top x`. No step reads the residual back, so none
+    waits for the device.
 
     Args:
         steps: products with A.
@@ -38,30 +38,30 @@ class QuadraticSolver(ABC):
         """Return x.
 
         Shapes:
-            the goal b is a vector ``(p,)``, as are what the product takes and gives, and x.
+            goal (b), x, and the product's argument and result are vectors ``(p,)``.
         """
 
 
 @dataclass(frozen=True)
 class ConjugateGradients(QuadraticSolver):
-    """Conjugate gradients: the best x that so many products reach, without a rate to choose.
+    """Conjugate gradients: the best x for a number of products, without a rate to choose.
 
     Source: Hestenes and Stiefel, 1952.
     """
 
     def solve(self, product: Product, goal: Tensor) -> Tensor:
-        """Return x; where it is found before the last step, later ones change nothing."""
+        """Return x; steps after convergence change nothing."""
         x, residual, direction = torch.zeros_like(goal), goal, goal
-        size = least = goal @ goal
-        least = least * torch.finfo(goal.dtype).eps ** 2
+        squared = goal @ goal
+        converged = squared * torch.finfo(goal.dtype).eps ** 2
         for _ in range(self.steps):
-            along = product(direction)
-            moves = size > least
-            length = torch.where(moves, size / (direction @ along), 0.0)
-            x, residual = x + length * direction, residual - length * along
-            left = residual @ residual
-            direction = residual + torch.where(moves, left / size, 0.0) * direction
-            size = left
+            image = product(direction)
+            moves = squared > converged
+            length = torch.where(moves, squared / (direction @ image), 0.0)
+            x, residual = x + length * direction, residual - length * image
+            new_squared = residual @ residual
+            direction = residual + torch.where(moves, new_squared / squared, 0.0) * direction
+            squared = new_squared
         return x
 
 
@@ -69,7 +69,7 @@ class ConjugateGradients(QuadraticSolver):
 class AdamDescent(QuadraticSolver):
     """Adam on the quadratic function, with moments that start at 0 in each solve.
 
-    Few steps of a small rate end far from the solution, and near 0: that is a regularisation of its own.
+    A few steps at a small rate end near 0 and far from the solution, which regularises it.
 
     Args:
         lr: Adam's rate, in the unit of x.

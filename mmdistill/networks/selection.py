@@ -1,4 +1,4 @@
-"""Which of the states that networks in training go through is returned: each network's best by validation data."""
+"""Selection of each network's best state in training by validation data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from mmdistill.task import NetworkState
 
 @dataclass(frozen=True)
 class Selection:
-    """Which state of each network is returned, chosen on validation data.
+    """How the state of each network that training returns is chosen on validation data.
 
     Args:
         score: scores stacked networks, ``(n,)``, higher is better.
         every: epochs between scores, see :func:`is_scored`.
     Raises:
-        ConfigError: no whole number of epochs.
+        ConfigError: ``every`` is not a whole number of at least 1.
     """
 
     score: Callable[[NetworkState], Tensor]
@@ -31,7 +31,7 @@ class Selection:
 
 
 def is_scored(done: int, epochs: int, every: int) -> bool:
-    """Return whether networks are scored after so many of their epochs: after each ``every``-th, and after the last."""
+    """Return whether networks are scored after ``done`` of ``epochs`` epochs: every ``every`` epochs and at the end."""
     return done % every == 0 or done == epochs
 
 
@@ -48,7 +48,7 @@ def better_of(best: Best | None, scores: Tensor, state: NetworkState) -> Best:
         return Best(scores, state.map(torch.clone))
     better = scores > best.scores
 
-    def choose(now: Tensor, then: Tensor) -> Tensor:
-        return torch.where(better.view(-1, *(1,) * (now.ndim - 1)), now, then)
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *(1,) * (new.ndim - 1)), new, old)
 
     return Best(choose(scores, best.scores), tree_map(choose, state, best.state))

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation of stacked networks, with a surrogate gap and adaptively.
+"""Sharpness-aware minimisation of stacked networks, optionally adaptive and with a surrogate gap.
 
 Sources: Foret et al., ICLR 2021; Zhuang et al., ICLR 2022 (gap); Kwon et al., ICML 2021 (adaptive).
 """
@@ -10,27 +10,27 @@ from mmdistill.task import NetworkState, Tensors
 
 
 def _norm(tensors: Tensors) -> Tensor:
-    """Return each stacked network's norm over all its tensors, whose square is never 0."""
+    """Return each stacked network's norm over all its tensors, clamped so that its square is never 0."""
     squares = torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors.values()]).sum(0)
     return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
-def _along(scale: Tensor, tensor: Tensor) -> Tensor:
-    """Return a stacked tensor with each network's part scaled by its own number."""
+def _scale_each(scale: Tensor, tensor: Tensor) -> Tensor:
+    """Scale each network's part of a stacked tensor by its own factor."""
     return scale.view(-1, *(1,) * (tensor.ndim - 1)) * tensor
 
 
 def uphill(state: NetworkState, gradients: Tensors, rho: float, adaptive: bool) -> NetworkState:
-    """Return stacked networks, each moved by rho up its own loss, measured in units of the parameters if adaptive."""
+    """Return stacked networks, each moved by rho up its own loss; adaptive distances are relative to parameters."""
     params = {name: p.detach() for name, p in state.params.items()}
     unit = {name: p.abs() if adaptive else torch.ones_like(p) for name, p in params.items()}
     scale = rho / _norm({name: unit[name] * gradient for name, gradient in gradients.items()})
-    moved = {name: p + _along(scale, unit[name].square() * gradients[name]) for name, p in params.items()}
-    return NetworkState(moved, state.buffers)
+    perturbed = {name: p + _scale_each(scale, unit[name].square() * gradients[name]) for name, p in params.items()}
+    return NetworkState(perturbed, state.buffers)
 
 
-def without_gap(moved: Tensors, here: Tensors, weight: float) -> Tensors:
-    """Return the moved networks' gradients minus that part of the original ones that is orthogonal to them."""
-    dot = torch.stack([(moved[name] * here[name]).flatten(1).sum(1) for name in moved]).sum(0)
-    shared = dot / _norm(moved).square()
-    return {name: g - weight * (here[name] - _along(shared, g)) for name, g in moved.items()}
+def without_gap(perturbed: Tensors, plain: Tensors, weight: float) -> Tensors:
+    """Return the perturbed networks' gradients minus ``weight`` times the part of the plain ones orthogonal to them."""
+    dot = torch.stack([(perturbed[name] * plain[name]).flatten(1).sum(1) for name in perturbed]).sum(0)
+    coefficient = dot / _norm(perturbed).square()
+    return {name: g - weight * (plain[name] - _scale_each(coefficient, g)) for name, g in perturbed.items()}

@@ -1,4 +1,4 @@
-"""Gradients of many networks at once, whose parameters are stacked along a leading axis."""
+"""Gradients of many networks at once, with parameters stacked along a leading axis."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,15 +14,15 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, take, under
 
 Mode = Literal["vmap", "loop"]
-"""How many networks train: all in one batched call, or one after the other with the memory of one."""
+"""How several networks train: all in one batched call, or one after the other with the memory of one."""
 Loss = Callable[[NetworkState, Batch, Tensors], tuple[Tensor, Tensors]]
 """``(state, batch, noise) -> (scalar loss, updated buffers)``; noise holds this network's own random tensors."""
 
 
 WORTH_CAPTURING = 50
-"""Steps from which capturing them on CUDA repays the few eager ones that it begins with."""
+"""Steps from which capturing them on CUDA repays the few eager calls before the capture."""
 WORTH_COMPILING = 200_000
-"""Steps of one network from which compiling them for CUDA, which takes half a minute, repays too."""
+"""Steps of one network from which compiling them for CUDA, which takes half a minute, pays off as well."""
 
 
 def stack_states(states: list[NetworkState]) -> NetworkState:
@@ -40,19 +40,28 @@ def state_at(state: NetworkState, index: int) -> NetworkState:
 
 
 def named(state: NetworkState) -> Tensors:
-    """Return all tensors of a state, by names that tell them apart: ``params.NAME`` and ``buffers.NAME``."""
+    """Return all tensors of a state by the names ``params.NAME`` and ``buffers.NAME``."""
     return {f"{kind}.{name}": t for kind, part in state._asdict().items() for name, t in part.items()}
 
 
 def state_of(tensors: Tensors) -> NetworkState:
-    """Return the state of tensors that are :func:`named`; what else is among them is left out."""
+    """Return the state whose tensors have the names of :func:`named`; other tensors are ignored."""
     return NetworkState(under("params.", tensors), under("buffers.", tensors))
 
 
 def stacked_gradients(
     loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool, mode: Mode
 ) -> tuple[Tensors, Tensors]:
-    """Return every network's parameter gradients and updated buffers, stacked."""
+    """Return every network's parameter gradients and updated buffers, stacked.
+
+    Args:
+        loss: see :data:`Loss`.
+        state: the stacked networks.
+        batch: one minibatch for all networks or, if ``batched``, one for each along a leading axis.
+        noise: each step's random tensors, with a leading axis of networks.
+        batched: whether each network has its own minibatch.
+        mode: see :data:`Mode`.
+    """
 
     def value(params: Tensors, buffers: Tensors, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         return loss(NetworkState(params, buffers), batch, noise)
@@ -63,43 +72,43 @@ def stacked_gradients(
         result: tuple[Tensors, Tensors] = torch.func.vmap(gradient, in_dims=dims)(*state, batch, noise)
         return result
 
-    def one(index: int) -> NetworkState:
+    def gradients_of(index: int) -> NetworkState:
         params, buffers = state_at(state, index)
         own_batch = take(batch, index) if batched else batch
         own_noise = {name: t[index] for name, t in noise.items()}
         return NetworkState(*gradients_beside(lambda leaves: value(leaves, buffers, own_batch, own_noise), params))
 
-    found = []
+    results = []
     with side_streams(batch.weight.device) as streams:
         for index in range(next(iter(state.params.values())).shape[0]):
             with next(streams):
-                found.append(one(index))
-    return stack_states(found)
+                results.append(gradients_of(index))
+    return stack_states(results)
 
 
 def operations_looped(loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool) -> int:
     """Return the floating-point operations of the first network's gradient."""
-    # Layers of torch write their running statistics in place, and counting must not train them.
+    # A copy: torch's norms update their running statistics in place, and counting must not change these.
     first = state.map(lambda t: t[:1].clone())
-    own = take(batch, slice(1)) if batched else batch
-    own_noise = {name: t[:1] for name, t in noise.items()}
-    return operations(lambda: stacked_gradients(loss, first, own, own_noise, batched, "loop"))[1]
+    first_batch = take(batch, slice(1)) if batched else batch
+    first_noise = {name: t[:1] for name, t in noise.items()}
+    return operations(lambda: stacked_gradients(loss, first, first_batch, first_noise, batched, "loop"))[1]
 
 
 def repays_looped(steps: int, networks: int, operations: int) -> bool:
-    """Return whether a CPU compiles a training in a loop of so many operations for each gradient of a network."""
+    """Return whether a CPU compiles a training in a loop, with ``operations`` for each gradient of one network."""
     return worth_compiling(float(steps) * networks * operations)
 
 
 class GradientEngine:
-    """Computes the gradients of all networks, one step after the other, by the fastest path that works.
+    """Computes the gradients of all networks, step by step, in the fastest way that works.
 
     Args:
         loss: see :data:`Loss`.
-        batched: whether each network has a minibatch of its own.
-        mode: how to compute them where no graph is captured.
+        batched: whether each network has its own minibatch.
+        mode: how to compute them if no graph is captured.
         pure: whether the loss is a pure function of tensors; others are neither compiled nor captured.
-        steps: of the whole training, which choose the path.
+        steps: steps of the whole training, which decide whether compiling and capturing pay.
     """
 
     def __init__(self, loss: Loss, batched: bool, mode: Mode, pure: bool, steps: int) -> None:
@@ -108,20 +117,20 @@ class GradientEngine:
         self._replay: Replay | None = None
 
     def _begin(self, state: NetworkState, batch: Batch, noise: Tensors) -> None:
-        """Choose the path, by the first step."""
+        """Choose whether to compile and capture, by the tensors of the first step."""
         if not self.pure:
             return
         steps, networks = self.steps, next(iter(state.params.values())).shape[0]
         if batch.weight.is_cuda:
-            repays = steps * networks >= WORTH_COMPILING
+            compiles = steps * networks >= WORTH_COMPILING
         else:
-            repays = self.mode == "loop" and repays_looped(
+            compiles = self.mode == "loop" and repays_looped(
                 steps, networks, operations_looped(self.loss, state, batch, noise, self.batched)
             )
-        if repays:
+        if compiles:
             self.loss = compiled_once(self.loss)
         if batch.weight.is_cuda and steps >= WORTH_CAPTURING:
-            self._replay = self._replayed()
+            self._replay = self._make_replay()
 
     def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
         """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""
@@ -129,18 +138,15 @@ class GradientEngine:
             self._begin(state, batch, noise)
             self._begun = True
         if self._replay is None or self._replay.failed:
-            return self._plain(state, batch, noise)
+            return stacked_gradients(self.loss, state, batch, noise, self.batched, self.mode)
         gradients, buffers = self._replay(key, (state, batch, noise))
         return gradients, {name: buffer.clone() for name, buffer in buffers.items()}
 
-    def _replayed(self, graph: Callable[[], Graph] = CudaGraph) -> Replay:
-        """Return the gradients in a graph, which does not refer to what keeps it: cycles are freed late."""
+    def _make_replay(self, graph: Callable[[], Graph] = CudaGraph) -> Replay:
+        """Return a replay of the gradients; its function does not refer to this engine, since cycles are freed late."""
         loss, batched = self.loss, self.batched
 
         def gradients(key: Draws, inputs: tuple[NetworkState, Batch, Tensors]) -> tuple[Tensors, Tensors]:
             return stacked_gradients(loss, *inputs, batched, "loop")
 
         return Replay(gradients, graph)
-
-    def _plain(self, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
-        return stacked_gradients(self.loss, state, batch, noise, self.batched, self.mode)

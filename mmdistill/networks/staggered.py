@@ -1,4 +1,4 @@
-"""A pool of networks at different points of their training on the synthetic set, one of which serves each step."""
+"""A pool of networks at different stages of training on the synthetic set; a random one serves each step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ class NetworkPool(NetworkSchedule):
     """Hold n networks; each outer step sees a random one, which then takes one Adam step on the synthetic set.
 
     A member that serves with a counter beyond ``max_age`` is redrawn instead of stepped. Member i starts with its
-    counter at ``i * max_age / n``, so that resets never fall together; nobody has trained before the first step. Both
-    as in the published implementation.
+    counter at ``i * max_age / n``, so that resets never coincide, although no member has trained before the first step.
+    Both are as in the published implementation.
 
-    All of the pool lies in the state's named tensors: for member i its parameters, buffers and both moments, and the
-    counters of all members, so that it is checkpointed like any schedule.
+    The state's named tensors hold the whole pool: each member's parameters, buffers and both moments, and the counters
+    of all members. So it is checkpointed like any schedule.
 
     Args:
         size: n.
-        max_age: the most that a member's counter may be for it to be stepped again.
+        max_age: the largest counter at which a member is stepped again.
         lr: Adam's learning rate.
-        batch: samples of the synthetic set per step; all where there are no more.
-        augment: augment them per sample.
+        batch: samples of the synthetic set per step; all if there are no more.
+        augment: augment these samples, each on its own.
 
     Raises:
         ConfigError: a number below 1, or a rate that is not positive.
@@ -63,14 +63,14 @@ class NetworkPool(NetworkSchedule):
         return ScheduleState(_network(member, pool), state.age, {**pool, MEMBER: torch.tensor(member)})
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Step the network that served, or redraw it at its age; the state then holds the pool alone.
+        """Step the network that served, or redraw it if it is too old; the returned state holds only the pool.
 
         Raises:
-            ConfigError: a state without the network that :meth:`fetch` gives it.
+            ConfigError: a state without the network that :meth:`fetch` returns.
         """
         pool = dict(state.memory)
         member = int(pool.pop(MEMBER))
-        ages = pool[AGES].cpu().clone()  # a checkpoint comes back to the device, where reading them would wait
+        ages = pool[AGES].cpu().clone()  # resuming puts them on the device, where each read would wait
         if state.network is None:
             raise ConfigError("a pool advances the network that it fetched")
         if int(ages[member]) > self.max_age:
@@ -80,17 +80,17 @@ class NetworkPool(NetworkSchedule):
             current, network = syn(), state.network
             for key in self.keys(draws):
                 ages[member] += 1
-                pool |= self._trained(task, pool, member, network, self.prepared(task, current), key)
+                pool |= self._train(task, pool, member, network, self.prepared(task, current), key)
                 network = _network(member, pool)
         pool[AGES] = ages
         return ScheduleState(None, state.age + 1, pool)
 
     def keys(self, draws: Draws) -> list[Draws]:
-        """Return the key of each step that a member takes when it has served; here one."""
+        """Return a key for each step that a member takes after serving; here one."""
         return [draws]
 
     def prepared(self, task: Task, syn: Batch) -> Batch:
-        """Return what members train on; here the set as it is."""
+        """Return the samples that members train on; here the synthetic set."""
         return syn
 
     def _first(self, task: Task, draws: Draws) -> Tensors:
@@ -100,7 +100,7 @@ class NetworkPool(NetworkSchedule):
             pool |= _fresh(index, task.init(draws.fold(index)))
         return pool
 
-    def _trained(
+    def _train(
         self, task: Task, pool: Tensors, member: int, network: NetworkState, syn: Batch, draws: Draws
     ) -> Tensors:
         """Return a member's tensors after one Adam step."""
@@ -116,15 +116,15 @@ class NetworkPool(NetworkSchedule):
 
 @dataclass(frozen=True)
 class BusyPool(NetworkPool):
-    """A pool whose members take several steps at a time: a number that is drawn, from 1 on.
+    """A pool whose members take a random number of steps after serving, from 1 to ``steps``.
 
     Args:
-        steps: the most.
-        join: what joins the set in training (its mirror images); None: nothing.
+        steps: the largest number.
+        join: adds samples to the set in training (its mirror images); None adds nothing.
     Raises:
         ConfigError: no steps.
-    Differs from: the published code draws all members alike at first, and redraws one as soon as it has reached its
-        age; here both are as in :class:`NetworkPool`.
+    Differs from: the published code starts all members at one age, and redraws a member as soon as it has reached the
+        largest; here both are as in :class:`NetworkPool`.
     Source: Loo et al., ICML 2023, published code.
     """
 
@@ -137,29 +137,29 @@ class BusyPool(NetworkPool):
             raise ConfigError(f"members of a pool take at least 1 step at a time, got {self.steps}")
 
     def keys(self, draws: Draws) -> list[Draws]:
-        """Return as many keys as are drawn."""
+        """Return a random number of keys."""
         count = 1 + draws.fold("count").index(self.steps)
         return [draws.fold(step) for step in range(count)]
 
     def prepared(self, task: Task, syn: Batch) -> Batch:
-        """Return the set with what joins it."""
+        """Return the synthetic set with the samples that ``join`` adds."""
         return syn if self.join is None else self.join(task, syn)
 
 
 def regression_loss(task: Task, state: NetworkState, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensors]:
-    """Return half the summed squared error per sample, averaged, and the moved buffers."""
+    """Return half the squared error summed over outputs and averaged over samples, and the updated buffers."""
     output = in_full(task.predict(state, batch.inputs, train=True, draws=draws)[0])
-    goal = regression_targets(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
-    return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), state.buffers
+    target = regression_targets(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
+    return weighted_mean(0.5 * (output - target).square().sum(1), batch.weight), state.buffers
 
 
 def _fresh(index: int, network: NetworkState) -> Tensors:
-    """Return a fresh member's tensors under its own names."""
+    """Return a fresh member's tensors by the pool's names."""
     return _named(index, network, adam_moments(network.params))
 
 
 def _named(index: int, network: NetworkState, moments: Tensors) -> Tensors:
-    """Return a member's tensors under its own names."""
+    """Return a member's tensors by the pool's names."""
     return {f"{index}.{name}": tensor for name, tensor in (moments | named(network)).items()}
 
 

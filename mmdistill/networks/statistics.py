@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, as networks need them whose gradients or features are matched."""
+"""Running statistics of batch norms for networks whose gradients or features are matched."""
 
 import torch
 from torch import Tensor
@@ -9,33 +9,33 @@ from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Task, Tensors, map_inputs, real_classes
 
 BY_CLASS = 16
-"""Real samples of each class that statistics are taken from, as DC has it."""
+"""Real samples of each class that statistics are taken from, as in DC."""
 
 
 def copied(tensors: Tensors) -> Tensors:
-    """Return copies, of what is moved in place: a network in training does so with the buffers that it is given."""
+    """Return copies of tensors, such as buffers, which a network in training updates in place."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def has_statistics(network: NetworkState) -> bool:
-    """Return whether a network has norms with running statistics, by torch's name for them."""
+    """Return whether a network has norms with running statistics, by torch's names for these."""
     return any(name.endswith("running_mean") for name in network.buffers)
 
 
 def settled_by_class(task: Task, module: FunctionalModule, network: NetworkState, draws: Draws) -> NetworkState:
-    """Return a network with the statistics of so many drawn real samples of each class in its batch norms."""
+    """Return a network whose batch norms have the statistics of ``BY_CLASS`` random real samples of each class."""
     if not has_statistics(network):
         return network
     real = real_classes(task, draws, torch.arange(task.num_classes or 1, device=task.device), BY_CLASS)
-    rows = _repeating(real.batch.weight)
+    rows = _repeat_over_padding(real.batch.weight)
     inputs = map_inputs(lambda tensor: tensor.flatten(0, 1)[rows], real.batch.inputs)
     return module.settled(network, inputs)
 
 
-def _repeating(weight: Tensor) -> Tensor:
-    """Return the rows of all classes' samples, in which those of a small class come again instead of what pads it.
+def _repeat_over_padding(weight: Tensor) -> Tensor:
+    """Return the rows of all classes' samples, with a small class's samples repeated in place of its padding.
 
-    Leaving the padding out would make the host wait for how much there is.
+    Leaving the padding out would make the host wait for its size.
 
     Shapes:
         weight ``(C, n)``, positive for samples and 0 for padding; returns ``(C n,)``.
@@ -49,11 +49,12 @@ def _repeating(weight: Tensor) -> Tensor:
 
 
 def with_real_statistics(task: Task, network: NetworkState, draws: Draws) -> NetworkState:
-    """Return a network that normalises by statistics of real samples, where its task has a way to take them.
+    """Return a network that normalises by statistics of real samples, if its task can compute these.
 
-    Synthetic samples are too few to normalise by, and an untrained network's running statistics are those of nothing.
+    Synthetic samples are too few to normalise by, and an untrained network's running statistics are arbitrary.
 
-    Differs from: DM's published code normalises either side by itself, all classes together, and IDC's each class.
+    Differs from: DM's published code normalises the real and the synthetic side separately, all classes together; IDC's
+    normalises each class separately.
     Source: Zhao et al., ICLR 2021, published code.
     """
     if not has_statistics(network) or not isinstance(task, Settles):

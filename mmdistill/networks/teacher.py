@@ -1,4 +1,4 @@
-"""Teachers: networks trained on the real data, whose predictions become the labels of synthetic samples (Sec. 3.5)."""
+"""Teachers: networks trained on the real data, which label synthetic samples (Sec. 3.5) or are inverted themselves."""
 
 from dataclasses import replace
 
@@ -10,20 +10,22 @@ from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import samples_at_once
 from mmdistill.networks.expert_recipe import PUBLISHED, ExpertRecipe
 from mmdistill.networks.experts import describe_experts, open_experts, serving_folder
+from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Task
 
 TRAINING = replace(PUBLISHED, momentum=0.9)
-"""Unlike experts, of whom the way matters, a teacher may take momentum and arrive sooner."""
+"""Momentum trains a teacher faster; experts go without, since their trajectories matter."""
 
 LABEL_BATCH = 512
 """Samples that a teacher labels at once, fewer of large images."""
 
 
 def trained_teacher(task: Task, epochs: int) -> NetworkState:
-    """Return a network that trained on the real data, from the cache folder where it is there already.
+    """Return a network trained on the real data, from the cache if it is there.
 
-    It depends on the data, the network and the epochs, not on the distillation's seed. Where the task was given a
-    teacher, it is a copy of that one, and the epochs are not read.
+    It depends on the data, the network and the epochs, not on the distillation's seed. If the task was given a teacher,
+    return a copy of that one; ``epochs`` are then ignored.
 
     Raises:
         ConfigError: no epoch.
@@ -35,7 +37,7 @@ def trained_teacher(task: Task, epochs: int) -> NetworkState:
 
 
 def describe_teacher(task: Task, epochs: int) -> str:
-    """Return in words where the network of :func:`trained_teacher` is, or that it will be trained, or was given.
+    """Describe in words where the network of :func:`trained_teacher` is, or that it will be trained or was given.
 
     Raises:
         ConfigError: no epoch.
@@ -54,15 +56,48 @@ def _recipe(epochs: int) -> ExpertRecipe:
 
 @torch.no_grad()
 def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs, temperature: float = 1.0) -> Tensor:
-    """Return a teacher's class probabilities for some samples, ``(n, C)``, some at a time.
+    """Return a teacher's class probabilities of samples, ``(n, C)``, computed in portions.
 
     Args:
         task: the task.
-        teacher: a network of its.
+        teacher: a network of the task.
         inputs: the samples.
-        temperature: by which logits are divided.
+        temperature: divides the logits.
 
     Source: Cui et al., ICML 2023, Sec. 3.3.
     """
     parts = torch.split(inputs, samples_at_once(LABEL_BATCH, inputs)) if isinstance(inputs, Tensor) else (inputs,)
     return torch.cat([(task.predict(teacher, part)[0] / temperature).softmax(-1) for part in parts])
+
+
+class TrainedNetwork(NetworkSchedule):
+    """Give all steps the network that :func:`trained_teacher` trains, with the statistics of its training.
+
+    The run's state keeps it, so that a resumed run continues with the same network.
+
+    Args:
+        epochs: epochs of training on the real data, the setting ``teacher_epochs``, as for a teacher that labels.
+    Raises:
+        ConfigError: no epoch.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        if epochs < 1:
+            raise ConfigError(f"a network that steps read trains for at least 1 epoch, got {epochs}")
+        self.epochs = epochs
+
+    def make_ready(self, task: Task) -> None:
+        """Train the network if it is not in the cache."""
+        trained_teacher(task, self.epochs)
+
+    def describe_teacher(self, task: Task) -> str:
+        """Describe in words where the network is, or that it will be trained."""
+        return describe_teacher(task, self.epochs)
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        """Return the network, whose batch norms keep the statistics of its training."""
+        return ScheduleState(trained_teacher(task, self.epochs), 0, {}) if state.network is None else state
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Keep the network."""
+        return state._replace(age=state.age + 1)

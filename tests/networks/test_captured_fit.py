@@ -38,7 +38,7 @@ def test_captured_training_equals_the_sequential_loop(protocol: FitProtocol, mon
     replays: list[Replay] = []
 
     def begin(self: stacked.GradientEngine, *args: object) -> None:
-        self._replay = self._replayed(RepeatedCall)
+        self._replay = self._make_replay(RepeatedCall)
         replays.append(self._replay)
 
     monkeypatch.setattr(stacked.GradientEngine, "_begin", begin)

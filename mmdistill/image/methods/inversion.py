@@ -12,7 +12,7 @@ from mmdistill.image.methods.family import Conditions, MethodFamily
 from mmdistill.labels import LabelKind
 from mmdistill.method import Configured, Method, Storage
 from mmdistill.networks.schedules import NetworkSchedule
-from mmdistill.networks.taught import TrainedNetwork
+from mmdistill.networks.teacher import TrainedNetwork
 from mmdistill.objectives.inversion import BatchNormInversion
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.bounded import Bounded

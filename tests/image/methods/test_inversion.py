@@ -12,8 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.methods.inversion import InversionSettings, Shaken, bounded_images
 from mmdistill.networks.schedules import EMPTY
-from mmdistill.networks.taught import TrainedNetwork
-from mmdistill.networks.teacher import soft_labels, trained_teacher
+from mmdistill.networks.teacher import TrainedNetwork, soft_labels, trained_teacher
 from mmdistill.parameterizations.bounded import Bounded
 from mmdistill.parameterizations.upsample import pixel_space
 from mmdistill.registry import get_method

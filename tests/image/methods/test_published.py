@@ -22,7 +22,7 @@ from mmdistill.networks.schedules import (
     UnreadNetwork,
 )
 from mmdistill.networks.staggered import BusyPool, NetworkPool
-from mmdistill.networks.taught import TrainedNetwork
+from mmdistill.networks.teacher import TrainedNetwork
 from mmdistill.networks.trajectories import InterpolatedExperts
 from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
 from mmdistill.objectives.attention import AttentionMatching
