@@ -9,7 +9,7 @@ from mmdistill.abilities import Embeds, Selects
 from mmdistill.allocation import available, require_members
 from mmdistill.choices import starts
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
-from mmdistill.execution.portions import filled, samples_at_once
+from mmdistill.execution.portions import concatenated, samples_at_once
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.rules import chosen_by, craig, members_of, random_subset
@@ -74,7 +74,7 @@ def _embed(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
             yield layer
 
     with torch.no_grad():
-        return filled(layers(), len(indices))
+        return concatenated(layers(), len(indices))
 
 
 def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Te
         embedding = _embed(task, network, rows)
         with torch.no_grad():
             batches = (task.select(part).inputs for part in chunks(task, rows))
-            probabilities = filled((task.predict(network, inputs)[0].softmax(1) for inputs in batches), len(rows))
+            probabilities = concatenated((task.predict(network, inputs)[0].softmax(1) for inputs in batches), len(rows))
     device = probabilities.device
     probabilities[torch.arange(len(probabilities), device=device), labels.to(device)] -= 1  # in place: may be large
     return probabilities, embedding

@@ -20,7 +20,7 @@ from mmdistill.coresets import (
     train_briefly,
 )
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
-from mmdistill.execution.portions import filled
+from mmdistill.execution.portions import concatenated
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.rules import RULES, chosen_by, craig, herding, k_center, k_means, k_means_nearest
 from mmdistill.runtime import Draws
@@ -194,13 +194,13 @@ def test_of_large_embeddings_one_class_is_held_at_a_time(kind: str, monkeypatch:
 
     def noted(parts: Iterator[Tensor], n: int) -> Tensor:
         rows.append(n)
-        return filled(parts, n)
+        return concatenated(parts, n)
 
     def both() -> tuple[Tensor, Tensor]:
         return choose_samples(task, kind, counts, Draws(0)), choose_start(task, kind, counts, Draws(0), most=29)
 
     expected = both()
-    monkeypatch.setattr(coresets, "filled", noted)
+    monkeypatch.setattr(coresets, "concatenated", noted)
     monkeypatch.setattr(coresets, "EMBEDDED_MOST", 87 * 8 - 1)
     assert all(torch.equal(a, b) for a, b in zip(both(), expected, strict=True))
     assert max(rows) == 30
@@ -217,8 +217,8 @@ def test_parts_of_an_embedding_are_not_held_beside_the_whole() -> None:
             yield part
             del part
 
-    assert filled(parts(), 10)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert filled(parts(), 2)[0, 0] == 0
+    assert concatenated(parts(), 10)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert concatenated(parts(), 2)[0, 0] == 0
 
 
 def test_a_start_is_chosen_among_drawn_candidates_of_large_classes() -> None:

@@ -183,7 +183,7 @@ def test_judges_that_are_replayed_are_seen_and_their_graphs_let_go(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def begin(engine: GradientEngine, *inputs: Any) -> None:
-        engine._replay = engine._replayed(RepeatedCall)
+        engine._replay = engine._make_replay(RepeatedCall)
 
     monkeypatch.setattr(GradientEngine, "_begin", begin)
     task = gpu.speed.make_task((3, 8, 8), 4, 16, torch.device("cpu"))

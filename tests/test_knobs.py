@@ -177,7 +177,7 @@ def test_products_mix_with_what_the_user_chose_by_torchs_newer_names(place: str 
 
 
 def test_the_formats_of_a_step_are_set_where_others_were_and_are_heard_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdistill.execution.precision._unheard", {"read", "set"})
+    monkeypatch.setattr("mmdistill.execution.precision._not_yet_warned", {"read", "set"})
     changed: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", changed.append)
     registry: dict[Any, Any] = {}

@@ -1,1 +1,1 @@
-"""How tensors are computed on a machine: devices' memory, number formats, compiling, capturing, several processes."""
+"""How tensors are computed: memory, number formats, compiling, capturing in CUDA graphs, several processes."""

@@ -1,4 +1,4 @@
-"""Memory that a process has freed: kept for its next tensors while public calls run, and then given back."""
+"""Freed memory of the process: kept for its next tensors while public calls run, then returned to the kernel."""
 
 import ctypes
 import functools
@@ -7,15 +7,15 @@ import time
 from mmdistill.execution.isolation import at_last
 
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
-"""glibc's names for two settings of its allocator, from malloc.h."""
+"""The numbers of two settings of glibc's allocator, from malloc.h."""
 ADJUSTED = 32 << 20
-"""The size of blocks, in bytes, up to which glibc by itself comes to keep what is freed, where large ones are."""
+"""The block size in bytes below which glibc keeps freed memory once it has adjusted itself to large blocks."""
 WORTH_TRIMMING = 1.0
-"""Seconds of a call from which all that is free goes back at once, which takes a fifth of one on a large heap."""
+"""Seconds of a call from which free memory is returned at once, which takes .2 s on a large heap."""
 
 
 class _Allocator:
-    """Whether glibc keeps what is freed, as :func:`keep_freed_memory` has it."""
+    """Whether glibc keeps freed memory, as :func:`keep_freed_memory` sets it."""
 
     keeps = False
 
@@ -23,10 +23,10 @@ class _Allocator:
 def keep_freed_memory() -> None:
     """Let this process keep freed memory for its next tensors, instead of returning it to the kernel each time.
 
-    A step on the CPU allocates the same tensors over and over. By default glibc maps every large one afresh, and the
-    kernel clears its pages first, which takes up to half of a step. Nothing happens without glibc.
+    A step on the CPU allocates the same tensors over and over. By default glibc maps every large one anew, and the
+    kernel clears its pages first, which takes up to half of a step. Without glibc this does nothing.
 
-    It ends with the outermost public call, so that a host has its memory back.
+    The setting ends with the outermost public call, which returns the memory.
     """
     if _Allocator.keeps:
         return
@@ -35,17 +35,17 @@ def keep_freed_memory() -> None:
     except OSError:
         return
     if not libc.mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30):
-        libc.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)  # the most that older ones take
+        libc.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)  # the largest value that older versions accept
     libc.mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
     _Allocator.keeps = True
     at_last(functools.partial(_return_freed_memory, libc, time.monotonic()))
 
 
 def _return_freed_memory(libc: ctypes.CDLL, began: float) -> None:
-    """Give memory back to the kernel, now and whenever much of it is freed.
+    """Return freed memory to the kernel, now (after a long call) and later whenever much of it is free.
 
-    Thresholds that have been set no longer adjust themselves, so they get the values that they come to in a program of
-    large tensors; with those that they begin with, 128 KiB, each tensor of a host would be mapped afresh from now on.
+    Thresholds that were set once no longer adjust themselves. So they get the values to which glibc adjusts them in a
+    program of large tensors; with its initial ones, 128 KiB, each later tensor of the host would be mapped anew.
     """
     libc.mallopt(MALLOC_MMAP_THRESHOLD, ADJUSTED)
     libc.mallopt(MALLOC_TRIM_THRESHOLD, 2 * ADJUSTED)

@@ -1,4 +1,4 @@
-"""When and how functions of tensors are compiled: fixed shapes, and only where it repays the compiler's time."""
+"""When and how functions of tensors are compiled: for fixed shapes, and only if it saves more time than it takes."""
 
 import functools
 import os
@@ -32,23 +32,23 @@ WORTH_OPERATIONS = 2e12
 
 
 SHAPES = 8
-"""Input shapes that one function is compiled for; further ones run eager, so that no run compiles for ever."""
+"""Input shapes that one function is compiled for; further ones run eagerly, to bound the time of compiling."""
 DYNAMO_LIMIT = 256
-"""Programs that torch itself allows of one function; the functions of several tasks count together there."""
+"""torch's own limit of programs per function, which the functions of several tasks share."""
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class Program(Generic[P, R]):
-    """A function that is compiled for each input shape when it is first called with it.
+    """A function that is compiled for each input shape at the first call with that shape.
 
-    Where compiling fails, or after too many shapes, it stays as it is, with one warning that says why.
+    If compiling fails, or after too many shapes, it stays eager, with one warning that says why.
 
     Args:
         function: a function of tensors.
 
     Attributes:
-        seconds: that first calls took, which is nearly all compiling; 0 where that failed.
+        seconds: the time of first calls, nearly all of it compiling; 0 if compiling failed.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
@@ -62,25 +62,25 @@ class Program(Generic[P, R]):
         self._full = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the compiled function, or the plain one where that is not possible."""
+        """Call the compiled function, or the plain one if that is not possible."""
         if self.broken:
             return self.function(*args, **kwargs)
         _prepare_compiler()
-        kind = _kind(args, kwargs)
-        if kind in self._seen:
+        signature = _signature(args, kwargs)
+        if signature in self._seen:
             return self._program(*args, **kwargs)
         if len(self._seen) >= SHAPES:
             if not self._full:
                 self._full = True
                 warnings.warn(f"inputs came in more than {SHAPES} shapes; further ones stay eager", MmdistillWarning, 2)
             return self.function(*args, **kwargs)
-        return self._first(kind, *args, **kwargs)
+        return self._call_first(signature, *args, **kwargs)
 
-    def _first(self, kind: object, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Compile for a new kind of input, with the time taken."""
+    def _call_first(self, signature: object, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Compile for a new signature of inputs, and add the time taken to ``seconds``."""
         began = time.perf_counter()
         try:
-            with _backward_at_once():
+            with _compile_backward_at_once():
                 result = self._program(*args, **kwargs)
         except (RuntimeError, ImportError, OSError) as error:
             if exhausted(error):
@@ -89,47 +89,47 @@ class Program(Generic[P, R]):
             reason = str(error).strip().split("\n", 1)[0]
             warnings.warn(f"compiling failed, this function stays eager: {reason}", MmdistillWarning, 3)
             return self.function(*args, **kwargs)
-        self._seen.add(kind)
+        self._seen.add(signature)
         self.seconds += time.perf_counter() - began
         return result
 
 
 def compiled_once(function: Callable[P, R]) -> Program[P, R]:
-    """Return a function compiled, the same program each time, which the function keeps and takes with it.
+    """Return the program of a function, which is made once and kept as an attribute of the function.
 
-    Of a method or another callable, which have no place of their own for it, each call makes a new one.
+    Methods and other callables have no such attributes, so each call makes a new program for them.
     """
     if not isinstance(function, FunctionType):
         return Program(function)
-    kept = vars(function)
-    if "program" not in kept:
-        kept["program"] = Program(function)
-    program: Program[P, R] = kept["program"]
+    attributes = vars(function)
+    if "program" not in attributes:
+        attributes["program"] = Program(function)
+    program: Program[P, R] = attributes["program"]
     return program
 
 
-def _kind(args: object, kwargs: object) -> object:
-    """Return what a program is compiled for: shapes, types, and what is differentiated."""
+def _signature(args: object, kwargs: object) -> object:
+    """Return what a program is compiled for: modes, and the shapes, types and differentiability of tensors."""
     modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"), torch.is_autocast_enabled("cpu")
-    found: list[object] = [modes]
-    _note_leaves((args, kwargs), found)
-    return tuple(found)
+    entries: list[object] = [modes]
+    _append_leaves((args, kwargs), entries)
+    return tuple(entries)
 
 
-def _note_leaves(tree: object, found: list[object]) -> None:
-    """Append what each leaf of nested dicts and tuples is compiled for, in a fifth of the time of torch's own walk."""
+def _append_leaves(tree: object, entries: list[object]) -> None:
+    """Append an entry for each leaf of nested dicts, tuples and lists; five times as fast as torch's pytree."""
     if isinstance(tree, Tensor):
-        found.append((tree.shape, tree.dtype, tree.requires_grad))
+        entries.append((tree.shape, tree.dtype, tree.requires_grad))
     elif isinstance(tree, dict | tuple | list):
         for part in tree.values() if isinstance(tree, dict) else tree:
-            _note_leaves(part, found)
+            _append_leaves(part, entries)
     else:
-        found.append(None)
+        entries.append(None)
 
 
 @contextmanager
-def _backward_at_once() -> Iterator[None]:
-    """Compile the backward with its forward, where a failure leaves the function eager, not in the first backward."""
+def _compile_backward_at_once() -> Iterator[None]:
+    """Within this context compile the backward pass with the forward pass, so that its failure is caught there too."""
     from torch._functorch import config
 
     name = "force_non_lazy_backward_lowering"
@@ -138,38 +138,38 @@ def _backward_at_once() -> Iterator[None]:
 
 
 def _prepare_compiler() -> None:
-    """Let programs of many shapes compile, and keep what is compiled; the host's settings come back with the call."""
+    """Raise torch's limit of programs and set the cache folder, until the public call ends."""
     import torch._dynamo.config as limits  # takes a second
 
-    if (before := limits.recompile_limit) < DYNAMO_LIMIT:  # newer torch keeps it for each thread, older ones for all
+    if (before := limits.recompile_limit) < DYNAMO_LIMIT:  # newer torch keeps the limit per thread, older per process
         limits.recompile_limit = DYNAMO_LIMIT
         at_last_here(lambda: setattr(limits, "recompile_limit", before))
     _Folder.prepare()
 
 
 class _Folder:
-    """Where this process keeps compiled code while public calls run, and where its host did."""
+    """The folder of compiled code while public calls run, and the host's own setting before."""
 
     ready = False
     _before: str | None
 
     @classmethod
     def prepare(cls) -> None:
-        """Keep compiled code in the user's cache folder, unless the user says where."""
+        """Keep compiled code in the cache folder, unless the user has set another one."""
         if cls.ready:
             return
         cls._before = os.environ.get(CACHE_VARIABLE)
-        if cls._before is None or cls._before == _torchs_folder():  # which torch writes into the variable
+        if cls._before is None or cls._before == _torch_default_folder():  # torch itself sets the variable to that
             try:
-                os.environ[CACHE_VARIABLE] = str(_writable(cache_folder() / "compiled"))
+                os.environ[CACHE_VARIABLE] = str(_make_writable(cache_folder() / "compiled"))
             except (ConfigError, OSError) as error:
                 warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", MmdistillWarning, 4)
         cls.ready = True
-        at_last(cls._give_back)
+        at_last(cls._restore)
 
     @classmethod
-    def _give_back(cls) -> None:
-        """Let the host compile as before; what has been compiled here is found again, for it does not depend on it."""
+    def _restore(cls) -> None:
+        """Restore the host's setting; compiled code stays valid, since it does not depend on the variable."""
         if cls._before is None:
             os.environ.pop(CACHE_VARIABLE, None)
         else:
@@ -177,21 +177,21 @@ class _Folder:
         cls.ready = False
 
 
-def _torchs_folder() -> str | None:
-    """Return the temporary folder where torch keeps compiled code by itself; None where it cannot tell."""
+def _torch_default_folder() -> str | None:
+    """Return the temporary folder where torch keeps compiled code by default; None if it cannot tell."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     try:
         return default_cache_dir()
-    except (KeyError, OSError):  # older versions, of a user without a name, as in containers
+    except (KeyError, OSError):  # older versions, for a user without a name, as in containers
         return None
 
 
-def _writable(folder: Path) -> Path:
-    """Return a folder that can be written into, made where it is missing.
+def _make_writable(folder: Path) -> Path:
+    """Make a folder if it is missing, check that it can be written into, and return it.
 
     Raises:
-        OSError: it cannot be made or written into.
+        OSError: the folder cannot be made or written into.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder):
@@ -199,20 +199,20 @@ def _writable(folder: Path) -> Path:
 
 
 def has_compiler() -> bool:
-    """Return whether a C++ compiler, without which torch compiles nothing for the CPU, is there."""
+    """Return whether there is a C++ compiler, which torch needs to compile for the CPU."""
     chosen = os.environ.get("CXX")
     return any(shutil.which(name) for name in ([chosen] if chosen else ["c++", "g++", "clang++", "cl"]))
 
 
 def worth_compiling(total: float) -> bool:
-    """Return whether so many operations on the CPU repay compiling; the same each time for one number of threads."""
+    """Return whether compiling pays for ``total`` operations on the CPU, a function of the number of threads only."""
     return total >= WORTH_OPERATIONS * torch.get_num_threads() and has_compiler()
 
 
-_resting = ContextVar("resting", default=False)
-"""Whether this thread's operations count for nothing: see :func:`uncounted`."""
+_not_counting = ContextVar("not_counting", default=False)
+"""Whether this thread's operations are left out of counts: see :func:`uncounted`."""
 _tracing = ContextVar("tracing", default=False)
-"""Whether what this thread computes is recorded to be compiled: see :func:`tracing`."""
+"""Whether this thread's operations are traced to be compiled: see :func:`tracing`."""
 
 
 class _Counter(TorchDispatchMode):
@@ -228,14 +228,14 @@ class _Counter(TorchDispatchMode):
         """Run an operator and count it."""
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
-        if count is not None and not _resting.get():
+        if count is not None and not _not_counting.get():
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Have layers take the forms that compile well: what runs meanwhile is recorded, to be compiled."""
+    """Within this context operations are traced to be compiled, so layers take the forms that compile well."""
     token = _tracing.set(True)
     try:
         yield
@@ -244,24 +244,24 @@ def tracing() -> Iterator[None]:
 
 
 def is_compiling() -> bool:
-    """Return whether what runs is being compiled, by torch itself or from what is :func:`recorded <tracing>` of it."""
+    """Return whether the running code is being compiled by torch, or traced to be compiled (:func:`tracing`)."""
     return torch.compiler.is_compiling() or _tracing.get()
 
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """Let :func:`operations` leave out what is done meanwhile, which a run does once and not in every step."""
-    token = _resting.set(True)
+    """Within this context :func:`operations` counts nothing, for work that a run does once and not in every step."""
+    token = _not_counting.set(True)
     try:
         yield
     finally:
-        _resting.reset(token)
+        _not_counting.reset(token)
 
 
 def operations(call: Callable[[], R]) -> tuple[R, int]:
-    """Return what a call returns, and the floating-point operations of its matrix products and convolutions.
+    """Return a call's result and the floating-point operations of its matrix products and convolutions.
 
-    Torch's own counter follows modules by hooks that ``torch.autograd.grad`` cannot pass; this one follows none.
+    torch's own counter follows modules by hooks, which ``torch.autograd.grad`` cannot pass; this one uses no hooks.
     """
     with _Counter() as counter:
         result = call()

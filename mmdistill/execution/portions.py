@@ -1,6 +1,6 @@
-"""Losses with their gradients, and features without, in portions: of batches by samples, of classes by class.
+"""Losses with their gradients, and features without gradients, computed in portions of samples or of classes.
 
-Also how many samples are read together where nothing but memory and speed depends on it.
+Also the number of samples that are computed at once where only memory and speed depend on it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,25 +16,25 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors, take
 BatchLoss = Callable[[Tensors, Batch], Tensor]
 """``(params, batch) -> scalar``, the weighted mean over the batch's samples."""
 ClassTerm = Callable[[ClassBatch, slice], Tensor]
-"""``(some classes, which they are) -> scalar``, the sum of a term of each."""
+"""``(batch of some classes, their slice) -> scalar``, the sum of a term of each class."""
 
 CACHED = 65_536
-"""Numbers of inputs that a CPU takes through a network at once for their features (about 80 images of 28 x 28)."""
+"""Input elements that a CPU takes through a network at once without a graph (about 80 images of 28 x 28)."""
 DIFFERENTIATED = 32_768
-"""Numbers of inputs that a CPU takes through a network at once where it keeps a graph (about 40 images of 28 x 28)."""
+"""Input elements that a CPU takes through a network at once with a graph (about 40 images of 28 x 28)."""
 
 LARGE = 3 * 64 * 64
-"""Numbers of an image from which fewer of them go together than of smaller ones."""
+"""Elements of an image above which fewer samples are computed at once."""
 
 
 def samples_at_once(usual: int, inputs: Inputs) -> int:
-    """Return how many samples are read together: as many as usual, of large images as many as hold as many numbers.
+    """Return how many samples to compute at once: ``usual``, or fewer of images larger than 3 x 64 x 64.
 
-    So memory is bounded by what images of 3 x 64 x 64 take, and those of up to this size go together as ever.
+    So memory is bounded by that of ``usual`` images of 3 x 64 x 64.
 
     Args:
-        usual: samples where they are not large.
-        inputs: one sample or more; what is no tensor of images goes together as usual.
+        usual: the number for samples that are not large.
+        inputs: one sample or more; anything but a tensor of images gets the usual number.
     """
     if not isinstance(inputs, Tensor) or inputs.ndim != 4:
         return usual
@@ -42,19 +42,19 @@ def samples_at_once(usual: int, inputs: Inputs) -> int:
 
 
 def with_gradients(value: Tensor, sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Return a scalar that is differentiable once, by gradients that were computed beside it.
+    """Return a scalar with the given gradients attached; it is differentiable once.
 
     Args:
         value: the scalar.
-        sources: what it depends on.
-        gradients: its gradient with respect to each.
+        sources: the tensors that it depends on.
+        gradients: its gradient with respect to each source.
     """
-    result: Tensor = _Known.apply(value, len(sources), *sources, *gradients)  # type: ignore[no-untyped-call]
+    result: Tensor = _WithGradients.apply(value, len(sources), *sources, *gradients)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Known(torch.autograd.Function):
-    """A scalar whose gradients are known."""
+class _WithGradients(torch.autograd.Function):
+    """A scalar with precomputed gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, count: int, *tensors: Tensor) -> Tensor:
@@ -69,20 +69,20 @@ class _Known(torch.autograd.Function):
 
 
 def weighted_portions(weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the rows of each portion with its share of the weights, a scalar; where no sample counts, all at once.
+    """Yield the rows of each portion with its share of the weights, a scalar; one portion if all weights are 0.
 
-    The mean over a portion of which no sample counts is none, and must not be taken: its share is 0.
+    A portion whose weights are all 0 has share 0. Its weighted mean is 0 / 0, so it must not be computed.
 
     Args:
-        weight: of each sample.
+        weight: the samples' weights.
         size: samples in a portion; 0: all.
     """
-    if not 0 < size < len(weight) or not (whole := weight.sum()) > 0:
+    if not 0 < size < len(weight) or not (total := weight.sum()) > 0:
         yield slice(None), weight.new_ones(())
         return
     for start in range(0, len(weight), size):
         rows = slice(start, start + size)
-        yield rows, weight[rows].sum() / whole
+        yield rows, weight[rows].sum() / total
 
 
 def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: int | None = None) -> Tensor:
@@ -92,14 +92,14 @@ def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: in
 
     .. math:: \ell = \sum_p W_p \ell_p / \sum_p W_p, \quad \nabla \ell = \sum_p W_p \nabla \ell_p / \sum_p W_p
 
-    The gradient is taken along with the value, so no more than the graph of one portion is ever kept. On other devices
-    than a CPU, and of inputs that are not one tensor of a row per sample, the whole batch is one portion.
+    The gradient is computed along with the value, so only the graph of one portion is kept at a time. The whole batch
+    is one portion on other devices than a CPU, or if inputs are not one tensor with a row per sample.
 
     Args:
-        loss: of a part of the batch; samples must not depend on each other, as they do under batch norms.
+        loss: the loss of a part of the batch; samples must be independent, which batch norms violate.
         params: the parameters.
         batch: the samples.
-        numbers: of inputs in one portion, at most, but for a single sample of more; None: :data:`DIFFERENTIATED`.
+        numbers: input elements in one portion at most, unless one sample has more; None: :data:`DIFFERENTIATED`.
     """
     inputs = batch.inputs
     if not isinstance(inputs, Tensor) or inputs.device.type != "cpu" or len(inputs) != len(batch.weight):
@@ -107,70 +107,69 @@ def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: in
     portions = min(-(-inputs.numel() // (numbers or DIFFERENTIATED)), len(inputs))
     if portions < 2:
         return loss(params, batch)
-    wanted = [name for name, tensor in params.items() if tensor.requires_grad and torch.is_grad_enabled()]
-    leaves = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in params.items()}
-    value, gradients = batch.weight.new_zeros(()), [torch.zeros_like(params[name]) for name in wanted]
+    learned = [name for name, tensor in params.items() if tensor.requires_grad and torch.is_grad_enabled()]
+    leaves = {name: tensor.detach().requires_grad_(name in learned) for name, tensor in params.items()}
+    value, totals = batch.weight.new_zeros(()), [torch.zeros_like(params[name]) for name in learned]
     for rows, share in weighted_portions(batch.weight, -(-len(inputs) // portions)):
         if not share > 0:
             continue
-        one = loss(leaves, take(batch, rows)) * share
-        value = value + one.detach()
-        if wanted:
-            found = torch.autograd.grad(one, [leaves[name] for name in wanted], materialize_grads=True)
-            for total, own in zip(gradients, found, strict=True):
-                total += own
-    return with_gradients(value, [params[name] for name in wanted], gradients)
+        portion_loss = loss(leaves, take(batch, rows)) * share
+        value = value + portion_loss.detach()
+        if learned:
+            gradients = torch.autograd.grad(portion_loss, [leaves[name] for name in learned], materialize_grads=True)
+            for total, gradient in zip(totals, gradients, strict=True):
+                total += gradient
+    return with_gradients(value, [params[name] for name in learned], totals)
 
 
 def features_by_portions(features: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
-    """Return each sample's features without a graph, at the memory of one portion's layers on a CPU.
+    """Return each sample's features without a graph, on a CPU with the memory of one portion's layers.
 
     Args:
-        features: of some samples, one row each.
-        inputs: the samples; those that are not one tensor are taken together.
+        features: computes the features of some samples, one row each.
+        inputs: the samples; inputs that are not one tensor are one portion.
     """
     with torch.no_grad():
         if not isinstance(inputs, Tensor) or inputs.device.type != "cpu" or not len(inputs):
             return features(inputs)
-        size = _even(len(inputs), max(CACHED * len(inputs) // max(inputs.numel(), 1), 1))
-        return filled((features(part) for part in torch.split(inputs, size)), len(inputs))
+        size = _even_size(len(inputs), max(CACHED * len(inputs) // max(inputs.numel(), 1), 1))
+        return concatenated((features(part) for part in torch.split(inputs, size)), len(inputs))
 
 
-def filled(parts: Iterable[Tensor], rows: int) -> Tensor:
-    """Return parts one below the other, of which no more than one is held beside the whole.
+def concatenated(parts: Iterable[Tensor], rows: int) -> Tensor:
+    """Concatenate an iterator of row blocks into a preallocated tensor, so that only one block is held beside it.
 
     Args:
-        parts: tensors of some rows each, one after the other, that nothing differentiates.
-        rows: of all of them.
+        parts: tensors of some rows each, without graphs.
+        rows: the number of all rows.
     """
-    whole, start = None, 0
+    result, start = None, 0
     for part in parts:
         if len(part) == rows:
             return part
-        whole = part.new_empty(rows, *part.shape[1:]) if whole is None else whole
-        whole[start : start + len(part)] = part
+        result = part.new_empty(rows, *part.shape[1:]) if result is None else result
+        result[start : start + len(part)] = part
         start += len(part)
-    return torch.empty(0) if whole is None else whole
+    return torch.empty(0) if result is None else result
 
 
-def _even(total: int, largest: int) -> int:
-    """Return the largest size of equal portions, which compiled functions like, or if there is none near, the largest.
+def _even_size(total: int, largest: int) -> int:
+    """Return the largest size above half of ``largest`` that divides ``total``, or ``largest`` if there is none.
 
-    A size of less than half of the largest is not near.
+    Compiled functions are faster on portions of one size.
     """
     sizes = range(min(largest, total), largest // 2, -1)
     return next((size for size in sizes if total % size == 0), largest)
 
 
 def sum_by_classes(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:
-    """Return the sum of all classes' terms, with the graph of so many classes at a time.
+    """Return the sum of all classes' terms, keeping the graph of ``size`` classes at a time.
 
-    The gradient with respect to the batch is taken along with the value, part by part, so the sum is differentiable
-    once, and with respect to the batch alone. Without gradients, or where classes share their inputs, all classes are
-    one part.
+    The gradient with respect to the batch is computed along with the value, part by part, so the sum is differentiable
+    once, and only with respect to the batch. All classes are one part without gradients or if they share their inputs.
 
     Args:
-        term: the sum of some classes' terms, each of which reads its own class alone.
+        term: sums the terms of some classes, each of which depends on its own class only.
         batch: all classes.
         size: classes in one part.
     """
@@ -179,18 +178,18 @@ def sum_by_classes(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:
     sources = [tensor for tensor in tensors if tensor.requires_grad and torch.is_grad_enabled()]
     if size >= classes or batch.dims != Dims(0, 0) or not sources:
         return term(batch, slice(0, classes))
-    values, parts, linked = [], [], False
+    values, parts, is_linked = [], [], False
     for start in range(0, classes, size):
         rows = slice(start, start + size)
-        own = [tensor[rows].detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
-        one = term(ClassBatch(tree_unflatten(own, spec), Dims(0, 0)), rows)
-        values.append(one.detach())
-        leaves = [leaf for leaf in own if leaf.requires_grad]
-        found = torch.autograd.grad(one, leaves, allow_unused=True) if one.requires_grad else [None] * len(leaves)
-        linked = linked or any(gradient is not None for gradient in found)
+        part = [tensor[rows].detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+        value = term(ClassBatch(tree_unflatten(part, spec), Dims(0, 0)), rows)
+        values.append(value.detach())
+        leaves = [leaf for leaf in part if leaf.requires_grad]
+        found = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None] * len(leaves)
+        is_linked = is_linked or any(gradient is not None for gradient in found)
         pairs = zip(leaves, found, strict=True)
         parts.append([torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in pairs])
-    if not linked:  # which whoever asks for gradients must be told
+    if not is_linked:  # a sum without a graph, so that asking for its gradients fails as it should
         return torch.stack(values).sum()
-    gradients = [torch.cat(found) for found in zip(*parts, strict=True)]
+    gradients = [torch.cat(rows_of_leaf) for rows_of_leaf in zip(*parts, strict=True)]
     return with_gradients(torch.stack(values).sum(), sources, gradients)

@@ -1,4 +1,4 @@
-"""The number formats that a step computes in: float32, TF32, and bfloat16 where it was found to be safe."""
+"""The number formats of a step: float32, TF32, and bfloat16 where experiments have shown it to be safe."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ from mmdistill.choices import Precision as Precision
 from mmdistill.errors import ConfigError
 
 PLAIN = "highest", True
-"""What float32 means outside of steps, as torch has it: convolutions on CUDA use TF32, and matrix products do not."""
+"""The meaning of float32 outside of steps, torch's default: on CUDA convolutions use TF32, matrix products do not."""
 
 
 def resolved(precision: Precision, device: torch.device) -> Precision:
-    """Return what ``auto`` means on a device: ``mixed`` on CUDA, ``float32`` on the CPU.
+    """Resolve ``auto`` on a device: ``mixed`` on CUDA, ``float32`` on the CPU; other precisions stay.
 
     Raises:
         ConfigError: TF32, which only CUDA has, on another device.
@@ -29,10 +29,10 @@ def resolved(precision: Precision, device: torch.device) -> Precision:
 
 
 def autocast_for(precision: Precision, device: torch.device, *, graph: bool) -> AbstractContextManager[object]:
-    """Return the context in which a network runs in bfloat16 where its precision says so.
+    """Return the context in which a network runs in bfloat16 if its precision says so.
 
-    ``mixed`` lowers only what keeps no graph: the real side of class-wise matching, which averages over many samples,
-    and how networks train between steps.
+    ``mixed`` lowers only computations whose gradients are not differentiated again: the real side of class-wise
+    matching, which averages over many samples, and the training of networks between steps.
 
     Args:
         precision: see :func:`resolved`.
@@ -40,7 +40,7 @@ def autocast_for(precision: Precision, device: torch.device, *, graph: bool) -> 
         graph: whether the result is differentiated again.
     """
     if precision == "bf16" or (precision == "mixed" and not graph):
-        # Casts that are kept between calls would outlive a captured graph's memory.
+        # No cache: casts kept between calls would outlive a captured graph's memory.
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
     return nullcontext()
 
@@ -53,7 +53,7 @@ def multiplies_bfloat16() -> bool:
 
 @contextmanager
 def matrix_products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Let CUDA's matrix products and convolutions in float32 use TF32, or with ``float32`` forbid it, meanwhile."""
+    """Within this context let CUDA's float32 matrix products and convolutions use TF32, or forbid it (``float32``)."""
     exact = precision == "float32"
     restore = _choose("highest" if exact else "high", not exact) if device.type == "cuda" else None
     try:
@@ -64,68 +64,70 @@ def matrix_products(precision: Precision, device: torch.device) -> Iterator[None
 
 
 def choose_plain() -> Callable[[], None] | None:
-    """Set what :data:`PLAIN` says; return what puts back what was set before, None where nothing differs."""
+    """Set the formats of :data:`PLAIN`; return a function that restores those before, None if they are the same."""
     return _choose(*PLAIN)
 
 
 def _choose(products: str, convolutions: bool) -> Callable[[], None] | None:
-    """Set formats and return what puts back those before; None where these are the same, which most calls find."""
-    before = _chosen()
+    """Set formats; return a function that restores those before, None if they are the same, as in most calls."""
+    before = _current_formats()
     if before is not None:
         if before == (products, convolutions):
             return None
-        _set_tf32(products, convolutions)
-        return partial(_set_tf32, *before)
-    named = [place.fp32_precision for place in _places()]
-    # The format of convolutions is that of recurrent layers too.
-    wanted = ["ieee" if products == "highest" else "tf32", *["tf32" if convolutions else "ieee"] * (len(named) - 1)]
-    if named == wanted:
+        _set_formats(products, convolutions)
+        return partial(_set_formats, *before)
+    named_before = [backend.fp32_precision for backend in _backends()]
+    # Recurrent layers get the format of convolutions.
+    convolution_formats = ["tf32" if convolutions else "ieee"] * (len(named_before) - 1)
+    named = ["ieee" if products == "highest" else "tf32", *convolution_formats]
+    if named_before == named:
         return None
-    _set_named(wanted)
-    return partial(_set_named, named)
+    _set_named_formats(named)
+    return partial(_set_named_formats, named_before)
 
 
-_unheard = {"read", "set"}
+_not_yet_warned = {"read", "set"}
 
 
-def _deaf(use: str) -> AbstractContextManager[object]:
-    """Return a context in which it is not heard that torch prefers its newer names, which it says once in a process.
+def _without_deprecation_warning(use: str) -> AbstractContextManager[object]:
+    """Return a context that hides torch's advice to use its newer settings, which it gives once per process and use.
 
-    A step that is deaf each time would make Python forget which other warnings it has shown.
+    The context is empty after the first time: ``catch_warnings`` in each step would make Python forget which other
+    warnings it has shown.
     """
-    if use not in _unheard:
+    if use not in _not_yet_warned:
         return nullcontext()
-    _unheard.discard(use)
+    _not_yet_warned.discard(use)
     return warnings.catch_warnings(action="ignore")
 
 
-def _chosen() -> tuple[str, bool] | None:
-    """Return what matrix products and convolutions use; None where the user chose by torch's newer names.
+def _current_formats() -> tuple[str, bool] | None:
+    """Return the formats of matrix products and convolutions; None if the user chose by torch's newer settings.
 
-    The older ones, which torch's compiler asks by, do not mix with these: reading them raises, and setting them may
-    change nothing.
+    The older settings, which torch's compiler reads, do not mix with the newer ones: reading them raises, and setting
+    them may change nothing.
     """
     if getattr(torch.backends, "fp32_precision", "none") != "none":
         return None
     try:
-        with _deaf("read"):
+        with _without_deprecation_warning("read"):
             return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
         return None
 
 
-def _set_tf32(products: str, convolutions: bool) -> None:
-    with _deaf("set"):
+def _set_formats(products: str, convolutions: bool) -> None:
+    with _without_deprecation_warning("set"):
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def _places() -> tuple[Any, ...]:
-    """Return what has a ``fp32_precision`` of its own: matrix products, convolutions and recurrent layers."""
+def _backends() -> tuple[Any, ...]:
+    """Return the backends with an ``fp32_precision``: matrix products, convolutions and recurrent layers."""
     backends: Any = torch.backends
     return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
 
 
-def _set_named(values: list[str]) -> None:
-    for place, value in zip(_places(), values, strict=True):
-        place.fp32_precision = value
+def _set_named_formats(formats: list[str]) -> None:
+    for backend, name in zip(_backends(), formats, strict=True):
+        backend.fp32_precision = name

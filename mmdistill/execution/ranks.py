@@ -1,7 +1,7 @@
-"""One run on several processes, as torchrun starts them: each rank draws networks and real samples of its own.
+"""One run on several processes, as torchrun starts them: each rank draws its own networks and real samples.
 
-The synthetic data are the same on all ranks, since they start from the first one's and step on one averaged gradient.
-Without torchrun every function here is what it is for a single process, at no cost.
+The synthetic data are the same on all ranks: they start from the first rank's and step on the averaged gradients.
+Without torchrun every function here does what a single process needs, at no cost.
 """
 
 import gc
@@ -19,7 +19,7 @@ from mmdistill.runtime import choose_device
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=2)
-"""How long ranks wait for the first one, which may train experts meanwhile."""
+"""How long ranks wait for the first one, which may be training experts."""
 
 
 def size() -> int:
@@ -28,18 +28,18 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Return this process's number among them."""
+    """Return this process's number in the run, from 0 on."""
     return distributed.get_rank() if _grouped() else 0
 
 
 def is_first() -> bool:
-    """Return whether this process writes and prints for all."""
+    """Return whether this process is the one that writes and prints."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[str]:
-    """Join the group that torchrun started, if it did, and leave it at the end.
+    """Within this context the process belongs to the group that torchrun started, if there is one.
 
     Args:
         device: as on the command line; ``auto`` and ``cuda`` become the rank's own device.
@@ -58,13 +58,13 @@ def process_group(device: str) -> Iterator[str]:
         yield str(own)
     finally:
         distributed.destroy_process_group()
-        # Whatever keeps a group in a cycle keeps its threads, which end a process by an abort where they let go of the
-        # last collective's tensors while Python is shutting down.
+        # A reference cycle may keep the group and its threads alive. These abort the process if they release the last
+        # collective's tensors while Python is shutting down.
         gc.collect()
 
 
 class _Failure(NamedTuple):
-    """How one rank failed, as the others raise it."""
+    """The failure of one rank, as the others raise it."""
 
     kind: type[BaseException]
     reason: str
@@ -72,79 +72,81 @@ class _Failure(NamedTuple):
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let the first rank do something before the others, who then find it done in the cache (data, experts).
+    """Run this context on the first rank before the others, which then find its results in the cache (data, experts).
 
-    No rank waits for the others within.
+    Collective operations are not allowed within.
 
     Raises:
-        MmdistillError: see :func:`together`; where the first rank fails, the others do not begin.
+        MmdistillError: see :func:`together`; if the first rank fails, the others do not begin.
     """
     if not is_first():
-        _meet()
+        _wait_for_all()
     with together():
         yield
     if is_first():
-        _meet()
+        _wait_for_all()
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Do something on all ranks, none of which waits for the others within, and have it fail on all or on none.
+    """Run this context on all ranks, and have it fail on all of them or on none.
 
-    All wait for each other at its end, so that none goes on to wait for one that failed.
+    Collective operations are not allowed within. All ranks wait for each other at its end, so that none later waits for
+    one that failed.
 
     Raises:
-        MmdistillError: another rank failed; of the kind of its error where that is one of this package.
+        MmdistillError: another rank failed; of its error's class if that is one of this package.
         KeyboardInterrupt: another rank was interrupted.
     """
     try:
         yield
     except BaseException as error:
-        with suppress(RuntimeError):  # of ranks that have ended, who need not be told
+        with suppress(RuntimeError):  # other ranks may have ended already
             gathered(_failure(error))
         raise
-    _meet()
+    _wait_for_all()
 
 
 def _failure(error: BaseException) -> _Failure:
-    """Return as what an error of this rank ends the others."""
+    """Return the failure that an error of this rank causes on the others."""
     if isinstance(error, KeyboardInterrupt):
         return _Failure(KeyboardInterrupt, "was interrupted")
+    # Only this package's classes: a user's own may need more arguments than a message.
     kinds = (kind for kind in type(error).__mro__ if kind.__module__ == MmdistillError.__module__)
-    kind = next(kinds, None)  # not one of the user's own, which may need more than a message
+    kind = next(kinds, None)
     return _Failure(kind or MmdistillError, f"failed: {'' if kind else f'{type(error).__name__}: '}{error}")
 
 
-def _meet() -> None:
-    """Wait for all ranks; raise what one of them failed with."""
-    own: _Failure | None = None  # this one got here
-    for number, failure in enumerate(gathered(own)):
+def _wait_for_all() -> None:
+    """Wait for all ranks; raise the failure of one that failed."""
+    no_failure: _Failure | None = None  # this rank got here
+    for number, failure in enumerate(gathered(no_failure)):
         if failure is not None:
             name = "the first process" if number == 0 else f"process {number} (the first is 0)"
             raise failure.kind(f"{name} {failure.reason}")
 
 
 def averages(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the averages of tensors over the ranks; contiguous tensors are overwritten with theirs."""
+    """Return the averages of tensors over the ranks; contiguous tensors are overwritten by theirs."""
     if size() == 1:
         return list(tensors)
-    found = [tensor.contiguous() for tensor in tensors]  # a transposed or expanded one is not reduced as it reads
-    for tensor in found:
+    averaged = [tensor.contiguous() for tensor in tensors]  # collectives ignore the strides of other tensors
+    for tensor in averaged:
         distributed.all_reduce(tensor)
         tensor /= size()
-    return found
+    return averaged
 
 
 def share(tensor: Tensor) -> None:
-    """Give all ranks the first one's values of a tensor, in place."""
+    """Broadcast the first rank's values of a tensor to all ranks, in place."""
     if size() > 1:
-        whole = tensor.contiguous()
-        distributed.broadcast(whole, 0)
-        tensor.copy_(whole)
+        contiguous = tensor.contiguous()
+        distributed.broadcast(contiguous, 0)
+        tensor.copy_(contiguous)
 
 
 def all_true(flag: Tensor) -> bool:
-    """Return whether a scalar is true on every rank; waits for the device, and for all ranks."""
+    """Return whether a scalar is true on every rank; this waits for the device and for all ranks."""
     if size() == 1:
         return bool(flag)
     shared = flag.to(torch.float32)
@@ -153,7 +155,7 @@ def all_true(flag: Tensor) -> bool:
 
 
 def gathered(value: T) -> list[T]:
-    """Return the small values of all ranks, in their order."""
+    """Return the values of all ranks in their order; values are pickled, so they should be small."""
     if size() == 1:
         return [value]
     values: list[T] = [value] * size()

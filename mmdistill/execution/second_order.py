@@ -1,4 +1,4 @@
-"""Steps that differentiate gradients again, which not all of torch's layers can."""
+"""Steps that differentiate gradients again, which not all of torch's layers support."""
 
 import re
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mmdistill.errors import UnsupportedError
 
 MISSING = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
-"""What torch says of an operation whose gradient cannot be differentiated."""
+"""torch's message for an operation whose gradient cannot be differentiated."""
 
 
 @contextmanager
 def differentiable_again(title: str) -> Iterator[None]:
-    """Let attention run in plain products meanwhile, whose gradients can be differentiated; fused ones cannot.
+    """Within this context compute attention by plain products, since gradients of fused ones cannot be differentiated.
 
     Args:
-        title: of the method.
+        title: the method's title.
 
     Raises:
         UnsupportedError: the network has an operation whose gradient cannot be differentiated at all.
@@ -26,10 +26,10 @@ def differentiable_again(title: str) -> Iterator[None]:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     except RuntimeError as error:
-        found = MISSING.search(str(error))
-        if found is None:
+        operation = MISSING.search(str(error))
+        if operation is None:
             raise
         raise UnsupportedError(
             f"{title} differentiates gradients again, which torch cannot do through a layer of this network "
-            f"({found[1]}); replace the layer, or take a method that differentiates once, such as dm or krr"
+            f"({operation[1]}); replace the layer, or take a method that differentiates once, such as dm or krr"
         ) from error

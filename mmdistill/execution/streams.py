@@ -1,4 +1,4 @@
-"""Work of several networks side by side on one device."""
+"""CUDA streams, on which several networks are computed side by side on one device."""
 
 import functools
 import weakref
@@ -10,44 +10,44 @@ from itertools import cycle
 import torch
 
 STREAMS = 4
-"""Networks of the field's size that a large device can train side by side."""
+"""Networks of the field's usual size that a large device can train side by side."""
 TORCHS_STREAMS = 32
-"""Those of a device that torch hands out in turn, again and again."""
+"""Streams of a device that torch hands out in turn."""
 _TAKEN: dict[torch.device, set[int]] = defaultdict(set)
-"""Which of them serve something here."""
+"""Handles of torch's streams that are in use here."""
 _SPARE: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
-"""Streams that were lent, and whose owners are gone."""
+"""Streams that were lent to owners which are gone."""
 
 
 @contextmanager
 def side_streams(device: torch.device) -> Iterator[Iterator[AbstractContextManager[object]]]:
-    """Give contexts in which launches go to one stream after the other; elsewhere than on CUDA they do nothing.
+    """Yield an endless iterator of contexts, each of which launches on the next stream; without CUDA they do nothing.
 
-    All streams start after what was launched before, and what is launched afterwards waits for all of them. So memory
-    that one of them frees is not used by another too early.
+    All streams start after earlier launches, and later launches wait for all streams. So memory that one stream frees
+    is not used by another too early.
     """
     if device.type != "cuda":
         yield cycle([nullcontext()])
         return
-    own = torch.cuda.current_stream(device)
+    current = torch.cuda.current_stream(device)
     streams = [kept_stream(device, index) for index in range(STREAMS)]
     for stream in streams:
-        stream.wait_stream(own)
+        stream.wait_stream(current)
     try:
         yield (torch.cuda.stream(stream) for stream in cycle(streams))
     finally:
         for stream in streams:
-            own.wait_stream(stream)
+            current.wait_stream(stream)
 
 
 @functools.cache
 def kept_stream(device: torch.device, use: int) -> torch.cuda.Stream:
-    """Return a device's stream for one use, the same one each time, since memory that it freed is its own."""
+    """Return a device's stream for one use, always the same one, since only it can reuse the memory that it freed."""
     return _new_stream(device)
 
 
 def lent_stream(device: torch.device, owner: object) -> torch.cuda.Stream:
-    """Return a device's stream that is an object's own for as long as it lives."""
+    """Return a device's stream that belongs to ``owner`` for as long as it lives."""
     spare = _SPARE[device]
     stream = spare.pop() if spare else _new_stream(device)
     weakref.finalize(owner, spare.append, stream)
@@ -55,7 +55,7 @@ def lent_stream(device: torch.device, owner: object) -> torch.cuda.Stream:
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return a stream that serves nothing else here, as long as torch has such a one."""
+    """Return a stream that is not in use here, if torch has one left."""
     for _ in range(TORCHS_STREAMS):
         stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
         if stream.cuda_stream not in _TAKEN[device]:

@@ -68,8 +68,9 @@ class LinearizedNetwork:
     def jvp(self, inputs: Inputs, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings ``(n, d)`` at the point of expansion, and the outputs' change ``(n, C)`` in a direction."""
         tangents = self.layout.unflatten(direction)
-        embedded, change = torch.func.jvp(lambda body: self.embeddings(body, inputs), (self.body,), (tangents,))
-        return embedded, self._output_change(change, tangents)
+        result = torch.func.jvp(lambda body: self.embeddings(body, inputs), (self.body,), (tangents,))
+        embedded, embedding_change = result[0], result[1]
+        return embedded, self._output_change(embedding_change, tangents)
 
     def vjp(self, inputs: Inputs, cotangent: Tensor) -> Tensor:
         """Return the vector-Jacobian product of a cotangent ``(n, C)`` of the outputs, laid out as ``layout`` says."""

@@ -1,4 +1,4 @@
-"""Any ``nn.Module`` as a functional network: parameters and buffers outside, features from named submodules."""
+"""Any ``nn.Module`` as a functional network: parameters and buffers passed in, features of named submodules out."""
 
 import math
 import threading
@@ -29,10 +29,10 @@ NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.Instance
 
 
 def made_by(factory: ModuleFactory) -> nn.Module:
-    """Return a module that a factory makes.
+    """Call a factory and return its module.
 
     Raises:
-        ConfigError: the factory is no function, or makes no module, or one with frozen parameters, unknown shapes or no
+        ConfigError: the factory is no function, or returns no module, or one with frozen parameters, lazy layers or no
             parameters.
     """
     if isinstance(factory, nn.Module):
@@ -68,10 +68,10 @@ def made_by(factory: ModuleFactory) -> nn.Module:
 
 
 def _require_fresh(factory: ModuleFactory, module: nn.Module) -> None:
-    """Call a factory again, by another key than before: networks shall be independent of one another.
+    """Call a factory again with another key and refuse it if it returns the same module; warn if weights are equal.
 
     Raises:
-        ConfigError: it returns the module that it returned before.
+        ConfigError: the factory returned the same module.
     """
     with host_draws_from(Draws(1, ("again",)).integer()):
         other = made_by(factory)
@@ -81,9 +81,9 @@ def _require_fresh(factory: ModuleFactory, module: nn.Module) -> None:
             "the function given as model returned one and the same network twice, and each network starts from "
             f"weights of its own; let it make a new one each time, such as lambda: {name}(...) or the class itself"
         )
-    again = dict(other.named_parameters())
-    own = dict(module.named_parameters())
-    if own.keys() == again.keys() and all(torch.equal(own[name].cpu(), again[name].cpu()) for name in own):
+    first = dict(module.named_parameters())
+    second = dict(other.named_parameters())
+    if first.keys() == second.keys() and all(torch.equal(first[name].cpu(), second[name].cpu()) for name in first):
         warnings.warn(
             "all networks begin alike: the function given as model returned equal weights twice, as of a copy, of a "
             "seed that it sets or of pretrained weights; several networks then differ by what training draws alone",
@@ -93,7 +93,7 @@ def _require_fresh(factory: ModuleFactory, module: nn.Module) -> None:
 
 
 def redrawn(state: NetworkState, draws: Draws, bias_std: float) -> NetworkState:
-    """Return a network with weights from N(0, 2 / fan-in) and biases from N(0, bias_std^2); other vectors stay."""
+    """Redraw a network's weights from N(0, 2 / fan-in) and its biases from N(0, bias_std^2); other vectors stay."""
     params = {}
     for name, parameter in state.params.items():
         key = draws.fold(name).to(parameter.device)
@@ -110,17 +110,17 @@ class FunctionalModule:
     """Run a module made by a factory with parameters passed in.
 
     Args:
-        factory: makes a freshly initialised module; called once here for the structure, and for modules that hold
-            layers other than the common ones a second time, to be sure that it makes another, and once per draw.
+        factory: makes a freshly initialised module; called once here for the structure. For modules with layers other
+            than the common ones it is called a second time, to check that it makes another module, and once per draw.
         features: name or names of the submodules whose *input* (the last name) or output (all others) are the layers'
             features; by default the input of the last ``nn.Linear`` that runs.
         device: where parameters live.
     Raises:
-        ConfigError: a module that cannot be trained whole, one and the same each time, or ``features`` that are none of
-            its submodules.
+        ConfigError: a module that cannot be trained as a whole, the same module at each call, or unknown ``features``.
 
     Attributes:
-        losses: that judges train it by, by the scale of their targets, the number formats and a teacher's temperature.
+        losses: cache of the losses that judges train it with, by the scale of their targets, the number formats and a
+            teacher's temperature.
     """
 
     def __init__(
@@ -128,10 +128,10 @@ class FunctionalModule:
     ) -> None:
         self.factory = factory
         self.device = torch.device(device)
-        with torch.random.fork_rng(devices=[]), noted_starts() as starts:
+        with torch.random.fork_rng(devices=[]), record_initial_values() as initial_values:
             module = made_by(factory)
-        self._plain = _starts_as_layers_do(module, starts)
-        if not self._plain:
+        self._has_default_init = _has_default_init(module, initial_values)
+        if not self._has_default_init:
             _require_fresh(factory, module)
         self.module = module.to(self.device)
         submodules = dict(self.module.named_modules())
@@ -147,39 +147,41 @@ class FunctionalModule:
         self._captured: Tensors = {}
         self._maps: Tensors = {}
         self._readers: dict[str, MapReader] = {}
-        self._pools_alike: set[str] = set()
+        self._shared_poolings: set[str] = set()
+        """Names of features whose pooling module other layers use too."""
         self._last_block = last_block(self.module, self.feature_names)
-        for name in self.feature_names[-1:] if features else linear:  # under one name, so that the last to run counts
+        # All linear layers write to one name, so that the last one to run counts.
+        for name in self.feature_names[-1:] if features else linear:
             submodules[name].register_forward_pre_hook(partial(keep_input, self._captured, self.feature_names[-1]))
         for name in dict.fromkeys((*self.feature_names[:-1], *filter(None, [self._last_block]))):
-            self._keep(name, submodules[name])
+            self._register_hooks(name, submodules[name])
         for submodule in submodules.values():
             if isinstance(submodule, (nn.modules.batchnorm._NormBase, nn.LayerNorm)):
-                submodule.register_forward_pre_hook(_in_full)
+                submodule.register_forward_pre_hook(_input_in_float32)
 
-    def _keep(self, name: str, submodule: nn.Module) -> None:
-        """Have a submodule's output kept, and what a reader makes of its map before the pooling that it ends with."""
+    def _register_hooks(self, name: str, submodule: nn.Module) -> None:
+        """Register hooks that keep a submodule's output, and a reader's result on its map before its last pooling."""
         pooling, keep = last_pooling(submodule), partial(keep_map, self._maps, self._readers, name)
         if pooling is None:
             submodule.register_forward_hook(keep)
         else:
             pooling.register_forward_pre_hook(keep)
-            everywhere = [part for _, part in self.module.named_modules(remove_duplicate=False)]
-            if sum(part is pooling for part in everywhere) > 1:
-                self._pools_alike.add(name)
+            all_parts = [part for _, part in self.module.named_modules(remove_duplicate=False)]
+            if sum(part is pooling for part in all_parts) > 1:
+                self._shared_poolings.add(name)
         submodule.register_forward_hook(partial(keep_output, self._captured, name))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy starts with: the judges' losses, which run this very network, stay here."""
+        """Return the state of a copy, without the judges' losses, which run this very network."""
         return {**self.__dict__, "losses": {}}
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw fresh parameters as the module's own constructor distributes them.
 
-        Common layers (linear, convolutions, norms) are drawn directly on the device; a module that holds parameters of
-        any other layer, or whose constructor sets some itself, is rebuilt by its factory, which draws from the key.
+        Common layers (linear, convolutions, norms) are drawn directly on the device. A module with parameters in any
+        other layer, or whose constructor sets some itself, is rebuilt by its factory, which draws from the key.
         """
-        if self._plain:
+        if self._has_default_init:
             buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
             return NetworkState(self._direct_init(draws.to(self.device)), buffers)
         with host_draws_from(draws.integer()):
@@ -188,30 +190,26 @@ class FunctionalModule:
         return NetworkState(params, {name: b.detach().clone() for name, b in module.named_buffers()})
 
     def _direct_init(self, draws: Draws) -> Tensors:
-        """Return torch's default initialisation of common layers, drawn from one generator."""
+        """Draw torch's default initialisation of common layers from one generator."""
         generator = draws.generator()
         params: Tensors = {}
-        for prefix, module in self.module.named_modules():
-            own = dict(module.named_parameters(recurse=False))
-            if not own:
-                continue
-            name = f"{prefix}." if prefix else ""
+        for name, module in self.module.named_modules():
+            prefix = f"{name}." if name else ""
+            parameters = dict(module.named_parameters(recurse=False))
             if isinstance(module, WEIGHTED):
-                weight = own["weight"]
-                bound = 1 / math.sqrt(weight[0].numel())
-                for key, parameter in own.items():
-                    drawn = torch.rand(parameter.shape, generator=generator, device=self.device).to(parameter.dtype)
-                    params[name + key] = (2 * drawn - 1) * bound
+                bound = 1 / math.sqrt(parameters["weight"][0].numel())
+                for key, parameter in parameters.items():
+                    uniform = torch.rand(parameter.shape, generator=generator, device=self.device).to(parameter.dtype)
+                    params[prefix + key] = (2 * uniform - 1) * bound
             else:
-                for key, parameter in own.items():
-                    params[name + key] = (
-                        torch.ones_like(parameter) if key == "weight" else torch.zeros_like(parameter)
-                    ).detach()
+                for key, parameter in parameters.items():
+                    constant = torch.ones_like(parameter) if key == "weight" else torch.zeros_like(parameter)
+                    params[prefix + key] = constant.detach()
         order = [name for name, _ in self.module.named_parameters()]
         return {name: params[name] for name in order}
 
     def drawn(self, draws: Draws | None) -> AbstractContextManager[object]:
-        """Return a context in which dropout draws its masks from a key; without dropout or a key, one of nothing."""
+        """Return a context in which dropout draws its masks from a key; an empty one without dropout or key."""
         if draws is None or not self.random:
             return nullcontext()
         return global_draws_from(draws.fold("dropout").integer(), self.device)
@@ -219,14 +217,14 @@ class FunctionalModule:
     def __call__(
         self, state: NetworkState, *inputs: Any, train: bool = False, draws: Draws | None = None
     ) -> tuple[Any, Tensors]:
-        """Return the module's output and its buffers after the call; in training, the state's own are moved too.
+        """Return the module's output and its buffers after the call; training also updates the state's own buffers.
 
-        Layers that write into their buffers do that anyway, and a loss returns nothing else: pass copies. Dropout in
-        training follows the key, where one is given.
+        Layers that write into buffers in place do so anyway, so pass copies to keep the old ones. Dropout in training
+        draws from the key, if one is given.
         """
-        if self.module.training != train or torch.compiler.is_compiling():  # programs shall serve both states
+        if self.module.training != train or torch.compiler.is_compiling():  # a program must set the mode by itself
             self.module.train(train)
-        tensors = {**state.params, **state.buffers}  # a layer that replaces a buffer finds its new one put here
+        tensors = {**state.params, **state.buffers}  # functional_call puts replaced buffers here
         with self.drawn(draws if train else None):
             output, _ = self._run(tensors, inputs)
         buffers = {name: tensors[name] for name in state.buffers}
@@ -235,15 +233,15 @@ class FunctionalModule:
         return output, buffers
 
     def _run(self, tensors: Tensors, inputs: tuple[Any, ...]) -> tuple[Any, Tensors]:
-        """Return the module's output and what its hooks have kept of submodules, of which nothing stays here."""
-        self.forget()  # what a call that failed has left
+        """Return the module's output and the tensors that its hooks captured, without keeping these."""
+        self.forget()  # a call that failed may have left some
         output = torch.func.functional_call(self.module, tensors, inputs)
-        found = dict(self._captured)
+        captured = dict(self._captured)
         self.forget()
-        return output, found
+        return output, captured
 
     def forget(self) -> None:
-        """Let go of what submodules were given last, after a call of the module in another one."""
+        """Release captured tensors, after the module was called other than by this class."""
         self._captured.clear()
 
     @torch.no_grad()
@@ -253,7 +251,7 @@ class FunctionalModule:
         if not norms:
             return state
         self.module.eval()
-        kept = [norm.momentum for norm in norms]
+        momenta = [norm.momentum for norm in norms]
         tensors = {**state.params, **{name: tensor.clone() for name, tensor in state.buffers.items()}}
         try:
             for norm in norms:
@@ -261,8 +259,8 @@ class FunctionalModule:
                 norm.momentum = 1.0
             self._run(tensors, inputs)
         finally:
-            for norm, momentum in zip(norms, kept, strict=True):
-                norm.eval()  # like the module, by whose mode a call knows that of its parts
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.eval()  # calls expect all parts in the module's own mode
                 norm.momentum = momentum
         return NetworkState(state.params, {name: tensors[name] for name in state.buffers})
 
@@ -278,100 +276,104 @@ class FunctionalModule:
                 f"with features=[...] out of {sorted(name for name, _ in self.module.named_modules() if name)}"
             )
         self.module.eval()
-        _, found = self._run({**state.params, **state.buffers}, inputs)
-        missing = [name for name in self.feature_names if name not in found]
+        _, captured = self._run({**state.params, **state.buffers}, inputs)
+        missing = [name for name in self.feature_names if name not in captured]
         if missing:
             raise UnsupportedError(
                 f"submodule {missing[0]!r} did not run in the forward pass, so it has no features; name another one "
                 "with features=[...]"
             )
-        return tuple(found[name].flatten(1) for name in self.feature_names)
+        return tuple(captured[name].flatten(1) for name in self.feature_names)
 
     def maps(self, state: NetworkState, read: MapReader, *inputs: Any) -> tuple[Tensor, ...]:
-        """Return what a reader makes of the features' maps, each before it is pooled, and the embedding last.
+        """Return a reader's results on the features' maps, each before its pooling, and the embedding last.
 
-        Maps are features of four dimensions; where the last layer of a feature's submodule is a pooling, they are what
-        that is given. A map is read as soon as it is there, so that without gradients no more than one is kept, but
-        for an :class:`~mmdistill.abilities.EveryLayer`, which keeps all. The block that this one is given beside them
-        is the module's ``last_block``, whose pooled maps are the embedding.
+        Maps are features of four dimensions; if a feature's submodule ends with a pooling, its map is the pooling's
+        input. A map is read as soon as it is computed, so that without gradients no more than one is kept. A reader
+        that is an :class:`~mmdistill.abilities.EveryLayer` also gets the features that are no maps, and the map of the
+        module's ``last_block``, whose pooled maps are the embedding.
 
         Shapes:
-            maps ``(n, channels, height, width)``; what ``read`` returns of one is ``(n, d)``.
+            maps ``(n, channels, height, width)``; ``read`` returns ``(n, d)``.
         Raises:
             UnsupportedError: as :meth:`features`, or a pooling that several layers share.
         """
         every = isinstance(read, EveryLayer)
-        if self._pools_alike if every else self._pools_alike.intersection(self.feature_names):
+        if self._shared_poolings if every else self._shared_poolings.intersection(self.feature_names):
             raise UnsupportedError(
                 "layers end in one and the same pooling module, so their maps cannot be told apart; give each its own"
             )
         self._readers.update(dict.fromkeys((*self.feature_names[:-1], *[self._last_block] * every), read))
         try:
-            *layers, embedding = self.features(state, *inputs)
+            *features, embedding = self.features(state, *inputs)
             if not every:
                 return (*(self._maps[name] for name in self.feature_names[:-1] if name in self._maps), embedding)
-            given = {name: self._maps.get(name, layer) for name, layer in zip(self.feature_names, layers, strict=False)}
+            layers = {
+                name: self._maps.get(name, feature) for name, feature in zip(self.feature_names, features, strict=False)
+            }
             last = self._maps.get(self._last_block)
             if last is None:
-                return (*given.values(), embedding)
-            given[self._last_block] = last
-            return (*given.values(), *[embedding] * (last.shape != embedding.shape), embedding)
+                return (*layers.values(), embedding)
+            layers[self._last_block] = last
+            return (*layers.values(), *[embedding] * (last.shape != embedding.shape), embedding)
         finally:
             self._readers.clear()
             self._maps.clear()
 
 
-def _in_full(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Give a norm inputs in float32: torch's batched norms cannot join bfloat16 and their own parameters."""
+def _input_in_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Convert a norm's bfloat16 input to float32, since torch's batched norms cannot mix it with their parameters."""
     return (args[0].float(), *args[1:]) if isinstance(args[0], Tensor) and args[0].dtype == torch.bfloat16 else None
 
 
-_noting = threading.RLock()
-"""Held while classes of torch are patched, which all threads share."""
+_patching = threading.RLock()
+"""Held while torch's classes, which all threads share, are patched."""
 
 
 @contextmanager
-def noted_starts() -> Iterator[dict[nn.Module, Tensors]]:
-    """Give the parameters of each common layer that is made meanwhile, as its own initialisation leaves them."""
-    starts: dict[nn.Module, Tensors] = {}
+def record_initial_values() -> Iterator[dict[nn.Module, Tensors]]:
+    """Within this context record the parameters of each new common layer after its ``reset_parameters``."""
+    initial_values: dict[nn.Module, Tensors] = {}
 
-    def noting(reset: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
-        def noted(module: nn.Module) -> None:
+    def recorded(reset: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+        def reset_and_record(module: nn.Module) -> None:
             reset(module)
-            starts[module] = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+            initial_values[module] = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
 
-        return noted
+        return reset_and_record
 
-    with _noting:
+    with _patching:
         owners = {
             next(base for base in kind.__mro__ if "reset_parameters" in vars(base)) for kind in (*WEIGHTED, *NORMS)
         }
         resets: dict[Any, Callable[[nn.Module], None]] = {owner: vars(owner)["reset_parameters"] for owner in owners}
         for owner, reset in resets.items():
-            owner.reset_parameters = noting(reset)
+            owner.reset_parameters = recorded(reset)
         try:
-            yield starts
+            yield initial_values
         finally:
             for owner, reset in resets.items():
                 owner.reset_parameters = reset
 
 
-def _starts_as_layers_do(module: nn.Module, starts: dict[nn.Module, Tensors]) -> bool:
-    """Whether all parameters of a module are those of common layers, as these initialised them."""
+def _has_default_init(module: nn.Module, initial_values: dict[nn.Module, Tensors]) -> bool:
+    """Return whether all parameters of a module belong to common layers and have the values of their own reset."""
     for part in module.modules():
-        own = dict(part.named_parameters(recurse=False))
-        if own and not isinstance(part, WEIGHTED + NORMS):
+        parameters = dict(part.named_parameters(recurse=False))
+        if parameters and not isinstance(part, WEIGHTED + NORMS):
             return False
-        start = starts.get(part, {})
-        if own.keys() != start.keys() or not all(torch.equal(own[name], start[name]) for name in own):
+        initial = initial_values.get(part, {})
+        if parameters.keys() != initial.keys():
+            return False
+        if not all(torch.equal(parameters[name], initial[name]) for name in parameters):
             return False
     return True
 
 
 def _may_draw(module: nn.Module) -> bool:
-    """Whether a module may draw random numbers when it runs, as dropout does.
+    """Return whether a module may draw random numbers when it runs, as dropout does.
 
-    A user's class may call ``F.dropout`` and the like, so the names that its methods use are looked through.
+    A user's class may call ``F.dropout`` and the like, so the names that its methods use are searched.
     """
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return True
@@ -380,8 +382,8 @@ def _may_draw(module: nn.Module) -> bool:
         return rate > 0
     if type(module).__module__.startswith("torch.nn."):
         return False
-    own = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module)
-    functions = (function for kind in own for function in vars(kind).values() if isfunction(function))
+    kinds = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module)
+    functions = (function for kind in kinds for function in vars(kind).values() if isfunction(function))
     return any(
         not DRAWING.isdisjoint(function.__code__.co_names) for function in functions if function.__name__ != "__init__"
     )

@@ -1,4 +1,4 @@
-"""The schedule of cached experts: where students start and which end they shall reach (Eq. 12)."""
+"""Schedules of cached experts: where students start, and the target that they should reach (Eq. 12)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from mmdistill.task import NetworkState, Task
 
 @dataclass(frozen=True)
 class StartWindow:
-    """The epochs of an expert that students start from, of which there may be more as a run goes on (DATM).
+    """The epochs of an expert that students start from, a range that may grow during a run (DATM).
 
     Args:
         first: the earliest start.
-        bound: starts of the first step lie before this epoch, those of later ones before ever later epochs, until all
-            are allowed; 0: all are from the first step on.
-        steps: the steps in which the bound grows, evenly.
+        bound: starts of the first step lie before this epoch; the bound then grows until all starts are allowed. 0: all
+            starts are allowed from the first step on.
+        steps: the number of steps over which the bound grows, evenly.
     Source: Guo et al., ICLR 2024, Sec. 3.2.
     """
 
@@ -31,11 +31,11 @@ class StartWindow:
 
     @property
     def grows(self) -> bool:
-        """Whether it depends on the step."""
+        """Whether the window depends on the step."""
         return bool(self.bound)
 
     def require_within(self, start_epochs: int) -> None:
-        """Refuse a window that holds no start, or goes beyond all that there are.
+        """Refuse a window that is empty or exceeds ``start_epochs``.
 
         Raises:
             ConfigError: naming the settings.
@@ -51,7 +51,7 @@ class StartWindow:
             raise ConfigError(f"start_bound grows to start_epochs in start_steps of at least 1, got {self.steps}")
 
     def until(self, start_epochs: int, step: int) -> int:
-        """Return the epoch before which a step's start lies."""
+        """Return the epoch before which the starts of a step lie."""
         if not self.grows:
             return start_epochs
         return min(self.bound + (start_epochs - self.bound) * step // self.steps, start_epochs)
@@ -63,22 +63,22 @@ ALL_STARTS = StartWindow()
 class ExpertTrajectories(NetworkSchedule):
     """Start each outer step at a random epoch of a random expert, with a later epoch as the target (MTT).
 
-    Experts that are missing are trained before the first step.
+    Missing experts are trained before the first step.
 
     Args:
-        experts: how many.
-        start_epochs: starts are drawn from the first so many epochs, the initialisation being the first.
+        experts: number of experts.
+        start_epochs: starts are drawn from epochs 0 (the initialisation) to ``start_epochs - 1``.
         expert_steps: epochs between start and target.
         recipe: how missing experts train.
-        folder: where they are or shall be; None: the cache folder.
-        window: which of these epochs starts are drawn from.
+        folder: where the experts are or will be; None: the cache folder.
+        window: narrows the epochs that starts are drawn from.
     Raises:
-        ConfigError: a number below 1, a recipe of fewer epochs than the last target has, or a window without starts.
+        ConfigError: a number below 1, a recipe with too few epochs for the last target, or a window without starts.
     """
 
     gives_target = True
     window = ALL_STARTS
-    """An attribute of those with another one alone, so that the others are described as they were without windows."""
+    """Set on instances only if it differs, so that runs without a window keep their former description."""
 
     def __init__(
         self,
@@ -111,17 +111,17 @@ class ExpertTrajectories(NetworkSchedule):
     def make_ready(self, task: Task) -> None:
         """Open the experts, training those that are missing."""
         try:
-            self._experts(task)
+            self._open(task)
         except KeyboardInterrupt as stop:
-            kept = "experts are kept as they were a minute ago or less"
-            note_kept(stop, f"{kept}, and the same command goes on from there")
+            what = "experts are kept as they were a minute ago or less"
+            note_kept(stop, f"{what}, and the same command goes on from there")
             raise
 
     def require_ready(self, task: Task) -> None:
-        """Refuse that a run goes on without the experts that it began with, since others might be trained instead.
+        """Refuse to resume a run whose experts are missing, since new ones might differ.
 
         Raises:
-            CheckpointError: some of them are missing.
+            CheckpointError: some experts are missing.
         """
         folder = self.folder_for(task)
         if not is_complete(folder, self.experts):
@@ -137,44 +137,44 @@ class ExpertTrajectories(NetworkSchedule):
         return self.recipe
 
     def folder_for(self, task: Task) -> Path:
-        """Return where a task's experts are or shall be; of the cache, perhaps where there are some of more epochs."""
+        """Return the folder of a task's experts; in the cache it may be that of experts with more epochs."""
         return self.folder or serving_folder(task, self.recipe_for(task), self.experts)
 
     def describe_experts(self, task: Task) -> str:
-        """Return in words where a task's experts are, or how many of them train before the first step.
+        """Describe in words where a task's experts are, or how many of them train before the first step.
 
         Raises:
-            CheckpointError: the folder holds others, or damaged ones, as :meth:`make_ready` says it.
+            CheckpointError: the folder holds other or damaged experts, as for :meth:`make_ready`.
         """
         return describe_experts(task, self.folder_for(task), self.experts, self.recipe_for(task))
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.
 
-        Running statistics are the target's, by which it labels samples; students normalise by their own batches. The
-        state's age is the run's steps, where starts depend on these.
+        Running statistics are the target's, with which it labels samples; students normalise by their own batches. If
+        the window grows, the state's age counts the run's steps.
         """
         start, target = self.ends(task, state.age, draws)
         return ScheduleState(start._replace(buffers=target.buffers), state.age, {}, target.params)
 
     def ends(self, task: Task, step: int, draws: Draws) -> tuple[NetworkState, NetworkState]:
-        """Return an expert's networks at a random start and, so many epochs later, at its target."""
-        experts, expert = self._experts(task), draws.fold("expert").index(self.experts)
+        """Return a random expert's networks at a random start and at its target, ``expert_steps`` epochs later."""
+        experts, expert = self._open(task), draws.fold("expert").index(self.experts)
         first, until = self.window.first, self.window.until(self.start_epochs, step)
         start = first + draws.fold("start").index(until - first)
         return experts.snapshot(expert, start), experts.snapshot(expert, start + self.expert_steps)
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Forget the network: the next step starts at another snapshot, perhaps of a wider window."""
+        """Forget the network: the next step starts at another snapshot."""
         return EMPTY._replace(age=state.age + 1) if self.window.grows else EMPTY
 
     def finals(self, task: Task) -> Iterator[NetworkState]:
-        """Yield each expert's network as its training ended."""
-        experts = self._experts(task)
+        """Yield each expert's network at the end of its training."""
+        experts = self._open(task)
         for index in range(self.experts):
             yield experts.snapshot(index, self.recipe.protocol.epochs)
 
-    def _experts(self, task: Task) -> Experts:
+    def _open(self, task: Task) -> Experts:
         """Open the experts, training those that are missing."""
         if self._opened is None or self._opened[0] is not task:
             self._opened = task, open_experts(task, self.folder_for(task), self.experts, self.recipe_for(task))
@@ -182,11 +182,12 @@ class ExpertTrajectories(NetworkSchedule):
 
 
 class InterpolatedExperts(ExpertTrajectories):
-    r"""Give each outer step a network somewhere between an expert's start and its target, which is given too (DANCE).
+    r"""Give each outer step a network between an expert's start and its target, together with the target (DANCE).
 
     .. math:: \theta = \lambda\, \theta_0 + (1 - \lambda)\, \theta_T, \quad \lambda \sim U[0, 1)
 
-    The ends alone stand for the whole training. Batch norms have statistics of real samples for the network between.
+    Start and target stand for the whole training. The batch norms of the interpolated network have statistics of real
+    samples.
 
     Args: as for :class:`ExpertTrajectories`.
     Raises:

@@ -16,7 +16,7 @@ from mmdistill.execution.precision import Precision
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import LiveTraining, SavedTraining, fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol, epoch_rate
-from mmdistill.networks.module import FunctionalModule, noted_starts
+from mmdistill.networks.module import FunctionalModule, record_initial_values
 from mmdistill.networks.schedules import (
     EMPTY,
     AccuracyDriven,
@@ -740,12 +740,12 @@ def test_layers_are_as_before_when_threads_have_noted_how_they_start() -> None:
 
     def other() -> None:
         inside.set()
-        with noted_starts() as starts:
+        with record_initial_values() as starts:
             made = nn.Linear(2, 2)
             assert made in starts
 
     with ThreadPoolExecutor(1) as pool:
-        with noted_starts() as starts:
+        with record_initial_values() as starts:
             later = pool.submit(other)
             inside.wait(10)
             made = nn.Linear(2, 2)

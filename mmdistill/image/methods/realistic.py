@@ -13,7 +13,7 @@ from mmdistill.allocation import shares_of
 from mmdistill.checks import require_at_least
 from mmdistill.coresets import require_samples
 from mmdistill.errors import ConfigError
-from mmdistill.execution.portions import filled
+from mmdistill.execution.portions import concatenated
 from mmdistill.image.crops import LARGE, draw_boxes, resized_crops
 from mmdistill.image.methods.family import Conditions, MethodFamily
 from mmdistill.labels import make_labels
@@ -99,7 +99,7 @@ def crop_losses(task: Task, teacher: NetworkState, rows: Tensor, classes: Tensor
             targets = class_chunk.to(inputs.device).repeat_interleave(box_chunk.shape[1])
             yield F.cross_entropy(logits, targets, reduction="none").view(box_chunk.shape[:2])
 
-    return filled(losses(), len(rows))
+    return concatenated(losses(), len(rows))
 
 
 def best_crops(losses: Tensor, sizes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def joined_crops(task: Task, rows: Tensor, boxes: Tensor, counts: Tensor, tiles:
             ]
             yield join_tiles(crops, tiles)
 
-    return filled(images(), len(crops_of_images))
+    return concatenated(images(), len(crops_of_images))
 
 
 def realistic_images(task: Task, budget: int, settings: Settings, draws: Draws, *, scored: bool = True) -> Raw:
