@@ -160,7 +160,7 @@ class RandomTargets(FreshNetworks):
 class Uncompiled(Program[..., object]):
     """A program that counts as compiled, and whose function stays as it is."""
 
-    def _first(self, kind: object, *args: object, **kwargs: object) -> object:
+    def _call_first(self, signature: object, *args: object, **kwargs: object) -> object:
         self.seconds += 1.0
         return self.function(*args, **kwargs)
 
@@ -169,9 +169,9 @@ def noting(asked: list[str]) -> type[Uncompiled]:
     """Return programs that count as compiled, and note the names of the functions that would be."""
 
     class Noted(Uncompiled):
-        def _first(self, kind: object, *args: object, **kwargs: object) -> object:
+        def _call_first(self, signature: object, *args: object, **kwargs: object) -> object:
             asked.append(self.function.__name__)
-            return super()._first(kind, *args, **kwargs)
+            return super()._call_first(signature, *args, **kwargs)
 
     return Noted
 

@@ -49,13 +49,13 @@ def process_group(device: str) -> Iterator[str]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _grouped():
         yield device
         return
-    own = choose_device(device)
-    if own.type == "cuda":
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    rank_device = choose_device(device)
+    if rank_device.type == "cuda":
+        rank_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(rank_device)
+    distributed.init_process_group("nccl" if rank_device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield str(own)
+        yield str(rank_device)
     finally:
         distributed.destroy_process_group()
         # A reference cycle may keep the group and its threads alive. These abort the process if they release the last

@@ -289,9 +289,9 @@ class FunctionalModule:
         """Return a reader's results on the features' maps, each before its pooling, and the embedding last.
 
         Maps are features of four dimensions; if a feature's submodule ends with a pooling, its map is the pooling's
-        input. A map is read as soon as it is computed, so that without gradients no more than one is kept. A reader
-        that is an :class:`~mmdistill.abilities.EveryLayer` also gets the features that are no maps, and the map of the
-        module's ``last_block``, whose pooled maps are the embedding.
+        input. A map is read as soon as it is computed, so that without gradients only one is kept at a time. An
+        :class:`~mmdistill.abilities.EveryLayer` keeps all maps; it also gets the features that are no maps, and the map
+        of the module's ``last_block``, whose pooled maps are the embedding.
 
         Shapes:
             maps ``(n, channels, height, width)``; ``read`` returns ``(n, d)``.

@@ -64,18 +64,18 @@ def given_as_teacher(teacher: TeacherLike, network: FunctionalModule) -> GivenTe
     source, name = _read_teacher(teacher)
     given = source.state_dict() if isinstance(source, nn.Module) else source
     start = network.init(Draws(0, device=network.device))
-    own: Tensors = {**start.params, **start.buffers}
+    expected: Tensors = {**start.params, **start.buffers}
     canonical = _canonical_names(network.module)
     needed = {canonical[key] for key in network.module.state_dict() if key in canonical and not _is_count(key)}
     prefix = _find_prefix(given, canonical, needed)
     if isinstance(source, nn.Module):
         _require_layers(source.get_submodule(prefix.rstrip(".")), network.module)
     unwrapped = {key.removeprefix(prefix): value for key, value in given.items() if not _is_count(key)}
-    found = {
+    matched = {
         canonical.get(key, key): value for key, value in unwrapped.items() if key in canonical or not _is_average(key)
     }
-    _require_same(found, own, needed, name, type(network.module).__name__)
-    copies = {key: found[key].detach().to(own[key].device, own[key].dtype, copy=True) for key in found}
+    _require_same(matched, expected, needed, name, type(network.module).__name__)
+    copies = {key: matched[key].detach().to(expected[key].device, expected[key].dtype, copy=True) for key in matched}
     if broken := [key for key, tensor in copies.items() if not tensor.isfinite().all()]:
         raise DataError(f"{name} is no teacher: it holds NaN or infinite values ({first_few(broken)})")
     state = NetworkState(*({key: copies.get(key, tensor) for key, tensor in part.items()} for part in start))
@@ -150,38 +150,38 @@ def _is_count(name: str) -> bool:
     return name.rpartition(".")[2] == COUNTED
 
 
-def _require_layers(given: nn.Module, own: nn.Module) -> None:
+def _require_layers(given: nn.Module, expected: nn.Module) -> None:
     """Refuse a module whose description differs from the task's network, since shapes do not show activations.
 
     Raises:
         ConfigError: naming the first line that differs.
     """
-    if str(given) != str(own):
-        given_line, own_line = differing_lines(str(given), str(own))
+    if str(given) != str(expected):
+        given_line, own_line = differing_lines(str(given), str(expected))
         raise ConfigError(
             f"the teacher is another network than the one distilled with: it has {given_line}, not {own_line}; if its "
             "weights are meant for that, give its state_dict()"
         )
 
 
-def _require_same(found: Mapping[str, Any], own: Tensors, needed: set[str], name: str, network: str) -> None:
+def _require_same(given: Mapping[str, Any], expected: Tensors, needed: set[str], name: str, network: str) -> None:
     """Refuse tensors that do not match those of a network.
 
     Args:
-        found: the given tensors by name.
-        own: the network's tensors by name.
+        given: the given tensors by name.
+        expected: the network's tensors by name.
         needed: names that must be given.
         name: the teacher's name, for the message.
         network: the network's class, for the message.
     Raises:
         ConfigError: naming the first tensors that are missing, unexpected or of another form.
     """
-    missing = [key for key in own if key in needed and key not in found]
-    unexpected = [key for key in found if key not in own]
+    missing = [key for key in expected if key in needed and key not in given]
+    unexpected = [key for key in given if key not in expected]
     mismatched = [
-        f"{key}, {_form(found[key])} in place of {_form(tensor)}"
-        for key, tensor in own.items()
-        if key in found and _form(found[key]) != _form(tensor)
+        f"{key}, {_form(given[key])} in place of {_form(tensor)}"
+        for key, tensor in expected.items()
+        if key in given and _form(given[key]) != _form(tensor)
     ]
     differences = {"missing": missing, "unexpected": unexpected, "of another form": mismatched}
     if details := "; ".join(f"{what}: {first_few(names, 3)}" for what, names in differences.items() if names):

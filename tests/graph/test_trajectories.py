@@ -82,8 +82,8 @@ def test_experts_of_a_network_that_reads_the_graph_train_on_the_whole_of_it() ->
     settings = METHODS["sfgc"].with_settings(**FEW).settings(6)
     schedule = graph_experts(settings)
     assert isinstance(schedule, GraphExperts)
-    first = schedule._experts(own).snapshot(0, 0)
-    last = schedule._experts(own).snapshot(0, 6)
+    first = schedule._open(own).snapshot(0, 0)
+    last = schedule._open(own).snapshot(0, 6)
     whole = own.training_batch()
     assert float(own.loss(last, whole)) < float(own.loss(first, whole))
 

@@ -755,12 +755,12 @@ def test_layers_are_as_before_when_threads_have_noted_how_they_start() -> None:
 
 
 def test_a_head_may_learn_faster_than_its_body() -> None:
-    from mmdistill.networks.fit import _optimizer, _set_rate
+    from mmdistill.networks.fit import _make_optimizer, _set_rate
     from mmdistill.networks.fit_protocol import FitProtocol
 
     params = {"body.weight": torch.zeros(1, 2), "head.weight": torch.zeros(1, 2), "head.bias": torch.zeros(1, 1)}
     protocol = FitProtocol(1, optimizer="adam", weight_decay=0.0, faster=(("head.", 10.0),))
-    optimizer = _optimizer(protocol, params, 0.1)
+    optimizer = _make_optimizer(protocol, params, 0.1)
     _set_rate(optimizer, 0.01)
     for tensor in params.values():
         tensor.grad = torch.ones_like(tensor)

@@ -66,7 +66,7 @@ def experts(method: Method) -> ExpertTrajectories:
 
 def test_starts_are_drawn_from_ever_more_epochs(tmp_path: Path) -> None:
     task, schedule = BlobTask(), experts(small(tmp_path))
-    first = [schedule._experts(task).snapshot(index, epoch).params for index in range(3) for epoch in range(9)]
+    first = [schedule._open(task).snapshot(index, epoch).params for index in range(3) for epoch in range(9)]
     known = {params["0.weight"].numpy().tobytes(): row % 9 for row, params in enumerate(first)}
     assert len(known) == 27
     seen: list[set[int]] = []
@@ -128,7 +128,7 @@ def test_samples_and_labels_are_what_experts_say(tmp_path: Path) -> None:
     task = BlobTask(dtype=torch.float64)
     method = small(tmp_path, init="real")
     schedule = experts(method)
-    networks = [schedule._experts(task).snapshot(index, 8) for index in range(3)]
+    networks = [schedule._open(task).snapshot(index, 8) for index in range(3)]
     start = Distiller(task, method, 4).start().parameterization
     assert isinstance(start.labels, SoftmaxLabels)
     inputs = start(KEY).inputs
