@@ -64,8 +64,13 @@ def validating(counts: Tensor) -> Tensor:
     return large if is_majority else counts >= 2
 
 
+def is_missing_word(text: str) -> bool:
+    """Return whether a text is how tables write missing values."""
+    return text.strip().lower() in EMPTY
+
+
 def missing_like(names: Sequence[str]) -> list[str]:
     """Return a note for each class named like a missing value: ``nan`` and the like, or -1 besides 0, 1 and so on."""
     numbered = len(names) > 2 and set(names) == {str(number) for number in range(-1, len(names) - 1)}
-    doubtful = [name for name in names if name.strip().lower() in EMPTY or (numbered and name == "-1")]
+    doubtful = [name for name in names if is_missing_word(name) or (numbered and name == "-1")]
     return [f"the class {spelt(name)} may stand for missing labels" for name in doubtful]

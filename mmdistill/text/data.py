@@ -37,7 +37,7 @@ from mmdistill.text.inputs import (
     is_table,
     pair_split,
 )
-from mmdistill.text.remarks import alike_classes, leaks, quoted, repeats
+from mmdistill.text.remarks import alike_classes, leaks, missing_texts, quoted, repeats
 from mmdistill.text.tables import may_hold_texts, read_table
 
 DEV_SHARE = 0.1
@@ -289,6 +289,7 @@ def _finish(name: str, raw: Raw, seed: int) -> TextData:
         *untested(splits["test"].labels, names, "text"),
         *unvalidated(splits["dev"].labels, names, "text"),
         *missing_like(names),
+        *missing_texts(text for part in splits.values() for text in part.texts),
         *([] if raw.class_names else alike_classes(names)),
     ]
     return TextData(name, train, splits["dev"], splits["test"], names, (*raw.notes, *notes, *doubtful))

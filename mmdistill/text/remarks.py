@@ -1,11 +1,14 @@
 """What is noted of texts that are usable and yet not what they should be."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mmdistill.files.classes import is_missing_word
 from mmdistill.files.columns import repeated_note, shared_note
 from mmdistill.names import first_few
+from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import is_unquoted
 
 
@@ -18,6 +21,17 @@ def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
     """Return a note where test texts, as they were given, are also in training."""
     known = set(train)
     return shared_note(sum(text in known for text in test), len(test), "texts")
+
+
+def missing_texts(texts: Iterable[str]) -> list[str]:
+    """Return a note for each spelling of a missing value that texts are, or one of a pair's two is."""
+    found = Counter(part for text in texts for part in text.split(PAIR) if is_missing_word(part))
+    return [
+        f"1 text is {word!r}, which may stand for a missing one"
+        if count == 1
+        else f"{count:,} texts are {word!r}, which may stand for missing ones"
+        for word, count in found.items()
+    ]
 
 
 def alike_classes(names: Sequence[str]) -> list[str]:

@@ -13,8 +13,10 @@ import torch
 
 from mmdistill import registry
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.files.classes import EMPTY
 from mmdistill.text.data import accepts, load_text
 from mmdistill.text.encoder import PAIR
+from mmdistill.text.remarks import missing_texts
 from mmdistill.text.tables import may_hold_texts
 from mmdistill.text.task import text_task
 from mmdistill.text.token_task import token_task
@@ -522,3 +524,20 @@ def test_labels_that_tables_write_for_missing_values_are_noted() -> None:
     found = load_text((TEXTS, ["yes", "NaN"] * 10))
     assert "the class 'NaN' may stand for missing labels" in found.notes
     assert not any("missing labels" in note for note in load_text((TEXTS, LABELS)).notes)
+
+
+def test_texts_that_tables_write_for_missing_values_are_noted_in_all_splits() -> None:
+    labels = ["yes", "no"] * 10
+    found = load_text({"train": ([*TEXTS[:-1], "NaN"], labels), "test": (["NaN", "one", "nan"], ["yes", "no", "no"])})
+    assert "2 texts are 'NaN', which may stand for missing ones" in found.notes
+    assert "1 text is 'nan', which may stand for a missing one" in found.notes
+    assert not any("may stand for" in note for note in load_text((TEXTS, labels)).notes)
+
+
+def test_texts_that_tables_write_for_missing_ones_are_noted() -> None:
+    assert missing_texts(["good", "NaN", f"good{PAIR}NaN", "a nan", "None of it", " null", "NaN"]) == [
+        "3 texts are 'NaN', which may stand for missing ones",
+        "1 text is ' null', which may stand for a missing one",
+    ]
+    assert len(missing_texts(EMPTY)) == len(EMPTY)
+    assert not missing_texts(["good", "bad", f"good{PAIR}bad"])
