@@ -14,6 +14,8 @@ TERMINAL_SECONDS = 0.1
 """Seconds between two updates of a bar on a terminal."""
 LOG_SECONDS = 20.0
 """Seconds between two updates in a file, where each is a line of its own."""
+UNSHOWN_SECONDS = 2.0
+"""Seconds of usually short work before it shows a bar."""
 
 SIZE = {"ncols": 80, "nrows": 20}
 """The size to assume for a terminal that reports no columns, on which tqdm would draw nothing."""
@@ -51,6 +53,11 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
+
+
+def is_redrawn() -> bool:
+    """Return whether a bar is redrawn in its place, on a terminal or in a notebook, and does not fill a file."""
+    return sys.stderr.isatty() or in_notebook()
 
 
 def _knows_size() -> bool:

@@ -58,6 +58,7 @@ def test_a_notebooks_bar_is_redrawn_as_on_a_terminal(
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
     monkeypatch.setattr("mmdistill.bars.TERMINAL_SECONDS", 0.0)
     assert in_notebook()
+    assert bars.is_redrawn()
     with progress_bar("digits dm", "step") as show:
         for step in range(5):
             show(step + 1, 5)

@@ -39,9 +39,9 @@ class TrainingClock:
         """Leave out steps that an earlier training took."""
         self.total -= steps
 
-    def tick(self) -> None:
-        """Count a step."""
-        self.done += 1
+    def tick(self, steps: int = 1) -> None:
+        """Count a step, or several."""
+        self.done += steps
         if self.progress is not None:
             self.progress(self.done, self.total, (time.perf_counter() - self.began) * (self.total / self.done - 1))
 
@@ -51,10 +51,11 @@ class LoggedProgress:
 
     Args:
         what: names what is trained.
+        verb: what is done to it, if it is not trained.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, verb: str = "trained") -> None:
+        self.what, self.verb = what, verb
         self.began = time.perf_counter()
         self.logged: int | None = None
         """The last tenth that was logged."""
@@ -65,5 +66,5 @@ class LoggedProgress:
         elapsed = time.perf_counter() - self.began
         is_due = elapsed >= FIRST_REPORT if self.logged is None else tenths > self.logged
         if is_due:
-            logger.info("%s: %d %% trained, about %.0f s left", self.what, done * 100 // total, seconds)
+            logger.info("%s: %d %% %s, about %.0f s left", self.what, done * 100 // total, self.verb, seconds)
             self.logged = tenths

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.bars import is_showing, progress_bar
+from mmdistill.bars import UNSHOWN_SECONDS, is_showing, progress_bar
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.budget import ImageBudget
@@ -25,8 +25,6 @@ FITTED_AT_ONCE = 16_384
 """Most samples for which each step of the warm-up takes all; ten classes of up to fifty images have fewer."""
 FITTED_TOGETHER = 2_048
 """Samples per minibatch of a larger warm-up."""
-UNSHOWN_SECONDS = 2.0
-"""Seconds after which a progress bar shows the warm-up."""
 
 
 class Decoded(ImageCodes):

@@ -2,56 +2,172 @@
 
 import hashlib
 import logging
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
+from torch import Tensor
 
-from mmdistill.errors import DataError
+from mmdistill.bars import UNSHOWN_SECONDS, is_redrawn, progress_bar
+from mmdistill.errors import CheckpointError, DataError
+from mmdistill.execution import ranks
+from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.runtime import cache_folder, remove_stale_parts
-from mmdistill.store import write_tensors
-from mmdistill.text.encoder import Encoding, SentenceEncoder, hash_texts
+from mmdistill.store import load_tree, save_tree, write_tensors
+from mmdistill.text.encoder import Batches, Encoding, SentenceEncoder, TransformerEncoder, hash_texts
 
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
 MANY = 1000
 """Texts from which encoding takes so long that it is announced."""
+KEPT_SECONDS = 10.0
+"""Of encoding that an interruption may cost; what was done before is kept."""
 
 
 def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
     """Encode texts once: a second call with the same texts and encoder reads the cache.
 
-    A cache file that is damaged, or that does not hold one finite point per text, is computed again.
+    A cache file that is damaged, or that does not hold one finite point per text, is computed again. A transformer
+    that is interrupted goes on where it was, with the same result to the bit; other encoders are called once with all
+    texts.
 
     Raises:
         DataError: the encoder returned NaN or Inf.
     """
     if not encoder.cached:
-        return _checked(encoder, encoder.encode(texts))
+        if len(texts) >= MANY:
+            logger.info("calling the encoder %r on %s texts", encoder.name, f"{len(texts):,}")
+        return _encode_whole(encoder, texts)
     key = hashlib.blake2b(f"{CACHE_VERSION}|{encoder.identity()}|{hash_texts(texts)}".encode(), digest_size=16)
     path = cache_folder() / "embeddings" / f"{key.hexdigest()}.safetensors"
     found = _read_cache(path, len(texts))
     if found is not None:
+        _remove_parts(path)
         return found
     if len(texts) >= MANY:
-        logger.info("encoding %d texts by %s, which is done once", len(texts), encoder.name)
-    fresh = _checked(encoder, encoder.encode(texts))
+        logger.info("encoding %s texts by %s, which is done once", f"{len(texts):,}", encoder.name)
     remove_stale_parts(path.parent)
+    if isinstance(encoder, TransformerEncoder) and _encodes_in_batches(encoder):
+        fresh = _encode_in_batches(encoder, texts, path)
+    else:
+        fresh = _encode_whole(encoder, texts)
     try:
         write_tensors(path, {"points": fresh.points.contiguous(), "truncated": torch.tensor(fresh.truncated)})
     except OSError as error:
         logger.warning("the embeddings could not be cached at %s (%s); they will be computed again", path, error)
+    else:
+        _remove_parts(path)
     return fresh
 
 
-def _checked(encoder: SentenceEncoder, encoding: Encoding) -> Encoding:
-    broken = (~encoding.points.isfinite().all(1)).nonzero()
-    if len(broken):
-        raise DataError(f"the encoder {encoder.name!r} returned NaN or Inf for text {int(broken[0])}")
-    return encoding
+def _encode_whole(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
+    found = encoder.encode(texts)
+    _require_finite(encoder, found.points, range(len(texts)))
+    return found
+
+
+def _require_finite(encoder: SentenceEncoder, points: Tensor, rows: Sequence[int]) -> None:
+    broken = (~points.isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise DataError(f"the encoder {encoder.name!r} returned NaN or Inf for text {min(rows[i] for i in broken)}")
+
+
+def _encodes_in_batches(encoder: TransformerEncoder) -> bool:
+    """Return whether ``encode`` is the library's own: that of a subclass may do something else."""
+    return getattr(encoder.encode, "__func__", None) is TransformerEncoder.encode
+
+
+def _encode_in_batches(encoder: TransformerEncoder, texts: Sequence[str], path: Path) -> Encoding:
+    """Return what :meth:`TransformerEncoder.encode` does; show how far it is, and keep that for another call.
+
+    A bar counts tokens, since batches of long texts come first and take longer.
+
+    Args:
+        encoder: the encoder.
+        texts: n texts.
+        path: where the points of all will be.
+    """
+    batches = encoder.batches(texts)
+    points = torch.empty(len(texts), batches.dim)
+    parts = _Parts(path, batches, f"{encoder.device} {encoder.batch}")
+    kept = parts.read_into(points)
+    if kept:
+        count = sum(map(len, batches.rows[:kept]))
+        logger.info("%s of %s texts were encoded by a call that was interrupted", f"{count:,}", f"{len(texts):,}")
+    before, total = sum(batches.tokens[:kept]), sum(batches.tokens)
+    drawn = ranks.is_first() and is_redrawn()
+    clock = TrainingClock(total - before, None if drawn else LoggedProgress("texts", "encoded"))
+    written = clock.began
+    with progress_bar(f"encoding {len(texts):,} texts", "token", visible=drawn) as show:
+        for number, rows in enumerate(batches.rows[kept:], start=kept):
+            points[rows] = found = batches.read(rows)
+            _require_finite(encoder, found, rows)
+            clock.tick(batches.tokens[number])
+            now = time.perf_counter()
+            if now - clock.began > UNSHOWN_SECONDS:
+                show(before + clock.done, total)
+            if now - written > KEPT_SECONDS and parts.write(points, kept, number + 1):
+                written, kept = now, number + 1
+    return Encoding(points, batches.truncated)
+
+
+class _Parts:
+    """Points of batches that are read, in files until all are.
+
+    Each file is of some batches in a row and called by the number of the first. What it holds is written with it, so
+    that no other texts', model's or batches' points are taken for these.
+
+    Args:
+        path: where the points of all will be.
+        batches: the texts in their batches.
+        settings: what changes rounding errors of the points, and not their space.
+    """
+
+    def __init__(self, path: Path, batches: Batches, settings: str) -> None:
+        variant = hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()
+        self.folder = path.with_name(f"{path.stem}-{variant}.parts")
+        self.batches = batches
+
+    def write(self, points: Tensor, first: int, end: int) -> bool:
+        """Write the points of batches from the first on; returns whether that could be done."""
+        chosen = self.batches.rows[first:end]
+        try:
+            rows = [row for batch in chosen for row in batch]
+            save_tree(self._file(first), {"of": self.folder.name, "rows": chosen, "points": points[rows]})
+        except OSError:  # which is warned of where the whole cannot be written either
+            return False
+        return True
+
+    def read_into(self, points: Tensor) -> int:
+        """Fill in what an interrupted call left, as far as it is whole; returns the number of batches."""
+        done = 0
+        while True:
+            try:
+                part = load_tree(self._file(done))
+            except (CheckpointError, OSError):  # there is no more, or it is damaged
+                return done
+            chosen, found = part.get("rows"), part.get("points")
+            if part.get("of") != self.folder.name or not chosen or not isinstance(found, Tensor):
+                return done
+            rows = [row for batch in self.batches.rows[done : done + len(chosen)] for row in batch]
+            if chosen != self.batches.rows[done : done + len(chosen)] or found.shape != (len(rows), self.batches.dim):
+                return done
+            points[rows] = found
+            done += len(chosen)
+
+    def _file(self, first: int) -> Path:
+        return self.folder / f"{first:06d}.safetensors"
+
+
+def _remove_parts(path: Path) -> None:
+    """Remove what interrupted calls left of points that are all written now."""
+    for folder in path.parent.glob(f"{path.stem}-*.parts"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_cache(path: Path, count: int) -> Encoding | None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -44,6 +44,24 @@ class Encoding(NamedTuple):
 
     points: Tensor
     truncated: int
+
+
+class Batches(NamedTuple):
+    """Texts in the batches that an encoder reads them in.
+
+    Args:
+        rows: the texts of each batch, by index; together each text once.
+        tokens: that are computed for each batch, padding included.
+        dim: the numbers in a point, d.
+        truncated: how many of all texts are longer than the encoder reads.
+        read: returns the points ``(k, d)``, float32 on the CPU, of the texts of a batch.
+    """
+
+    rows: list[list[int]]
+    tokens: list[int]
+    dim: int
+    truncated: int
+    read: Callable[[list[int]], Tensor]
 
 
 class SentenceEncoder(ABC):
@@ -147,17 +165,28 @@ class TransformerEncoder(SentenceEncoder):
         with quiet_transformers():
             return self.load(AutoModel, use_safetensors=True, **options).float()
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Encoding:
         """Return one unit vector per text.
 
         Raises:
             ConfigError: a model that cannot be loaded, or a tokenizer without a token to pad with.
         """
+        batches = self.batches(texts)
+        points = torch.empty(len(texts), batches.dim)
+        for rows in batches.rows:
+            points[rows] = batches.read(rows)
+        return Encoding(points, batches.truncated)
+
+    def batches(self, texts: Sequence[str]) -> Batches:
+        """Return texts in batches of alike length, the longest first.
+
+        Pairs come before single texts and apart from them, which a tokenizer would take for pairs beside them.
+
+        Raises:
+            ConfigError: as :meth:`encode`.
+        """
         from transformers import AutoTokenizer
 
-        if any(pairs := [PAIR in text for text in texts]) and not all(pairs):
-            return self._apart(texts, torch.tensor(pairs))
         tokenizer = self.load(AutoTokenizer)
         model = self.load_body().to(self.device).eval()
         if tokenizer.pad_token is None:  # what stands in masked places changes nothing
@@ -168,28 +197,30 @@ class TransformerEncoder(SentenceEncoder):
                 "its tokenizer_config.json"
             )
         limit = min(self.max_length, int(tokenizer.model_max_length), positions(model.config))
-        lengths = token_counts(tokenizer, texts)
-        order = lengths.argsort(descending=True, stable=True).tolist()
-        points = torch.empty(len(texts), model.config.hidden_size)
-        for start in range(0, len(order), self.batch):
-            chosen = order[start : start + self.batch]
+
+        @torch.no_grad()
+        def read(rows: list[int]) -> Tensor:
             tokens = tokenizer(
-                *both([texts[i] for i in chosen]),
+                *both([texts[row] for row in rows]),
                 padding=True,
                 truncation=True,
                 max_length=limit,
                 return_tensors="pt",
             ).to(self.device)
-            hidden = model(**tokens).last_hidden_state
-            points[chosen] = mean_pool(hidden, tokens["attention_mask"]).float().cpu()
-        return Encoding(points, int((lengths > limit).sum()))
+            return mean_pool(model(**tokens).last_hidden_state, tokens["attention_mask"]).float().cpu()
 
-    def _apart(self, texts: Sequence[str], pairs: Tensor) -> Encoding:
-        """Encode pairs and single texts, which a tokenizer would take for pairs beside them, each by themselves."""
-        parts = [which.nonzero().flatten() for which in (pairs, ~pairs)]
-        found = [self.encode([texts[index] for index in part.tolist()]) for part in parts]
-        points = torch.cat([one.points for one in found])[torch.cat(parts).argsort()]
-        return Encoding(points, sum(one.truncated for one in found))
+        batches, counts, truncated = list[list[int]](), list[int](), 0
+        are_pairs = torch.tensor([PAIR in text for text in texts], dtype=torch.bool)
+        for alike in (are_pairs, ~are_pairs):
+            if not alike.any():
+                continue
+            rows = alike.nonzero().flatten()
+            lengths = token_counts(tokenizer, [texts[row] for row in rows.tolist()])
+            truncated += int((lengths > limit).sum())
+            for chosen in torch.split(lengths.argsort(descending=True, stable=True), self.batch):
+                batches.append(rows[chosen].tolist())
+                counts.append(len(chosen) * min(int(lengths[chosen[0]]), limit))
+        return Batches(batches, counts, model.config.hidden_size, truncated, read)
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> Tensor:

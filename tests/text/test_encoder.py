@@ -324,7 +324,9 @@ def test_a_long_encoding_is_announced_once(cache: Path, caplog: pytest.LogCaptur
     texts, encoder = [f"text {index}" for index in range(MANY)], Counting("many")
     for _ in range(2):
         encode(encoder, texts)
-    assert [record.getMessage() for record in caplog.records] == ["encoding 1000 texts by counting, which is done once"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "encoding 1,000 texts by counting, which is done once"
+    ]
     encode(encoder, texts[:2])
     assert len(caplog.records) == 1
 
