@@ -1,4 +1,4 @@
-"""The edges of a real graph as a sparse matrix by rows, which is all that large graphs leave room for."""
+"""The edges of a real graph in compressed sparse rows, the one form that fits in memory for large graphs."""
 
 import functools
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class Adjacency:
         weight: of each edge.
 
     Shapes:
-        pointer ``(N + 1,)`` and column ``(E,)``, int32 while they fit; weight ``(E,)`` float32. Every edge is there in
-        both directions.
+        pointer ``(N + 1,)`` and column ``(E,)``, int32 while they fit; weight ``(E,)`` float32. Every edge is stored
+        in both directions.
     """
 
     pointer: Tensor
@@ -32,7 +32,7 @@ class Adjacency:
     weight: Tensor
 
     def __repr__(self) -> str:
-        """Return in one line how many nodes and edges there are."""
+        """Return the numbers of nodes and edges in one line."""
         return f"Adjacency({self.nodes:,} nodes, {len(self.column) // 2:,} edges)"
 
     @property
@@ -49,7 +49,7 @@ class Adjacency:
 
     @property
     def matrix(self) -> sparse.csr_matrix:
-        """The same as a scipy matrix, sharing memory."""
+        """The adjacency as a scipy matrix that shares its memory."""
         parts = (self.weight.numpy(), self.column.numpy(), self.pointer.numpy())
         return sparse.csr_matrix(parts, shape=(self.nodes, self.nodes), copy=False)
 
@@ -69,7 +69,7 @@ class Adjacency:
         return self.matrix[nodes.numpy()]
 
     def induced(self, nodes: Tensor) -> "Adjacency":
-        """Return the edges among some nodes, which are numbered in the given order."""
+        """Return the subgraph that nodes induce, renumbered in the given order."""
         return Adjacency.of(self.rows(nodes)[:, nodes.numpy()])
 
     def among(self, nodes: Tensor) -> Tensor:
@@ -79,29 +79,29 @@ class Adjacency:
         return torch.stack(dense).reshape(*nodes.shape, nodes.shape[-1])
 
     def sampled(self, nodes: Tensor, fanouts: Sequence[int], draws: Draws) -> Tensor:
-        """Return nodes and what random walks away from them reach, sorted.
+        """Return nodes and their sampled neighbours, hop after hop, sorted.
 
         Args:
             nodes: ``(n,)`` where to start.
-            fanouts: neighbours drawn of each node at the first hop, the second and so on, with replacement.
+            fanouts: neighbours drawn per node at the first hop, the second and so on, with replacement.
             draws: the key.
         Source: Hamilton et al., NeurIPS 2017, Algorithm 2.
         """
-        found: Tensor = torch.unique(nodes)
-        frontier = found
+        visited: Tensor = torch.unique(nodes)
+        frontier = visited
         for hop, fanout in enumerate(fanouts):
             first, last = self.pointer[frontier].long(), self.pointer[frontier + 1].long()
             linked = last > first
             first, degree = first[linked, None], (last - first)[linked, None]
             steps = (draws.fold(hop).uniform(len(first), fanout) * degree).long()
             frontier = torch.unique(self.column[first + torch.minimum(steps, degree - 1)].long())
-            found = torch.unique(torch.cat([found, frontier]))
-        return found
+            visited = torch.unique(torch.cat([visited, frontier]))
+        return visited
 
     def normalised(self, device: torch.device | str = "cpu") -> Tensors:
-        r"""Return what :func:`~mmdistill.graph.propagation.propagate` reads of :math:`D^{-1/2} (A + I) D^{-1/2}`.
+        r"""Return :math:`D^{-1/2} (A + I) D^{-1/2}` as :func:`~mmdistill.graph.propagation.propagate` reads it.
 
-        Self-loops and normalisation stay a factor for each node, so the edges are not copied.
+        Self-loops and normalisation stay a factor per node, so the edges are not copied.
         """
         parts = {"pointer": self.pointer, "column": self.column, "weight": self.weight}
         parts["scale"] = (1 + self.degree).rsqrt()
@@ -109,11 +109,11 @@ class Adjacency:
 
 
 def undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> tuple[Adjacency, tuple[str, ...]]:
-    """Return directed edges as undirected ones, unique and without self-loops, and what was changed in words.
+    """Make directed edges undirected, unique and free of self-loops; return them with notes on the changes.
 
     Args:
         edges: ``(2, E)`` int64.
-        weight: ``(E,)``, or None for 1 each; of duplicates the largest stays.
+        weight: ``(E,)``, or None for 1 each; the largest of duplicates stays.
         nodes: N.
     """
     notes: list[str] = []
@@ -124,11 +124,11 @@ def undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> tuple[Adjace
         edges, weight = edges[:, ~loops], None if weight is None else weight[~loops]
     directed = _unique(edges, weight, nodes)
     if directed.nnz < edges.shape[1]:
-        kept = "" if weight is None else ", of which the largest weight stays"
-        notes.append(f"{edges.shape[1] - directed.nnz} duplicate edges merged{kept}")
+        choice = "" if weight is None else ", of which the largest weight stays"
+        notes.append(f"{edges.shape[1] - directed.nnz} duplicate edges merged{choice}")
     reverse = directed.T.tocsr()
     both = directed.maximum(reverse)
-    if weight is not None and (differing := _differing(directed, reverse)):
+    if weight is not None and (differing := _count_differing(directed, reverse)):
         notes.append(f"{differing} edges have another weight in the other direction; the larger one stays")
     if both.nnz > directed.nnz:
         notes.append(f"{both.nnz - directed.nnz} reverse edges added: the graph is treated as undirected")
@@ -138,15 +138,15 @@ def undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> tuple[Adjace
     return Adjacency.of(both), tuple(notes)
 
 
-def _differing(directed: sparse.csr_matrix, reverse: sparse.csr_matrix) -> int:
-    """Return how many pairs of nodes have edges of two weights, one in each direction."""
-    found = (directed - reverse).multiply(directed.sign().multiply(reverse.sign())).tocsr()
-    found.eliminate_zeros()
-    return int(found.nnz) // 2
+def _count_differing(directed: sparse.csr_matrix, reverse: sparse.csr_matrix) -> int:
+    """Return the number of node pairs whose two directions have different weights."""
+    differences = (directed - reverse).multiply(directed.sign().multiply(reverse.sign())).tocsr()
+    differences.eliminate_zeros()
+    return int(differences.nnz) // 2
 
 
 def _unique(edges: Tensor, weight: Tensor | None, nodes: int) -> sparse.csr_matrix:
-    """Return directed edges as a matrix, the largest of duplicates, zeros included as edges that are not there."""
+    """Return directed edges as a matrix with the largest weight of duplicates; zero weights stay as stored zeros."""
     values = np.ones(edges.shape[1], np.float32) if weight is None else weight.numpy()
     ends = (edges[0].numpy(), edges[1].numpy())
     matrix = sparse.coo_matrix((values, ends), shape=(nodes, nodes)).tocsr()  # sums duplicates
@@ -155,7 +155,7 @@ def _unique(edges: Tensor, weight: Tensor | None, nodes: int) -> sparse.csr_matr
     if weight is None:
         matrix.data[:] = 1.0
         return matrix
-    keys, position = torch.unique(edges[0] * nodes + edges[1], return_inverse=True)
-    largest = torch.zeros(len(keys)).scatter_reduce(0, position, weight, "amax", include_self=False)
-    kept = ((keys // nodes).numpy(), (keys % nodes).numpy())
-    return sparse.coo_matrix((largest.numpy(), kept), shape=(nodes, nodes)).tocsr()
+    keys, key_of_edge = torch.unique(edges[0] * nodes + edges[1], return_inverse=True)
+    largest = torch.zeros(len(keys)).scatter_reduce(0, key_of_edge, weight, "amax", include_self=False)
+    unique_ends = ((keys // nodes).numpy(), (keys % nodes).numpy())
+    return sparse.coo_matrix((largest.numpy(), unique_ends), shape=(nodes, nodes)).tocsr()

@@ -1,7 +1,7 @@
-"""Other architectures that judge a condensed graph, from torch-geometric's layers, on weighted graphs alike.
+"""Further judges of a condensed graph: torch-geometric's layers, adapted to weighted graphs.
 
-A synthetic graph has a weight for each pair of nodes; where a layer takes none, the weights enter as said here, and
-ones give the layer as its authors have it.
+A synthetic graph has a weight for each pair of nodes. Layers whose authors use no weights take them as described here,
+and equal the originals where all weights are 1.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class TwoConvolutions(nn.Module):
         second: the second layer.
         nonlinearity: between them.
         dropout: of the hidden units, in training.
-        prepare: what both layers read of edges, their weights and the number of nodes; without it, all.
+        prepare: turns the edges, their weights and the number of nodes into what both layers read; None: no change.
         weighted: whether the layers take weights.
     Shapes:
         x ``(n, d)``, edge_index ``(2, E)``, edge_weight ``(E,)``; returns ``(n, C)``.
@@ -89,16 +89,16 @@ class PredictThenPropagate(nn.Module):
 
 
 class SharedTerms(nn.Module):
-    r"""ChebNet's layer of two terms with one weight for both, as those who condense graphs judge with it.
+    r"""ChebNet's layer of two terms that share one weight, as papers on graph condensation judge with it.
 
     .. math:: (X + \hat A X) W + b
 
-    With a weight of its own for each term, the second would see no input on a set without edges.
+    If each term had a weight of its own, the second one would get no input from a set without edges.
 
     Args:
-        features: of the input.
-        units: of the output.
-        propagation: gives the normalised adjacency with self-loops times X.
+        features: input features.
+        units: output features.
+        propagation: multiplies X by the normalised adjacency with self-loops.
     Shapes:
         x ``(n, features)``, edge_index ``(2, E)``, edge_weight ``(E,)``; returns ``(n, units)``.
     Source: Defferrard et al., NeurIPS 2016, as in the code of Jin et al., ICLR 2022.
@@ -115,7 +115,7 @@ class SharedTerms(nn.Module):
 
 
 def averaging(edge_index: Tensor, edge_weight: Tensor, nodes: int) -> Edges:
-    """Return the edges with self-loops, the weights of each node's incoming ones adding up to 1.
+    """Add self-loops, and scale the weights of each node's incoming edges to a sum of 1.
 
     Shapes:
         edge_index ``(2, E)``; edge_weight ``(E,)``; returns ``(2, E + nodes)`` and ``(E + nodes,)``.
@@ -134,7 +134,7 @@ def make_architecture(
 
     GraphSAGE averages a node and its neighbours with their weights; APPNP and ChebNet (two terms, one weight for both)
     take weights as they are; GAT, eight heads that share the width, takes none: it reads all edges of a real graph, and
-    the pairs of synthetic nodes of weight 0.5 or more.
+    synthetic ones of weight 0.5 or more.
 
     Args:
         name: one of ``ARCHITECTURES``.
@@ -157,12 +157,12 @@ def _module(name: str, features: int, classes: int, width: int, dropout: float) 
     if name == "appnp":
         return PredictThenPropagate(features, classes, width, dropout, APPNP(APPNP_STEPS, TELEPORT))
     if name == "chebnet":
-        once = APPNP(1, 0.0)
-        first, second = SharedTerms(features, width, once), SharedTerms(width, classes, once)
+        propagation = APPNP(1, 0.0)
+        first, second = SharedTerms(features, width, propagation), SharedTerms(width, classes, propagation)
         return TwoConvolutions(first, second, torch.relu, dropout)
     if name == "graphsage":
         first, second = GraphConv(features, width, "add"), GraphConv(width, classes, "add")
         return TwoConvolutions(first, second, torch.relu, dropout, averaging)
-    each = max(width // HEADS, 1)
-    first, second = GATConv(features, each, HEADS), GATConv(each * HEADS, classes, 1)
+    head_width = max(width // HEADS, 1)
+    first, second = GATConv(features, head_width, HEADS), GATConv(head_width * HEADS, classes, 1)
     return TwoConvolutions(first, second, F.elu, dropout, weighted=False)

@@ -1,4 +1,4 @@
-"""What tasks of graphs share, whether their samples are the nodes of one graph or the graphs of a set."""
+"""The base class of graph tasks, whose samples are the nodes of one graph or the graphs of a set."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Tensors, one_tensor
 
 VALIDATION_JUDGES = 3
-"""Networks by which a step is validated."""
+"""Networks trained for each validation."""
 
 Training = TypeVar("Training", JudgeProtocol, FitProtocol)
 """How the judges of a task train."""
@@ -32,12 +32,12 @@ class GraphClassification(ABC, Generic[Training]):
         network: the network to distil with.
         labels: classes of the training samples, ``(N,)``.
         class_count: C.
-        usual: how judges train where the user does not say it.
-        protocol: how they do where the user says it.
-        judge_epochs: their epochs; None is the protocol's own number.
+        usual: the default protocol of judges.
+        protocol: the user's protocol; None is ``usual``.
+        judge_epochs: epochs of judges; None is the protocol's own number.
         device: where everything lies.
     Raises:
-        ConfigError: epochs that are no whole number of at least 1.
+        ConfigError: ``judge_epochs`` is no whole number of at least 1.
     """
 
     judges: Sequence[str]
@@ -64,7 +64,7 @@ class GraphClassification(ABC, Generic[Training]):
 
     @abstractmethod
     def network_inputs(self, inputs: Inputs) -> Tensors:
-        """Return inputs by name as the network reads them; those of other samples are refused."""
+        """Return the network's inputs by name; refuse those of other samples."""
 
     @abstractmethod
     def predict(
@@ -90,11 +90,11 @@ class GraphClassification(ABC, Generic[Training]):
         return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return the network's layers, the embedding last: of SGC the propagated features, of graphs the pooled one."""
+        """Return the layers' outputs, the embedding last (SGC: propagated features; graphs: their pooled nodes)."""
         return self.network.layers(state, self.network_inputs(inputs))
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
-        """Return the network with statistics of real samples in its batch norms, of a large graph a sampled part's."""
+        """Return the network with batch norm statistics of real samples (of a large graph, of a sampled part)."""
         if not has_statistics(state):
             return state
         real = self.sample_real(draws, torch.arange(len(self._members.members)), BY_CLASS)
@@ -102,18 +102,18 @@ class GraphClassification(ABC, Generic[Training]):
         return self.network.settled(state, self.network_inputs(real.batch.inputs))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        """Return the batch as it is: condensation of graphs uses no augmentation."""
+        """Return the batch unchanged: graph condensation uses no augmentation."""
         return batch
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of what is set of judging: no ``batch``, since it sees all samples in each step."""
+        """Return the judging settings that a judge reads; no ``batch``, since each step takes all samples."""
         return ("epochs", "protocol")
 
     def judging_epochs(self, judge: str, samples: int | None) -> int:
-        """Return for how many epochs a judge trains, on however many samples."""
+        """Return a judge's number of epochs, whatever the number of samples."""
         return self.protocol.epochs
 
     @property
     def validation_protocol(self) -> Training:
-        """How the networks train by which a step is validated: for a third of the judges' epochs."""
+        """The protocol of networks that validate a step: the judges', for a third of their epochs."""
         return replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))

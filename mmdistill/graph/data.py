@@ -24,9 +24,9 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MASKS = ("train_mask", "val_mask", "test_mask")
 FIELDS = ("x", "edge_index", "y", *MASKS)
 SPLITTING = 'T.RandomNodeSplit("train_rest", num_val=0.2, num_test=0.2)(data) of torch_geometric.transforms'
-"""What gives a graph without masks some, of any size."""
+"""The transform that gives a graph without masks some, whatever its size; messages name it."""
 DEGREES = "T.OneHotDegree(max_degree)(data) of torch_geometric.transforms"
-"""What gives nodes features where there are none."""
+"""The transform that gives nodes without features their degree; messages name it."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class GraphData:
         val: ids of the validation nodes; may be empty.
         test: ids of the test nodes.
         num_classes: C.
-        inductive: whether condensing sees the training nodes and the edges among them alone, and judges are validated
+        inductive: whether condensing sees only the training nodes and the edges among them, and judges are validated
             and tested on the subgraphs of those nodes; else all features and edges are known (transductive).
-        notes: what was changed on the way in, in words.
-        scaling: what features were standardised by: ``feature_mean`` and ``feature_deviation``; else nothing.
-        labels: what the source calls the classes, by class index; empty: as here.
+        notes: what reading changed, in words.
+        scaling: ``feature_mean`` and ``feature_deviation`` of standardised features; else empty.
+        labels: the source's label of each class index; empty: the index itself.
 
     Shapes:
         x ``(N, d)``; y ``(N,)`` int64; of scaling ``(d,)`` each.
@@ -66,18 +66,18 @@ class GraphData:
     labels: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        """Return in one line what the data are, and how many nodes, edges, features and classes they have."""
+        """Return the name and the numbers of nodes, edges, features and classes in one line."""
         (nodes, features), edges = self.x.shape, len(self.adjacency.column) // 2
         sizes = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "val", "test"))
-        known = ", inductive" if self.inductive else ""
+        setting = ", inductive" if self.inductive else ""
         return (
             f"GraphData({self.name}, nodes: {nodes:,} ({sizes}), {edges:,} edges, {features:,} features, "
-            f"{self.num_classes} classes{known})"
+            f"{self.num_classes} classes{setting})"
         )
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What classes are called: by the number that the source gives them."""
+        """The names of the classes: their labels in the source."""
         return tuple(map(str, self.labels or range(self.num_classes)))
 
     @property
@@ -97,7 +97,7 @@ class GraphData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that training reads, validation labels included, which choose the step."""
+        """A hash of all that training reads, including the validation labels, which choose the step."""
         digest = hashlib.blake2b(digest_size=16)
         parts = (self.adjacency.pointer, self.adjacency.column, self.adjacency.weight)
         labels = self.y[self.train], self.y[self.val]
@@ -108,7 +108,7 @@ class GraphData:
 
     @functools.cached_property
     def test_fingerprint(self) -> str:
-        """A hash of the test nodes and their labels; what judges read beside them has the fingerprint."""
+        """A hash of the test nodes and their labels; :attr:`fingerprint` covers the rest of what judges read."""
         return tensor_digest(self.test, self.y[self.test])
 
 
@@ -125,37 +125,37 @@ def graph_from_fields(
         name: the data set's name, for messages.
         split: the column of masks that hold several splits.
         inductive: see :class:`GraphData`.
-        notes: what was done before.
+        notes: earlier changes, in words.
 
     Raises:
         DataError: a field is missing or unusable; the message names it.
     """
     _require_homogeneous(fields, name)
-    x = _features(fields, name)
-    sets, missing = _sets(fields, name, len(x), split)
-    y, labels = _labels(fields, name, len(x), sets)
+    x = _read_features(fields, name)
+    splits, remarks = _read_splits(fields, name, len(x), split)
+    y, labels = _read_labels(fields, name, len(x), splits)
     adjacency, changes = undirected(*checked_edges(fields, name, len(x)), len(x))
     names = tuple(map(str, labels))
     if labels != tuple(range(len(labels))):
-        missing += (f"classes are numbered in the order of their labels: {first_few(names, 20)}",)
-    missing += (*untested(y[sets["test"]], names, "node"), *unvalidated(y[sets["validation"]], names, "node"))
+        remarks += (f"classes are numbered in the order of their labels: {first_few(names, 20)}",)
+    remarks += (*untested(y[splits["test"]], names, "node"), *unvalidated(y[splits["validation"]], names, "node"))
     return GraphData(
         name,
         x,
         adjacency,
         y,
-        sets["training"],
-        sets["validation"],
-        sets["test"],
+        splits["training"],
+        splits["validation"],
+        splits["test"],
         len(labels),
         inductive,
-        notes + _unread(fields, split) + changes + missing,
+        notes + _notes_on_unread(fields, split) + changes + remarks,
         labels=labels,
     )
 
 
-def _unread(fields: Mapping[str, Any], split: int) -> tuple[str, ...]:
-    """Return in words what a graph has and is not read: other splits, and attributes of edges."""
+def _notes_on_unread(fields: Mapping[str, Any], split: int) -> tuple[str, ...]:
+    """Return notes on what is not read of a graph: other splits and edge attributes."""
     masks = {key: fields[key].shape[1] for key in MASKS if fields.get(key) is not None and fields[key].ndim == 2}
     notes = [f"{key}: split {split} of {splits} is read" for key, splits in masks.items() if splits > 1]
     if fields.get("edge_attr") is not None:
@@ -172,10 +172,12 @@ def _require_homogeneous(fields: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _sets(fields: Mapping[str, Any], name: str, nodes: int, split: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the ids of the training, validation and test nodes, and what is missing in words."""
-    train = _mask(fields, "train_mask", name, nodes, split)
-    test = _mask(fields, "test_mask", name, nodes, split)
+def _read_splits(
+    fields: Mapping[str, Any], name: str, nodes: int, split: int
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the ids of the training, validation and test nodes, and notes on what is missing."""
+    train = _read_mask(fields, "train_mask", name, nodes, split)
+    test = _read_mask(fields, "test_mask", name, nodes, split)
     if train is None or not len(train):
         hint = "" if fields.get("train_mask") is not None else f"; {SPLITTING} divides the nodes at random"
         raise DataError(
@@ -183,21 +185,21 @@ def _sets(fields: Mapping[str, Any], name: str, nodes: int, split: int) -> tuple
         )
     if test is None or not len(test):
         raise DataError(f"{name} has no test nodes: give a boolean test_mask")
-    val = _mask(fields, "val_mask", name, nodes, split)
+    val = _read_mask(fields, "val_mask", name, nodes, split)
     notes: tuple[str, ...] = ()
     if val is None or not len(val):
         val, notes = torch.zeros(0, dtype=torch.long), ("no validation nodes: judges keep their last epoch",)
-    sets = {"training": train, "validation": val, "test": test}
+    splits = {"training": train, "validation": val, "test": test}
     if split and all(fields[key].ndim == 1 for key in MASKS if fields.get(key) is not None):
         raise DataError(f"{name} has one split of its nodes; there is no split {split}")
     for left, right in (("training", "test"), ("training", "validation"), ("validation", "test")):
-        shared = int(torch.isin(sets[left], sets[right]).sum())
+        shared = int(torch.isin(splits[left], splits[right]).sum())
         if shared:
             raise DataError(f"{name}: {shared} nodes are in both the {left} and the {right} mask")
-    return sets, notes
+    return splits, notes
 
 
-def _tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
+def _read_tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
     value = fields.get(key)
     if key == "edge_index" and value is None and fields.get("adj_t") is not None:
         raise DataError(
@@ -206,21 +208,21 @@ def _tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
     if isinstance(value, np.ndarray):
         value = from_array(value, f"{name}: {key}")
     if not isinstance(value, Tensor):
-        got = "it is missing" if value is None else f"got {type(value).__name__}"
-        images = "" if set(FIELDS) & fields.keys() else "; a file of images has tensors named images and labels"
-        raise DataError(f"{name} needs a tensor {key!r}, {got}; a graph has {', '.join(FIELDS)}{images}")
+        problem = "it is missing" if value is None else f"got {type(value).__name__}"
+        hint = "" if set(FIELDS) & fields.keys() else "; a file of images has tensors named images and labels"
+        raise DataError(f"{name} needs a tensor {key!r}, {problem}; a graph has {', '.join(FIELDS)}{hint}")
     if value.is_meta or value.is_quantized:
         raise DataError(f"{name} needs a tensor {key!r} of plain numbers, got {value.dtype} on {value.device}")
     return recordable(value.detach().cpu())
 
 
-def _features(fields: Mapping[str, Any], name: str) -> Tensor:
+def _read_features(fields: Mapping[str, Any], name: str) -> Tensor:
     if fields.get("x") is None and fields.get("edge_index") is not None and fields.get("y") is not None:
         raise DataError(
             f"{name} has no node features, a tensor 'x' (nodes, features); after data.num_nodes = len(data.y), "
             f"{DEGREES} gives nodes their degree as such (max_degree is the largest)"
         )
-    x = _tensor(fields, "x", name)
+    x = _read_tensor(fields, "x", name)
     if x.is_sparse or x.layout != torch.strided:
         x = x.to_dense()
     if x.is_complex():
@@ -240,12 +242,12 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
 
 
 def checked_edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Tensor, Tensor | None]:
-    """Return a graph's edges ``(2, E)`` and their weights ``(E,)``, None for 1 each, once they are checked.
+    """Check a graph's edges, and return them ``(2, E)`` with their weights ``(E,)``; None for weights of 1.
 
     Raises:
-        DataError: edges of nodes that there are not, or weights that are none.
+        DataError: edges of nodes that do not exist, or weights that are not finite and at least 0.
     """
-    edges = _tensor(fields, "edge_index", name)
+    edges = _read_tensor(fields, "edge_index", name)
     if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype not in INTEGERS:
         raise DataError(f"{name}: edge_index must be an integer (2, edges), got {edges.dtype} {tuple(edges.shape)}")
     edges = edges.long()
@@ -255,10 +257,10 @@ def checked_edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Ten
         )
     if fields.get("edge_weight") is None:
         return edges, None
-    given = _tensor(fields, "edge_weight", name)
-    if given.is_complex():
-        raise DataError(f"{name}: edge_weight must be real, got {given.dtype}")
-    weight = given.float().flatten()
+    weights = _read_tensor(fields, "edge_weight", name)
+    if weights.is_complex():
+        raise DataError(f"{name}: edge_weight must be real, got {weights.dtype}")
+    weight = weights.float().flatten()
     if len(weight) != edges.shape[1] or not torch.isfinite(weight).all() or (weight < 0).any():
         raise DataError(f"{name}: edge_weight must be one finite number >= 0 for each of {edges.shape[1]} edges")
     if float(weight.double().sum()) > torch.finfo(weight.dtype).max:
@@ -266,11 +268,11 @@ def checked_edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Ten
     return edges, weight
 
 
-def _mask(fields: Mapping[str, Any], key: str, name: str, nodes: int, split: int) -> Tensor | None:
-    """Return the ids that a boolean mask marks, or None without the mask."""
+def _read_mask(fields: Mapping[str, Any], key: str, name: str, nodes: int, split: int) -> Tensor | None:
+    """Return the ids that a boolean mask marks; None where there is no mask."""
     if fields.get(key) is None:
         return None
-    mask = _tensor(fields, key, name)
+    mask = _read_tensor(fields, key, name)
     if mask.ndim == 2 and mask.shape[0] == nodes:
         if not 0 <= split < mask.shape[1]:
             raise DataError(f"{name}: {key} has {mask.shape[1]} splits, there is no split {split}")
@@ -285,11 +287,11 @@ def _mask(fields: Mapping[str, Any], key: str, name: str, nodes: int, split: int
     return mask.bool().nonzero().flatten()
 
 
-def _labels(
-    fields: Mapping[str, Any], name: str, nodes: int, sets: Mapping[str, Tensor]
+def _read_labels(
+    fields: Mapping[str, Any], name: str, nodes: int, splits: Mapping[str, Tensor]
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the class index of each node, -1 where it is unknown, and the classes: the labels of training nodes."""
-    y = _tensor(fields, "y", name)
+    """Return each node's class index, -1 where it is unknown, and the classes: the training nodes' labels."""
+    y = _read_tensor(fields, "y", name)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim == 2:
@@ -300,18 +302,19 @@ def _labels(
     if y.shape != (nodes,):
         raise DataError(f"{name}: labels y must hold one class index per node ({nodes},), got {tuple(y.shape)}")
     if y.is_floating_point():
-        known = y[torch.cat(list(sets.values()))]
-        if not torch.isfinite(known).all() or (known != known.round()).any():
+        values = y[torch.cat(list(splits.values()))]
+        if not torch.isfinite(values).all() or (values != values.round()).any():
             raise DataError(f"{name}: labels y must be class indices (int64), got {y.dtype} with fractions or NaN")
         y = torch.nan_to_num(y, nan=-1)
     y = y.long()
-    labels = torch.unique(y[sets["training"]])
-    for part, ids in sets.items():
+    labels = torch.unique(y[splits["training"]])
+    for part, ids in splits.items():
         if len(ids) and int(y[ids].min()) < 0:
             raise DataError(f"{name}: {part} labels must be 0 or more (-1 is an unknown one), got {int(y[ids].min())}")
-        if len(new := y[ids][~torch.isin(y[ids], labels)]):
+        if len(untrained := y[ids][~torch.isin(y[ids], labels)]):
             raise DataError(
-                f"{name}: class {int(new.min())} has no training node; label some, or take its nodes out of the splits"
+                f"{name}: class {int(untrained.min())} has no training node; label some, or take its nodes out of the "
+                "splits"
             )
     if len(labels) < 2:
         raise DataError(f"{name} has the single class {int(labels)}; classification needs at least two")

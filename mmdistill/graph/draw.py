@@ -1,4 +1,4 @@
-"""What a distilled graph looks like, and what other tools can read of it."""
+"""Pictures of a distilled graph, and exports for other tools."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor
 
 REAL_POINTS = 4000
 EDGE_CUT = 0.05
-"""Learned edges below this weight are not drawn, as the published graphs cut them for use."""
+"""Learned edges below this weight are not drawn, since the published code drops them before use."""
 
 
-def _graph_task(task: Task) -> GraphTask:
+def _require_graph_task(task: Task) -> GraphTask:
     if not isinstance(task, GraphTask):
         raise UnsupportedError(f"a graph task is needed, got {type(task).__name__}")
     return task
@@ -49,11 +49,11 @@ def node_classes(batch: Batch) -> Tensor:
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Draw the synthetic nodes among the real ones, and the synthetic graph where it has edges; returns the paths.
+    """Draw the synthetic nodes among the real ones and, where it has edges, the synthetic graph; return the paths.
 
-    Beside the pictures of a graph with edges is a text of its properties and the real graph's.
+    For a graph with edges a table compares its properties with those of the real graph.
     """
-    graph_task = _graph_task(task)
+    graph_task = _require_graph_task(task)
     paths = [_draw_nodes(graph_task, batch, folder / "nodes.png")]
     if "adjacency" in _inputs(batch):
         paths.append(_draw_structure(graph_task, batch, folder / "structure.png"))
@@ -63,7 +63,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 
 def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
-    """Project real and synthetic nodes, both after propagation, on the real nodes' two principal components."""
+    """Plot propagated real and synthetic nodes on the first two principal components of the real ones."""
     from sklearn.decomposition import PCA
 
     real = task.scene.propagated(HOPS).cpu()
@@ -72,22 +72,29 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     multiply, synthetic = operator(inputs), inputs["x"]
     for _ in range(HOPS):
         synthetic = multiply(synthetic)
-    real, synthetic = (F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic))  # one feature lies on a line
+    real, synthetic = (
+        F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic)
+    )  # a single feature gets a zero axis
     projection = PCA(2, random_state=0).fit(real[chosen].numpy())
     background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
     colours = class_colours(task.graph.num_classes)
-    known = task.scene.y.cpu()[chosen].numpy()
+    real_classes = task.scene.y.cpu()[chosen].numpy()
     figure, axes = one_plot(8, 6)
-    axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)
+    axes.scatter(
+        background[:, 0], background[:, 1], s=6, c=_colours_of(colours, real_classes), alpha=0.25, linewidths=0
+    )
     classes = node_classes(batch).numpy()
     for index, name in enumerate(task.graph.class_names):
-        own = points[classes == index]
-        axes.scatter(own[:, 0], own[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=name)
-    shown = "synthetic nodes (outlined) among the real nodes (faint), both after two hops of propagation"
-    axes.set_title(f"{literal(task.graph.name)}: {len(points)} {shown}", fontsize=9)
+        members = points[classes == index]
+        axes.scatter(
+            members[:, 0], members[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=name
+        )
+    caption = "synthetic nodes (outlined) among the real nodes (faint), both after two hops of propagation"
+    axes.set_title(f"{literal(task.graph.name)}: {len(points)} {caption}", fontsize=9)
+    # Quantiles, since a few distant real nodes would shrink the others to a dot.
     low = np.minimum(np.quantile(background, 0.005, axis=0), points.min(0))
     high = np.maximum(np.quantile(background, 0.995, axis=0), points.max(0))
-    margin = 0.05 * (high - low) + 1e-12  # a few far real nodes would leave the rest a dot
+    margin = 0.05 * (high - low) + 1e-12
     axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
     axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
     axes.set_xlabel("first principal component")
@@ -115,7 +122,7 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     width = 0.2 + 1.8 * strength
     axes.add_collection(LineCollection(list(lines), colors=shade, linewidths=width, zorder=1))
     colours = class_colours(task.graph.num_classes)
-    axes.scatter(place[:, 0], place[:, 1], s=70, c=_pick(colours, classes), edgecolors="black", zorder=2)
+    axes.scatter(place[:, 0], place[:, 1], s=70, c=_colours_of(colours, classes), edgecolors="black", zorder=2)
     for name, colour in zip(task.graph.class_names, colours, strict=True):
         axes.scatter([], [], s=70, color=colour, edgecolors="black", label=literal(name))
     figure.legend(title="class", loc="outside right upper", fontsize=8, ncols=1 + task.graph.num_classes // 25)
@@ -126,7 +133,7 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
 
 
 def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
-    """Draw the edge weights as a matrix whose rows and columns go class by class, with lines between the classes."""
+    """Draw the edge weights as a matrix ordered by class, with lines between the classes."""
     classes = node_classes(batch)
     order = torch.argsort(classes, stable=True)
     counts = torch.bincount(classes, minlength=task.graph.num_classes)
@@ -149,16 +156,16 @@ def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
 
 def _write_properties(task: GraphTask, batch: Batch, path: Path) -> Path:
     """Write the condensed graph's properties beside the real one's, as a Markdown table."""
-    own = dense_properties(_inputs(batch)["adjacency"], node_classes(batch))
+    condensed = dense_properties(_inputs(batch)["adjacency"], node_classes(batch))
     real = real_properties(task.graph)
     names = ("density", "mean degree", "homophily", "spectral energy")
-    rows = [f"| {name} | {a:.3g} | {b:.3g} |" for name, a, b in zip(names, own, real, strict=True)]
+    rows = [f"| {name} | {a:.3g} | {b:.3g} |" for name, a, b in zip(names, condensed, real, strict=True)]
     write_text(path, "\n".join(["| property | condensed | real |", "|---|---|---|", *rows, ""]))
     return path
 
 
-def _pick(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[float, ...]]:
-    """Return each node's colour; grey where the class is unknown."""
+def _colours_of(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[float, ...]]:
+    """Return the colour of each node's class; grey where it is unknown."""
     grey = (0.6, 0.6, 0.6, 1.0)
     return [colours[index] if index >= 0 else grey for index in classes.tolist()]
 
@@ -192,9 +199,9 @@ def graph_tensors(batch: Batch) -> Tensors:
 
 
 def write_preprocessing(info: TaskInfo, folder: Path) -> Path:
-    """Write ``preprocessing.json``: class names, how real features became what they are here, and by which numbers."""
+    """Write ``preprocessing.json``: class names, and how real features were preprocessed, with the numbers."""
     path = folder / PREPROCESSING
-    names = sorted(info.tensors, reverse=True)  # the mean first; sets that were read have them in an order of their own
+    names = sorted(info.tensors, reverse=True)  # the mean first, also for sets read from files in another order
     numbers = {name: info.tensors[name].tolist() for name in names}
     write_json(path, {"data": info.data, "class_names": info.class_names, "notes": info.notes, **numbers})
     return path

@@ -22,11 +22,11 @@ from mmdistill.graph.data import FIELDS
 from mmdistill.store import opened_tensors
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""By this variable torch runs no code from files, whatever it is asked."""
+"""While this environment variable is set, torch runs no code from files, even where a caller asks for it."""
 
 
 def holds_list(path: Path) -> bool:
-    """Return whether one of torch's files holds a list, by the start of its pickle, of which nothing is run."""
+    """Return whether a torch file holds a list, by the first opcodes of its pickle, which are not executed."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -39,8 +39,8 @@ def holds_list(path: Path) -> bool:
 def looks_like_graph(path: Path) -> bool:
     """Return whether a file could hold a graph, without reading all of it.
 
-    Of other data only images come in torch's files, which are looked for first. All others are claimed, and what is
-    wrong with one is said in words.
+    Of other kinds of data only images come in torch files, and these are recognised first. So all other torch files
+    without a list count as graphs, and reading one says what is wrong with it.
     """
     if path.suffix.lower() in TORCH:
         return path.is_file() and not holds_list(path)
@@ -53,9 +53,9 @@ def looks_like_graph(path: Path) -> bool:
     return False
 
 
-def own_classes() -> list[Any]:
-    """Return torch-geometric's own classes, of which its graphs are made."""
-    # torch-geometric takes seconds to import and most commands never need it, hence here.
+def saved_classes() -> list[Any]:
+    """Return the classes that torch-geometric's saved graphs consist of."""
+    # Imported here, since it takes seconds and most commands never need it.
     from torch_geometric.data import Data, HeteroData
     from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
@@ -65,15 +65,15 @@ def own_classes() -> list[Any]:
 
 @contextmanager
 def graph_classes() -> Iterator[None]:
-    """Have torch load torch-geometric's own classes, and no other code, from files, whatever a library asks of it.
+    """Within this context torch loads torch-geometric's classes from files, and no other code, whatever a library asks.
 
-    That holds for all threads of the process meanwhile.
+    This holds for all threads of the process.
     """
     with unpickling:
         former = os.environ.get(FORCED)
         os.environ[FORCED] = "1"
         try:
-            with torch.serialization.safe_globals(own_classes()):
+            with torch.serialization.safe_globals(saved_classes()):
                 yield
         finally:
             if former is None:
@@ -83,7 +83,7 @@ def graph_classes() -> Iterator[None]:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads arrays, sparse matrices and dicts, as Planetoid's files hold them, and runs no other code from a pickle."""
+    """Unpickles the arrays, sparse matrices and dicts of Planetoid's files, and refuses any other code."""
 
     known = frozenset(
         {
@@ -96,15 +96,15 @@ class PlainUnpickler(pickle.Unpickler):
             ("collections", "defaultdict"),
             ("__builtin__", "list"),
             ("builtins", "list"),
-            ("_codecs", "encode"),  # of bytes, in pickles that Python 3 wrote for Python 2
+            ("_codecs", "encode"),  # decodes bytes in pickles that Python 3 wrote for Python 2
         }
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle names.
+        """Return the class or function that a pickle names.
 
         Raises:
-            pickle.UnpicklingError: it is none of what these files hold.
+            pickle.UnpicklingError: it is none that these files need.
         """
         if (module, name) not in self.known:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
@@ -113,7 +113,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 @contextmanager
 def plainly_unpickled(module: Any) -> Iterator[None]:
-    """Have a module of a library that calls ``pickle.load`` read by :class:`PlainUnpickler` instead."""
+    """Within this context a library's module reads by :class:`PlainUnpickler` where it calls ``pickle.load``."""
 
     def load(handle: IO[bytes], encoding: str = "ASCII") -> Any:
         return PlainUnpickler(handle, encoding=encoding).load()
@@ -128,27 +128,27 @@ def plainly_unpickled(module: Any) -> Iterator[None]:
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
-    """Return the tensors of a saved graph by name, NumPy's arrays among them, without running code from the file.
+    """Read a saved graph's fields by name, arrays as tensors, without running code from the file.
 
     Raises:
         DataError: the file is damaged, holds other things than tensors in a graph, or is no graph.
     """
-    fields = fields_of(held(read_graphs(path)))
-    arrays = {name: from_array(value, str(name)) for name, value in fields.items() if _is_numbers(value)}
+    fields = fields_of(unwrap_dataset(read_graphs(path)))
+    arrays = {name: from_array(value, str(name)) for name, value in fields.items() if _is_numeric_array(value)}
     return {**fields, **arrays}
 
 
-def _is_numbers(value: object) -> bool:
+def _is_numeric_array(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
-def held(saved: Any) -> Any:
-    """Return what the processed file of a torch-geometric ``InMemoryDataset`` holds, or whatever else was saved."""
+def unwrap_dataset(saved: Any) -> Any:
+    """Return the graphs that an ``InMemoryDataset`` of torch-geometric saves in a tuple; other values unchanged."""
     return saved[0] if isinstance(saved, tuple) and saved else saved
 
 
 def read_graphs(path: Path) -> Any:
-    """Return what a file holds, which in torch's may be torch-geometric's graphs, without running code from it.
+    """Read a file without running code from it; torch files may hold torch-geometric's graphs.
 
     Raises:
         DataError: the file is damaged, or holds other things than tensors in graphs.
@@ -157,11 +157,11 @@ def read_graphs(path: Path) -> Any:
         "a graph of plain tensors by torch.save(data, path), data a torch_geometric.data.Data whose attributes are "
         "tensors, or a list of them"
     )
-    return read_saved(path, own_classes() if path.suffix.lower() in TORCH else (), instead=instead)
+    return read_saved(path, saved_classes() if path.suffix.lower() in TORCH else (), instead=instead)
 
 
 def fields_of(source: Any) -> Mapping[str, Any]:
-    """Return the attributes of a ``Data``, or a mapping's items.
+    """Return the attributes of a ``Data`` by name, or a mapping itself.
 
     Raises:
         DataError: it is neither.
@@ -171,12 +171,12 @@ def fields_of(source: Any) -> Mapping[str, Any]:
     to_dict = getattr(source, "to_dict", None)
     fields = to_dict() if callable(to_dict) else None
     if not isinstance(fields, Mapping):
-        raise DataError(f"expected a graph with {', '.join(FIELDS)}, got {type(source).__name__}: {_instead(source)}")
+        raise DataError(f"expected a graph with {', '.join(FIELDS)}, got {type(source).__name__}: {_suggest(source)}")
     return fields
 
 
-def _instead(source: Any) -> str:
-    """Return in words what to give instead of something that is no graph."""
+def _suggest(source: Any) -> str:
+    """Return advice on what to give in place of an object that is no graph."""
     if type(source).__module__.partition(".")[0] == "networkx":
         return "torch_geometric.utils.from_networkx makes a graph of it, whose nodes then need features x and labels y"
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, str | bytes):

@@ -33,28 +33,28 @@ ROLES = {
     "edge_weight": ("edge_weight",),
     "train_mask": ("train_mask",),
 }
-"""What a condensed graph is made of, by the words that its names have."""
+"""The parts of a condensed graph, and the names under which other tools save them."""
 
 
 def read_values(path: Path) -> Any:
-    """Return what a file holds, of torch-geometric's graphs their fields, which may be in a list.
+    """Read a file: an array, a list of graphs, or the fields of one graph.
 
     Raises:
         DataError: it cannot be read without running code.
     """
-    found = files.held(files.read_graphs(path))
-    return found if isinstance(found, Tensor | np.ndarray | list) else files.fields_of(found)
+    content = files.unwrap_dataset(files.read_graphs(path))
+    return content if isinstance(content, Tensor | np.ndarray | list) else files.fields_of(content)
 
 
 def read_nodes(task: GraphTask, source: ImportSource) -> Imported:
-    """Return the nodes of a condensed graph, with the weights of their edges where it has edges.
+    """Read the nodes of a condensed graph, with edge weights where it has edges.
 
-    Read are ``x``, ``y``, ``edge_index`` and ``edge_weight`` as torch-geometric has them, and ``feat``, ``label`` and
-    ``adj`` ``(n, n)``, dense or sparse, as GCond and its successors save them. Edges are read as those of real graphs
-    are: undirected, and without self-loops, which all judges add.
+    Fields are ``x``, ``y``, ``edge_index`` and ``edge_weight`` as torch-geometric names them, or ``feat``, ``label``
+    and ``adj`` ``(n, n)``, dense or sparse, as GCond and its successors save them. Edges become undirected and lose
+    self-loops, like those of real graphs; all judges add self-loops.
 
     Raises:
-        DataError: other files, nodes of other features, labels of other classes, or impossible edges.
+        DataError: other files, another number of features, labels of other classes, or impossible edges.
     """
     parts = by_role(source.values(read_values), ROLES, ("features", "labels"))
     x = parts["features"].float()
@@ -69,16 +69,16 @@ def read_nodes(task: GraphTask, source: ImportSource) -> Imported:
 
 
 def fields_by_name(value: Any) -> Mapping[str, Any] | None:
-    """Return the fields of a graph of torch-geometric; of any other value None."""
-    own = any(base.__module__.partition(".")[0] == "torch_geometric" for base in type(value).__mro__)
-    return files.fields_of(value) if own and hasattr(value, "to_dict") else None
+    """Return the fields of a torch-geometric graph; None for any other value."""
+    is_saved_graph = any(base.__module__.partition(".")[0] == "torch_geometric" for base in type(value).__mro__)
+    return files.fields_of(value) if is_saved_graph and hasattr(value, "to_dict") else None
 
 
 def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
-    """Return the weights ``(n, n)`` of undirected edges as ``adjacency``; nothing where there are none.
+    """Return undirected edge weights ``(n, n)`` as ``adjacency``; an empty dict without edges.
 
     Raises:
-        DataError: edges of nodes that there are not, or weights that are none.
+        DataError: edges of nodes that do not exist, or impossible weights.
     """
     if "adjacency" in parts:
         weights = parts["adjacency"].float()
@@ -90,17 +90,17 @@ def adjacency_of(parts: Mapping[str, Tensor], nodes: int) -> dict[str, Tensor]:
         fields = {name: parts[name] for name in ("edge_index", "edge_weight") if name in parts}
     else:
         return {}
-    edges = noted_undirected(*checked_edges(fields, "the set", nodes), nodes)
+    edges = make_undirected(*checked_edges(fields, "the set", nodes), nodes)
     return {"adjacency": torch.from_numpy(edges.matrix.toarray())} if len(edges.column) else {}
 
 
-def noted_undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> Adjacency:
-    """Return directed edges as undirected ones, and note what was changed."""
-    found, changes = undirected(edges, weight, nodes)
+def make_undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> Adjacency:
+    """Make directed edges undirected, and note the changes."""
+    adjacency, changes = undirected(edges, weight, nodes)
     for change in changes:
         if "isolated" not in change:
             noted(change)
-    return found
+    return adjacency
 
 
 IMPORTS = Importer(

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmdistill.errors import DataError
 from mmdistill.graph.data import INTEGERS, checked_edges
 from mmdistill.graph.files import fields_of
-from mmdistill.graph.imports import fields_by_name, noted_undirected, read_values
+from mmdistill.graph.imports import fields_by_name, make_undirected, read_values
 from mmdistill.graph.sets.task import GraphSetTask
 from mmdistill.imports import LABELS, Imported, Importer, ImportSource, by_role, class_targets, float_bytes, weighed
 from mmdistill.task import Tensors
@@ -53,7 +53,7 @@ def read_graphs(task: GraphSetTask, source: ImportSource) -> Imported:
     ends = [checked_edges(graph, f"graph {number}", sizes[number])[0] for number, graph in enumerate(graphs)]
     # Side by side, so that one note tells of all graphs.
     together = torch.cat([own + start for own, start in zip(ends, starts, strict=False)], 1)
-    matrix = noted_undirected(together, None, starts[-1]).matrix
+    matrix = make_undirected(together, None, starts[-1]).matrix
     adjacency = torch.zeros(len(graphs), most, most)
     for own, (start, end) in zip(adjacency, pairwise(starts), strict=True):
         own[: end - start, : end - start] = torch.from_numpy(matrix[start:end, start:end].toarray())
