@@ -2,10 +2,10 @@
 
 The protocol is that of GCond's GCN (Jin et al., ICLR 2022): full-batch Adam with a fresh, ten times slower one from
 half-way, the epoch with the best accuracy on the *original* graph's validation nodes, and test nodes scored once. Here
-it serves all networks; GCond's comparison of architectures trains others without dropout, and some of its networks
-differ from those of this name (its SGC is a perceptron that propagates, its APPNP takes two steps). Weights start from
-Glorot's distribution and biases from zero, where its GCN draws both uniformly by the number of inputs; on Cora that is
-no difference (propagated means 81.1 and 80.4, three networks).
+all networks train by it; GCond's comparison of architectures trains other networks without dropout, and some of them
+differ from ours of the same name (its SGC is a perceptron that propagates, its APPNP takes two steps). Here weights
+start from Glorot's distribution and biases from zero; GCond's GCN draws both uniformly by the number of inputs, which
+makes no difference on Cora (propagated means 81.1 and 80.4, three networks).
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
 PORTION_BYTES = 2**23
-"""Bytes of hidden units that a CPU computes at a time: of 2**18 to 2**24, those from 2**22 on took least time."""
+"""Bytes of hidden units that a CPU computes at a time: of 2**18 to 2**24, sizes from 2**22 on were fastest."""
 READ_BYTES = 2**28
-"""Those that other devices compute at a time."""
+"""Bytes of hidden units that other devices compute at a time."""
 HARDLY_RECOGNISED = 0.1
 """A class whose test accuracy falls below this is reported."""
 
@@ -71,7 +71,7 @@ class JudgeProtocol:
 
 
 class Sample(NamedTuple):
-    """What judges train on.
+    """The nodes that judges train on, with their targets and weights.
 
     Shapes:
         targets ``(m,)`` class indices or ``(m, C)`` soft labels; weight ``(m,)``.
@@ -88,10 +88,10 @@ class StackedJudges:
     Args:
         network: an SGC, a GCN, or a GCN that does not propagate (MLP).
         draws: the key; network s starts from ``draws.fold("network", s)``.
-        which: the networks' numbers s, S of them.
+        which: the numbers s of the S networks.
 
     Shapes:
-        Weights are kept as ``(d, S, h)`` (first or only layer) and ``(S, h, C)`` (second).
+        Weights are stored as ``(d, S, h)`` (first or only layer) and ``(S, h, C)`` (second).
     """
 
     def __init__(self, network: SGC | GCN, draws: Draws, which: Sequence[int]) -> None:
@@ -113,47 +113,47 @@ class StackedJudges:
     def logits(self, params: Sequence[Tensor], view: View, epoch: int | None = None) -> Tensor:
         """Return ``(S, m, C)`` logits, with dropout in a training epoch.
 
-        Hidden units of many nodes are computed some nodes at a time, and again in the backward pass, so that they need
-        no large memory and, on a CPU, stay in its cache.
+        Hidden units of many nodes are computed in portions, and recomputed in the backward pass, which bounds memory
+        and, on a CPU, keeps a portion in its cache.
         """
-        kept = None if epoch is None else self._kept(epoch, view.first)
-        portion = PORTION_BYTES if view.first.device.type == "cpu" else READ_BYTES
-        rows = max(portion // (4 * params[0][0].numel()), 1)
+        mask = None if epoch is None else self._dropout_mask(epoch, view.first)
+        portion_bytes = PORTION_BYTES if view.first.device.type == "cpu" else READ_BYTES
+        rows = max(portion_bytes // (4 * params[0][0].numel()), 1)
         if view.first.layout == torch.strided and len(view.first) > rows:
-            own = partial(checkpoint, self._own, params, use_reentrant=False, preserve_rng_state=False)
-            parts = [View(part) for part in torch.split(view.first, rows)]
-            masks = [None] * len(parts) if kept is None else torch.split(kept, rows)
-            out = torch.cat([own(*part) for part in zip(parts, masks, strict=True)], 1)
+            compute = partial(checkpoint, self._portion_logits, params, use_reentrant=False, preserve_rng_state=False)
+            portions = [View(part) for part in torch.split(view.first, rows)]
+            masks = [None] * len(portions) if mask is None else torch.split(mask, rows)
+            logits = torch.cat([compute(*part) for part in zip(portions, masks, strict=True)], 1)
         else:
-            out = self._own(params, view, kept)
-        return self._joined(params, out, view)
+            logits = self._portion_logits(params, view, mask)
+        return self._propagate_last(params, logits, view)
 
-    def _own(self, params: Sequence[Tensor], view: View, kept: Tensor | None) -> Tensor:
-        """Return ``(S, r, C)`` logits before the last propagation and bias, for SGC the logits."""
+    def _portion_logits(self, params: Sequence[Tensor], view: View, mask: Tensor | None) -> Tensor:
+        """Return ``(S, r, C)`` logits before the last propagation and bias; SGC's final logits."""
         first = view.times(params[0].flatten(1)).reshape(-1, *params[0].shape[1:]) + params[1]
         if isinstance(self.network, SGC):
             return first.transpose(0, 1)
         hidden = first.relu()
-        if kept is not None:
-            hidden = hidden * kept / (1 - self.network.dropout)
+        if mask is not None:
+            hidden = hidden * mask / (1 - self.network.dropout)
         return torch.bmm(hidden.transpose(0, 1), params[2])
 
-    def _joined(self, params: Sequence[Tensor], out: Tensor, view: View) -> Tensor:
-        """Return ``(S, m, C)`` logits, of what :meth:`_own` returned after the last propagation and bias."""
+    def _propagate_last(self, params: Sequence[Tensor], logits: Tensor, view: View) -> Tensor:
+        """Apply the last propagation and bias to what :meth:`_portion_logits` returns: ``(S, m, C)`` logits."""
         if isinstance(self.network, SGC):
-            return out
+            return logits
         if view.second is not None:
-            columns = out.transpose(0, 1).flatten(1)
-            out = constant_product(view.second, view.back, columns).reshape(-1, *out.shape[::2]).transpose(0, 1)
-        return out + params[3].unsqueeze(1)
+            columns = logits.transpose(0, 1).flatten(1)
+            logits = constant_product(view.second, view.back, columns).reshape(-1, *logits.shape[::2]).transpose(0, 1)
+        return logits + params[3].unsqueeze(1)
 
-    def _kept(self, epoch: int, features: Tensor) -> Tensor | None:
-        """Return which hidden units ``(r, S, h)`` an epoch keeps; None where it keeps all."""
+    def _dropout_mask(self, epoch: int, features: Tensor) -> Tensor | None:
+        """Return the mask ``(r, S, h)`` of hidden units that an epoch keeps; None where it keeps all."""
         if isinstance(self.network, SGC) or not self.network.dropout:
             return None
         nodes, width = len(features), self.network.width
         keys = [self.draws.fold("network", index, "epoch", epoch).to(features.device) for index in self.which]
-        return torch.stack([own.uniform(nodes, width) >= self.network.dropout for own in keys], 1)
+        return torch.stack([key.uniform(nodes, width) >= self.network.dropout for key in keys], 1)
 
     @torch.no_grad()
     def read(self, params: Sequence[Tensor], view: View) -> Tensor:
@@ -168,11 +168,10 @@ class StackedJudges:
         Args:
             sample: what to train on.
             val: validation nodes and their classes on the original graph.
-            protocol: how.
+            protocol: how to train.
 
         Shapes:
-            Returns the parameters, which :meth:`read` takes, and that epoch's accuracy ``(S,)``, NaN without
-            validation nodes.
+            Returns the parameters, for :meth:`read`, and that epoch's accuracy ``(S,)``, NaN without validation nodes.
         """
         best = [parameter.detach().clone() for parameter in self.params]
         score = torch.full((len(self.which),), -1.0, device=self.network.device)
@@ -199,17 +198,17 @@ class StackedJudges:
         accuracy = (self.read(self.params, view).argmax(-1) == classes).float().mean(1)
         better = accuracy > score
         score.copy_(torch.where(better, accuracy, score))
-        for index, (kept, current) in enumerate(zip(best, self.params, strict=True)):
-            networks = 1 if index == 0 else 0  # the axis of networks
-            own = better.view(*[-1 if axis == networks else 1 for axis in range(kept.ndim)])
-            kept.copy_(torch.where(own, current, kept))
+        for index, (saved, current) in enumerate(zip(best, self.params, strict=True)):
+            network_axis = 1 if index == 0 else 0  # weights of the first layer are (d, S, h)
+            mask = better.view(*[-1 if axis == network_axis else 1 for axis in range(saved.ndim)])
+            saved.copy_(torch.where(mask, current, saved))
 
 
 def protocol_for(graph: GraphData) -> JudgeProtocol:
-    """Return the published protocol for a data set, and for a graph of the user's one that goes by its size.
+    """Return a data set's published protocol; for a user's graph, one chosen by its size.
 
-    From 50,000 nodes on a graph is validated every twentieth epoch, since a pass over it costs more than twenty steps
-    on the synthetic nodes, and without a published weight decay it takes none, as ogbn-arxiv does.
+    Graphs of 50,000 nodes or more are validated every twentieth epoch, since a pass over one costs more than twenty
+    steps on the synthetic nodes. Without a published weight decay they take none, like ogbn-arxiv.
     """
     large = JudgeProtocol(weight_decay=0.0, validate_every=20)
     protocol = large if graph.is_large else JudgeProtocol()
@@ -221,20 +220,20 @@ def protocol_for(graph: GraphData) -> JudgeProtocol:
 
 
 def scores_of(judge: str, hits: Tensor, truth: Tensor, class_names: Sequence[str]) -> Scores:
-    """Return accuracies, with a warning for each class hardly recognised.
+    """Return accuracies, with a warning for each class that is hardly recognised.
 
     Args:
         judge: the judge's name.
         hits: ``(S, m)``, 1 where one of S networks is right.
         truth: ``(m,)`` classes.
-        class_names: what they are called.
+        class_names: their names.
     """
     remark = partial(unrecognised, class_names=class_names, least=HARDLY_RECOGNISED)
     return scored(judge, hits, truth, remark=remark)
 
 
 class Seen(NamedTuple):
-    """Nodes on which any network is scored: a graph in its input form, their positions in it, and their classes."""
+    """Nodes that score a network: a graph in the network's input form, their positions in it, and their classes."""
 
     inputs: Tensors
     nodes: Tensor
@@ -249,15 +248,15 @@ def fit_apart(
     Args:
         network: any module.
         sample: what to train on.
-        val: validation nodes.
-        protocol: how; width and dropout are the network's own.
+        val: validation nodes, if any.
+        protocol: how to train; width and dropout are the network's own.
         draws: the key; network s starts from ``draws.fold("init", s)``.
-        n: how many.
+        n: the number of networks.
 
     Returns:
         The networks, stacked, each at its best validation epoch (the last without validation).
     """
-    how = FitProtocol(protocol.epochs, protocol.lr, "adam", weight_decay=protocol.weight_decay, batch=None)
+    fit_protocol = FitProtocol(protocol.epochs, protocol.lr, "adam", weight_decay=protocol.weight_decay, batch=None)
     selection = None
     if val is not None:
         seen = val
@@ -266,7 +265,7 @@ def fit_apart(
             return (read_apart(network, states, seen).argmax(-1) == seen.classes).double().mean(1)
 
         selection = Selection(score, protocol.validate_every)
-    return fit_modules(network, sample, how, selection, draws, n)
+    return fit_modules(network, sample, fit_protocol, selection, draws, n)
 
 
 def fit_modules(
@@ -277,10 +276,10 @@ def fit_modules(
     Args:
         network: any module, of nodes or of graphs.
         sample: what to train on.
-        protocol: how, without minibatches.
-        selection: says which epoch is the best; None takes the last.
+        protocol: how to train, without minibatches.
+        selection: chooses the best epoch; None takes the last.
         draws: the key; network s starts from ``draws.fold("init", s)``.
-        n: how many.
+        n: the number of networks.
 
     Returns:
         The networks, stacked.
@@ -293,7 +292,7 @@ def fit_modules(
         return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight), buffers
 
     def keys(key: Draws, count: int) -> Tensors:
-        """Return a key for each network, so that none of them depends on how many train beside it."""
+        """Return a key for each network, which does not depend on the number of networks."""
         return {"dropout": torch.tensor([key.fold(index).integer() for index in range(count)])}
 
     return fit_networks(network.init, loss, data, protocol, n, draws, noise=keys, selection=selection, mode="loop")
@@ -301,7 +300,7 @@ def fit_modules(
 
 @torch.no_grad()
 def read_apart(network: ModuleNetwork, states: NetworkState, seen: Seen) -> Tensor:
-    """Return the logits ``(S, m, C)`` that S stacked networks give to nodes, one network after another."""
+    """Return the logits ``(S, m, C)`` of S stacked networks on the nodes, one network after another."""
     networks = len(next(iter(states.params.values())))
-    read = [network.logits(state_at(states, index), seen.inputs)[0][seen.nodes] for index in range(networks)]
-    return torch.stack(read)
+    logits = [network.logits(state_at(states, index), seen.inputs)[0][seen.nodes] for index in range(networks)]
+    return torch.stack(logits)

@@ -1,4 +1,4 @@
-"""Which judges there are of a condensed graph, and what each of them sees of the real one."""
+"""The judges of a condensed graph, and what each of them sees of the real one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,7 +25,7 @@ class GraphJudges:
     Args:
         parts: training, validation and test nodes by name.
         num_classes: C.
-        own: the user's module, which is the first judge, and so the default one, where there is one.
+        own: the user's module, if any; it is the first and so the default judge.
     """
 
     def __init__(self, parts: Mapping[str, Part], num_classes: int, own: ModuleNetwork | None = None) -> None:
@@ -37,7 +37,7 @@ class GraphJudges:
         """Train n judges, as many side by side as memory allows, and return their logits of the test nodes.
 
         Args:
-            synthetic: the condensed graph, as :func:`~mmdistill.graph.placing.placed_set` returns it; None is the
+            synthetic: the condensed graph, as :func:`~mmdistill.graph.placing.placed_set` returns it; None: the
                 training nodes in the real graph.
             name: one of ``names``.
             draws: the key.
@@ -50,17 +50,17 @@ class GraphJudges:
         if name == OWN or name in ARCHITECTURES:
             return self._fit_apart(synthetic, name, draws, n, protocol)
         test = self._real_view(name, "test")
-        trained = self._trained(synthetic, name, draws, n, protocol)
-        return torch.cat([judges.read(params, test) for judges, params, _ in trained])
+        groups = self._train(synthetic, name, draws, n, protocol)
+        return torch.cat([judges.read(params, test) for judges, params, _ in groups])
 
     def validation(self, synthetic: Batch, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
-        """Train judges of an own architecture as :meth:`fit` does and return their ``(n,)`` validation accuracies."""
-        return torch.cat([score for *_, score in self._trained(synthetic, name, draws, n, protocol)])
+        """Train ``gcn``, ``sgc`` or ``mlp`` judges as :meth:`fit` does; return their validation accuracies ``(n,)``."""
+        return torch.cat([score for *_, score in self._train(synthetic, name, draws, n, protocol)])
 
-    def _trained(
+    def _train(
         self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol
     ) -> Iterator[tuple[StackedJudges, Sequence[Tensor], Tensor]]:
-        """Yield judges that train side by side, their chosen parameters and validation accuracies."""
+        """Train judges group by group; yield each group with its chosen parameters and validation accuracies."""
         scene = self.parts["train"].scene
         if synthetic is None:
             targets = self.parts["train"].classes
@@ -68,14 +68,14 @@ class GraphJudges:
         else:
             view = _synthetic_view(name, named(synthetic.inputs))
             sample = Sample(view, one_tensor(synthetic.targets), synthetic.weight)
-        val = self.parts["val"].classes
-        seen = (self._real_view(name, "val"), val) if len(val) else None
+        val_classes = self.parts["val"].classes
+        validation = (self._real_view(name, "val"), val_classes) if len(val_classes) else None
         width, dropout = protocol.width, protocol.dropout
         network = make_network(name, scene.x.shape[1], self.num_classes, width, dropout, HOPS, scene.device)
-        each = max(TOGETHER_BYTES // (4 * sample.view.first.shape[0] * width), 1)
-        for first in range(0, n, each):
-            judges = StackedJudges(network, draws.to(scene.device), range(first, min(first + each, n)))
-            yield judges, *judges.fit(sample, seen, protocol)
+        group_size = max(TOGETHER_BYTES // (4 * sample.view.first.shape[0] * width), 1)
+        for first in range(0, n, group_size):
+            judges = StackedJudges(network, draws.to(scene.device), range(first, min(first + group_size, n)))
+            yield judges, *judges.fit(sample, validation, protocol)
 
     def _fit_apart(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
         """Train n judges of any architecture one after the other, and return their logits of the test nodes."""
@@ -98,7 +98,7 @@ class GraphJudges:
         )
 
     def _real_view(self, judge: str, part: str) -> View:
-        """Return what a judge sees of the training, validation or test nodes on the real graph, computed once."""
+        """Return a judge's view of the training, validation or test nodes on the real graph, computed once."""
         if (judge, part) not in self._views:
             scene, nodes, _ = self.parts[part]
             if judge == "gcn":
@@ -110,7 +110,7 @@ class GraphJudges:
 
 
 def _synthetic_view(judge: str, inputs: Tensors) -> View:
-    """Return what a judge sees of a synthetic graph, with its structure or A' = I."""
+    """Return a judge's view of a synthetic graph; without structure, A' = I."""
     if judge == "mlp":
         return View(inputs["x"])
     multiply = operator(inputs)

@@ -25,9 +25,9 @@ from mmdistill.settings import ALL_SAMPLES, OptimizerSpec, Settings
 from mmdistill.task import Task
 
 FEW_EDGES = -3.0
-"""An initial bias by which edges weigh a twentieth: at one half, two hops leave all nodes with one mean to match."""
+"""An initial bias by which edges weigh 1/20: at 1/2, two hops would leave all nodes the same mean to match."""
 ALMOST_NO_EDGES = -5.0
-"""An initial bias by which edges weigh less than a hundredth, below the cut until they grow."""
+"""An initial bias by which edges weigh less than 1/100, below the cut until they grow."""
 EPOCH = 20
 """Outer steps per network of GCond on small graphs."""
 
@@ -44,7 +44,7 @@ def _gcond_settings(nodes: int) -> Settings:
 
 
 def _alternating(features: float, structure: float, period: int) -> dict[str, OptimizerSpec]:
-    """Return rates for features and structure, the structure stepping in the first fifth of each period."""
+    """Return optimizers that alternate: the structure steps in the first fifth of each period, features in the rest."""
     return {
         "codes": OptimizerSpec("adam", features, active=(period // 5, period, period)),
         "decoder": OptimizerSpec("adam", structure, active=(0, period // 5, period)),
@@ -52,11 +52,11 @@ def _alternating(features: float, structure: float, period: int) -> dict[str, Op
 
 
 def _gcond_structure_settings(nodes: int) -> Settings:
-    """Return loops as published for Cora and Citeseer.
+    """Return the loops published for Cora and Citeseer.
 
-    Rates, epochs and the edges' start are those that Cora's validation nodes chose.
+    Rates, epochs and the initial edges were chosen on Cora's validation nodes.
 
-    Differs from: structure and features alternate within 50 steps instead of 50 epochs, of which there are fewer here.
+    Differs from: structure and features alternate within 50 steps instead of 50 epochs, since there are fewer epochs.
     """
     return Settings(
         steps=30 * EPOCH,
@@ -71,12 +71,12 @@ def _gcond_structure_settings(nodes: int) -> Settings:
 
 
 def _doscond_settings(nodes: int) -> Settings:
-    """Return settings of our own: rate, steps and initial logits are those that Cora's validation nodes chose."""
+    """Return our own settings: rate, steps and initial logits were chosen on Cora's validation nodes."""
     return Settings(steps=250, optimizers=_alternating(0.02, 0.02, 50))
 
 
 def _gcdm_structure_settings(nodes: int) -> Settings:
-    """Return settings of our own: rate, steps and both starts are those that Cora's validation nodes chose."""
+    """Return our own settings: rate, steps and initial features and edges were chosen on Cora's validation nodes."""
     return Settings(steps=200, optimizers=_alternating(0.01, 1e-3, 50), init="k-means", validate_every=50)
 
 
@@ -95,15 +95,15 @@ GCN_STUDENTS: dict[str, Any] = {
     "expert_steps": 30,
     "ema": 0.9,
 }
-"""How SFGC's and GEOM's experts and students train, and what the nodes of their sets start from."""
+"""How SFGC's and GEOM's experts and students train, and how their nodes are initialised."""
 
 
 def _sfgc_settings(nodes: int) -> Settings:
-    """Return settings of our own, chosen on Cora's validation nodes with test accuracy in sight.
+    """Return our own settings, chosen on Cora's validation nodes with test accuracy in sight.
 
-    Differs from: the published code for 70 nodes, whose experts train at this rate too, starts at one of four points of
-    an expert's first 300 steps and matches where it stands 1,200 steps later, after 500 steps of the student; here
-    students start where experts do and match where these end, 3,000 steps later.
+    Differs from: in the published code for 70 nodes, with the same expert rate, a student starts at one of four points
+    of an expert's first 300 steps and matches, after 500 steps, the expert 1,200 steps later; here students start where
+    experts start and match where these end, 3,000 steps later.
     """
     return Settings(
         steps=100,
@@ -115,7 +115,7 @@ def _sfgc_settings(nodes: int) -> Settings:
 
 
 def _geom_settings(nodes: int) -> KnowledgeSettings:
-    """Return settings of our own, chosen on Cora's validation nodes, with the published curriculum in epochs."""
+    """Return our own settings, chosen on Cora's validation nodes, with the published curriculum in epochs."""
     return KnowledgeSettings(
         steps=40,
         optimizers={"codes": OptimizerSpec("adam", 0.1), "labels": OptimizerSpec("adam", 0.1)},
@@ -132,7 +132,7 @@ def _geom_settings(nodes: int) -> KnowledgeSettings:
 
 
 def _ridge_settings(nodes: int) -> Settings:
-    """Return settings of our own, chosen on Cora's validation nodes."""
+    """Return our own settings, chosen on Cora's validation nodes."""
     rate = OptimizerSpec("adam", 0.02)
     return Settings(
         steps=300,
@@ -153,7 +153,7 @@ def means_of_classes(task: Task, budget: int, settings: Settings, draws: Draws) 
 
 
 def features_of_nodes(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
-    """Return real nodes without their edges, which take the bytes of :func:`means_of_classes`."""
+    """Return real nodes without edges, which take as many bytes as :func:`means_of_classes`."""
     return raw_features(task, budget, Settings(steps=0), "hard", draws)
 
 
@@ -251,4 +251,4 @@ METHODS = MethodTable(
 )
 
 NETWORK_OF = {"sfgc": "gcn", "geom": "gcn"}
-"""The network of a method by name, where it is not SGC."""
+"""The networks of methods that do not use SGC, by method."""

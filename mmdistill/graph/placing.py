@@ -1,4 +1,4 @@
-"""A set of nodes as judges train on it, in whichever form its edges come."""
+"""Bring a set of nodes into the form that judges train on, whatever the form of its edges."""
 
 import torch
 
@@ -16,30 +16,30 @@ DENSE_NODES = 2048
 def placed_set(synthetic: Batch, graph: GraphData, device: torch.device) -> Batch:
     """Return a set of nodes as judges of a graph train on it, on the device.
 
-    Edges are dense weights ``adjacency``, or ``edge_index`` and perhaps ``edge_weight`` as torch-geometric has them and
-    exports write them, or the compressed rows that own networks read; without any, A' = I. Whichever they are, all
-    judges read them: of up to :data:`DENSE_NODES` nodes as dense weights, of more in both sparse forms (of which GAT,
-    which takes no weights, reads all edges, and not those of weight 0.5 or more alone).
+    Edges come as dense weights ``adjacency``, as ``edge_index`` and perhaps ``edge_weight`` (torch-geometric's form,
+    which exports write), or as the compressed rows that own networks read; without any, A' = I. They are returned in
+    forms that all judges read: dense weights for up to :data:`DENSE_NODES` nodes, both sparse forms for more. (GAT,
+    which takes no weights, reads all sparse edges, but only dense ones of weight 0.5 or more.)
 
     Raises:
-        ShapeError: nodes whose features are not the graph's, weights that are not ``(n, n)``, or other targets.
-        DataError: edges between nodes that there are not, or of impossible weights.
+        ShapeError: another number of features than the graph's, weights that are not ``(n, n)``, or other targets.
+        DataError: edges between nodes that do not exist, or impossible weights.
     """
     inputs = {name: tensor.detach() for name, tensor in named(synthetic.inputs).items()}
     x = inputs["x"].float()
     if x.ndim != 2 or x.shape[1] != graph.x.shape[1]:
         raise ShapeError(f"synthetic nodes must be (n, {graph.x.shape[1]}), got {tuple(x.shape)}")
     if "adjacency" in inputs and inputs["adjacency"].shape != (len(x), len(x)):
-        found = tuple(inputs["adjacency"].shape)
-        raise ShapeError(f"{len(x)} synthetic nodes have a weight per pair, ({len(x)}, {len(x)}), got {found}")
+        shape = tuple(inputs["adjacency"].shape)
+        raise ShapeError(f"{len(x)} synthetic nodes have a weight per pair, ({len(x)}, {len(x)}), got {shape}")
     targets = one_tensor(synthetic.targets)
     require_targets(targets, len(x), graph.num_classes, graph.name)
-    read = {name: tensor.to(device) for name, tensor in {"x": x, **_edges(inputs, len(x))}.items()}
-    return Batch(read, targets.detach().to(device), synthetic.weight.detach().to(device))
+    placed = {name: tensor.to(device) for name, tensor in {"x": x, **_place_edges(inputs, len(x))}.items()}
+    return Batch(placed, targets.detach().to(device), synthetic.weight.detach().to(device))
 
 
-def _edges(inputs: Tensors, nodes: int) -> Tensors:
-    """Return a set's edges in the form, or the forms, that all judges read; nothing where there are none."""
+def _place_edges(inputs: Tensors, nodes: int) -> Tensors:
+    """Return a set's edges in the forms that judges read; an empty dict without edges."""
     if "adjacency" in inputs:
         return {"adjacency": inputs["adjacency"].float()}
     if "edge_index" in inputs:

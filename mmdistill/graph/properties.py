@@ -1,4 +1,4 @@
-"""Properties of a graph that can be put side by side: density, degree, homophily, spectrum."""
+"""Properties by which graphs are compared: density, degree, homophily, spectrum."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from mmdistill.graph.data import GraphData
 
 
 class GraphProperties(NamedTuple):
-    """What a graph's edges are like.
+    """Statistics of a graph's edges.
 
     Args:
         density: the share of pairs of nodes with an edge.
         mean_degree: the mean sum of a node's edge weights.
-        homophily: the share of edge weight between nodes of one class; NaN without edges of known classes.
+        homophily: the share of edge weight that joins nodes of one class; NaN without edges between known classes.
         energy: the mean squared eigenvalue of the normalised adjacency with self-loops: 1 where nodes see only
             themselves, near 0 where one step of propagation averages all of them.
     """
@@ -34,12 +34,12 @@ def edge_properties(edge_index: Tensor, edge_weight: Tensor, classes: Tensor) ->
     nodes = len(classes)
     pairs = max(nodes * (nodes - 1), 1)
     ends = classes[edge_index]
-    weight = torch.where((ends >= 0).all(0), edge_weight, 0.0).double()
-    same = weight[ends[0] == ends[1]].sum() / weight.sum()
+    known_weight = torch.where((ends >= 0).all(0), edge_weight, 0.0).double()
+    homophily = known_weight[ends[0] == ends[1]].sum() / known_weight.sum()
     return GraphProperties(
         float((edge_weight > 0).sum()) / pairs,
         float(edge_weight.double().sum()) / max(nodes, 1),
-        float(same),
+        float(homophily),
         spectral_energy(edge_index, edge_weight, nodes),
     )
 

@@ -1,4 +1,4 @@
-"""Nodes or graphs by class: class batches of training ones by index, and random divisions of all."""
+"""Draw training samples (nodes or graphs) class by class, and split samples at random within each class."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from mmdistill.runtime import Draws, Elsewhere
 
 
 class ClassMembers:
-    """Which training samples each class has.
+    """The training samples of each class.
 
-    They are drawn on the host: a permutation of each class costs less there than keys for all and their order, and
-    little of it has to be copied.
+    Draws are made on the host: permuting each class there costs less than sorting random keys of all samples, and
+    little has to be copied.
 
     Args:
         labels: ``(N,)`` classes on the CPU.
@@ -26,38 +26,40 @@ class ClassMembers:
         self.members = torch.split(torch.argsort(labels, stable=True), counts.tolist())
 
     def draw(self, draws: Draws, classes: Tensor, n: int) -> list[Tensor]:
-        """Draw up to n samples of each class without replacement; a class that has no more comes whole, in order.
+        """Draw up to n samples of each class without replacement; a class of n or fewer comes whole, in order.
 
         Shapes:
             Returns the indices of each class, ``(min(n, N_c),)``, on the CPU.
         """
-        found = []
+        drawn = []
         for label in self._on_host(classes, torch.device("cpu")).tolist():
-            own = self.members[label]
-            found.append(own if len(own) <= n else own[draws.fold(label).to("cpu").permutation(len(own))[:n]])
-        return found
+            members = self.members[label]
+            if len(members) > n:
+                members = members[draws.fold(label).to("cpu").permutation(len(members))[:n]]
+            drawn.append(members)
+        return drawn
 
 
-def divided(y: Tensor, seed: int, bounds: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the members of each class, at random, in parts.
+def split_by_class(y: Tensor, seed: int, bounds: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Shuffle the members of each class, and cut them into parts.
 
     Args:
         y: classes, ``(N,)`` int64.
-        seed: of the division.
-        bounds: of each class, the places at which its shuffled members are cut.
+        seed: of the shuffling.
+        bounds: for each class, the positions at which its shuffled members are cut.
     Shapes:
         Returns the sorted positions in ``y`` of each part.
     """
-    found = []
-    for index, own in enumerate(bounds):
+    parts = []
+    for index, cuts in enumerate(bounds):
         members = (y == index).nonzero().flatten()
         members = members[Draws(seed, ("split", index)).permutation(len(members))]
-        found.append(members.tensor_split(list(own)))
-    return [torch.cat(part).sort().values for part in zip(*found, strict=True)]
+        parts.append(members.tensor_split(list(cuts)))
+    return [torch.cat(part).sort().values for part in zip(*parts, strict=True)]
 
 
 def padded_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the indices of each class as rows of one table, and 1 where a row has one.
+    """Pad the rows of indices to one table; return it with a mask, 1 where a row has an index.
 
     Shapes:
         Returns two ``(C, n)`` tensors, n being the length of the longest row.

@@ -1,4 +1,4 @@
-"""Networks that train on the synthetic graph between outer steps, with what does not learn computed once."""
+"""Networks that train on the synthetic graph between outer steps; what has no parameters is computed once."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, share_classes
 
 LINKS = frozenset({"adjacency", "edge_index"})
-"""Names of inputs by which nodes are linked."""
+"""Names of the inputs that hold edges."""
 MOMENTS = "mvt"
-"""Under ``m.<parameter>`` and ``v.<parameter>`` Adam's moments are kept, under ``t.<parameter>`` its steps."""
+"""Prefixes of Adam's state: its moments ``m.<parameter>`` and ``v.<parameter>``, and its steps ``t.<parameter>``."""
 
 
 @dataclass(frozen=True)
 class TrainedOnGraph(TrainedOnS):
     """Train on the synthetic graph with Adam, as the graph methods' published code does.
 
-    For a network that only reads propagated features (SGC) they are computed once per inner loop; its minibatches are
-    rows of them. A network that reads the structure takes the graph whole whatever the minibatch size, since its nodes
+    For a network that reads only propagated features (SGC), they are computed once per inner loop, and minibatches are
+    rows of them. A network that reads the structure takes the whole graph whatever the minibatch size, since its nodes
     are linked.
 
     Args: as for :class:`~mmdistill.networks.schedules.InnerLoopSchedule`, ``momentum`` being the first moment's decay.
@@ -44,18 +44,18 @@ class TrainedOnGraph(TrainedOnS):
         require_positive(self, "epsilon")
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Train for ``inner_steps`` on the propagated graph, or forget the network after its last outer step."""
+        """Train for ``inner_steps`` on the propagated graph, or drop the network after its last outer step."""
 
-        def once() -> Batch:
+        def precompute() -> Batch:
             decoded = syn()
             if isinstance(task, GraphTask) and isinstance(decoded.inputs, dict):
                 return decoded._replace(inputs=task.network.precomputed(decoded.inputs))
             return decoded
 
-        return super().advance(task, state, once, draws)
+        return super().advance(task, state, precompute, draws)
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
-        """Return the graph whole while its nodes are linked, else its nodes shuffled into minibatches."""
+        """Return the whole graph if its nodes are linked, else its nodes shuffled into minibatches."""
         if isinstance(syn.inputs, dict) and not LINKS.isdisjoint(syn.inputs):
             return [syn]
         return super().minibatches(task, syn, draws)
@@ -94,7 +94,7 @@ class TrainedOnGraph(TrainedOnS):
 
     @staticmethod
     def _moment(momentum: Tensors, kind: str, name: str, network: NetworkState) -> Tensor:
-        """Return a parameter's moment (or number of steps), zero at first."""
+        """Return a parameter's moment (or its number of steps), initially zero."""
         key = f"{kind}.{name}"
         if key in momentum:
             return momentum[key]
@@ -105,15 +105,16 @@ class TrainedOnGraph(TrainedOnS):
 def _gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> tuple[Tensors, Tensors]:
     """Return the loss's gradient, in closed form where the task has one, and the network's updated buffers."""
     if isinstance(task, GivesClassGradients):
-        whole = share_classes(batch, torch.ones(1, len(batch.weight), device=batch.weight.device))
-        closed = task.class_gradients(network, whole)
-        if closed is not None:
-            return {name: gradient[0] for name, gradient in closed.items()}, network.buffers
+        one_class = share_classes(batch, torch.ones(1, len(batch.weight), device=batch.weight.device))
+        closed_form = task.class_gradients(network, one_class)
+        if closed_form is not None:
+            return {name: gradient[0] for name, gradient in closed_form.items()}, network.buffers
 
-    # In float32: a trainer would lower networks on learned edges, whose rows do not look shared among the nodes.
+    # Without a trainer, so in float32: it would lower the precision of networks on learned edges, since it does not
+    # recognise that nodes share their rows.
     def loss(params: Tensors) -> tuple[Tensor, Tensors]:
-        own = NetworkState(params, copied(network.buffers))
-        return task.loss(own, batch, train=True, draws=draws), own.buffers
+        state = NetworkState(params, copied(network.buffers))
+        return task.loss(state, batch, train=True, draws=draws), state.buffers
 
     gradients, buffers = torch.func.grad(loss, has_aux=True)(network.params)
     return gradients, buffers

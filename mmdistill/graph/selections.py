@@ -1,4 +1,4 @@
-"""Training-free small graphs that stand beside every result: means of propagated features, and a coarsened graph."""
+"""Training-free baselines of every result: means of propagated features, and a coarsened graph."""
 
 import warnings
 
@@ -19,7 +19,7 @@ SELECTIONS = ("propagated-means", "coarsening")
 
 
 def propagated_means(task: Task, counts: Tensor, draws: Draws) -> Batch:
-    """Partition each class's training nodes by k-means on A^2 X and return the means, with A' = I.
+    """Return the k-means centroids of each class's training nodes on A^2 X, with A' = I.
 
     Shapes:
         counts ``(C,)``; returns x ``(n, d)``, class indices ``(n,)`` and weight ``(n,)``, n = ``counts.sum()``.
@@ -31,12 +31,12 @@ def propagated_means(task: Task, counts: Tensor, draws: Draws) -> Batch:
 
 
 def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
-    r"""Merge neighbouring nodes of the whole graph until as many are left, and return the graph of the merged ones.
+    r"""Merge neighbouring nodes of the whole graph until ``counts.sum()`` are left, and return the merged graph.
 
-    Nodes merge along edges by Ward's criterion on A^2 X. Those that no path leads to from a labelled node are left out:
-    nothing is learned from them, and they would stay in place of others. A merged node has the mean features, edges
-    weigh the number of those that they stand for over that of all possible ones, labels are the shares of training
-    labels inside, and nodes without any weigh nothing.
+    Nodes merge along edges by Ward's criterion on A^2 X. Nodes without a path to a labelled node are left out: nothing
+    is learned from them, and they would take the place of others. A merged node has the mean features of its members;
+    an edge weighs its members' edges over all their possible ones; labels are the class shares of the members'
+    training labels, and nodes without training labels have weight 0.
 
     Shapes:
         counts ``(C,)``; returns n nodes, n = ``counts.sum()`` or all that are left: x ``(n, d)``, adjacency ``(n, n)``,
@@ -45,27 +45,27 @@ def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
         UnsupportedError: a graph too large for the tree of merges.
     Source: after Huang et al., KDD 2021 (graph coarsening as GCond's baseline); the criterion is ours.
     """
-    from sklearn.cluster import AgglomerativeClustering  # here, since importing it takes long
+    from sklearn.cluster import AgglomerativeClustering  # slow to import
 
     scene, total = part.scene, int(counts.sum())
     if len(scene) >= LARGE:
         raise UnsupportedError(f"coarsening builds a tree of all merges; {len(scene):,} nodes are too many for it")
     component = torch.from_numpy(connected_components(scene.adjacency.matrix, directed=False)[1])
-    kept = torch.isin(component, component[part.nodes.cpu()]).nonzero().flatten()
-    edges = scene.adjacency.induced(kept).matrix
-    total = min(total, len(kept))
-    merges = AgglomerativeClustering(total, connectivity=edges, linkage="ward")
+    reachable = torch.isin(component, component[part.nodes.cpu()]).nonzero().flatten()
+    edges = scene.adjacency.induced(reachable).matrix
+    total = min(total, len(reachable))
+    clustering = AgglomerativeClustering(total, connectivity=edges, linkage="ward")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*number of connected components.*", UserWarning)
-        groups = merges.fit_predict(scene.propagated(HOPS).cpu()[kept].numpy())
+        groups = clustering.fit_predict(scene.propagated(HOPS).cpu()[reachable].numpy())
     membership = one_hot(torch.from_numpy(groups).long(), total)
     sizes = membership.sum(0)
-    x = (membership.T @ scene.x.cpu()[kept]) / sizes[:, None]
-    linked = torch.from_numpy(membership.T.numpy() @ (edges @ membership.numpy()))
-    adjacency = (linked / (sizes[:, None] * sizes)).clamp(max=1.0)
+    x = (membership.T @ scene.x.cpu()[reachable]) / sizes[:, None]
+    weight_between = torch.from_numpy(membership.T.numpy() @ (edges @ membership.numpy()))
+    adjacency = (weight_between / (sizes[:, None] * sizes)).clamp(max=1.0)
     adjacency.fill_diagonal_(0.0)
-    labelled = membership[torch.searchsorted(kept, part.nodes.cpu())].T @ one_hot(part.classes.cpu(), num_classes)
-    weight = labelled.sum(1)
-    targets = torch.where(weight[:, None] > 0, labelled / weight.clamp(min=1)[:, None], 1 / num_classes)
+    labels = membership[torch.searchsorted(reachable, part.nodes.cpu())].T @ one_hot(part.classes.cpu(), num_classes)
+    weight = labels.sum(1)
+    targets = torch.where(weight[:, None] > 0, labels / weight.clamp(min=1)[:, None], 1 / num_classes)
     device = scene.device
     return Batch({"x": x.to(device), "adjacency": adjacency.to(device)}, targets.to(device), weight.to(device))

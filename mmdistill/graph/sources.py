@@ -17,7 +17,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS, TORCH
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
-from mmdistill.graph.sampling import divided
+from mmdistill.graph.sampling import split_by_class
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import cache_folder, checked_seed, data_root
 
@@ -302,7 +302,7 @@ def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
     for index, count in enumerate(counts):
         if count <= sum(PER_CLASS.values()):
             raise DataError(f"class {index} has {count} nodes, too few for a split of {PER_CLASS} and a rest")
-    parts = divided(y, seed, [[PER_CLASS["train"], sum(PER_CLASS.values())]] * len(counts))
+    parts = split_by_class(y, seed, [[PER_CLASS["train"], sum(PER_CLASS.values())]] * len(counts))
     return {f"{name}_mask": _mask(len(y), ids) for name, ids in zip(("train", "val", "test"), parts, strict=True)}
 
 

@@ -112,9 +112,11 @@ def test_many_nodes_are_computed_and_differentiated_in_portions(
     view = parts_of(graph, CPU)["test"].scene.neighbourhood(graph.test, trains=True)
     view = View(*(None if part is None else part.double() for part in view))
     params = [parameter.detach().double().requires_grad_() for parameter in judges.params]
-    sizes, own = [], judges._own
+    sizes, compute = [], judges._portion_logits
     monkeypatch.setattr(
-        judges, "_own", lambda params, view, kept: (sizes.append(len(view.first)), own(params, view, kept))[1]
+        judges,
+        "_portion_logits",
+        lambda params, view, mask: (sizes.append(len(view.first)), compute(params, view, mask))[1],
     )
 
     def found() -> list[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.classes import validating
-from mmdistill.graph.sampling import divided
+from mmdistill.graph.sampling import split_by_class
 from mmdistill.runtime import Draws
 
 SHARES = (0.8, 0.1)
@@ -45,7 +45,7 @@ def stratified(y: Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Tens
         [min(int(SHARES[0] * count), end - 1) if gives else end, end]
         for count, end, gives in zip(counts, ends, giving.tolist(), strict=True)
     ]
-    train, val, test = divided(y, seed, bounds)
+    train, val, test = split_by_class(y, seed, bounds)
     return train, val, test
 
 
