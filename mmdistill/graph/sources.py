@@ -1,4 +1,4 @@
-"""Graphs by name, through torch-geometric and ogb: found under the data root, or downloaded."""
+"""Named graphs of torch-geometric and ogb, read from the data root or downloaded."""
 
 import logging
 import os
@@ -34,14 +34,14 @@ class GraphSource:
     """A data set of a library.
 
     Args:
-        folder: its library's folder for it under the data root.
-        files: the files in that folder without which it is not there.
-        load: reads it, given the folder that holds the first one and its library's name.
+        folder: the library's folder for it under the data root.
+        files: the files that this folder must hold.
+        load: reads it, given the folder that holds ``folder``, and the library's name for it (``folder`` again).
         summary: one line for users.
         scale: ``rows`` divides features by their row sum, as torch-geometric does; ``standard`` standardises them on
             the training nodes.
         inductive: whether the field condenses it inductively.
-        weight_decay: of judges in the published comparison (Jin et al., ICLR 2022); None goes by the graph's size.
+        weight_decay: of judges in the published comparison (Jin et al., ICLR 2022); None: chosen by the graph's size.
         dropout: of these judges.
     """
 
@@ -55,7 +55,7 @@ class GraphSource:
     dropout: float = 0.5
 
 
-def _planetoid(root: Path, name: str) -> Mapping[str, Any]:
+def _load_planetoid(root: Path, name: str) -> Mapping[str, Any]:
     from torch_geometric.io import planetoid  # torch-geometric takes seconds to import
 
     with plainly_unpickled(planetoid):
@@ -66,38 +66,38 @@ def _planetoid(root: Path, name: str) -> Mapping[str, Any]:
         return fields_of(planetoid.read_planetoid_data(str(root / name / "raw"), name.lower()))
 
 
-def _amazon(root: Path, name: str) -> Mapping[str, Any]:
+def _load_amazon(root: Path, name: str) -> Mapping[str, Any]:
     from torch_geometric.datasets import Amazon
 
     return fields_of(Amazon(str(root), name)[0])
 
 
-def _coauthor(root: Path, name: str) -> Mapping[str, Any]:
+def _load_coauthor(root: Path, name: str) -> Mapping[str, Any]:
     from torch_geometric.datasets import Coauthor
 
     return fields_of(Coauthor(str(root), name)[0])
 
 
-def _flickr(root: Path, name: str) -> Mapping[str, Any]:
+def _load_flickr(root: Path, name: str) -> Mapping[str, Any]:
     from torch_geometric.datasets import Flickr
 
     return fields_of(Flickr(str(root / name))[0])
 
 
-def _reddit(root: Path, name: str) -> Mapping[str, Any]:
+def _load_reddit(root: Path, name: str) -> Mapping[str, Any]:
     from torch_geometric.datasets import Reddit2  # GraphSAINT's, a fifth of GraphSAGE's edges
 
     return fields_of(Reddit2(str(root / name))[0])
 
 
-def _ogb(root: Path, name: str) -> Mapping[str, Any]:
+def _load_ogb(root: Path, name: str) -> Mapping[str, Any]:
     try:
         from ogb.nodeproppred import PygNodePropPredDataset
     except ImportError as error:
         raise UnsupportedError(f"{name.replace('_', '-')} needs ogb: {to_install('ogb')}") from error
-    found = PygNodePropPredDataset(name.replace("_", "-"), str(root))
-    fields = dict(fields_of(found[0]))
-    for part, ids in found.get_idx_split().items():
+    dataset = PygNodePropPredDataset(name.replace("_", "-"), str(root))
+    fields = dict(fields_of(dataset[0]))
+    for part, ids in dataset.get_idx_split().items():
         fields[f"{'val' if part == 'valid' else part}_mask"] = _mask(len(fields["x"]), ids)
     return fields
 
@@ -120,30 +120,41 @@ def _ogb_files(split: str) -> tuple[str, ...]:
 
 SOURCES = {
     "cora": GraphSource(
-        "Cora", _ind("cora"), _planetoid, "2,708 papers in 7 classes, 140 labelled (Planetoid)", "rows"
+        "Cora", _ind("cora"), _load_planetoid, "2,708 papers in 7 classes, 140 labelled (Planetoid)", "rows"
     ),
     "citeseer": GraphSource(
-        "CiteSeer", _ind("citeseer"), _planetoid, "3,327 papers in 6 classes, 120 labelled (Planetoid)", "rows"
+        "CiteSeer",
+        _ind("citeseer"),
+        _load_planetoid,
+        "3,327 papers in 6 classes, 120 labelled (Planetoid)",
+        "rows",
     ),
     "pubmed": GraphSource(
-        "PubMed", _ind("pubmed"), _planetoid, "19,717 papers in 3 classes, 60 labelled (Planetoid)", "rows"
+        "PubMed",
+        _ind("pubmed"),
+        _load_planetoid,
+        "19,717 papers in 3 classes, 60 labelled (Planetoid)",
+        "rows",
     ),
     "amazon-computers": GraphSource(
-        "Computers", _raw("amazon_electronics_computers.npz"), _amazon, "13,752 products in 10 classes, random split"
+        "Computers",
+        _raw("amazon_electronics_computers.npz"),
+        _load_amazon,
+        "13,752 products in 10 classes, random split",
     ),
     "amazon-photo": GraphSource(
-        "Photo", _raw("amazon_electronics_photo.npz"), _amazon, "7,650 products in 8 classes, random split"
+        "Photo", _raw("amazon_electronics_photo.npz"), _load_amazon, "7,650 products in 8 classes, random split"
     ),
     "coauthor-cs": GraphSource(
-        "CS", _raw("ms_academic_cs.npz"), _coauthor, "18,333 authors in 15 classes, random split"
+        "CS", _raw("ms_academic_cs.npz"), _load_coauthor, "18,333 authors in 15 classes, random split"
     ),
     "coauthor-physics": GraphSource(
-        "Physics", _raw("ms_academic_phy.npz"), _coauthor, "34,493 authors in 5 classes, random split"
+        "Physics", _raw("ms_academic_phy.npz"), _load_coauthor, "34,493 authors in 5 classes, random split"
     ),
     "flickr": GraphSource(
         "Flickr",
         SAINT_FILES,
-        _flickr,
+        _load_flickr,
         "89,250 images in 7 classes, inductive",
         "standard",
         inductive=True,
@@ -153,7 +164,7 @@ SOURCES = {
     "reddit": GraphSource(
         "Reddit2",
         SAINT_FILES,
-        _reddit,
+        _load_reddit,
         "232,965 posts in 41 classes, inductive (GraphSAINT's edges)",
         "standard",
         inductive=True,
@@ -162,13 +173,13 @@ SOURCES = {
     "ogbn-arxiv": GraphSource(
         "ogbn_arxiv",
         _ogb_files("time"),
-        _ogb,
+        _load_ogb,
         "169,343 papers in 40 classes (extra: ogb)",
         "standard",
         weight_decay=0.0,
     ),
     "ogbn-products": GraphSource(
-        "ogbn_products", _ogb_files("sales_ranking"), _ogb, "2,449,029 products in 47 classes (extra: ogb)"
+        "ogbn_products", _ogb_files("sales_ranking"), _load_ogb, "2,449,029 products in 47 classes (extra: ogb)"
     ),
 }
 DATASETS = {name: f"{source.summary}; downloaded" for name, source in SOURCES.items()}
@@ -184,10 +195,9 @@ def load_graph(
         source: a name in ``DATASETS``; a ``.pt`` or ``.safetensors`` file; or an object with the attributes of a
             ``Data``: x, edge_index, y, train_mask, val_mask, test_mask (edge_weight is optional).
         split: the column of masks that hold several splits.
-        seed: of the random split of data sets that are found by name and come without one; a file or a ``Data`` has
-            masks of its own.
-        inductive: see :class:`~mmdistill.graph.data.GraphData`; None is what the field does with the data set, and
-            transductive for the user's own.
+        seed: of the random split of named data sets that come without one; a file or a ``Data`` has its own masks.
+        inductive: see :class:`~mmdistill.graph.data.GraphData`; None: as the field uses the data set, and
+            transductive for a user's graph.
 
     Raises:
         ConfigError: an unknown name.
@@ -199,7 +209,7 @@ def load_graph(
         return graph_from_fields(fields_of(source), "user graph", split, inductive=bool(inductive))
     key = canonical(str(source))
     if key in SOURCES:
-        return _named(key, split, seed, SOURCES[key].inductive if inductive is None else inductive)
+        return _load_named(key, split, seed, SOURCES[key].inductive if inductive is None else inductive)
     path = users_path(source)
     if path.suffix.lower() not in (*TORCH, SAFETENSORS):
         if not path.exists():
@@ -210,8 +220,8 @@ def load_graph(
     return graph_from_fields(read_fields(path), str(path.absolute()), split, inductive=bool(inductive))
 
 
-def _named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
-    """Return a data set of a library, scaled as the field does, with a random split where it has none."""
+def _load_named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
+    """Load a library's data set, scale it as the field does, and split it at random where it has no split."""
     source = SOURCES[key]
     root = find_root(source.folder, source.files)
     try:
@@ -220,7 +230,7 @@ def _named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
     except UnsupportedError:
         raise
     except Exception as error:  # no network, a full disk, a damaged file: the libraries raise anything
-        raise DataError(f"{key}: {_failure(source, root, f'{type(error).__name__}: {error}')}") from error
+        raise DataError(f"{key}: {_explain_failure(source, root, f'{type(error).__name__}: {error}')}") from error
     notes: tuple[str, ...] = ()
     if "train_mask" not in fields:
         fields |= random_split(fields["y"], seed)
@@ -236,50 +246,50 @@ def _named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
     return replace(graph_from_fields(fields, key, split, inductive=inductive, notes=notes), scaling=scaling)
 
 
-def _failure(source: GraphSource, root: Path, error: str) -> str:
-    """Return in words why a data set could not be read: files are missing, or those that are there are damaged."""
-    folder, wanted = root / source.folder, data_root() / source.folder
+def _explain_failure(source: GraphSource, root: Path, error: str) -> str:
+    """Explain why a data set could not be read: its files are damaged, or some are missing."""
+    folder, expected = root / source.folder, data_root() / source.folder
     if all((folder / name).is_file() for name in source.files):
         return f"{(folder / source.files[0]).resolve().parent} holds damaged files ({error}); replace or remove them"
-    missing = [name for name in source.files if not (wanted / name).is_file()]
-    return f"{wanted} lacks {', '.join(missing)}, and the download failed ({error}); put its files there"
+    missing = [name for name in source.files if not (expected / name).is_file()]
+    return f"{expected} lacks {', '.join(missing)}, and the download failed ({error}); put its files there"
 
 
 def find_root(folder: str, files: tuple[str, ...]) -> Path:
-    """Return the root below which its library shall look for a data set.
+    """Return the folder under which a library looks for a data set.
 
-    What it derives from files it writes beside them, and the data root may be read-only; so files that are there are
-    linked into the cache folder, or copied where links are refused.
+    Libraries write processed files beside the originals, and the data root may be read-only. So its files are linked
+    into the cache folder, or copied where links are refused.
 
     Raises:
         ConfigError: the cache folder cannot be written.
     """
-    cache, own = cache_folder() / "data", data_root() / folder
-    if not all((own / name).is_file() for name in files):
+    cache, source = cache_folder() / "data", data_root() / folder
+    if not all((source / name).is_file() for name in files):
         return cache
     for part in {Path(name).parts[0] for name in files}:
         linked = cache / folder / part
         if linked.exists():
             continue
-        made = linked.with_name(f".{part}-{os.getpid()}")  # another process may be making the same
+        temporary = linked.with_name(f".{part}-{os.getpid()}")  # a name per process, since others may do the same
         try:
             linked.parent.mkdir(parents=True, exist_ok=True)
-            made.unlink(missing_ok=True)
-            _link_or_copy((own / part).resolve(), made)
-            made.replace(linked)  # also a link to a data root that is gone
+            temporary.unlink(missing_ok=True)
+            _link_or_copy((source / part).resolve(), temporary)
+            temporary.replace(linked)  # replaces a dangling link too, to a data root that is gone
         except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
-            if linked.exists():  # since another process has copied it meanwhile
+            shutil.rmtree(temporary, ignore_errors=True)
+            if linked.exists():  # another process was faster
                 continue
             raise ConfigError(f"{linked} cannot be made ({error}): set MMDISTILL_CACHE to a writable folder") from error
     return cache
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Make a link to a file or folder, or a copy where links are refused, as on Windows without the right to make them.
+    """Link to a file or folder, or copy it where links are refused, as on Windows without the privilege.
 
     Raises:
-        OSError: neither can be made.
+        OSError: neither is possible.
     """
     try:
         target.symlink_to(source, target_is_directory=source.is_dir())
@@ -291,7 +301,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
-    """Return masks of some training and validation nodes of each class, drawn at random, and test nodes for the rest.
+    """Draw :data:`PER_CLASS` training and validation nodes of each class; the rest are test nodes.
 
     Shapes:
         y ``(N,)`` int64; returns boolean masks ``(N,)`` by name.
@@ -307,12 +317,12 @@ def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def _mask(nodes: int, ids: Tensor) -> Tensor:
-    """Return which nodes are some of them, ``(N,)`` bool."""
+    """Return the mask of some nodes, ``(N,)`` bool."""
     return torch.zeros(nodes, dtype=torch.bool).index_fill_(0, ids, True)
 
 
 def divided_by_row_sum(x: Tensor) -> Tensor:
-    """Return features from 0 on, divided by their row sum where that is above 1 (torch-geometric's NormalizeFeatures).
+    """Shift features to a minimum of 0, and divide rows by their sum where it is above 1 (NormalizeFeatures).
 
     Shapes:
         x ``(N, d)``; returns the same shape.
@@ -322,13 +332,15 @@ def divided_by_row_sum(x: Tensor) -> Tensor:
 
 
 def standardised(x: Tensor, train_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return features of zero mean and unit variance on the training nodes, and these; constant ones are centred.
+    """Standardise features by the training nodes' mean and deviation, and return these too.
+
+    Constant features are centred only.
 
     Shapes:
         x ``(N, d)``; train_mask ``(N,)``; returns ``(N, d)`` and, by name, mean and deviation ``(d,)``, all float32.
     """
-    known = x[train_mask.bool()].double()
-    mean, deviation = known.mean(0), known.std(0, correction=0)
+    training = x[train_mask.bool()].double()
+    mean, deviation = training.mean(0), training.std(0, correction=0)
     deviation = torch.where(deviation == 0, 1, deviation)
     return ((x - mean) / deviation).float(), {"feature_mean": mean.float(), "feature_deviation": deviation.float()}
 

@@ -33,14 +33,14 @@ class Structure(nn.Module, ABC):
 
     @abstractmethod
     def finished(self, x: Tensor) -> Tensor:
-        """Return the weights as they are used once they are learned: without weak edges, and without chance."""
+        """Return the weights for use after learning: without weak edges and without sampling."""
 
     def penalty(self) -> Tensor | None:
         """Return a scalar added to the objective, or None."""
         return None
 
     def project(self) -> None:
-        """Follow up a step."""
+        """Update the structure after a step."""
 
 
 StructureKind = Callable[[Task, Tensors, Draws], Structure]
@@ -87,7 +87,7 @@ class SyntheticGraph(Parameterization):
         return self._batch(x, None if self.decoder is None else self.decoder(x, draws))
 
     def finished(self, draws: Draws) -> Batch:
-        """Return all nodes with the adjacency that is used, without weak edges."""
+        """Return all nodes with the adjacency for use, without weak edges."""
         x = self.codes * self.scale
         return self._batch(x, None if self.decoder is None else self.decoder.finished(x))
 
@@ -100,40 +100,40 @@ class SyntheticGraph(Parameterization):
         return None if self.decoder is None else self.decoder.penalty()
 
     def project(self) -> None:
-        """Let the structure follow up a step."""
+        """Update the structure after a step."""
         if self.decoder is not None:
             self.decoder.project()
 
     def stored_bytes(self) -> int:
         """Return the bytes of the finished graph, an edge weight being a float32."""
-        kept = [tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")]
+        tensors = [tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")]
         pairs = 0 if self.decoder is None else len(self.codes) * (len(self.codes) - 1) // 2
-        return sum(stored_tensor_bytes(tensor) for tensor in kept) + 4 * pairs
+        return sum(stored_tensor_bytes(tensor) for tensor in tensors) + 4 * pairs
 
     def class_batches(self, batch: Batch) -> ClassBatch:
-        """Share the nodes between the classes; each class weighs its own."""
+        """Return all nodes for every class, each with weight on its own nodes."""
         return share_classes(batch, self.membership.to(batch.weight))
 
 
 def raw_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build a synthetic graph without structure whose features start from those of real training nodes, or from noise.
 
-    Differs from: the published learning rates count in the features' own units; here the unit is the root mean square
-    of the initial features, which row-normalised words (0.006) and standardised features (1) share.
+    Differs from: published learning rates are in the features' own units; here the unit is the root mean square of the
+    initial features, so that one rate suits row-normalised words (0.006) and standardised features (1).
 
     Raises:
         ConfigError: a task without classes, or a budget below the number of classes.
     """
-    counts, chosen = _choose(task, budget, settings, draws)
-    return _start(task, _nodes(task, chosen)["x"], counts, settings, label, draws)
+    counts, chosen = _choose_nodes(task, budget, settings, draws)
+    return _build_graph(task, _select_nodes(task, chosen)["x"], counts, settings, label, draws)
 
 
 def with_structure(kind: StructureKind, *, from_means: bool = False) -> Parameterizer:
-    """Return how to build a synthetic graph with a learned structure.
+    """Return a function that builds a synthetic graph with a learned structure.
 
     Args:
-        kind: builds the initial structure, from the edges among real nodes where it reads any.
-        from_means: whether features start from the centroids of :func:`mean_features`, or from those real nodes'.
+        kind: builds the initial structure; it may read the edges among real nodes.
+        from_means: whether features start from the centroids of :func:`mean_features` instead of those real nodes'.
 
     What it returns refuses networks that read no edge weights (``UnsupportedError``).
     """
@@ -141,12 +141,12 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         if from_means:
             require_centroids(settings.init, "noise")
-        counts, chosen = _choose(task, budget, replace(settings, init="real") if from_means else settings, draws)
-        start = _nodes(task, chosen)
+        counts, chosen = _choose_nodes(task, budget, replace(settings, init="real") if from_means else settings, draws)
+        start = _select_nodes(task, chosen)
         _require_edges_read(task, start)
         structure = kind(task, start, draws.fold("structure"))
         x = class_means(task, counts, draws) if from_means else start["x"]
-        return _start(task, x, counts, settings, label, draws, structure)
+        return _build_graph(task, x, counts, settings, label, draws, structure)
 
     return build
 
@@ -182,19 +182,19 @@ def _require_edges_read(task: Task, nodes: Tensors) -> None:
 def propagated_features(
     task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws
 ) -> Parameterization:
-    """Build the same from *propagated* features, which is what a network without structure should see.
+    """Build a graph without structure from *propagated* features, as a network without edges should see them.
 
     Raises:
         ConfigError: a task without classes or propagated features, or a budget below the number of classes.
     """
     if not isinstance(task, Embeds):
         raise ConfigError(f"{task.describe().data!r} has no propagated features to start from")
-    counts, chosen = _choose(task, budget, settings, draws)
-    return _start(task, task.embedding()[chosen.to(task.device)], counts, settings, label, draws)
+    counts, chosen = _choose_nodes(task, budget, settings, draws)
+    return _build_graph(task, task.embedding()[chosen.to(task.device)], counts, settings, label, draws)
 
 
 def mean_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build the same from the k-means centroids of each class's propagated features.
+    """Build a graph without structure from the k-means centroids of each class's propagated features.
 
     Raises:
         ConfigError: a task without labelled nodes or propagated features, a budget below the number of classes, or
@@ -202,7 +202,7 @@ def mean_features(task: Task, budget: int, settings: Settings, label: LabelKind,
     """
     require_centroids(settings.init, "noise")
     counts = shares_of(task, budget).counts
-    return _start(task, class_means(task, counts, draws), counts, settings, label, draws)
+    return _build_graph(task, class_means(task, counts, draws), counts, settings, label, draws)
 
 
 def class_means(task: Task, counts: Tensor, draws: Draws) -> Tensor:
@@ -218,21 +218,21 @@ def class_means(task: Task, counts: Tensor, draws: Draws) -> Tensor:
     return k_means(task.embedding(), task.labels, counts, draws)
 
 
-def _choose(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return the nodes of each class and the real ones to start from."""
+def _choose_nodes(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return the number of nodes of each class, and the real nodes to start from."""
     counts = shares_of(task, budget).counts
     return counts, choose_samples(task, settings.init, counts, draws)
 
 
-def _nodes(task: Task, chosen: Tensor) -> Tensors:
-    """Return real nodes by name: features, and the edges among them."""
+def _select_nodes(task: Task, chosen: Tensor) -> Tensors:
+    """Return real nodes' inputs by name: features, and the edges among them."""
     selected = task.select(chosen).inputs
     if not isinstance(selected, dict) or "x" not in selected:
         raise ConfigError(f"{task.describe().data!r} is no graph: its samples have no node features 'x'")
     return selected
 
 
-def _start(
+def _build_graph(
     task: Task,
     x: Tensor,
     counts: Tensor,
@@ -241,6 +241,7 @@ def _start(
     draws: Draws,
     structure: Structure | None = None,
 ) -> SyntheticGraph:
+    """Build a graph of initial features, or of noise of their scale."""
     scale = float(x.square().mean().sqrt()) or 1.0
     if settings.init == "noise":
         x = scale * draws.fold("noise").to(task.device).normal(*x.shape)
@@ -255,7 +256,7 @@ def label_nodes(
     scale: float = 1.0,
     structure: Structure | None = None,
 ) -> SyntheticGraph:
-    """Return a graph of features in class-major order, ``counts`` of each class; without a structure, A' = I.
+    """Return a graph of features in class-major order with ``counts`` nodes of each class; no structure is A' = I.
 
     Shapes:
         x ``(n, d)``; counts ``(C,)``, n in all.

@@ -7,7 +7,7 @@ from typing import Unpack
 from torch import Tensor
 
 from mmdistill.graph.models import SGC
-from mmdistill.graph.students import trained_in_closed_form, trains_in_closed_form
+from mmdistill.graph.students import train_in_closed_form, trains_in_closed_form
 from mmdistill.graph.task import GraphTask
 from mmdistill.method import Configured
 from mmdistill.methods import experts_by, trajectory_matching
@@ -86,7 +86,7 @@ class GraphTrajectoryMatching(TrajectoryMatching):
         flat = flatten_classes(syn)
         if not (self._steps_are_plain(network, flat) and trains_in_closed_form(network.task, flat)):
             return super().train_student(network, syn, draws)
-        return trained_in_closed_form(network.state.params, flat, self.student_rate(network.task), self.steps)
+        return train_in_closed_form(network.state.params, flat, self.student_rate(network.task), self.steps)
 
     def _steps_are_plain(self, network: Network, syn: Batch) -> bool:
         """Return whether each step is one of SGD on all samples, at one rate and with all gradients."""

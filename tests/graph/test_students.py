@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.graph import students
-from mmdistill.graph.students import trained_in_closed_form, trains_in_closed_form
+from mmdistill.graph.students import train_in_closed_form, trains_in_closed_form
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.labels import target_loss
 from mmdistill.networks.unroll import unroll
@@ -45,7 +45,7 @@ def test_the_closed_form_ends_where_the_engine_does_with_the_same_gradients(mode
     start = as_float64(own.init(Draws(1))).params
 
     def closed(x: Tensor, rate: Tensor, targets: Tensor) -> Tensors:
-        found = trained_in_closed_form(dict(reversed(start.items())), nodes(x, targets), rate, steps)
+        found = train_in_closed_form(dict(reversed(start.items())), nodes(x, targets), rate, steps)
         return {name: found[name] for name in start}  # in whatever order parameters come
 
     def by_engine(x: Tensor, rate: Tensor, targets: Tensor) -> Tensors:
@@ -79,7 +79,7 @@ def leaves_of(model: str, kind: str, count: int, dtype: torch.dtype = torch.floa
 
 
 def reading(
-    names: list[str], steps: int, train: Callable[..., Tensors] = trained_in_closed_form
+    names: list[str], steps: int, train: Callable[..., Tensors] = train_in_closed_form
 ) -> Callable[..., Tensor]:
     """Return a scalar of where a student ends, as a function of all that it depends on."""
 
