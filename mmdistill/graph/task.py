@@ -48,7 +48,7 @@ from mmdistill.task import (
 FANOUTS = (10, 5)
 """Neighbours drawn at each hop from large graphs, as published for ogbn-arxiv (Jin et al., ICLR 2022)."""
 WIDTH = 256
-"""Hidden units of a GCN or MLP unless others are asked for."""
+"""Default hidden units of a GCN or MLP."""
 
 
 class GraphTask(GraphClassification[JudgeProtocol]):
@@ -56,12 +56,12 @@ class GraphTask(GraphClassification[JudgeProtocol]):
 
     Args:
         graph: the checked graph.
-        network: the network to distil with; a user's module is the default judge, ``model``, too.
+        network: the network to distil with; a user's module is also the default judge, ``model``.
         protocol: how judges are trained; None is that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies.
         judge_epochs: epochs of judges; None is the protocol's own number.
     Raises:
-        ConfigError: something else than a protocol, or epochs that are no whole number of at least 1.
+        ConfigError: ``protocol`` is of another class, or ``judge_epochs`` no whole number of at least 1.
     """
 
     def __init__(
@@ -125,10 +125,10 @@ class GraphTask(GraphClassification[JudgeProtocol]):
 
     @torch.no_grad()
     def difficulty(self, networks: Iterable[NetworkState]) -> Tensor:
-        """Return how mixed the classes around each training node are; networks say those that have no label."""
+        """Return how mixed the classes around each training node are; networks predict those of other nodes."""
         inputs = self.seen(torch.arange(len(self.scene), device=self.device), self.scene.y).inputs
-        said = torch.stack([self.predict(network, inputs)[0].softmax(-1) for network in networks]).mean(0).argmax(-1)
-        classes = said.index_copy(0, self._nodes, self.parts["train"].classes)
+        labels = torch.stack([self.predict(network, inputs)[0].softmax(-1) for network in networks]).mean(0).argmax(-1)
+        classes = labels.index_copy(0, self._nodes, self.parts["train"].classes)
         return neighbourhood_entropy(self.scene.adjacency, classes.cpu(), self._nodes.cpu())
 
     def select(self, indices: Tensor) -> Batch:
@@ -152,10 +152,10 @@ class GraphTask(GraphClassification[JudgeProtocol]):
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw up to n training nodes of each class, or of all, without replacement.
 
-        Networks that need only propagated rows (SGC, MLP) get those rows as inputs; others get the whole graph, shared,
-        with the draw in the weights. Of a large graph, where classes are drawn, they get a sampled neighbourhood, a GCN
-        one for each class; of others a GCN gets the neighbourhoods of each class's training nodes where these are less
-        than the graph.
+        Networks that read only propagated rows (SGC, MLP) get the drawn rows. Others get the whole graph, shared by all
+        classes, with the draw in the weights, except where classes are drawn: of a large graph they get a sampled
+        neighbourhood (a GCN one per class); of a smaller one a GCN gets the neighbourhoods of each class's training
+        nodes, if these are smaller than the graph.
         """
         draws = draws.to("cpu")
         if classes is None:
@@ -167,13 +167,13 @@ class GraphTask(GraphClassification[JudgeProtocol]):
             inputs = {"x": self.scene.propagated(self.network.hops)[nodes]}
             return ClassBatch(Batch(inputs, self.parts["train"].classes[table], present), Dims(0, 0))
         if self.graph.is_large:
-            key, groups = draws.fold("neighbours"), [self._nodes.cpu()[own] for own in rows]
-            near = self.scene.sampled_neighbourhoods(groups, FANOUTS, key) if self.network.two_layers else None
-            if near is not None:
-                return ClassBatch(Batch(near, self.parts["train"].classes[table], present), Dims(0, 0))
-            whole, nodes = self._around(nodes, key)
+            key, groups = draws.fold("neighbours"), [self._nodes.cpu()[row] for row in rows]
+            sampled = self.scene.sampled_neighbourhoods(groups, FANOUTS, key) if self.network.two_layers else None
+            if sampled is not None:
+                return ClassBatch(Batch(sampled, self.parts["train"].classes[table], present), Dims(0, 0))
+            whole, nodes = self._sample_around(nodes, key)
         elif self._near is not None:
-            return self._drawn_near(*self._near, classes.to(self.device), table, present)
+            return self._weight_drawn(*self._near, classes.to(self.device), table, present)
         else:
             everywhere = torch.ones(len(self.scene), device=self.device)
             whole = self.parts["train"].whole(self.network.normalised)._replace(weight=everywhere)
@@ -184,30 +184,30 @@ class GraphTask(GraphClassification[JudgeProtocol]):
     def _near(self) -> tuple[Batch, Tensor] | None:
         """Each class's training nodes with their neighbourhoods, and their positions; None: networks read the graph.
 
-        They are the same whatever is drawn, so that no step differs in shape from another.
+        They do not depend on the draw, so that all steps have the same shapes.
         """
-        groups = [own.to(self.device) for own in self._members.members]
-        inputs = self.scene.neighbourhoods([self._nodes[own] for own in groups]) if self.network.two_layers else None
+        groups = [ids.to(self.device) for ids in self._members.members]
+        inputs = self.scene.neighbourhoods([self._nodes[ids] for ids in groups]) if self.network.two_layers else None
         if inputs is None:
             return None
         table, present = (tensor.to(self.device) for tensor in padded_rows(self._members.members))
         return Batch(inputs, self.parts["train"].classes[table], present), table
 
-    def _drawn_near(
+    def _weight_drawn(
         self, near: Batch, positions: Tensor, classes: Tensor, table: Tensor, present: Tensor
     ) -> ClassBatch:
-        """Return some classes of :attr:`_near`, with what was drawn of them in the weights."""
+        """Return some classes of :attr:`_near`, with weight on the drawn nodes only."""
         drawn = torch.zeros(len(table), len(self._labels), device=self.device).scatter_add_(1, table, present)
-        found = take(near, classes)
-        return ClassBatch(found._replace(weight=found.weight * drawn.gather(1, positions[classes])), Dims(0, 0))
+        batch = take(near, classes)
+        return ClassBatch(batch._replace(weight=batch.weight * drawn.gather(1, positions[classes])), Dims(0, 0))
 
-    def _around(self, nodes: Tensor, draws: Draws) -> tuple[Batch, Tensor]:
-        """Return a sampled neighbourhood of some nodes in place of the whole graph, and their positions in it."""
-        reached = self.scene.adjacency.sampled(nodes.flatten().cpu(), FANOUTS, draws)
-        positions = torch.searchsorted(reached, nodes.cpu()).to(self.device)
-        classes = self.scene.y[reached.to(self.device)].clamp(min=0)
-        inputs = self.scene.among(reached, self.network.normalised)
-        return Batch(inputs, classes, torch.ones(len(reached), device=self.device)), positions
+    def _sample_around(self, nodes: Tensor, draws: Draws) -> tuple[Batch, Tensor]:
+        """Sample a neighbourhood of some nodes in place of the whole graph; return it and their positions in it."""
+        sampled = self.scene.adjacency.sampled(nodes.flatten().cpu(), FANOUTS, draws)
+        positions = torch.searchsorted(sampled, nodes.cpu()).to(self.device)
+        classes = self.scene.y[sampled.to(self.device)].clamp(min=0)
+        inputs = self.scene.among(sampled, self.network.normalised)
+        return Batch(inputs, classes, torch.ones(len(sampled), device=self.device)), positions
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
         """Return a training-free small graph: ``propagated-means`` or ``coarsening``."""
@@ -216,18 +216,18 @@ class GraphTask(GraphClassification[JudgeProtocol]):
         return propagated_means(self, counts, draws)
 
     def training_batch(self) -> Batch:
-        """Return all training nodes as networks train on them, of two layers with their neighbourhood where it is less.
+        """Return all training nodes as networks train on them; two-layer ones get the neighbourhood if it is smaller.
 
-        One of as many nodes would pass for samples that can be taken apart, so networks read the graph in place of it.
+        A neighbourhood without other nodes would pass for separable samples, so networks then read the whole graph.
         """
         near = self.scene.neighbourhoods([self._nodes]) if self.network.two_layers else None
         if near is None or near["x"].shape[1] == len(self._nodes):
             return self._flat(torch.arange(len(self._labels)))
-        whole = torch.ones(len(self._nodes), device=self.device)
-        return Batch({name: tensor[0] for name, tensor in near.items()}, self.parts["train"].classes, whole)
+        weight = torch.ones(len(self._nodes), device=self.device)
+        return Batch({name: tensor[0] for name, tensor in near.items()}, self.parts["train"].classes, weight)
 
     def seen(self, nodes: Tensor, targets: Tensor) -> Batch:
-        """Return any nodes of the graph that training sees, with targets of the caller's, in the network's input form.
+        """Return nodes of the training graph in the network's input form, with the caller's targets.
 
         Shapes:
             nodes ``(n,)`` positions in the scene; targets ``(N, ...)`` of all its nodes.
@@ -239,18 +239,18 @@ class GraphTask(GraphClassification[JudgeProtocol]):
         return part.whole(self.network.normalised)._replace(targets=targets)
 
     def _flat(self, indices: Tensor) -> Batch:
-        # Nodes of unknown class carry class 0, and weigh nothing.
+        # Nodes of unknown class get class 0 and weight 0.
         return self.seen(self._nodes[indices.to(self.device, non_blocking=True)], self.scene.y.clamp(min=0))
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
-        """Train n judges on synthetic nodes (None: on the labelled nodes in the real graph), test on the real graph.
+        """Train n judges on synthetic nodes (None: the labelled nodes of the real graph) and test on the real graph.
 
         Raises:
             ConfigError: an unknown judge.
-            ShapeError: nodes whose features are not this graph's, or weights of other pairs than theirs.
-            DataError: edges that cannot be.
+            ShapeError: another number of features than the graph's, or an adjacency of another size.
+            DataError: impossible edges.
         """
         name = known_name("judge", judge, self.judges)
         sample = None if synthetic is None else placed_set(synthetic, self.graph, self.device)
@@ -270,7 +270,7 @@ class GraphTask(GraphClassification[JudgeProtocol]):
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
         graph = self.graph
-        found: dict[str, object] = {
+        preprocessing: dict[str, object] = {
             "nodes": len(graph.x),
             "edges": len(graph.adjacency.column),
             "setting": "inductive" if graph.inductive else "transductive",
@@ -284,7 +284,7 @@ class GraphTask(GraphClassification[JudgeProtocol]):
             self.scene.stored_bytes,
             graph.fingerprint,
             graph.class_names,
-            found,
+            preprocessing,
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
             tensors=graph.scaling,
             test_fingerprint=graph.test_fingerprint,
@@ -314,15 +314,14 @@ def graph_task(
         data: a name (see ``mmdistill data``), a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``: x
             ``(nodes, features)``, edge_index ``(2, edges)``, y and masks ``(nodes,)``; or a dict of these.
         model: the network to distil with: ``sgc``, ``gcn``, ``mlp``, or a function that returns a module with
-            ``forward(x, edge_index[, edge_weight])``, which then is the default judge (``model``) too.
+            ``forward(x, edge_index[, edge_weight])``, which then is also the default judge (``model``).
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
         hops: of SGC; None is :data:`~mmdistill.graph.models.HOPS`.
         split: the column of masks that hold several splits; None is the first.
-        seed: of the random split of data sets that are found by name and come without one; a file or a ``Data`` has
-            masks of its own.
-        inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
-        name: what data in memory are called, in reports and where runs are compared.
+        seed: of the random split of named data sets that come without one; a file or a ``Data`` has its own masks.
+        inductive: whether condensing sees the training nodes alone; None: as the field uses the data set.
+        name: of data in memory, for reports and for comparing runs.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
@@ -331,8 +330,8 @@ def graph_task(
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name, a width or hops of what takes none, a module that cannot run on this graph, or
-            a split or setting beside a graph that is loaded.
+        ConfigError: an unknown name, a width or hops of a network that takes none, a module that cannot run on this
+            graph, or a split or setting beside a loaded graph.
         DataError: a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """

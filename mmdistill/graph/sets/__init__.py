@@ -24,7 +24,7 @@ def _accepts(path: Path) -> bool:
 
 
 def _doscond_settings(graphs: int) -> Settings:
-    """Return settings of our own, chosen on the validation graphs of generated sets, apart from the real batch."""
+    """Return our own settings, chosen on the validation graphs of generated sets, except for the real batch."""
     rates = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.05)}
     return Settings(steps=400, real_batch=256, optimizers=rates)
 

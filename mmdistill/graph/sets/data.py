@@ -19,7 +19,7 @@ from mmdistill.files.saved import TORCH
 from mmdistill.graph.files import graph_classes, read_graphs
 from mmdistill.graph.propagation import offsets
 from mmdistill.graph.sets.lists import Listed, as_list, parts_side_by_side, side_by_side
-from mmdistill.graph.sets.splits import completed, stratified
+from mmdistill.graph.sets.splits import complete_splits, stratified
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import cache_folder, checked_seed, data_root, tensor_digest
 from mmdistill.task import Tensors
@@ -32,11 +32,11 @@ TU = {
     "enzymes": ("ENZYMES", "600 proteins in 6 classes"),
     "imdb-binary": ("IMDB-BINARY", "1,000 collaborations in 2 classes, no node features"),
 }
-"""Torch-geometric's name and a line for users, by ours."""
+"""Torch-geometric's name of a data set and a line for users, by our name."""
 DENSE_BYTES = 2**30
-"""The most that the edges of padded graphs may take."""
+"""The most memory that the edges of padded graphs may take."""
 DEGREES = 32
-"""Where nodes have no features they get their degree, one-hot up to so many."""
+"""Nodes without features get their degree, one-hot up to this number."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class GraphSet:
     Args:
         name: the data set's name or path.
         x: node features.
-        edge_index: both directions of every edge, by node in the whole list.
+        edge_index: both directions of every edge; nodes are numbered through all graphs.
         start: where each graph's nodes begin.
         y: the graphs' classes.
         train: numbers of the training graphs.
-        val: of the validation graphs.
-        test: of the test graphs.
+        val: numbers of the validation graphs.
+        test: numbers of the test graphs.
         num_classes: C.
-        notes: what was changed on the way in, in words.
-        class_names: the classes as the source numbers them; empty: as here.
+        notes: what reading changed, in words.
+        class_names: the source's label of each class; empty: the class index.
 
     Shapes:
         x ``(N, d)``; edge_index ``(2, E)``, sorted by source; start ``(G + 1,)``; y ``(G,)``.
@@ -73,7 +73,7 @@ class GraphSet:
     class_names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Return in one line what the data are, and how many graphs, nodes, features and classes they have."""
+        """Return the name and the numbers of graphs, nodes, features and classes in one line."""
         sizes = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "val", "test"))
         nodes, features = self.x.shape
         return (
@@ -83,7 +83,7 @@ class GraphSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the classes are called: as the source numbers them, or by their number here."""
+        """The names of the classes: their labels in the source, or their indices."""
         return self.class_names or tuple(str(index) for index in range(self.num_classes))
 
     @property
@@ -100,7 +100,7 @@ class GraphSet:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that training reads, validation labels included, which choose the step."""
+        """A hash of all that training reads, including the validation labels, which choose the step."""
         digest = hashlib.blake2b(digest_size=16)
         labels = self.y[self.train], self.y[self.val]
         for tensor in (self.x, self.edge_index, self.start, *labels, self.train, self.val):
@@ -110,7 +110,7 @@ class GraphSet:
 
     @functools.cached_property
     def test_fingerprint(self) -> str:
-        """A hash of the test graphs' numbers and classes; their nodes and edges are in the fingerprint."""
+        """A hash of the test graphs' numbers and classes; :attr:`fingerprint` covers their nodes and edges."""
         return tensor_digest(self.test, self.y[self.test])
 
     @functools.cached_property
@@ -119,11 +119,11 @@ class GraphSet:
         return offsets(torch.bincount(self.edge_index[0], minlength=len(self.x)))
 
     def joined(self, graphs: Tensor) -> Tensors:
-        """Return graphs side by side as one graph of several components, whose memory grows with nodes and edges.
+        """Return graphs side by side as one graph of several components; memory grows with nodes and edges.
 
         Shapes:
-            graphs ``(n,)``, M nodes in all; sizes ``(n,)``; x ``(M, d)``; owner ``(M,)`` counts from 0 within
-            ``graphs``; what :func:`~mmdistill.graph.propagation.propagate` reads of their edges.
+            graphs ``(n,)``, M nodes in all; sizes ``(n,)``; x ``(M, d)``; owner ``(M,)``, positions in
+            ``graphs``; and the edges as :func:`~mmdistill.graph.propagation.propagate` reads them.
         """
         sizes, (row, ends) = self.sizes[graphs], self._edges(graphs)
         first = offsets(sizes)[:-1]
@@ -141,11 +141,11 @@ class GraphSet:
         }
 
     def _edges(self, graphs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the edges of graphs, those of one after those of the other.
+        """Return the edges of graphs, one graph after the other.
 
         Shapes:
-            graphs ``(n,)``; returns which of them has each edge, ``(E,)``, and both of its ends, ``(2, E)``, which
-            count from 0 within the graph.
+            graphs ``(n,)``; returns each edge's position in ``graphs``, ``(E,)``, and both of its ends, ``(2, E)``,
+            numbered from 0 within the graph.
         """
         first = self.pointer[self.start[graphs]]
         counts = self.pointer[self.start[graphs + 1]] - first
@@ -158,7 +158,7 @@ class GraphSet:
 
         Args:
             graphs: their numbers.
-            nodes: how many nodes to pad to; None is the largest of them.
+            nodes: the number of nodes to pad to; None: that of the largest graph.
 
         Shapes:
             graphs ``(n,)``; x ``(n, m, d)``, adjacency ``(n, m, m)`` and present ``(n, m)``, 1 where there is a node.
@@ -186,7 +186,7 @@ class GraphSet:
 def load_graph_set(source: "str | Path | Sequence[Any] | Mapping[str, Sequence[Any]]", *, seed: int = 0) -> GraphSet:
     """Return a set of graphs from a name, a folder in the TU layout, a list of graphs, or a list for each split.
 
-    Graphs without splits are divided 80/10/10 within each class; where a split is missing among others, it is a tenth
+    Graphs without splits are divided 80/10/10 within each class; a split that is missing among others becomes a tenth
     of the training graphs of each class.
 
     Args:
@@ -197,7 +197,7 @@ def load_graph_set(source: "str | Path | Sequence[Any] | Mapping[str, Sequence[A
         seed: of the random split.
 
     Raises:
-        ConfigError: an unknown name, also of a split.
+        ConfigError: an unknown name of a data set or a split.
         DataError: missing or damaged files, no training graphs, or graphs that cannot be used.
     """
     seed = checked_seed(seed)
@@ -209,24 +209,24 @@ def load_graph_set(source: "str | Path | Sequence[Any] | Mapping[str, Sequence[A
                 "a Batch of them becomes one by to_data_list(), and graph_task takes one graph whose nodes have classes"
             )
         if isinstance(source, Mapping) and source and "edge_index" not in source:
-            return _checked(parts_side_by_side(source), "list", seed)
-        return _checked(side_by_side(as_list(source), "the list"), "list", seed)
+            return _check(parts_side_by_side(source), "list", seed)
+        return _check(side_by_side(as_list(source), "the list"), "list", seed)
     key = canonical(str(source))
     if key in TU:
-        return _checked(_named(TU[key][0]), key, seed)
+        return _check(_load_named(TU[key][0]), key, seed)
     folder = users_path(source)
     if folder.is_file() and folder.suffix.lower() in TORCH:
-        return _checked(side_by_side(read_graphs(folder), str(source)), str(folder.absolute()), seed)
+        return _check(side_by_side(read_graphs(folder), str(source)), str(folder.absolute()), seed)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
-    return _checked(_read(prefix), str(folder.absolute()), seed)
+    return _check(_read_tu(prefix), str(folder.absolute()), seed)
 
 
 def tu_prefix(folder: Path) -> Path | None:
-    """Return the common start of a folder's TU files (there or in ``raw``), or None where there are none."""
+    """Return the common prefix of the TU files in a folder or its ``raw``; None where there are none."""
     for place in (folder, folder / "raw"):
         for path in sorted(place.glob("*_A.txt")):
             prefix = path.with_name(path.name.removesuffix("_A.txt"))
@@ -235,12 +235,12 @@ def tu_prefix(folder: Path) -> Path | None:
     return None
 
 
-def _named(name: str) -> Listed:
-    """Return a data set's graphs from the data root, or by download into the cache folder."""
+def _load_named(name: str) -> Listed:
+    """Read a data set's graphs from the data root, or download them into the cache folder."""
     for root in (data_root(), cache_folder() / "data"):
         prefix = tu_prefix(root / name)
         if prefix is not None:
-            return _read(prefix)
+            return _read_tu(prefix)
     try:
         from torch_geometric.datasets import TUDataset
 
@@ -251,11 +251,11 @@ def _named(name: str) -> Listed:
             f"{name}: {data_root() / name / 'raw'} lacks {name}_A.txt and the files beside it, and the download failed "
             f"({type(error).__name__}); put the TU files there"
         ) from error
-    return _named(name)
+    return _load_named(name)
 
 
 def _require_grouped(prefix: Path) -> None:
-    """Refuse nodes that are not listed graph after graph, which torch-geometric would give to other graphs."""
+    """Refuse nodes not listed graph after graph, which torch-geometric would assign to wrong graphs."""
     graph = np.loadtxt(f"{prefix}_graph_indicator.txt", ndmin=1).astype(np.int64)
     back = np.flatnonzero(np.diff(graph) < 0)
     if len(back):
@@ -271,8 +271,8 @@ def _require_grouped(prefix: Path) -> None:
         )
 
 
-def _read(prefix: Path) -> Listed:
-    """Return the graphs of TU files by the common start of their names.
+def _read_tu(prefix: Path) -> Listed:
+    """Read the graphs of TU files by the common prefix of their names.
 
     Raises:
         DataError: they are damaged, or do not agree with one another.
@@ -293,10 +293,11 @@ def _read(prefix: Path) -> Listed:
             f"{prefix}_node_labels.txt and _node_attributes.txt need a line for each of the {int(start[-1])} nodes in "
             f"_graph_indicator.txt, and have {len(data.x)}"
         )
-    counts = torch.zeros_like(sizes)  # torch-geometric counts no edges of the graphs after the last that has any
+    counts = torch.zeros_like(sizes)  # torch-geometric leaves out trailing graphs without edges
     counts[: len(slices["edge_index"]) - 1] = slices["edge_index"].diff()
     owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)
-    outside = (data.edge_index < 0) | (data.edge_index >= sizes[owner])  # it numbers each graph's nodes from 0
+    # torch-geometric numbers each graph's nodes from 0.
+    outside = (data.edge_index < 0) | (data.edge_index >= sizes[owner])
     if outside.any():
         raise DataError(
             f"{prefix}_A.txt has an edge of graph {int(owner[outside.any(0)][0]) + 1} to a node that is not its own; "
@@ -304,11 +305,11 @@ def _read(prefix: Path) -> Listed:
         )
     unread = [kind for kind in ("edge_labels", "edge_attributes") if Path(f"{prefix}_{kind}.txt").is_file()]
     notes = tuple(f"{prefix.name}_{kind}.txt is not read" for kind in unread)
-    return Listed(data.x, data.edge_index + start[owner], start, _classes_of(prefix, data.y), notes)
+    return Listed(data.x, data.edge_index + start[owner], start, _read_classes(prefix, data.y), notes)
 
 
-def _classes_of(prefix: Path, numbered: Tensor | None) -> Tensor | None:
-    """Return the graphs' classes as the file calls them, where they are whole numbers; else as they were numbered."""
+def _read_classes(prefix: Path, numbered: Tensor | None) -> Tensor | None:
+    """Return the graphs' labels in the file where they are whole numbers; else torch-geometric's numbers."""
     if numbered is None:
         return None
     labels = np.loadtxt(f"{prefix}_graph_labels.txt", delimiter=",", ndmin=1)
@@ -316,8 +317,8 @@ def _classes_of(prefix: Path, numbered: Tensor | None) -> Tensor | None:
     return torch.from_numpy(labels.astype(np.int64)) if whole else numbered
 
 
-def _checked(listed: Listed, name: str, seed: int) -> GraphSet:
-    """Check and split.
+def _check(listed: Listed, name: str, seed: int) -> GraphSet:
+    """Check graphs, and split them where the source does not.
 
     Raises:
         DataError: no classes, or a class too small to split, or without a training graph.
@@ -333,11 +334,11 @@ def _checked(listed: Listed, name: str, seed: int) -> GraphSet:
     if (sizes < 1).any():
         raise DataError(f"{name}: graph {int((sizes < 1).nonzero()[0])} has no nodes")
     nodes = int(start[-1])
-    both = torch.unique(torch.cat([edges, edges.flip(0)], 1), dim=1)
-    both = both[:, both[0] != both[1]]
+    undirected = torch.unique(torch.cat([edges, edges.flip(0)], 1), dim=1)
+    undirected = undirected[:, undirected[0] != undirected[1]]
     x, notes = listed.x, listed.notes
     if x is None or not x.numel():
-        degree = torch.bincount(both[0], minlength=nodes).clamp(max=DEGREES)
+        degree = torch.bincount(undirected[0], minlength=nodes).clamp(max=DEGREES)
         x = torch.nn.functional.one_hot(degree, DEGREES + 1)
         notes += (f"nodes have no features and get their degree, one-hot, {DEGREES} also where it is larger",)
     x = x.float()
@@ -346,11 +347,11 @@ def _checked(listed: Listed, name: str, seed: int) -> GraphSet:
     values, classes = torch.unique(y, return_inverse=True)
     names = tuple(map(str, values.tolist()))
     if listed.parts:
-        parts, told = completed(classes, listed.parts, seed, names)
-        notes += told
+        parts, remarks = complete_splits(classes, listed.parts, seed, names)
+        notes += remarks
     else:
         parts = stratified(classes, seed, names)
         notes += (f"random split {seed}: 80 % training, 10 % validation, 10 % test graphs of each class",)
     _, val, test = (classes[part] for part in parts)
     notes += (*untested(test, names, "graph"), *unvalidated(val, names, "graph"), *missing_like(names))
-    return GraphSet(name, x, both, start, classes, *parts, len(names), notes, names)
+    return GraphSet(name, x, undirected, start, classes, *parts, len(names), notes, names)

@@ -1,4 +1,4 @@
-"""What synthetic graphs look like, and what other tools can read of them."""
+"""Pictures of synthetic graphs, and exports for other tools."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mmdistill.store import write_tensors, write_torch
 from mmdistill.task import Batch, Task, Tensors
 
 SHOWN = 24
-"""Graphs in a picture."""
+"""The most graphs in a picture."""
 
 
 def graph_list(batch: Batch) -> list[Tensors]:
@@ -26,18 +26,18 @@ def graph_list(batch: Batch) -> list[Tensors]:
     inputs, targets = batch.inputs, batch.targets
     if not isinstance(inputs, dict) or "present" not in inputs or isinstance(targets, dict):
         raise UnsupportedError("distilled graphs have x, adjacency and present, and one target each")
-    found = []
+    graphs = []
     for index in range(len(batch.weight)):
-        kept = inputs["present"][index].cpu() > 0
-        adjacency = inputs["adjacency"][index].detach().cpu()[kept][:, kept]
-        x, y = inputs["x"][index].detach().cpu()[kept], targets[index : index + 1].detach().cpu()
-        found.append({"x": x, "edge_index": adjacency.nonzero().T.contiguous(), "y": y.clone()})
-    return found
+        present = inputs["present"][index].cpu() > 0
+        adjacency = inputs["adjacency"][index].detach().cpu()[present][:, present]
+        x, y = inputs["x"][index].detach().cpu()[present], targets[index : index + 1].detach().cpu()
+        graphs.append({"x": x, "edge_index": adjacency.nonzero().T.contiguous(), "y": y.clone()})
+    return graphs
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Draw the first graphs, each node coloured by its largest feature; returns the path."""
-    import networkx as nx  # here, since importing these takes long
+    """Draw the first graphs, each node coloured by its largest feature; return the path."""
+    import networkx as nx  # these two are slow to import
     from matplotlib.figure import Figure
 
     graphs, names = graph_list(batch)[:SHOWN], task.describe().class_names
@@ -74,8 +74,8 @@ def export_pyg(distilled: DistilledSet, folder: Path) -> list[Path]:
 def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``graphs.safetensors``, all graphs as one with the fields of torch-geometric's ``Batch``.
 
-    ``x`` holds the nodes of one graph after the other, ``batch`` says which graph each node is of, ``edge_index``
-    counts nodes through all graphs, and ``y`` has one target per graph.
+    ``x`` holds the nodes graph after graph, ``batch`` each node's graph, ``edge_index`` nodes numbered through all
+    graphs, and ``y`` one target per graph.
     """
     graphs = graph_list(distilled.batch)
     sizes = torch.tensor([len(fields["x"]) for fields in graphs])

@@ -17,23 +17,23 @@ from mmdistill.imports import LABELS, Imported, Importer, ImportSource, by_role,
 from mmdistill.task import Tensors
 
 ROLES = {"x": ("x",), "edge_index": ("edge_index",), "labels": LABELS}
-"""What a graph is made of, by the words that its names have."""
+"""The parts of a graph, and the names under which other tools save them."""
 
 
 def read_graphs(task: GraphSetTask, source: ImportSource) -> Imported:
-    """Return graphs padded to the largest, with the edges between their nodes, which have no weights.
+    """Read graphs, padded to the largest, with unweighted edges.
 
-    Read are a list of graphs with ``x``, ``edge_index`` and a class ``y`` each, and all of them as one, in the fields
-    of torch-geometric's ``Batch``.
+    They come as a list of graphs with ``x``, ``edge_index`` and a class ``y`` each, or as one graph with the fields of
+    torch-geometric's ``Batch``.
 
     Raises:
-        DataError: other files, node features of another number, labels of other classes, or impossible edges.
+        DataError: other files, another number of node features, labels of other classes, or impossible edges.
     """
-    found = source.values(read_values)
-    lists = [value for value in found.values() if isinstance(value, list | tuple)]
-    if lists and len(found) > 1:
+    fields = source.values(read_values)
+    lists = [value for value in fields.values() if isinstance(value, list | tuple)]
+    if lists and len(fields) > 1:
         raise DataError("graphs come as one list of them, or as one with all of them; give the files of one set")
-    graphs = [by_role(fields_of(graph), ROLES, [*ROLES]) for graph in lists[0]] if lists else _apart(found)
+    graphs = [by_role(fields_of(graph), ROLES, [*ROLES]) for graph in lists[0]] if lists else _split_batch(fields)
     if not graphs:
         raise DataError("the set holds no graph")
     width = task.graphs.x.shape[1]
@@ -49,18 +49,18 @@ def read_graphs(task: GraphSetTask, source: ImportSource) -> Imported:
         )
     targets = class_targets(torch.cat(labels), len(graphs), task.graphs.names, source.logits)
     sizes = [len(graph["x"]) for graph in graphs]
-    most, starts = max(sizes), [0, *accumulate(sizes)]
+    largest, starts = max(sizes), [0, *accumulate(sizes)]
     ends = [checked_edges(graph, f"graph {number}", sizes[number])[0] for number, graph in enumerate(graphs)]
-    # Side by side, so that one note tells of all graphs.
-    together = torch.cat([own + start for own, start in zip(ends, starts, strict=False)], 1)
-    matrix = make_undirected(together, None, starts[-1]).matrix
-    adjacency = torch.zeros(len(graphs), most, most)
+    # All graphs side by side, so that each change is noted once.
+    all_ends = torch.cat([own + start for own, start in zip(ends, starts, strict=False)], 1)
+    matrix = make_undirected(all_ends, None, starts[-1]).matrix
+    adjacency = torch.zeros(len(graphs), largest, largest)
     for own, (start, end) in zip(adjacency, pairwise(starts), strict=True):
         own[: end - start, : end - start] = torch.from_numpy(matrix[start:end, start:end].toarray())
     inputs = {
         "x": pad_sequence([graph["x"].float() for graph in graphs], batch_first=True),
         "adjacency": adjacency,
-        "present": (torch.arange(most) < torch.tensor(sizes)[:, None]).float(),
+        "present": (torch.arange(largest) < torch.tensor(sizes)[:, None]).float(),
     }
     batch = weighed(inputs, targets)
     bits = sum(size * (size - 1) // 2 for size in sizes)
@@ -70,27 +70,27 @@ def read_graphs(task: GraphSetTask, source: ImportSource) -> Imported:
 
 
 def graphs_by_name(value: Any) -> Mapping[str, Any] | None:
-    """Return a list of graphs, or the fields of all of them as one, by name; of any other value None."""
-    if isinstance(value, list | tuple) and value and not any(isinstance(one, str | Path) for one in value):
+    """Return a list of graphs, or the fields of a ``Batch``, by name; None for any other value."""
+    if isinstance(value, list | tuple) and value and not any(isinstance(item, str | Path) for item in value):
         return {"graphs": value}
     return fields_by_name(value)
 
 
-def _apart(found: Mapping[str, Any]) -> list[Tensors]:
-    """Return each graph of what holds all of them as one.
+def _split_batch(fields: Mapping[str, Any]) -> list[Tensors]:
+    """Split the fields of a ``Batch`` into its graphs.
 
     Raises:
-        DataError: no such fields, nodes that are not one graph after the other, or edges between graphs.
+        DataError: other fields, nodes that are not listed graph after graph, or edges between graphs.
     """
-    parts = by_role(found, ROLES | {"batch": ("batch",)}, [*ROLES, "batch"])
+    parts = by_role(fields, ROLES | {"batch": ("batch",)}, [*ROLES, "batch"])
     owner, ends, labels = parts["batch"], parts["edge_index"], parts["labels"]
-    whole = owner.dtype in INTEGERS and owner.ndim == 1 and owner.shape == parts["x"].shape[:1] and len(owner)
-    owner = owner.long()  # unsigned differences are none below 0
-    if not whole or bool((owner.diff() < 0).any()) or int(owner.min()) < 0:
+    well_formed = owner.dtype in INTEGERS and owner.ndim == 1 and owner.shape == parts["x"].shape[:1] and len(owner)
+    owner = owner.long()  # unsigned differences would never be negative
+    if not well_formed or bool((owner.diff() < 0).any()) or int(owner.min()) < 0:
         raise DataError("'batch' says of each node which graph it is of, one graph after the other")
     if ends.dtype not in INTEGERS or ends.ndim != 2 or len(ends) != 2:
         raise DataError(f"edge_index holds whole numbers (2, E), got {ends.dtype} {tuple(ends.shape)}")
-    ends = ends.long()  # bytes as an index are a mask
+    ends = ends.long()  # uint8 indices would act as a mask
     if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(owner):
         raise DataError(f"edge_index (2, E) names nodes from 0 to {len(owner) - 1}")
     if not torch.equal(owner[ends[0]], owner[ends[1]]):

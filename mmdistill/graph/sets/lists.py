@@ -1,4 +1,4 @@
-"""Lists of torch-geometric's graphs, each with a class of its own, put side by side."""
+"""Lists of torch-geometric's graphs, each with a class, put side by side."""
 
 from collections.abc import Mapping
 from numbers import Real
@@ -13,19 +13,19 @@ from mmdistill.graph.files import fields_of
 from mmdistill.graph.propagation import offsets
 
 UNREAD = ("edge_attr", "edge_weight")
-"""What graphs may have of their edges that no method reads."""
+"""Edge fields that graphs may have and no method reads."""
 
 
 class Listed(NamedTuple):
-    """Graphs as they came, their nodes side by side.
+    """Graphs as read, their nodes side by side.
 
     Args:
         x: node features; None where nodes have none.
-        edge_index: both ends of each edge, by node in the whole list.
+        edge_index: both ends of each edge; nodes are numbered through the whole list.
         start: where each graph's nodes begin.
         y: the graphs' classes; None where there are none.
         notes: what was not read, in words.
-        parts: the numbers of the graphs of ``train``, ``dev`` and ``test``, as far as the source says them.
+        parts: the numbers of the ``train``, ``dev`` and ``test`` graphs, as far as the source gives them.
 
     Shapes:
         x ``(N, d)``; edge_index ``(2, E)`` int64; start ``(G + 1,)`` int64; y ``(G,)``.
@@ -40,28 +40,28 @@ class Listed(NamedTuple):
 
 
 def side_by_side(graphs: object, name: str) -> Listed:
-    """Return the graphs of a list.
+    """Check the graphs of a list, and join them.
 
     Args:
         graphs: a list of ``Data`` or of mappings, each with ``edge_index (2, E)``, a class ``y`` of one number and, in
-            all of them or in none, node features ``x (n, d)``; without those ``num_nodes``, or as many nodes as edges
-            name.
-        name: of the list, for errors.
+            all of them or in none, node features ``x (n, d)``. Without features ``num_nodes`` counts the nodes, else
+            the largest node in ``edge_index`` does.
+        name: the list's name in errors.
 
     Raises:
-        DataError: it is no list of such graphs; the message names the first that is none.
+        DataError: it is no list of such graphs; the message names the first that fails.
     """
     if not isinstance(graphs, list) or not graphs:
         kind = "an empty list" if isinstance(graphs, list) else type(graphs).__name__
         raise DataError(f"{name} is {kind}, and a list of torch-geometric's Data is expected, a class y each")
-    return _joined([_checked(graph, f"{name}: graph {index}") for index, graph in enumerate(graphs)], name)
+    return _join([_check(graph, f"{name}: graph {index}") for index, graph in enumerate(graphs)], name)
 
 
 def parts_side_by_side(parts: Mapping[Any, object]) -> Listed:
-    """Return the graphs of several lists, and which of them are whose.
+    """Check and join the graphs of one list per split, and say which graphs each split has.
 
     Args:
-        parts: by name of split, in any of its spellings, a list of graphs or a data set of torch-geometric's.
+        parts: a list of graphs or a torch-geometric data set by name of split, in any spelling.
 
     Raises:
         ConfigError: an unknown split.
@@ -71,21 +71,21 @@ def parts_side_by_side(parts: Mapping[Any, object]) -> Listed:
     keys = {split_name(key): key for key in parts}
     if "train" not in keys:
         raise DataError(f"the graphs have no training split; there are: {', '.join(map(str, parts))}")
-    found, numbers = list[dict[str, Any]](), dict[str, Tensor]()
-    for split in (split for split in SPLIT_NAMES if split in keys):  # in one order, however they come
+    checked, numbers = list[dict[str, Any]](), dict[str, Tensor]()
+    for split in (split for split in SPLIT_NAMES if split in keys):  # in a fixed order
         graphs = as_list(parts[keys[split]], f"{keys[split]}: ")
         if not graphs:
             raise DataError(f"{keys[split]} is an empty list; give it graphs, or leave it out to have some held out")
-        numbers[split] = torch.arange(len(found), len(found) + len(graphs))
-        found += [_checked(graph, f"{keys[split]}: graph {index}") for index, graph in enumerate(graphs)]
-    return _joined(found, "the splits")._replace(parts=numbers)
+        numbers[split] = torch.arange(len(checked), len(checked) + len(graphs))
+        checked += [_check(graph, f"{keys[split]}: graph {index}") for index, graph in enumerate(graphs)]
+    return _join(checked, "the splits")._replace(parts=numbers)
 
 
 def as_list(source: Any, place: str = "") -> list[Any]:
-    """Return the graphs of a list, or of what has a length and items, as a data set of torch-geometric's does.
+    """Return the graphs of a list, or of an object with a length and items like torch-geometric's data sets.
 
     Raises:
-        DataError: it has none; the message begins with the place.
+        DataError: it has no length or items; the message begins with the place.
     """
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping | str):
         raise DataError(
@@ -95,28 +95,28 @@ def as_list(source: Any, place: str = "") -> list[Any]:
     return [source[index] for index in range(len(source))]
 
 
-def _joined(found: list[dict[str, Any]], name: str) -> Listed:
-    """Return checked graphs as one list of nodes."""
-    features = [graph["x"] for graph in found]
+def _join(graphs: list[dict[str, Any]], name: str) -> Listed:
+    """Join checked graphs to one list of nodes."""
+    features = [graph["x"] for graph in graphs]
     columns = {None if x is None else x.shape[1] for x in features}
     if len(columns) > 1:
-        told = ", ".join("none" if one is None else str(one) for one in sorted(columns, key=str))
-        raise DataError(f"{name}: graphs have different numbers of node features ({told}); they must agree")
-    sizes = torch.tensor([graph["nodes"] for graph in found])
+        widths = ", ".join("none" if width is None else str(width) for width in sorted(columns, key=str))
+        raise DataError(f"{name}: graphs have different numbers of node features ({widths}); they must agree")
+    sizes = torch.tensor([graph["nodes"] for graph in graphs])
     start = offsets(sizes)
-    edges = [graph["edge_index"] + first for graph, first in zip(found, start.tolist(), strict=False)]
-    unread = {name: sum(name in graph["unread"] for graph in found) for name in UNREAD}
+    edges = [graph["edge_index"] + first for graph, first in zip(graphs, start.tolist(), strict=False)]
+    unread = {name: sum(name in graph["unread"] for graph in graphs) for name in UNREAD}
     return Listed(
         None if columns == {None} else torch.cat(features),
         torch.cat(edges, 1),
         start,
-        torch.cat([graph["y"] for graph in found]),
+        torch.cat([graph["y"] for graph in graphs]),
         tuple(f"{name} of {count} graphs is not read" for name, count in unread.items() if count),
     )
 
 
-def _checked(graph: object, name: str) -> dict[str, Any]:
-    """Return what is read of a graph, in one form."""
+def _check(graph: object, name: str) -> dict[str, Any]:
+    """Check a graph, and return the fields that are read."""
     if not (isinstance(graph, Mapping) or callable(getattr(graph, "to_dict", None))):
         raise DataError(
             f"{name} is {type(graph).__name__}, and a torch-geometric Data with edge_index and y is expected"
@@ -136,9 +136,9 @@ def _checked(graph: object, name: str) -> dict[str, Any]:
                 f"{name} needs a class, one whole number y, and has {float(label):g}; mend it or leave it out"
             )
         label = label.long()
-    named = int(edges.max()) + 1 if edges.numel() else 0
-    nodes = len(x) if x is not None else int(fields.get("num_nodes") or named)
-    if named > nodes or (edges.numel() and int(edges.min()) < 0):
-        raise DataError(f"{name} has {nodes} nodes, and edges of nodes {int(edges.min())} to {named - 1}")
+    highest = int(edges.max()) + 1 if edges.numel() else 0
+    nodes = len(x) if x is not None else int(fields.get("num_nodes") or highest)
+    if highest > nodes or (edges.numel() and int(edges.min()) < 0):
+        raise DataError(f"{name} has {nodes} nodes, and edges of nodes {int(edges.min())} to {highest - 1}")
     unread = [name for name in UNREAD if name in fields]
     return {"x": x, "edge_index": edges.long(), "y": label, "nodes": nodes, "unread": unread}

@@ -12,19 +12,19 @@ from mmdistill.task import Inputs, NetworkState, Tensors
 GCN = "gcn"
 """The name of :class:`GraphClassifier`, as a network and as a judge."""
 WIDTH = 128
-"""Units of a layer unless others are asked for."""
+"""Default units of a layer."""
 DEPTH = 3
-"""Layers."""
+"""The number of convolutions."""
 PADDED = frozenset({"x", "adjacency", "present"})
 JOINED = frozenset({"sizes", "x", "owner", "pointer", "column", "weight", "scale"})
-"""Names of the inputs in either form, see :class:`~mmdistill.graph.sets.data.GraphSet`."""
+"""Names of the inputs in the two forms of :class:`~mmdistill.graph.sets.data.GraphSet`."""
 
 
 def graph_inputs(inputs: Inputs) -> Tensors:
     """Return the inputs of graphs by name.
 
     Raises:
-        ShapeError: they are no padded or joined graphs.
+        ShapeError: they are neither padded nor joined graphs.
     """
     if not isinstance(inputs, dict) or set(inputs) not in (PADDED, JOINED):
         raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m), or joined ones")
@@ -48,12 +48,12 @@ class GraphClassifier(GraphNetwork):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
         return GCN
 
     @property
     def description(self) -> str:
-        """What the network is made of, beside what its parameters' shapes tell."""
+        """The parts of the network that its parameters' shapes do not show."""
         return f"{type(self).__name__}(depth={DEPTH}, relu, mean pooling)"
 
     def init(self, draws: Draws) -> NetworkState:

@@ -1,4 +1,4 @@
-"""Networks of the user's that classify graphs, called as torch-geometric's are: on all graphs side by side."""
+"""Users' networks that classify graphs, called like torch-geometric's: on all graphs side by side."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.task import NetworkState, Tensors
 
 OWNER = "batch"
-"""The argument that says which graph each node is of, as torch-geometric names it."""
+"""The argument that holds each node's graph, by torch-geometric's name."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -21,26 +21,26 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 class GraphModule(ModuleNetwork):
     """Any module with ``forward(x, edge_index, batch)``, and perhaps an ``edge_weight`` beside ``batch``.
 
-    It gets the edges of a weight above 0, or, if it takes no weights, those of 0.5 or more, through which no weights
-    learn. What else it takes needs a default.
+    It gets the edges of weight above 0; if it takes no weights, those of 0.5 or more, and edges do not learn. Other
+    arguments need defaults.
 
     Args:
         factory: makes a freshly initialised module.
         features: the submodule whose input is the embedding of each graph; by default the last linear layer that runs.
         device: where parameters live.
     Raises:
-        ConfigError: the module takes no ``batch``, or cannot do without something that graphs do not have here.
+        ConfigError: the module takes no ``batch``, or requires an argument that graphs here do not have.
     """
 
     def __init__(
         self, factory: ModuleFactory, features: str | Sequence[str] = (), device: torch.device | str = "cpu"
     ) -> None:
         self.functional = FunctionalModule(factory, features, device)
-        self._called_with = _called_with(self.functional.module)
-        self.takes_weight = any(name in WEIGHT_NAMES for name, _ in self._called_with)
+        self._further_arguments = _further_arguments(self.functional.module)
+        self.takes_weight = any(name in WEIGHT_NAMES for name, _ in self._further_arguments)
 
     def precomputed(self, inputs: Tensors) -> Tensors:
-        """Return padded or joined graphs with the edges that there are, by node of all graphs.
+        """Return padded or joined graphs as lists of existing edges, nodes numbered through all graphs.
 
         Shapes:
             x ``(M, d)``, edge_index ``(2, E)``, edge_weight ``(E,)`` and batch ``(M,)`` of the M nodes of all graphs.
@@ -63,35 +63,35 @@ class GraphModule(ModuleNetwork):
         }
 
     def _arguments(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        """Return what the module is called with."""
-        found = self.precomputed(inputs)
-        own = {OWNER: found[OWNER]} | dict.fromkeys(WEIGHT_NAMES, found["edge_weight"])
-        rest = [own.get(name, default) for name, default in self._called_with]
-        return found["x"], found["edge_index"], *rest
+        """Return the module's positional arguments."""
+        graphs = self.precomputed(inputs)
+        values = {OWNER: graphs[OWNER]} | dict.fromkeys(WEIGHT_NAMES, graphs["edge_weight"])
+        further = [values.get(name, default) for name, default in self._further_arguments]
+        return graphs["x"], graphs["edge_index"], *further
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
         """Return the features of the named submodules.
 
         Raises:
-            ShapeError: features of nodes.
+            ShapeError: features are those of nodes, not of graphs.
         """
-        found, graphs = super().layers(state, inputs), int(self.precomputed(inputs)[OWNER].max()) + 1
-        if len(found[-1]) != graphs:
+        features, graphs = super().layers(state, inputs), int(self.precomputed(inputs)[OWNER].max()) + 1
+        if len(features[-1]) != graphs:
             raise ShapeError(
-                f"{self.functional.feature_names[-1]!r} has {len(found[-1])} rows of features for {graphs} graphs; "
+                f"{self.functional.feature_names[-1]!r} has {len(features[-1])} rows of features for {graphs} graphs; "
                 "name a submodule that comes after the pooling with features=[...]"
             )
-        return found
+        return features
 
 
-def _called_with(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return the names, of what it cannot be given empty ones, and defaults of a module's arguments after its edges.
+def _further_arguments(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the names and defaults of a module's arguments after its edges; empty names take the default.
 
     Raises:
-        ConfigError: no ``batch`` among them, or something else without a default.
+        ConfigError: no ``batch`` among them, or another argument without a default.
     """
     arguments = list(inspect.signature(module.forward).parameters.values())
-    names = [one.name for one in arguments if one.kind in POSITIONAL]
+    names = [argument.name for argument in arguments if argument.kind in POSITIONAL]
     kind = type(module).__name__
     if OWNER not in names[2:]:
         raise ConfigError(
@@ -100,16 +100,16 @@ def _called_with(module: nn.Module) -> list[tuple[str, Any]]:
             "is of"
         )
     weighted = getattr(module, "supports_edge_weight", True)
-    wanted = [name for name in names[2:] if name == OWNER or (weighted and name in WEIGHT_NAMES)]
-    last = max(names.index(name) for name in wanted)
+    given = [name for name in names[2:] if name == OWNER or (weighted and name in WEIGHT_NAMES)]
+    last = max(names.index(name) for name in given)
     missing = [
-        one.name
-        for one in arguments[2:]
-        if one.name not in wanted and one.default is one.empty and one.kind not in VARIADIC
+        argument.name
+        for argument in arguments[2:]
+        if argument.name not in given and argument.default is argument.empty and argument.kind not in VARIADIC
     ]
     if missing:
         raise ConfigError(
             f"{kind}.forward needs {missing[0]!r}: call it edge_weight if it takes a weight for each edge; edges and "
             "graphs have no other attributes here, so anything else needs a default"
         )
-    return [(one.name if one.name in wanted else "", one.default) for one in arguments[2 : last + 1]]
+    return [(argument.name if argument.name in given else "", argument.default) for argument in arguments[2 : last + 1]]

@@ -30,7 +30,7 @@ class SyntheticGraphs(Parameterization):
         classes: ``(M,)`` the class each graph stands for.
         num_classes: C.
         scale: the unit that features are learned in, so that one learning rate suits features of any size.
-        shared: whether networks read the graphs of all classes together, as modules of the user's do.
+        shared: whether networks read the graphs of all classes together, as users' modules do.
 
     Raises:
         ShapeError: features or presence of another number of graphs or nodes.
@@ -68,11 +68,11 @@ class SyntheticGraphs(Parameterization):
         return self._batch(self.decoder(self.codes, draws))
 
     def finished(self, draws: Draws) -> Batch:
-        """Return all graphs with the edges that are used."""
+        """Return all graphs with the edges for use."""
         return self._batch(self.decoder.finished(self.codes))
 
     def class_batches(self, batch: Batch) -> ClassBatch:
-        """Return the graphs class by class; shared ones all for each class, which weighs its own."""
+        """Return the graphs class by class; shared ones all for every class, each with weight on its own."""
         if self.divisible or self.classes is None or self.num_classes is None:
             return super().class_batches(batch)
         membership = F.one_hot(self.classes, self.num_classes).T
@@ -92,7 +92,7 @@ class SyntheticGraphs(Parameterization):
         return self.decoder.penalty()
 
     def project(self) -> None:
-        """Let the structure follow up a step."""
+        """Update the structure after a step."""
         self.decoder.project()
 
     def stored_bytes(self) -> int:

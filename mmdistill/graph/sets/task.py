@@ -45,19 +45,19 @@ from mmdistill.task import (
 )
 
 PROTOCOL = FitProtocol(epochs=300, lr=0.01, optimizer="adam", weight_decay=5e-4, batch=None)
-"""Full-batch Adam with a fresh, ten times slower one from half-way, as of node classifiers; DosCond's code takes 500
+"""Full-batch Adam with a fresh, ten times slower one from half-way, as for node classifiers; DosCond's code takes 500
 epochs of minibatches at a tenth of the rate."""
 VALIDATE_EVERY = 5
 PADDED_BYTES = 2**26
-"""The most that the edges of a real batch may take padded; larger ones lie side by side."""
+"""The most memory that a real batch's edges may take when padded; larger batches are joined side by side."""
 TOGETHER, TOGETHER_ELSEWHERE = 2**20, 2**26
 """Nodes x networks x width up to which judges train in one batched call, on a CPU and on other devices (not measured).
 
-On one thread sets of dense graphs below that take up to half of the time that networks one after the other do; above,
-the latter take no more, half as much on graphs side by side, and the memory of one.
+On one thread, below this bound, batched calls on dense graphs take down to half the time of networks one after the
+other. Above it, the latter are no slower, twice as fast on graphs side by side, and take the memory of one network.
 """
 READ_NODES = 2**15
-"""Nodes, of all graphs and networks together, in a forward pass where nothing learns."""
+"""Nodes times networks in a forward pass without gradients."""
 
 
 class GraphSetTask(GraphClassification[FitProtocol]):
@@ -69,7 +69,7 @@ class GraphSetTask(GraphClassification[FitProtocol]):
         protocol: how judges are trained, on all graphs in each step; None is :data:`PROTOCOL`.
         device: where everything lies.
         judge_epochs: epochs of judges; None is the protocol's own number.
-        own: a module of the user's, with which to distil, and which then is the default judge, ``model``, too.
+        own: a user's module to distil with, which then is also the default judge, ``model``.
     Raises:
         ConfigError: a protocol of minibatches, or epochs that are no whole number of at least 1.
     """
@@ -131,11 +131,11 @@ class GraphSetTask(GraphClassification[FitProtocol]):
             indices ``(..., n)`` positions in ``labels``; x ``(..., n, m, d)`` and so on.
 
         Raises:
-            DataError: graphs so many or so large that padding them takes too much memory.
+            DataError: padding takes too much memory.
         """
-        return self._padded(indices.cpu())
+        return self._pad(indices.cpu())
 
-    def _padded(self, indices: Tensor, nodes: int | None = None) -> Batch:
+    def _pad(self, indices: Tensor, nodes: int | None = None) -> Batch:
         if nodes == self._largest and self._fits(len(self._labels), self.graphs.x.shape[1]):
             table, chosen = self._table, indices.to(self.device, non_blocking=True)
             inputs = {name: tensor[chosen] for name, tensor in table.items()}
@@ -155,35 +155,35 @@ class GraphSetTask(GraphClassification[FitProtocol]):
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw up to n training graphs of each class, or of all, without replacement.
 
-        Padded to the largest training graph they are batches of one shape, which can be compiled and captured. Where
-        that takes too much memory, and for modules of the user's, they come side by side as one graph, shared by all
-        classes with the draw in the weights.
+        Graphs are padded to the largest training graph, so that all batches have one shape, which can be compiled and
+        captured. Where that takes too much memory, and for users' modules, they are joined side by side as one graph,
+        shared by all classes, with the draw in the weights.
         """
         if classes is None:
             chosen = draws.to("cpu").permutation(len(self._labels))[:n]
-            return self._padded(chosen, self._largest) if self._fits(len(chosen)) else self._joined(chosen)
+            return self._pad(chosen, self._largest) if self._fits(len(chosen)) else self._join(chosen)
         members = self._members.draw(draws, classes, n)
-        if self._fits(len(members) * max(len(own) for own in members)):
+        if self._fits(len(members) * max(len(ids) for ids in members)):
             table, present = padded_rows(members)
-            return ClassBatch(self._padded(table, self._largest)._replace(weight=present.to(self.device)), Dims(0, 0))
-        row = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(own) for own in members]))
+            return ClassBatch(self._pad(table, self._largest)._replace(weight=present.to(self.device)), Dims(0, 0))
+        row = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(ids) for ids in members]))
         membership = (torch.arange(len(members))[:, None] == row).to(self.device, torch.float32)
-        return share_classes(self._joined(torch.cat(members)), membership)
+        return share_classes(self._join(torch.cat(members)), membership)
 
     def _fits(self, count: int, features: int = 0) -> bool:
-        """Return whether the edges of so many graphs, and features, take few bytes when padded to the largest.
+        """Return whether ``count`` graphs with ``features``, padded to the largest, fit in :data:`PADDED_BYTES`.
 
-        Modules of the user's read none that are padded.
+        Users' modules read no padded graphs.
         """
         own = isinstance(self.network, GraphModule)
         return not own and 4 * count * self._largest * (self._largest + features) <= PADDED_BYTES
 
     def training_batch(self) -> Batch:
         """Return all training graphs as networks train on them."""
-        return self._joined(torch.arange(len(self._labels)))
+        return self._join(torch.arange(len(self._labels)))
 
-    def _joined(self, indices: Tensor) -> Batch:
-        """Return training graphs side by side, whose sizes may differ by any amount."""
+    def _join(self, indices: Tensor) -> Batch:
+        """Join training graphs side by side, whatever their sizes."""
         inputs = {
             name: tensor.to(self.device) for name, tensor in self.graphs.joined(self.graphs.train[indices]).items()
         }
@@ -196,20 +196,20 @@ class GraphSetTask(GraphClassification[FitProtocol]):
 
         Raises:
             ConfigError: an unknown judge.
-            ShapeError: graphs whose features are not these graphs', or weights of other pairs than their nodes'.
+            ShapeError: another number of features than the real graphs', or an adjacency of another size.
         """
         name = known_name("judge", judge, self.judges)
         if synthetic is None:
             synthetic = self.training_batch()
         network = self.networks[name]
-        states = self._fitted(network, synthetic, draws, n, self.protocol)
+        states = self._fit(network, synthetic, draws, n, self.protocol)
         hits = self._hits(network, states, self.graphs.test)
         truth = self.graphs.y[self.graphs.test].to(self.device)
         return scores_of(name, hits, truth, self.graphs.names)
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean validation accuracy of a few networks trained for a third of the judges' epochs."""
-        states = self._fitted(self.network, synthetic, draws, VALIDATION_JUDGES, self.validation_protocol)
+        states = self._fit(self.network, synthetic, draws, VALIDATION_JUDGES, self.validation_protocol)
         return float(self._hits(self.network, states, self.graphs.val).mean())
 
     def describe(self) -> TaskInfo:
@@ -228,11 +228,11 @@ class GraphSetTask(GraphClassification[FitProtocol]):
             forms={"inputs.x": (None, graphs.x.shape[1])},
         )
 
-    def _placed(self, synthetic: Batch) -> Batch:
-        """Return graphs as judges train on them, on the device.
+    def _place(self, synthetic: Batch) -> Batch:
+        """Check synthetic graphs, and move them to the device for judges.
 
         Raises:
-            ShapeError: features of another width than the real graphs', or weights of other pairs than their nodes'.
+            ShapeError: another number of features than the real graphs', or an adjacency of another size.
         """
         data = synthetic.map(lambda t: t.detach().to(self.device))
         inputs, count, width = graph_inputs(data.inputs), len(data.weight), self.graphs.x.shape[1]
@@ -249,11 +249,11 @@ class GraphSetTask(GraphClassification[FitProtocol]):
         require_targets(one_tensor(data.targets), count, self.graphs.num_classes, self.graphs.name)
         return data
 
-    def _fitted(
+    def _fit(
         self, network: GraphNetwork, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol
     ) -> NetworkState:
-        """Return n trained networks, stacked, each at its best validation epoch."""
-        data, draws = self._placed(synthetic), draws.to(self.device)
+        """Train n networks; return them stacked, each at its best validation epoch."""
+        data, draws = self._place(synthetic), draws.to(self.device)
         score = functools.partial(self._hits, network, graphs=self.graphs.val)
         selection = Selection(lambda states: score(states).mean(1), VALIDATE_EVERY)
         if isinstance(network, ModuleNetwork):
@@ -270,7 +270,7 @@ class GraphSetTask(GraphClassification[FitProtocol]):
 
     @torch.no_grad()
     def _hits(self, network: GraphNetwork, states: NetworkState, graphs: Tensor) -> Tensor:
-        """Return which graphs stacked networks classify rightly, ``(S, g)`` of 0 and 1."""
+        """Return 1 where one of S stacked networks classifies a graph correctly, else 0, ``(S, g)``."""
         networks = len(next(iter(states.params.values())))
         nodes = self.graphs.sizes[graphs].cumsum(0) * networks
 
@@ -307,13 +307,13 @@ def graph_set_task(
     Args:
         data: a name (see ``mmdistill data``), a folder in the TU layout, or a list (or data set, or ``.pt`` file of a
             list) of torch-geometric's ``Data`` with a class ``y`` each; or such lists by name of split,
-            ``{"train": ..., "val": ..., "test": ...}``, of which a missing one is held out of the training graphs.
+            ``{"train": ..., "val": ..., "test": ...}``; a missing one is held out of the training graphs.
         model: the network to distil with: ``gcn``, or a function that returns a module with ``forward(x, edge_index,
-            batch)``, and perhaps an ``edge_weight`` too, which then is the default judge (``model``) too.
+            batch)``, and perhaps ``edge_weight``, which then is also the default judge (``model``).
         features: for a module, the submodule whose input is a graph's embedding; by default its last linear layer.
         width: units of the layers of ``gcn``; None is :data:`~mmdistill.graph.sets.models.WIDTH`.
-        seed: of the random split, and of what is held out of given ones.
-        name: what data in memory are called, in reports and where runs are compared.
+        seed: of the random split, and of graphs held out of given splits.
+        name: of data in memory, for reports and for comparing runs.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; None is :data:`PROTOCOL`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
@@ -338,6 +338,6 @@ def graph_set_task(
     else:
         require_no_features(features, known_name("network of graphs", model, (GCN,)))
     task = GraphSetTask(graphs, width or WIDTH, protocol, device, judge_epochs=judge_epochs, own=own)
-    two = {name: tensor.to(task.device) for name, tensor in graphs.joined(graphs.train[:2]).items()}
-    try_network(task, two, f"graphs whose nodes have {graphs.x.shape[1]} features", graphs.num_classes)
+    two_graphs = {name: tensor.to(task.device) for name, tensor in graphs.joined(graphs.train[:2]).items()}
+    try_network(task, two_graphs, f"graphs whose nodes have {graphs.x.shape[1]} features", graphs.num_classes)
     return task

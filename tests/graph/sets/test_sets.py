@@ -222,7 +222,7 @@ def test_the_chosen_judges_read_no_test_label(graphs: GraphSet) -> None:
     y = graphs.y.clone()
     y[graphs.test] = 1 - y[graphs.test]
     own, other = (
-        made._fitted(made.network, made.select(torch.arange(6)), Draws(0), 2, FAST)
+        made._fit(made.network, made.select(torch.arange(6)), Draws(0), 2, FAST)
         for made in (task(graphs), task(replace(graphs, y=y)))
     )
     assert all(torch.equal(tensor, other.params[name]) for name, tensor in own.params.items())
@@ -244,7 +244,7 @@ def test_judges_of_many_nodes_train_one_after_the_other_on_the_same_streams(
     found = []
     for bound in (nodes * 2 * 16, nodes * 2 * 16 - 1):
         monkeypatch.setattr("mmdistill.graph.sets.task.TOGETHER", bound)
-        found.append(own._fitted(own.network, batch, Draws(0), 2, replace(FAST, epochs=10)))
+        found.append(own._fit(own.network, batch, Draws(0), 2, replace(FAST, epochs=10)))
     assert modes == ["vmap", "loop"]
     torch.testing.assert_close(found[0].params, found[1].params, rtol=1e-4, atol=1e-5)
     hits = [own._hits(own.network, states, graphs.test) for states in found]
