@@ -1,7 +1,7 @@
 """Networks on graphs as functions of their parameters: SGC, GCN, MLP, and any module of the user's.
 
-Inputs are a named dict: node features ``x (n, d)`` and, where there is structure, what
-:func:`mmdistill.graph.propagation.operator` reads. To networks of two layers some nodes come without the graph too, as
+Inputs are a named dict: node features ``x (n, d)`` and, where there is structure, the edges that
+:func:`mmdistill.graph.propagation.operator` reads. Two-layer networks also take some nodes without the whole graph, as
 :meth:`mmdistill.graph.scene.Scene.neighbourhoods` returns them.
 """
 
@@ -27,16 +27,16 @@ from mmdistill.task import Inputs, NetworkState, Tensors
 logger = logging.getLogger(__name__)
 
 HOPS = 2
-"""How far SGC reads unless asked otherwise, as the field's networks of two layers do; embeddings and pictures too."""
+"""SGC's default hops, as many as the field's two-layer networks take; also those of embeddings and pictures."""
 MODELS = ("sgc", "gcn", "mlp")
 """Own networks by name."""
 WITHOUT_EDGES = "method without structure (A' = I: gcond-x, gcdm-x or krr)"
-"""What a network does for that reads no edge weights."""
+"""What to use with a network that reads no edge weights; messages name it."""
 STRONG = 0.5
-"""Pairs below this weight are no edges to a network that takes no weights, as to the published comparison's GAT on Cora
+"""Networks that take no weights read pairs from this weight on as edges, like GAT in the published comparison on Cora
 and Citeseer."""
 WEIGHT_NAMES = ("edge_weight", "edge_weights", "weight", "weights", "w")
-"""What a module may call its third argument if it is the edges' weights."""
+"""Names by which a module's third argument counts as the edges' weights."""
 
 
 def named(inputs: Inputs) -> Tensors:
@@ -54,9 +54,8 @@ class GraphNetwork(ABC):
     """A node classifier whose parameters are passed in.
 
     Args:
-        hops: the real nodes' rows of A^hops X are all that the network needs of the real graph (SGC: its hops, MLP:
-            0); None where it needs the graph itself.
-        two_layers: whether the real nodes' neighbourhoods, propagated once, will do as well (GCN).
+        hops: the network reads only the real nodes' rows of A^hops X (SGC: its hops, MLP: 0); None: it reads the graph.
+        two_layers: whether the real nodes' neighbourhoods, propagated once, can replace the graph (GCN).
         normalised: whether ``edge_index`` and ``edge_weight`` are those of the normalised adjacency (own networks)
             or the raw edges (modules, whose layers normalise).
     """
@@ -67,12 +66,12 @@ class GraphNetwork(ABC):
 
     @property
     def name(self) -> str:
-        """What reports call it; empty where its description must do."""
+        """Its name in reports; empty: they show its description."""
         return ""
 
     @property
     def description(self) -> str:
-        """What the network is made of, as far as its parameters' shapes do not tell."""
+        """The parts of the network that its parameters' shapes do not show."""
         return f"{type(self).__name__}(hops={self.hops})"
 
     @abstractmethod
@@ -90,11 +89,11 @@ class GraphNetwork(ABC):
         """Return one ``(n, d_l)`` tensor per layer, the embedding before the linear head last."""
 
     def precomputed(self, inputs: Tensors) -> Tensors:
-        """Return inputs of the same logits with everything computed that does not depend on parameters."""
+        """Return inputs that give the same logits, with all computed that does not depend on parameters."""
         return inputs
 
     def settled(self, state: NetworkState, inputs: Tensors) -> NetworkState:
-        """Return the network with the inputs' statistics in its batch norms; own networks have none."""
+        """Return the network with batch norm statistics of the inputs; own networks have no batch norms."""
         return state
 
 
@@ -124,7 +123,7 @@ class SGC(GraphNetwork):
 
     @property
     def name(self) -> str:
-        """As :data:`MODELS` has it, with other hops than :data:`HOPS`."""
+        """Its name in :data:`MODELS`, with the hops if they are not :data:`HOPS`."""
         return "sgc" if self.hops == HOPS else f"sgc(hops={self.hops})"
 
     def init(self, draws: Draws) -> NetworkState:
@@ -133,20 +132,20 @@ class SGC(GraphNetwork):
         return NetworkState({"weight": weight, "bias": torch.zeros(self.classes, device=self.device)}, {})
 
     def embed(self, inputs: Tensors) -> Tensor:
-        """Return the features after K hops; those of the real graph come propagated, without edges."""
+        """Return the features after K hops; inputs without edges are propagated already."""
         multiply, x = operator(inputs), inputs["x"]
         for _ in range(self.hops):
             x = multiply(x)
         return x
 
     def precomputed(self, inputs: Tensors) -> Tensors:
-        """Return the propagated features, which need no edges any more."""
+        """Return the propagated features, without edges."""
         return {"x": self.embed(inputs)}
 
     def logits(
         self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
-        """Return logits; there is no dropout."""
+        """Return logits, without dropout."""
         return self.embed(inputs) @ state.params["weight"].mT + state.params["bias"], {}
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
@@ -156,7 +155,7 @@ class SGC(GraphNetwork):
     def class_gradients(self, state: NetworkState, inputs: Tensors, targets: Tensor, weight: Tensor) -> Tensors:
         r"""Return per-class gradients in closed form, :math:`(P - Y)^\top W_c Z / \sum w_c`.
 
-        P are the predicted probabilities, or where targets are no distributions the logits, as in
+        P are the predicted probabilities; for targets that are no distributions, the logits, as in
         :func:`~mmdistill.labels.target_loss`.
 
         Shapes:
@@ -180,7 +179,7 @@ class GCN(GraphNetwork):
         classes: C.
         width: hidden units.
         dropout: of the hidden layer, in training.
-        propagates: without it, the network is a multi-layer perceptron on the nodes' own features.
+        propagates: False makes it a multi-layer perceptron on the nodes' own features.
         device: where parameters are drawn.
     Source: Kipf and Welling, ICLR 2017.
     """
@@ -201,12 +200,12 @@ class GCN(GraphNetwork):
 
     @property
     def name(self) -> str:
-        """As :data:`MODELS` has it."""
+        """Its name in :data:`MODELS`."""
         return "gcn" if self.hops is None else "mlp"
 
     @property
     def description(self) -> str:
-        """Whether it propagates, and its dropout."""
+        """Its hops and dropout."""
         return f"{type(self).__name__}(hops={self.hops}, dropout={self.dropout})"
 
     def init(self, draws: Draws) -> NetworkState:
@@ -225,7 +224,7 @@ class GCN(GraphNetwork):
         return inputs if self.hops is None else {"x": inputs["x"]}
 
     def _hidden(self, params: Tensors, inputs: Tensors) -> tuple[Tensor, Operator]:
-        """Return the hidden units, and the propagation that comes after them."""
+        """Return the hidden units, and the propagation that follows them."""
         multiply = operator(self.precomputed(inputs))
         hidden = (multiply(inputs["x"] @ params["first.weight"].mT) + params["first.bias"]).relu()
         return hidden, by_rows(inputs["second"]) if "second" in inputs else multiply
@@ -242,7 +241,7 @@ class GCN(GraphNetwork):
         return multiply(hidden @ params["second.weight"].mT) + params["second.bias"], {}
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
-        """Return the hidden units as the head reads them: after its propagation."""
+        """Return the hidden units after the second propagation, as the head reads them."""
         hidden, multiply = self._hidden(state.params, inputs)
         return (multiply(hidden),)
 
@@ -250,9 +249,9 @@ class GCN(GraphNetwork):
 class ModuleNetwork(GraphNetwork):
     """Any graph module with ``forward(x, edge_index[, edge_weight])``, such as torch-geometric's.
 
-    A synthetic graph without structure has no edges. Of one with structure the module gets all ordered pairs of nodes
-    while their weights learn, and to train on it (:meth:`precomputed`) the pairs of a weight above 0. A module that
-    takes no weights, as torch-geometric says of its models in ``supports_edge_weight``, trains on the pairs of weight
+    A synthetic graph without structure has no edges. With structure, the module gets all ordered pairs of nodes while
+    their weights learn; to train on the graph (:meth:`precomputed`), it gets the pairs of weight above 0. A module that
+    takes no weights, which torch-geometric's models state in ``supports_edge_weight``, trains on the pairs of weight
     0.5 or more, and no weights learn through it.
 
     Args:
@@ -260,7 +259,7 @@ class ModuleNetwork(GraphNetwork):
         features: the submodule whose input is the embedding; by default the last convolution or linear layer.
         device: where parameters live.
     Raises:
-        ConfigError: the module cannot do without a third argument that is no weight (:data:`WEIGHT_NAMES`).
+        ConfigError: the module requires a third argument that is no weight (:data:`WEIGHT_NAMES`).
     """
 
     normalised = False
@@ -284,7 +283,7 @@ class ModuleNetwork(GraphNetwork):
         return self.functional.init(draws)
 
     def precomputed(self, inputs: Tensors) -> Tensors:
-        """Return the graph with the edges that there are in place of a weight for each pair of nodes."""
+        """Replace the weights of all pairs of nodes by a list of the graph's edges."""
         if "adjacency" not in inputs:
             return inputs
         weight = inputs["adjacency"]
@@ -292,10 +291,10 @@ class ModuleNetwork(GraphNetwork):
         return {"x": inputs["x"], "edge_index": edges, "edge_weight": weight[edges[0], edges[1]]}
 
     def _arguments(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        """Return what the module is called with.
+        """Return the module's positional arguments.
 
         Raises:
-            UnsupportedError: weights of all pairs, which may learn, and a module that takes none.
+            UnsupportedError: weights of all pairs, which may learn, for a module that takes none.
         """
         x = inputs["x"]
         if "adjacency" in inputs:
@@ -314,14 +313,14 @@ class ModuleNetwork(GraphNetwork):
         self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return the module's output; its own dropout follows the draws."""
-        drawn: AbstractContextManager[object] = nullcontext()
+        seeded: AbstractContextManager[object] = nullcontext()
         if train and draws is not None:
-            drawn = global_draws_from(draws.integer(), self.functional.device)
-        with drawn:
+            seeded = global_draws_from(draws.integer(), self.functional.device)
+        with seeded:
             return self.functional(state, *self._arguments(inputs), train=train)
 
     def settled(self, state: NetworkState, inputs: Tensors) -> NetworkState:
-        """Return the module with the inputs' statistics in its batch norms, as it is where it has none."""
+        """Return the module with batch norm statistics of the inputs; unchanged if it has no batch norms."""
         return self.functional.settled(state, *self._arguments(inputs))
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
@@ -338,7 +337,7 @@ def make_network(
         name: ``sgc``, ``gcn`` or ``mlp``.
         features: d.
         classes: C.
-        width: hidden units of the latter two.
+        width: hidden units of GCN and MLP.
         dropout: of these units.
         hops: of SGC.
         device: where parameters are drawn.
@@ -349,13 +348,14 @@ def make_network(
 
 
 def _takes_weight(module: nn.Module) -> bool:
-    """Return whether a module's third argument is the edges' weight, and no mere name of it.
+    """Return whether a module's third argument is the edges' weight and is used.
 
     Raises:
-        ConfigError: it is something else that the module cannot do without.
+        ConfigError: the argument is another one, and required.
     """
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    arguments = [one for one in inspect.signature(module.forward).parameters.values() if one.kind in positional]
+    parameters = inspect.signature(module.forward).parameters.values()
+    arguments = [parameter for parameter in parameters if parameter.kind in positional]
     if len(arguments) < 3:
         return False
     third = arguments[2]
@@ -374,11 +374,11 @@ def _takes_weight(module: nn.Module) -> bool:
 
 def _head(module: nn.Module) -> tuple[str, ...]:
     """Return the name of the last convolution or linear layer, not counting layers inside a convolution."""
-    from torch_geometric.nn import MessagePassing  # slow to import, and only modules of the user's need it
+    from torch_geometric.nn import MessagePassing  # slow to import, and only users' modules need it
 
-    found: list[str] = []
+    names: list[str] = []
     for name, part in module.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in names)
         if isinstance(part, MessagePassing | nn.Linear) and not inside:
-            found.append(name)
-    return tuple(found[-1:])
+            names.append(name)
+    return tuple(names[-1:])

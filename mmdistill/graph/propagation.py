@@ -12,7 +12,7 @@ from mmdistill.task import Tensors
 
 Operator = Callable[[Tensor], Tensor]
 COLUMNS = 128
-"""Features that are propagated at a time where nothing learns, which bounds the memory beside the result."""
+"""Features that are propagated at a time without gradients, which bounds the memory beside the result."""
 
 
 def normalise_dense(adjacency: Tensor) -> Tensor:
@@ -28,29 +28,29 @@ def normalise_dense(adjacency: Tensor) -> Tensor:
 
 
 def sparse_rows(pointer: Tensor, column: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return compressed rows as a torch sparse matrix, which shares their memory."""
+    """Return compressed rows as a torch sparse matrix that shares their memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
-        # What torch 2.11 says though it is told.
+        # Torch 2.11 warns although check_invariants is given.
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
         return torch.sparse_csr_tensor(pointer, column, weight, shape, check_invariants=False)
 
 
 class _SymmetricProduct(torch.autograd.Function):
-    """The normalised adjacency times a dense matrix; its own backward, so any order of derivative exists."""
+    """The normalised adjacency times a dense matrix; it is its own backward, so all orders of derivatives exist."""
 
     @staticmethod
     def forward(pointer: Tensor, column: Tensor, weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-        """Return the product; columns of ``x`` may be anything."""
+        """Return the product with each column of ``x``."""
         matrix = sparse_rows(pointer, column, weight.to(x.dtype), (len(scale), len(scale)))
         factor = scale.to(x.dtype).unsqueeze(1)
         scaled = factor * x
-        with torch.autocast(x.device.type, enabled=False):  # sparse products in bfloat16 are not to be had everywhere
+        with torch.autocast(x.device.type, enabled=False):  # not all devices have sparse bfloat16 products
             return (matrix @ scaled).add_(scaled).mul_(factor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep the constant."""
+        """Save the constant matrix."""
         ctx.save_for_backward(*inputs[:-1])
 
     @staticmethod
@@ -70,7 +70,9 @@ class _SymmetricProduct(torch.autograd.Function):
 
 
 def propagate(graph: Tensors, x: Tensor) -> Tensor:
-    r"""Return :math:`\hat A x` on a real graph; batches under vmap, no gradient to the graph; of bfloat16 in float32.
+    r"""Return :math:`\hat A x` on a real graph, in float32 for bfloat16.
+
+    It batches under vmap; the graph gets no gradient.
 
     Args:
         graph: as :meth:`~mmdistill.graph.adjacency.Adjacency.normalised` returns.
@@ -86,7 +88,7 @@ def propagate(graph: Tensors, x: Tensor) -> Tensor:
 
 
 class _ConstantProduct(torch.autograd.Function):
-    """A constant sparse matrix times a dense one; the backward pass reads the transpose that it is given."""
+    """A constant sparse matrix times a dense one; the backward pass uses the given transpose."""
 
     @staticmethod
     def forward(matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
@@ -95,7 +97,7 @@ class _ConstantProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep the transpose."""
+        """Save the transpose."""
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
@@ -106,14 +108,14 @@ class _ConstantProduct(torch.autograd.Function):
 
 
 def constant_product(matrix: Tensor, transposed: Tensor | None, x: Tensor) -> Tensor:
-    """Return a constant matrix times ``x``, with a gradient to ``x``, of compressed rows once.
+    """Return a constant matrix times ``x``, differentiable in ``x``, for compressed rows once.
 
-    Torch's own gradient of sparse products is for coordinates alone, which one thread multiplies.
+    Torch's own gradient of sparse products needs coordinates, which it multiplies in one thread.
 
     Args:
         matrix: dense, coordinates or compressed rows.
-        transposed: the compressed rows of its transpose, where the gradient of compressed rows is needed; else None.
-        x: what is multiplied.
+        transposed: its transpose in compressed rows, if gradients through compressed rows are needed; else None.
+        x: the dense factor.
 
     Shapes:
         matrix ``(r, d)``; transposed ``(d, r)``; x ``(d, h)``; returns ``(r, h)``.
@@ -125,12 +127,12 @@ def constant_product(matrix: Tensor, transposed: Tensor | None, x: Tensor) -> Te
 
 
 def offsets(counts: Tensor) -> Tensor:
-    """Return where each of some rows begins, and where the last one ends, ``(n + 1,)``, of how many each holds."""
+    """Return where each row begins, and the last one ends, ``(n + 1,)``, for rows of ``counts`` entries ``(n,)``."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def compressed_rows(matrix: Tensor) -> Tensor:
-    """Return a dense or sparse matrix as compressed rows of its non-zeros."""
+    """Return the non-zeros of a dense or sparse matrix as compressed rows."""
     coordinates = matrix.to_sparse().coalesce()
     row, column = coordinates.indices()
     pointer = offsets(torch.bincount(row, minlength=len(matrix)))
@@ -139,7 +141,7 @@ def compressed_rows(matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def propagate_columns(graph: Tensors, x: Tensor) -> Tensor:
-    """Return what :func:`propagate` does, without a gradient and a few columns at a time.
+    """Propagate as :func:`propagate` does, without gradients, a few columns at a time.
 
     Shapes:
         x ``(N, d)``; returns ``(N, d)``.
@@ -151,7 +153,7 @@ def propagate_columns(graph: Tensors, x: Tensor) -> Tensor:
 
 
 def normalised_matrix(graph: Tensors) -> Tensor:
-    r"""Return :math:`\hat A`, self-loops included, as a sparse matrix of coordinates, whose products have gradients.
+    r"""Return :math:`\hat A`, self-loops included, as sparse coordinates, whose products have gradients.
 
     Args:
         graph: as :meth:`~mmdistill.graph.adjacency.Adjacency.normalised` returns.
@@ -169,7 +171,7 @@ def normalised_matrix(graph: Tensors) -> Tensor:
 
 
 def by_rows(rows: Tensor) -> Operator:
-    """Return multiplication by some rows of an adjacency; rows of several groups stand one group below the other.
+    """Return multiplication by some rows of an adjacency; rows of several groups are stacked.
 
     Shapes:
         rows ``(g * n, r)`` of g groups; the result maps ``(g * r, d)`` to ``(g * n, d)``.
@@ -185,8 +187,8 @@ def by_rows(rows: Tensor) -> Operator:
 def operator(inputs: Tensors) -> Operator:
     r"""Return multiplication by the normalised adjacency that the inputs of a network carry.
 
-    ``adjacency`` is a raw dense one (a synthetic graph), ``pointer`` and what goes with it are the normalised rows of
-    a sparse one (the real graph), and without either :math:`A' = I`.
+    ``adjacency`` is a raw dense one (a synthetic graph); ``pointer``, ``column``, ``weight`` and ``scale`` are the
+    normalised rows of a sparse one (the real graph); without either, :math:`A' = I`.
 
     Shapes:
         ``adjacency`` is ``(..., n, n)``, ``pointer`` ``(N + 1,)``; the result maps ``(..., n, d)`` (of a real graph

@@ -18,22 +18,22 @@ from mmdistill.task import Batch, ClassBatch, Inputs, Task
 
 
 class PropagatedRidge(RandomFeatureRidge):
-    r"""Kernel ridge matching under a random perceptron on what a network sees last, against all nodes of a graph.
+    r"""Kernel ridge matching with the kernel of a random perceptron on embeddings, against all nodes of a graph.
 
     .. math:: \phi(x) = \mathrm{relu}(W f(x)), \quad W_{ij} \sim U, \quad
         \mathrm{CE}\big(e^k K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/m\, I)^{-1} Y_s,\; y_t\big)
 
-    with f the network's embedding (of SGC the propagated features) and W drawn anew in each step: the kernel of an
-    infinitely wide perceptron, or of f alone, fits better and trains worse networks. Where fewer nodes have labels
-    than have none, targets are those of :func:`~mmdistill.graph.teacher.teach`, on as many nodes as a real batch has.
+    with f the network's embedding (SGC: the propagated features) and W drawn anew in each step; the kernels of an
+    infinitely wide perceptron and of f alone fit better but train worse networks. If less than half of the nodes have
+    labels, :func:`~mmdistill.graph.teacher.teach` gives the targets, of as many nodes as a real batch has.
 
     Args:
-        nodes: real nodes in a step, of those that a teacher labels.
+        nodes: real nodes per step where a teacher labels them.
         width: hidden units.
         ridge: lambda.
         recipe: how the teacher trains.
     Raises:
-        ConfigError: a task of other data than one graph.
+        ConfigError: the task's data are not one graph.
     Source: Loo et al., NeurIPS 2022 (the objective); Wang et al., WWW 2024 (GC-SNTK: ridge regression on graphs).
     """
 
@@ -47,10 +47,10 @@ class PropagatedRidge(RandomFeatureRidge):
         self._taught: tuple[Task, int, Tensor] | None = None
 
     def check(self, task: Task) -> None:
-        """Refuse all but graphs.
+        """Refuse tasks of other data than one graph.
 
         Raises:
-            ConfigError: a task of other data than one graph.
+            ConfigError: the task's data are not one graph.
         """
         super().check(task)
         if not isinstance(task, GraphTask):
@@ -66,13 +66,16 @@ class PropagatedRidge(RandomFeatureRidge):
         return super().forward(network, syn, real, draws)
 
     def describe_teacher(self, task: Task) -> str:
-        """Return of which networks the teacher is, in words; empty where as many nodes have labels as have none."""
+        """Return the teacher's networks in words.
+
+        Empty where at least half of the nodes have labels, so that no teacher is needed.
+        """
         recipe = self.recipe or TeacherRecipe()
-        said = f"{recipe.networks} perceptrons of {recipe.epochs} epochs, to be trained in the first step"
-        return said if isinstance(task, GraphTask) and _is_taught(task) else ""
+        networks = f"{recipe.networks} perceptrons of {recipe.epochs} epochs, to be trained in the first step"
+        return networks if isinstance(task, GraphTask) and _is_taught(task) else ""
 
     def taught(self, task: GraphTask, draws: Draws) -> Tensor:
-        """Return the teacher's targets of all nodes ``(N, C)``, kept until another task or seed asks."""
+        """Return the teacher's targets of all nodes ``(N, C)``, cached for the last task and seed."""
         if self._taught is None or self._taught[0] is not task or self._taught[1] != draws.seed:
             key = Draws(draws.seed, ("teacher",), task.device)
             with uncounted():
@@ -81,27 +84,27 @@ class PropagatedRidge(RandomFeatureRidge):
         return self._taught[2]
 
     def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)`` in float64; the real side keeps no graph.
+        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)`` in float64; the real side has no gradient.
 
-        Where no unit is live on any synthetic node, both are 0, and no ridge in proportion would make K_ss regular. It
-        is the identity then, by which these nodes predict 0.
+        If no unit is active on any synthetic node, both are 0, and a ridge proportional to the trace leaves K_ss
+        singular. K_ss is the identity then, so that the prediction is 0.
         """
-        features = network.task.features  # not compiled: of SGC it is one copy
+        features = network.task.features  # not compiled: for SGC it only copies
         embedded = features(network.state, syn)[-1]
         key = draws.fold("perceptron").to(embedded.device)
         weight = glorot(key, self.width, embedded.shape[1]).to(embedded) / math.sqrt(self.width)
         with torch.no_grad():
             phi_real = (features(network.state, real)[-1] @ weight.mT).relu().double()
-        phi_syn = (embedded @ weight.mT).relu().double()  # whose products CUDA does not round to TF32
+        phi_syn = (embedded @ weight.mT).relu().double()  # CUDA does not round float64 products to TF32
         k_ss = phi_syn @ phi_syn.mT
         dead = k_ss.diagonal().sum() == 0
         return phi_real @ phi_syn.mT, k_ss + dead * torch.eye(len(k_ss), dtype=k_ss.dtype, device=k_ss.device)
 
 
 def _is_taught(task: GraphTask) -> bool:
-    """Return whether so few nodes have labels that a teacher labels the others."""
+    """Return whether less than half of the nodes have labels, so that a teacher labels the others."""
     return 2 * len(task.graph.train) < len(task.scene)
 
 
 propagated_ridge = Configured(lambda settings: PropagatedRidge(settings.real_batch, ridge=settings.ridge or 0.01))
-"""The same on real batches of the settings' size."""
+"""Propagated ridge matching on real batches of the settings' size."""

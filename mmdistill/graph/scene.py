@@ -1,4 +1,4 @@
-"""A real graph as networks see it, with everything that is propagated on it computed once."""
+"""A real graph as networks see it; each propagation of its features is computed once."""
 
 import functools
 from collections.abc import Sequence
@@ -17,22 +17,23 @@ from mmdistill.task import Batch, Tensors
 SPARSE_BELOW = 0.1
 """Propagated features with a smaller share of non-zeros are multiplied as sparse matrices.
 
-On a CPU, compressed rows with the transpose at hand are faster forwards and backwards up to a share of about 0.15, with
+On a CPU, compressed rows with a stored transpose are faster forwards and backwards up to a share of about 0.15, with
 one thread as with two.
 """
 
 SAMPLED_BYTES = 2**30
-"""The most that sampled neighbourhoods of groups may take side by side: of 200 classes' 256 nodes with 10 neighbours
-each they are 0.7 GB."""
+"""The most memory that sampled neighbourhoods of all groups may take: 200 classes of 256 nodes with 10 neighbours each
+take 0.7 GB."""
 
 
 class View(NamedTuple):
-    """What a two-layer or linear judge sees of m nodes, with everything that does not learn computed once.
+    """What a two-layer or linear judge sees of m nodes, with all computed that does not depend on parameters.
 
     Shapes:
         first: ``(r, d)`` propagated features, dense or sparse, of the nodes that the m nodes read (SGC, MLP: of the m
             nodes themselves). second: ``(m, r)`` propagation after the hidden layer, or None for the identity.
-            transposed ``(d, r)`` and back ``(r, m)``: those two in compressed rows are differentiated by; else None.
+            transposed ``(d, r)`` and back ``(r, m)``: transposes of the two for the backward pass, if they are
+            compressed rows; else None.
     """
 
     first: Tensor
@@ -45,7 +46,7 @@ class View(NamedTuple):
         return constant_product(self.first, self.transposed, weight)
 
     def __deepcopy__(self, memo: object) -> "View":
-        """Return the view itself, which nothing changes: torch cannot copy sparse matrices by rows."""
+        """Return the view itself, which is never modified: torch cannot copy compressed rows."""
         return self
 
 
@@ -101,10 +102,10 @@ class Scene:
         return {name: tensor.to(self.device) for name, tensor in parts.items()}
 
     def among(self, nodes: Tensor, normalised: bool) -> Tensors:
-        """Return some nodes and the edges among them in the same form, normalised as the whole graph is.
+        """Return nodes and the edges among them in the form of :meth:`inputs`, with the whole graph's normalisation.
 
         Shapes:
-            nodes ``(n,)`` on the CPU, which are numbered in the given order.
+            nodes ``(n,)`` on the CPU; they are numbered in the given order.
         """
         own = Scene(self.x[nodes.to(self.device)], self.adjacency.induced(nodes), self.y, self.device)
         if normalised:
@@ -112,38 +113,39 @@ class Scene:
         return own.inputs(normalised)
 
     def rows(self, nodes: Tensor, hops: int, trains: bool) -> View:
-        """Return what a linear judge or a perceptron sees of nodes: their own rows after some hops."""
+        """Return the view of a linear judge or a perceptron: the nodes' own rows after some hops."""
         return _view(self.propagated(hops)[nodes], trains)
 
     def neighbourhood(self, nodes: Tensor, trains: bool) -> View:
-        """Return the propagated features of the nodes' neighbours, and the rows of the adjacency that read them."""
+        """Return a GCN's view: the neighbours' propagated features, and the adjacency's rows that read them."""
         reached, second = self._reading(nodes.cpu())
         view = _view(self.propagated(1)[reached.to(self.device)], trains)
         if not trains:
             return view._replace(second=compressed_rows(second).to(self.device))
-        if self.device.type != "cpu":  # not measured; torch's own gradient is for coordinates
+        if self.device.type != "cpu":  # coordinates have torch's own gradient; rows are not measured
             return view._replace(second=second.to(self.device))
         return view._replace(second=compressed_rows(second), back=compressed_rows(second.mT))
 
     def neighbourhoods(self, groups: Sequence[Tensor]) -> Tensors | None:
-        """Return what a network of two layers reads of groups of nodes; None where it is more than all features.
+        """Return a two-layer network's inputs for groups of nodes; None if they are larger than all features.
 
         Shapes:
-            groups ``(n_g,)`` each; of G groups x ``(G, r, d)``, features after one hop, and second ``(G, n, r)``, rows
-            of the normalised adjacency, smaller groups being padded with zeros.
+            groups ``(n_g,)`` each; for G groups x ``(G, r, d)``, features after one hop, and second ``(G, n, r)``, rows
+            of the normalised adjacency; smaller groups are padded with zeros.
         """
-        found = [self._reading(nodes.cpu()) for nodes in groups]
-        nodes, rows = (max(second.shape[axis] for _, second in found) for axis in (0, 1))
+        readings = [self._reading(nodes.cpu()) for nodes in groups]
+        nodes, rows = (max(second.shape[axis] for _, second in readings) for axis in (0, 1))
         if len(groups) * rows * (nodes + self.x.shape[1]) > self.x.numel():
             return None
         first = self.propagated(1)
-        return _padded([(first[reached.to(self.device)], second) for reached, second in found])
+        return _padded([(first[reached.to(self.device)], second) for reached, second in readings])
 
     def sampled_neighbourhoods(self, groups: Sequence[Tensor], fanouts: Sequence[int], draws: Draws) -> Tensors | None:
-        """Return what a network of two layers reads of what random walks away from each group reach.
+        """Return a two-layer network's inputs from a sampled neighbourhood of each group.
 
-        The second layer reads what the walk reaches in one hop, the first one all that it reaches, both by the weights
-        of the whole graph. A group's walk depends on the group alone: in one for all groups each would read them all.
+        The second layer reads the neighbours sampled in one hop, the first layer all sampled ones, both with the whole
+        graph's weights. Each group is sampled on its own: in a joint sample, every group would read all groups'
+        neighbours.
 
         Args:
             groups: ``(n_g,)`` distinct nodes each, on the CPU.
@@ -151,7 +153,7 @@ class Scene:
             draws: the key.
 
         Shapes:
-            Returns what :meth:`neighbourhoods` does; None where it takes more than ``SAMPLED_BYTES``.
+            Returns the shapes of :meth:`neighbourhoods`; None if they take more than ``SAMPLED_BYTES``.
         """
         walks = [(nodes, draws.fold(int(nodes[0]))) for nodes in groups]
         near = [self.adjacency.sampled(nodes, fanouts[:1], key) for nodes, key in walks]
@@ -166,9 +168,9 @@ class Scene:
         return _padded(found)
 
     def _reading(self, nodes: Tensor, reached: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the neighbours of nodes, these among them, and the normalised adjacency's rows ``(n, r)`` on them.
+        """Return the nodes and their neighbours ``(r,)``, and the normalised adjacency's rows ``(n, r)`` on them.
 
-        Those that are reached ``(r,)``, sorted, stand for all neighbours where they are given.
+        If given, the sorted nodes ``reached`` replace the full set of neighbours.
         """
         own = self.adjacency.rows(nodes)
         scale = self.edges["scale"].to("cpu", self.x.dtype)
@@ -187,21 +189,21 @@ class Scene:
         return reached, second.coalesce()
 
 
-def _padded(found: Sequence[tuple[Tensor, Tensor]]) -> Tensors:
-    """Return groups' features and the sparse rows that read them as :meth:`Scene.neighbourhoods` returns them."""
-    nodes, rows = (max(second.shape[axis] for _, second in found) for axis in (0, 1))
-    x = pad_sequence([own for own, _ in found], batch_first=True)
-    joined = x.new_zeros(len(found), nodes, rows, device="cpu")
-    for dense, (_, second) in zip(joined, found, strict=True):
+def _padded(groups: Sequence[tuple[Tensor, Tensor]]) -> Tensors:
+    """Pad the groups' features and sparse rows to the form of :meth:`Scene.neighbourhoods`."""
+    nodes, rows = (max(second.shape[axis] for _, second in groups) for axis in (0, 1))
+    x = pad_sequence([features for features, _ in groups], batch_first=True)
+    joined = x.new_zeros(len(groups), nodes, rows, device="cpu")
+    for dense, (_, second) in zip(joined, groups, strict=True):
         dense[: second.shape[0], : second.shape[1]] = second.to_dense()
     return {"x": x, "second": joined.to(x.device)}
 
 
 def _view(features: Tensor, trains: bool) -> View:
-    """Return a view of features in the form whose product, and its gradient where networks train, takes least time."""
+    """Return a view of features in the form with the fastest product, and gradient if ``trains``."""
     if not trains:
         return View(compact(features))
-    if features.device.type != "cpu" or not _is_sparse(features):  # other devices are not measured
+    if features.device.type != "cpu" or not _is_sparse(features):  # sparse training is not measured on other devices
         return View(features)
     return View(compressed_rows(features), transposed=compressed_rows(features.mT))
 
@@ -217,7 +219,7 @@ def compact(features: Tensor) -> Tensor:
 
 
 class Part(NamedTuple):
-    """The training, validation or test nodes, on the graph on which they are seen.
+    """The training, validation or test nodes, and the graph that contains them.
 
     Shapes:
         nodes ``(m,)`` positions in the scene; classes ``(m,)``.
@@ -228,22 +230,22 @@ class Part(NamedTuple):
     classes: Tensor
 
     def whole(self, normalised: bool) -> Batch:
-        """Return the graph that these nodes lie in as networks train on them: all its nodes, the others of weight 0.
+        """Return the whole graph for training on these nodes: all other nodes have weight 0.
 
-        Nodes of unknown class carry class 0.
+        Nodes of unknown class get class 0.
         """
         weight = torch.zeros(len(self.scene), device=self.nodes.device).index_fill_(0, self.nodes, 1.0)
         return Batch(self.scene.inputs(normalised), self.scene.y.clamp(min=0), weight)
 
 
 def parts_of(graph: GraphData, device: torch.device) -> dict[str, Part]:
-    """Return the training, validation and test nodes: all on the whole graph, or inductively each on its own."""
+    """Return the training, validation and test nodes: on the whole graph or, inductively, each on its own subgraph."""
     ids = {"train": graph.train, "val": graph.val, "test": graph.test}
     if not graph.inductive:
         whole = Scene(graph.x, graph.adjacency, graph.y, device)
-        return {name: Part(whole, own.to(device), whole.y[own.to(device)]) for name, own in ids.items()}
+        return {name: Part(whole, nodes.to(device), whole.y[nodes.to(device)]) for name, nodes in ids.items()}
     parts = {}
-    for name, own in ids.items():
-        scene = Scene(graph.x[own], graph.adjacency.induced(own), graph.y[own], device)
-        parts[name] = Part(scene, torch.arange(len(own), device=device), scene.y)
+    for name, nodes in ids.items():
+        scene = Scene(graph.x[nodes], graph.adjacency.induced(nodes), graph.y[nodes], device)
+        parts[name] = Part(scene, torch.arange(len(nodes), device=device), scene.y)
     return parts

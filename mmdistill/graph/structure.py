@@ -1,6 +1,6 @@
-"""Structure generators: how the adjacency of a synthetic graph is stored and becomes edge weights.
+"""Structure generators: how a synthetic graph stores its adjacency, and turns it into edge weights.
 
-Without any, A' = I. Each is symmetric with zero diagonal; networks add self-loops and normalise.
+Without a generator, A' = I. Adjacencies are symmetric with zero diagonal; networks add self-loops and normalise.
 """
 
 import torch
@@ -15,11 +15,11 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Task, Tensors
 
 EPSILON = 1e-5
-"""Added to the variances of norms, as torch's batch norms do."""
+"""Added to the variances in batch norms, as in torch."""
 COLDEST = 0.01
-"""The temperature at which relaxed edges end."""
+"""The final temperature of relaxed edges."""
 START = 4.0
-"""Initial logits: this for edges of the real nodes that a graph starts from, minus this for all other pairs."""
+"""The initial logit of edges among the real nodes that a graph starts from; other pairs start at its negative."""
 
 
 class PairwiseMLP(Structure):
@@ -27,18 +27,18 @@ class PairwiseMLP(Structure):
 
     .. math:: A'_{ij} = \sigma\big(\tfrac12 (f([x_i; x_j]) + f([x_j; x_i]))\big), \quad A'_{ii} = 0
 
-    The network f has batch norms over all pairs and rectifiers between its layers. Its first layer acts on either end
-    alone, :math:`W [x_i; x_j] = W_1 x_i + W_2 x_j`, and since all pairs occur, so does the norm after it: the mean
-    over pairs is the sum of the ends' means, and the variance the sum of their variances. Nothing of size n' x n' x 2d
-    exists. Biases before a norm would cancel and are left out.
+    The network f has batch norms over all pairs and rectifiers between its layers. Its first layer acts on each end
+    separately, :math:`W [x_i; x_j] = W_1 x_i + W_2 x_j`. Since all pairs occur, the norm after it does too: the mean
+    over pairs is the sum of the ends' means, and the variance the sum of their variances. So no tensor of size
+    n' x n' x 2d is needed. Biases before a norm would cancel and are left out.
 
     Args:
         features: d.
         draws: the key of the initial weights.
         width: hidden units.
         depth: linear layers, at least 2.
-        cut: weights below it are dropped in use.
-        bias: initial bias of the last layer; edges start near its sigmoid, at one half as published for 0.
+        cut: after learning, weights below it are dropped.
+        bias: initial bias of the last layer; edges start near its sigmoid, for 0 at one half as published.
     Raises:
         ConfigError: fewer than two layers.
     Source: Jin et al., ICLR 2022, Eq. 7; its published code for norms, symmetry and initialisation.
@@ -71,8 +71,8 @@ class PairwiseMLP(Structure):
         for weight, scale, shift in zip(self.hidden, list(self.scales)[1:], list(self.shifts)[1:], strict=True):
             pairs = F.batch_norm(pairs @ weight.mT, None, None, scale, shift, training=True, eps=EPSILON).relu()
         scores = (pairs @ self.last.mT + self.bias).view(nodes, nodes)
-        apart = 1 - torch.eye(nodes, dtype=scores.dtype, device=scores.device)
-        return apart * ((scores + scores.mT) / 2).sigmoid()
+        off_diagonal = 1 - torch.eye(nodes, dtype=scores.dtype, device=scores.device)
+        return off_diagonal * ((scores + scores.mT) / 2).sigmoid()
 
     def _first(self, source: Tensor, target: Tensor) -> Tensor:
         """Return the normalised and rectified first layer of all pairs, ``(n, n, width)``."""
@@ -83,7 +83,7 @@ class PairwiseMLP(Structure):
         return (left.unsqueeze(1) + right.unsqueeze(0)).relu()
 
     def finished(self, x: Tensor) -> Tensor:
-        """Return the weights without those below the cut."""
+        """Return the weights with those at or below the cut set to 0."""
         weights: Tensor = self(x, Draws(0))
         return F.threshold(weights, self.cut, 0.0)
 
@@ -93,17 +93,17 @@ class BernoulliEdges(Structure):
 
     .. math:: A'_{ij} = \sigma\big((\log u - \log(1 - u) + \theta_{ij}) / t\big), \quad t = \max(t_0^{s / S}, t_0)
 
-    with symmetric uniform noise u and s the steps taken. In use, edges are those more probable than not. The penalty
-    keeps the expected density from exceeding the initial one: :math:`\lambda \max(0, \bar\sigma(\theta) - \rho)`, the
-    mean being over the pairs of nodes that there are.
+    with symmetric uniform noise u and s the steps taken. After learning, edges are the pairs of probability above 1/2.
+    The penalty keeps the expected density from exceeding the initial one,
+    :math:`\lambda \max(0, \bar\sigma(\theta) - \rho)`, with the mean over pairs of existing nodes.
 
     Args:
-        logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs, of which the upper triangles count.
+        logits: initial logits ``(n, n)``, or ``(M, n, n)`` for M graphs; only the upper triangles are read.
         cooling: S, the steps in which the temperature falls from 1 to t_0, :data:`COLDEST`.
         penalty_weight: lambda.
         present: 1 where a padded graph has a node, ``(n,)`` or ``(M, n)``; None: everywhere.
     Raises:
-        ShapeError: logits that are not square, or presence of other nodes.
+        ShapeError: logits are not square, or ``present`` is of other nodes.
     Source: Jin et al., KDD 2022, Sec. 3.2 and 3.3.
     """
 
@@ -151,24 +151,24 @@ class BernoulliEdges(Structure):
         return self.matrix(((noise.logit().to(self.logits) + self.logits) / self.temperature()).sigmoid())
 
     def finished(self, x: Tensor) -> Tensor:
-        """Return the edges that are more probable than not, with weight 1."""
+        """Return the edges of probability above 1/2, with weight 1."""
         return self.matrix((self.logits > 0).to(self.logits))
 
     def penalty(self) -> Tensor:
-        """Return the price of more edges than at the start."""
+        """Return the penalty on a density above the initial one."""
         return self.penalty_weight * (self._expected_density() - self.density).relu()
 
     def _expected_density(self) -> Tensor:
-        """Return the mean probability of the pairs that there are."""
+        """Return the mean edge probability over pairs of existing nodes."""
         return (self.pairs * self.logits.sigmoid()).sum() / self.pairs.sum().clamp(min=1)
 
     def project(self) -> None:
-        """Count a step, by which the samples cool."""
+        """Count a step, which lowers the temperature."""
         self.steps += 1
 
 
 class GivenEdges(Structure):
-    """Edges that stay as they are.
+    """Fixed edges.
 
     Args:
         adjacency: their weights, symmetric with zero diagonal, ``(n, n)``, or ``(M, n, n)`` for M graphs.
@@ -190,7 +190,7 @@ class GivenEdges(Structure):
 
 
 def pairwise_mlp(task: Task, start: Tensors, draws: Draws, bias: float = 0.0) -> Structure:
-    """Build a pairwise MLP of the published width and cut for the size of the real graph."""
+    """Build a pairwise MLP with the width and cut published for real graphs of this size."""
     nodes = task.describe().preprocessing.get("nodes", 0)
     large = isinstance(nodes, int) and nodes >= LARGE
     width, cut = (256, 0.01) if large else (128, 0.05)
@@ -203,7 +203,7 @@ def bernoulli_edges(task: Task, start: Tensors, draws: Draws) -> Structure:
 
 
 def initial_logits(start: Tensors) -> Tensor:
-    """Return logits that are positive where real nodes have an edge.
+    """Return logits that are positive where real nodes are linked, else negative.
 
     Shapes:
         ``adjacency`` ``(n, n)``; returns the same shape.

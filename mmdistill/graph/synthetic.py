@@ -135,7 +135,7 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
         kind: builds the initial structure; it may read the edges among real nodes.
         from_means: whether features start from the centroids of :func:`mean_features` instead of those real nodes'.
 
-    What it returns refuses networks that read no edge weights (``UnsupportedError``).
+    The returned function refuses networks that read no edge weights (``UnsupportedError``).
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -152,11 +152,11 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
 
 
 def reads_edges(task: Task, inputs: Tensors) -> bool:
-    """Return whether a gradient leads from the logits of a fresh network to the weights of edges, be it 0.
+    """Return whether a fresh network's logits have a gradient, perhaps 0, with respect to the edge weights.
 
     Args:
-        task: whose network it is.
-        inputs: a few of its samples, with an ``adjacency``.
+        task: the network's task.
+        inputs: a few of the task's samples, with an ``adjacency``.
     """
     adjacency = inputs["adjacency"].detach().clone().requires_grad_()
     with torch.enable_grad():
@@ -167,10 +167,10 @@ def reads_edges(task: Task, inputs: Tensors) -> bool:
 
 
 def _require_edges_read(task: Task, nodes: Tensors) -> None:
-    """Refuse a network that reads no edge weights, through which none can be learned.
+    """Refuse a network that reads no edge weights, since none could be learned through it.
 
     Raises:
-        UnsupportedError: naming methods without edges.
+        UnsupportedError: the network reads none; the message names methods without edges.
     """
     if not reads_edges(task, {"x": nodes["x"][:2], "adjacency": nodes["adjacency"][:2, :2]}):
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""What a graph with few labels says of all its nodes: perceptrons on randomly propagated features teach each other."""
+"""Label all nodes of a graph with few labels: perceptrons on randomly propagated features are made consistent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mmdistill.networks.selection import is_scored
 from mmdistill.runtime import Draws
 
 BATCH = 8192
-"""Nodes, at most half of them labelled, that an epoch reads of a large graph."""
+"""Nodes per epoch on a large graph, at most half of them labelled."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class TeacherRecipe:
     r"""How the perceptrons of :func:`teach` train.
 
     Args:
-        networks: whose probabilities are averaged.
+        networks: perceptrons whose probabilities are averaged.
         epochs: full-batch steps of Adam.
         hops: K; features are averaged over 0 to K hops.
-        samples: S, the random propagations of an epoch, which shall agree.
-        dropped: the share of nodes, of features and of hidden units that each of them drops.
+        samples: S, the random propagations of an epoch, whose predictions should agree.
+        dropped: the dropout rate of nodes, features and hidden units in each of them.
         width: hidden units.
         lr: Adam's rate.
         weight_decay: L2 coefficient.
         consistency: weight of the disagreement of the S predictions.
-        temperature: below 1, it sharpens the mean prediction that all S shall agree with.
-        validate_every: epochs between the validations that choose one.
+        temperature: below 1, it sharpens the mean prediction that all S should agree with.
+        validate_every: epochs between validations, which choose the best one.
     Raises:
         ConfigError: a value out of range.
     """
@@ -65,20 +65,20 @@ def teach(part: Part, val: Part, num_classes: int, draws: Draws, recipe: Teacher
     .. math:: \bar X = \tfrac{1}{K+1} \sum_k \hat A^k (b \odot X), \quad
         \ell = \tfrac{1}{S} \sum_s \Big( \mathrm{CE}(P_s, Y) + \tfrac{\lambda}{N} \lVert P_s - Q \rVert^2 \Big)
 
-    with b the nodes that are kept, and Q the sharpened mean of the S predictions, through which no gradient passes.
+    with b the mask of kept nodes, and Q the sharpened mean of the S predictions, without gradient.
 
     Args:
         part: the labelled nodes in their graph.
-        val: validation nodes, which choose each perceptron's epoch where they are seen in that same graph.
+        val: validation nodes; if they are in the same graph, they choose each perceptron's epoch.
         num_classes: C.
         draws: the key.
-        recipe: how they train; by default as published, but for fewer epochs and two perceptrons.
+        recipe: how they train; by default as published, except for fewer epochs and two perceptrons.
 
     Shapes:
         Returns ``(N, C)``.
-    Differs from: features are dropped before they are propagated, since the first product then has few columns. Of
-        large graphs features are propagated once, so that nothing is dropped before, and an epoch reads a batch of
-        nodes, as in Feng et al., WWW 2022 (GRAND+), which approximates the propagation too.
+    Differs from: features are dropped before propagation, so that the graph multiplies few columns. On large graphs
+        features are propagated only once, without dropping nodes, and an epoch reads a batch of nodes, as in Feng et
+        al., WWW 2022 (GRAND+), which also approximates the propagation.
     Source: Feng et al., NeurIPS 2020 (GRAND), Sec. 3 and Table 5.
     """
     recipe = recipe or TeacherRecipe()
@@ -90,7 +90,7 @@ def teach(part: Part, val: Part, num_classes: int, draws: Draws, recipe: Teacher
 
 
 def _train(part: Part, val: Part | None, num_classes: int, draws: Draws, recipe: TeacherRecipe) -> Tensor:
-    """Return one perceptron's probabilities ``(N, C)`` at the epoch that validation chooses, or at the last."""
+    """Train one perceptron; return its probabilities ``(N, C)`` at the best validation epoch, else at the last."""
     kind = _SettledPerceptron if len(part.scene) >= LARGE else _Perceptron
     perceptron = kind(part.scene, num_classes, draws, recipe)
     optimizer = torch.optim.Adam(perceptron.params, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -103,10 +103,10 @@ def _train(part: Part, val: Part | None, num_classes: int, draws: Draws, recipe:
         optimizer.step()
         if not is_scored(epoch, recipe.epochs, recipe.validate_every):
             continue
-        found = perceptron.read()
-        score = (0.0, float(epoch)) if val is None else _score(found[val.nodes], val.classes)
+        log_probabilities = perceptron.read()
+        score = (0.0, float(epoch)) if val is None else _score(log_probabilities[val.nodes], val.classes)
         if score > best:
-            chosen, best = found, score
+            chosen, best = log_probabilities, score
     return chosen.exp()
 
 
@@ -123,12 +123,12 @@ def teacher_loss(outputs: Tensor, nodes: Tensor, classes: Tensor, recipe: Teache
 
 
 def _score(predicted: Tensor, classes: Tensor) -> tuple[float, float]:
-    """Return accuracy, and minus the loss for ties."""
+    """Return the accuracy, and the negative loss to break ties."""
     return float((predicted.argmax(1) == classes).float().mean()), -float(F.nll_loss(predicted, classes))
 
 
 class _Perceptron:
-    """A perceptron of one hidden layer on features averaged over hops; the graph multiplies hidden units alone."""
+    """A perceptron of one hidden layer on features averaged over hops; only hidden units are propagated."""
 
     def __init__(self, scene: Scene, num_classes: int, draws: Draws, recipe: TeacherRecipe) -> None:
         self.scene, self.recipe = scene, recipe
@@ -139,7 +139,7 @@ class _Perceptron:
         self.params = [tensor.requires_grad_(True) for tensor in (first, second, *biases)]
 
     def __call__(self, keys: Sequence[Draws | None]) -> Tensor:
-        """Return log probabilities ``(S, N, C)`` of S propagations, random ones where they have a key."""
+        """Return log probabilities ``(S, N, C)`` of S propagations, random for keys that are not None."""
         first, second, first_bias, second_bias = self.params
         hidden = torch.cat([self._kept_nodes(self._features(key) @ first, key) for key in keys], 1)
         total = hidden
@@ -152,12 +152,12 @@ class _Perceptron:
         return (units @ second + second_bias).log_softmax(2)
 
     def taught(self, part: Part, keys: Sequence[Draws]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return an epoch's log probabilities ``(S, n, C)``, which of the n nodes have labels, and these labels."""
+        """Return an epoch's log probabilities ``(S, n, C)``, the positions of labelled nodes, and their labels."""
         return self(keys), part.nodes, part.classes
 
     @torch.no_grad()
     def read(self) -> Tensor:
-        """Return log probabilities ``(N, C)`` of the whole propagation."""
+        """Return log probabilities ``(N, C)`` without dropout."""
         return self([None])[0]
 
     def _kept_nodes(self, hidden: Tensor, draws: Draws | None) -> Tensor:
@@ -167,7 +167,7 @@ class _Perceptron:
         return units if draws is None else self._dropped(units, draws.fold("units").uniform(*units.shape))
 
     def _features(self, draws: Draws | None) -> Tensor:
-        """Return the nodes' own features, some dropped with draws."""
+        """Return the nodes' own features, with dropout if draws are given."""
         if draws is None:
             return self.x
         key = draws.fold("features")
@@ -182,7 +182,7 @@ class _Perceptron:
 
 
 class _SettledPerceptron(_Perceptron):
-    """The same on features that were averaged over hops once, of a batch of nodes: no epoch reads the graph."""
+    """A perceptron on minibatches of features that are averaged over hops once, so no epoch reads the graph."""
 
     def __init__(self, scene: Scene, num_classes: int, draws: Draws, recipe: TeacherRecipe) -> None:
         super().__init__(scene, num_classes, draws, recipe)
@@ -193,7 +193,7 @@ class _SettledPerceptron(_Perceptron):
         self.x = total.div_(recipe.hops + 1)
 
     def __call__(self, keys: Sequence[Draws | None], nodes: Tensor | None = None) -> Tensor:
-        """Return log probabilities ``(S, n, C)`` of some nodes or all, with features and units dropped by keys."""
+        """Return log probabilities ``(S, n, C)`` of some nodes or all; keys drop features and units."""
         first, second, first_bias, second_bias = self.params
         x = self.x if nodes is None else self.x[nodes]
         inputs = [x if key is None else self._dropped(x, key.fold("features").uniform(*x.shape)) for key in keys]
@@ -203,7 +203,7 @@ class _SettledPerceptron(_Perceptron):
         return (torch.stack(units) @ second + second_bias).log_softmax(2)
 
     def taught(self, part: Part, keys: Sequence[Draws]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same of labelled nodes, and of others to make up a batch."""
+        """Return an epoch's outputs as the base class does, for a minibatch of labelled and random other nodes."""
         labelled = keys[0].fold("labelled").permutation(len(part.nodes))[: BATCH // 2]
         others = keys[0].fold("others").integers(len(self.x), BATCH - len(labelled))
         outputs = self(keys, torch.cat([part.nodes[labelled], others]))
