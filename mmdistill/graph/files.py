@@ -85,7 +85,7 @@ def graph_classes() -> Iterator[None]:
 class PlainUnpickler(pickle.Unpickler):
     """Unpickles the arrays, sparse matrices and dicts of Planetoid's files, and refuses any other code."""
 
-    known = frozenset(
+    allowed = frozenset(
         {
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
@@ -106,7 +106,7 @@ class PlainUnpickler(pickle.Unpickler):
         Raises:
             pickle.UnpicklingError: it is none that these files need.
         """
-        if (module, name) not in self.known:
+        if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
         return super().find_class(module, name)
 

@@ -1,4 +1,4 @@
-"""Networks on graphs as functions of their parameters: SGC, GCN, MLP, and any module of the user's.
+"""Networks on graphs as functions of their parameters: SGC, GCN, MLP, and any user's module.
 
 Inputs are a named dict: node features ``x (n, d)`` and, where there is structure, the edges that
 :func:`mmdistill.graph.propagation.operator` reads. Two-layer networks also take some nodes without the whole graph, as
@@ -236,8 +236,8 @@ class GCN(GraphNetwork):
         params = state.params
         hidden, multiply = self._hidden(params, inputs)
         if train and self.dropout and draws is not None:
-            kept = draws.to(hidden.device).uniform(*hidden.shape[-2:]) >= self.dropout
-            hidden = hidden * kept / (1 - self.dropout)
+            mask = draws.to(hidden.device).uniform(*hidden.shape[-2:]) >= self.dropout
+            hidden = hidden * mask / (1 - self.dropout)
         return multiply(hidden @ params["second.weight"].mT) + params["second.bias"], {}
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:

@@ -107,10 +107,10 @@ class Scene:
         Shapes:
             nodes ``(n,)`` on the CPU; they are numbered in the given order.
         """
-        own = Scene(self.x[nodes.to(self.device)], self.adjacency.induced(nodes), self.y, self.device)
+        subgraph = Scene(self.x[nodes.to(self.device)], self.adjacency.induced(nodes), self.y, self.device)
         if normalised:
-            own.edges["scale"] = self.edges["scale"][nodes.to(self.device)]
-        return own.inputs(normalised)
+            subgraph.edges["scale"] = self.edges["scale"][nodes.to(self.device)]
+        return subgraph.inputs(normalised)
 
     def rows(self, nodes: Tensor, hops: int, trains: bool) -> View:
         """Return the view of a linear judge or a perceptron: the nodes' own rows after some hops."""

@@ -80,8 +80,8 @@ class GraphTask(GraphClassification[JudgeProtocol]):
         self.parts = parts_of(graph, self.device)
         self.scene = self.parts["train"].scene
         self._nodes = self.parts["train"].nodes
-        own = network if isinstance(network, ModuleNetwork) else None
-        self.judging = GraphJudges(self.parts, graph.num_classes, own)
+        module = network if isinstance(network, ModuleNetwork) else None
+        self.judging = GraphJudges(self.parts, graph.num_classes, module)
         self.judges: Sequence[str] = self.judging.names
         self.selections: Sequence[str] = SELECTIONS
 
@@ -103,8 +103,8 @@ class GraphTask(GraphClassification[JudgeProtocol]):
         """
         logits, buffers = self.network.logits(state, named(inputs), train=train, draws=draws)
         if not isinstance(logits, Tensor) or logits.shape[-1:] != (self.graph.num_classes,):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ShapeError(f"the network returned {found}; it must return (nodes, {self.graph.num_classes}) logits")
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ShapeError(f"the network returned {shape}; it must return (nodes, {self.graph.num_classes}) logits")
         return logits, buffers
 
     def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:

@@ -1,4 +1,4 @@
-"""Sets of small labelled graphs in the TU layout, through torch-geometric or from a folder of the user's."""
+"""Sets of small labelled graphs in the TU layout, through torch-geometric or from a user's folder."""
 
 import functools
 import hashlib

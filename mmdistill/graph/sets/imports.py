@@ -52,11 +52,11 @@ def read_graphs(task: GraphSetTask, source: ImportSource) -> Imported:
     largest, starts = max(sizes), [0, *accumulate(sizes)]
     ends = [checked_edges(graph, f"graph {number}", sizes[number])[0] for number, graph in enumerate(graphs)]
     # All graphs side by side, so that each change is noted once.
-    all_ends = torch.cat([own + start for own, start in zip(ends, starts, strict=False)], 1)
+    all_ends = torch.cat([edges + start for edges, start in zip(ends, starts, strict=False)], 1)
     matrix = make_undirected(all_ends, None, starts[-1]).matrix
     adjacency = torch.zeros(len(graphs), largest, largest)
-    for own, (start, end) in zip(adjacency, pairwise(starts), strict=True):
-        own[: end - start, : end - start] = torch.from_numpy(matrix[start:end, start:end].toarray())
+    for dense, (start, end) in zip(adjacency, pairwise(starts), strict=True):
+        dense[: end - start, : end - start] = torch.from_numpy(matrix[start:end, start:end].toarray())
     inputs = {
         "x": pad_sequence([graph["x"].float() for graph in graphs], batch_first=True),
         "adjacency": adjacency,

@@ -107,7 +107,7 @@ class SyntheticGraphs(Parameterization):
 def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build synthetic graphs that start from real ones, edges included.
 
-    Edges are learned, unless the network is a module of the user's that reads no weights of theirs.
+    Edges are learned, unless the network is a user's module that reads no edge weights.
 
     Raises:
         ConfigError: a task of other data, or noise for a start.

@@ -116,8 +116,8 @@ class GraphSetTask(GraphClassification[FitProtocol]):
         logits, buffers = self.network.logits(state, graphs, train=train, draws=draws)
         expected = (len(graphs["sizes"] if "sizes" in graphs else graphs["x"]), self.graphs.num_classes)
         if not isinstance(logits, Tensor) or logits.shape != expected:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ShapeError(f"the network returned {found}; it must return (graphs, classes) logits {expected}")
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ShapeError(f"the network returned {shape}; it must return (graphs, classes) logits {expected}")
         return logits, buffers
 
     def stored(self, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -175,8 +175,8 @@ class GraphSetTask(GraphClassification[FitProtocol]):
 
         Users' modules read no padded graphs.
         """
-        own = isinstance(self.network, GraphModule)
-        return not own and 4 * count * self._largest * (self._largest + features) <= PADDED_BYTES
+        is_module = isinstance(self.network, GraphModule)
+        return not is_module and 4 * count * self._largest * (self._largest + features) <= PADDED_BYTES
 
     def training_batch(self) -> Batch:
         """Return all training graphs as networks train on them."""
@@ -241,10 +241,10 @@ class GraphSetTask(GraphClassification[FitProtocol]):
             raise ShapeError(f"synthetic graphs have node features (n, m, {width}), got {tuple(x.shape)}")
         of_nodes = (count, x.shape[1])
         if padded and (inputs["present"].shape != of_nodes or inputs["adjacency"].shape != (*of_nodes, x.shape[1])):
-            found = f"{tuple(inputs['adjacency'].shape)} and {tuple(inputs['present'].shape)}"
+            shapes = f"{tuple(inputs['adjacency'].shape)} and {tuple(inputs['present'].shape)}"
             raise ShapeError(
                 f"{count} graphs of {x.shape[1]} nodes have an adjacency {(*of_nodes, x.shape[1])} and "
-                f"present {of_nodes}, got {found}"
+                f"present {of_nodes}, got {shapes}"
             )
         require_targets(one_tensor(data.targets), count, self.graphs.num_classes, self.graphs.name)
         return data
@@ -277,16 +277,17 @@ class GraphSetTask(GraphClassification[FitProtocol]):
         def read(inputs: Tensors) -> Tensor:
             if isinstance(network, ModuleNetwork):
                 return torch.stack([network.logits(state_at(states, index), inputs)[0] for index in range(networks)])
-            found: Tensor = torch.func.vmap(lambda params: network.logits(NetworkState(params, {}), inputs)[0])(
+            logits: Tensor = torch.func.vmap(lambda params: network.logits(NetworkState(params, {}), inputs)[0])(
                 states.params
             )
-            return found
+            return logits
 
-        found = []
+        hits = []
+        # Portions of about READ_NODES nodes: the graphs in which the running count of nodes has the same quotient.
         for part in torch.split(graphs, torch.unique_consecutive(nodes // READ_NODES, return_counts=True)[1].tolist()):
             inputs = {name: tensor.to(self.device) for name, tensor in self.graphs.joined(part).items()}
-            found.append((read(inputs).argmax(-1) == self.graphs.y[part].to(self.device)).double())
-        return torch.cat(found, 1)
+            hits.append((read(inputs).argmax(-1) == self.graphs.y[part].to(self.device)).double())
+        return torch.cat(hits, 1)
 
 
 @isolated
