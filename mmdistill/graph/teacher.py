@@ -198,8 +198,7 @@ class _SettledPerceptron(_Perceptron):
         x = self.x if nodes is None else self.x[nodes]
         inputs = [x if key is None else self._dropped(x, key.fold("features").uniform(*x.shape)) for key in keys]
         units = [
-            self._kept_units((features @ first + first_bias).relu(), key)
-            for features, key in zip(inputs, keys, strict=True)
+            self._kept_units((kept @ first + first_bias).relu(), key) for kept, key in zip(inputs, keys, strict=True)
         ]
         return (torch.stack(units) @ second + second_bias).log_softmax(2)
 
