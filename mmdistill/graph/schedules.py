@@ -1,4 +1,4 @@
-"""Networks that train on the synthetic graph between outer steps; what has no parameters is computed once."""
+"""Networks that train on the synthetic graph between outer steps; parameter-free parts are computed once."""
 
 from dataclasses import dataclass
 
