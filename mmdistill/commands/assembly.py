@@ -1,4 +1,4 @@
-"""From a configuration to the task and the method that it names, and to its place in a run folder."""
+"""Build the task and the method that a configuration names, and keep the configuration in the run's folder."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from mmdistill.checks import require_sizes
-from mmdistill.commands.assigned import assigned
+from mmdistill.commands.assigned import parse_assignments
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError
@@ -27,7 +27,7 @@ from mmdistill.registry import (
     get_parameterization,
     takers,
 )
-from mmdistill.runs.folder import CONFIG, traces
+from mmdistill.runs.folder import CONFIG, work_times
 from mmdistill.runs.how_to_continue import how_to_go_on
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
@@ -36,76 +36,77 @@ from mmdistill.task import BudgetKind, Task
 MANY = 1000
 """Steps that may take a CPU hours."""
 SIZES = ("width", "length", "judge_epochs", "judge_batch", "size")
-"""Options of tasks that are whole numbers of at least 1, which is told by their names on the command line."""
+"""Options of tasks that must be whole numbers of at least 1; errors call them by their command-line names."""
 
 NO_JUDGE_ASKS = "note: no judge here asks a teacher: --teacher changes nothing"
 
 
-def placed(config: DistillConfig) -> DistillConfig:
-    """Return a configuration whose folders of experts and of an encoder are absolute, so that a run always finds them.
+def with_absolute_paths(config: DistillConfig) -> DistillConfig:
+    """Return a configuration with absolute paths to experts, encoder and teacher, so that a run always finds them.
 
-    The folder of experts may not be there yet. An encoder that is no folder is a model's name. A teacher's file is told
-    from what may lie in its place later, see :func:`pinned`.
+    The folder of experts need not exist yet. An encoder that is not a folder is the name of a model. The teacher's file
+    gets a digest, so that a later change of it is noticed, see :func:`with_digest`.
     """
     experts, encoder = config.expert_folder, config.encoder
     if experts:
         experts = str(users_path(experts).absolute())
     if encoder and encoder.strip().lower() not in OWN_ENCODERS and users_path(encoder).is_dir():
         encoder = str(users_path(encoder).absolute())
-    teacher = None if config.teacher is None else pinned(config.teacher)
+    teacher = None if config.teacher is None else with_digest(config.teacher)
     return replace(config, expert_folder=experts, encoder=encoder, teacher=teacher)
 
 
-def pinned(file: str) -> str:
-    """Return a file's absolute path and, after ``#``, a digest of its content, where the file is there.
+def with_digest(file: str) -> str:
+    """Return a file's absolute path, followed by ``#`` and a digest of its content if the file exists.
 
     Raises:
-        ConfigError: no file is named.
+        ConfigError: the name is empty.
     """
-    path, digest = _unpinned(file)
+    path, digest = _split_digest(file)
     if not digest and path.is_file():
         digest = _digest(path)
     return "#".join(filter(None, (str(path.absolute()), digest)))
 
 
-def as_it_was(file: str) -> Path:
-    """Return a file's path, without the digest that may follow it.
+def require_unchanged_file(file: str) -> Path:
+    """Return a file's path without its digest; refuse a file that no longer has this digest.
 
     Raises:
-        ConfigError: no file is named.
-        DataError: the file is another one than the digest is of, or has gone since that was taken.
+        ConfigError: the name is empty.
+        DataError: the file has changed or vanished since the digest was taken.
     """
-    path, digest = _unpinned(file)
+    path, digest = _split_digest(file)
     if digest and not path.exists():
         raise DataError(
             f"there is no file {path} any more, the teacher that these options name: put it back there; new runs and "
             "evaluate take it from elsewhere, or another one, by --teacher FILE"
         )
-    if digest and path.is_file() and (found := _digest(path)) != digest:
+    if digest and path.is_file() and (now := _digest(path)) != digest:
         raise DataError(
-            f"{path} has changed since these options were kept (its digest was {digest} and is {found}): bring it back "
+            f"{path} has changed since these options were kept (its digest was {digest} and is {now}): bring it back "
             "as it was; new runs and evaluate take another teacher by --teacher"
         )
     return path
 
 
-def is_same_file(one: str | None, other: str | None) -> bool:
-    """Return whether two files are the same: by their digests where both have one, else by their paths."""
-    digests = [_unpinned(file)[1] for file in (one, other) if file is not None]
-    return digests[0] == digests[1] if len(digests) == 2 and all(digests) else one == other
+def is_same_file(first: str | None, second: str | None) -> bool:
+    """Return whether two files are the same, by their digests if both have one, otherwise by their paths."""
+    digests = [_split_digest(file)[1] for file in (first, second) if file is not None]
+    return digests[0] == digests[1] if len(digests) == 2 and all(digests) else first == second
 
 
-def _unpinned(file: str) -> tuple[Path, str]:
-    """Return a file's path and the digest that follows it; empty where none does.
+def _split_digest(file: str) -> tuple[Path, str]:
+    """Return a file's path and the digest behind it, empty without one.
 
     Raises:
-        ConfigError: no file is named.
+        ConfigError: the name is empty.
     """
     if not file.strip():
         raise ConfigError("--teacher names the file of a trained network, got an empty name; without it one is trained")
     path, _, digest = file.rpartition("#")
-    known = bool(path) and re.fullmatch("[0-9a-f]{16}", digest) is not None
-    return (users_path(path), digest) if known else (users_path(file), "")
+    if path and re.fullmatch("[0-9a-f]{16}", digest):
+        return users_path(path), digest
+    return users_path(file), ""
 
 
 def _digest(path: Path) -> str:
@@ -117,8 +118,8 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     """Build the task that a configuration names.
 
     Raises:
-        ConfigError: an option that means nothing to the data's domain, a size below 1, or an empty teacher.
-        DataError: a teacher's file that is gone, or another one than the configuration was kept with.
+        ConfigError: an option does not apply to the data's domain, a size is below 1, or the teacher's name is empty.
+        DataError: the teacher's file has vanished or changed since the configuration was saved.
     """
     data, method = require_data_and_method(config)
     options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]
@@ -133,103 +134,107 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     chosen = {option: getattr(config, option) for option in TASK_OPTIONS}
     chosen |= {"device": str(choose_device(device or config.device))}
     chosen |= {} if config.split_seed is None else {"seed": config.split_seed}
-    chosen |= {} if config.teacher is None else {"teacher": as_it_was(config.teacher)}
+    chosen |= {} if config.teacher is None else {"teacher": require_unchanged_file(config.teacher)}
     chosen["model"] = chosen["model"] or domain.networks.get(canonical(method))
     require_sizes(**{as_option(option): chosen[option] for option in SIZES})
     return domain, domain.make_task(data, **{option: value for option, value in chosen.items() if value is not None})
 
 
 def chosen_method(config: DistillConfig, domain: Domain, classes: int | None) -> Method:
-    """Return the configured method, for so many classes (None: a task without), with its overrides."""
+    """Return the configured method with its overrides, for a task of ``classes`` classes (None: a task without)."""
     data, name = require_data_and_method(config)
     method = get_method(domain, name, data, config.schedule).for_classes(classes)
     storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
     if config.set is not None:
-        settings |= assigned(config.set, method.settings(config.count), method.title)
+        settings |= parse_assignments(config.set, method.settings(config.count), method.title)
     return method.customised(storage, config.label, settings)
 
 
 def unmet_conditions(config: DistillConfig, domain: Domain, budget: int) -> dict[str, str]:
-    """Return the options that published numbers belong to and that a run with published settings does not have."""
+    """Return the options under which the published numbers were measured and which this run lacks.
+
+    Empty unless the run has published settings on a data set of the domain.
+    """
     data, name = require_data_and_method(config)
     if config.schedule != "published" or canonical(data) not in domain.datasets:
         return {}
-    wanted = domain.conditions(canonical(name), canonical(data), budget)
-    return {option: value for option, value in wanted.items() if _parts(config, option) != set(value.split("-"))}
+    conditions = domain.conditions(canonical(name), canonical(data), budget)
+    return {option: value for option, value in conditions.items() if _parts(config, option) != set(value.split("-"))}
 
 
 def shorter_way(config: DistillConfig, domain: Domain, method: Method, budget: int) -> str:
-    """Return what takes less than a method's published steps, in words; nothing where these were not taken, or are few.
+    """Return options that shorten a run of published steps, in words; empty if it has few steps or the user's number.
 
-    It is for domains that have short schedules, since methods of the others take minutes.
+    Also empty for domains without short schedules: their methods take minutes.
     """
     data, name = require_data_and_method(config)
     steps = 0 if method.solve is not None else method.settings(budget).steps
     if config.schedule != "published" or config.steps is not None or steps < MANY or not domain.reduced:
         return ""
     try:
-        fewer = get_method(domain, name, data, "reduced").settings(budget).steps
+        reduced = get_method(domain, name, data, "reduced").settings(budget).steps
     except ConfigError:
         return "--steps N takes fewer"
-    return f"--schedule reduced takes {fewer:,}, and --width 32 a smaller network" if fewer < steps else ""
+    return f"--schedule reduced takes {reduced:,}, and --width 32 a smaller network" if reduced < steps else ""
 
 
 def _parts(config: DistillConfig, option: str) -> set[str]:
-    """Return the parts of a name that a user has chosen; a width may stand in a model's or beside it."""
-    chosen = getattr(config, option)
+    """Return the hyphen-separated parts of an option's value; those of a model include ``--width`` as ``wN``."""
+    value = getattr(config, option)
     width = {f"w{config.width}"} if option == "model" and config.width is not None else set()
-    return width | (set() if chosen is None else set(canonical(chosen).split("-")))
+    return width | (set() if value is None else set(canonical(value).split("-")))
 
 
 def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: Path) -> None:
-    """Refuse options of another run than the set beside them, as one leaves that is cut off while it replaces another.
+    """Refuse a folder whose options and set are of two runs, as an interrupted replacement leaves behind.
 
-    The method, the seed, the budget, the kind of labels and the settings are compared; but options may say more steps,
-    as those of a run do that is being taken further, and leaves its former set until it is finished.
+    Compares method, seed, budget, kind of labels and settings. The options may have more steps: a run that is being
+    extended keeps its former set until it finishes.
 
     Raises:
-        CheckpointError: naming what differs.
+        CheckpointError: they are; names what differs.
     """
-    said = {"method": canonical(str(config.method)), "seed": config.seed, "ipc": config.ipc}
-    said |= {"nodes": config.nodes, "users": config.users, "label": config.label, **config.overrides()}
-    found = {"method": canonical(distilled.method), "seed": distilled.seed, distilled.info.budget: distilled.budget}
-    found |= {"label": distilled.label} if distilled.label in get_args(LabelKind) else {}
-    found |= {name: value for name, value in distilled.settings.items() if name not in MEMORY_ONLY}
+    options = {"method": canonical(str(config.method)), "seed": config.seed, "ipc": config.ipc}
+    options |= {"nodes": config.nodes, "users": config.users, "label": config.label, **config.overrides()}
+    recorded = {"method": canonical(distilled.method), "seed": distilled.seed, distilled.info.budget: distilled.budget}
+    recorded |= {"label": distilled.label} if distilled.label in get_args(LabelKind) else {}
+    recorded |= {name: value for name, value in distilled.settings.items() if name not in MEMORY_ONLY}
     if _is_longer(config, distilled):
-        del found["steps"]
-    for name, value in found.items():
-        if said.get(name) not in (None, value) and value is not None:
+        del recorded["steps"]
+    for name, value in recorded.items():
+        if options.get(name) not in (None, value) and value is not None:
             raise CheckpointError(
-                f"{folder / CONFIG} is of another run than the set beside it: its {name} is {said[name]}, the set's "
+                f"{folder / CONFIG} is of another run than the set beside it: its {name} is {options[name]}, the set's "
                 f"{value}; begin anew with --overwrite"
             )
 
 
 def note_of_more_steps(config: DistillConfig, distilled: DistilledSet, folder: Path) -> str:
-    """Return in words that a run is being taken further than the set beside its options; empty where it is not."""
+    """Return in words that a run is being extended beyond the steps of its set; empty if it is not."""
     if not _is_longer(config, distilled):
         return ""
-    made = distilled.settings["steps"]
-    return f"this set is of {made:,} steps, and its run to {config.steps:,} is unfinished; {how_to_go_on(folder)}"
+    steps = distilled.settings["steps"]
+    return f"this set is of {steps:,} steps, and its run to {config.steps:,} is unfinished; {how_to_go_on(folder)}"
 
 
 def _is_longer(config: DistillConfig, distilled: DistilledSet) -> bool:
-    """Return whether options say more steps than the run of a set had."""
-    made = distilled.settings.get("steps")
-    return config.steps is not None and isinstance(made, int) and config.steps > made
+    """Return whether a configuration has more steps than the run that made a set."""
+    steps = distilled.settings.get("steps")
+    return config.steps is not None and isinstance(steps, int) and config.steps > steps
 
 
 @contextmanager
 def kept_config(config: DistillConfig, folder: Path) -> Iterator[None]:
-    """Keep a run's configuration in its folder; if an error comes before any new work, the former one is put back."""
+    """Save a run's configuration; an error within this context before any new work restores the former one."""
     path = folder / CONFIG
-    former, before = path.read_bytes() if path.exists() else None, traces(folder)
+    former = path.read_bytes() if path.exists() else None
+    times = work_times(folder)
     try:
         config.save(path)
         yield
-    except Exception:  # what was interrupted can be resumed
-        if traces(folder) == before:
+    except Exception:  # not KeyboardInterrupt: an interrupted run can be resumed
+        if work_times(folder) == times:
             if former is None:
                 path.unlink(missing_ok=True)
             else:

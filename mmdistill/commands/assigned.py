@@ -1,4 +1,4 @@
-"""What ``--set NAME=VALUE`` gives to a method's settings: values are read and checked by the fields' types."""
+"""Parse ``--set NAME=VALUE`` into values of a method's settings, checked against the fields' types."""
 
 import ast
 import json
@@ -20,48 +20,48 @@ SAMPLES = {bool: "true", int: "1", float: "0.5", str: "a"}
 """Values of plain types, for examples."""
 
 
-def assigned(given: Iterable[str], settings: Settings, title: str) -> dict[str, object]:
-    """Return the values that are given to a method's settings, by their names.
+def parse_assignments(texts: Iterable[str], settings: Settings, title: str) -> dict[str, object]:
+    """Return the values of ``--set`` by the names of the settings.
 
     Args:
-        given: NAME=VALUE of each, values spelled as in YAML; lists as tuples of Python too.
-        settings: the method's own, which say what fields there are.
+        texts: NAME=VALUE of each, values spelled as in YAML; lists may be spelled as Python tuples too.
+        settings: the method's own, whose fields may be set.
         title: what the method is called.
     Raises:
-        ConfigError: a setting that the method has not, or that has an option of its own; a value of another type.
+        ConfigError: the method lacks the setting, the setting has an option of its own, or the value has a wrong type.
     """
     kinds = get_type_hints(type(settings))
-    free = {entry.name for entry in fields(settings) if entry.init} - {*WITHOUT_TEXT, "lr"}  # the samples' rate
-    known = [name for name in sorted(free) if name in own_names(settings) or name not in SETTINGS]
-    found = {}
-    for name, text in assignments(given).items():
+    settable = {entry.name for entry in fields(settings) if entry.init} - {*WITHOUT_TEXT, "lr"}  # --lr sets that one
+    known = [name for name in sorted(settable) if name in own_names(settings) or name not in SETTINGS]
+    values = {}
+    for name, text in assignments(texts).items():
         if name not in known:
             near = did_you_mean(name, known)
             if name in DistillConfig.__dataclass_fields__:
                 near = f"; there is the option {as_option(name)}"
             raise ConfigError(f"{title} has no setting {name!r} for --set{near} (it takes: {', '.join(known)})")
-        found[name] = _read(name, text, kinds[name])
-    return found
+        values[name] = _parse(name, text, kinds[name])
+    return values
 
 
-def _read(name: str, text: str, kind: Any) -> object:
-    """Return a value of a type, spelled as in YAML."""
+def _parse(name: str, text: str, kind: Any) -> object:
+    """Return the value of type ``kind`` that a text spells in YAML."""
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     example = f"{name}={_sample(kind)}"
-    listed = "[" in example
-    unsaid = ConfigError(f"--set cannot say a value of {name}, which is of type {kind}; set it in Python")
+    is_list = "[" in example
+    unspellable = ConfigError(f"--set cannot say a value of {name}, which is of type {kind}; set it in Python")
     try:
         parser.add_argument(f"--{name}", type=kind)
-        found: object = parser.parse_args([f"--{name}={_as_list(text) if listed else text}"])[name]
+        value: object = parser.parse_args([f"--{name}={_as_list(text) if is_list else text}"])[name]
     except ArgumentError as error:
-        said = in_one_line(str(error), ()).removeprefix("--")
-        said = said.replace(name.replace("_", "-"), name, 1)  # as it was spelled
-        raise ConfigError(f"--set {said}{f', such as {as_argument(example)}' if listed else ''}") from error
-    except ValueError as error:  # a type of which the parser makes nothing
-        raise unsaid from error
-    if isinstance(found, Namespace):  # the fields of a dataclass
-        raise unsaid
-    return found
+        reason = in_one_line(str(error), ()).removeprefix("--")
+        reason = reason.replace(name.replace("_", "-"), name, 1)  # as the user spelled it
+        raise ConfigError(f"--set {reason}{f', such as {as_argument(example)}' if is_list else ''}") from error
+    except ValueError as error:  # a type that the parser does not know
+        raise unspellable from error
+    if isinstance(value, Namespace):  # the fields of a dataclass
+        raise unspellable
+    return value
 
 
 def spelled(value: object) -> str:
@@ -74,17 +74,17 @@ def spelled(value: object) -> str:
 
 
 def _as_list(text: str) -> str:
-    """Return a text that is a tuple in Python as a list in YAML; any other as it is."""
+    """Return a text that spells a Python tuple as a YAML list; any other unchanged."""
     try:
-        found = ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-    return json.dumps(found, default=str) if isinstance(found, tuple) else text
+    return json.dumps(value, default=str) if isinstance(value, tuple) else text
 
 
 def _sample(kind: Any) -> str:
-    """Return what a value of a type may look like; nothing of types that are neither plain nor lists of these."""
-    own = [one for one in get_args(kind) if not isinstance(one, EllipsisType)]
+    """Return an example value of a type; empty for types that are neither plain nor lists or tuples of plain ones."""
+    inner = [argument for argument in get_args(kind) if not isinstance(argument, EllipsisType)]
     if get_origin(kind) in (tuple, list):
-        return f"[{', '.join(map(_sample, own))}]"
-    return SAMPLES.get(kind, "") if not own else _sample(own[0])
+        return f"[{', '.join(map(_sample, inner))}]"
+    return SAMPLES.get(kind, "") if not inner else _sample(inner[0])

@@ -1,4 +1,4 @@
-"""How a command ends that does not end by itself: what it keeps, what to do next, and signals that count as Ctrl-C."""
+"""How an interrupted or failed command ends: what it keeps, what to do next, and signals that count as Ctrl-C."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ from mmdistill.config import BUDGETS, DistillConfig
 from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
 from mmdistill.names import as_argument
-from mmdistill.runs.folder import holds_work, traces
+from mmdistill.runs.folder import holds_work, work_times
 from mmdistill.runs.signals import ENDING, HANGUP, hung_up
 
 
 def replaced_by(options: Namespace) -> Mapping[str, int]:
-    """Return what the folder holds of a run that a command is to replace; nothing where it replaces none."""
+    """Return the files of the run that a command is to replace, with their times; empty if it replaces none."""
     replaces = options.command == "distill" and options["distill"]["overwrite"] and not options["distill"]["resume"]
-    return traces(folder_of(options)) if replaces else {}
+    return work_times(folder_of(options)) if replaces else {}
 
 
 def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[str] = ()) -> str:
@@ -30,20 +30,21 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
 
     Args:
         options: of the command.
-        former: what its folder held of a run that it was to replace.
-        notes: what the interrupted code says that it keeps.
+        former: what :func:`replaced_by` returned before the command began.
+        notes: what the interrupted code itself says it keeps.
     """
     command = None if options is None else options.command
     if options is None or command != "distill":
         return "finished work is kept" + ("; call it again" if command in ("experts", "sweep") else "")
-    if "mmdistill.commands.making" not in sys.modules:  # what was interrupted were its imports, which none may repeat
-        given = _given_folder(options)
-        there = given is not None and holds_work(given)
-        return f"the run in {given} is untouched" if there else ", ".join(notes) or "nothing is finished yet"
+    if "mmdistill.commands.making" not in sys.modules:  # its imports were interrupted and must not run again
+        named = _named_folder(options)
+        if named is not None and holds_work(named):
+            return f"the run in {named} is untouched"
+        return ", ".join(notes) or "nothing is finished yet"
     folder = folder_of(options)
-    if former and traces(folder) == former:
-        own = ", ".join(notes) or "nothing of the new run is finished yet"
-        return f"{own}; the former run in {folder} is untouched"
+    if former and work_times(folder) == former:
+        kept_so_far = ", ".join(notes) or "nothing of the new run is finished yet"
+        return f"{kept_so_far}; the former run in {folder} is untouched"
     if not holds_work(folder):
         return ", ".join(notes) or "nothing is finished yet"
     chosen = options["distill"]
@@ -51,16 +52,16 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
     return f"continue with: mmdistill distill --resume {as_argument(folder)}{further}"
 
 
-def _given_folder(options: Namespace) -> Path | None:
-    """Return the run folder that options of ``distill`` name; None where they leave it to what is distilled."""
-    own = options["distill"]["resume"] or options["distill"]["out"]
-    return users_path(own) if own else None
+def _named_folder(options: Namespace) -> Path | None:
+    """Return the run folder that options of ``distill`` name; None if they name none."""
+    name = options["distill"]["resume"] or options["distill"]["out"]
+    return users_path(name) if name else None
 
 
 def folder_of(options: Namespace) -> Path:
-    """Return the run folder that options of ``distill`` mean."""
-    if (given := _given_folder(options)) is not None:
-        return given
+    """Return the run folder that options of ``distill`` name, or else the default one of their configuration."""
+    if (named := _named_folder(options)) is not None:
+        return named
     from mmdistill.registry import located  # here, as it imports torch
 
     chosen = options["distill"]
@@ -70,25 +71,25 @@ def folder_of(options: Namespace) -> Path:
 
 @contextmanager
 def ending_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: what is half written goes, and a line says what is kept.
+    """Within this context SIGTERM and SIGHUP end a command as Ctrl-C does: half-written files are removed.
 
-    SIGTERM gets Python's own handler of Ctrl-C; in their place the steps of a run have theirs. Where one is ignored (as
-    under nohup) or has a handler already, and in threads, which cannot have one, it stays as it is.
+    SIGTERM gets Python's own handler of Ctrl-C; a run replaces both handlers while it steps. A signal that is ignored
+    (as under nohup) or has a handler already is left alone, and so are both outside the main thread.
     """
-    alone = threading.current_thread() is threading.main_thread()
-    left = [number for number in ENDING if alone and signal.getsignal(number) == signal.SIG_DFL]
-    for number in left:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    unhandled = [number for number in ENDING if in_main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in unhandled:
         signal.signal(number, hung_up if number == HANGUP else signal.default_int_handler)
     try:
         yield
     finally:
-        for number in left:
+        for number in unhandled:
             signal.signal(number, signal.SIG_DFL)
 
 
 def remedy(path: object) -> str:
-    """Return what to do where a path of the cache folder can be neither read nor written; nothing of other paths."""
-    from mmdistill.runtime import cache_folder  # imports torch, as the command has by then
+    """Return what to do about an unreadable or unwritable path in the cache folder; empty for other paths."""
+    from mmdistill.runtime import cache_folder  # here, as it imports torch, which the command has by then
 
     if not isinstance(path, str | os.PathLike):
         return ""
@@ -97,5 +98,7 @@ def remedy(path: object) -> str:
     except ConfigError:
         return ""
     failed = Path(path).absolute()
-    above = failed in cache.parents and not failed.exists()  # one that could not be made
-    return "; set MMDISTILL_CACHE to a folder that can be written to" if above or failed.is_relative_to(cache) else ""
+    missing_parent = failed in cache.parents and not failed.exists()  # it could not be created
+    if missing_parent or failed.is_relative_to(cache):
+        return "; set MMDISTILL_CACHE to a folder that can be written to"
+    return ""

@@ -1,4 +1,4 @@
-"""What the commands do with finished runs: evaluate, report, compare and export them."""
+"""The commands on finished runs: evaluate, report, compare and export."""
 
 import os
 import traceback
@@ -9,7 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from mmdistill.abilities import ask_teacher
-from mmdistill.commands.assembly import NO_JUDGE_ASKS, as_it_was, make_task, note_of_more_steps, require_own_config
+from mmdistill.commands.assembly import (
+    NO_JUDGE_ASKS,
+    make_task,
+    note_of_more_steps,
+    require_own_config,
+    require_unchanged_file,
+)
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, first_line
@@ -38,7 +44,7 @@ def _finished_set(folder: Path) -> DistilledSet:
     """Return the set of a finished run.
 
     Raises:
-        CheckpointError: no run, an unfinished one, or a damaged set.
+        CheckpointError: the folder holds no finished run, or its set is damaged.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
@@ -47,10 +53,10 @@ def _finished_set(folder: Path) -> DistilledSet:
 
 
 def _read_run(folder: Path) -> tuple[DistillConfig, DistilledSet]:
-    """Return a finished run's configuration and set.
+    """Return a finished run's configuration and set; print a note if the run is being extended.
 
     Raises:
-        CheckpointError: no run, an unfinished one, or a damaged set.
+        CheckpointError: the folder holds no finished run, or its set is damaged or of another run than its options.
     """
     distilled = _finished_set(folder)
     config = DistillConfig.load(folder / CONFIG)
@@ -60,46 +66,48 @@ def _read_run(folder: Path) -> tuple[DistillConfig, DistilledSet]:
     return config, distilled
 
 
-def _task_of(config: DistillConfig, distilled: DistilledSet, device: str = "cpu") -> Task:
-    """Return the task that a finished run's configuration names.
+def _make_task_of(config: DistillConfig, distilled: DistilledSet, device: str = "cpu") -> Task:
+    """Build the task of a finished run.
 
     Raises:
-        CheckpointError: the set is of other data than are there.
+        CheckpointError: the data have changed since the set was distilled.
     """
     _, task = make_task(config, device)
     distilled.require(task.describe())
     return task
 
 
-def _task_without_lost_teacher(
-    config: DistillConfig, distilled: DistilledSet, asked: EvaluateConfig
+def _make_task_without_lost_teacher(
+    config: DistillConfig, distilled: DistilledSet, request: EvaluateConfig
 ) -> tuple[Task, DataError | None]:
-    """Return the task of a finished run; where the teacher's file is not as it was, without it, and what is wrong.
+    """Build the task of a finished run, without its teacher if that file has changed or vanished.
 
+    Returns:
+        The task, and what is wrong with the teacher's file; None if nothing is.
     Raises:
-        CheckpointError: the set is of other data than are there.
-        DataError: a file that was asked for itself.
+        CheckpointError: the data have changed since the set was distilled.
+        DataError: the request names a teacher whose file is not there.
     """
     lost = None
-    if config.teacher is not None and asked.teacher is None:
-        try:
-            config = replace(config, teacher=str(as_it_was(config.teacher)))  # no digest, so that it is read once
-        except DataError as error:  # which matters only where a judge asks it
+    if config.teacher is not None and request.teacher is None:
+        try:  # dropping the digest saves reading the file a second time
+            config = replace(config, teacher=str(require_unchanged_file(config.teacher)))
+        except DataError as error:  # matters only if a judge needs the teacher
             lost, config = error, replace(config, teacher=None)
-    return _task_of(config, distilled, asked.device), lost
+    return _make_task_of(config, distilled, request.device), lost
 
 
 def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> None:
-    """Do something with finished runs, one after the other; where it fails with one, the others have their turn.
+    """Call a function with the folder of each finished run; go on after runs that fail, and skip unfinished ones.
 
-    Of several, those that are not finished are skipped.
+    A single run is not skipped, and its error is raised at once.
 
     Args:
         folders: run folders, or folders of them.
-        command: what is done with a run's folder.
+        command: takes a run's folder.
     Raises:
         MmdistillError: the error of the only run.
-        ConfigError: naming those of several with which it failed.
+        ConfigError: some of several runs failed; names them.
     """
     runs = {run.resolve(): run for folder in folders for run in runs_in(users_path(folder))}
     if len(runs) == 1:
@@ -119,72 +127,72 @@ def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> Non
             print(f"failed: {error}")
             failed.append(run)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            traceback.print_exc()  # of files that nobody foresaw, or a fault of the package
+            traceback.print_exc()  # an unforeseen file, or a fault of the package
             print(f"failed: {type(error).__name__}: {first_line(error)}")
             failed.append(run)
     if failed:
         raise ConfigError(f"{len(failed)} of {len(runs)} runs failed: {first_few(failed, 3)} (see above)")
 
 
-def evaluate_command(folders: Sequence[str], asked: EvaluateConfig) -> None:
+def evaluate_command(folders: Sequence[str], request: EvaluateConfig) -> None:
     """Judge finished runs again and add to their metrics.
 
     Args:
         folders: run folders, or folders of them.
-        asked: by whom and how.
+        request: who judges, and how.
     Raises:
-        ConfigError: unknown scores, or a folder that takes no results.
+        ConfigError: the kind of scores is unknown, or a run's folder is not writable.
     """
-    package_digest()  # of the code that runs, which may be edited meanwhile
-    if asked.scores not in ("accuracy", "robust"):
-        raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
-    prepare_deterministic_kernels()  # some of these runs may ask for them, and not the first
-    for_each_run(folders, lambda folder: _evaluate(folder, asked))
+    package_digest()  # cached now: the source may be edited while the command runs
+    if request.scores not in ("accuracy", "robust"):
+        raise unknown_name("kind of scores", request.scores, ("accuracy", "robust"))
+    prepare_deterministic_kernels()  # before any run: a later one may need them
+    for_each_run(folders, lambda folder: _evaluate(folder, request))
 
 
-def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
+def _evaluate(folder: Path, request: EvaluateConfig) -> None:
     """Judge a finished run again and add to its metrics.
 
     Raises:
-        ConfigError: a folder that takes no results.
+        ConfigError: the folder is not writable.
     """
     path = folder / METRICS
     if path.exists():
-        read_metrics(path)  # before the work, should they be damaged
+        read_metrics(path)  # refuses damaged ones before the work
     if folder.is_dir() and not os.access(folder, os.W_OK):
         raise ConfigError(
             f"{folder} cannot be written to, where the results belong; copy the folder and judge the copy"
         )
     config, distilled = _read_run(folder)
-    config = asked.replaced(config)
+    config = request.replaced(config)
     with deterministic_kernels(config.deterministic):
-        _judge(folder, asked, config, distilled)
+        _judge(folder, request, config, distilled)
 
 
-def _judge(folder: Path, asked: EvaluateConfig, config: DistillConfig, distilled: DistilledSet) -> None:
-    """Judge a finished run's set as its configuration, changed for judging, says, and add to its metrics."""
-    task, lost = _task_without_lost_teacher(config, distilled, asked)
+def _judge(folder: Path, request: EvaluateConfig, config: DistillConfig, distilled: DistilledSet) -> None:
+    """Judge a finished run's set as ``config`` says, which includes the request's changes, and add to its metrics."""
+    task, lost = _make_task_without_lost_teacher(config, distilled, request)
     path = folder / METRICS
     own_steps = carries_steps(distilled.learned) and not ask_teacher(task, [task.judges[0]])
-    if own_steps and (asked.judge_epochs or asked.judge_batch or asked.protocol):
+    if own_steps and (request.judge_epochs or request.judge_batch or request.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     judges = find_judges(task, config.judge_names(), distilled.judge, unfit={})
-    asks = asked.scores == "robust" or ask_teacher(task, judges)
-    if lost is not None and asks:
+    needs_teacher = request.scores == "robust" or ask_teacher(task, judges)
+    if lost is not None and needs_teacher:
         raise lost
-    if asked.teacher and not asks:
+    if request.teacher and not needs_teacher:
         print(NO_JUDGE_ASKS)
     with sole_writer(folder):
-        require_held(distilled, folder)  # which another process may have replaced
-        judged = former_metrics(path)  # again, since another process may have judged
-        previous = of_same_test(judged, task)
-        if judged and not previous:
+        require_held(distilled, folder)  # another process may have replaced the set
+        recorded = former_metrics(path)  # read again: another process may have judged meanwhile
+        previous = of_same_test(recorded, task)
+        if recorded and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        kept = KeptBaselines(config, task, config.seed if asked.seed is None else asked.seed)
-        wanted = JudgingRequest(
-            config.judge_names(), find_baselines(task, config.baselines), robust=asked.scores == "robust"
+        cache = KeptBaselines(config, task, config.seed if request.seed is None else request.seed)
+        judging = JudgingRequest(
+            config.judge_names(), find_baselines(task, config.baselines), robust=request.scores == "robust"
         )
-        evaluation = judge_and_keep(kept, distilled, folder, previous, wanted)
+        evaluation = judge_and_keep(cache, distilled, folder, previous, judging)
     dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")
@@ -203,7 +211,7 @@ def report_command(folders: Sequence[str]) -> None:
 def _report(folder: Path) -> None:
     """Draw a finished run and write its report."""
     config, distilled = _read_run(folder)
-    task = _task_of(replace(config, teacher=None), distilled)  # the set says which one it was
+    task = _make_task_of(replace(config, teacher=None), distilled)  # only the set's record of it is reported
     pictures = draw(task, distilled, folder)
     metrics = former_metrics(folder / METRICS)
     for path in write_report(folder, distilled, metrics, pictures):
@@ -211,41 +219,45 @@ def _report(folder: Path) -> None:
 
 
 def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, to: str | None) -> None:
-    """Print judged runs side by side and name the folders without; with ``to``, draw and write them there.
+    """Print judged runs side by side and name the folders left out; with ``to``, also draw and write them there.
 
     Args:
         runs: run folders, or folders of them.
         judge: whose scores: names, comma-separated, or ``all``; None is each run's first.
         metric: which score; None is the judge's first.
-        to: a folder for the page, its pictures and tables for other programs and for LaTeX; None for none.
+        to: a folder for an HTML page with pictures, a CSV and a LaTeX table; None for none.
     """
-    found = compare(*runs, judges=judge, metric=metric)
-    print(found)
+    comparison = compare(*runs, judges=judge, metric=metric)
+    print(comparison)
     if to is not None:
-        print(*found.write(to), sep="\n")
+        print(*comparison.write(to), sep="\n")
 
 
 def export_command(run: str, format: str, to: str | None) -> None:
-    """Write a finished run's set for other tools, and what was learned beside the samples, with which it is used.
+    """Write a finished run's set for other tools, with what was learned beside the samples, such as learning rates.
 
-    The real data are read only where the format says something of them that the set does not hold.
+    Reads the real data only for formats that hold more of them than the set does.
 
     Raises:
-        ConfigError: a format that data of this domain are not exported in, or the run's own folder as its place.
+        ConfigError: the domain has no such format, or ``to`` is the run's own folder.
     """
     if to is not None and (not to.strip() or os.path.realpath(to) == os.path.realpath(run)):
         raise ConfigError(f"--to names a folder of the export's own, got {to!r}; without it that is {run}/export")
-    own = users_path(run)
-    distilled = _finished_set(own)
-    if (own / CONFIG).exists():  # of a run that was made in Python there is none
-        require_own_config(DistillConfig.load(own / CONFIG), distilled, own)
-    folder = own / EXPORT if to is None else users_path(to)
+    run_folder = users_path(run)
+    distilled = _finished_set(run_folder)
+    if (run_folder / CONFIG).exists():  # runs made in Python have none
+        require_own_config(DistillConfig.load(run_folder / CONFIG), distilled, run_folder)
+    folder = run_folder / EXPORT if to is None else users_path(to)
     if to is None:
-        require_free(own, other="another folder (--to)")
-    written = export(distilled, format, folder, lambda: _task_of(replace(_read_run(own)[0], teacher=None), distilled))
+        require_free(run_folder, other="another folder (--to)")
+
+    def make_task_once_needed() -> Task:
+        return _make_task_of(replace(_read_run(run_folder)[0], teacher=None), distilled)
+
+    written = export(distilled, format, folder, make_task_once_needed)
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
-        lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""
-        print(f"{len(written)} files are in {folder}{lost}")
+        note = "; pictures have no soft labels, but the class that each stands for" if soft else ""
+        print(f"{len(written)} files are in {folder}{note}")
     else:
         print(*written, sep="\n")

@@ -1,4 +1,4 @@
-"""What the commands do that make runs and experts: functions of their options, which print for a person."""
+"""The commands that make runs and experts: distill, import and experts; they print for a person."""
 
 import dataclasses
 import time
@@ -18,10 +18,10 @@ from mmdistill.commands.assembly import (
     chosen_method,
     kept_config,
     make_task,
-    placed,
     require_own_config,
     shorter_way,
     unmet_conditions,
+    with_absolute_paths,
 )
 from mmdistill.commands.planning import plan_rows
 from mmdistill.composition import is_teacher_idle, without_effect
@@ -59,92 +59,96 @@ from mmdistill.task import BudgetKind, Task
 
 
 def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) -> None:
-    """Distil, judge, draw; or continue a run, perhaps to more steps. Under torchrun all ranks distil, and one judges.
+    """Distil, judge and draw a set, or resume a run; under torchrun all ranks distil and the first one judges.
 
-    A dry run reads the data and prints what the run would do.
+    Args:
+        config: of the run; with ``resume`` only the options in :data:`AT_RESUME` count.
+        resume: the folder of the run to resume, perhaps to more steps; None: a new run.
+        dry_run: only read the data and print what the run would do.
     """
-    package_digest()  # of the code that runs, which may be edited meanwhile
-    given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
+    package_digest()  # cached now: the source may be edited while the command runs
+    changes = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
-        own = users_path(resume)
-        if is_imported(own):
+        run_folder = users_path(resume)
+        if is_imported(run_folder):
             raise ConfigError(
                 f"{resume} holds a set that was imported, and no run to resume: 'evaluate' judges it, and "
-                f"{how_to_begin_anew(own)}"
+                f"{how_to_begin_anew(run_folder)}"
             )
-        config = dataclasses.replace(DistillConfig.load(own / CONFIG), out=resume, **given)
+        config = dataclasses.replace(DistillConfig.load(run_folder / CONFIG), out=resume, **changes)
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     folder = config.folder()
     if not dry_run:
         _require_free(config, folder, resume)
-    config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
-    with deterministic_kernels(config.deterministic), ExitStack() as held:
+    if resume is None:  # a resumed run keeps the paths that its checkpoints name
+        config = with_absolute_paths(config)
+    with deterministic_kernels(config.deterministic), ExitStack() as locks:
         if dry_run:
-            task, method, budget = _prepared(config, config.device)
+            task, method, budget = _prepare(config, config.device)
             print(aligned(plan_rows(config, task, method, budget)))
             return
         with ranks.process_group(config.device) as device:
             with ranks.together():
                 if ranks.is_first():
-                    held.enter_context(sole_writer(folder))
+                    locks.enter_context(sole_writer(folder))
                     _require_free(config, folder, resume)
-            task, method, budget = _prepared(config, device)
-            distilled = None if resume is None else _finished(config, task, folder, given)
+            task, method, budget = _prepare(config, device)
+            distilled = None if resume is None else _reuse_finished(config, task, folder, changes)
             if distilled is None:
-                distilled = _distilled(config, task, method, budget, folder, None if resume is None else given)
+                distilled = _distil(config, task, method, budget, folder, None if resume is None else changes)
             first = ranks.is_first()
         if first:
             _judge_and_draw(config, task, distilled, folder, budget)
 
 
-def _finished(config: DistillConfig, task: Task, folder: Path, given: Mapping[str, Any]) -> DistilledSet | None:
-    """Return the set of the run that is to be resumed, if it is finished; None where it goes on, be it to more steps.
+def _reuse_finished(config: DistillConfig, task: Task, folder: Path, changes: Mapping[str, Any]) -> DistilledSet | None:
+    """Return the set of the run to resume if it is finished, and save its changed options; None: distil further.
 
     Args:
         config: of the run.
-        task: that it names.
+        task: of the configuration.
         folder: of the run.
-        given: options that were given anew, which are kept, though they change nothing of the set.
+        changes: options given with ``--resume``; saved although they change nothing of the set.
     """
-    done = whole_set(folder) if is_finished(folder) else None
-    if done is None or config.steps not in (None, done.settings.get("steps", config.steps)):
+    finished = whole_set(folder) if is_finished(folder) else None
+    if finished is None or config.steps not in (None, finished.settings.get("steps", config.steps)):
         return None
-    require_own_config(config, done, folder)
-    done.require(task.describe())
+    require_own_config(config, finished, folder)
+    finished.require(task.describe())
     if ranks.is_first():
         print(f"{folder} is already distilled")
-        if given:  # also where more steps were asked for and never begun
-            _with(given, folder).save(folder / CONFIG)
-    return done
+        if changes:  # which withdraws an extension that was requested and never begun
+            _changed_config(folder, changes).save(folder / CONFIG)
+    return finished
 
 
-def _distilled(
+def _distil(
     config: DistillConfig,
     task: Task,
     method: Method,
     budget: int,
     folder: Path,
-    given: Mapping[str, Any] | None,
+    changes: Mapping[str, Any] | None,
 ) -> DistilledSet:
-    """Return the set of a run, whose steps a bar counts and whose options are kept in its folder.
+    """Distil a set, show a bar of its steps and save the run's options in its folder.
 
     Args:
         config: of the run.
-        task: that it names.
-        method: that it names.
+        task: of the configuration.
+        method: of the configuration.
         budget: in the task's unit.
-        folder: of the run; a former one's options stay there until its first step replaces that.
-        given: the run is resumed, with these options given anew; None: it is another one.
+        folder: of the run; the options of a former run stay there until the first step of this one.
+        changes: the options given with ``--resume``; None: the run is not resumed.
     """
-    first, resumes, name = ranks.is_first(), given is not None, canonical(str(config.method))
-    there = holds_work(folder)
-    replaces = first and there and not resumes
-    if first and resumes and not there:
+    first, resumes, name = ranks.is_first(), changes is not None, canonical(str(config.method))
+    has_work = holds_work(folder)
+    replaces = first and has_work and not resumes
+    if first and resumes and not has_work:
         print(f"{folder} has no checkpoint yet; beginning with the first step")
     with ExitStack() as keeping, step_bar(f"{Path(str(config.data)).stem} {name}", visible=True) as show:
-        if first and given:
-            keeping.enter_context(kept_config(_with(given, folder), folder))
-        elif first and not resumes and not there:
+        if first and changes:
+            keeping.enter_context(kept_config(_changed_config(folder, changes), folder))
+        elif first and not resumes and not has_work:
             keeping.enter_context(kept_config(config, folder))
 
         def progress(done: int, total: int, loss: float) -> None:
@@ -158,8 +162,8 @@ def _distilled(
             budget,
             seed=config.seed,
             out=folder,
-            resume=resumes and there,
-            overwrite=True,  # what may be replaced was asked when the command began
+            resume=resumes and has_work,
+            overwrite=True,  # distill_command has checked what may be replaced
             checkpoint_every=config.checkpoint_every,
             progress=progress,
             name=name,
@@ -168,43 +172,43 @@ def _distilled(
             precision=config.precision,
         )
     if replaces:
-        config.save(folder / CONFIG)  # of a closed form, which takes no step
+        config.save(folder / CONFIG)  # again, for a closed form, which takes no step
     if first:
         print(f"distilled in {distilled.seconds:.1f} s")
     return distilled
 
 
-def _with(given: Mapping[str, Any], folder: Path) -> DistillConfig:
-    """Return the options of a run with those that are given anew, so that the next time needs none."""
-    return dataclasses.replace(DistillConfig.load(folder / CONFIG), **given)
+def _changed_config(folder: Path, changes: Mapping[str, Any]) -> DistillConfig:
+    """Return the saved options of a run with some changed; saved again, they need not be repeated."""
+    return dataclasses.replace(DistillConfig.load(folder / CONFIG), **changes)
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
-    """Refuse a file, and a folder that holds a run which is neither resumed nor overwritten."""
+    """Refuse a path that is a file, or a folder with a run that is neither resumed nor overwritten."""
     if resume is not None or config.overwrite:
         require_free(folder, other="another --out")
     else:
         require_free(folder, **ways_out(folder))
 
 
-def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
-    """Return the task and the method that a configuration names and its budget; print what is to be noted."""
+def _prepare(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
+    """Read the data, check the options and print notes; return the task, the method and the budget in its unit."""
     require_networks(config.networks, config.networks_at_once)  # before the data are read
     if config.init not in (None, *starts()):
         raise unknown_name("start (--init)", str(config.init), starts(), scripts="a rule")
     for unit in get_args(BudgetKind):
-        if (asked := getattr(config, unit)) is not None:
-            require_budget(unit, asked)
+        if (size := getattr(config, unit)) is not None:
+            require_budget(unit, size)
     with (
         ranks.first_alone(),
         out_of_memory_advice("reading the data and making the network", "less of them (--width, --size)"),
     ):
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain, task.num_classes)
-    judges = find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error before the work
+    judges = find_judges(task, config.judge_names(), chosen.judge)  # refuses a misspelt name before the work
     find_baselines(task, config.baselines)
     method, budget = method_within_budget(task, chosen, **config.budgets(), seed=config.seed)
-    method.settings(budget)  # which says what none of its values can be
+    method.settings(budget)  # refuses values that no setting can have
     if ranks.is_first():
         for note in _notes(config, domain, task, method, budget, judges):
             print(f"note: {note}")
@@ -214,20 +218,20 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
 def _notes(
     config: DistillConfig, domain: Domain, task: Task, method: Method, budget: int, judges: Sequence[str]
 ) -> Iterator[str]:
-    """Yield what is to be known of a run before it begins: of its data, of options that change nothing, of its cost.
+    """Yield notes on a run before it begins: on its data, on options without effect and on its cost.
 
     Args:
         config: of the run.
         domain: of its data.
-        task: that it names.
-        method: that it names.
+        task: of the configuration.
+        method: of the configuration.
         budget: in the task's unit.
         judges: their names.
     """
     yield from task.describe().notes
-    own = assignments(config.set or ())
-    for name, why in without_effect(task, method, budget, {**config.overrides(), **own}).items():
-        yield why.format(f"--set {name}" if name in own else as_option(name))
+    assigned = assignments(config.set or ())
+    for name, why in without_effect(task, method, budget, {**config.overrides(), **assigned}).items():
+        yield why.format(f"--set {name}" if name in assigned else as_option(name))
     with out_of_memory_advice("the start of the distillation", lowering_start(method.settings(budget))):
         idle = is_teacher_idle(task, method, budget, judges)
     if idle:
@@ -244,7 +248,7 @@ def _notes(
 
 
 def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:
-    """Judge what is not judged yet of a distilled set, draw it, and print what came out."""
+    """Judge a set by the judges that have not judged it yet, draw it, and print the scores and where all lies."""
     evaluation = judge_missing(config, task, distilled, folder)
     print(summary(distilled, evaluation, known_bytes(task, budget)))
     pictures = draw(task, distilled, folder)
@@ -255,36 +259,37 @@ def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, 
 
 
 def import_command(
-    config: DistillConfig, files: Sequence[str], name: str, stored_bytes: str | int | None, **said: Any
+    config: DistillConfig, files: Sequence[str], name: str, stored_bytes: str | int | None, **details: Any
 ) -> None:
-    """Keep a set that another tool made as a run, judge it and draw it.
+    """Import a set that another tool made as a run, judge it and draw it.
 
     Args:
         config: of the data, of judging and of the run's folder.
-        files: the set's.
+        files: of the set.
         name: what its method is called.
         stored_bytes: what it takes in storage; None: its tensors in float32.
-        said: what else :func:`~mmdistill.importing.import_set` is told of it.
+        details: other arguments of :func:`~mmdistill.importing.import_set`.
     """
-    package_digest()  # of the code that runs, which may be edited meanwhile
+    package_digest()  # cached now: the source may be edited while the command runs
     require_networks(config.networks, config.networks_at_once)
-    config = placed(dataclasses.replace(config, method=name, data=located(config.data) if config.data else None))
+    config = dataclasses.replace(config, method=name, data=located(config.data) if config.data else None)
+    config = with_absolute_paths(config)
     with deterministic_kernels(config.deterministic):
         _, task = make_task(config)
-        judges = find_judges(task, config.judge_names())  # before anything is written, as the next one
+        judges = find_judges(task, config.judge_names())  # here, to refuse unknown names before any file is written
         find_baselines(task, config.baselines)
         for note in task.describe().notes:
             print(f"note: {note}")
         if config.teacher is not None and not ask_teacher(task, judges):
             print(NO_JUDGE_ASKS)
-        distilled = import_set(task, files, name=name, stored_bytes=stored_bytes, seed=config.seed, **said)
+        distilled = import_set(task, files, name=name, stored_bytes=stored_bytes, seed=config.seed, **details)
         budget: dict[str, Any] = {distilled.info.budget: distilled.budget}
         config = dataclasses.replace(config, **budget)
         folder = config.folder()
         _require_free(config, folder, None)
 
         def write(place: Path) -> None:
-            config.save(place / CONFIG, imported=True)  # first: a set without it would pass for a run of a method
+            config.save(place / CONFIG, imported=True)  # first: a set without it would pass for a distilled run
             distilled.save(place)
 
         with sole_writer(folder):
@@ -295,61 +300,66 @@ def import_command(
 
 
 def experts_command(config: DistillConfig, epochs: int | None, together: int) -> None:
-    """Train the experts of a method where they are missing; an interrupted call continues when it is called again.
+    """Train the experts that a method lacks; called again after an interruption, it continues.
 
+    Args:
+        config: of the data and the method.
+        epochs: of each expert; None: as many as the method needs, or as those that exist have.
+        together: experts that train at once.
     Raises:
-        ConfigError: a method without experts, or epochs that are too few or belong to no folder of the user's.
+        ConfigError: the method has no experts, ``epochs`` is too small, or it is larger than needed without
+            ``--expert-folder``.
     """
     counts = {"--ipc": config.ipc, "--nodes": config.nodes, "--experts": config.experts, "--epochs": epochs}
     require_sizes(**counts, **{"--together": together})
-    config = placed(config)
+    config = with_absolute_paths(config)
     domain, task = make_task(config)
     method = chosen_method(config, domain, task.num_classes)
     schedule = _expert_schedule(domain, method, config.count)
-    wanted, folder = schedule.experts, schedule.folder_for(task)
+    count, folder = schedule.experts, schedule.folder_for(task)
     recipe = _recipe_of_epochs(schedule, task, method.title, epochs)
-    if is_complete(folder, wanted):
-        Experts(folder, task, wanted, recipe)  # which refuses others than are asked for
-        print(f"{wanted} expert(s) are already in {folder}")
+    if is_complete(folder, count):
+        Experts(folder, task, count, recipe)  # refuses experts of another recipe
+        print(f"{count} expert(s) are already in {folder}")
         return
-    print(f"training what is missing of {wanted} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")
+    print(f"training what is missing of {count} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")
     began = time.perf_counter()
     with progress_bar(f"{Path(str(config.data)).stem} experts", "step") as show:
         experts = train_experts(
             task,
             folder,
-            wanted,
+            count,
             recipe,
             together=together,
-            progress=lambda done, total, seconds: show(done, total),  # the bar tells itself how long it will take
+            progress=lambda done, total, seconds: show(done, total),  # the bar estimates the time itself
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     seconds = time.perf_counter() - began
-    print(f"{wanted} expert(s) of {experts.epochs} epochs in {seconds:.1f} s; {size:.1f} MiB in {folder}")
+    print(f"{count} expert(s) of {experts.epochs} epochs in {seconds:.1f} s; {size:.1f} MiB in {folder}")
 
 
 def _expert_schedule(domain: Domain, method: Method, budget: int) -> ExpertTrajectories:
-    """Return a method's schedule of experts.
+    """Return a method's network schedule, which must replay experts.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it does not; names the methods that do.
     """
     schedule = method.make_schedule(method.settings(budget))
     if isinstance(schedule, ExpertTrajectories):
         return schedule
     fitting = [
         name
-        for name, found in domain_methods(domain).items()
-        if isinstance(found.make_schedule(found.settings(budget)), ExpertTrajectories)
+        for name, other in domain_methods(domain).items()
+        if isinstance(other.make_schedule(other.settings(budget)), ExpertTrajectories)
     ]
     raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
 
 
 def _recipe_of_epochs(schedule: ExpertTrajectories, task: Task, title: str, epochs: int | None) -> ExpertRecipe:
-    """Return how experts train: for so many epochs, or by default as long as needed or as those that are there.
+    """Return how experts train: for ``epochs``; None: as long as needed, or as long as the existing ones did.
 
     Raises:
-        ConfigError: too few epochs, or more than are needed and no folder of the user's for them.
+        ConfigError: fewer epochs than needed, or more than needed without ``--expert-folder``.
     """
     recipe = schedule.recipe_for(task)
     needed = recipe.protocol.epochs

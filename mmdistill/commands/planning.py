@@ -1,4 +1,4 @@
-"""What a run would do, in words, before it does it."""
+"""Describe what a run will do, for dry runs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,62 +20,65 @@ from mmdistill.networks.minibatches import carries_steps
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.reporting.report import settings_in_words
 from mmdistill.runs.advice import lowering_start
-from mmdistill.runs.folder import occupied, ways_out
+from mmdistill.runs.folder import ways_out, why_occupied
 from mmdistill.settings import Settings
 from mmdistill.task import Task
 
 UNKNOWN = "epochs that depend on the finished set"
-"""What is said of judges' training where how many samples there will be, or what labels, is not known before."""
+"""How long judges train, if the number of samples or the kind of labels is not known before the run."""
 
 
 def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) -> list[list[str]]:
-    """Return what a configuration means, as name and value: the settings in effect, who judges, and where it lies.
+    """Return rows of name and value that describe a run: its settings, judges and folder.
 
     Args:
-        config: the configuration.
-        task: that it names.
-        method: that it names.
+        config: of the run.
+        task: of the configuration.
+        method: of the configuration.
         budget: in the task's unit.
     Raises:
-        ConfigError: a budget that cannot be shared among the classes, or parts that cannot go together.
-        DataError: fewer real samples of a class than the set starts from, or others that a run refuses.
-        MemoryExhaustedError: samples that do not fit into it.
-        CheckpointError: experts that are there already, and are others than the method matches.
+        ConfigError: the budget cannot be shared among the classes, or the method's parts do not fit together.
+        DataError: a class has fewer real samples than the set starts from, or the run would refuse the data.
+        MemoryExhaustedError: the synthetic samples do not fit into memory.
+        CheckpointError: the folder of experts holds others than the method matches.
     """
     info, settings = task.describe(), method.settings(budget)
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
     distiller = Distiller(task, method, budget, seed=config.seed, precision=config.precision)
     with out_of_memory_advice("the start of the distillation", lowering_start(settings)):
-        made = distiller.rehearse()
+        parameterization = distiller.rehearse()
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
-    taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
-    known = method.parameterization is None and method.label != "unrestricted"
-    samples = None if made.classes is None else len(made.classes)
+    obstacle = "" if config.overwrite else why_occupied(folder, **ways_out(folder))
+    foreseeable = method.parameterization is None and method.label != "unrestricted"
+    samples = None if parameterization.classes is None else len(parameterization.classes)
     judges_teacher = _judges_teacher(task, judges)
-    own_steps = not judges_teacher and _carries_steps(method, settings)  # which belong to the labels of the set
+    # A set's own steps were learned with its own labels, so judges with a teacher's labels do not take them.
+    own_steps = not judges_teacher and _carries_steps(method, settings)
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
-        "classes": _classes(task),
+        "classes": _classes_in_words(task),
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
         "budget": f"{info.budget} {budget}{'' if samples in (None, int(counts.sum())) else f', {samples:,} samples'}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
         "stored as": method.storage,
-        "labels": made.labels.title,
+        "labels": parameterization.labels.title,
         "settings": settings_in_words(asdict(settings), method.storage),
         "generator": method.describe_pretraining(task),
         "experts": _experts(distiller),
-        "teacher": asked_teacher(task, method, budget, settings, distiller.schedule, made),
-        "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
+        "teacher": asked_teacher(task, method, budget, settings, distiller.schedule, parameterization),
+        "judges": _judges_in_words(
+            config, task, judges, {} if own_steps else _epochs_by_judge(task, judges, int(counts.sum()), foreseeable)
+        ),
         "judges' teacher": judges_teacher,
-        "baselines": _baselines(config, task, judges),
-        "run folder": f"{folder} {taken}".strip(),
+        "baselines": _baselines_in_words(config, task, judges),
+        "run folder": f"{folder} {obstacle}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
 
 
-def _classes(task: Task) -> str:
-    """Return how many classes there are, which, and how many training samples they have; empty without classes."""
+def _classes_in_words(task: Task) -> str:
+    """Return the number of classes, their training samples and names; empty without classes."""
     if task.labels is None or task.num_classes is None:
         return ""
     counts = torch.bincount(task.labels[task.labels >= 0], minlength=task.num_classes)
@@ -84,66 +87,66 @@ def _classes(task: Task) -> str:
     return f"{task.num_classes:,}, of {each}: {first_few(task.describe().class_names)}"
 
 
-def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:
-    """Return for how many epochs judges train, in words, of those that do; empty where the task does not tell it.
+def _epochs_by_judge(task: Task, judges: list[str], samples: int, foreseeable: bool) -> dict[str, str]:
+    """Return how many epochs each judge trains, in words; empty texts if the task does not say.
 
     Args:
         task: the task.
         judges: their names.
-        samples: of classes in the set.
-        known: whether it will hold these, and no decoded ones, or any labelled by scores.
+        samples: in the set, by its budget.
+        foreseeable: whether the set will hold just these, neither decoded nor labelled by scores.
     """
-    found = {judge: _epochs(task, judge, samples) for judge in judges}
-    return found if known else {judge: UNKNOWN if own else "" for judge, own in found.items()}
+    epochs = {judge: _epochs(task, judge, samples) for judge in judges}
+    return epochs if foreseeable else {judge: UNKNOWN if words else "" for judge, words in epochs.items()}
 
 
-def _judged(config: DistillConfig, task: Task, judges: list[str], epochs: Mapping[str, str]) -> str:
-    """Return who judges, how many networks of each, and for how many epochs these train.
+def _judges_in_words(config: DistillConfig, task: Task, judges: list[str], epochs: Mapping[str, str]) -> str:
+    """Return who judges, with how many networks each, and for how many epochs these train.
 
     Args:
-        config: the configuration.
-        task: that it names.
+        config: of the run.
+        task: of the configuration.
         judges: their names.
-        epochs: see :func:`_told`; empty where the set comes with steps, which judges then take.
+        epochs: of :func:`_epochs_by_judge`; empty if judges take the set's own steps.
     """
     solved = [judge for judge in judges if is_solved(task, judge)]
     trained = {judge: epochs.get(judge, "") for judge in judges if judge not in solved}
     title = partial(judge_title, task)
-    told = [f"{', '.join(map(title, solved))}, solved without training"] if solved else []
+    parts = [f"{', '.join(map(title, solved))}, solved without training"] if solved else []
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
     if len(set(trained.values())) == 1:
-        told.append(", ".join(filter(None, (*map(title, trained), networks, *set(trained.values())))))
+        parts.append(", ".join(filter(None, (*map(title, trained), networks, *set(trained.values())))))
     elif trained:
-        each = (f"{title(judge)} ({own})" if own else title(judge) for judge, own in trained.items())
-        told.append(f"{', '.join(each)}, {networks}")
-    return "; ".join(told)
+        each = (f"{title(judge)} ({words})" if words else title(judge) for judge, words in trained.items())
+        parts.append(f"{', '.join(each)}, {networks}")
+    return "; ".join(parts)
 
 
-def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:
-    """Return the baselines, the whole set with the epochs for which networks train on it where the task tells them."""
-    told = dict.fromkeys(filter(None, (_epochs(task, judge, None) for judge in judges)))
-    whole = f"whole ({', '.join(told)})" if told else "whole"
+def _baselines_in_words(config: DistillConfig, task: Task, judges: list[str]) -> str:
+    """Return the baselines; behind ``whole`` the epochs that judges train on all data, if the task says."""
+    epochs = dict.fromkeys(filter(None, (_epochs(task, judge, None) for judge in judges)))
+    whole = f"whole ({', '.join(epochs)})" if epochs else "whole"
     return ", ".join(whole if name == "whole" else name for name in find_baselines(task, config.baselines)) or "none"
 
 
 def _epochs(task: Task, judge: str, samples: int | None) -> str:
-    """Return for how many epochs a judge trains on so many samples (None: on all), in words; empty if unknown."""
+    """Return how many epochs a judge trains on ``samples`` (None: all real data), in words; empty if unknown."""
     epochs = task.judging_epochs(judge, samples) if isinstance(task, TellsEpochs) else None
     return "" if epochs is None else counted(epochs, "epoch")
 
 
 def _experts(distiller: Distiller) -> str:
-    """Return which experts the run matches and how many it trains first, in words; empty of methods without any."""
+    """Return which experts a run matches and how many it trains first, in words; empty for methods without experts."""
     schedule = distiller.schedule
     return schedule.describe_experts(distiller.task) if isinstance(schedule, ExpertTrajectories) else ""
 
 
 def _judges_teacher(task: Task, judges: list[str]) -> str:
-    """Return which network labels what judges train on, and whether it trains first, in words; empty without any."""
-    found = [task.judging_teacher(judge) for judge in judges] if isinstance(task, AsksTeacher) else []
-    return ", ".join(dict.fromkeys(filter(None, found)))
+    """Return which teacher labels the judges' samples, and whether it trains first, in words; empty without one."""
+    teachers = [task.judging_teacher(judge) for judge in judges] if isinstance(task, AsksTeacher) else []
+    return ", ".join(dict.fromkeys(filter(None, teachers)))
 
 
 def _carries_steps(method: Method, settings: Settings) -> bool:
-    """Return whether the method's sets carry the steps that students take, which judges then take too."""
+    """Return whether a method's sets carry learned training steps, which judges then take."""
     return method.solve is None and carries_steps(method.make_objective(settings).learned())

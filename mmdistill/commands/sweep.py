@@ -1,4 +1,4 @@
-"""A sweep: several methods, budgets and seeds on the same data, each run in a process of its own, side by side."""
+"""A sweep: runs of several methods, budgets and seeds on the same data, each in a process of its own."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mmdistill.allocation import allocate
 from mmdistill.budget import method_within_budget, parse_bytes
-from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, placed
+from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, with_absolute_paths
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig, SweepConfig
@@ -32,11 +32,11 @@ from mmdistill.task import Task
 
 FINISHED = "finished"
 PAUSE = 0.2
-"""Seconds between two looks at the runs."""
+"""Seconds between two polls of the runs' processes."""
 
 
 class Running(NamedTuple):
-    """A run on its way: its options, its process, when that began, and what the run is called in the list of all."""
+    """A run in progress: its options, its process, when that started, and the run's title in the sweep's output."""
 
     config: DistillConfig
     process: "subprocess.Popen[bytes]"
@@ -44,39 +44,40 @@ class Running(NamedTuple):
     title: str
 
 
-def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool) -> None:
-    """Make the runs of a sweep that are missing and compare all in its folder; a dry run lists them.
+def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> None:
+    """Make or continue the runs of a sweep that are not finished, and compare all runs in its folder.
 
     Args:
-        asked: what the runs differ in, and where they lie.
+        sweep: what the runs differ in, and where they lie.
         common: the options of every run.
-        dry_run: whether nothing is done but to say which runs there are.
+        dry_run: only list the runs and their states.
     Raises:
-        ConfigError: options that are wrong for every run, or a folder that holds another run.
+        ConfigError: options are wrong for every run, or a run's folder holds another run.
         MmdistillError: some runs failed; the others are finished and compared.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a sweep starts a process for each run by itself; start it without torchrun")
-    configs = planned(asked, common)
-    devices = split_names(asked.devices) or ["auto"]
+    configs = plan_runs(sweep, common)
+    devices = split_names(sweep.devices) or ["auto"]
     kinds = {choose_device(device).type for device in devices}
     if len(kinds) > 1 and common.precision == "auto":
         raise ConfigError(f"--precision is another one on {' and '.join(sorted(kinds))}; name the one of all runs")
-    if holds_work(users_path(str(asked.out))):
-        raise ConfigError(f"{asked.out} holds a run of its own, and a sweep's folder holds those of its runs")
+    if holds_work(users_path(str(sweep.out))):
+        raise ConfigError(f"{sweep.out} holds a run of its own, and a sweep's folder holds those of its runs")
     for config in configs:
         require_own_folder(config)
     task = require_possible(configs)
     states = {config: state(config, task) for config in configs}
-    del task  # whose memory the runs may need
+    del task  # the runs may need its memory
     if dry_run:
-        print(aligned([[str(config.folder()), found] for config, found in states.items()]))
+        print(aligned([[str(config.folder()), status] for config, status in states.items()]))
         return
-    folder = users_path(str(asked.out))
+    folder = users_path(str(sweep.out))
     with sole_writer(folder):
         counts = Counter(states.values())
-        print(f"runs in {folder}: {', '.join(f'{count} {found}' for found, count in counts.items())}")
-        failed = run_all([config for config, found in states.items() if found != FINISHED], devices, len(configs))
+        print(f"runs in {folder}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+        unfinished = [config for config, status in states.items() if status != FINISHED]
+        failed = run_all(unfinished, devices, len(configs))
         if any((config.folder() / METRICS).is_file() for config in configs):
             compare_command([str(folder)], "all" if common.judges else None, None, str(folder / "comparison"))
     if failed:
@@ -84,84 +85,87 @@ def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool) -> N
         raise MmdistillError(f"{len(failed)} of {len(configs)} runs failed ({LOG} in their folders says how): {names}")
 
 
-def planned(asked: SweepConfig, common: DistillConfig) -> list[DistillConfig]:
-    """Return the options of each run, in the order in which they are made.
+def plan_runs(sweep: SweepConfig, common: DistillConfig) -> list[DistillConfig]:
+    """Return the options of each run in the order in which the runs are made: all of the first seed come first.
 
-    All methods and budgets come with the first seed, then with the next one, so that a whole table is there early.
+    So a whole table of methods and budgets is there early.
 
     Raises:
-        ConfigError: something is missing, given twice or no number.
+        ConfigError: an option is missing, given twice or not a number.
     """
-    methods = [canonical(name) for name in split_names(asked.methods)]
-    given = {unit: str(value) for unit in BUDGETS if (value := getattr(asked, unit)) is not None}
-    for option, there in (("data", common.data), ("methods", methods), ("out", asked.out)):
-        if not there:
+    methods = [canonical(name) for name in split_names(sweep.methods)]
+    given_budgets = {unit: str(value) for unit in BUDGETS if (value := getattr(sweep, unit)) is not None}
+    for option, value in (("data", common.data), ("methods", methods), ("out", sweep.out)):
+        if not value:
             raise ConfigError(f"--{option} is needed; see 'mmdistill sweep --help'")
-    if len(given) != 1:
-        raise ConfigError(f"a sweep takes one of --{', --'.join(BUDGETS)}, got {' and '.join(given) or 'none'}")
-    ((unit, text),) = given.items()
-    budgets = split_names(text) if unit == "bytes" else _numbers(unit, text)
-    common = placed(replace(common, data=located(str(common.data))))
-    found = []
-    for seed in _numbers("seeds", str(asked.seeds)):
+    if len(given_budgets) != 1:
+        names = " and ".join(given_budgets) or "none"
+        raise ConfigError(f"a sweep takes one of --{', --'.join(BUDGETS)}, got {names}")
+    ((unit, text),) = given_budgets.items()
+    budgets = split_names(text) if unit == "bytes" else _parse_numbers(unit, text)
+    common = with_absolute_paths(replace(common, data=located(str(common.data))))
+    configs = []
+    for seed in _parse_numbers("seeds", str(sweep.seeds)):
         for budget in budgets:
             for method in methods:
-                own: dict[str, Any] = {"method": method, unit: budget, "seed": seed}
-                config = replace(common, **own)
-                found.append(replace(config, out=str(users_path(str(asked.out)) / config.folder().name)))
-    return list(dict.fromkeys(found))
+                options: dict[str, Any] = {"method": method, unit: budget, "seed": seed}
+                config = replace(common, **options)
+                configs.append(replace(config, out=str(users_path(str(sweep.out)) / config.folder().name)))
+    return list(dict.fromkeys(configs))
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def _parse_numbers(option: str, text: str) -> list[int]:
     """Return the numbers of a comma-separated list.
 
     Raises:
-        ConfigError: something else, or none.
+        ConfigError: the list is empty or has something else.
     """
     try:
-        found = [int(number) for number in split_names(text)]
+        numbers = [int(number) for number in split_names(text)]
     except ValueError:
-        found = []
-    if not found:
+        numbers = []
+    if not numbers:
         raise ConfigError(f"--{option} takes whole numbers, comma-separated, got {text!r}")
-    return found
+    return numbers
 
 
 def require_own_folder(config: DistillConfig) -> None:
-    """Refuse a run whose folder holds work of another one; how that one ran makes no difference.
+    """Refuse a run whose folder holds work of another run; options of how it runs, such as the device, do not count.
 
     Raises:
-        ConfigError: it does; says in which options.
-        CheckpointError: work without options, or with damaged ones.
+        ConfigError: it does; names the options that differ and the ways out.
+        CheckpointError: the options of the work there are missing or damaged.
     """
     folder = config.folder()
     require_free(folder, other="another --out")
-    saved = DistillConfig.load(folder / CONFIG) if holds_work(folder) else config
-    asked, there = asdict(config), asdict(saved)
-    if is_same_file(there["teacher"], asked["teacher"]):
-        there["teacher"] = asked["teacher"]
-    differing = [name for name in asked if name not in HOW_IT_RUNS and there[name] != asked[name]]
-    if differing:
-        asked, there = ({**one, "set": " ".join(one["set"] or ())} for one in (asked, there))
-        said = ", ".join(f"{name.replace('_', '-')} {there[name]} in place of {asked[name]}" for name in differing)
-        ways = "choose another --out or remove it"
-        if differing == ["steps"] and (config.steps or 0) > (saved.steps or 0) > 0:
-            ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
-        elif set(differing) <= set(EvaluateConfig.__dataclass_fields__) - {"seed", "teacher"} and is_finished(folder):
-            given = (f"{as_option(name)} {asked[name]}" for name in differing if asked[name] is not None)
-            options = " ".join(given)
-            ways = f"mmdistill evaluate {as_argument(folder)} {options} judges its set so; else {ways}"
-        raise ConfigError(f"{folder} holds another run, of {said}; {ways}")
+    if not holds_work(folder):
+        return
+    saved_config = DistillConfig.load(folder / CONFIG)
+    wanted, saved = asdict(config), asdict(saved_config)
+    if is_same_file(saved["teacher"], wanted["teacher"]):
+        saved["teacher"] = wanted["teacher"]
+    differing = [name for name in wanted if name not in HOW_IT_RUNS and saved[name] != wanted[name]]
+    if not differing:
+        return
+    wanted, saved = ({**options, "set": " ".join(options["set"] or ())} for options in (wanted, saved))
+    difference = ", ".join(f"{name.replace('_', '-')} {saved[name]} in place of {wanted[name]}" for name in differing)
+    ways = "choose another --out or remove it"
+    if differing == ["steps"] and (config.steps or 0) > (saved_config.steps or 0) > 0:
+        ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
+    elif set(differing) <= set(EvaluateConfig.__dataclass_fields__) - {"seed", "teacher"} and is_finished(folder):
+        flags = " ".join(f"{as_option(name)} {wanted[name]}" for name in differing if wanted[name] is not None)
+        ways = f"mmdistill evaluate {as_argument(folder)} {flags} judges its set so; else {ways}"
+    raise ConfigError(f"{folder} holds another run, of {difference}; {ways}")
 
 
 def require_possible(configs: Sequence[DistillConfig]) -> Task:
-    """Return the task of a sweep's first run, once the data, all names and all budgets are known to be there.
+    """Check the data, all names and all budgets of a sweep, and return the task of its first run.
 
-    What a method's parts refuse of each other is left to its runs, of which others need not fail.
+    Whether a method's parts fit together is left to its own run, so that the other runs need not fail.
 
     Raises:
-        ConfigError: an unknown name, an option that the data or some of the methods do not take, a budget in another
-            unit or out of bounds.
+        ConfigError: a name is unknown, the data or a method does not take an option, or a budget is in another unit or
+            out of bounds.
     """
     first = configs[0]
     domain, task = make_task(first, "cpu")
@@ -183,14 +187,14 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
 
 
 def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfig]) -> None:
-    """Refuse settings that some of the methods do not take: all runs of a sweep have the same options.
+    """Refuse settings that some of the methods do not take, since all runs of a sweep share their options.
 
     Raises:
-        ConfigError: naming these methods; or what no method takes.
+        ConfigError: some methods refuse them, which it names; or all do.
     """
     refused: dict[str, ConfigError] = {}
-    of_each = {str(config.method): config for config in configs}
-    for name, config in of_each.items():
+    config_of = {str(config.method): config for config in configs}
+    for name, config in config_of.items():
         try:
             chosen_method(config, domain, task.num_classes).settings(config.count)
         except ConfigError as error:
@@ -198,74 +202,75 @@ def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfi
     if not refused:
         return
     first = next(iter(refused.values()))
-    if len(refused) == len(of_each):
+    if len(refused) == len(config_of):
         raise first
     apart = f"sweep {', '.join(refused)} apart, perhaps into the same --out"
     raise ConfigError(f"{first}; all runs of a sweep have the same options: {apart}") from first
 
 
 def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> None:
-    """Refuse methods, storages and the like that the running script added, where runs are no processes of that script.
+    """Refuse methods, storages and the like that this script registered unless the runs start the script too.
 
     Raises:
-        ConfigError: naming them, and how to start the script.
+        ConfigError: names them, and how to start the script.
     """
     added = {*domain_methods(domain), *domain.parameterizations} - domain.shipped
     names = {name for config in configs for name in (config.method, config.parameterization)} & added
     networks = {name for config in configs for name in (config.model or "", *config.judge_names())}
     rules = {rule for config in configs for rule in (config.init or "", *baseline_names(config.baselines))}
-    own = sorted({*map(str, names), *filter(domain.network_added, networks), *filter(RULES.added, rules)})
-    if own and own_program()[-1] == PROGRAM:
+    foreign = sorted({*map(str, names), *filter(domain.network_added, networks), *filter(RULES.added, rules)})
+    if foreign and own_program()[-1] == PROGRAM:
+        listed = ", ".join(foreign)
         raise ConfigError(
-            f"{', '.join(own)} would be unknown to the runs: each is a process of its own, which is that of the script "
+            f"{listed} would be unknown to the runs: each is a process of its own, which is that of the script "
             "that adds them only where this calls main() without a list of arguments; put these on the command line "
             "(python SCRIPT.py sweep ...)"
         )
 
 
 def state(config: DistillConfig, task: Task) -> str:
-    """Return how far a run has come, in a word or two."""
+    """Return a run's state: ``new``, ``unfinished``, ``not judged`` or :data:`FINISHED`."""
     folder = config.folder()
     if not is_finished(folder):
         return "unfinished" if is_started(folder) else "new"
-    found = whole_set(folder)
-    if found is None or note_of_more_steps(config, found, folder):
+    distilled = whole_set(folder)
+    if distilled is None or note_of_more_steps(config, distilled, folder):
         return "unfinished"
     metrics = of_same_test(former_metrics(folder / METRICS), task)
-    judges = find_judges(task, config.judge_names(), found.judge)
+    judges = find_judges(task, config.judge_names(), distilled.judge)
     lacking = missing(task, judges, find_baselines(task, config.baselines), metrics)
     return "not judged" if lacking else FINISHED
 
 
 def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int) -> list[DistillConfig]:
-    """Make or continue runs, one at a time on each device, with a line for each; returns those that failed.
+    """Make or continue runs, one at a time on each device, and print a line for each; returns those that failed.
 
     Args:
         configs: of the runs.
-        devices: where they run; a device that is named twice has two at a time.
-        total: runs of the sweep, the finished ones before these included.
+        devices: where they run; a device that is named twice runs two at a time.
+        total: number of runs in the sweep, those that were finished before included.
     Raises:
-        KeyboardInterrupt: Ctrl-C, once all have ended with a checkpoint.
+        KeyboardInterrupt: on Ctrl-C, after all runs have ended with a checkpoint.
     """
     waiting = deque(enumerate(configs, total - len(configs) + 1))
     running: dict[int, Running] = {}
     failed: list[DistillConfig] = []
-    alone = len(devices) == 1  # a line may wait for its end
+    alone = len(devices) == 1  # so that a run's line can be ended when it ends
     interrupted = False
     try:
         while waiting or running:
             for place, device in enumerate(devices):
                 if place in running and running[place].process.poll() is not None:
                     run = running.pop(place)
-                    found, well = _outcome(run)
-                    print(found if alone else f"{run.title} {found}", flush=True)
-                    failed += [] if well else [run.config]
+                    outcome, succeeded = _outcome(run)
+                    print(outcome if alone else f"{run.title} {outcome}", flush=True)
+                    failed += [] if succeeded else [run.config]
                 if place not in running and waiting:
                     number, config = waiting.popleft()
                     title = f"{number} of {total}: {_title(config)} ..."
                     if alone:
                         print(title, end=" ", flush=True)
-                    running[place] = Running(config, _begun(config, device), time.monotonic(), title)
+                    running[place] = Running(config, _start_run(config, device), time.monotonic(), title)
             time.sleep(PAUSE)
     except KeyboardInterrupt:
         interrupted = True
@@ -277,29 +282,29 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
     return failed
 
 
-def _begun(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
-    """Return the process that makes or continues a run, whose options are in its folder as if it had begun before."""
+def _start_run(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
+    """Save a run's options in its folder and start a process that resumes it there, new or not."""
     folder = config.folder()
     replace(config, device=device).save(folder / CONFIG)
-    if (folder / LOG).is_symlink():  # whose file is another's
+    if (folder / LOG).is_symlink():  # do not overwrite the file it links to
         (folder / LOG).unlink()
     with (folder / LOG).open("wb") as log:
         return start([*own_program(), "distill", f"--resume={folder}"], log)
 
 
 def _title(config: DistillConfig) -> str:
-    """Return what tells a run from the others of its sweep."""
+    """Return a run's method, budget and seed, which tell it from the others of its sweep."""
     unit, budget = next(iter(config.budgets().items()))
     return f"{config.method} {unit} {budget} seed {config.seed}"
 
 
 def _outcome(run: Running) -> tuple[str, bool]:
-    """Return what a run that has ended scored, or why it failed, and whether it went well."""
+    """Return what an ended run scored, or why it failed, and whether it succeeded."""
     folder, code = run.config.folder(), run.process.returncode
     if code:
         return f"failed: {why_failed(code, folder / LOG)}", False
     try:
         score = recorded(read_metrics(folder / METRICS)).headline()
-    except MmdistillError as error:  # no judge could judge it
+    except MmdistillError as error:  # such as no scores, since no judge could judge the set
         return f"failed: {error}", False
     return f"{score} in {time.monotonic() - run.began:,.0f} s", True

@@ -1,4 +1,4 @@
-"""What the command line says: help in groups, and errors in one line."""
+"""The texts of the command line: help in groups, and errors in one line."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from mmdistill.errors import MmdistillWarning, did_you_mean
 from mmdistill.names import as_option
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list"}
-"""What options take, in words."""
+"""The types of options, in words."""
 GROUPS = {
     "what is distilled, and how": (
         *("data", "method", "methods", "ipc", "nodes", "users", "bytes"),
@@ -48,9 +48,9 @@ GROUPS = {
 }
 """The options of ``distill`` and ``sweep``, as their help shows them."""
 IMPORT_OPTIONS = ("files", "name", "units", "which", "logits", "inner_lr", "stored_bytes")
-"""What ``import`` is told of a set."""
+"""The options of ``import`` that describe a set."""
 VALUES = {int: "N", float: "X", bool: "{true,false}"}
-"""How help calls the values of an option."""
+"""Placeholders for an option's value in the help, by type."""
 ELSEWHERE = {
     "learning-rate": ("lr",),
     **dict.fromkeys(("lr-img", "lr-syn", "lr-feat"), ("lr",)),
@@ -63,7 +63,7 @@ ELSEWHERE = {
     **dict.fromkeys(("net", "arch", "architecture", "network"), ("model",)),
     **dict.fromkeys(("out", "output", "output-dir", "save-path", "to"), ("out", "to")),
 }
-"""What other programs call the options of these, the first that a command has."""
+"""Names of options in other programs; an error suggests the first of ours that the command has."""
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
   mmdistill distill --resume runs/digits
@@ -77,15 +77,15 @@ EXAMPLES = """examples:
   mmdistill export runs/digits --format pt --to exported/
 """
 BETWEEN = " [options]"
-"""What the parser writes between the program and a command, where no option goes."""
+"""What the parser puts between program and command; left out of help and errors, since no option goes there."""
 
 
 class Formatter(DefaultHelpFormatter):
-    """Help without the types of options, and with defaults only where there are any; examples keep their lines."""
+    """Format help without the types of options and without defaults of None; examples keep their lines."""
 
     def _get_help_string(self, action: Action) -> str:
         if action.nargs == PARSER:
-            return ""  # the commands speak for themselves
+            return ""  # each command has its own line
         text = super()._get_help_string(action)
         text = re.sub(r"(, )?type: %\(type\)s(, )?", lambda match: (match[1] and match[2]) or "", text)
         if action.default is None:
@@ -108,14 +108,14 @@ class Formatter(DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """A parser whose help spells options with hyphens, both spellings accepted, and whose errors are one line."""
+    """A parser whose help spells options with hyphens (underscores work too) and whose errors are one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
 
-    def format_help(self, *given: Any) -> str:
-        """Return the help with hyphens in option names; newer versions of the parser give a formatter."""
-        text = super().format_help(*given).replace(f"mmdistill{BETWEEN} ", "mmdistill ")
+    def format_help(self, *arguments: Any) -> str:
+        """Return the help with hyphens in option names; newer versions of the parser pass a formatter."""
+        text = super().format_help(*arguments).replace(f"mmdistill{BETWEEN} ", "mmdistill ")
         return re.sub(r"--[a-z][a-z_.]*", lambda match: match[0].replace("_", "-"), text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -129,24 +129,25 @@ class Parser(ArgumentParser):
 
 
 class ConfigFile(ActionConfigFile):
-    """An option for a file of settings, those of its parser; errors name the file."""
+    """An option that reads a file of its parser's options; errors name the file."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Read the file; that it is not there is the parser's to say."""
+        """Read the file; if it is missing, the parser reports that."""
         if Path(values).is_file():
-            own = {action.dest for action in parser._actions}
-            kinds = {field.name for kind in (DistillConfig, SweepConfig) for field in fields(kind)} & own
-            values = json.dumps(read_settings(Path(values), kinds), default=str)  # YAML whose texts stay texts
+            options = {action.dest for action in parser._actions}
+            names = {field.name for kind in (DistillConfig, SweepConfig) for field in fields(kind)} & options
+            # JSON is YAML with every text quoted, so that texts such as "1e3" stay texts.
+            values = json.dumps(read_settings(Path(values), names), default=str)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Have this package's warnings printed as the notes of commands are, without a line of code; not those of others.
+    """Within this context this package's warnings are printed as notes of the command, without a line of code.
 
-    Which warnings are shown, and how often, stays as the filters say.
+    The warning filters still decide which warnings are shown, and how often.
     """
-    shown = warnings.showwarning
+    former = warnings.showwarning
 
     def show(
         message: Warning | str,
@@ -159,44 +160,44 @@ def warnings_as_notes() -> Iterator[None]:
         if issubclass(category, MmdistillWarning):
             print(f"note: {message}", file=sys.stderr if file is None else file)
         else:
-            shown(message, category, filename, lineno, file, line)
+            former(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
     try:
         yield
     finally:
-        warnings.showwarning = shown
+        warnings.showwarning = former
 
 
 def in_one_line(message: str, known: Sequence[str]) -> str:
-    """Return an error of the parser in the words of the command line.
+    """Return an error of the parser in words of the command line, with a suggestion for unknown names.
 
     Args:
-        message: the parser's.
-        known: the options that there are.
+        message: of the parser.
+        known: the command's options.
     """
-    wrong = re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
-    if wrong is not None:
-        option = as_option(wrong[1])
-        given = re.search(r"(?:Given|Got) value: (.*)", message)
+    invalid = re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
+    if invalid is not None:
+        option = as_option(invalid[1])
+        value = re.search(r"(?:Given|Got) value: (.*)", message)
         kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", message)
-        wanted = " or ".join(
+        types = " or ".join(
             choices.replace("'", "") or KINDS.get(kind, kind) for kind, choices in kinds if kind != "NoneType"
         )
-        if given is not None and wanted:
-            return f"{option} takes {wanted}, got {given[1]!r}"
-        return f"{option}: {' '.join(wrong[2].split())}"
+        if value is not None and types:
+            return f"{option} takes {types}, got {value[1]!r}"
+        return f"{option}: {' '.join(invalid[2].split())}"
     unknown = re.match(r"unrecognized arguments: (\S+)", message)
     if unknown is not None and unknown[1].startswith("--"):
         name = unknown[1][2:].partition("=")[0].replace("_", "-")
         options = [option.lstrip("-").replace("_", "-") for option in known]
-        ours = [other for other in ELSEWHERE.get(name, ()) if other in options]
-        if name == "seeds" and "scores" in options:  # of evaluate, whose --seed judges no more networks
-            ours = ["networks"]
-        near = f"; did you mean '--{ours[0]}'?" if ours else did_you_mean(name, options).replace(" '", " '--")
-        if "set" in options and (own := name.replace("-", "_")) in assignable():
-            near = f"; did you mean '--set {own}=VALUE'?"
-        return f"unknown option --{name}{near}"
+        suggested = [other for other in ELSEWHERE.get(name, ()) if other in options]
+        if name == "seeds" and "scores" in options:  # of evaluate: more seeds mean more networks there
+            suggested = ["networks"]
+        hint = f"; did you mean '--{suggested[0]}'?" if suggested else did_you_mean(name, options).replace(" '", " '--")
+        if "set" in options and (setting := name.replace("-", "_")) in assignable():
+            hint = f"; did you mean '--set {setting}=VALUE'?"
+        return f"unknown option --{name}{hint}"
     command = re.match(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message)
     if command is not None:
         names = re.findall(r"[\w-]+", command[2])
@@ -207,29 +208,29 @@ def in_one_line(message: str, known: Sequence[str]) -> str:
 
 
 def in_groups(parser: ArgumentParser, groups: Mapping[str, Sequence[str]]) -> None:
-    """Let the help of a parser show its options in groups.
+    """Move the options of a parser into groups, which its help shows.
 
     Args:
         parser: with all its options.
-        groups: the names of options by the groups' titles; options that are named nowhere stay where they are.
+        groups: the names of options by the groups' titles; options in no group stay where they are.
     """
-    plain = next(group for group in parser._action_groups if group.title == "options")
-    by_name = {action.dest: action for action in plain._group_actions}
+    ungrouped = next(group for group in parser._action_groups if group.title == "options")
+    by_name = {action.dest: action for action in ungrouped._group_actions}
     for title, names in groups.items():
         group = parser.add_argument_group(title)
         for name in filter(by_name.get, names):
-            plain._group_actions.remove(by_name[name])
+            ungrouped._group_actions.remove(by_name[name])
             group._group_actions.append(by_name[name])
 
 
 def add_set(parser: ArgumentParser) -> None:
-    """Add the option for settings that have none of their own, which may come several times."""
+    """Add ``--set``, which may come several times, for settings without an option of their own."""
     line = "a setting that has no option, such as inner_parts=2, or that a method of yours adds; as often as needed"
     parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=line)
 
 
 def import_parser() -> Parser:
-    """Return the parser of ``import``: files, what is said of them, and the options of the data and of judging."""
+    """Return the parser of ``import``: its files, their description, and the options of the data and of judging."""
     parser = Parser(
         usage="mmdistill import FILE [FILE ...] --data NAME [--name NAME] [--out FOLDER] [options]",
         description="Read a set that another tool made of known data or of yours, judge it beside its baselines, draw "
@@ -250,9 +251,9 @@ def import_parser() -> Parser:
     add("--logits", action="store_true", help="soft labels are logits, whose softmax is taken")
     add("--inner_lr", type=float | None, default=None, metavar="X", help=rate)
     add("--stored_bytes", type=str | int | None, default=None, metavar="SIZE", help=size)
-    taken = {"data", "out", "overwrite", "seed", "device", "deterministic", "model", "width", "teacher"}
-    taken |= {*GROUPS["reading the data"], *GROUPS["judging"]}
-    skipped = {*DistillConfig.__dataclass_fields__} - taken
+    included = {"data", "out", "overwrite", "seed", "device", "deterministic", "model", "width", "teacher"}
+    included |= {*GROUPS["reading the data"], *GROUPS["judging"]}
+    skipped = {*DistillConfig.__dataclass_fields__} - included
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     name_values(parser)
     (model,) = (action for action in parser._actions if action.dest == "model")
@@ -263,9 +264,9 @@ def import_parser() -> Parser:
 
 
 def name_values(parser: ArgumentParser) -> None:
-    """Let the help say what the options of :class:`~mmdistill.config.DistillConfig` take: numbers, some words.
+    """Name the values of the options of :class:`~mmdistill.config.DistillConfig` in the help: numbers or choices.
 
-    One that takes true or false is true where it stands alone.
+    An option of true or false without a value is true.
     """
     kinds = {field.name: value_name(field.type) for field in fields(DistillConfig)}
     for action in parser._actions:
@@ -282,8 +283,8 @@ def name_values(parser: ArgumentParser) -> None:
 
 
 def value_name(kind: Any) -> str | None:
-    """Return how help calls the values of a type, None where the option's own name says it."""
+    """Return the help's placeholder for values of a type; None: the parser's default, the option's name."""
     if get_origin(kind) is Literal:
         return "{" + ",".join(get_args(kind)) + "}"
-    given = [one for one in get_args(kind) if one is not NoneType]
-    return VALUES.get(kind) if not given else value_name(given[0])
+    members = [member for member in get_args(kind) if member is not NoneType]
+    return VALUES.get(kind) if not members else value_name(members[0])

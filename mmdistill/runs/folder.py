@@ -1,4 +1,4 @@
-"""What a run's folder holds, by name; without torch, for which the command line's help does not wait."""
+"""The files of a run's folder, by name; does not import torch, so that the command line's help is fast."""
 
 import json
 import os
@@ -12,38 +12,38 @@ from mmdistill.names import as_argument, first_few
 SAMPLES = "distilled.safetensors"
 """The set's tensors."""
 SET = "distilled.json"
-"""What the set is; written last, so that a folder with it holds a finished run."""
+"""The set's description; written last, so that a folder with it holds a finished run."""
 METRICS = "metrics.json"
 """The scores."""
 HISTORY = "history.json"
-"""The loss, as it was read back."""
+"""The loss at the steps at which it was read."""
 REPORT = "report.md"
-"""What is told of the run, as Markdown."""
+"""The run's report, as Markdown."""
 PAGE = "report.html"
-"""The same on a page of its own, pictures included."""
+"""The same as one HTML page that includes the pictures."""
 CONFIG = "config.yaml"
 """The options of the command line."""
 IMPORTED = "imported"
-"""What is true among the options of a set that another tool made; no option, since no method of ours makes it."""
+"""The key in ``config.yaml`` that is true for an imported set; not an option of the command line."""
 LOG = "log.txt"
-"""What a run printed that was started by another program."""
+"""The output of a run that a sweep started."""
 CHECKPOINTS = "checkpoints"
-"""The folder of the run's states on the way."""
+"""The folder of the run's checkpoints."""
 PICTURES = "pictures"
-"""The folder of what is drawn of the set."""
+"""The folder of the set's pictures."""
 DRAWN = f"{PICTURES}/drawn.json"
-"""Notes there which files these are; whatever else lies there is the user's."""
+"""Lists the pictures that were drawn there; all other files there are the user's."""
 EXPORT = "export"
-"""The folder of exports, unless they are given another one."""
+"""The default folder of exports."""
 STAGED = ".finished"
-"""Where a finished run is written before it replaces what the folder holds of a former one."""
+"""Where a finished run is written before it replaces a former run."""
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Return whether a path lies in a folder, wherever links lead; it need not be there.
+    """Return whether a path, which need not exist, lies in a folder after all links are resolved.
 
     Raises:
-        ValueError: a path that no file can have.
+        ValueError: no file can have such a path.
     """
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
@@ -59,10 +59,7 @@ def is_started(folder: Path) -> bool:
 
 
 def is_imported(folder: Path) -> bool:
-    """Return whether a folder holds a set that was imported, by its options or by what the set says where they do not.
-
-    False where both are damaged.
-    """
+    """Return whether a folder holds an imported set, by its options, or else by the set; False if both are damaged."""
     with suppress(CheckpointError, OSError):
         if settings_by_name(folder / CONFIG).get(IMPORTED):
             return True
@@ -72,32 +69,34 @@ def is_imported(folder: Path) -> bool:
 
 
 def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> None:
-    """Refuse a folder in which something is in the way of a run, see :func:`occupied`.
+    """Refuse a folder that cannot take a run, see :func:`why_occupied`.
 
     Raises:
-        ConfigError: saying what, and what to do.
+        ConfigError: it cannot; says why, and what to do.
     """
-    if reason := occupied(folder, other=other, resume=resume, overwrite=overwrite):
+    if reason := why_occupied(folder, other=other, resume=resume, overwrite=overwrite):
         raise ConfigError(f"{folder} {reason}")
 
 
-def occupied(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> str:
-    """Return what is in the way of a run in a folder: a file, a link out of it and, unless resumed or replaced, a run.
+def why_occupied(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> str:
+    """Return why a folder cannot take a run: it is a file, has a link that leads out of it, or holds a run.
 
     Args:
-        folder: which.
-        other: how users name another one.
-        resume: how they go on with an unfinished run; empty, as is the next one, if the folder may hold a run.
-        overwrite: how they replace a run.
+        folder: the folder.
+        other: how users name another folder.
+        resume: how users continue an unfinished run; empty, as is ``overwrite``, if the folder may hold a run.
+        overwrite: how users replace a run.
     Returns:
-        That in words, with what to do; nothing where nothing is.
+        The reason in words, with what to do; empty if the folder is free.
     """
     if folder.exists() and not folder.is_dir():
         return f"is a file, and a run needs a folder; choose {other}"
-    own = [folder / name for name in (CHECKPOINTS, PICTURES, EXPORT, STAGED)]
-    if away := [path for path in (*own, *folder.glob(f"{CHECKPOINTS}/rank-*")) if not is_inside(path, folder)]:
+    subfolders = [folder / name for name in (CHECKPOINTS, PICTURES, EXPORT, STAGED)]
+    subfolders += folder.glob(f"{CHECKPOINTS}/rank-*")
+    if outside := [path for path in subfolders if not is_inside(path, folder)]:
+        link = outside[0]
         return (
-            f"holds the link {away[0].relative_to(folder)}, which leads out of it to {os.path.realpath(away[0])}, "
+            f"holds the link {link.relative_to(folder)}, which leads out of it to {os.path.realpath(link)}, "
             f"where no run writes or removes anything; remove the link, or choose {other}"
         )
     if resume and is_finished(folder):
@@ -108,18 +107,18 @@ def occupied(folder: Path, *, other: str, resume: str = "", overwrite: str = "")
 
 
 def ways_out(folder: Path) -> dict[str, str]:
-    """Return what a command's user does where a run is in the way, for :func:`occupied`."""
+    """Return the arguments of :func:`why_occupied` for users of the command line."""
     return {"other": "another --out", "resume": f"--resume {as_argument(folder)}", "overwrite": "--overwrite"}
 
 
 def runs_within(folder: Path) -> str:
-    """Return "; it holds the runs ..." for a folder of runs, nothing for others."""
+    """Return "; it holds the runs ..." for a folder of runs; empty for others."""
     names = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and holds_work(sub)) if folder.is_dir() else []
     return f"; it holds the run{'s' if len(names) > 1 else ''} {first_few(names)}" if names else ""
 
 
-def traces(folder: Path) -> dict[str, int]:
-    """Return what a run folder holds of work by name, each with its time, by which is seen whether it was replaced."""
+def work_times(folder: Path) -> dict[str, int]:
+    """Return the modification time (ns) of a run's set and checkpoints by file name; a replaced run has other ones."""
     paths = [folder / SET, *(folder / CHECKPOINTS).glob("step-*.safetensors")]
     return {path.name: path.stat().st_mtime_ns for path in paths if path.is_file()}
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mmdistill.cli import main
-from mmdistill.commands.assigned import assigned
+from mmdistill.commands.assigned import parse_assignments
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
@@ -79,7 +79,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_values_are_of_the_fields_types(given: str, value: object) -> None:
-    assert list(assigned([given], settings(1), "Scaled").values()) == [value]
+    assert list(parse_assignments([given], settings(1), "Scaled").values()) == [value]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_values_are_of_the_fields_types(given: str, value: object) -> None:
 )
 def test_what_cannot_be_set_is_refused_in_words(given: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        assigned([given], settings(1), "Scaled")
+        parse_assignments([given], settings(1), "Scaled")
 
 
 def test_a_run_records_what_is_set_and_goes_on_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,4 +181,4 @@ def test_a_field_named_as_the_rate_of_the_samples_does_not_set_that() -> None:
         lr: float = 0.3
 
     with pytest.raises(ConfigError, match=r"no setting 'lr' for --set; there is the option --lr"):
-        assigned(["lr=0.7"], Rated(steps=1), "Rated")
+        parse_assignments(["lr=0.7"], Rated(steps=1), "Rated")

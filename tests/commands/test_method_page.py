@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from mmdistill.cli import main
-from mmdistill.commands.assigned import assigned
-from mmdistill.commands.method_page import SHOWN_BUDGETS, USUAL, having, method_facts
+from mmdistill.commands.assigned import parse_assignments
+from mmdistill.commands.method_page import SHOWN_BUDGETS, USUAL, domains_having, method_facts
 from mmdistill.config import DistillConfig
 from mmdistill.errors import UnknownNameError
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
@@ -44,7 +44,7 @@ def test_what_is_shown_of_settings_is_what_set_takes(name: str, key: str) -> Non
     shown |= dict(re.findall(r"--set (\w+)=(.*?)(?=, --|$)", facts.get("read, as usual", "")))
     for setting, value in shown.items():
         budget = SHOWN_BUDGETS[domain.budget][0]
-        taken = assigned([f"{setting}={value.partition(' at ')[0]}"], method.settings(budget), key)
+        taken = parse_assignments([f"{setting}={value.partition(' at ')[0]}"], method.settings(budget), key)
         assert taken == {setting: getattr(method.settings(budget), setting)}
 
 
@@ -93,7 +93,7 @@ def test_the_command_shows_a_method_of_every_domain_that_has_it(capsys: pytest.C
 def test_unknown_names_suggest_methods_and_domains(capsys: pytest.CaptureFixture[str]) -> None:
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     with pytest.raises(UnknownNameError, match="unknown domain or method 'dsaa'; did you mean 'dsa'"):
-        having(domains, "dsaa", "")
+        domains_having(domains, "dsaa", "")
     assert main(["methods", "dsa", "--data", "cifra10"]) == 2
     assert "did you mean 'cifar10'" in capsys.readouterr().err
 

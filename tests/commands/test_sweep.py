@@ -23,7 +23,7 @@ from mmdistill.cli import build_parser, main
 from mmdistill.commands import sweep
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import follow_starter, own_program, start, stop
-from mmdistill.commands.sweep import planned
+from mmdistill.commands.sweep import plan_runs
 from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.files.locks import sole_writer
@@ -94,16 +94,18 @@ def calls(folder: Path) -> list[str]:
 
 def test_whole_tables_come_seed_by_seed() -> None:
     asked = SweepConfig(methods="DM, dc,dm", ipc="1,10", seeds="0,3", out="place")
-    configs = planned(asked, DistillConfig(data="digits", steps=5))
+    configs = plan_runs(asked, DistillConfig(data="digits", steps=5))
     assert [(config.method, config.ipc, config.seed, config.steps) for config in configs] == [
         (method, ipc, seed, 5) for seed in (0, 3) for ipc in (1, 10) for method in ("dm", "dc")
     ]
     assert [config.out for config in configs][3:5] == ["place/digits-dc-10", "place/digits-dm-1-seed3"]
-    both = planned(SweepConfig(methods="dm", ipc="1", seeds="0,1", out="x"), DistillConfig(data="digits", split_seed=7))
+    both = plan_runs(
+        SweepConfig(methods="dm", ipc="1", seeds="0,1", out="x"), DistillConfig(data="digits", split_seed=7)
+    )
     assert [(config.seed, config.split_seed) for config in both] == [(0, 7), (1, 7)]
-    (config,) = planned(SweepConfig(methods="dm", ipc="1", out="place"), DistillConfig(data="Digits"))
+    (config,) = plan_runs(SweepConfig(methods="dm", ipc="1", out="place"), DistillConfig(data="Digits"))
     assert (config.data, config.out) == ("digits", "place/digits-dm-1")
-    (config,) = planned(
+    (config,) = plan_runs(
         SweepConfig(methods="dm", bytes="10KB", out="place"),
         DistillConfig(data="digits", parameterization="upsample-2"),
     )
