@@ -1,4 +1,4 @@
-"""Judged runs together: which of them are repetitions of one another, and what these scored."""
+"""Group judged runs into repetitions, which differ only in their seeds, and collect their scores."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +20,16 @@ from mmdistill.store import read_json
 
 NO_RUN = "no run"
 PACE = "seconds_per_step"
-"""Under which metrics hold it."""
+"""The key of ``metrics.json`` for the seconds of a step."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What runs scored by one judge and metric.
+    """The score of some runs by one judge and metric.
 
     Args:
         values: the mean of each run, fractions.
-        sd: over the networks of a single run, of which nothing else is known; None where it has but one.
+        sd: the deviation over the networks of a single run; None for several runs, or for one network.
     """
 
     values: tuple[float, ...]
@@ -52,31 +52,31 @@ class Score:
 
 @dataclass(frozen=True)
 class Repetitions:
-    """Runs that differ by nothing but their seeds, each seed once, under one judge and metric.
+    """Runs that differ only in their seeds, each seed once, under one judge and metric.
 
     Args:
         name: the folder of the first.
         data: the data set.
         method: the method.
         unit: of the budget: ipc, nodes or users.
-        budget: how many.
-        stored_bytes: what the set takes.
+        budget: in this unit.
+        stored_bytes: of the set.
         score: of the sets.
-        baselines: by name, of those runs that judged them.
-        seconds: to distil, of each run that was not imported, as the steps.
-        judge: who judged, with what the user set of judging.
-        metric: what is scored.
-        networks: that each run's mean is over, the fewest of any run.
-        parameterization: how samples are stored; empty where the set does not say it, as for the next two.
-        network: what was distilled with.
+        baselines: their scores by name, over the runs that judged them.
+        seconds: of distilling, for each run that was not imported.
+        judge: the judge, with the user's settings of judging.
+        metric: the metric.
+        networks: the fewest networks that any run's mean is over.
+        parameterization: how samples are stored; empty if the set does not record it, as for the next two.
+        network: used for distilling.
         label: the kind of labels.
-        steps: updates of each run; empty where its set is not there.
-        options: of the first run, in words, those that no setting tells; None where it records none.
-        settings: of the first run, in words; None where it records none.
-        moved: whether the runs' data differ, each seed having its own.
-        fingerprint: of the first run's data; empty where the set does not say it.
-        notes: what readers of the runs' scores must know.
-        paces: seconds of a step, of each run; empty where one has no steps.
+        steps: updates of each run that was not imported; without runs whose set is missing.
+        options: of the first run, as texts, those that no setting shows; None if it records none.
+        settings: of the first run, as texts; None if it records none.
+        moved: whether the runs' data differ, since each seed holds out other samples.
+        fingerprint: of the first run's data; empty if the set does not record it.
+        notes: that readers of the scores must know.
+        paces: seconds of a step, for each run; empty if a run has no steps.
         folders: of the runs, in the order of the score's values.
     """
 
@@ -111,22 +111,22 @@ class Repetitions:
 
 
 def judged_runs(folders: Sequence[Path]) -> tuple[list[JudgedRun], dict[Path, str]]:
-    """Return the judged runs in folders, each once, and of the other folders why they hold none, in words.
+    """Return the judged runs in folders, each once, and the reasons why other folders hold none, in words.
 
-    A folder that is no run, but holds some, stands for these.
+    A folder that is not a run stands for the runs in it.
 
     Raises:
-        CheckpointError: a path that is not there.
+        CheckpointError: a path does not exist.
         ConfigError: there is no judged run.
     """
     if absent := [str(folder) for folder in folders if not folder.exists()]:
         raise CheckpointError(f"no such folder: {', '.join(absent)}")
     runs: list[JudgedRun] = []
     skipped: dict[Path, str] = {}
-    found = [run for folder in folders for run in runs_in(folder)]
-    for folder in {run.resolve(): run for run in found}.values():
+    candidates = [run for folder in folders for run in runs_in(folder)]
+    for folder in {run.resolve(): run for run in candidates}.values():
         try:
-            runs.append(_read(folder))
+            runs.append(_read_run(folder))
         except CheckpointError as error:
             skipped[folder] = str(error)
     if not runs:
@@ -136,34 +136,34 @@ def judged_runs(folders: Sequence[Path]) -> tuple[list[JudgedRun], dict[Path, st
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Return the runs in a folder, by name; itself where it is a run or holds none."""
-    if _unjudged(folder) != NO_RUN or not folder.is_dir():
+    """Return the runs in a folder, by name; the folder itself if it is a run or holds none."""
+    if _why_unjudged(folder) != NO_RUN or not folder.is_dir():
         return [folder]
-    return sorted(inner for inner in folder.iterdir() if _unjudged(inner) != NO_RUN) or [folder]
+    return sorted(inner for inner in folder.iterdir() if _why_unjudged(inner) != NO_RUN) or [folder]
 
 
-def _read(folder: Path) -> JudgedRun:
-    """Return what a folder holds of a judged run.
+def _read_run(folder: Path) -> JudgedRun:
+    """Read the judged run of a folder.
 
     Raises:
-        CheckpointError: it holds none, or a damaged one.
+        CheckpointError: the folder holds none, or its set or metrics are damaged.
     """
-    if reason := _unjudged(folder):
+    if reason := _why_unjudged(folder):
         raise CheckpointError(reason)
     try:
-        made = read_json(folder / SET, version=SET_VERSION) if (folder / SET).is_file() else {}
-        if not isinstance(made.get("steps", 0), int) or damage_of(made.get("settings") or {}):
+        set_record = read_json(folder / SET, version=SET_VERSION) if (folder / SET).is_file() else {}
+        if not isinstance(set_record.get("steps", 0), int) or damage_of(set_record.get("settings") or {}):
             raise CheckpointError(f"{SET} is damaged")
     except VersionError:
         raise
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {advice(folder)}") from error
     options = read_options(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    return JudgedRun(folder, read_metrics(folder / METRICS), made, options)
+    return JudgedRun(folder, read_metrics(folder / METRICS), set_record, options)
 
 
-def _unjudged(folder: Path) -> str:
-    """Return why a folder holds no judged run and what to do, in words; nothing where it holds one."""
+def _why_unjudged(folder: Path) -> str:
+    """Return why a folder holds no judged run and what to do, in words; empty if it holds one."""
     if (folder / METRICS).is_file():
         return ""
     if is_finished(folder) and not (folder / CONFIG).is_file():
@@ -176,7 +176,7 @@ def _unjudged(folder: Path) -> str:
 
 
 def read_runs(runs: Sequence[JudgedRun], judge: str | None = None, metric: str | None = None) -> list[Repetitions]:
-    """Return judged runs, repetitions together, ordered by data, method and budget.
+    """Return the scores of judged runs, repetitions together, ordered by data, method and budget.
 
     Args:
         runs: see :func:`judged_runs`.
@@ -185,22 +185,25 @@ def read_runs(runs: Sequence[JudgedRun], judge: str | None = None, metric: str |
     Raises:
         ConfigError: no run has such a judge or metric.
     """
-    groups = _repetitions(runs, judge, metric)
+    groups = _group_repetitions(runs, judge, metric)
     if not groups:
-        known = {f"{entry['metric']} by {entry['judge']}" for run in runs for entry in run.metrics["results"]}
+        present = {f"{entry['metric']} by {entry['judge']}" for run in runs for entry in run.metrics["results"]}
         raise ConfigError(
             f"none of the runs has scores of {metric or 'any metric'} by {judge or 'any judge'} (there are: "
-            f"{', '.join(sorted(known)) or 'none'})"
+            f"{', '.join(sorted(present)) or 'none'})"
         )
-    found = [_together([_kept(runs) for runs in seeds.values()]) for seeds in groups]
-    return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
+    results = [_summarise([_best_judged(runs) for runs in seeds.values()]) for seeds in groups]
+    return sorted(results, key=lambda row: (row.data, row.method, row.budget, row.name))
 
 
 def judges_of(runs: Sequence[JudgedRun], wanted: Sequence[str] | str | None) -> list[str | None]:
-    """Return the judges that are wanted, names or comma-separated, or ``all`` whom runs have; None: each run's first.
+    """Return the names of the requested judges; None stands for each run's first judge.
 
+    Args:
+        runs: whose judges ``all`` stands for.
+        wanted: names, comma-separated names, or None.
     Raises:
-        ConfigError: something else than names.
+        ConfigError: ``wanted`` has something else than names.
     """
     names = split_names(wanted) if isinstance(wanted, str) else () if wanted is None else wanted
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
@@ -211,63 +214,65 @@ def judges_of(runs: Sequence[JudgedRun], wanted: Sequence[str] | str | None) -> 
 
 
 def repeated(runs: Sequence[JudgedRun], judge: str | None, metric: str | None) -> dict[Path, Path]:
-    """Return the runs that :func:`read_runs` leaves out, since another one has their seed, with that one."""
-    groups = _repetitions(runs, judge, metric)
-    twice = [(run.folder, _kept(runs).folder) for seeds in groups for runs in seeds.values() for run in runs]
-    return {folder: kept for folder, kept in twice if folder != kept}
+    """Return the folders of runs that :func:`read_runs` leaves out, with that of the run of the same seed it keeps."""
+    groups = _group_repetitions(runs, judge, metric)
+    pairs = [(run.folder, _best_judged(runs).folder) for seeds in groups for runs in seeds.values() for run in runs]
+    return {folder: kept for folder, kept in pairs if folder != kept}
 
 
-def _kept(runs: Sequence[JudgedRun]) -> JudgedRun:
-    """Return that run of one seed which counts: the one with most baselines, the first of these."""
+def _best_judged(runs: Sequence[JudgedRun]) -> JudgedRun:
+    """Return the run to keep among those of one seed: the first of those with most baselines."""
     return max(runs, key=lambda run: len(run.metrics["baselines"]))
 
 
-def _repetitions(runs: Sequence[JudgedRun], judge: str | None, metric: str | None) -> list[dict[str, list[JudgedRun]]]:
-    """Return the runs that have the scores asked for, repetitions of one another together, by seed."""
+def _group_repetitions(
+    runs: Sequence[JudgedRun], judge: str | None, metric: str | None
+) -> list[dict[str, list[JudgedRun]]]:
+    """Return the runs with the requested scores in groups of repetitions, each a dict by seed."""
     groups: dict[str, list[JudgedRun]] = {}
     for run in runs:
-        if (entry := _chosen(run.metrics, judge, metric)) is not None:
-            own = run._replace(entry=entry)
-            groups.setdefault(own.identity(), []).append(own)
-    return [_by(alike, lambda run: run.seed) for runs in groups.values() for alike in _of_one_data_set(runs)]
+        if (entry := _find_entry(run.metrics, judge, metric)) is not None:
+            scored = run._replace(entry=entry)
+            groups.setdefault(scored.identity(), []).append(scored)
+    return [_group_by(alike, lambda run: run.seed) for runs in groups.values() for alike in _group_by_data_set(runs)]
 
 
-def _of_one_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
+def _group_by_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
     """Return runs in groups of one data set each.
 
-    ``--seed`` may move what is held out, so runs of commands whose data differ are of one set where each seed has its
-    own data. Where seeds share data, seed and data are independent, and other data are another set; and so are further
-    data of a seed, and any others of runs that were made in Python, where data have a seed of their own and may be
-    called alike.
+    ``--seed`` may move which samples are held out. So runs of the command line whose data differ are still of one data
+    set if each seed has its own data; further data of the same seed are another set. If several seeds share data, the
+    seed does not move them, and other data are another set. Runs made in Python are of one set only if their data are
+    equal, since other data may have the same name there.
     """
-    samples = _samples_of(runs)
-    by_data = _by(runs, samples)
+    data_of = _data_key(runs)
+    by_data = _group_by(runs, data_of)
     in_python = any(not run.options for run in runs)
     if in_python or any(len({run.seed for run in alike}) > 1 for alike in by_data.values()):
         return list(by_data.values())
-    first = {seed: samples(alike[0]) for seed, alike in _by(runs, lambda run: run.seed).items()}
-    together = [run for run in runs if samples(run) == first[run.seed]]
-    others = [run for run in runs if samples(run) != first[run.seed]]
-    return [together, *(_of_one_data_set(others) if others else [])]
+    first = {seed: data_of(alike[0]) for seed, alike in _group_by(runs, lambda run: run.seed).items()}
+    together = [run for run in runs if data_of(run) == first[run.seed]]
+    others = [run for run in runs if data_of(run) != first[run.seed]]
+    return [together, *(_group_by_data_set(others) if others else [])]
 
 
-def _samples_of(runs: Sequence[JudgedRun]) -> Callable[[JudgedRun], str]:
-    """Return what tells the data of runs apart: what they were distilled from and, where all say it, tested on."""
+def _data_key(runs: Sequence[JudgedRun]) -> Callable[[JudgedRun], str]:
+    """Return a key function for the data of runs: those distilled from and, if all runs record them, tested on."""
     if any(run.tested_on is None for run in runs):
         return lambda run: run.fingerprint
     return lambda run: f"{run.fingerprint} {run.tested_on}"
 
 
-def _by(runs: Sequence[JudgedRun], key: Callable[[JudgedRun], str]) -> dict[str, list[JudgedRun]]:
+def _group_by(runs: Sequence[JudgedRun], key: Callable[[JudgedRun], str]) -> dict[str, list[JudgedRun]]:
     """Return runs by a key, in their order."""
-    found: dict[str, list[JudgedRun]] = {}
+    groups: dict[str, list[JudgedRun]] = {}
     for run in runs:
-        found.setdefault(key(run), []).append(run)
-    return found
+        groups.setdefault(key(run), []).append(run)
+    return groups
 
 
-def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> dict[str, Any] | None:
-    """Return the first of a run's results that is of a judge and a metric, where these are given."""
+def _find_entry(metrics: dict[str, Any], judge: str | None, metric: str | None) -> dict[str, Any] | None:
+    """Return a run's first result by a judge and a metric; None stands for any."""
     wanted = {kind: canonical(name) for kind, name in (("judge", judge), ("metric", metric)) if name is not None}
     fitting = (
         entry for entry in metrics["results"] if all(canonical(entry[kind]) == name for kind, name in wanted.items())
@@ -275,22 +280,24 @@ def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> d
     return next(fitting, None)
 
 
-def _together(runs: Sequence[JudgedRun]) -> Repetitions:
+def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
+    """Return repetitions as one result; what all share is read from the first run."""
     first = runs[0]
     metrics, entry = first.metrics, first.entry
     baselines: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         for name, entries in run.metrics["baselines"].items():
-            same = [e for e in entries if (e["judge"], e["metric"]) == (run.entry["judge"], run.entry["metric"])]
-            baselines.setdefault(name, []).extend(same)
+            key = (run.entry["judge"], run.entry["metric"])
+            comparable = [baseline for baseline in entries if (baseline["judge"], baseline["metric"]) == key]
+            baselines.setdefault(name, []).extend(comparable)
     notes = dict.fromkeys(note for run in runs for note in run.entry.get("notes") or ())
     for name, entries in baselines.items():
-        beside = [note for entry in entries for note in entry.get("notes") or ()]
-        notes |= dict.fromkeys(f"{name}: {note}" for note in beside if note not in notes)
+        own_notes = [note for baseline in entries for note in baseline.get("notes") or ()]
+        notes |= dict.fromkeys(f"{name}: {note}" for note in own_notes if note not in notes)
         if 0 < len(entries) < len(runs):
             notes[f"{name}: of {len(entries)} of the {len(runs)} runs"] = None
     unit = next(key for key in metrics["budget"] if key != "stored_bytes")
-    made_here = [run for run in runs if not run.made.get("origin")]
+    distilled_here = [run for run in runs if not run.set_record.get("origin")]
     return Repetitions(
         name=first.folder.name,
         data=metrics["data"],
@@ -300,29 +307,29 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         stored_bytes=metrics["budget"]["stored_bytes"],
         score=_score([run.entry for run in runs]),
         baselines={name: _score(entries) for name, entries in baselines.items() if entries},
-        seconds=tuple(run.metrics["seconds"] for run in made_here),
+        seconds=tuple(run.metrics["seconds"] for run in distilled_here),
         judge=judge_in_words(entry),
         metric=entry["metric"],
         networks=min(run.entry["n"] for run in runs),
-        steps=tuple(run.made["steps"] for run in made_here if "steps" in run.made),
-        options=first.options_said() if first.options else None,
-        settings=first.settings_said() if first.settings else None,
+        steps=tuple(run.set_record["steps"] for run in distilled_here if "steps" in run.set_record),
+        options=first.options_in_words() if first.options else None,
+        settings=first.settings_in_words() if first.settings else None,
         fingerprint=first.fingerprint,
-        moved=len(set(map(_samples_of(runs), runs))) > 1,
+        moved=len(set(map(_data_key(runs), runs))) > 1,
         notes=tuple(notes),
         paces=_paces([run.metrics for run in runs]),
         folders=tuple(run.folder for run in runs),
-        **{name: str(first.made.get(name) or "") for name in RECORDED},
+        **{name: str(first.set_record.get(name) or "") for name in RECORDED},
     )
 
 
 def _paces(metrics: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return the seconds of a step of each run, or nothing where one has no steps."""
-    found = [run[PACE] for run in metrics if is_number(run.get(PACE))]
-    return tuple(found) if len(found) == len(metrics) else ()
+    """Return the seconds of a step of each run; empty if a run has no steps."""
+    paces = [document[PACE] for document in metrics if is_number(document.get(PACE))]
+    return tuple(paces) if len(paces) == len(metrics) else ()
 
 
 def _score(entries: Sequence[Mapping[str, Any]]) -> Score:
-    """Return what runs scored, from the entry of each."""
-    only = entries[0] if len(entries) == 1 and entries[0]["n"] > 1 else None
-    return Score(tuple(entry["mean"] for entry in entries), None if only is None else only["sd"])
+    """Return the score of runs from their entries, one of each run."""
+    has_deviation = len(entries) == 1 and entries[0]["n"] > 1
+    return Score(tuple(entry["mean"] for entry in entries), entries[0]["sd"] if has_deviation else None)

@@ -1,4 +1,4 @@
-"""What takes less memory or time in distilling, said where it matters: only what a run's method and settings have."""
+"""Advice on how a run takes less memory or time: only options that its method and settings respond to."""
 
 from collections.abc import Mapping
 
@@ -16,22 +16,22 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 
 BF16_FROM_CHANNELS = 64
-"""From so many channels on, convolutions in bfloat16 were measured to take about half the time on CPUs made for it."""
+"""The channels from which convolutions in bfloat16 were measured to take about half the time, on CPUs made for it."""
 
 
 def lowering_steps(distiller: Distiller, run: RunState) -> str:
-    """Return what takes less memory in a run's steps, in words, what changes nothing of its result first."""
+    """Return ways to take less memory in a run's steps, in words; first those that leave its result the same."""
     settings, objective = distiller.settings, run.objective
     students = [part for part in objective.modules() if isinstance(part, UnrolledObjective)]
-    keeping = [part for part in students if not isinstance(part, TrajectoryMatchingConstantMemory)]
-    network = not isinstance(distiller.schedule, UnreadNetwork)
+    storing = [part for part in students if not isinstance(part, TrajectoryMatchingConstantMemory)]
+    reads_network = not isinstance(distiller.schedule, UnreadNetwork)
     by_class = objective.view == "classes" and objective.divided
     minibatches = bool(settings.inner_batch and (students or isinstance(distiller.schedule, InnerLoopSchedule)))
     ways = {
         "fewer classes at once (--classes-at-once 1, also with --resume)": (
-            by_class and network and settings.classes_at_once != 1
+            by_class and reads_network and settings.classes_at_once != 1
         ),
-        "no kept activations (--kept-steps 0, also with --resume)": bool(keeping and settings.kept_steps),
+        "no kept activations (--kept-steps 0, also with --resume)": bool(storing and settings.kept_steps),
         "a smaller real batch (--real-batch)": objective.reads_real,
         "fewer samples of each class in a step (--syn-batch)": (
             may_take_some(run.parameterization, objective) and run.parameterization.largest_class > 1
@@ -40,13 +40,13 @@ def lowering_steps(distiller: Distiller, run: RunState) -> str:
         "fewer inner steps (--inner-steps)": bool(students and not settings.inner_window),
         "smaller minibatches of the networks (--inner-batch)": minibatches,
         "a smaller synthetic budget": True,
-        "a narrower network (--width)": network and bool(_parameters(distiller)),
+        "a narrower network (--width)": reads_network and bool(_parameters(distiller)),
     }
-    return _alternatives([way for way, has in ways.items() if has])
+    return _alternatives([way for way, applies in ways.items() if applies])
 
 
 def lowering_start(settings: Settings) -> str:
-    """Return what takes less memory before the first step, in words: samples may be chosen by what a network sees."""
+    """Return ways to take less memory before the first step, in words; a network may choose the samples then."""
     ways = ["a smaller synthetic budget"]
     if settings.init not in ("real", "noise"):
         ways = [f"samples drawn at random (--init real in place of {settings.init})"]
@@ -54,10 +54,10 @@ def lowering_start(settings: Settings) -> str:
 
 
 def faster_precision(distiller: Distiller, run: RunState) -> str:
-    """Return what to say of a precision that a run's steps are faster in on this CPU, empty where there is none."""
+    """Return advice on a precision in which a run's steps are faster on this CPU; empty if there is none."""
     objective = run.objective
-    plain = distiller.precision == "float32" and distiller.task.device.type == "cpu"
-    if not (plain and objective.lowers and not objective.exact and multiplies_bfloat16()):
+    in_float32 = distiller.precision == "float32" and distiller.task.device.type == "cpu"
+    if not (in_float32 and objective.lowers and not objective.exact and multiplies_bfloat16()):
         return ""
     if not any(tensor.ndim == 4 and len(tensor) >= BF16_FROM_CHANNELS for tensor in _parameters(distiller).values()):
         return ""
@@ -93,7 +93,7 @@ def useless_rate(learned: Mapping[str, Tensor]) -> str:
 
 
 def _parameters(distiller: Distiller) -> Mapping[str, Tensor]:
-    """Return those of a network; infinitely wide ones have none."""
+    """Return the parameters of one of the task's networks; infinitely wide ones have none."""
     return distiller.task.init(Draws(0, device=distiller.task.device)).params
 
 

@@ -20,20 +20,20 @@ from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
 DESCRIBED = "described"
-"""Under which an identity says what the objective and the schedule are."""
+"""The key of an identity under which the objective and the schedule are described."""
 AUGMENTATION = "augmentation"
-"""Under which an identity says how the task changes samples at random; None where it does not."""
+"""The key of an identity under which the task's random augmentation is described; None there: no augmentation."""
 ABSENT = "absent"
-"""Said of what one of two mappings lacks."""
+"""Stands in messages for an entry that one of two mappings lacks."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest two are kept, so that a damaged one loses at most an interval.
+    """The checkpoints of one run: the newest two are kept, so that a damaged one costs at most an interval.
 
-    On several processes each rank keeps its own, whose networks differ; later ranks in a folder of theirs.
+    With several processes each rank has checkpoints of its own networks; ranks after the first in a subfolder.
 
     Args:
-        folder: where they lie.
+        folder: of the checkpoints.
         identity: what a checkpoint must share with the run, see :func:`mmdistill.runs.finished.identity`.
     """
 
@@ -52,26 +52,26 @@ class Checkpoints:
             patiently(partial(path.unlink, missing_ok=True))
 
     def save(self, run: RunState, seconds: float) -> None:
-        """Write a checkpoint and drop all but the newest up to it: a run that went back has left later ones behind."""
-        own, paths = self.write(run.tree(), seconds), self.paths()
-        kept = paths[: paths.index(own) + 1][-KEPT_CHECKPOINTS:]
+        """Write a checkpoint; remove later ones, which a run that went back left, and all but the newest up to it."""
+        written, paths = self.write(run.tree(), seconds), self.paths()
+        kept = paths[: paths.index(written) + 1][-KEPT_CHECKPOINTS:]
         for path in paths:
             if path not in kept:
-                with suppress(PermissionError):  # on Windows, while another program holds it; the next save removes it
+                with suppress(PermissionError):  # on Windows, if another program reads it; the next save removes it
                     path.unlink(missing_ok=True)
 
     def begin(self, run: RunState, seconds: float, remove: Callable[[], None]) -> None:
-        """Write the first checkpoint of a run that takes the place of an earlier one, which stays if that fails.
+        """Write the first checkpoint of a run that replaces a former one, which stays if writing fails.
 
         Args:
             run: the state.
-            seconds: that it has taken.
-            remove: removes what else the earlier run left.
+            seconds: that the run has taken.
+            remove: removes the former run's other files.
         """
-        own = self.write(run.tree(), seconds)  # first, so that one of the two runs is there at any time
+        written = self.write(run.tree(), seconds)  # first, so that the folder holds one of the two runs at any time
         remove()
         for path in self.paths():
-            if path != own:
+            if path != written:
                 patiently(path.unlink)
 
     def write(self, tree: Mapping[str, Any], seconds: float) -> Path:
@@ -81,69 +81,75 @@ class Checkpoints:
         return path
 
     def restore(self, run: RunState, device: torch.device) -> float:
-        """Load the newest readable checkpoint that the run comes by into it; returns the seconds spent before it.
+        """Load the newest readable checkpoint that the run passes through; returns the seconds spent before it.
+
+        All ranks load the same step.
 
         Raises:
             CheckpointError: there is none, all are damaged, or they belong to another run.
         """
         remove_parts(self.folder)
-        damage: list[str] = []
+        damages: list[str] = []
         trees: dict[str, dict[str, Any]] = {}
         for path in reversed(self.paths()):
             try:
                 trees[path.name] = _read(path)
             except CheckpointError as error:
-                damage.append(str(error))
+                damages.append(str(error))
                 continue
-            if ranks.size() == 1 and self._comes_by(path, trees[path.name]):
-                break
-        everywhere = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
-        damage = [said for own in ranks.gathered(damage) for said in own]
-        for name in sorted(everywhere, reverse=True):
-            if self._comes_by(self.folder / name, trees[name]):
+            if ranks.size() == 1 and self._passes_through(path, trees[path.name]):
+                break  # no need to read older ones
+        on_all_ranks = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
+        damages = [damage for of_rank in ranks.gathered(damages) for damage in of_rank]
+        for name in sorted(on_all_ranks, reverse=True):
+            if self._passes_through(self.folder / name, trees[name]):
                 run.load(trees[name]["run"], device)
                 seconds = float(trees[name]["seconds"])
-                if self._ends_at(trees[name]):  # and has no step left after which its own would be saved
+                if self._ends_at(trees[name]):  # no step is left after which this run would save a checkpoint
                     self.save(run, seconds)
                 return seconds
-        if everywhere:
-            oldest = min(everywhere)
+        if on_all_ranks:
+            oldest = min(on_all_ranks)
             raise CheckpointError(f"{self.folder / oldest} {self._why_not(trees[oldest])}")
-        if damage:
-            raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
+        if damages:
+            raise CheckpointError("no readable checkpoint: " + "; ".join(damages) + "; begin anew with --overwrite")
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
 
-    def _comes_by(self, path: Path, tree: Mapping[str, Any]) -> bool:
-        """Refuse a checkpoint of another run; return whether this run, of more or fewer steps, comes by its state.
+    def _passes_through(self, path: Path, tree: Mapping[str, Any]) -> bool:
+        """Return whether this run passes through a checkpoint's state on its way to its own number of steps.
 
-        The last step is validated wherever it falls. Where it was the best, a longer run has another best step by then.
+        If the saved run has another number of steps, validation may differ, since each run validates its own last step:
+        the saved best step may be one that this run does not validate, or this run's last step was not validated.
+
+        Raises:
+            CheckpointError: the checkpoint is of another run.
         """
         run, settings = tree["run"], self._settings
         require_begun_alike(path, tree["identity"], self.identity, run["optimizers"], _has_ended(tree))
         best, every = run["best"], settings["validate_every"]
-        validated = best is None or best["step"] % every == 0 or best["step"] == settings["steps"]
-        lacks = bool(every) and self._ends_at(tree) and run["step"] % every > 0
-        return validated and not lacks and bool(run["step"] <= settings["steps"])
+        validates_best = best is None or best["step"] % every == 0 or best["step"] == settings["steps"]
+        lacks_validation = bool(every) and self._ends_at(tree) and run["step"] % every > 0
+        return validates_best and not lacks_validation and bool(run["step"] <= settings["steps"])
 
     @property
     def _settings(self) -> Mapping[str, Any]:
         return cast(Mapping[str, Any], self.identity["settings"])
 
     def _ends_at(self, tree: Mapping[str, Any]) -> bool:
-        """Return whether a checkpoint is of this run's last step and of a run that had more."""
-        asked: int = self._settings["steps"]
-        return bool(tree["run"]["step"] == asked != steps_of(tree["identity"]))
+        """Return whether a checkpoint is of this run's last step, but of a longer run."""
+        steps: int = self._settings["steps"]
+        return bool(tree["run"]["step"] == steps != steps_of(tree["identity"]))
 
     def _why_not(self, tree: Mapping[str, Any]) -> str:
-        """Return in words why this run does not come by a checkpoint's state, where it began like its run."""
-        taken, asked = tree["run"]["step"], self._settings["steps"]
-        whole = steps_of(tree["identity"])
-        if taken > asked:
-            return f"is of a run of {whole:,} steps and has taken {taken:,}, so it ends at {taken:,} or later"
+        """Return in words why this run does not pass through a checkpoint's state, although the two began alike."""
+        step, steps = tree["run"]["step"], self._settings["steps"]
+        total = steps_of(tree["identity"])
+        if step > steps:
+            return f"is of a run of {total:,} steps and has taken {step:,}, so it ends at {step:,} or later"
         if self._ends_at(tree):
             return (
-                f"is of a run of {whole:,} steps, which did not validate step {taken:,}, as one that ends there does, "
-                f"and no earlier checkpoint is left; let it end at {taken + 1:,} or later"
+                f"is of a run of {total:,} steps, which did not validate step {step:,}, as one that ends there does, "
+                f"and no earlier checkpoint is left; let it end at {step + 1:,} or later"
             )
         return (
             "has its run's last step as the best one, which more steps would not have validated there, and no earlier "
@@ -151,7 +157,7 @@ class Checkpoints:
         )
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the newest readable checkpoint and what it says of its run; None where there is none."""
+        """Return the path and the identity of the newest readable checkpoint; None without one."""
         for path in reversed(self.paths()):
             try:
                 return path, _read(path)["identity"]
@@ -161,25 +167,25 @@ class Checkpoints:
 
     def whole(self) -> list[str]:
         """Return the names of the checkpoints that can be read, the oldest first."""
-        found = []
+        names = []
         for path in self.paths():
             with suppress(CheckpointError):
                 _read(path)
-                found.append(path.name)
-        return found
+                names.append(path.name)
+        return names
 
     def require_own(self) -> None:
-        """Refuse a folder whose newest readable checkpoint is of another run; there may be none.
+        """Refuse a folder whose newest readable checkpoint, if there is one, is of another run.
 
         Raises:
-            CheckpointError: naming what differs.
+            CheckpointError: it is; names what differs.
         """
-        if found := self.newest():
-            require_same(*found, self.identity)
+        if newest := self.newest():
+            require_same(*newest, self.identity)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what :meth:`Checkpoints.write` wrote.
+    """Read what :meth:`Checkpoints.write` wrote.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -189,73 +195,77 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _has_ended(tree: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint is of its run's end, be it the last step or the one that patience ended."""
+    """Return whether a checkpoint is of its run's end: the last step, or the one at which patience ended it."""
     run, settings = tree["run"], tree["identity"]["settings"]
     patience = int(settings["patience"]) * int(settings["validate_every"])
     return bool(run["step"] == settings["steps"]) or out_of_patience(run["step"], run["best"], patience)
 
 
-def steps_of(said: Mapping[str, Any]) -> int | None:
-    """Return of how many steps a run is by what a checkpoint or a set says of it; None where it does not."""
-    settings = said.get("settings")
+def steps_of(identity: Mapping[str, Any]) -> int | None:
+    """Return the steps of a run by its identity in a checkpoint or by ``distilled.json``; None if they are missing."""
+    settings = identity.get("settings")
     steps: int | None = settings.get("steps") if isinstance(settings, Mapping) else None
     return steps
 
 
 def require_begun_alike(
-    path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str], ended: bool
+    path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], learned: Collection[str], ended: bool
 ) -> None:
-    """Refuse what a checkpoint says of its run, unless this one begins so: the same, one of more steps, or of fewer.
+    """Refuse a checkpoint unless this run begins like the saved one; they may differ in the number of steps.
 
-    A finished run is not of fewer.
+    A finished run cannot be continued as one of fewer steps.
 
     Args:
         path: of the checkpoint.
-        saved: what it says.
-        own: what it would say, were it this run's.
-        learned: the groups that its steps learn.
-        ended: whether it is of the end of its run, by patience or by the last step.
+        saved: the identity in the checkpoint.
+        current: the identity of this run.
+        learned: the groups that the saved run's steps learn.
+        ended: whether the checkpoint is of the end of its run, by patience or by the last step.
     Raises:
-        CheckpointError: naming what differs, or what depends on how many steps the run will have taken in the end.
+        CheckpointError: the runs differ; names what differs, or what depends on the total number of steps.
     """
-    steps, asked = saved["settings"]["steps"], own["settings"]["steps"]
-    if steps == asked:
-        require_same(path, saved, own)
+    steps, wanted = saved["settings"]["steps"], current["settings"]["steps"]
+    if steps == wanted:
+        require_same(path, saved, current)
         return
-    alike = {**saved, "settings": {**saved["settings"], "steps": asked}, DESCRIBED: own[DESCRIBED]}
-    require_same(path, alike, own)
-    if asked < steps and ended:
+    saved_as_current = {**saved, "settings": {**saved["settings"], "steps": wanted}, DESCRIBED: current[DESCRIBED]}
+    require_same(path, saved_as_current, current)
+    if wanted < steps and ended:
         raise CheckpointError(
-            f"{path} is of a finished run of {steps:,} steps, which can only be taken further; {asked:,} are fewer: "
+            f"{path} is of a finished run of {steps:,} steps, which can only be taken further; {wanted:,} are fewer: "
             "begin the shorter run in another folder"
         )
-    rates = [group for group in annealed(saved["settings"]) if group in learned]
-    if rates:
-        reason = f"the rate of its {in_words(rates)} is annealed over its steps"
-    elif saved[DESCRIBED] != own[DESCRIBED]:
-        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], own[DESCRIBED])}"
+    annealed_groups = [group for group in annealed(saved["settings"]) if group in learned]
+    if annealed_groups:
+        reason = f"the rate of its {in_words(annealed_groups)} is annealed over its steps"
+    elif saved[DESCRIBED] != current[DESCRIBED]:
+        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], current[DESCRIBED])}"
     else:
         return
     raise CheckpointError(
-        f"{path} is of a run of {steps:,} steps, which cannot be taken to {asked:,}: {reason}, so such a run is "
+        f"{path} is of a run of {steps:,} steps, which cannot be taken to {wanted:,}: {reason}, so such a run is "
         "another one from the first step; begin it in another folder"
     )
 
 
-def require_same(path: Path, saved: Mapping[str, object], own: Mapping[str, object]) -> None:
-    """Refuse what a file says of its run, unless that is this one; settings that bound memory alone may differ.
+def require_same(path: Path, saved: Mapping[str, object], current: Mapping[str, object]) -> None:
+    """Refuse a file of another run; settings that only bound memory may differ.
 
+    Args:
+        path: of the file.
+        saved: the identity in the file, which may have further keys.
+        current: the identity of this run.
     Raises:
-        CheckpointError: naming what differs.
+        CheckpointError: it is; names what differs.
     """
-    saved = _comparable(saved)
-    for key, value in _comparable(own).items():
-        if (there := saved.get(key, ABSENT)) != value:
-            raise CheckpointError(f"{path} belongs to another run: its {_difference(key, there, value)}")
+    saved = _without_memory_settings(saved)
+    for key, value in _without_memory_settings(current).items():
+        if (saved_value := saved.get(key, ABSENT)) != value:
+            raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved_value, value)}")
 
 
-def _comparable(identity: Mapping[str, object]) -> Mapping[str, object]:
-    """Return an identity without the settings that bound memory."""
+def _without_memory_settings(identity: Mapping[str, object]) -> Mapping[str, object]:
+    """Return an identity without the settings that only bound memory."""
     settings = identity.get("settings")
     if not isinstance(settings, Mapping):
         return identity
@@ -263,15 +273,15 @@ def _comparable(identity: Mapping[str, object]) -> Mapping[str, object]:
     return {**identity, "settings": compared}
 
 
-def _difference(name: str, saved: object, own: object) -> str:
-    """Return in words how two values differ: of mappings, their first entries that do, of texts their first lines."""
-    if name == AUGMENTATION:  # of which a task that sets nothing says nothing
-        saved, own = saved or {}, own or {}
-    if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        key = next(key for key in (*own, *saved) if saved.get(key, ABSENT) != own.get(key, ABSENT))
-        return _difference(f"{name}.{key}", saved.get(key, ABSENT), own.get(key, ABSENT))
-    if isinstance(own, str):
-        saved, own = differing_lines(str(saved), own)
+def _difference(name: str, saved: object, current: object) -> str:
+    """Return in words how two values differ: mappings in their first entry that does, texts in their first line."""
+    if name == AUGMENTATION:  # None for a task without any
+        saved, current = saved or {}, current or {}
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        key = next(key for key in (*current, *saved) if saved.get(key, ABSENT) != current.get(key, ABSENT))
+        return _difference(f"{name}.{key}", saved.get(key, ABSENT), current.get(key, ABSENT))
+    if isinstance(current, str):
+        saved, current = differing_lines(str(saved), current)
     if name == "layers":
-        return f"network has {saved}, not {own}"
-    return f"{name} is {saved}, not {own}"
+        return f"network has {saved}, not {current}"
+    return f"{name} is {saved}, not {current}"

@@ -1,4 +1,4 @@
-"""The set of a finished run that is damaged or has lost a file: its run goes on as if it were unfinished."""
+"""Load sets that may be damaged or have lost a file; their runs are resumed as if they were unfinished."""
 
 import logging
 from pathlib import Path
@@ -14,19 +14,19 @@ logger = logging.getLogger(__name__)
 
 
 def whole_set(folder: Path) -> DistilledSet | None:
-    """Return the set of a finished run; None where that is damaged and the run goes on, which is warned of.
+    """Return the set of a finished run; None, with a warning, if it is damaged and its run can be resumed.
 
-    Of several processes all ask; each has its own checkpoints.
+    With several processes all must call this, since each has its own checkpoints.
 
     Raises:
-        CheckpointError: a damaged set of a run without a whole checkpoint, or one of another version.
+        CheckpointError: the set is of another version, or damaged and the run has no readable checkpoint.
     """
     try:
         return DistilledSet.load(folder)
     except VersionError:
         raise
     except CheckpointError as error:
-        if not set.intersection(*map(set, ranks.gathered(_whole(folder)))):
+        if not set.intersection(*map(set, ranks.gathered(_readable_checkpoints(folder)))):
             raise CheckpointError(f"{error}; {how_to_begin_anew(folder)}") from error
         if ranks.is_first():
             logger.warning("%s; its run goes on from the newest whole checkpoint", error)
@@ -37,7 +37,7 @@ def load_whole(folder: Path) -> DistilledSet:
     """Return the set of a finished run.
 
     Raises:
-        CheckpointError: it is damaged, which says what to do, of another version, or not there.
+        CheckpointError: it is missing, of another version, or damaged; then it says what to do.
     """
     try:
         return DistilledSet.load(folder)
@@ -48,10 +48,12 @@ def load_whole(folder: Path) -> DistilledSet:
 
 
 def advice(folder: Path) -> str:
-    """Return how the damaged set of a folder is made again, in words."""
-    return f"its run makes it again; {how_to_go_on(folder)}" if _whole(folder) else how_to_begin_anew(folder)
+    """Return how to make the damaged set of a folder again, in words."""
+    if _readable_checkpoints(folder):
+        return f"its run makes it again; {how_to_go_on(folder)}"
+    return how_to_begin_anew(folder)
 
 
-def _whole(folder: Path) -> list[str]:
-    """Return the names of a folder's whole checkpoints, from which its run goes on."""
+def _readable_checkpoints(folder: Path) -> list[str]:
+    """Return the names of the readable checkpoints from which a folder's run can be resumed."""
     return [] if is_imported(folder) else Checkpoints(folder / CHECKPOINTS, {}).whole()

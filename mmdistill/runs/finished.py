@@ -1,4 +1,4 @@
-"""The set that a run's folder holds: whether it is the one that is asked for, and whether its run goes on."""
+"""Decide whether a folder's finished set is that of a requested run, and whether the run must be resumed."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -21,73 +21,81 @@ from mmdistill.task import TaskInfo
 def finished_set_or_resume(
     distiller: Distiller, name: str, folder: Path, any_precision: bool
 ) -> tuple[DistilledSet | None, bool]:
-    """Return what a folder holds of a run.
+    """Return the finished set of a run's folder, or whether to resume the run from its checkpoints.
 
+    Args:
+        distiller: of the run.
+        name: of the method, as in the set.
+        folder: of the run.
+        any_precision: whether the set may have another precision, since the user requested none.
     Returns:
-        The finished set, or None; and, where it is None, whether the run resumes from checkpoints that are there.
+        The finished set or None; if None, whether there are checkpoints to resume from.
+    Raises:
+        CheckpointError: the set is of another run.
     """
     finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
-    if finished and not ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]:
-        if (found := whole_set(folder)) is not None:
-            _require_own(found, distiller, name, folder, any_precision)
-        return found, started
+    if finished and not ranks.gathered(_is_extended(folder, distiller.settings.steps))[0]:
+        if (distilled := whole_set(folder)) is not None:
+            _require_own(distilled, distiller, name, folder, any_precision)
+        return distilled, started
     return None, started
 
 
-def _goes_further(folder: Path, steps: int) -> bool:
-    """Return whether the finished run of a folder is on its way to so many steps, by its newest checkpoint."""
+def _is_extended(folder: Path, steps: int) -> bool:
+    """Return whether the finished run of a folder is being extended to ``steps``, by its newest checkpoint."""
     try:
         if steps_of(read_json(folder / SET)) in (None, steps):
             return False
-    except CheckpointError:  # a damaged one, whose run goes on anyway
+    except CheckpointError:  # a damaged set; whole_set decides then
         return False
     newest = Checkpoints(folder / CHECKPOINTS, {}).newest()
     return newest is not None and steps_of(newest[1]) == steps
 
 
-def _require_own(found: DistilledSet, distiller: Distiller, name: str, folder: Path, any_precision: bool) -> None:
-    """Refuse the set that a folder holds unless it is the one that is asked for.
+def _require_own(distilled: DistilledSet, distiller: Distiller, name: str, folder: Path, any_precision: bool) -> None:
+    """Refuse a set of another run than the requested one.
 
     Args:
-        found: the set.
-        distiller: of the run that is asked for.
-        name: what its set calls the method.
+        distilled: the set.
+        distiller: of the requested run.
+        name: of its method, as in the set.
         folder: of the run.
-        any_precision: whether none was asked for; another device may have had another one.
+        any_precision: whether the user requested none; another device may have had another default.
     Raises:
-        CheckpointError: it is another one's.
+        CheckpointError: it is; names what differs and what to do.
     """
-    own = identity(distiller, name)
+    current = identity(distiller, name)
     saved = {
-        **_of_data(found.info),
-        **({"network": found.network} if found.network else {}),
-        "method": found.method,
-        "parameterization": found.parameterization,
-        **({"label": found.label} if found.label in get_args(LabelKind) else {}),  # others say what labels are
-        "budget": found.budget,
-        "seed": found.seed,
-        "settings": found.settings,
-        DESCRIBED: found.described,
-        **({} if any_precision else {"precision": found.precision}),
+        **_data_identity(distilled.info),
+        **({"network": distilled.network} if distilled.network else {}),
+        "method": distilled.method,
+        "parameterization": distilled.parameterization,
+        **({"label": distilled.label} if distilled.label in get_args(LabelKind) else {}),  # else it is only described
+        "budget": distilled.budget,
+        "seed": distilled.seed,
+        "settings": distilled.settings,
+        DESCRIBED: distilled.described,
+        **({} if any_precision else {"precision": distilled.precision}),
     }
-    compared = {key: own[key] for key in saved}
-    if found.network:
+    compared = {key: current[key] for key in saved}
+    if distilled.network:
         compared["network"] = network_title(distiller.task)
     try:
         require_same(folder / SET, saved, compared)
-        # Checkpoints know the network's layers too. How many processes there were, in which formats they computed, and
-        # how many steps there shall be, matters to a run that goes on.
-        going_on = ("processes", "precision", "settings")
-        Checkpoints(folder / CHECKPOINTS, {key: own[key] for key in own if key not in going_on}).require_own()
+        # Checkpoints record the network's layers too. The excluded entries matter only to a run that is resumed.
+        only_resumed = ("processes", "precision", "settings")
+        comparable = {key: value for key, value in current.items() if key not in only_resumed}
+        Checkpoints(folder / CHECKPOINTS, comparable).require_own()
     except CheckpointError as error:
-        fewer = (steps_of(saved) or 0) < distiller.settings.steps
-        further = "take the run further with resume=True, " if fewer and steps_of(saved) else ""
-        ways = f"{further}choose another folder, or leave resume out with overwrite=True"
+        saved_steps = steps_of(saved)
+        extensible = saved_steps and saved_steps < distiller.settings.steps
+        extension = "take the run further with resume=True, " if extensible else ""
+        ways = f"{extension}choose another folder, or leave resume out with overwrite=True"
         raise CheckpointError(f"{error}; {ways}") from None
 
 
-def _of_data(info: TaskInfo) -> dict[str, object]:
-    """Return what tells the data of one run from those of another, as a task or a set describes them."""
+def _data_identity(info: TaskInfo) -> dict[str, object]:
+    """Return the entries of a run's identity that tell its data from others."""
     return {
         "fingerprint": info.fingerprint,
         "units": info.units,
@@ -96,9 +104,9 @@ def _of_data(info: TaskInfo) -> dict[str, object]:
 
 
 def identity(distiller: Distiller, name: str) -> dict[str, object]:
-    """Return what a checkpoint must share with the run that resumes it, as plain values."""
-    found = {
-        **_of_data(distiller.task.describe()),
+    """Return what a checkpoint must share with the run that resumes it, as JSON values."""
+    values = {
+        **_data_identity(distiller.task.describe()),
         "method": name,
         "parameterization": distiller.method.storage,
         "label": distiller.method.label,
@@ -111,4 +119,4 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "processes": ranks.size(),
         DESCRIBED: distiller.described,
     }
-    return as_json(found)
+    return as_json(values)

@@ -1,4 +1,4 @@
-"""What only steps can tell of a run's parts, said in words before any time is spent on more."""
+"""Checks of a run's parts that only its first step can make: gradients that vanish, state that checkpoints lack."""
 
 import hashlib
 from collections import deque
@@ -25,44 +25,44 @@ ADVICE = {
     "decoder": "the samples are decoded without it; have the decoder's forward read its parameters",
     "objective": "read its parameters in forward, or register what is not learned as buffers",
 }
-"""What to do about a group that no gradient reaches."""
+"""What to do if no gradient reaches a group, by group."""
 
 
 def require_start(
-    run: RunState, active: Sequence[str], loss: Tensor, found: Sequence[Tensor | None], draws: Draws
+    run: RunState, active: Sequence[str], loss: Tensor, gradients: Sequence[Tensor | None], draws: Draws
 ) -> None:
-    """Refuse what a first step shows: groups that no gradient reaches, samples that weigh nothing.
+    """Refuse a first step in which no gradient reaches a group, or in which samples weigh nothing.
 
     Args:
         run: the state before the step's update.
-        active: the groups that it learns.
-        loss: its loss.
-        found: the gradients of all tensors of these groups, in their order.
-        draws: the key of its samples.
+        active: the groups that the step learns.
+        loss: of the step.
+        gradients: of all tensors of these groups, in order.
+        draws: the key of the step's samples.
     Raises:
-        ConfigError: saying what to do.
+        ConfigError: there are such; says what to do.
     """
-    groups, rest = run.groups(), iter(found)
-    require_all_reached(run.objective, {name: [next(rest) for _ in groups[name]] for name in active})
+    groups, remaining = run.groups(), iter(gradients)
+    require_all_reached(run.objective, {name: [next(remaining) for _ in groups[name]] for name in active})
     if not bool(torch.isfinite(loss)):
         require_weights(run.parameterization, draws)
 
 
-def require_all_reached(objective: Objective, found: Mapping[str, Sequence[Tensor | None]]) -> None:
-    """Refuse a first step in which what shall be learned stays as it is.
+def require_all_reached(objective: Objective, gradients_of: Mapping[str, Sequence[Tensor | None]]) -> None:
+    """Refuse a first step that leaves learned tensors as they are.
 
     Args:
-        objective: whose gradients they are.
-        found: the gradients of all active groups, by group.
+        objective: of the step.
+        gradients_of: the gradients of each active group.
     Raises:
-        ConfigError: a group that no gradient reaches; of an unrolled training, samples whose gradients are all zero.
+        ConfigError: no gradient reaches a group, or an unrolled training gives only zeros to the samples.
     """
     name = type(objective).__name__
-    for group, gradients in found.items():
+    for group, gradients in gradients_of.items():
         if gradients and all(gradient is None for gradient in gradients):
             advice = ADVICE.get(group, "leave out what is not learned: its parameters require no gradient")
             raise ConfigError(f"{name} gives no gradient to the {group}, which would never move; {advice}")
-    codes = found.get("codes", ())
+    codes = gradients_of.get("codes", ())
     if not isinstance(objective, UnrolledObjective) or not codes:
         return
     if not any(bool(gradient.any()) for gradient in codes if gradient is not None):
@@ -72,33 +72,36 @@ def require_all_reached(objective: Objective, found: Mapping[str, Sequence[Tenso
         )
 
 
-def require_weights(made: Parameterization, draws: Draws) -> None:
-    """Refuse samples that weigh nothing, over whose weights a first loss has been divided in vain.
+def require_weights(parameterization: Parameterization, draws: Draws) -> None:
+    """Refuse samples whose weights are all zero, which makes a loss that divides by their sum not finite.
 
     Args:
-        made: what decodes them.
+        parameterization: decodes the samples.
         draws: the key of the step's samples.
     Raises:
-        ConfigError: all weights are zero, or those of a class.
+        ConfigError: all weights are zero, or all of a class.
     """
     with torch.no_grad():
-        decoded = made(draws)
-    parts = [decoded.weight] if made.classes is None else list(made.class_batches(decoded).batch.weight)
-    empty = [str(index) for index, weight in enumerate(parts) if not bool((weight > 0).any())]
+        decoded = parameterization(draws)
+    if parameterization.classes is None:
+        weights = [decoded.weight]
+    else:
+        weights = list(parameterization.class_batches(decoded).batch.weight)
+    empty = [str(index) for index, weight in enumerate(weights) if not bool((weight > 0).any())]
     if empty:
-        which = "all samples" if len(empty) == len(parts) else f"all samples of class {empty[0]}"
-        raise ConfigError(f"{type(made).__name__} decodes {which} with weight 0; a sample that counts has weight 1")
+        which = "all samples" if len(empty) == len(weights) else f"all samples of class {empty[0]}"
+        name = type(parameterization).__name__
+        raise ConfigError(f"{name} decodes {which} with weight 0; a sample that counts has weight 1")
 
 
 PLAIN = (Number, np.generic, str, bytes, Enum, torch.dtype, type(None))
-"""What is compared by how it is written."""
+"""Types whose values are compared by their ``repr``."""
 
 
 class Unsaved:
-    """What an objective keeps where no checkpoint does, as it is now: public attributes, but parameters and buffers.
+    """A snapshot of the state of an objective that checkpoints do not hold: its public attributes.
 
-    Numbers, texts, tensors and arrays are looked at, in lists, mappings, sets, dataclasses and parts of the objective
-    too.
+    It covers numbers, texts, tensors and arrays, also within lists, mappings, sets, dataclasses and submodules.
 
     Args:
         objective: the objective, before a step.
@@ -106,17 +109,17 @@ class Unsaved:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self._before = _kept(objective)
+        self._before = _snapshot(objective)
 
     def require_unchanged(self) -> None:
-        """Refuse an objective that has changed any of it since, which a run that resumes would begin with anew.
+        """Refuse an objective that has changed any of it since, since a resumed run would begin with the old values.
 
-        Nothing waits for a device: of tensors it counts whether they are the same ones, never written to.
+        Does not wait for a device: a tensor is unchanged if it is the same object and was not written to.
 
         Raises:
-            ConfigError: naming what has changed, and where to keep it.
+            ConfigError: it has; names what changed, and where to keep it.
         """
-        now, before = _kept(self.objective), self._before
+        now, before = _snapshot(self.objective), self._before
         if changed := sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name)):
             raise ConfigError(
                 f"a step of {type(self.objective).__name__} has changed its {in_words(changed)}, which checkpoints do "
@@ -126,20 +129,20 @@ class Unsaved:
             )
 
 
-class _Seen:
-    """A tensor and, unless checkpoints hold it, how often it was written to; equal to itself while that is so."""
+class _TensorTrace:
+    """A tensor, compared by identity and, unless checkpoints hold it, by its count of in-place writes."""
 
     def __init__(self, tensor: Tensor, saved: bool) -> None:
         self.tensor, self.version = tensor, 0 if saved or tensor.is_inference() else tensor._version
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Seen) and self.tensor is other.tensor and self.version == other.version
+        return isinstance(other, _TensorTrace) and self.tensor is other.tensor and self.version == other.version
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def _kept(objective: Objective) -> dict[str, object]:
-    """Return the public attributes of an objective and its parts as values that tell whether they change, by name."""
+def _snapshot(objective: Objective) -> dict[str, object]:
+    """Return a trace of each public attribute of an objective and its submodules, by name."""
     saved = {id(tensor) for tensor in objective.state_dict(keep_vars=True).values()}
     return {
         f"{path}.{name}" if path else name: _trace(value, saved)
@@ -150,29 +153,29 @@ def _kept(objective: Objective) -> dict[str, object]:
 
 
 def _trace(value: object, saved: set[int]) -> object:
-    """Return what tells whether a value changes; of functions and other objects than :class:`Unsaved` names, a name.
+    """Return a value that differs after ``value`` has changed; for functions and foreign objects only their name.
 
     Args:
-        value: an attribute.
+        value: of an attribute.
         saved: the ids of tensors that checkpoints hold.
     """
     if isinstance(value, Tensor):
-        return _Seen(value, id(value) in saved)
+        return _TensorTrace(value, id(value) in saved)
     if isinstance(value, np.ndarray) and value.dtype.hasobject:
         return _trace(value.tolist(), saved)
     if isinstance(value, np.ndarray):
         content = hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16)
         return str(value.dtype), value.shape, content.hexdigest()
     if isinstance(value, PLAIN):
-        return repr(value)  # of which a NaN equals itself
+        return repr(value)  # not the value, since a NaN does not equal itself
     if isinstance(value, Mapping):
-        return [(repr(name), _trace(one, saved)) for name, one in value.items()]
+        return [(repr(key), _trace(item, saved)) for key, item in value.items()]
     if isinstance(value, list | tuple | deque):
-        return [_trace(one, saved) for one in value]
+        return [_trace(item, saved) for item in value]
     if isinstance(value, set | frozenset):
-        return {repr(one) if isinstance(one, PLAIN) else id(one) for one in value}
+        return {repr(item) if isinstance(item, PLAIN) else id(item) for item in value}
     if isinstance(value, partial):
-        return [_trace(one, saved) for one in (value.func, value.args, value.keywords)]
+        return [_trace(item, saved) for item in (value.func, value.args, value.keywords)]
     if is_dataclass(value) and not isinstance(value, type):
         return [_trace(getattr(value, entry.name, None), saved) for entry in fields(value)]
     return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,4 +1,4 @@
-"""The history of a run: its loss at the steps at which it was read back, and the file that keeps it."""
+"""The history of a run, ``history.json``: its loss at the steps at which it was read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,11 @@ from mmdistill.store import read_json, write_json
 
 
 class Reading(NamedTuple):
-    """The loss of a step, as it was read back.
+    """The loss of a step.
 
     Args:
-        step: which, from 1.
-        loss: the objective's value there, before the step's update; the mean over processes, where there are several.
-            Its scale is the method's own.
+        step: counted from 1.
+        loss: the objective's value before the step's update, the mean over processes. Its scale depends on the method.
     """
 
     step: int
@@ -30,10 +29,10 @@ def write_history(folder: Path, history: Sequence[Reading]) -> None:
 
 
 def read_history(folder: Path) -> tuple[Reading, ...]:
-    """Return what the ``history.json`` of a folder holds; nothing where it has none.
+    """Return the history in a folder's ``history.json``; empty if there is none.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     path = folder / HISTORY
     content = read_json(path) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""How the run of a folder goes on or is made anew, in words: by which program, with which options."""
+"""Tell users how to continue a folder's run or make it anew: which program, with which options."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mmdistill.runs.folder import CONFIG, is_finished, is_imported, is_started
 
 
 def how_to_finish(folder: Path) -> str:
-    """Return how the unfinished run of a folder goes on, in words; nothing where it holds none."""
+    """Return how to continue the unfinished run of a folder, in words; empty if it holds none."""
     return "" if is_finished(folder) else how_to_go_on(folder)
 
 
@@ -18,14 +18,14 @@ def require_finished(folder: Path) -> None:
     """Refuse a folder that holds an unfinished run.
 
     Raises:
-        CheckpointError: it does; says how it goes on.
+        CheckpointError: it does; says how to continue.
     """
     if ending := how_to_finish(folder):
         raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
 
 
 def how_to_go_on(folder: Path) -> str:
-    """Return how the run of a folder goes on that is not finished, or is being taken further, in words."""
+    """Return how to continue a folder's run that is unfinished or being extended, in words."""
     if is_imported(folder):
         return how_to_begin_anew(folder)
     if (folder / CONFIG).is_file():
@@ -39,7 +39,7 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def how_to_begin_anew(folder: Path) -> str:
-    """Return how a run is made once more in its own place, in words."""
+    """Return how to make a run anew in its own folder, in words."""
     if is_imported(folder):
         return f"mmdistill import FILES ... --out {as_argument(folder)} --overwrite imports its set again"
     if not (folder / CONFIG).is_file():
@@ -49,12 +49,12 @@ def how_to_begin_anew(folder: Path) -> str:
 
 
 def _program(folder: Path) -> str:
-    """Return which program a run's options are for."""
+    """Return the program that a run's options are for."""
     return "python SCRIPT.py" if _method_of_a_script(folder) else "mmdistill"
 
 
 def _method_of_a_script(folder: Path) -> str:
-    """Return the method of a run's options if it is none of mmdistill's; empty for others, and for damaged options."""
+    """Return the method of a run's options if a script registered it; empty for ours, and for damaged options."""
     try:
         method = settings_by_name(folder / CONFIG).get("method")
     except (CheckpointError, OSError):

@@ -1,4 +1,4 @@
-"""A judged run as its folder holds it, and what tells it from others."""
+"""A judged run as its folder holds it, and the key by which repetitions of a run are found."""
 
 import json
 from collections.abc import Mapping
@@ -10,129 +10,127 @@ from mmdistill.config import BUDGETS, HOW_IT_RUNS, SETTINGS
 from mmdistill.settings import MEMORY_ONLY
 
 RECORDED = ("parameterization", "network", "label")
-"""What a set says of itself beside its method, by which runs of one method are told apart."""
+"""The entries of ``distilled.json`` that, beside the method, tell runs apart."""
 TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
-"""Options and settings that the rest of a row tells."""
+"""Options and settings that other columns of a comparison show."""
 NOT_TOLD_APART = (
     *HOW_IT_RUNS,
     *("data", "mirror", "seed", "teacher", *BUDGETS),
     *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "judge_precision"),
 )
-"""Options in which runs may differ and still be repetitions of one another: the set says what its data, its budget and
-its teacher are, and each result who judged and how."""
+"""Options in which repetitions of a run may differ; sets record their data, budget and teacher themselves, and results
+their judges."""
 VALIDATING = ("judge_epochs", "judge_batch", "judge_precision")
-"""Those of them by which validation trains its networks, and so what it keeps."""
+"""Those of them that also decide how validation trains its networks, and so which step it selects."""
 
 
 class JudgedRun(NamedTuple):
-    """A judged run: its folder, ``metrics.json``, ``distilled.json``, its options and the result that is compared."""
+    """A judged run: its folder, ``metrics.json``, ``distilled.json``, its options and the result to compare."""
 
     folder: Path
     metrics: dict[str, Any]
-    made: dict[str, Any]
+    set_record: dict[str, Any]
     options: dict[str, Any]
     entry: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The method's settings, where the set says them."""
-        found: dict[str, Any] = self.made.get("settings") or {}
-        return found
+        """The method's settings; empty if the set does not record them."""
+        settings: dict[str, Any] = self.set_record.get("settings") or {}
+        return settings
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the set says of its data."""
-        found = self.made.get("info")
-        return found if isinstance(found, Mapping) else {}
+        """The set's description of its data."""
+        info = self.set_record.get("info")
+        return info if isinstance(info, Mapping) else {}
 
     @property
     def augmentation(self) -> Mapping[str, Any]:
-        """How samples are changed at random, as the set says; nothing where they are not."""
+        """The augmentation that the set records; empty without one."""
         preprocessing = self.info.get("preprocessing")
-        found = preprocessing.get("augmentation") if isinstance(preprocessing, Mapping) else None
-        return found if isinstance(found, Mapping) else {}
+        augmentation = preprocessing.get("augmentation") if isinstance(preprocessing, Mapping) else None
+        return augmentation if isinstance(augmentation, Mapping) else {}
 
     @property
     def described(self) -> Mapping[str, Any]:
-        """What the set says of its objective and schedule; nothing of closed forms."""
-        found = self.made.get("described")
-        return found if isinstance(found, Mapping) else {}
+        """The set's description of its objective and schedule; empty for closed forms."""
+        described = self.set_record.get("described")
+        return described if isinstance(described, Mapping) else {}
 
     @property
     def seed(self) -> str:
-        """The run's seed, as text; a run that does not say it counts for itself."""
-        return str(self.made.get("seed", self.folder))
+        """The run's seed as text; a run without one gets its folder, which no other run shares."""
+        return str(self.set_record.get("seed", self.folder))
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the data that the run was distilled from; empty where it does not say it."""
+        """A hash of the data that the run was distilled from; empty if the set does not record it."""
         return str(self.info.get("fingerprint") or "")
 
     @property
     def tested_on(self) -> str | None:
-        """A hash of the data that it was tested on; None where it does not say it."""
-        found = self.metrics.get("tested_on")
-        return None if found is None else str(found)
+        """A hash of the data that the run was tested on; None if the metrics do not record it."""
+        tested_on = self.metrics.get("tested_on")
+        return None if tested_on is None else str(tested_on)
 
     def options_beside(self) -> dict[str, str]:
-        """Return the options that the run was given and that none of its recorded settings tells."""
-        told = {*NOT_TOLD_APART, *(("lr", "set", *SETTINGS) if self.settings else ())}
+        """Return the options of the run that its recorded settings do not cover."""
+        covered = {*NOT_TOLD_APART, *(("lr", "set", *SETTINGS) if self.settings else ())}
         if self.settings.get("validate_every"):
-            told -= {*VALIDATING}
-        return {name: str(value) for name, value in self.options.items() if name not in told}
+            covered -= {*VALIDATING}
+        return {name: str(value) for name, value in self.options.items() if name not in covered}
 
-    def options_said(self) -> dict[str, str]:
-        """Return the options that no setting tells, in words."""
+    def options_in_words(self) -> dict[str, str]:
+        """Return the options that neither a setting nor another column shows, as texts."""
         return {name: value for name, value in self.options_beside().items() if name not in TOLD}
 
-    def settings_said(self) -> dict[str, str]:
-        """Return the run's settings and what is set of its data, its objective and its schedule, in words."""
-        found: dict[str, str] = {}
+    def settings_in_words(self) -> dict[str, str]:
+        """Return the settings of the run, of its augmentation, its objective and its schedule, as texts."""
+        texts: dict[str, str] = {}
         for name, value in self.settings.items():
             if name in NOT_TOLD_APART:
                 continue
-            if isinstance(value, Mapping):
-                groups = [(f"{group} {key}", one) for group, spec in value.items() for key, one in dict(spec).items()]
-                found |= {key: str(one) for key, one in groups}
+            if isinstance(value, Mapping):  # the optimizers, by group
+                for group, spec in value.items():
+                    texts |= {f"{group} {key}": str(entry) for key, entry in dict(spec).items()}
             else:
-                found[name] = str(value)
-        own = {name: value for name, value in found.items() if name not in TOLD}
-        return self._augmented() | self._described() | own
+                texts[name] = str(value)
+        shown = {name: text for name, text in texts.items() if name not in TOLD}
+        return self._augmentation_in_words() | self._described_in_words() | shown
 
-    def _augmented(self) -> dict[str, str]:
-        """Return by which numbers samples are changed at random, in words."""
-        found = self.augmentation.items()
-        return {name: str(value) for name, value in found if isinstance(value, int | float)}
+    def _augmentation_in_words(self) -> dict[str, str]:
+        """Return the numbers of the augmentation, as texts."""
+        return {name: str(value) for name, value in self.augmentation.items() if isinstance(value, int | float)}
 
-    def _described(self) -> dict[str, str]:
-        """Return what is set of the run's objective and schedule, in words, where no setting of the name tells it."""
-        found: dict[str, str] = {}
+    def _described_in_words(self) -> dict[str, str]:
+        """Return the values of the run's objective and schedule that no setting repeats, as texts by their path."""
+        texts: dict[str, str] = {}
 
-        def note(words: str, value: object) -> None:
+        def note(path: str, value: object) -> None:
             if isinstance(value, Mapping):
-                for name, one in value.items():
-                    if not self._tells(str(name), one):
-                        note(words if name == "class" else f"{words} {name}", one)
+                for name, entry in value.items():
+                    if not self._repeats(str(name), entry):
+                        note(path if name == "class" else f"{path} {name}", entry)
             else:
-                found[words] = str(value)
+                texts[path] = str(value)
 
         for part, value in self.described.items():
             note("networks" if part == "schedule" else str(part), value)
-        return found
+        return texts
 
-    def _tells(self, name: str, value: object) -> bool:
-        """Return whether a setting says the same: that of the name, or the network's (``inner_lr`` for ``lr``)."""
-        alike = (value or 0, value or "")  # None stands for a setting that is 0 or empty
-        return any(
-            self.settings[own] in alike for own in (name, f"inner_{name}", f"start_{name}") if own in self.settings
-        )
+    def _repeats(self, name: str, value: object) -> bool:
+        """Return whether a setting has this value: that of the name, or the network's (``inner_lr`` for ``lr``)."""
+        equal = (value or 0, value or "")  # None stands for a setting that is 0 or empty
+        settings = (name, f"inner_{name}", f"start_{name}")
+        return any(self.settings[setting] in equal for setting in settings if setting in self.settings)
 
     def identity(self) -> str:
-        """Return what repetitions share, as text; the data by their name, size and classes."""
+        """Return a text that repetitions share; it has the data's name, size and classes, not their hash."""
         metrics, entry = self.metrics, self.entry
         settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
         data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
-        said = [*(self.made.get(name) for name in RECORDED), self.described]
-        own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]
-        return json.dumps(own, sort_keys=True)
+        recorded = [*(self.set_record.get(name) for name in RECORDED), self.described]
+        parts = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, recorded]
+        return json.dumps(parts, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Judging a run: what it asks for and lacks, kept in its folder as it is finished."""
+"""Judge a run by the judges that it lacks, and save each score in its folder as soon as it is there."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,13 +19,13 @@ from mmdistill.task import Task
 
 
 class JudgingRequest(NamedTuple):
-    """Judgements of a set that are asked for.
+    """A request to judge a set.
 
     Args:
-        judges: whose; none: the default one's.
-        baselines: of which baselines beside it.
-        baselines_only: whether these judges have judged the set itself.
-        robust: whether the robust scores are meant.
+        judges: their names; none: the default judge.
+        baselines: to judge beside the set.
+        baselines_only: judge only these, since the judges have judged the set.
+        robust: whether to compute the robust scores.
     """
 
     judges: list[str]
@@ -35,107 +35,108 @@ class JudgingRequest(NamedTuple):
 
 
 def judge_and_keep(
-    kept: KeptBaselines, distilled: DistilledSet, folder: Path, previous: Mapping[str, Any], asked: JudgingRequest
+    cache: KeptBaselines, distilled: DistilledSet, folder: Path, previous: Mapping[str, Any], request: JudgingRequest
 ) -> Evaluation:
-    """Judge a set with a bar; what is finished is kept in ``metrics.json`` one by one, and baselines for other runs.
+    """Judge a set, show a bar, save each score in ``metrics.json`` as it is there, and cache those of baselines.
 
     Args:
-        kept: where baselines are kept, with the task and the networks that judge.
+        cache: of baselines; holds the task and how to judge too.
         distilled: the set.
-        folder: the run's.
-        previous: what ``metrics.json`` held before; empty where there is none.
-        asked: who judges what.
+        folder: of the run.
+        previous: the content of ``metrics.json``; empty without one.
+        request: who judges what.
     """
     path = folder / METRICS
     with judging_bar() as show:
 
-        def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
+        def save_and_show(done: int, total: int, subject: str, so_far: Evaluation) -> None:
             if so_far.results or so_far.baselines:
-                write_json(path, metrics_document(kept.task, distilled, so_far, previous))
+                write_json(path, metrics_document(cache.task, distilled, so_far, previous))
             show(done, total, subject)
 
-        found = evaluate(
-            kept.task,
+        evaluation = evaluate(
+            cache.task,
             distilled,
-            n=kept.networks,
-            at_once=kept.at_once,
-            seed=kept.seed,
-            progress=keep,
-            **asked._asdict(),
+            n=cache.networks,
+            at_once=cache.at_once,
+            seed=cache.seed,
+            progress=save_and_show,
+            **request._asdict(),
         )
-    known = read_metrics(path)["baselines"]
-    for name, entries in found.baselines.items():
-        own = {entry.judge for entry in entries}
-        kept.keep(name, distilled.budget, [entry for entry in known.get(name, ()) if entry["judge"] in own])
-    return found
+    saved = read_metrics(path)["baselines"]
+    for name, entries in evaluation.baselines.items():
+        judges = {entry.judge for entry in entries}
+        cache.keep(name, distilled.budget, [entry for entry in saved.get(name, ()) if entry["judge"] in judges])
+    return evaluation
 
 
 def missing(
     task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any]
 ) -> list[JudgingRequest]:
-    """Return what metrics lack of the judges and baselines asked for.
+    """Return requests for the scores by these judges, and of these baselines, that metrics lack.
 
-    A judge whose number was made otherwise since (``mmdistill evaluate --judge-epochs``) lacks nothing: baselines
-    judged as the run says would not compare with it.
+    Nothing is missing of a judge that has since judged the set otherwise (``mmdistill evaluate --judge-epochs``):
+    baselines judged as the run's options say would not be comparable with its score.
 
     Args:
         task: the task.
         judges: names in the task's spelling.
         baselines: names.
-        metrics: what ``metrics.json`` holds; empty where there is none.
+        metrics: the content of ``metrics.json``; empty without one.
     """
     title = partial(judge_title, task)
     results = [entry for entry in metrics.get("results", ()) if entry["metric"] not in ROBUST_METRICS]
-    how = {entry["judge"]: entry.get("judging", {}) for entry in results}
-    known = metrics.get("baselines", {})
-    beside = {name: {entry["judge"] for entry in known.get(name, ())} for name in baselines}
-    unjudged = [judge for judge in judges if title(judge) not in how]
-    wanted = [name for name in baselines if not beside[name].issuperset(map(title, unjudged))]
-    found = [JudgingRequest(unjudged, wanted)] if unjudged else []
-    alike = [judge for judge in judges if how.get(title(judge)) == judging_record(task, title(judge))]
+    judged_how = {entry["judge"]: entry.get("judging", {}) for entry in results}
+    recorded_baselines = metrics.get("baselines", {})
+    judges_of = {name: {entry["judge"] for entry in recorded_baselines.get(name, ())} for name in baselines}
+    new_judges = [judge for judge in judges if title(judge) not in judged_how]
+    beside_new = [name for name in baselines if not judges_of[name].issuperset(map(title, new_judges))]
+    requests = [JudgingRequest(new_judges, beside_new)] if new_judges else []
+    judged_alike = [judge for judge in judges if judged_how.get(title(judge)) == judging_record(task, title(judge))]
     for name in baselines:
-        lacking = [judge for judge in alike if title(judge) not in beside[name]]
-        found += [JudgingRequest(lacking, [name], baselines_only=True)] if lacking else []
-    return found
+        lacking = [judge for judge in judged_alike if title(judge) not in judges_of[name]]
+        requests += [JudgingRequest(lacking, [name], baselines_only=True)] if lacking else []
+    return requests
 
 
 def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path) -> Evaluation:
-    """Judge what a run asks for and its metrics lack; returns all that they then hold.
+    """Judge a set by the judges of its run's options that its metrics lack; returns all scores.
 
-    Baselines that another run has judged alike are taken from the cache (:class:`KeptBaselines`).
+    Baselines that another run has judged alike come from the cache (:class:`KeptBaselines`).
     """
     path = folder / METRICS
     metrics = of_same_test(former_metrics(path), task)
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), find_baselines(task, config.baselines)
-    kept = KeptBaselines(config, task, config.seed)
+    cache = KeptBaselines(config, task, config.seed)
     former = metrics
-    metrics = _with_kept(metrics, kept, missing(task, judges, baselines, metrics), distilled.budget)
+    metrics = _with_cached(metrics, cache, missing(task, judges, baselines, metrics), distilled.budget)
     lacking = missing(task, judges, baselines, metrics)
     if former and metrics != former:
         write_json(path, metrics_document(task, distilled, Evaluation([]), metrics))
     if lacking:
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
-    for part in lacking:
-        failures |= judge_and_keep(kept, distilled, folder, metrics, part).failures
+    for request in lacking:
+        failures |= judge_and_keep(cache, distilled, folder, metrics, request).failures
         metrics = read_metrics(path)
     return recorded(metrics, failures)
 
 
-def _with_kept(
-    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[JudgingRequest], budget: int
+def _with_cached(
+    metrics: Mapping[str, Any], cache: KeptBaselines, lacking: Sequence[JudgingRequest], budget: int
 ) -> Mapping[str, Any]:
-    """Return metrics with those lacking baselines that are known from other runs, and print which these are."""
-    title = partial(judge_title, kept.task)
+    """Return metrics with the lacking baselines that are in the cache, and print their names."""
+    title = partial(judge_title, cache.task)
     baselines = {name: list(entries) for name, entries in metrics.get("baselines", {}).items()}
-    known: list[str] = []
-    for name, judge in ((name, title(judge)) for part in lacking for name in part.baselines for judge in part.judges):
-        own = baselines.setdefault(name, [])  # in the order that they were asked for
-        entries = kept.find(name, budget, judge)
-        if entries and judge not in {entry["judge"] for entry in own}:
-            own += entries
-            known.append(f"{name} by {judge}")
-    if not known:
+    taken: list[str] = []
+    pairs = [(name, title(judge)) for part in lacking for name in part.baselines for judge in part.judges]
+    for name, judge in pairs:
+        present = baselines.setdefault(name, [])  # even if nothing is cached, so that all keep the requested order
+        cached = cache.find(name, budget, judge)
+        if cached and judge not in {entry["judge"] for entry in present}:
+            present += cached
+            taken.append(f"{name} by {judge}")
+    if not taken:
         return metrics
-    print(f"judged alike by an earlier run: {', '.join(known)}")
+    print(f"judged alike by an earlier run: {', '.join(taken)}")
     return {**metrics, "baselines": baselines}

@@ -1,4 +1,4 @@
-"""Scores of baselines, kept between runs: they depend on data, budget and judge, and on no distilled set."""
+"""A cache of baselines' scores, which depend on data, budget and judge but on no distilled set."""
 
 import functools
 import hashlib
@@ -26,31 +26,31 @@ from mmdistill.versions import package_versions
 Entries = list[dict[str, Any]]
 """Entries of ``metrics.json``, one for each metric."""
 WITHOUT_BUDGET = ("whole",)
-"""Baselines that are the same whatever the budget is."""
+"""Baselines that do not depend on the budget."""
 SHAPING = ("compile", "precision", "deterministic")
-"""Options beside those of the task that decide the bits of a score."""
+"""Options beside those of the task that a score depends on, to the bit."""
 OF_SOME_JUDGES = ("teacher",)
-"""Options of the task that only some judges read; :func:`~mmdistill.metrics.judging_record` says which."""
+"""Options of the task that only some judges read; :func:`~mmdistill.metrics.judging_record` has them for those."""
 
 
 class KeptBaselines:
-    """The scores of baselines that runs with these options have found, in the cache folder.
+    """The cached scores of baselines for runs with these options, in the cache folder.
 
-    A score is found again where all that decides its bits is the same: the data, what was chosen of the task and of
-    judging, the seed, the device, this library's code and the versions of those it calls. Only tasks of this package
-    are known well enough for that, and only those that say what they are tested on; of others nothing is kept, nor of
-    judges, networks and rules of selection that a user's code added.
+    A score is reused if all it depends on, to the bit, is the same: the data, the options of the task and of judging,
+    the seed, the device, this library's code and the versions of the packages it calls. Nothing is cached for tasks
+    outside this package, tasks without a fingerprint of their test data, and judges, networks and rules of selection
+    that a user's code added.
 
     Args:
         config: the options of the run.
-        task: that they make.
+        task: of these options.
         seed: of judging.
     """
 
     def __init__(self, config: DistillConfig, task: Task, seed: int) -> None:
         info = task.describe()
         self.task, self.networks, self.at_once, self.seed = task, config.networks, config.networks_at_once, seed
-        self.known = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
+        self.cacheable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
         options = {name: getattr(config, name) for name in (*TASK_OPTIONS, *SHAPING) if name not in OF_SOME_JUDGES}
         self.key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
@@ -60,19 +60,19 @@ class KeptBaselines:
         }
 
     def find(self, name: str, budget: int, judge: str) -> Entries:
-        """Return a baseline's entries by a judge (in the spelling of results); none where they are not known."""
+        """Return a baseline's entries by a judge (spelled as in results); empty if they are not cached."""
         key = self._key(name, budget, judge)
         try:
-            found = read_json(self._path(key)) if self._usable(name, judge) else {}
-        except (CheckpointError, ConfigError, OSError):  # no cache; missing or damaged: it is judged anew
+            document = read_json(self._path(key)) if self._usable(name, judge) else {}
+        except (CheckpointError, ConfigError, OSError):  # no cache folder; a missing or damaged file
             return []
-        entries = found.get("entries")
-        if found.get("key") != key or not isinstance(entries, list):
+        entries = document.get("entries")
+        if document.get("key") != key or not isinstance(entries, list):
             return []
         return entries if all(fits(entry, ENTRY) and math.isfinite(entry["mean"]) for entry in entries) else []
 
     def keep(self, name: str, budget: int, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Keep a baseline's entries, of any judges; where the cache folder takes none, nothing is kept."""
+        """Cache a baseline's entries, by any judges; does nothing if the cache folder is not writable."""
         for judge in dict.fromkeys(str(entry["judge"]) for entry in entries):
             if not self._usable(name, judge):
                 continue
@@ -84,18 +84,18 @@ class KeptBaselines:
                 write_json(path, {"key": key, "entries": [entry for entry in entries if entry["judge"] == judge]})
 
     def _usable(self, name: str, judge: str) -> bool:
-        """Return whether all that decides a judge's scores of a baseline is known."""
-        own = self.task.network_name if isinstance(self.task, NamesNetwork) else ""  # which herding looks by
+        """Return whether the key covers all that a judge's scores of a baseline depend on."""
+        network = self.task.network_name if isinstance(self.task, NamesNetwork) else ""  # its features guide herding
         return (
-            self.known
+            self.cacheable
             and not RULES.added(name)
-            and not any(map(get_domain(self.task.describe().domain).network_added, (own, judge)))
+            and not any(map(get_domain(self.task.describe().domain).network_added, (network, judge)))
         )
 
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
-        own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}
-        whole = self.key | own | {"judge": [judge, judging_record(self.task, judge)]}
-        return as_json(whole)  # as files give it back
+        baseline = [name, None if name in WITHOUT_BUDGET else budget]
+        key = self.key | {"baseline": baseline, "judge": [judge, judging_record(self.task, judge)]}
+        return as_json(key)  # as a file returns it, to be compared
 
     def _path(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps(key, sort_keys=True)
@@ -104,9 +104,9 @@ class KeptBaselines:
 
 @functools.cache
 def package_digest() -> str:
-    """Return a digest of this package's source, which decides what judges find; commands ask first when they begin."""
+    """Return a digest of this package's source; commands call this first, before the source may be edited."""
     folder = Path(mmdistill.__file__).parent
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.rglob("*.py")):
-        found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

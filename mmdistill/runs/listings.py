@@ -1,4 +1,4 @@
-"""What was written into a folder beside its user's own files, noted there, so that these alone are ever removed."""
+"""Lists of the files that this package wrote into a folder, so that it never removes the user's own."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,38 +10,38 @@ from mmdistill.runtime import patiently
 from mmdistill.store import read_json, write_json
 
 
-def note_written(listing: Path, written: Sequence[Path], said: Mapping[str, object] | None = None) -> None:
-    """Note files in the listing of their folder, beside those that it has, and what else it shall say."""
+def note_written(listing: Path, written: Sequence[Path], entries: Mapping[str, object] | None = None) -> None:
+    """Add files to the listing of their folder, and set its other entries."""
     names = [path.relative_to(listing.parent).as_posix() for path in written]
-    write_json(listing, {**(said or {}), "files": list(dict.fromkeys([*_known(listing), *names]))})
+    write_json(listing, {**(entries or {}), "files": list(dict.fromkeys([*_listed(listing), *names]))})
 
 
 def written_files(listing: Path) -> list[str]:
-    """Return the files that a listing notes; none that lie outside of its folder, and no folders.
+    """Return the names of existing files in a listing; without folders, and files outside the listing's folder.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the listing is damaged.
     """
     names = read_json(listing).get("files") if listing.is_file() else None
     return [name for name in (names if isinstance(names, list) else []) if _is_file(listing.parent, name)]
 
 
 def remove_written(listing: Path) -> None:
-    """Remove a listing and what it notes; whatever else lies there stays, and what a damaged one may have noted."""
+    """Remove a listing, its files and folders that are then empty; of a damaged listing only itself."""
     if not listing.is_file():
         return
     folder = listing.parent
-    paths = [*(folder / name for name in _known(listing)), listing]
+    paths = [*(folder / name for name in _listed(listing)), listing]
     for path in paths:
         patiently(partial(path.unlink, missing_ok=True))
-    inside = {place for path in paths for place in path.parents if place.is_relative_to(folder) and place.is_dir()}
-    for place in sorted(inside, reverse=True):
+    folders = {place for path in paths for place in path.parents if place.is_relative_to(folder) and place.is_dir()}
+    for place in sorted(folders, reverse=True):
         if not any(place.iterdir()):
             place.rmdir()
 
 
-def _known(listing: Path) -> list[str]:
-    """Return the files that a listing notes, of a damaged one none."""
+def _listed(listing: Path) -> list[str]:
+    """Return the files in a listing; none if it is damaged."""
     try:
         return written_files(listing)
     except CheckpointError:
@@ -49,7 +49,7 @@ def _known(listing: Path) -> list[str]:
 
 
 def _is_file(folder: Path, name: object) -> bool:
-    """Return whether a name in a listing, which may be damaged, is that of a file in its folder."""
+    """Return whether an entry of a listing, which may be damaged, names a file in its folder."""
     try:
         path = folder / name if isinstance(name, str) else folder
         return path.is_file() and is_inside(path, folder)

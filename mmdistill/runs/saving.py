@@ -1,4 +1,4 @@
-"""What judging gave, kept in a run's folder: metrics, pictures and the report."""
+"""Save metrics, pictures and the report of a judged set in a run's folder."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,65 +34,67 @@ if TYPE_CHECKING:
 def save_evaluation(
     task: Task, distilled: DistilledSet, evaluation: Evaluation, folder: Path | str, *, judging: Judging | None = None
 ) -> list[Path]:
-    """Keep what judging a set gave in its run's folder: add it to ``metrics.json``, draw, and write the report.
+    """Save an evaluation in its run's folder: add it to ``metrics.json``, draw the set and write the report.
 
-    It does for runs made in Python what ``mmdistill evaluate`` and ``mmdistill report`` do for those of the command
-    line, so that ``mmdistill compare`` takes them. Entries of the same judge and metric replace earlier ones.
+    This does for runs made in Python what ``mmdistill evaluate`` and ``mmdistill report`` do for those of the command
+    line, so that ``mmdistill compare`` takes them. Entries replace earlier ones of the same judge and metric.
 
     Args:
-        task: that judged.
+        task: the task that judged.
         distilled: the set.
-        evaluation: what :func:`~mmdistill.evaluate.evaluate` returned.
-        folder: of the run; where it holds no set yet, the set is saved too.
-        judging: of a task of one's own, what its user set of judging, by which results differ: ``{"epochs": 5, "batch":
-            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves.
+        evaluation: the result of :func:`~mmdistill.evaluate.evaluate`.
+        folder: of the run; if it holds no set yet, the set is saved too.
+        judging: for a task of your own, the settings of judging under which results are told apart: ``{"epochs": 5,
+            "batch": 32}``. Tasks of this package, and :class:`~mmdistill.abilities.KeepsJudging`, record their own.
 
     Returns:
         The report's pages, ``report.md`` and ``report.html``.
 
     Raises:
-        ConfigError: a set, results or a folder that are none, or what cannot be set of judging.
-        CheckpointError: a set of another task; a folder that holds another set, an unfinished run or damaged metrics.
+        ConfigError: an argument has a wrong type, ``folder`` cannot take a run, or ``judging`` has unknown settings.
+        CheckpointError: the set is of another task, or the folder holds another set, an unfinished run or damaged
+            metrics.
     """
     require_task(task)
-    for given, kind in ((distilled, DistilledSet), (evaluation, Evaluation)):
-        if not isinstance(given, kind):
-            raise ConfigError(f"a task, its DistilledSet and an Evaluation are saved, got {type(given).__name__}")
+    for argument, kind in ((distilled, DistilledSet), (evaluation, Evaluation)):
+        if not isinstance(argument, kind):
+            raise ConfigError(f"a task, its DistilledSet and an Evaluation are saved, got {type(argument).__name__}")
     distilled.require(task.describe())
-    judging = _checked(judging)
+    judging = _check_judging(judging)
     folder = users_path(folder)
     require_free(folder, other="another folder")
     with sole_writer(folder):
-        path, held = folder / METRICS, is_finished(folder)
-        _keep_set(distilled, folder)
-        previous = former_metrics(path) if held else {}  # not what is left of a set that is gone
+        path, has_set = folder / METRICS, is_finished(folder)
+        _save_set(distilled, folder)
+        previous = former_metrics(path) if has_set else {}  # metrics without a set are left from one that is gone
         write_json(path, metrics_document(task, distilled, evaluation, previous, judging))
         drawn: list[Path] = []
-        with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures
+        with suppress(UnsupportedError):  # a task of the user's, whose report has no pictures
             drawn = draw(task, distilled, folder)
         return write_report(folder, distilled, read_metrics(path), drawn)
 
 
 @isolated
 def pictures(task: Task, distilled: DistilledSet) -> "list[Image]":
-    """Return the pictures that a run's report has of a set, without a folder: a notebook shows each as a cell's value.
+    """Return the pictures of a set that a run's report has, without a folder; a notebook shows each as a cell's value.
 
-    Of images they are the samples, a row for each class; of large sets the first ones, as the picture's
-    ``info["Description"]`` says. Of a graph they are its nodes among the real ones and, where it has edges, its
-    structure and adjacency; of sets of graphs the first ones; of texts a map of real and synthetic samples; of
-    interactions how popular items and how active users are, beside the real ones.
+    - Images: the samples, a row for each class; the first ones of large sets, see ``info["Description"]`` of a picture.
+    - A graph: its nodes among the real ones and, if it has edges, its structure and adjacency.
+    - Sets of graphs: the first graphs.
+    - Texts: a map of real and synthetic samples.
+    - Interactions: the popularity of items and the activity of users, beside the real ones.
 
     Args:
-        task: whose set it is.
+        task: of the set.
         distilled: the set.
 
     Returns:
-        PIL images, loaded; none of a task of no registered domain.
+        PIL images, loaded; none if the task's domain is not registered.
 
     Raises:
-        ConfigError: no task, or no set.
-        CheckpointError: a set of another task.
-        UnsupportedError: a task of one's own that its domain cannot draw.
+        ConfigError: an argument is not a task, or not a set.
+        CheckpointError: the set is of another task.
+        UnsupportedError: the task is the user's own, and its domain cannot draw it.
     """
     from PIL import Image
 
@@ -100,56 +102,56 @@ def pictures(task: Task, distilled: DistilledSet) -> "list[Image]":
     if not isinstance(distilled, DistilledSet):
         raise ConfigError(f"pictures are drawn of a DistilledSet, got {type(distilled).__name__}")
     distilled.require(task.describe())
-    found = []
+    images = []
     with TemporaryDirectory() as folder:
         for path in draw(task, distilled, users_path(folder)):
             if path.suffix == ".png":  # others are tables
                 with Image.open(path) as picture:
-                    found.append(picture.copy())
-    return found
+                    images.append(picture.copy())
+    return images
 
 
-def _checked(judging: Judging | None) -> Judging:
-    """Return what a user says to have set of judging.
+def _check_judging(judging: Judging | None) -> Judging:
+    """Return the settings of judging that a user passed, checked.
 
     Raises:
-        ConfigError: it is nothing that can be set.
+        ConfigError: a setting is unknown, or has a wrong type or value.
     """
     require_kind(Mapping, judging=judging)
-    given: dict[str, Any] = dict(judging or {})
-    if unknown := [name for name in given if name not in JUDGING]:
+    settings: dict[str, Any] = dict(judging or {})
+    if unknown := [name for name in settings if name not in JUDGING]:
         raise unknown_name("setting of judging", unknown[0], JUDGING)
-    texts = {name: given.get(name) for name in ("protocol", "testing")}
+    texts = {name: settings.get(name) for name in ("protocol", "testing")}
     require_kind(str, **texts)
-    require_sizes(**{name: value for name, value in given.items() if name not in ("precision", *texts)})
-    if (precision := given.get("precision")) is not None:
+    require_sizes(**{name: value for name, value in settings.items() if name not in ("precision", *texts)})
+    if (precision := settings.get("precision")) is not None:
         require_choice("precision", precision, get_args(TrainingPrecision))
-    return judging_overrides(**{name: value for name, value in given.items() if value is not None})
+    return judging_overrides(**{name: value for name, value in settings.items() if value is not None})
 
 
 def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
-    """Draw a set into its folder's ``pictures``; nothing of a task of no registered domain.
+    """Draw a set into its folder's ``pictures``; draws nothing if the task's domain is not registered.
 
     Raises:
-        ConfigError: the folder's pictures would lie elsewhere, by a link.
-        UnsupportedError: a task of one's own that the domain cannot draw.
+        ConfigError: ``pictures`` is a link that leads out of the folder.
+        UnsupportedError: the task is the user's own, and the domain cannot draw it.
     """
     require_free(folder, other="another folder")
     name = task.describe().domain
     if name not in DOMAIN_PACKAGES:
         return []
     remove_parts(folder / PICTURES)
-    found = get_domain(name).draw(task, distilled.to(task.device), folder / PICTURES)
-    if found:
-        note_written(folder / DRAWN, found)
-    return found
+    drawn = get_domain(name).draw(task, distilled.to(task.device), folder / PICTURES)
+    if drawn:
+        note_written(folder / DRAWN, drawn)
+    return drawn
 
 
-def _keep_set(distilled: DistilledSet, folder: Path) -> None:
-    """Save a set into a folder that holds none.
+def _save_set(distilled: DistilledSet, folder: Path) -> None:
+    """Save a set into a folder unless it is there.
 
     Raises:
-        CheckpointError: it holds another one, or an unfinished run.
+        CheckpointError: the folder holds another set, or an unfinished run.
     """
     require_finished(folder)
     if is_finished(folder):
@@ -159,7 +161,7 @@ def _keep_set(distilled: DistilledSet, folder: Path) -> None:
 
 
 def require_held(distilled: DistilledSet, folder: Path) -> None:
-    """Refuse to keep what is found of a set in a folder that holds another one, such as that of a run taken further.
+    """Refuse a folder that holds another set than the one that was judged, such as after its run was extended.
 
     Raises:
         CheckpointError: it does.

@@ -1,4 +1,4 @@
-"""Signals that end a run or a command; without torch, for which the command line's help does not wait."""
+"""Handle signals that end a run or a command; does not import torch, so that the command line's help is fast."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from types import FrameType
 from mmdistill.errors import MmdistillError
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
-"""What is sent where the terminal is gone, be it a closed window or a lost connection; Windows has none."""
+"""The signal that the terminal is gone, by a closed window or a lost connection; None on Windows."""
 ENDING = (signal.SIGTERM, *([] if HANGUP is None else [signal.Signals(HANGUP)]))
 """The signals that end a command as Ctrl-C does."""
 
@@ -19,7 +19,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 def hung_up(number: int, frame: FrameType | None) -> None:
-    """Take SIGHUP for Ctrl-C, once: the system, the shell and what manages sessions may each send it.
+    """Handle SIGHUP as Ctrl-C and ignore further ones: system, shell and session manager may each send it.
 
     Raises:
         KeyboardInterrupt: always.
@@ -30,7 +30,10 @@ def hung_up(number: int, frame: FrameType | None) -> None:
 
 
 def left_terminal() -> bool:
-    """Let what would be printed on a terminal that is gone, where that fails, go nowhere; return whether one is."""
+    """Send standard output and error to the null device if their terminal is gone; return whether one is.
+
+    Printing there would fail.
+    """
     gone = [stream for stream in (1, 2) if _is_gone(stream)]
     for stream in gone:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -40,7 +43,7 @@ def left_terminal() -> bool:
 
 
 def _is_gone(stream: int) -> bool:
-    """Return whether an open file was a terminal's that is gone; what is none says another error, or none."""
+    """Return whether a file descriptor is that of a vanished terminal; others raise another error, or none."""
     try:
         os.get_terminal_size(stream)
     except OSError as error:
@@ -49,13 +52,13 @@ def _is_gone(stream: int) -> bool:
 
 
 class Signals:
-    """What signals ask of a run, which ends its step first.
+    """Signals that arrived within a step, which a run handles after the step.
 
     Args:
         own: handlers that the program has installed, by the signal's number.
 
     Attributes:
-        stop: whether a signal asks to stop that the program leaves to Python, to the system or to the commands.
+        stop: whether a signal arrived for which the program has no handler of its own, so that the run must stop.
     """
 
     def __init__(self, own: Mapping[int, Handler]) -> None:
@@ -66,11 +69,11 @@ class Signals:
 
     @property
     def is_pending(self) -> bool:
-        """Whether a handler of the program's is still to be called."""
+        """Whether a handler of the program must still be called."""
         return bool(self._pending)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; another one has its effect at once, but not a lost terminal's, which nobody has asked for."""
+        """Note a signal; the second one acts at once, except SIGHUP, which is no request of the user's."""
         if number in self._own:
             if any(number == earlier for earlier, _ in self._pending):
                 self._own[number](number, frame)
@@ -84,18 +87,18 @@ class Signals:
         else:
             self.stop = self._again = True
 
-    def pass_on(self) -> None:
-        """Call the program's handlers of the signals that came."""
+    def call_handlers(self) -> None:
+        """Call the program's own handlers for the signals that arrived."""
         while self._pending:
             number, frame = self._pending.pop(0)
             self._own[number](number, frame)
 
     @contextmanager
-    def failing(self) -> Iterator[None]:
-        """Take what fails in a step for the stop that was asked for, since signals reach the compiler and others too.
+    def errors_as_stop(self) -> Iterator[None]:
+        """Within this context an error after a signal to stop counts as that stop: the compiler got the signal too.
 
         Raises:
-            KeyboardInterrupt: in place of all but the errors of this package, which say themselves what to do.
+            KeyboardInterrupt: in place of such errors, except this package's own, whose messages say what to do.
         """
         try:
             yield
@@ -108,10 +111,10 @@ class Signals:
 
 
 @contextmanager
-def taken_over() -> Iterator[Signals]:
-    """Take Ctrl-C and what ends commands over, so that a step ends whole.
+def deferred_signals() -> Iterator[Signals]:
+    """Within this context Ctrl-C, SIGTERM and SIGHUP are only noted, so that steps end whole.
 
-    What is ignored, or handled outside Python, stays so.
+    Signals that are ignored, or handled outside Python, stay so. Outside the main thread nothing is noted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Signals({})
@@ -123,14 +126,14 @@ def taken_over() -> Iterator[Signals]:
         for number, handler in previous.items()
         if callable(handler) and handler not in (signal.default_int_handler, hung_up)
     }
-    asked = Signals(own)
-    take = asked.receive  # one object, by which it is known again
+    signals = Signals(own)
+    receive = signals.receive  # one bound method, so that ``is`` finds it again below
     for number in previous:
-        signal.signal(number, take)
+        signal.signal(number, receive)
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in previous.items():
-            if signal.getsignal(number) is take:  # not what a handler has installed meanwhile
+            if signal.getsignal(number) is receive:  # else a handler has installed another one meanwhile
                 signal.signal(number, handler)
-        asked.pass_on()
+        signals.call_handlers()

@@ -1,4 +1,4 @@
-"""The state of a run: what a step updates, and what resuming needs."""
+"""The state of a run: all that a step updates and a checkpoint holds."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from mmdistill.task import NetworkState, Tensors
 
 @dataclass
 class RunState:
-    """All that resuming needs; random numbers need nothing, since they derive from the seed and the step.
+    """All that resuming needs; random numbers need no state, since they derive from the seed and the step.
 
     Args:
         step: outer steps taken.
@@ -30,16 +30,16 @@ class RunState:
         objective: with the scalars it learns.
         optimizers: one per group.
         schedule: the network schedule's state.
-        finite: whether every loss so far was finite, kept on the device.
-        history: ``(step, loss)`` at the steps that were read back.
+        finite: whether every loss so far was finite, on the device.
+        history: ``(step, loss)`` at the steps at which the loss was read.
         best: the best step by validation: score, step, both modules' states.
-        average: the running average of the parameterization's state, where the settings ask for one.
-        skipped: steps that changed nothing, since their loss was higher than the settings allow.
+        average: the running average of the parameterization's state, if the settings want one.
+        skipped: steps that were skipped, since their loss exceeded ``skip_above``.
         path: how the last step ran, see :class:`~mmdistill.runs.stepper.Stepper`.
-        compile_seconds: that compiling has taken.
-        setup_seconds: that all before the first step has taken, each time the run was resumed included.
-        inner_seconds: that training networks between updates has taken; None where nobody knows, since steps are on a
-            device that works on while the host does, or began there.
+        compile_seconds: spent on compiling.
+        setup_seconds: spent before the first step, summed over all times the run was started or resumed.
+        inner_seconds: spent on training networks between updates; None if unknown, since the run is, or began, on a
+            device that computes asynchronously.
     """
 
     step: int
@@ -58,30 +58,30 @@ class RunState:
     inner_seconds: float | None = 0.0
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return what is learned, by optimizer group."""
+        """Return the learned parameters by optimizer group."""
         return grouped(self.parameterization, self.objective)
 
     def module_states(self) -> dict[str, Any]:
-        """Return copies of both modules' states, which :meth:`load_module_states` takes."""
+        """Return copies of both modules' states, for :meth:`load_module_states`."""
         modules = {"parameterization": self.parameterization, "objective": self.objective}
         return {name: copied(module.state_dict()) for name, module in modules.items()}
 
     def load_module_states(self, states: Mapping[str, Any]) -> None:
-        """Give both modules the states that :meth:`module_states` returned."""
+        """Load states that :meth:`module_states` returned."""
         self.parameterization.load_state_dict(states["parameterization"])
         self.objective.load_state_dict(states["objective"])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Hold the running average of the samples, where there is one; afterwards the run goes on as it was."""
+        """Within this context the parameterization holds its running average, if there is one."""
         with self._holding({} if self.average is None else {"parameterization": self.average}):
             yield
 
     @contextmanager
     def selected(self) -> Iterator[int]:
-        """Hold what the set is made of, and yield the step that this is of; afterwards the run goes on as it was.
+        """Within this context the modules hold the states that the set is made of; yields the step of these.
 
-        It is the best step by validation or the last, of each the running average, where there is one.
+        The step is the best one by validation, otherwise the last; with a running average, that of this step.
         """
         if self.best is None:
             with self.averaged():
@@ -92,31 +92,32 @@ class RunState:
 
     @contextmanager
     def _holding(self, states: Mapping[str, Any]) -> Iterator[None]:
-        """Hold some modules' states and then again what was held before; nothing is copied where there are none."""
-        own = self.module_states() if states else {}
+        """Within this context the named modules hold these states; copies nothing if there are none."""
+        if not states:
+            yield
+            return
+        former = self.module_states()
         try:
-            if states:
-                self.load_module_states({**own, **states})
+            self.load_module_states({**former, **states})
             yield
         finally:
-            if states:
-                self.load_module_states(own)
+            self.load_module_states(former)
 
     def share(self) -> None:
-        """Give all ranks the first one's start, which kernels of a device may round differently on each."""
+        """Copy the first rank's initial state to all ranks, since kernels may round differently on each device."""
         modules = (self.parameterization, self.objective)
-        held = chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
-        for tensor in (*held, *(self.average or {}).values()):
+        stored = chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
+        for tensor in (*stored, *(self.average or {}).values()):
             ranks.share(tensor.detach())
 
     def stored_finite(self) -> Tensor:
-        """Return whether all that is stored and learned is finite, a scalar on the device."""
+        """Return whether all parameters are finite, as a scalar on the device."""
         modules = (self.parameterization, self.objective)
-        found = [tensor.isfinite().all() for module in modules for tensor in module.parameters()]
-        return torch.stack(found).all() if found else torch.ones_like(self.finite)
+        finite = [tensor.isfinite().all() for module in modules for tensor in module.parameters()]
+        return torch.stack(finite).all() if finite else torch.ones_like(self.finite)
 
     def tree(self) -> dict[str, Any]:
-        """Return the state as a tree that the store can write."""
+        """Return the state as a tree for the store."""
         network = self.schedule.network
         return {
             "step": self.step,
@@ -137,13 +138,13 @@ class RunState:
         }
 
     def load(self, tree: Mapping[str, Any], device: torch.device) -> None:
-        """Take over a tree that :meth:`tree` made.
+        """Load a tree that :meth:`tree` returned.
 
         Raises:
             CheckpointError: its tensors do not fit this run.
         """
 
-        def placed(tensors: Tensors) -> Tensors:
+        def to_device(tensors: Tensors) -> Tensors:
             return {name: tensor.to(device) for name, tensor in tensors.items()}
 
         try:
@@ -151,12 +152,12 @@ class RunState:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(tree["optimizers"][name])
             network = tree["network"]
-            state = None if network is None else NetworkState(placed(network[0]), placed(network[1]))
-            self.schedule = ScheduleState(state, tree["age"], placed(tree["memory"]))
+            state = None if network is None else NetworkState(to_device(network[0]), to_device(network[1]))
+            self.schedule = ScheduleState(state, tree["age"], to_device(tree["memory"]))
             self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
             self.best = tree["best"]
-            self.average = None if tree["average"] is None else placed(tree["average"])
-            self.skipped = tree.get("skipped", 0)  # of checkpoints that do not count them
+            self.average = None if tree["average"] is None else to_device(tree["average"])
+            self.skipped = tree.get("skipped", 0)  # absent from older checkpoints
             self.path, self.compile_seconds = tree["path"], tree["compile_seconds"]
             self.setup_seconds = tree["setup_seconds"]
             self.inner_seconds = None if self.inner_seconds is None else tree["inner_seconds"]
@@ -166,7 +167,7 @@ class RunState:
 
 
 def out_of_patience(step: int, best: Mapping[str, Any] | None, patience: int) -> bool:
-    """Return whether the best step is as many steps ago as a run is patient; 0: it is so without end."""
+    """Return whether the best step is at least ``patience`` steps ago; never if that is 0."""
     return bool(patience) and best is not None and step - int(best["step"]) >= patience
 
 
@@ -174,11 +175,11 @@ def follow(average: Tensors, current: Parameterization, decay: float, step: int 
     """Move a running average towards the current state, in place; a teacher's labels are copied, not averaged.
 
     Args:
-        average: what moves.
-        current: whose state it follows.
-        decay: what is kept of the average.
-        step: counted from 0, of an average of the steps alone, whose weights are divided by their sum (as Adam corrects
-            its moments); None: what it starts from counts for all steps before.
+        average: is updated.
+        current: the parameterization with the current state.
+        decay: the weight of the average.
+        step: counted from 0; the average is then over the steps alone, its weights divided by their sum (Adam's bias
+            correction). None: the initial average counts for all steps before.
     """
     share = 1 - decay if step is None else (1 - decay) / (1 - decay ** (step + 1))
     taught = isinstance(current.labels, TeacherLabels)

@@ -36,7 +36,7 @@ COUNTED = replace(
 class CapturingStepper(Stepper):
     """Captures on the CPU too, where a stand-in for the graph repeats calls."""
 
-    def _records(self) -> bool:
+    def _may_capture(self) -> bool:
         return True
 
 
