@@ -1,4 +1,4 @@
-"""Judged runs side by side as a value: what ``mmdistill compare`` shows and writes, for Python."""
+"""The comparison of judged runs as a Python value, which ``mmdistill compare`` prints and writes."""
 
 import html
 import os
@@ -22,13 +22,13 @@ if TYPE_CHECKING:  # importing it takes a quarter of a second
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Judged runs side by side; printed as the table of ``mmdistill compare``, in notebooks too.
+    """A comparison of judged runs; prints as the table of ``mmdistill compare``, in notebooks too.
 
     Args:
-        results: by judge, data, method and budget; runs that differ only in the seed are one of them. Scores are
+        results: by judge, data, method and budget; runs that differ only in the seed are one result. Scores are
             fractions, sizes bytes, times seconds.
-        without: folders of runs that are left out, since they lack the scores asked for.
-        repeated: folders of runs that are left out, since another one has their seed, with that one's folder.
+        without: folders of runs that are left out, since they lack the requested scores.
+        repeated: folders of runs that are left out, since another run has their seed, with that run's folder.
         skipped: folders without a judged run, with the reason.
     """
 
@@ -38,19 +38,19 @@ class Comparison:
     skipped: Mapping[Path, str] = field(default_factory=dict)
 
     def rows(self) -> list[list[str]]:
-        """Return the results beside those of their baselines, in percent, as a table, header first."""
+        """Return a table of the results and their baselines in percent, header first."""
         return table(self.results)
 
     def units(self) -> str:
-        """Return what the numbers of :meth:`rows` are, in words."""
+        """Return the meaning of the numbers in :meth:`rows`, in words."""
         return f"{LEGEND}; {TIMES}"
 
     def notes(self) -> list[str]:
-        """Return what readers of the scores must know, each note once, with the results that it is of."""
+        """Return the notes that readers of the scores must know, each once, with its results."""
         return notes(self.results)
 
     def remarks(self) -> list[str]:
-        """Return which runs are left out, the notes, and which folders were skipped, a line each."""
+        """Return the runs that are left out, the notes and the skipped folders, a line each."""
         lines = []
         if self.without:
             lines.append(f"left out, since they have no such scores: {first_few(self.without, 3)}")
@@ -60,26 +60,26 @@ class Comparison:
         return [*lines, *(f"skipped: {folder} ({reason})" for folder, reason in self.skipped.items())]
 
     def records(self) -> list[dict[str, object]]:
-        """Return the results as plain dicts of the same keys, those of ``comparison.csv`` (see docs/formats.md).
+        """Return the results as plain dicts with the keys of ``comparison.csv`` (see docs/formats.md).
 
-        ``mean``, ``sd``, ``values`` (a list, of each run) and each baseline's ``NAME_mean`` and ``NAME_sd`` are
-        fractions, ``stored_bytes`` bytes, ``seconds`` and ``seconds_per_step`` seconds, ``notes`` a list of texts. What
-        there is not is None.
+        ``mean``, ``sd``, ``values`` (a list, one of each run) and each baseline's ``NAME_mean`` and ``NAME_sd`` are
+        fractions, ``stored_bytes`` bytes, ``seconds`` and ``seconds_per_step`` seconds, ``notes`` a list of texts.
+        Missing values are None.
         """
         return records(self.results)
 
     def frame(self) -> "pd.DataFrame":
-        """Return :meth:`records` as a data frame of a row each; a number that there is not is NaN."""
+        """Return :meth:`records` as a data frame, a row for each; missing numbers are NaN."""
         import pandas as pd
 
-        found = pd.DataFrame.from_records(self.records())
-        unknown = found.columns[found.isna().all()]
-        return found.astype(dict.fromkeys(unknown, float))
+        frame = pd.DataFrame.from_records(self.records())
+        empty = frame.columns[frame.isna().all()]
+        return frame.astype(dict.fromkeys(empty, float))
 
     def write(self, folder: Path | str) -> list[Path]:
-        """Write what ``mmdistill compare --to`` writes into a folder, replacing what lies there of these names.
+        """Write the files of ``mmdistill compare --to`` into a folder, where they replace files of these names.
 
-        Beside the files that are returned it draws a picture of the scores of each data set, ``DATA-budgets.png``.
+        Beside the returned files it draws a picture of the scores on each data set, ``DATA-budgets.png``.
 
         Returns:
             The paths of ``comparison.html``, ``comparison.csv`` and ``comparison.tex``.
@@ -89,8 +89,8 @@ class Comparison:
         folder, scores = users_path(folder), pivot(self.results)
         pictures = draw_budgets(self.results, folder)
         page = write_comparison(folder, scores.lines(), self.rows(), self.notes(), pictures)
-        others = [write_csv(self.results, folder / "comparison.csv"), write_latex(scores, folder / "comparison.tex")]
-        return [page, *others]
+        tables = [write_csv(self.results, folder / "comparison.csv"), write_latex(scores, folder / "comparison.tex")]
+        return [page, *tables]
 
     def __repr__(self) -> str:
         return "\n".join([aligned(self.rows()), self.units(), *self.remarks()])
@@ -102,29 +102,29 @@ class Comparison:
 
 
 def compare(*folders: Path | str, judges: Sequence[str] | str | None = None, metric: str | None = None) -> Comparison:
-    """Put judged runs side by side, as ``mmdistill compare`` does. Runs that differ only in the seed are one result.
+    """Compare judged runs, as ``mmdistill compare`` does; runs that differ only in the seed are one result.
 
     Args:
         folders: run folders, or folders of them, such as a sweep's.
-        judges: whose scores: names, ``["all"]``, or None for each run's first judge; one text may name several, as on
-            the command line (``"mlp,vit"``).
+        judges: whose scores: names, ``["all"]``, or None for each run's first judge; one text may have several names,
+            as on the command line (``"mlp,vit"``).
         metric: which score; None is the judge's first.
     Returns:
         The results, each with its baselines, its cost and its notes; ``print`` shows them as a table, ``frame()`` gives
         a data frame, ``write(folder)`` writes the files of ``--to``.
     Raises:
-        ConfigError: no folders, or other things; there is no judged run, or none has such a judge or metric. The
-            message says of each folder what is missing and what to do.
-        CheckpointError: a folder that is not there.
+        ConfigError: no folders are given, no run is judged, or none has such a judge or metric. The message says what
+            each folder lacks and what to do.
+        CheckpointError: a folder does not exist.
     """
     if not folders or not all(isinstance(folder, str | os.PathLike) for folder in folders):
         raise ConfigError(
             f"run folders are compared, or folders of them, such as compare('runs/a', 'runs/b'); got {folders!r}"
         )
-    found, skipped = judged_runs([users_path(folder) for folder in folders])
-    names = judges_of(found, judges)
-    results = tuple(row for name in names for row in read_runs(found, name, metric))
-    twice = {folder: kept for name in names for folder, kept in repeated(found, name, metric).items()}
-    scored = {folder for row in results for folder in row.folders} | twice.keys()
-    without = tuple(run.folder for run in found if run.folder not in scored)
-    return Comparison(results, without, twice, skipped)
+    runs, skipped = judged_runs([users_path(folder) for folder in folders])
+    names = judges_of(runs, judges)
+    results = tuple(row for name in names for row in read_runs(runs, name, metric))
+    duplicates = {folder: kept for name in names for folder, kept in repeated(runs, name, metric).items()}
+    scored = {folder for row in results for folder in row.folders} | duplicates.keys()
+    without = tuple(run.folder for run in runs if run.folder not in scored)
+    return Comparison(results, without, duplicates, skipped)

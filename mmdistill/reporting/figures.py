@@ -1,4 +1,4 @@
-"""What all pictures that matplotlib draws share: labels that are shown as they are, and files that appear whole."""
+"""Helpers for matplotlib's figures: literal labels, colours of classes, and PNG files that are written atomically."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,20 +11,18 @@ if TYPE_CHECKING:  # importing it takes half a second
     from matplotlib.figure import Figure
 
 CAPTION = "Description"
-"""The name under which a PNG file carries what is said of its picture."""
-
-
+"""The key of a PNG file's metadata for the picture's caption."""
 MOST_COLOURS = 20
-"""Classes that colours tell apart, as the keys of pictures need."""
+"""The most classes that colours can tell apart."""
 
 
 def literal(text: str) -> str:
-    """Return a user's text so that matplotlib shows it as it is: dollars are no mathematics, all of it is UTF-8."""
+    """Escape a user's text so that matplotlib shows it as it is: no mathematics between dollars, only valid UTF-8."""
     return encodable(text).replace("$", r"\$")
 
 
 def one_plot(width: float, height: float) -> tuple["Figure", "Axes"]:
-    """Return a figure of so many inches and the one plot in it, which is open above and at the right."""
+    """Return a figure of a width and height in inches and its only plot, without spines at the top and right."""
     from matplotlib.figure import Figure  # here, since importing it takes half a second
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -34,11 +32,11 @@ def one_plot(width: float, height: float) -> tuple["Figure", "Axes"]:
 
 
 def class_colours(classes: int) -> list[tuple[float, ...]]:
-    """Return a colour for each class: those that the eye tells apart for up to :data:`MOST_COLOURS`, else a wheel's."""
+    """Return a colour for each class: distinct ones for up to :data:`MOST_COLOURS`, else from a colour wheel."""
     from matplotlib import colormaps
 
-    wheel = colormaps["tab10" if classes <= 10 else "tab20" if classes <= MOST_COLOURS else "hsv"]
-    return [tuple(wheel(index if classes <= MOST_COLOURS else index / classes)) for index in range(classes)]
+    colour_map = colormaps["tab10" if classes <= 10 else "tab20" if classes <= MOST_COLOURS else "hsv"]
+    return [tuple(colour_map(index if classes <= MOST_COLOURS else index / classes)) for index in range(classes)]
 
 
 def save_figure(figure: "Figure", target: Path, dpi: int = 120) -> Path:
@@ -49,8 +47,8 @@ def save_figure(figure: "Figure", target: Path, dpi: int = 120) -> Path:
 
 
 def caption_of(path: Path) -> str:
-    """Return what a PNG file says of its picture; empty where it says nothing."""
-    from PIL import Image  # here, since few of those who import this look at pictures
+    """Return the caption in a PNG file; empty without one."""
+    from PIL import Image  # here, since few importers of this module read pictures
 
     with Image.open(path) as picture:
         return str(picture.info.get(CAPTION, ""))

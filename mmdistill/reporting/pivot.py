@@ -1,4 +1,4 @@
-"""The table that a paper takes of several runs: methods and baselines as rows, data and budgets as columns."""
+"""The table of several runs for a paper: methods and baselines as rows, data and budgets as columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mmdistill.abilities import ROBUST_METRICS
 from mmdistill.reporting.comparison import Repetitions, Score
-from mmdistill.reporting.side_by_side import LEGEND, data_names, judges_told, notes, titles
+from mmdistill.reporting.side_by_side import LEGEND, data_names, judge_suffixes, notes, titles
 from mmdistill.runs.kept_baselines import WITHOUT_BUDGET
 from mmdistill.store import write_text
 
@@ -19,20 +19,20 @@ ESCAPED = str.maketrans(
         **{"<": r"\textless{}", ">": r"\textgreater{}"},
     }
 )
-"""How LaTeX writes what means something else to it."""
+"""LaTeX's spellings of its special characters."""
 BOLD = "bold is the highest mean of a column as it is printed, the whole data aside; that is no test of significance"
-"""What the bold numbers of :func:`write_latex` are."""
+"""What bold numbers mean in the table of :func:`write_latex`."""
 
 
 class Column(NamedTuple):
     """A column of scores.
 
     Args:
-        place: of its data and its judge among those of all rows, by which columns are ordered.
+        place: the positions of its data and its judge among those of all rows; columns are ordered by it first.
         unit: of the budget.
-        budget: how many.
-        data: the name of the data, with the judge where there are several.
-        ranked: whether a higher score is a better one.
+        budget: in this unit.
+        data: the name of the data, with the judge if there are several.
+        ranked: whether a higher score is better.
     """
 
     place: tuple[int, int]
@@ -51,10 +51,10 @@ class Pivot:
 
     Args:
         columns: in their order.
-        selections: real samples at equal count, by the name of the baseline.
-        methods: distilled sets, by the title of the method.
-        whole: all real samples.
-        notes: what readers of the scores must know.
+        selections: scores of real samples at equal count, by the name of the baseline.
+        methods: scores of distilled sets, by the title of the method.
+        whole: scores of all real samples.
+        notes: that readers of the scores must know.
     """
 
     columns: list[Column]
@@ -67,89 +67,91 @@ class Pivot:
         """Return the table as text, header first."""
         head = ["", *(f"{column.data}, {column.unit} {column.budget}" for column in self.columns)]
         rows = (row for part in (self.selections, self.methods, self.whole) for row in part.items())
-        return [head, *([name, *(_plain(own.get(column)) for column in self.columns)] for name, own in rows)]
+        return [head, *([name, *(_plain_text(scores.get(column)) for column in self.columns)] for name, scores in rows)]
 
     def best(self, column: Column) -> str:
-        """Return the highest mean of a column, as it is printed, of all rows but the whole data; nothing of one row."""
-        found = [own[column] for own in (*self.selections.values(), *self.methods.values()) if column in own]
-        return _mean(max(found, key=lambda score: score.mean)) if len(found) > 1 and column.ranked else ""
+        """Return the highest mean of a column as it is printed, without the whole data; empty for a single row."""
+        rows = (*self.selections.values(), *self.methods.values())
+        scores = [row[column] for row in rows if column in row]
+        return _mean_text(max(scores, key=lambda score: score.mean)) if len(scores) > 1 and column.ranked else ""
 
     def latex(self) -> str:
-        """Return the table as a ``tabular`` of the package booktabs."""
-        groups = [(data, len([*own])) for data, own in groupby(column.data for column in self.columns)]
+        """Return the table as a LaTeX ``tabular`` with the rules of booktabs."""
+        groups = [(data, len([*columns])) for data, columns in groupby(column.data for column in self.columns)]
         spans, rules, first = [], [], 2
         for data, width in groups:
-            spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_escaped(data)}}}")
+            spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_escape(data)}}}")
             rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
             first += width
-        budgets = [_escaped(f"{column.unit} {column.budget}") for column in self.columns]
-        runs = sorted({len(score.values) for own in self.methods.values() for score in own.values()})
-        several = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1]))))
-        lines = [f"% {LEGEND}; runs: {several}", f"% {BOLD}", r"% needs \usepackage{booktabs}"]
+        budgets = [_escape(f"{column.unit} {column.budget}") for column in self.columns]
+        runs = sorted({len(score.values) for scores in self.methods.values() for score in scores.values()})
+        run_counts = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1]))))
+        lines = [f"% {LEGEND}; runs: {run_counts}", f"% {BOLD}", r"% needs \usepackage{booktabs}"]
         lines += [f"% note: {' '.join(note.split())}" for note in self.notes]
         lines += [rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}", r"\toprule", _row(["", *spans]), "".join(rules)]
         lines.append(_row(["", *budgets]))
         for part in filter(None, (self.selections, self.methods, self.whole)):
             lines.append(r"\midrule")
-            for name, own in part.items():
+            for name, scores in part.items():
                 cells = [
-                    _in_latex(own.get(column), "" if part is self.whole else self.best(column))
+                    _in_latex(scores.get(column), "" if part is self.whole else self.best(column))
                     for column in self.columns
                 ]
-                lines.append(_row([_escaped(name), *cells]))
+                lines.append(_row([_escape(name), *cells]))
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def pivot(rows: Sequence[Repetitions]) -> Pivot:
     """Return the scores of compared runs by method, data and budget.
 
-    A baseline that several rows of a column have judged is that of the row with most runs.
+    If several rows of a column have scores of a baseline, those over most runs count.
     """
     data, judged = data_names(rows), [*dict.fromkeys(row.judged for row in rows)]
     methods: dict[str, Scores] = {}
     baselines: dict[str, Scores] = {}
-    for row, title, told in zip(rows, titles(rows), judges_told(rows), strict=True):
+    for row, title, suffix in zip(rows, titles(rows), judge_suffixes(rows), strict=True):
         place = ([*data].index(row.data), judged.index(row.judged))
         ranked = row.metric not in ROBUST_METRICS
-        column = Column(place, row.unit, row.budget, f"{data[row.data]}{told}", ranked)
+        column = Column(place, row.unit, row.budget, f"{data[row.data]}{suffix}", ranked)
+        # Rows of one title and column get the name of their folder, and a number if that is taken too.
         others = (f"{title} ({row.name}{f', {number}' * (number > 1)})" for number in range(1, len(rows) + 1))
-        name = next(one for one in (title, *others) if column not in methods.get(one, {}))
+        name = next(candidate for candidate in (title, *others) if column not in methods.get(candidate, {}))
         methods.setdefault(name, {})[column] = row.score
         for baseline, score in row.baselines.items():
-            own = baselines.setdefault(baseline, {})
-            if column not in own or len(score.values) > len(own[column].values):
-                own[column] = score
-    columns = sorted({column for own in methods.values() for column in own})
-    whole = {name: own for name, own in baselines.items() if name in WITHOUT_BUDGET}
-    selections = {name: own for name, own in baselines.items() if name not in whole}
+            scores = baselines.setdefault(baseline, {})
+            if column not in scores or len(score.values) > len(scores[column].values):
+                scores[column] = score
+    columns = sorted({column for scores in methods.values() for column in scores})
+    whole = {name: scores for name, scores in baselines.items() if name in WITHOUT_BUDGET}
+    selections = {name: scores for name, scores in baselines.items() if name not in whole}
     return Pivot(columns, selections, methods, whole, tuple(notes(rows)))
 
 
-def write_latex(found: Pivot, target: Path) -> Path:
-    """Write scores as a LaTeX table, :data:`BOLD` ones in bold; returns the path."""
-    write_text(target, found.latex())
+def write_latex(scores: Pivot, target: Path) -> Path:
+    """Write scores as a LaTeX table, the best of each column in bold; returns the path."""
+    write_text(target, scores.latex())
     return target
 
 
-def _mean(score: Score) -> str:
+def _mean_text(score: Score) -> str:
     """Return a score's mean as it is printed."""
     return str(score).partition(" ")[0]
 
 
-def _plain(score: Score | None) -> str:
+def _plain_text(score: Score | None) -> str:
     return "–" if score is None else str(score).replace("+/-", "±")
 
 
 def _in_latex(score: Score | None, best: str) -> str:
-    """Return a score in LaTeX, its mean bold if it is the best one."""
+    """Return a score in LaTeX, in bold if its mean is the best one."""
     if score is None:
         return "--"
     mean, _, deviation = str(score).partition(" +/- ")
-    shown = rf"\mathbf{{{mean}}}" if mean == best else mean
-    return rf"${shown} \pm {deviation}$" if deviation else f"${shown}$"
+    mean_text = rf"\mathbf{{{mean}}}" if mean == best else mean
+    return rf"${mean_text} \pm {deviation}$" if deviation else f"${mean_text}$"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.translate(ESCAPED)
 
 

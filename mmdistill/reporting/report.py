@@ -1,4 +1,4 @@
-"""The report of a run: a table for the terminal; results, pictures and the loss curve on one page."""
+"""The report of a run: a table for the terminal, and a page of results, pictures and the loss curve."""
 
 import base64
 import html
@@ -24,21 +24,21 @@ table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-botto
 td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%;image-rendering:auto}
 pre{background:#f6f6f6;padding:.8em;overflow-x:auto;white-space:pre-wrap}.q{color:#666}"""
 LEAST_TOLD = 0.01
-"""The share of a run's seconds, and of a step's, from which on a report tells what takes it."""
+"""The smallest share of a run's seconds, or of a step's, that a report mentions."""
 WHOLE = {"inner_batch": (0, ALL_SAMPLES), "real_batch": (ALL_REAL,)}
-"""Sizes of minibatches that stand for all samples."""
+"""Values of minibatch sizes that stand for all samples."""
 
 
 class Page(NamedTuple):
-    """What a page shows below its title and what stands at its head.
+    """The content of a page.
 
     Args:
         title: of the page.
         results: a table, header first.
-        caption: what its numbers are.
-        notes: what their readers must know.
-        shown: pictures, and texts that are shown as they are.
-        classes: the heading and the rows of a table of classes, header first; both empty where there is none.
+        caption: what the table's numbers are.
+        notes: that readers of the numbers must know.
+        shown: files of pictures, and of texts that are shown as they are.
+        classes: the heading and the rows of a table of classes, header first; both empty without such a table.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Page(NamedTuple):
 
 
 def percent(entry: Mapping[str, Any]) -> str:
-    """Return an entry of ``metrics.json`` in percent, with the deviation over networks where there are several."""
+    """Return an entry of ``metrics.json`` in percent, with the deviation over networks if there are several."""
     mean = f"{100 * entry['mean']:.1f}"
     return f"{mean} ± {100 * entry['sd']:.1f}" if entry["n"] > 1 else mean
 
@@ -61,22 +61,22 @@ def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     rows = [["judge", "metric", "distilled", *baselines, "networks"]]
     for entry in metrics.get("results", []):
         key = (entry["judge"], entry["metric"])
-        beside = [
-            next((_beside(e, entry["n"]) for e in entries if (e["judge"], e["metric"]) == key), "–")
-            for entries in baselines.values()
-        ]
-        rows.append([judge_in_words(entry), entry["metric"], percent(entry), *beside, str(entry["n"])])
+        cells = []
+        for entries in baselines.values():
+            same = (baseline for baseline in entries if (baseline["judge"], baseline["metric"]) == key)
+            cells.append(next((_baseline_cell(baseline, entry["n"]) for baseline in same), "–"))
+        rows.append([judge_in_words(entry), entry["metric"], percent(entry), *cells, str(entry["n"])])
     return rows
 
 
-def _beside(baseline: Mapping[str, Any], networks: int) -> str:
-    """Return a baseline's entry in percent, and how many networks it is of where these are not as many."""
-    own = baseline["n"]
-    return percent(baseline) if own == networks else f"{percent(baseline)} (of {own})"
+def _baseline_cell(baseline: Mapping[str, Any], networks: int) -> str:
+    """Return a baseline's entry in percent, with its number of networks if that is not ``networks``."""
+    count = baseline["n"]
+    return percent(baseline) if count == networks else f"{percent(baseline)} (of {count})"
 
 
 def fact_rows(distilled: DistilledSet) -> list[list[str]]:
-    """Return what was done, as name and value."""
+    """Return the facts of a set and its run, rows of name and value."""
     info = distilled.info
     percentage = 100 * distilled.stored_bytes / max(info.stored_bytes, 1)
     share = f"{percentage:.2g}" if percentage < 99.5 else f"{percentage:,.0f}"
@@ -84,7 +84,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB" if distilled.peak_memory_bytes else "unknown"
     path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
     cost = f"{distilled.seconds:.1f} s{_pace(distilled)}, peak {memory}, {distilled.device}"
-    made = (
+    optional = (
         ("network", distilled.network),
         ("stored as", distilled.parameterization),
         ("labels", distilled.label),
@@ -94,24 +94,24 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
         *([name, value] for name, value in info.preprocessing.items() if isinstance(value, str) and name != "space"),
         *(["read as", note] for note in info.notes),
-        ["method", f"{distilled.method}, {_made(distilled)}, seed {distilled.seed}"],
+        ["method", f"{distilled.method}, {_origin_in_words(distilled)}, seed {distilled.seed}"],
         [
             "budget",
             f"{budget_in_words(distilled)}: {distilled.stored_bytes:,} bytes, {share}",
         ],
-        *([name, value] for name, value in made if value),
+        *([name, value] for name, value in optional if value),
         *([["settings", settings_in_words(distilled.settings, distilled.parameterization)]] if distilled.steps else []),
         *([] if distilled.origin else (["cost", cost], ["run", f"{path}, {distilled.precision}"])),
     ]
 
 
-def _made(distilled: DistilledSet) -> str:
-    """Return in words by how many steps a set was made, or where it was imported from."""
+def _origin_in_words(distilled: DistilledSet) -> str:
+    """Return the steps of a set's run, or the source that it was imported from, in words."""
     return f"imported from {distilled.origin}" if distilled.origin else f"{distilled.steps:,} steps"
 
 
 def _pace(distilled: DistilledSet) -> str:
-    """Return what a run's seconds went into, in brackets; nothing where it has no steps."""
+    """Return how a run's seconds divide between steps and set-up, in brackets; empty if it has no steps."""
     step, update = distilled.seconds_per_step, distilled.seconds_per_update
     if step is None:
         return ""
@@ -124,65 +124,67 @@ def _pace(distilled: DistilledSet) -> str:
 
 
 def budget_in_words(distilled: DistilledSet) -> str:
-    """Return a set's budget, and how many samples it holds where these are not as many."""
+    """Return a set's budget, with its number of samples if the budget does not imply that."""
     unit, budget, count = distilled.info.budget, distilled.budget, len(distilled.batch.weight)
-    named = budget * len(distilled.info.class_names) if unit == "ipc" else budget
-    return f"{unit} {budget}" if count == named else f"{unit} {budget}, {count} samples"
+    implied = budget * len(distilled.info.class_names) if unit == "ipc" else budget
+    return f"{unit} {budget}" if count == implied else f"{unit} {budget}, {count} samples"
 
 
 def settings_in_words(settings: Mapping[str, Any], parameterization: str) -> str:
-    """Return a set's settings: its optimizers, and what methods choose or a user changed.
+    """Return a set's settings, in words: its optimizers, and values that differ from the defaults.
 
     Args:
         settings: by name.
         parameterization: how samples are stored, in words.
     """
-    usual, raw = asdict(Settings(steps=0)), parameterization == "raw"
+    defaults, raw = asdict(Settings(steps=0)), parameterization == "raw"
     groups = [
         f"{'samples' if raw and group == 'codes' else group}: {optimizer_in_words(spec)}; "
         for group, spec in settings.get("optimizers", {}).items()
     ]
-    told = {name: "all" if value in WHOLE.get(name, ()) else value for name, value in settings.items()}
-    others = _changed(told, usual, ("real_batch", "init"), ("steps", "optimizers", "stored_bytes", *MEMORY_ONLY))
+    values = {name: "all" if value in WHOLE.get(name, ()) else value for name, value in settings.items()}
+    hidden = ("steps", "optimizers", "stored_bytes", *MEMORY_ONLY)
+    others = _changed_in_words(values, defaults, always=("real_batch", "init"), never=hidden)
     return "".join(groups) + ", ".join(others)
 
 
 def optimizer_in_words(spec: Mapping[str, Any]) -> str:
-    """Return an optimizer's name, its rate, what else is not as usual, and, where it rests at times, its steps."""
-    told = [str(spec["name"]), *_changed(spec, asdict(OptimizerSpec()), ("lr",), ("name", "active"))]
+    """Return an optimizer's name, learning rate, other values that differ from the defaults, and its active steps."""
+    changed = _changed_in_words(spec, asdict(OptimizerSpec()), always=("lr",), never=("name", "active"))
+    words = [str(spec["name"]), *changed]
     if spec.get("active"):
         start, stop, period = spec["active"]
-        told.append(f"steps {start} to {stop - 1} of each {period}")
-    return ", ".join(told)
+        words.append(f"steps {start} to {stop - 1} of each {period}")
+    return ", ".join(words)
 
 
-def _changed(
-    found: Mapping[str, Any], usual: Mapping[str, Any], always: Sequence[str], never: Sequence[str]
+def _changed_in_words(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], *, always: Sequence[str], never: Sequence[str]
 ) -> list[str]:
-    """Return the values that are not the usual ones, and some that are, with their names."""
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # from JSON
-    chosen = {name: value for name, value in plain.items() if name in always or value != usual.get(name)}
-    shown = {name.replace("_", " "): value for name, value in chosen.items() if name not in never}
-    return [name if value is True else f"{name} {value}" for name, value in shown.items()]
+    """Return names and values of those that differ from the defaults or are shown always, but never some others."""
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}  # from JSON
+    changed = {name: value for name, value in plain.items() if name in always or value != defaults.get(name)}
+    texts = {name.replace("_", " "): value for name, value in changed.items() if name not in never}
+    return [name if value is True else f"{name} {value}" for name, value in texts.items()]
 
 
-def summary(distilled: DistilledSet, evaluation: Evaluation, beside: Mapping[str, int]) -> str:
+def summary(distilled: DistilledSet, evaluation: Evaluation, baseline_bytes: Mapping[str, int]) -> str:
     """Return the results as a table for the terminal: the distilled set beside its baselines.
 
     Args:
         distilled: the set.
-        evaluation: what was judged.
-        beside: the bytes of baselines by name, of those that are known.
+        evaluation: its scores.
+        baseline_bytes: the known sizes of baselines, by name.
     """
     rows = evaluation.rows()
-    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes, **beside}
+    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes, **baseline_bytes}
     rows.append(["", "bytes", *(f"{sizes[name]:,}" if name in sizes else "-" for name in rows[0][2:])])
-    made = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}, seed {distilled.seed}"
-    return "\n".join([f"{made}: {evaluation.units()}", aligned(rows), *evaluation.remarks()])
+    title = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}, seed {distilled.seed}"
+    return "\n".join([f"{title}: {evaluation.units()}", aligned(rows), *evaluation.remarks()])
 
 
 def draw_curve(folder: Path, history: Sequence[Reading]) -> Path | None:
-    """Draw a run's loss against its steps into its folder; None where there is nothing to draw."""
+    """Draw a run's loss against its steps into its folder; returns the path, or None if there are too few points."""
     if len(history) < 2:
         return None
     steps, losses = zip(*history, strict=True)
@@ -207,10 +209,10 @@ def write_comparison(
     """Write ``comparison.html`` into a folder; returns its path.
 
     Args:
-        folder: where it goes.
-        scores: of several runs by data and budget, header first.
-        rows: all that is said of each, header first.
-        notes: what readers of the scores must know.
+        folder: of the file.
+        scores: a table of scores by data and budget, header first.
+        rows: a table of all results in detail, header first.
+        notes: that readers of the scores must know.
         pictures: of the scores.
     """
     target = folder / "comparison.html"
@@ -230,7 +232,7 @@ def write_report(
         folder: the run folder.
         distilled: its set.
         metrics: the content of its ``metrics.json``.
-        pictures: what the domain drew: images, and texts that are shown as they are.
+        pictures: files that the domain drew: images, and texts that are shown as they are.
     """
     curve = draw_curve(folder, distilled.history)
     shown = [*pictures, *([curve] if curve is not None else [])]
@@ -253,19 +255,19 @@ def write_report(
 def class_table(evaluation: Evaluation) -> tuple[str, list[list[str]]]:
     """Return the heading and the rows of a table of classes, header first, see :meth:`Evaluation.class_rows`.
 
-    Both are empty where the set's judges do not tell them.
+    Both are empty if no judge scored classes.
     """
     judge = next((entry.judge for entry in evaluation.results if entry.by_class), "")
     rows = evaluation.class_rows(judge, MOST_CLASSES) if judge else []
     if not rows:
         return "", []
-    every = next(len(entry.by_class) for entry in evaluation.results if entry.by_class)
-    which = f"the {LOWEST} lowest of {every} classes" if every > MOST_CLASSES else "each class"
+    classes = next(len(entry.by_class) for entry in evaluation.results if entry.by_class)
+    which = f"the {LOWEST} lowest of {classes} classes" if classes > MOST_CLASSES else "each class"
     return f"accuracy of {which} by {judge}, mean over networks in percent", rows
 
 
 def _markdown(page: Page, facts: Sequence[Sequence[str]], folder: Path) -> str:
-    """Return a page as Markdown that lies in a folder, with facts at its head."""
+    """Return a page as Markdown for a file in ``folder``, facts first."""
     listed = [f"- **{markdown_cell(name)}**: {markdown_cell(value)}" for name, value in facts]
     lines = [f"# {markdown_cell(page.title)}", "", *listed, "", page.caption, ""]
     lines += _markdown_table(page.results)
@@ -278,7 +280,7 @@ def _markdown(page: Page, facts: Sequence[Sequence[str]], folder: Path) -> str:
         lines += [
             f"## {markdown_cell(_heading(path))}",
             "",
-            f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path),
+            f"![{path.stem}]({name})" if path.suffix == ".png" else _read_text(path),
             "",
         ]
     return "\n".join(lines)
@@ -290,18 +292,18 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _heading(path: Path) -> str:
-    """Return the name of what was drawn, and which part of the set a picture shows where it is not all."""
-    said = caption_of(path) if path.suffix == ".png" else ""
-    return f"{path.stem} ({said})" if said else path.stem
+    """Return the heading of a picture or text: its name, and the caption of a picture of only a part of the set."""
+    caption = caption_of(path) if path.suffix == ".png" else ""
+    return f"{path.stem} ({caption})" if caption else path.stem
 
 
-def _text(path: Path) -> str:
-    """Return what was drawn in words."""
+def _read_text(path: Path) -> str:
+    """Return the content of a text that is shown as it is."""
     return path.read_text(encoding="utf-8")
 
 
 def _html(page: Page, head: Sequence[str]) -> str:
-    """Return a page as HTML that needs no other file, with some lines of it at its head."""
+    """Return a page as self-contained HTML, with the lines ``head`` of HTML below its title."""
     title = html.escape(page.title)
     parts = [f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>", f"<h1>{title}</h1>"]
     parts += [*head, f"<p class=q>{html.escape(page.caption)}</p>", *html_table(page.results)]
@@ -315,5 +317,5 @@ def _html(page: Page, head: Sequence[str]) -> str:
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')
         else:
-            parts.append(f"<pre>{html.escape(unmarked(_text(path)))}</pre>")
+            parts.append(f"<pre>{html.escape(unmarked(_read_text(path)))}</pre>")
     return "\n".join(parts) + "\n"

@@ -1,11 +1,11 @@
-"""Rows of text as tables: in columns for the terminal, in HTML for pages and notebooks, in Markdown."""
+"""Format rows of text as tables: in columns for the terminal, in HTML for pages and notebooks, in Markdown."""
 
 import html
 import re
 from collections.abc import Sequence
 
 MARKED = re.compile(r"[\\|`*~]|(?<!\w)_|_(?!\w)|\](?=[(\[])")
-"""What has a meaning in Markdown: wherever it stands, or at a word's end, or, a bracket, where an address follows."""
+"""Characters with a meaning in Markdown: some always, ``_`` at a word's edge, ``]`` before an address."""
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -16,13 +16,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Return a text in a line of Markdown, in a table or not, where it is shown as it is: no code, markup or link."""
+    """Escape a text for one line of Markdown, in a table or not, so that it is shown as it is."""
     line = MARKED.sub(r"\\\g<0>", " ".join(text.splitlines()))
     return line.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def unmarked(text: str) -> str:
-    """Return Markdown with the texts of :func:`markdown_cell` as they were, for where it is shown unread."""
+    """Undo the escapes of :func:`markdown_cell` in Markdown that is shown as plain text."""
     return html.unescape(re.sub(r"\\([\\|`*~_\]])", r"\1", text))
 
 
@@ -32,11 +32,11 @@ def markdown_row(row: Sequence[str]) -> str:
 
 
 def html_row(row: Sequence[str], tag: str) -> str:
-    """Return a row of an HTML table, whose cells are ``td`` or ``th``."""
+    """Return a row of an HTML table with cells of a tag, ``td`` or ``th``."""
     return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
 
 def html_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of an HTML table, of which the first row is the head."""
+    """Return the lines of an HTML table whose first row is the head."""
     head, *body = rows
     return ["<table>", html_row(head, "th"), *(html_row(row, "td") for row in body), "</table>"]
