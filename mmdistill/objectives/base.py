@@ -125,6 +125,8 @@ class Objective(nn.Module, ABC):
     """Whether matrix products must be in full float32: a small ridge would vanish in TF32's rounding."""
     compiling = 1
     """Its compile time on a CPU relative to most objectives, by which compiling is judged to pay or not."""
+    relative_to_start = False
+    """Whether the loss is a student's squared distance from a target divided by that at its start: 1 is no nearer."""
     styles = 1
     """Samples that each code is decoded into, for objectives that compare them."""
 

@@ -90,6 +90,7 @@ class TrajectoryMatching(UnrolledObjective):
 
     needs_target = True
     reads_real = False
+    relative_to_start = True
     masking = ALL_COMPARED
     """Set on instances only where parameters are masked, so that other runs keep the identity they had before masks."""
 

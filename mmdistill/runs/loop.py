@@ -2,6 +2,7 @@
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,8 +33,14 @@ WARN_FROM_SECONDS = 3600.0
 """Remaining seconds from which on a warning says how long the run will take."""
 ESTIMATE_AFTER_SECONDS = 60.0
 """Seconds of steps after which the remaining time is estimated."""
+FAR_OFF = 10.0
+"""First loss, relative to the student's start (1), above which a warning says that students end far off."""
+NO_NEARER = 0.99
+"""Last loss from which on a warning says that students end no nearer than they began: 1, less the scatter of steps."""
 LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 """What to do about a loss that diverges."""
+OF_STUDENTS = "(--inner-lr, or inner_lr among the settings)"
+"""The options that set the rate of students."""
 
 
 def take_steps(
@@ -74,6 +81,8 @@ def take_steps(
             record = regular or stop  # not for the clock alone, so that equal runs have equal histories
             show_now = ranks.size() == 1 and time.perf_counter() - shown_at > LONGEST_UNSHOWN
             value = _read_loss(run, loss, keeper, record) if record or (show_now and progress is not None) else None
+            if run.objective.relative_to_start and (run.step == 1 or is_last):
+                _warn_of_students(run)
 
             save_due = keeper is not None and (overdue or keeper.is_due(run.step, steps))
             if is_last or stop or call_handlers or save_due:
@@ -185,3 +194,26 @@ def _warn_of_divergence(run: RunState, loss: float) -> None:
         return
     if loss > DIVERGED * losses[0] >= max(losses):
         logger.warning("the loss grew from %.3g to %.3g by step %d. %s", losses[0], loss, run.step, LOWER_RATE)
+
+
+def _warn_of_students(run: RunState) -> None:
+    """Warn of a first student that ends far off, and at last of a set whose students end no nearer than they began."""
+    if not ranks.is_first():
+        return
+    losses = [value for _, value in run.history]
+    last = statistics.median(losses[-max(len(losses) // 10, 1) :])
+    if run.step == 1 and losses[0] > FAR_OFF:
+        logger.warning(
+            "the student ends %.3g times as far from the expert's end as it began (a loss of %.3g). Lower its rate %s",
+            math.sqrt(losses[0]),
+            losses[0],
+            OF_STUDENTS,
+        )
+    elif run.step > 1 and last >= NO_NEARER:
+        logger.warning(
+            "the last losses are about %.3g, so students that train on the set end no nearer to the experts' ends than "
+            "they began. Take another rate of the students %s, a lower one of the samples (--lr, or lr among the "
+            "settings), or more steps",
+            last,
+            OF_STUDENTS,
+        )
