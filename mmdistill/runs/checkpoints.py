@@ -25,6 +25,8 @@ AUGMENTATION = "augmentation"
 """The key of an identity under which the task's random augmentation is described; None there: no augmentation."""
 ABSENT = "absent"
 """Stands in messages for an entry that one of two mappings lacks."""
+BEGIN_ANEW = "choose another folder, or leave resume out with overwrite=True (--overwrite)"
+"""What to do about a folder that holds another run."""
 
 
 class Checkpoints:
@@ -174,14 +176,17 @@ class Checkpoints:
                 names.append(path.name)
         return names
 
-    def require_own(self) -> None:
+    def require_own(self, advice: str) -> None:
         """Refuse a folder whose newest readable checkpoint, if there is one, is of another run.
+
+        Args:
+            advice: what to do then, for the message.
 
         Raises:
             CheckpointError: it is; names what differs.
         """
         if newest := self.newest():
-            require_same(*newest, self.identity)
+            require_same(*newest, self.identity, advice)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -248,20 +253,24 @@ def require_begun_alike(
     )
 
 
-def require_same(path: Path, saved: Mapping[str, object], current: Mapping[str, object]) -> None:
+def require_same(
+    path: Path, saved: Mapping[str, object], current: Mapping[str, object], advice: str = BEGIN_ANEW
+) -> None:
     """Refuse a file of another run; settings that only bound memory may differ.
 
     Args:
         path: of the file.
         saved: the identity in the file, which may have further keys.
         current: the identity of this run.
+        advice: what to do if they differ, for the message.
     Raises:
         CheckpointError: it is; names what differs.
     """
     saved = _without_memory_settings(saved)
     for key, value in _without_memory_settings(current).items():
         if (saved_value := saved.get(key, ABSENT)) != value:
-            raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved_value, value)}")
+            difference = _difference(key, saved_value, value)
+            raise CheckpointError(f"{path} belongs to another run: its {difference}; {advice}")
 
 
 def _without_memory_settings(identity: Mapping[str, object]) -> Mapping[str, object]:

@@ -10,7 +10,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.labels import LabelKind
 from mmdistill.networks.architecture import described_layers, network_title
-from mmdistill.runs.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
+from mmdistill.runs.checkpoints import AUGMENTATION, BEGIN_ANEW, DESCRIBED, Checkpoints, require_same, steps_of
 from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.folder import CHECKPOINTS, SET, is_finished, is_started
 from mmdistill.runtime import Draws
@@ -80,18 +80,14 @@ def _require_own(distilled: DistilledSet, distiller: Distiller, name: str, folde
     compared = {key: current[key] for key in saved}
     if distilled.network:
         compared["network"] = network_title(distiller.task)
-    try:
-        require_same(folder / SET, saved, compared)
-        # Checkpoints record the network's layers too. The excluded entries matter only to a run that is resumed.
-        only_resumed = ("processes", "precision", "settings")
-        comparable = {key: value for key, value in current.items() if key not in only_resumed}
-        Checkpoints(folder / CHECKPOINTS, comparable).require_own()
-    except CheckpointError as error:
-        saved_steps = steps_of(saved)
-        extensible = saved_steps and saved_steps < distiller.settings.steps
-        extension = "take the run further with resume=True, " if extensible else ""
-        ways = f"{extension}choose another folder, or leave resume out with overwrite=True"
-        raise CheckpointError(f"{error}; {ways}") from None
+    saved_steps = steps_of(saved)
+    extensible = saved_steps and saved_steps < distiller.settings.steps
+    advice = ("take the run further with resume=True, " if extensible else "") + BEGIN_ANEW
+    require_same(folder / SET, saved, compared, advice)
+    # Checkpoints record the network's layers too. The excluded entries matter only to a run that is resumed.
+    only_resumed = ("processes", "precision", "settings")
+    comparable = {key: value for key, value in current.items() if key not in only_resumed}
+    Checkpoints(folder / CHECKPOINTS, comparable).require_own(advice)
 
 
 def _data_identity(info: TaskInfo) -> dict[str, object]:

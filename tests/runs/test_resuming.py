@@ -177,7 +177,7 @@ def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
             return str(nn.Sequential(nn.Linear(4, 3), self.activation))
 
     whole = distill(Described(nn.ReLU()), method(), ipc=2, out=tmp_path)
-    with pytest.raises(CheckpointError, match=r"its network has \(1\): ReLU\(\), not \(1\): Tanh\(\)$"):
+    with pytest.raises(CheckpointError, match=r"its network has \(1\): ReLU\(\), not \(1\): Tanh\(\);"):
         distill(Described(nn.Tanh()), method(), ipc=2, out=tmp_path, resume=True)
     assert torch.equal(
         samples(distill(Described(nn.ReLU()), method(), ipc=2, out=tmp_path, resume=True)), samples(whole)
@@ -305,3 +305,14 @@ def test_a_run_goes_on_with_its_own_storage_and_labels_alone(change: dict[str, A
     (name,) = change
     with pytest.raises(CheckpointError, match=f"belongs to another run: its {name} is "):
         distill(BlobTask(), method(), ipc=2, out=tmp_path, resume=True, **change)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_another_kind_says_how_to_begin_it(finished: bool, tmp_path: Path) -> None:
+    distill(BlobTask(), method(), ipc=2, out=tmp_path, checkpoint_every=5)
+    if not finished:
+        (tmp_path / "distilled.json").unlink()
+        max((tmp_path / "checkpoints").iterdir()).unlink()
+    ways = r"; choose another folder, or leave resume out with overwrite=True \(--overwrite\)$"
+    with pytest.raises(CheckpointError, match=r"its settings\.inner_lr is 0\.01, not 0\.5" + ways):
+        distill(BlobTask(), method(inner_lr=0.5), ipc=2, out=tmp_path, resume="auto")
