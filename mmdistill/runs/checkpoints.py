@@ -291,6 +291,9 @@ def _difference(name: str, saved: object, current: object) -> str:
         return _difference(f"{name}.{key}", saved.get(key, ABSENT), current.get(key, ABSENT))
     if isinstance(current, str):
         saved, current = differing_lines(str(saved), current)
+    if name == "fingerprint":
+        made = "the encoder, the size or the split that made them"
+        return f"training data are others, or {made} (fingerprint {saved}, not {current})"
     if name == "layers":
         return f"network has {saved}, not {current}"
     return f"{name} is {saved}, not {current}"
