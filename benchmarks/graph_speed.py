@@ -21,6 +21,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.graph import GraphTask, graph_task
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.methods import METHODS
+from mmdistill.graph.propagation import sparse_entries
 from mmdistill.runtime import Draws, describe_device
 from mmdistill.store import write_json
 
@@ -67,7 +68,7 @@ def plain(task: GraphTask, nodes: int, structure: bool) -> Callable[[], object]:
     edges = graph.edge_index
     ends = torch.cat([edges, torch.arange(len(graph.x)).expand(2, -1)], 1)
     weight = torch.cat([graph.edge_weight, torch.ones(len(graph.x))]) * inputs["scale"][ends].prod(0)
-    adjacency = torch.sparse_coo_tensor(ends, weight, (len(graph.x),) * 2, check_invariants=False).coalesce()
+    adjacency = sparse_entries(ends, weight, (len(graph.x),) * 2).coalesce()
     start = Distiller(task, METHODS["gcond"], nodes).start().parameterization
     codes = (start.codes * start.scale).detach().clone().requires_grad_()  # type: ignore[operator]
     members = [graph.train[graph.y[graph.train] == index] for index in range(graph.num_classes)]

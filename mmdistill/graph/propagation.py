@@ -1,7 +1,8 @@
 """The symmetric normalised adjacency and its products, sparse for the real graph and dense for a synthetic one."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,13 +28,33 @@ def normalise_dense(adjacency: Tensor) -> Tensor:
     return scale.unsqueeze(-1) * looped * scale.unsqueeze(-2)
 
 
-def sparse_rows(pointer: Tensor, column: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return compressed rows as a torch sparse matrix that shares their memory."""
+@contextmanager
+def _unremarked() -> Iterator[None]:
+    """Within this context torch does not warn of sparse matrices."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
         # Torch 2.11 warns although check_invariants is given.
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
+        yield
+
+
+def sparse_rows(pointer: Tensor, column: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return compressed rows as a torch sparse matrix that shares their memory, unchecked."""
+    with _unremarked():
         return torch.sparse_csr_tensor(pointer, column, weight, shape, check_invariants=False)
+
+
+def sparse_entries(places: Tensor, values: Tensor, shape: tuple[int, ...], *, coalesced: bool = False) -> Tensor:
+    """Return entries as a torch sparse matrix, unchecked.
+
+    Args:
+        places: their rows and columns, ``(2, n)``.
+        values: the entries.
+        shape: of the matrix.
+        coalesced: whether the entries are sorted and none occurs twice.
+    """
+    with _unremarked():
+        return torch.sparse_coo_tensor(places, values, shape, is_coalesced=coalesced or None, check_invariants=False)
 
 
 class _SymmetricProduct(torch.autograd.Function):
@@ -167,7 +188,7 @@ def normalised_matrix(graph: Tensors) -> Tensor:
     column = torch.cat([graph["column"].long(), nodes])
     weight = torch.cat([graph["weight"], torch.ones_like(scale)]) * scale[row] * scale[column]
     size = (len(nodes), len(nodes))
-    return torch.sparse_coo_tensor(torch.stack([row, column]), weight, size, check_invariants=False).coalesce()
+    return sparse_entries(torch.stack([row, column]), weight, size).coalesce()
 
 
 def by_rows(rows: Tensor) -> Operator:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.graph.adjacency import Adjacency
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.propagation import compressed_rows, constant_product, propagate_columns
+from mmdistill.graph.propagation import compressed_rows, constant_product, propagate_columns, sparse_entries
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Tensors
 
@@ -185,8 +185,7 @@ class Scene:
         weight = torch.cat([torch.from_numpy(own.data), torch.ones(len(nodes))])
         weight = weight * scale[nodes][row] * scale[reached][position]
         size = (len(nodes), len(reached))
-        second = torch.sparse_coo_tensor(torch.stack([row, position]), weight, size, check_invariants=False)
-        return reached, second.coalesce()
+        return reached, sparse_entries(torch.stack([row, position]), weight, size).coalesce()
 
 
 def _padded(groups: Sequence[tuple[Tensor, Tensor]]) -> Tensors:

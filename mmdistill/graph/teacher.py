@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.graph.data import LARGE
 from mmdistill.graph.models import glorot
-from mmdistill.graph.propagation import propagate, propagate_columns
+from mmdistill.graph.propagation import propagate, propagate_columns, sparse_entries
 from mmdistill.graph.scene import Part, Scene, compact
 from mmdistill.labels import one_hot
 from mmdistill.networks.selection import is_scored
@@ -175,7 +175,7 @@ class _Perceptron:
             return self._dropped(self.x, key.uniform(*self.x.shape))
         values = self.x.values()
         kept = self._dropped(values, key.uniform(len(values)))
-        return torch.sparse_coo_tensor(self.x.indices(), kept, self.x.shape, is_coalesced=True, check_invariants=False)
+        return sparse_entries(self.x.indices(), kept, self.x.shape, coalesced=True)
 
     def _dropped(self, values: Tensor, chance: Tensor) -> Tensor:
         return values * (chance >= self.recipe.dropped) / (1 - self.recipe.dropped)

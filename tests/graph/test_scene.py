@@ -1,3 +1,5 @@
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +14,7 @@ from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import StackedJudges
 from mmdistill.graph.models import GCN, SGC
-from mmdistill.graph.propagation import compressed_rows, constant_product
+from mmdistill.graph.propagation import compressed_rows, constant_product, sparse_entries, sparse_rows
 from mmdistill.graph.scene import Part, Scene, View, parts_of
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.objectives.base import Network, class_gradients, class_means, flatten_classes
@@ -54,6 +56,27 @@ def test_of_weighted_duplicates_the_largest_stays_and_weights_may_differ_by_dire
     found, notes = undirected(edges, torch.tensor([1.0, 3.0, 2.0, 0.5, 9.0]), 3)
     assert found.matrix.toarray().tolist() == [[0, 3, 0.5], [3, 0, 0], [0.5, 0, 0]]
     assert "1 self-loops" in notes[0]
+
+
+def test_sparse_matrices_are_made_unchecked_and_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return how torch 2.11 makes one."""
+
+        def warned(*arguments: object, check_invariants: bool, **options: object) -> Tensor:
+            warnings.warn("Sparse invariant checks are implicitly disabled. Memory errors", UserWarning, stacklevel=2)
+            return make(*arguments, check_invariants=check_invariants, **options)
+
+        return warned
+
+    for name in ("sparse_coo_tensor", "sparse_csr_tensor"):
+        monkeypatch.setattr(torch, name, warning(getattr(torch, name)))
+    dense, values = torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([2.0, 3.0])
+    places = torch.tensor([[0, 1], [1, 0]])
+    assert torch.equal(sparse_rows(torch.tensor([0, 1, 2]), places[1], values, (2, 2)).to_dense(), dense)
+    for coalesced in (True, False):
+        found = sparse_entries(places, values, (2, 2), coalesced=coalesced)
+        assert found.is_coalesced() == coalesced
+        assert torch.equal(found.to_dense(), dense)
 
 
 @pytest.mark.parametrize("trains", [True, False])
