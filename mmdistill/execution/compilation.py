@@ -1,6 +1,7 @@
 """When and how functions of tensors are compiled: for fixed shapes, and only if it saves more time than it takes."""
 
 import functools
+import logging
 import os
 import shutil
 import time
@@ -80,7 +81,7 @@ class Program(Generic[P, R]):
         """Compile for a new signature of inputs, and add the time taken to ``seconds``."""
         began = time.perf_counter()
         try:
-            with _compile_backward_at_once():
+            with _compile_backward_at_once(), _without_cuda_remark():
                 result = self._program(*args, **kwargs)
         except (RuntimeError, ImportError, OSError) as error:
             if exhausted(error):
@@ -135,6 +136,21 @@ def _compile_backward_at_once() -> Iterator[None]:
     name = "force_non_lazy_backward_lowering"
     with config.patch({name: True}) if hasattr(config, name) else nullcontext():
         yield
+
+
+@contextmanager
+def _without_cuda_remark() -> Iterator[None]:
+    """Within this context a torch that was built for CUDA does not remark, without a GPU, that CUDA is missing."""
+    logger = logging.getLogger("torch.utils.cpp_extension")  # which the compiler imports
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("No CUDA runtime is found")
+
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 def _prepare_compiler() -> None:

@@ -1,6 +1,7 @@
 """Compiling: when, what it counts, and what happens where it fails or inputs keep changing."""
 
 import gc
+import logging
 import os
 import threading
 import warnings
@@ -54,6 +55,22 @@ def test_a_broken_compiler_leaves_functions_eager_with_one_warning_that_says_why
         assert torch.equal(program(torch.ones(3)), torch.full((3,), 2.0))
     assert torch.equal(program(torch.ones(2)), torch.full((2,), 2.0))  # a second warning would be an error here
     assert (program.broken, program.seconds) == (True, 0.0)
+
+
+def test_a_cpu_without_a_cuda_runtime_is_not_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
+    remarks = logging.getLogger("torch.utils.cpp_extension")
+
+    def compiling(x: Tensor) -> Tensor:
+        remarks.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+        remarks.warning("another one")
+        return double(x)
+
+    program = Program(double)
+    program._program = compiling
+    before = list(remarks.filters)
+    assert torch.equal(program(torch.ones(3)), torch.full((3,), 2.0))
+    assert caplog.messages == ["another one"]
+    assert remarks.filters == before
 
 
 @pytest.fixture
