@@ -1,4 +1,4 @@
-"""Makes tasks of interactions."""
+"""Build recommendation tasks from the user's data and options."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +21,9 @@ from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import checked_seed, choose_device
 
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
-"""The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
+"""Networks that ``--model`` accepts: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
 READING_OPTIONS = ("user_column", "item_column", "rating_column", "time_column", "min_rating", "split_by")
-"""The options that say how a log is read, as they are called in Python and on the command line."""
+"""Options for reading a log, by their names in Python and on the command line."""
 
 
 @isolated
@@ -54,34 +54,34 @@ def recsys_task(
 
     Args:
         data: a data set's name, a file or folder, a data frame, a list with a dictionary per row, a tuple of users and
-            items (and ratings, and times) with a place for each interaction, a matrix of users x items, or loaded
+            items (and ratings, and times) with one entry per interaction, a users x items matrix, or loaded
             interactions.
         model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
         features: names of the module's submodules whose features are matched.
         width: hidden units of ``autoencoder``; 600 by default.
         hold_out: see :class:`RecsysTask`.
-        user_column: what a table calls its column of users; guessed by default, as the next three are.
-        item_column: the column of items.
-        rating_column: the column of ratings.
-        time_column: the column of times.
+        user_column: name of a table's user column; guessed by default, like the next three.
+        item_column: name of the item column.
+        rating_column: name of the rating column.
+        time_column: name of the time column.
         min_rating: the lowest rating that counts as an interaction; by default any above 0.
         split_by: ``random`` or ``time``; see :func:`~mmdistill.recsys.data.load_interactions`.
-        name: what data in memory are called, in reports and where runs are compared.
+        name: name of in-memory data in reports and run comparisons.
         max_users: judge on this many users, drawn at random; None is all.
         candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
-        judge_epochs: passes over the real users for which ``mult-vae`` trains, and by as many updates on few users;
-            None is its own number of updates.
-        judge_batch: users in its minibatches; None is its own number.
+        judge_epochs: passes of ``mult-vae`` over the real users; on a synthetic set it takes as many updates. None
+            keeps its default number of updates.
+        judge_batch: users in its minibatches; None keeps its default.
         protocol: how judges are tested, in place of ``max_users`` and ``candidates``; by default on all users and
             items, with three groups of users.
         vae: how ``mult-vae`` is built and trained; by default :class:`~mmdistill.recsys.vae.VaeProtocol`.
-        seed: of a random split.
-        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
+        seed: seed of a random split.
+        device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
         ConfigError: an unknown name or model, a size out of range, arguments that exclude each other, or a network that
-            cannot run on rows of these items.
+            cannot run on rows of this many items.
         DataError: missing, damaged or unusable data.
     """
     seed = checked_seed(seed)
@@ -91,8 +91,8 @@ def recsys_task(
     if protocol is None:
         protocol = replace(TESTING, candidates=candidates, max_users=max_users)
     else:
-        known = "the protocol says on whom and on what judges are tested"
-        require_left_out(known, max_users=max_users, candidates=candidates or None)
+        reason = "the protocol says on whom and on what judges are tested"
+        require_left_out(reason, max_users=max_users, candidates=candidates or None)
     units, depth = network(model, width)
     device = choose_device(device)
     reading: dict[str, Any] = {
@@ -105,13 +105,13 @@ def recsys_task(
     }
     if isinstance(data, Interactions):
         require_left_out("interactions that are loaded are read and divided", **reading)
-    read = data if isinstance(data, Interactions) else load_interactions(data, **reading, seed=seed)
-    data = called(read, name, data, DATASETS)
-    own = None if isinstance(model, str) else model
-    named = None if units is None else partial(autoencoder, data.num_items, units)
+    interactions = data if isinstance(data, Interactions) else load_interactions(data, **reading, seed=seed)
+    data = called(interactions, name, data, DATASETS)
+    factory = None if isinstance(model, str) else model
+    wide_autoencoder = None if units is None else partial(autoencoder, data.num_items, units)
     task = RecsysTask(
         data,
-        model=own or named,
+        model=factory or wide_autoencoder,
         features=features,
         hold_out=hold_out,
         depth=depth,
@@ -121,17 +121,17 @@ def recsys_task(
         judge_batch=judge_batch,
         device=device,
     )
-    if own is not None:
+    if factory is not None:
         users = task.select(torch.arange(min(2, data.num_users))).inputs
         try_network(task, users, f"users with rows of {data.num_items} items", data.num_items)
     return task
 
 
 def network(model: ModuleFactory | str | None, width: int | None) -> tuple[int | None, int]:
-    """Return the hidden units of the autoencoder, None of any other network, and the depth of an infinitely wide one.
+    """Return the hidden units of ``autoencoder`` (None for other networks) and the depth of an infinitely wide one.
 
     Raises:
-        ConfigError: an unknown name, or a width of anything but ``autoencoder``.
+        ConfigError: an unknown name, or a width for anything but ``autoencoder``.
     """
     if model is not None and not isinstance(model, str):
         require_no_width(width, "a module of your own")
@@ -144,5 +144,5 @@ def network(model: ModuleFactory | str | None, width: int | None) -> tuple[int |
 
 
 def autoencoder(num_items: int, width: int) -> nn.Module:
-    """Return a network of one hidden layer from rows ``(n, items)`` to logits."""
+    """Return a network with one hidden layer that maps rows ``(n, items)`` to logits."""
     return nn.Sequential(nn.Linear(num_items, width), nn.Tanh(), nn.Linear(width, num_items))

@@ -26,14 +26,14 @@ from mmdistill.recsys.splits import (
     SPLITS,
     Split,
     SplitBy,
+    add_validation,
     by_time,
-    completed,
-    divided,
+    divide,
+    has_training,
     named_parts,
     readable_times,
-    require_way,
-    said,
-    trained,
+    require_split_by,
+    split_note,
 )
 from mmdistill.runtime import Draws, checked_seed, data_root
 
@@ -53,7 +53,7 @@ UNVALIDATED = (
     "no validation rows, and too few training rows a user to take some: runs keep their last step, and judges do not "
     "choose their ridges; a column that names valid rows, or --split-by random (split_by), gives some"
 )
-"""The note on a split by which nothing can be chosen."""
+"""The note on a split without validation rows, by which neither steps nor ridges can be chosen."""
 
 Source = (
     str
@@ -66,8 +66,8 @@ Source = (
     | npt.NDArray[Any]
     | Tensor
 )
-"""What a user may give as data: a name, a path, a table (of pandas, or a list with a dictionary per row), a tuple of
-users and items (and ratings, and times), a matrix."""
+"""Data as a user may give them: a name, a path, a table (a data frame, or a list with a dictionary per row), a tuple
+of users and items (and ratings, and times), a matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,8 @@ class Interactions:
         parts: train, valid and test, each a binary ``(users, items)`` CSR array in float32.
         user_ids: the original id of each row.
         item_ids: the original id of each column.
-        counts: what reading removed or found, by kind (see :func:`build`).
-        notes: what was not read, in words.
+        counts: how much reading removed or noticed, by kind (see :func:`build`).
+        notes: remarks on how the data were read and split.
         min_rating: the lowest rating that counted as an interaction; None: any above 0.
     """
 
@@ -93,7 +93,7 @@ class Interactions:
     min_rating: float | None = None
 
     def __repr__(self) -> str:
-        """Return in one line what the data are, and how many users, items and interactions they have."""
+        """Return one line with the name and the numbers of users, items and interactions."""
         sizes = ", ".join(f"{part.nnz:,} {name}" for name, part in self.parts.items())
         return f"Interactions({self.name}, {self.num_users:,} users, {self.num_items:,} items, interactions: {sizes})"
 
@@ -110,16 +110,16 @@ class Interactions:
     def rows(
         self, users: npt.ArrayLike, parts: Sequence[Split] = ("train",), device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Return the rows of some users, the union of these parts, dense ``(n, items)`` float32.
+        """Return users' interactions in the union of the given splits, as dense ``(n, items)`` float32.
 
-        Only the places of the ones travel to the device.
+        Only the indices of the ones are copied to the device.
         """
         index = np.asarray(users)
         dense = torch.zeros(len(index), self.num_items, device=device)
         for part in parts:
             row, column = self.parts[part][index].tocoo().coords
-            places = torch.from_numpy(row.astype(np.int64) * self.num_items + column)
-            dense.view(-1).index_fill_(0, places.to(device), 1.0)
+            flat = torch.from_numpy(row.astype(np.int64) * self.num_items + column)
+            dense.view(-1).index_fill_(0, flat.to(device), 1.0)
         return dense
 
     def item_counts(self) -> Tensor:
@@ -133,12 +133,12 @@ class Interactions:
         return counts
 
     def users_with(self, part: Split) -> Numbers:
-        """Return the rows that have at least one interaction in a part."""
+        """Return the indices of the users with at least one interaction in a part."""
         return np.flatnonzero(self.lengths(part)).astype(np.int64)
 
     @property
     def validates(self) -> bool:
-        """Whether anybody has validation interactions, by which steps and ridges are chosen."""
+        """Whether there are validation interactions, by which steps and ridges are chosen."""
         return self.parts["valid"].nnz > 0
 
     @functools.cached_property
@@ -148,7 +148,7 @@ class Interactions:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the training part, of the validation part, which chooses the step, and of the item ids."""
+        """A hash of the training part, the validation part (which chooses the step) and the item ids."""
         return _digest(self.parts["train"], self.parts["valid"], ids=self.item_ids)
 
     @functools.cached_property
@@ -173,8 +173,8 @@ class Reading:
     Args:
         min_interactions: users with fewer are dropped.
         min_rating: the lowest rating that counts as an interaction; None counts those above 0.
-        split_by: what divides each user's interactions; None is a column of splits where there is one, else chance.
-        seed: of a random split.
+        split_by: how each user's interactions are divided; None: by the split column if there is one, else at random.
+        seed: seed of a random split.
     """
 
     min_interactions: int = 3
@@ -183,16 +183,16 @@ class Reading:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no log can be read by.
+        """Check the options.
 
         Raises:
-            ConfigError: too few interactions for three parts, or an unknown way of dividing.
+            ConfigError: too few interactions for three parts, or an unknown ``split_by``.
         """
         if self.min_interactions < 3:
             raise ConfigError(
                 f"a user needs one interaction in each of three parts, so at least 3, not {self.min_interactions}"
             )
-        require_way(self.split_by)
+        require_split_by(self.split_by)
 
 
 @isolated
@@ -210,24 +210,24 @@ def load_interactions(
 ) -> Interactions:
     """Read interactions from a data set's name, a file, a folder, a table or a users x items matrix.
 
-    Feedback becomes implicit: a rating counts as one interaction where it is at least ``min_rating``, or by default
-    above 0; a table without ratings is all interactions. Of several ratings of an item by a user the latest decides
-    where there are times. Unless a column names splits, each user's interactions are divided 80/10/10, of which
-    training leaves one to testing; each part has at least one.
+    Feedback becomes implicit: a rating counts as one interaction if it is at least ``min_rating``, or by default above
+    0; in a table without ratings every row counts. If a user rated an item several times, the latest rating decides,
+    provided that there are times. Unless a column names splits, each user's interactions are divided 80/10/10, with
+    one moved from training to test; each part has at least one.
 
     Args:
         source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), a tuple
             ``(users, items)``, ``(users, items, ratings)`` or ``(users, items, ratings, times)`` of arrays or lists
-            with a place for each interaction, or a matrix (scipy sparse, numpy, torch).
-        user_column: the column of users in a table; guessed by default, as the others are.
-        item_column: the column of items.
-        rating_column: the column of ratings.
-        time_column: the column of times, numbers or dates, which a split by time reads.
+            with one entry per interaction, or a matrix (scipy sparse, numpy, torch).
+        user_column: name of a table's user column; guessed by default, like the others.
+        item_column: name of the item column.
+        rating_column: name of the rating column.
+        time_column: name of the time column (numbers or dates), which a split by time reads.
         min_interactions: users with fewer are dropped.
         min_rating: the lowest rating that counts.
-        split_by: ``time`` tests with each user's latest interactions, ``random`` with any, whatever a column says;
-            by default a column of splits is heeded, and without one the split is random.
-        seed: of a random split.
+        split_by: ``time`` tests on each user's latest interactions, ``random`` on random ones; both ignore a split
+            column. By default a split column is used, and without one the split is random.
+        seed: seed of a random split.
 
     Raises:
         DataError: missing, damaged, empty or unusable data; the message says what was expected.
@@ -252,21 +252,21 @@ def load_interactions(
     else:
         columns.require_none("a matrix")
         return _from_matrix(as_sparse(source), "matrix", reading)
-    found = build(frame, name, reading)
-    return replace(found, notes=(*notes, *found.notes))
+    interactions = build(frame, name, reading)
+    return replace(interactions, notes=(*notes, *interactions.notes))
 
 
 def _is_known(source: str | Path) -> bool:
-    """Return whether a source is the name of a data set, and no path."""
+    """Return whether a source is the name of a data set rather than a path."""
     return isinstance(source, str) and canonical(source) in DATASETS
 
 
 def resolve(source: str | Path) -> Path:
-    """Return the file that a data set's name, a folder or a path means.
+    """Return the file for a data set's name, a folder or a path.
 
     Raises:
         ConfigError: an unknown name.
-        DataError: a known data set that is not there.
+        DataError: a known data set whose files are missing.
     """
     path = users_path(source)
     if _is_known(source):
@@ -286,15 +286,15 @@ def resolve(source: str | Path) -> Path:
 def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Interactions:
     """Turn a table of ``user``, ``item`` and optional ``rating``, ``time``, ``split`` into interactions.
 
-    ``counts`` says what happened: ``not_positive`` ratings left out, ``duplicates`` and (the same pair in two parts;
-    the earlier part keeps it) ``overlaps`` removed, ``short_users`` dropped for too few interactions and, where there
-    are any, ratings ``taken_back`` by later ones, ``untrained_users`` for none to train on, ``unused_items`` whose
-    interactions all went, ``cold_items`` that training never sees.
+    Fills ``counts``: ``not_positive`` ratings left out; ``duplicates`` and ``overlaps`` removed (an overlap is a pair
+    in two parts, of which the earlier keeps it); ``short_users`` dropped for too few interactions; ``unused_items``
+    that have lost all interactions; ``cold_items`` without training interactions; and, if there are any, ratings
+    ``taken_back`` by later ones and ``untrained_users`` dropped for having no training rows.
 
     Raises:
         ConfigError: no times to split by.
-        DataError: no rows, missing ids, unparsable or no positive ratings, unknown split names or times, nobody left,
-            or nobody both to train on and to test with.
+        DataError: no rows, missing ids, unparsable or no positive ratings, unknown split names or times, no user left,
+            or no user with both training and test rows.
     """
     if frame.empty:
         raise DataError(f"{name} has no interactions")
@@ -304,13 +304,13 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     counts = dict.fromkeys(("not_positive", "duplicates", "overlaps", "short_users", "unused_items", "cold_items"), 0)
     users, user_ids = codes(frame["user"], name)
     items, item_ids = codes(frame["item"], name)
-    divides = reading.split_by is None and "split" in frame
-    log = Log(users, items, named_parts(frame["split"], name) if divides else None)
+    has_splits = reading.split_by is None and "split" in frame
+    log = Log(users, items, named_parts(frame["split"], name) if has_splits else None)
     if "rating" in frame:
         ratings = feedback(frame["rating"])
         keep = positive(ratings, frame["rating"], reading.min_rating, name)
         counts["not_positive"] = int((~keep).sum())
-        keep, notes = _heeding_later(frame, ratings, users * len(item_ids) + items, log.part, keep, counts)
+        keep, notes = _apply_latest_ratings(frame, ratings, users * len(item_ids) + items, log.part, keep, counts)
         log = log.where(keep)
     elif reading.min_rating is not None:
         raise ConfigError(f"{name} has no ratings, so none is at least {reading.min_rating}; leave min_rating out")
@@ -318,24 +318,24 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     log = log.where(np.bincount(log.users, minlength=len(user_ids))[log.users] >= reading.min_interactions)
     if not len(log.users):
         raise DataError(f"no user of {name} has {reading.min_interactions} or more interactions, so nobody is left")
-    key, lost = Draws(reading.seed).fold("recsys", "split"), 0
+    key, untrained = Draws(reading.seed).fold("recsys", "split"), 0
     if log.part is None:
-        way = reading.split_by or "random"
-        part, notes = divided(log.users, way, key), (said(way, reading.seed), *notes)
+        split_by = reading.split_by or "random"
+        part, notes = divide(log.users, split_by, key), (split_note(split_by, reading.seed), *notes)
     else:
-        keep = trained(log.part, log.users, name)
-        lost, part = len(np.unique(log.users[~keep])), completed(log.part[keep], log.users[keep], key)
+        keep = has_training(log.part, log.users, name)
+        untrained, part = len(np.unique(log.users[~keep])), add_validation(log.part[keep], log.users[keep], key)
         log = log.where(keep)
-    found = _assemble(name, log, part, (user_ids, item_ids), counts, reading)
-    if not found.validates:
+    interactions = _assemble(name, log, part, (user_ids, item_ids), counts, reading)
+    if not interactions.validates:
         notes += (UNVALIDATED,)
-    if lost:
-        counts |= {"short_users": counts["short_users"] - lost, "untrained_users": lost}
-        notes += (f"test or validation: {lost} users have no training rows of their own and are left out",)
-    return replace(found, notes=notes)
+    if untrained:
+        counts |= {"short_users": counts["short_users"] - untrained, "untrained_users": untrained}
+        notes += (f"test or validation: {untrained} users have no training rows of their own and are left out",)
+    return replace(interactions, notes=notes)
 
 
-def _heeding_later(
+def _apply_latest_ratings(
     frame: pd.DataFrame,
     ratings: npt.NDArray[np.float64],
     pair: Numbers,
@@ -343,18 +343,18 @@ def _heeding_later(
     keep: npt.NDArray[np.bool_],
     counts: dict[str, int],
 ) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
-    """Return which ratings count where the latest of a user and an item decides, and what to note without times.
+    """Return which ratings count when the latest of each user-item pair decides, and a note if there are no times.
 
-    A 0 takes nothing back, since in logs of clicks it says that an item was shown. Parts of a given split are read
-    apart, so that no test rating changes what is trained on.
+    A rating of 0 takes nothing back: in click logs it means that the item was shown. The parts of a given split are
+    treated separately, so that no test rating changes the training data.
 
     Args:
-        frame: of the ratings, perhaps with their times.
-        ratings: as numbers.
-        pair: a number for the user and the item of each.
-        part: of a given split.
+        frame: the table of the ratings, perhaps with times.
+        ratings: the ratings as numbers.
+        pair: the number of each rating's user-item pair.
+        part: the part of each rating, if a split is given.
         keep: which ratings count by themselves.
-        counts: where those that no longer do are counted, as ``taken_back``.
+        counts: receives the number of revoked ratings as ``taken_back``.
     """
     pair = pair if part is None else pair * len(SPLITS) + part
     rated = np.flatnonzero(ratings != 0)
@@ -363,13 +363,13 @@ def _heeding_later(
         return keep, ()
     times = readable_times(frame["time"]) if "time" in frame else None
     if times is None:
-        why = "without times that say which is later, they count as interactions"
-        return keep, (f"{len(both):,} pairs of user and item have ratings that count and others that do not: {why}",)
-    gone = rated[taken_back(pair[rated], keep[rated], both, times[rated])]
-    if len(gone):
-        counts["taken_back"] = len(gone)
+        reason = "without times that say which is later, they count as interactions"
+        return keep, (f"{len(both):,} pairs of user and item have ratings that count and others that do not: {reason}",)
+    revoked = rated[taken_back(pair[rated], keep[rated], both, times[rated])]
+    if len(revoked):
+        counts["taken_back"] = len(revoked)
     keep = keep.copy()
-    keep[gone] = False
+    keep[revoked] = False
     return keep, ()
 
 
@@ -381,7 +381,7 @@ def _assemble(
     counts: dict[str, int],
     reading: Reading,
 ) -> Interactions:
-    """Return interactions of the users and items that are left, by their original ids."""
+    """Build interactions of the remaining users and items, renumbered, with their original ids."""
     user_ids, item_ids = ids
     used_users, users = np.unique(log.users, return_inverse=True)
     used_items, items = np.unique(log.items, return_inverse=True)

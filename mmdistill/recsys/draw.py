@@ -1,4 +1,4 @@
-"""What synthetic users look like beside real ones: pictures and tables for the report."""
+"""Figures and tables for the report that compare synthetic users with real ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,21 +20,21 @@ from mmdistill.reporting.tabular import markdown_cell
 from mmdistill.store import write_text
 from mmdistill.task import Batch, Task
 
-if TYPE_CHECKING:  # matplotlib is imported where it draws, since importing it takes long
+if TYPE_CHECKING:  # at run time, matplotlib is imported inside the functions that draw, since it loads slowly
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
 USERS_SHOWN = 12
 ITEMS_SHOWN = 8
 SMALLEST_WEIGHT = 1e-3
-"""Lighter interactions are left out of weighted tables; the CSR and tensor exports hold all."""
+"""Interactions below this weight are left out of weighted tables; the CSR and tensor exports keep all."""
 
 
 def rows_of(task: Task, batch: Batch) -> tuple[Interactions, Tensor]:
-    """Return the real data and the synthetic rows, checked to fit each other.
+    """Return the real data and the synthetic rows, after checking that their items match.
 
     Raises:
-        UnsupportedError: the task is not one of interactions.
+        UnsupportedError: the task is not a recommendation task.
         ShapeError: the rows have another number of items.
     """
     if not isinstance(task, RecsysTask):
@@ -56,7 +56,7 @@ def synthetic_rows(batch: Batch, items: int) -> Tensor:
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Draw synthetic beside real users, and write what a reader must know of the set as tables."""
+    """Plot synthetic beside real users, and write tables that describe the set."""
     data, rows = rows_of(task, batch)
     near = nearness(data, rows)
     return [
@@ -66,28 +66,30 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 
 def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target: Path) -> Path:
-    """Draw popularity against popularity, the long tail, interactions per user, and the nearest real users."""
+    """Plot item popularity (real against synthetic), the long tail, interactions per user and nearest real users."""
     from matplotlib.figure import Figure  # here, since importing it takes long
 
     figure = Figure(figsize=(11, 8), layout="constrained")
-    (match, curve), (mass, likeness) = figure.subplots(2, 2)
+    (popularity_axes, tail_axes), (mass_axes, nearest_axes) = figure.subplots(2, 2)
     real, synthetic = data.item_counts().numpy(), rows.sum(0).numpy()
     shares = {"real": real / real.sum(), "synthetic": synthetic / max(synthetic.sum(), 1e-12)}
-    _draw_popularity(match, shares["real"], shares["synthetic"])
+    _draw_popularity(popularity_axes, shares["real"], shares["synthetic"])
     for name, share in shares.items():
-        curve.semilogx(np.arange(1, len(share) + 1), np.sort(share)[::-1].cumsum(), label=f"{name} users")
-    curve.set(xlabel="items, most popular first", ylabel="cumulative share", title="long tail")
+        tail_axes.semilogx(np.arange(1, len(share) + 1), np.sort(share)[::-1].cumsum(), label=f"{name} users")
+    tail_axes.set(xlabel="items, most popular first", ylabel="cumulative share", title="long tail")
     sizes, masses = data.lengths("train"), rows.sum(1).numpy()
     bins = np.geomspace(max(min(sizes.min(), masses.min()), 1), max(sizes.max(), masses.max()) * 1.01 + 1, 40)
-    _draw_shares(mass, {"real users": sizes, "synthetic users": masses}, bins.tolist())
-    mass.set(xscale="log", xlabel="mass per user", ylabel="share of users", title="interactions per user")
+    _draw_shares(mass_axes, {"real users": sizes, "synthetic users": masses}, bins.tolist())
+    mass_axes.set(xscale="log", xlabel="mass per user", ylabel="share of users", title="interactions per user")
     _draw_shares(
-        likeness, {"real, to another": near.among_real, "synthetic": near.cosine}, np.linspace(0, 1 + 1e-9, 41).tolist()
+        nearest_axes,
+        {"real, to another": near.among_real, "synthetic": near.cosine},
+        np.linspace(0, 1 + 1e-9, 41).tolist(),
     )
-    likeness.set(xlabel="cosine to the nearest real user", ylabel="share of users", title="nearest real user")
-    for axis in (match.xaxis, match.yaxis, curve.xaxis, mass.xaxis):
+    nearest_axes.set(xlabel="cosine to the nearest real user", ylabel="share of users", title="nearest real user")
+    for axis in (popularity_axes.xaxis, popularity_axes.yaxis, tail_axes.xaxis, mass_axes.xaxis):
         _label_ticks(axis)
-    for axes in (match, curve, mass, likeness):
+    for axes in (popularity_axes, tail_axes, mass_axes, nearest_axes):
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
@@ -95,7 +97,7 @@ def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target:
 
 
 def _label_ticks(axis: "Axis") -> None:
-    """Label the powers of ten of a logarithmic axis; where it has fewer than two, round numbers between them too."""
+    """Label the powers of ten of a logarithmic axis; if it shows fewer than two, label round numbers as well."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     def inside(ticks: npt.NDArray[np.floating]) -> list[float]:
@@ -112,21 +114,22 @@ def _label_ticks(axis: "Axis") -> None:
 
 def _draw_popularity(axes: "Axes", real: npt.NDArray[np.floating], syn: npt.NDArray[np.floating]) -> None:
     axes.loglog(real, syn, ".", markersize=3, alpha=0.5)
-    both, unseen = real[real > 0], int(((real == 0) | (syn == 0)).sum())  # which no logarithmic axis shows
-    if unseen:
-        told = f"not shown: {unseen:,} items that real\nor synthetic users have none of"
-        axes.text(0.02, 0.98, told, transform=axes.transAxes, va="top", fontsize=9)
-    axes.plot([both.min(), both.max()], [both.min(), both.max()], color="grey", linewidth=1)
+    hidden = int(((real == 0) | (syn == 0)).sum())  # a logarithmic axis has no zero
+    if hidden:
+        note = f"not shown: {hidden:,} items that real\nor synthetic users have none of"
+        axes.text(0.02, 0.98, note, transform=axes.transAxes, va="top", fontsize=9)
+    positive = real[real > 0]
+    axes.plot([positive.min(), positive.max()], [positive.min(), positive.max()], color="grey", linewidth=1)
     axes.set(xlabel="share of real interactions", ylabel="share of synthetic mass", title="popularity of each item")
 
 
 def _draw_shares(axes: "Axes", values: dict[str, npt.NDArray[np.generic]], bins: list[float]) -> None:
-    for name, found in values.items():
-        axes.hist(found, bins=bins, weights=np.full(len(found), 1 / len(found)), alpha=0.6, label=name)
+    for name, sample in values.items():
+        axes.hist(sample, bins=bins, weights=np.full(len(sample), 1 / len(sample)), alpha=0.6, label=name)
 
 
 def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -> Path:
-    """Write what was read, what the set takes to store, how near it is to real users, and its first users by items."""
+    """Write a summary: the data, the set's size in bytes, its nearness to real users, and its first users' items."""
     heavy = rows.sum(0).topk(min(ITEMS_SHOWN, data.num_items))
     popular = data.item_counts().topk(min(ITEMS_SHOWN, data.num_items))
     binary = is_binary(rows)
@@ -158,7 +161,7 @@ def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -
 
 
 def reading_lines(data: Interactions) -> list[str]:
-    """Return what was read and what reading removed."""
+    """Describe what was read and what reading removed."""
     sizes = ", ".join(f"{data.parts[part].nnz:,} for {name}" for part, name in zip(data.parts, PART_NAMES, strict=True))
     lines = [f"{data.num_users:,} users, {data.num_items:,} items; interactions: {sizes}."]
     if removed := removed_in_words(data.counts, data.min_rating):
@@ -173,13 +176,13 @@ PART_NAMES = ("training", "validation", "test")
 
 
 def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
-    """Return the bytes of the set's numbers in several forms, uncompressed, beside those of the whole log."""
+    """Compare the uncompressed bytes of the set in several formats with those of the whole log."""
     whole = data.stored_bytes
     binary = is_binary(rows)
     forms = {"dense rows (float32)": rows.numel() * 4}
     if not binary:
-        kept = int((rows >= SMALLEST_WEIGHT).sum())
-        forms[f"weighted CSR, weights of at least {SMALLEST_WEIGHT:g}"] = 8 * kept + 4 * (len(rows) + 1)
+        stored = int((rows >= SMALLEST_WEIGHT).sum())
+        forms[f"weighted CSR, weights of at least {SMALLEST_WEIGHT:g}"] = 8 * stored + 4 * (len(rows) + 1)
     forms["binary users as CSR" + ("" if binary else " (each row's heaviest items)")] = 4 * (
         heaviest(rows).nnz + len(rows) + 1
     )
@@ -194,16 +197,16 @@ def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
 
 
 def privacy_lines(near: Nearness) -> list[str]:
-    """Return how near the set is to real users, in words."""
-    own, among = np.quantile(near.cosine, [0.5, 1.0]), np.quantile(near.among_real, [0.5, 1.0])
+    """Describe how near the set is to real users."""
+    synthetic, between_real = np.quantile(near.cosine, [0.5, 1.0]), np.quantile(near.among_real, [0.5, 1.0])
     return [
-        f"Nearest real user of a synthetic one: cosine {own[0]:.2f} in the median, {own[1]:.2f} at most; between real "
-        f"users {among[0]:.2f} and {among[1]:.2f}. Exact copies of real users: {int(near.copies.sum())} of "
-        f"{len(near.copies)}. This shows copies at a glance; it is no privacy guarantee."
+        f"Nearest real user of a synthetic one: cosine {synthetic[0]:.2f} in the median, {synthetic[1]:.2f} at most; "
+        f"between real users {between_real[0]:.2f} and {between_real[1]:.2f}. Exact copies of real users: "
+        f"{int(near.copies.sum())} of {len(near.copies)}. This shows copies at a glance; it is no privacy guarantee."
     ]
 
 
 def _items(ids: npt.NDArray[np.generic], indices: Tensor, values: Tensor, style: str) -> str:
     pairs: Sequence[tuple[int, float]] = list(zip(indices.tolist(), values.tolist(), strict=True))
-    named = ((markdown_cell(str(ids[index])), value) for index, value in pairs)
-    return ", ".join(f"{name} ({value:{style}})" if style else name for name, value in named)
+    names = ((markdown_cell(str(ids[index])), value) for index, value in pairs)
+    return ", ".join(f"{name} ({value:{style}})" if style else name for name, value in names)

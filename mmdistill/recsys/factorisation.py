@@ -1,4 +1,4 @@
-"""Matrix factorisation as a judge, and the binary rows that it and other consumers of binary feedback read."""
+"""Matrix factorisation as a judge, and the conversion of weighted rows to binary ones that it needs."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from mmdistill.recsys.models import Fit, Recommender
 WEIGHT = 0.5
 """Alpha: an interaction counts 1 + alpha times as much as a missing one."""
 SWEEPS = 15
-"""Over users' and items' factors."""
+"""Alternating updates of the users' and the items' factors."""
 
 
 class Factorisation(Recommender):
@@ -28,9 +28,9 @@ class Factorisation(Recommender):
 
     Args:
         rows: ``(n, items)`` users to fit on, sparse.
-        seed: of the initial factors.
-        factors: dimensions.
-        ridges: regularisations to choose from.
+        seed: seed of the initial factors.
+        factors: number of factors.
+        ridges: regularisation strengths to choose from.
 
     Raises:
         UnsupportedError: ``implicit`` is not installed.
@@ -45,19 +45,19 @@ class Factorisation(Recommender):
         factors: int = 64,
         ridges: Sequence[float] = (1.0, 3.0, 10.0, 30.0),
     ) -> None:
-        self.als = _als()
+        self.als = _import_als()
         self.ridges = tuple(ridges)
         self.options = {"factors": min(factors, *rows.shape), "iterations": SWEEPS, "random_state": seed}
         self.rows = sparse.csr_matrix(rows, dtype=np.float32)
 
     def fit(self, ridge: float) -> Fit:
-        """Fit with a regularisation and return what scores known interactions."""
+        """Fit with a regularisation strength and return the function that scores users."""
         model = self.als(regularization=ridge, num_threads=1, **self.options)
         with _without_thread_advice():
             model.fit(self._confidence(self.rows), show_progress=False)
         items = torch.from_numpy(np.asarray(model.item_factors))
 
-        def score(known: Tensor, read: Tensor) -> Tensor:
+        def score(known: Tensor, features: Tensor) -> Tensor:
             context = self._confidence(sparse.csr_matrix((known > 0).cpu().numpy().astype(np.float32)))
             users = torch.from_numpy(np.asarray(model.recalculate_user(np.arange(len(known)), context)))
             scores: Tensor = users @ items.T
@@ -71,8 +71,8 @@ class Factorisation(Recommender):
         return weighted
 
 
-def _als() -> Any:
-    """Return implicit's class of alternating least squares.
+def _import_als() -> Any:
+    """Import implicit's ``AlternatingLeastSquares``.
 
     Raises:
         UnsupportedError: the package is missing.
@@ -88,19 +88,19 @@ def _als() -> Any:
 
 @contextmanager
 def _without_thread_advice() -> Iterator[None]:
-    """Keep implicit's advice on the threads of OpenBLAS, which is not used with one thread, from a user's screen."""
+    """Within this context implicit does not warn about OpenBLAS threads, of which a fit with one thread uses none."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OpenBLAS.*", category=RuntimeWarning)
         yield
 
 
 def is_binary(rows: Tensor) -> bool:
-    """Return whether rows hold zeros and ones only."""
+    """Return whether rows hold only zeros and ones."""
     return bool(((rows == 0) | (rows == 1)).all())
 
 
 def heaviest(rows: Tensor) -> sparse.csr_array:
-    """Return weighted rows as binary ones: of a row with mass m the round(m) heaviest items, at least one.
+    """Return weighted rows as binary ones: a row of mass m keeps its round(m) heaviest items, at least one.
 
     Shapes:
         ``(n, items)`` rows in [0, 1]; returns a CSR array of ones in float32.
@@ -111,6 +111,6 @@ def heaviest(rows: Tensor) -> sparse.csr_array:
     columns = order[chosen].numpy()
     pointers = np.r_[0, np.cumsum(chosen.sum(1).numpy())]
     ones, shape = np.ones(len(columns), dtype=np.float32), (len(rows), rows.shape[1])
-    found = sparse.csr_array((ones, columns, pointers), shape=shape)
-    found.sort_indices()
-    return found
+    binary = sparse.csr_array((ones, columns, pointers), shape=shape)
+    binary.sort_indices()
+    return binary

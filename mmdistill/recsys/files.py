@@ -1,4 +1,4 @@
-"""Reads interaction tables as they are published: MovieLens, RecBole, delimited files with a header."""
+"""Read interaction tables as they are published: MovieLens, RecBole, delimited files with a header."""
 
 import io
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ FEEDBACK_COLUMNS = (
     *("target", "feedback", "interaction", "interactions", "response", "is_interacted", "watched", "purchased"),
     *("play", "plays", "play_count", "playcount", "listen_count", "watch_ratio", "quantity"),
 )
-"""Read as ratings where none of :data:`RATING_COLUMNS` is there and they hold numbers, and no words like view."""
+"""Read as ratings if there is none of :data:`RATING_COLUMNS` and they hold only numbers (no words like "view")."""
 TIME_COLUMNS = ("timestamp", "time", "ts", "date", "datetime", "unixreviewtime", "unix_timestamp", "created_at")
 ALIASES = {
     "user": USER_COLUMNS,
@@ -36,7 +36,7 @@ ACCEPTED = (
     "one of them"
 )
 UNREAD_SHOWN = 8
-"""Names of columns that a note lists."""
+"""How many names of unread columns a note lists."""
 FOLDER_FILES = (
     "interactions.csv.gz",
     "interactions.csv",
@@ -48,16 +48,16 @@ FOLDER_FILES = (
     "ratings.csv.gz",
     "ratings.csv",
 )
-"""What is looked for in a folder, in this order; then a single ``.inter`` file."""
+"""Files to look for in a folder, in this order; after them a single ``.inter`` file."""
 
 MISSING = ("", "nan", "NaN", "null", "NULL", "None")
 
 
 def find_file(folder: Path) -> Path:
-    """Return the interaction file of a data set's folder (or of the one folder that it was unpacked into).
+    """Return the interaction file of a data set's folder, or of a subfolder that an archive was unpacked into.
 
     Raises:
-        DataError: there is none, or more than one ``.inter`` file.
+        DataError: there is no such file, or more than one ``.inter`` file.
     """
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))]
     for place in [folder, *inner]:
@@ -73,7 +73,7 @@ def find_file(folder: Path) -> Path:
 
 
 def looks_like_interactions(path: Path) -> bool:
-    """Return whether a file or folder can be read as interactions, judged by names and the header line."""
+    """Return whether a file or folder looks readable as interactions, by its name and header line."""
     if path.is_dir():
         try:
             path = find_file(path)
@@ -81,23 +81,23 @@ def looks_like_interactions(path: Path) -> bool:
             return False
     if suffix(path) == ".inter" or path.name.removesuffix(".gz") in ("u.data", "ratings.dat"):
         return True
-    if path.suffix.lower() == ".npz":  # of other data images, which are looked for first
+    if path.suffix.lower() == ".npz":  # may hold images too, but those are checked first
         return path.is_file()
     try:
         return path.is_file() and suffix(path) in SUFFIXES and tables.of_interactions(tables.header(path))
     except DataError:
-        return suffix(path) in BY_PANDAS  # the loader says what is wrong
+        return suffix(path) in BY_PANDAS  # let the loader report what is wrong
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a table calls its columns; those that are None are guessed.
+    """The column names of a table; None is guessed.
 
     Args:
-        user: of users.
-        item: of items.
-        rating: of ratings.
-        time: of times.
+        user: name of the user column.
+        item: name of the item column.
+        rating: name of the rating column.
+        time: name of the time column.
     """
 
     user: str | None = None
@@ -106,10 +106,10 @@ class Columns:
     time: str | None = None
 
     def require_none(self, what: str) -> None:
-        """Refuse names of columns where nothing has a name.
+        """Refuse column names for data without a header.
 
         Raises:
-            ConfigError: naming the first.
+            ConfigError: a name is given; the message quotes the first.
         """
         for name in asdict(self).values():
             if name is not None:
@@ -117,16 +117,15 @@ class Columns:
 
 
 def read_table(
-    path: Path, wanted: Columns = Columns(), *, by_time: bool = False
+    path: Path, requested: Columns = Columns(), *, by_time: bool = False
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read any accepted file but ``.npz`` as text columns ``user``, ``item`` and, where there, the others.
+    """Read any accepted file but ``.npz`` as text columns ``user``, ``item`` and, if present, the optional ones.
 
-    These are ``rating``, ``time`` and ``split``. Times that are numbers come as such, unless they are what rows are
-    split by (``by_time``), of which errors quote what is written. Beside the table come notes on columns that are not
-    read.
+    These are ``rating``, ``time`` and ``split``. Numeric times are read as numbers, unless rows are split by them
+    (``by_time``): errors then quote them as written. Returns the table and notes on columns that are not read.
 
     Raises:
-        ConfigError: no column of a wanted name.
+        ConfigError: a requested column does not exist.
         DataError: missing, empty, damaged or undecodable file, or no user or item column.
     """
     if not path.is_file():
@@ -135,35 +134,35 @@ def read_table(
         raise DataError(f"{path} is no table of interactions; read are {ACCEPTED}")
     tabs = path.name.removesuffix(".gz") == "u.data"
     if tabs or suffix(path) == ".dat" or (suffix(path) not in UNDELIMITED and "::" in "".join(tables.header(path))):
-        wanted.require_none(f"{path}, which has no header,")
-        return _headerless(path, "\t" if tabs else "::", by_time), ()
+        requested.require_none(f"{path}, which has no header,")
+        return _read_headerless(path, "\t" if tabs else "::", by_time), ()
     names = [] if suffix(path) in UNDELIMITED else tables.header(path)
-    places = _places(names, wanted, path)[1] if names else {}
-    written = {index for role, index in places.items() if role != "time" or by_time}
+    roles = _column_indices(names, requested, path)[1] if names else {}
+    written = {index for role, index in roles.items() if role != "time" or by_time}
     numbers = [i for i, name in enumerate(names) if i not in written and spelt(name).lower() not in SPLIT_COLUMNS]
     table = tables.read(path, MISSING, numbers=numbers)
     if table.empty:
         raise DataError(f"{path} has no interactions")
-    return select_columns(table, str(path), wanted)
+    return select_columns(table, str(path), requested)
 
 
 def select_columns(
-    frame: pd.DataFrame, origin: str, wanted: Columns = Columns()
+    frame: pd.DataFrame, origin: str, requested: Columns = Columns()
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the user, item, rating, time and split columns of a table under these five names, and notes.
+    """Return a table's user, item, rating, time and split columns under these five names, and notes.
 
-    A column that is called like one of splits and names none, as cross-validation has them, is not read.
+    A column that is called like a split column but names no split, such as cross-validation folds, is not read.
 
     Raises:
-        ConfigError: there is no column of a wanted name, or one is to be two things.
-        DataError: there is no user or no item column, or there are several of one name.
+        ConfigError: a requested column does not exist, or one column has two roles.
+        DataError: there is no user or no item column, or there are several columns of one name.
     """
     columns = [str(column) for column in frame.columns]
-    given, places = _places(columns, wanted, origin)
-    twice = [role for role in places if places[role] is not None and [*places.values()].count(places[role]) > 1]
-    if twice:
-        raise ConfigError(f"of {origin} one column is to be {' and '.join(twice)}; name each its own")
-    found, used = {}, set[int]()
+    given, places = _column_indices(columns, requested, origin)
+    shared = [role for role in places if places[role] is not None and [*places.values()].count(places[role]) > 1]
+    if shared:
+        raise ConfigError(f"of {origin} one column is to be {' and '.join(shared)}; name each its own")
+    series, used = {}, set[int]()
     for role, aliases in ALIASES.items():
         index = places[role]
         if index is not None and (
@@ -171,7 +170,7 @@ def select_columns(
         ):
             if columns.count(columns[index]) > 1:
                 raise DataError(f"{origin} has several columns called {columns[index]!r}; keep one of them")
-            found[role] = frame.iloc[:, index]
+            series[role] = frame.iloc[:, index]
             used.add(index)
         elif role in ("user", "item"):
             raise DataError(
@@ -180,41 +179,45 @@ def select_columns(
             )
     split, notes = tables.split_column(frame, SPLITS, used)
     if split is not None:
-        found["split"] = frame.iloc[:, split]
-    known = (*TIME_COLUMNS, *SPLIT_COLUMNS)
-    unread = [i for i, name in enumerate(columns) if i not in used and spelt(name).lower() not in known]
-    return pd.DataFrame(found), (*notes, *_unread_notes(frame, columns, unread, rated="rating" in found))
+        series["split"] = frame.iloc[:, split]
+    expected = (*TIME_COLUMNS, *SPLIT_COLUMNS)
+    unread = [i for i, name in enumerate(columns) if i not in used and spelt(name).lower() not in expected]
+    return pd.DataFrame(series), (*notes, *_unread_notes(frame, columns, unread, rated="rating" in series))
 
 
-def _places(columns: list[str], wanted: Columns, origin: object) -> tuple[dict[str, int], dict[str, int | None]]:
-    """Return the place of each role's column that the user named, and of each role's that is named or guessed.
+def _column_indices(
+    columns: list[str], requested: Columns, origin: object
+) -> tuple[dict[str, int], dict[str, int | None]]:
+    """Return the column index of each role that the user named, and of every role, named or guessed.
 
     Raises:
-        ConfigError: there is no column of a wanted name.
+        ConfigError: a requested column does not exist.
     """
-    given = {role: tables.named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
-    free = ["" if index in given.values() else name for index, name in enumerate(columns)]  # for what may be missing
+    given = {role: tables.named(columns, name, origin) for role, name in asdict(requested).items() if name is not None}
+    unclaimed = [
+        "" if index in given.values() else name for index, name in enumerate(columns)
+    ]  # for guessing optional roles
     return given, {
-        role: given.get(role, guessed(columns if role in ("user", "item") else free, aliases))
+        role: given.get(role, guessed(columns if role in ("user", "item") else unclaimed, aliases))
         for role, aliases in ALIASES.items()
     }
 
 
 def _is_rating(name: str, column: "pd.Series[Any]") -> bool:
-    """Return whether a guessed column of ratings is one; what only may be one is where it holds nothing but numbers."""
+    """Return whether a guessed rating column is one: by its name, or because it holds only numbers."""
     return spelt(name).lower() in RATING_COLUMNS or bool(np.isfinite(feedback(column)).all())
 
 
 def _unread_notes(frame: pd.DataFrame, columns: list[str], unread: list[int], *, rated: bool) -> list[str]:
-    """Return a note on columns that are not read.
+    """Return a note on unread columns.
 
-    Without ratings (``rated``) it has a hint at a column that may say which rows are no interactions.
+    If there are no ratings (``rated`` is False), it points to a column whose zeros may mark rows as no interactions.
     """
     if not unread:
         return []
     names = [repr(columns[index]) for index in unread]
     shown = ", ".join(names[:UNREAD_SHOWN]) + f" and {len(names) - UNREAD_SHOWN} more" * (len(names) > UNREAD_SHOWN)
-    zeros = [] if rated else [repr(columns[index]) for index in unread if _marks_some(frame.iloc[:, index])]
+    zeros = [] if rated else [repr(columns[index]) for index in unread if _has_zeros(frame.iloc[:, index])]
     hint = (
         f"; {zeros[0]} holds zeros: if these are no interactions, name it with --rating-column (rating_column)"
         if zeros
@@ -223,16 +226,16 @@ def _unread_notes(frame: pd.DataFrame, columns: list[str], unread: list[int], *,
     return [f"columns that are not read: {shown}{hint}"]
 
 
-def _marks_some(column: "pd.Series[Any]") -> bool:
-    """Return whether a column is of numbers, several of them 0 (one zero has any numbering of rows) and others not."""
+def _has_zeros(column: "pd.Series[Any]") -> bool:
+    """Return whether a column holds numbers, several of them 0 and others not (a row index has a single 0)."""
     values = feedback(column)
     zeros = int((values == 0).sum())
     return bool(np.isfinite(values).all()) and 1 < zeros < len(values)
 
 
-def _headerless(path: Path, separator: str, by_time: bool) -> pd.DataFrame:
+def _read_headerless(path: Path, separator: str, by_time: bool) -> pd.DataFrame:
     """Read MovieLens' user, item, rating, timestamp lines."""
-    text = decoded(path).replace(separator, "\t")  # one character: pandas' fast parser
+    text = decoded(path).replace(separator, "\t")  # pandas' fast parser needs a one-character separator
     names = ["user", "item", "rating", "time"][: max(3, text.partition("\n")[0].count("\t") + 1)]
     try:
         return tables.as_text(

@@ -1,4 +1,4 @@
-"""Users that other tools synthesised: matrices of users x items, and tables of their interactions."""
+"""Import users that other tools synthesised, from users x items matrices and tables of interactions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,36 +22,37 @@ from mmdistill.recsys.matrices import as_sparse, read_sparse
 from mmdistill.recsys.task import RecsysTask
 
 COLUMNS = "items.csv"
-"""Says the original id of each column of a matrix, as exports write it."""
+"""File with the original item id of each matrix column, as exports write it."""
 
 
 def read_users(task: RecsysTask, source: ImportSource) -> Imported:
-    """Return users as rows of weights in [0, 1] of the task's items, which are their own targets.
+    """Read users as rows of weights in [0, 1] over the task's items; they are their own targets.
 
-    Read are matrices ``(users, items)`` with the items in the task's order, or in that of an ``items.csv`` beside
-    them, and tables of user, item and perhaps weight by the items' original ids.
+    Accepts matrices ``(users, items)`` with the items in the task's order, or in that of an ``items.csv`` beside
+    them, and tables of user, item (by original id) and optionally weight.
 
     Raises:
-        DataError: other files, items that the task does not have, weights outside of [0, 1], or users without items.
+        DataError: other files, unknown items, weights outside [0, 1], or users without items.
     """
     columns = [path for path in source.samples if path.name == COLUMNS]
     others = [path for path in source.samples if path not in columns]
     matrices = {path.stem for path in others if _is_matrix(path)}
-    beside = [path for path in others if path.stem in matrices and not _is_matrix(path)]  # as the export binary has
-    if beside:
-        others = [path for path in others if path not in beside]
-        noted(f"not read: {first_few([path.name for path in beside])}, beside the matrix of that name")
+    copies = [path for path in others if path.stem in matrices and not _is_matrix(path)]  # the binary export writes one
+    if copies:
+        others = [path for path in others if path not in copies]
+        noted(f"not read: {first_few([path.name for path in copies])}, beside the matrix of that name")
     if len(others) + bool(source.given) != 1:
         raise DataError("synthetic users come in one file, a matrix or a table (and items.csv beside a matrix)")
-    ids = [str(one) for one in task.data.item_ids.tolist()]
+    ids = [str(item_id) for item_id in task.data.item_ids.tolist()]
     if source.given:
-        rows = _given(source.given, ids)
+        rows = _rows_of_values(source.given, ids)
     elif _is_matrix(others[0]):
         rows = _read_matrix(others[0])
     else:
-        rows = _rows(read_table(others[0]), ids, str(others[0]))
+        table, notes = read_table(others[0])
+        rows = _rows_of_table(table, notes, ids, str(others[0]))
     if columns:
-        rows = _placed(rows, columns[0], ids)
+        rows = _reorder_columns(rows, columns[0], ids)
     if rows.ndim != 2 or rows.shape[1] != len(ids) or not len(rows):
         raise DataError(f"users of {task.data.name} are rows of {len(ids)} items, got {tuple(rows.shape)}")
     if not bool(rows.isfinite().all()) or float(rows.min()) < 0 or float(rows.max()) > 1:
@@ -67,38 +68,38 @@ def _is_matrix(path: Path) -> bool:
 
 
 def _read_matrix(path: Path) -> Tensor:
-    """Return a matrix that scipy, NumPy, torch or safetensors wrote."""
+    """Read a matrix that scipy, NumPy, torch or safetensors wrote."""
     if "format" in array_names(path):
         return from_array(read_sparse(path).toarray(), str(path)).float()
-    found = read_saved(path)
-    return _matrix(found if isinstance(found, Mapping) else {path.stem: found})
+    saved = read_saved(path)
+    return _matrix(saved if isinstance(saved, Mapping) else {path.stem: saved})
 
 
-def _matrix(found: Mapping[str, Any]) -> Tensor:
-    """Return the one matrix among values by name, or that called users.
+def _matrix(values: Mapping[str, Any]) -> Tensor:
+    """Return the matrix called ``users``, or the only one there is.
 
     Raises:
-        DataError: several, or none.
+        DataError: no ``users`` among several values, or no value.
     """
-    if "users" not in found and len(found) != 1:
-        raise DataError(f"the matrix of synthetic users is called users; found {first_few(list(found)) or 'nothing'}")
-    value = found.get("users", next(iter(found.values())))
+    if "users" not in values and len(values) != 1:
+        raise DataError(f"the matrix of synthetic users is called users; found {first_few(list(values)) or 'nothing'}")
+    value = values.get("users", next(iter(values.values())))
     if isinstance(value, Tensor) or not hasattr(value, "toarray"):
         return as_tensor(value, "users").float()
     return from_array(as_sparse(value).toarray(), "users").float()
 
 
-def _given(values: Mapping[str, Any], ids: list[str]) -> Tensor:
-    """Return the users of values by name: of a table that stands alone, or of a matrix."""
+def _rows_of_values(values: Mapping[str, Any], ids: list[str]) -> Tensor:
+    """Return users as rows from in-memory values: a single table, or a matrix."""
     first = next(iter(values.values()))
     if len(values) == 1 and isinstance(first, pd.DataFrame):
-        return _rows(select_columns(first, "the table"), ids, "the table")
+        table, notes = select_columns(first, "the table")
+        return _rows_of_table(table, notes, ids, "the table")
     return _matrix(values)
 
 
-def _rows(read: tuple[pd.DataFrame, tuple[str, ...]], ids: list[str], name: str) -> Tensor:
-    """Return the users of a table as rows, in the order that they come in, and note what its reader says."""
-    table, notes = read
+def _rows_of_table(table: pd.DataFrame, notes: tuple[str, ...], ids: list[str], name: str) -> Tensor:
+    """Return a table's users as rows, in order of first appearance; pass on the notes of its reader."""
     for note in notes:
         noted(note)
     users, _ = pd.factorize(table["user"].astype(str))
@@ -108,24 +109,24 @@ def _rows(read: tuple[pd.DataFrame, tuple[str, ...]], ids: list[str], name: str)
     return rows.index_put(places, torch.tensor(np.asarray(weights), dtype=torch.float32))
 
 
-def _placed(rows: Tensor, path: Path, ids: list[str]) -> Tensor:
-    """Return rows whose columns a file names in the order of the task's items."""
+def _reorder_columns(rows: Tensor, path: Path, ids: list[str]) -> Tensor:
+    """Return rows with their columns, named by a file, in the order of the task's items."""
     try:
         names = pd.read_csv(path, dtype=str, keep_default_na=False)["item_id"].tolist()
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} should have the columns column and item_id, as exports write it ({error})") from error
     if rows.ndim != 2 or rows.shape[1] != len(names):
         raise DataError(f"{path} names {len(names)} columns, and the matrix is {tuple(rows.shape)}")
-    found = torch.zeros(len(rows), len(ids))
-    found[:, _positions(names, ids, str(path))] = rows
-    return found
+    reordered = torch.zeros(len(rows), len(ids))
+    reordered[:, _positions(names, ids, str(path))] = rows
+    return reordered
 
 
 def _positions(names: list[str], ids: list[str], source: str) -> Tensor:
-    """Return the places of items among the task's.
+    """Return the column of each item in the task's order.
 
     Raises:
-        DataError: an item that it does not have.
+        DataError: an item that the task does not have.
     """
     places = {name: index for index, name in enumerate(ids)}
     if unknown := [name for name in names if name not in places]:
@@ -134,9 +135,9 @@ def _positions(names: list[str], ids: list[str], source: str) -> Tensor:
 
 
 def users_by_name(value: Any) -> Mapping[str, Any] | None:
-    """Return a matrix or a table by name; of any other value None."""
-    known = isinstance(value, Tensor | np.ndarray | pd.DataFrame) or sparse.issparse(value)
-    return {"users": value} if known else None
+    """Return a matrix or a table under the name ``users``; None for any other value."""
+    is_accepted = isinstance(value, Tensor | np.ndarray | pd.DataFrame) or sparse.issparse(value)
+    return {"users": value} if is_accepted else None
 
 
 IMPORTS = Importer(
@@ -146,4 +147,4 @@ IMPORTS = Importer(
     "user, item and perhaps weight, of any kind that interactions are read from",
     named=users_by_name,
 )
-"""Reads synthetic users."""
+"""The importer of synthetic users."""

@@ -1,4 +1,4 @@
-"""Who can judge interactions, by name: one entry says all that there is to know of a judge."""
+"""The judges of synthetic users, by name; each entry holds everything about its judge."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recom
 from mmdistill.recsys.vae import Rows, TrainedAutoencoder
 from mmdistill.runtime import Draws
 
-if TYPE_CHECKING:  # which looks judges up here
+if TYPE_CHECKING:  # the task imports this module
     from mmdistill.recsys.task import RecsysTask
 
 HEAVIEST_NOTE = "als reads binary rows: each user stands for its heaviest items, as many as its weights sum to"
@@ -28,14 +28,14 @@ class RecommenderJudge:
     """A judge of interactions.
 
     Args:
-        of_rows: makes it, not fitted yet, of the task, synthetic users' rows and a key.
-        of_all: makes it of all real users of the task and a key.
-        ridge: the name under which a ridge of its kind travels with a set; empty where none is learned.
-        random: whether it differs from key to key.
-        reads: what it reads of what is set of judging.
-        weighted: noted of synthetic rows that are not binary.
-        unvalidated: noted where no validation rows choose its ridge or its step.
-        epochs: for how many passes over so many users it trains; None of what is solved.
+        of_rows: builds it, unfitted, from the task, the rows of synthetic users and a key.
+        of_all: builds it from all real users of the task and a key.
+        ridge: the name under which a set stores a learned ridge for this judge; empty if none is learned.
+        random: whether its result depends on the key.
+        reads: the judging settings that it reads.
+        weighted: the note on synthetic rows that are not binary.
+        unvalidated: the note for data without validation rows, which would choose its ridge or step.
+        epochs: returns its number of passes over a number of users; None for closed-form judges.
     """
 
     of_rows: Callable[["RecsysTask", Tensor, Draws], Recommender]
@@ -47,39 +47,39 @@ class RecommenderJudge:
     unvalidated: str = UNCHOSEN_NOTE
     epochs: Callable[["RecsysTask", int], int] | None = None
 
-    def learned(self, found: Mapping[str, Tensor]) -> tuple[float, ...]:
-        """Return the ridge of its kind among what was learned with a set; nothing where there is none."""
-        return (float(found[self.ridge]),) if self.ridge in found else ()
+    def learned(self, values: Mapping[str, Tensor]) -> tuple[float, ...]:
+        """Return this judge's ridge among the values learned with a set; empty if there is none."""
+        return (float(values[self.ridge]),) if self.ridge in values else ()
 
 
-def _every_row(task: "RecsysTask") -> Tensor:
+def _all_rows(task: "RecsysTask") -> Tensor:
     return task.data.rows(np.arange(task.data.num_users), device=task.device)
 
 
-def _wide_of_all(task: "RecsysTask", draws: Draws) -> Recommender:
+def _infinite_autoencoder_of_all(task: "RecsysTask", draws: Draws) -> Recommender:
     require_solvable(task.data.num_users, "the infinite autoencoder", "users")
-    return InfiniteAutoencoder(_every_row(task), task.kernel)
+    return InfiniteAutoencoder(_all_rows(task), task.kernel)
 
 
 def _ease_of_all(task: "RecsysTask", draws: Draws) -> Recommender:
     users, items = task.data.num_users, task.data.num_items
     require_solvable(min(users, items), "EASE", "users or items, whichever are fewer")
     if users < items:
-        return Ease(_every_row(task))
+        return Ease(_all_rows(task))
     train = task.data.parts["train"]
     return Ease(gram=torch.from_numpy((train.T @ train).toarray()).to(task.device))
 
 
-def _trained(task: "RecsysTask", rows: Rows, users: int, draws: Draws) -> Recommender:
+def _mult_vae(task: "RecsysTask", rows: Rows, users: int, draws: Draws) -> Recommender:
     return TrainedAutoencoder(rows, users, task.data.num_items, task.vae, draws.fold("train"), task.device)
 
 
-def _trained_of_rows(task: "RecsysTask", rows: Tensor, draws: Draws) -> Recommender:
-    return _trained(task, lambda chosen: rows[chosen.to(rows.device)], len(rows), draws)
+def _mult_vae_of_rows(task: "RecsysTask", rows: Tensor, draws: Draws) -> Recommender:
+    return _mult_vae(task, lambda chosen: rows[chosen.to(rows.device)], len(rows), draws)
 
 
-def _trained_of_all(task: "RecsysTask", draws: Draws) -> Recommender:
-    return _trained(task, task.users, task.data.num_users, draws)
+def _mult_vae_of_all(task: "RecsysTask", draws: Draws) -> Recommender:
+    return _mult_vae(task, task.users, task.data.num_users, draws)
 
 
 def _seed(draws: Draws) -> int:
@@ -90,7 +90,7 @@ JUDGES = OpenTable(
     {
         "inf-ae": RecommenderJudge(
             of_rows=lambda task, rows, draws: InfiniteAutoencoder(rows, task.kernel),
-            of_all=_wide_of_all,
+            of_all=_infinite_autoencoder_of_all,
             ridge="ridge",
         ),
         "ease": RecommenderJudge(
@@ -99,8 +99,8 @@ JUDGES = OpenTable(
             ridge="absolute_ridge",
         ),
         "mult-vae": RecommenderJudge(
-            of_rows=_trained_of_rows,
-            of_all=_trained_of_all,
+            of_rows=_mult_vae_of_rows,
+            of_all=_mult_vae_of_all,
             random=True,
             reads=JUDGING,
             unvalidated=LAST_NOTE,

@@ -1,4 +1,4 @@
-"""Matrices of users x items, from files and from the libraries that hold them, and columns without a table."""
+"""Convert users x items matrices (files, scipy, numpy, torch) to CSR, and tuples of columns to tables."""
 
 import zipfile
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from torch import Tensor
 from mmdistill.errors import DataError
 
 TABLE_COLUMNS, RATED = (2, 3, 4), 10
-"""Columns of a table of interactions, and the largest rating that one would find among so few items (or users)."""
+"""Possible numbers of columns of an interaction table; larger values than this rating suggest a table of ids."""
 ROLES = ("user", "item", "rating", "time")
-"""What the columns of a tuple are, in this order; the first two must be there."""
+"""The columns of a tuple, in this order; the first two are required."""
 HALF = (torch.bfloat16, torch.float16)
-"""What NumPy or SciPy lacks."""
+"""Number formats that NumPy or SciPy lacks."""
 
 
 def read_sparse(path: Path) -> sparse.csr_array:
@@ -57,7 +57,7 @@ def _is_sparse_archive(path: Path) -> bool:
 
 
 def is_columns(source: object) -> TypeGuard[tuple[Any, ...]]:
-    """Return whether a source is a tuple of users and items, and perhaps of ratings and times, each of one axis."""
+    """Return whether a source is a tuple of 1-D users, items and optionally ratings and times."""
     return isinstance(source, tuple) and len(source) in TABLE_COLUMNS and all(map(_has_one_axis, source))
 
 
@@ -70,18 +70,18 @@ def _has_one_axis(values: object) -> bool:
 
 
 def joined(columns: tuple[Any, ...]) -> pd.DataFrame:
-    """Return columns of users, items and perhaps ratings and times as a table that calls them so.
+    """Return columns of users, items and optionally ratings and times as a table with these names.
 
-    Rows belong together by their places, whatever index a column of pandas has.
+    Rows are aligned by position; the index of a pandas column is ignored.
 
     Raises:
-        DataError: columns of several lengths.
+        DataError: columns of different lengths.
     """
-    named = dict(zip(ROLES, columns, strict=False))
-    if len({len(values) for values in named.values()}) > 1:
-        lengths = ", ".join(f"{len(values):,} {role}s" for role, values in named.items())
+    by_role = dict(zip(ROLES, columns, strict=False))
+    if len({len(values) for values in by_role.values()}) > 1:
+        lengths = ", ".join(f"{len(values):,} {role}s" for role, values in by_role.items())
         raise DataError(f"a tuple of users and items has a place for each interaction in both, and here are {lengths}")
-    return pd.DataFrame({role: _column(values) for role, values in named.items()})
+    return pd.DataFrame({role: _column(values) for role, values in by_role.items()})
 
 
 def _column(values: Any) -> "pd.Series[Any]":
@@ -92,12 +92,12 @@ def _column(values: Any) -> "pd.Series[Any]":
 
 
 def as_sparse(source: Any) -> sparse.csr_array:
-    """Return a users x items matrix of scipy, numpy or torch as a sparse one.
+    """Convert a users x items matrix of scipy, numpy or torch to CSR.
 
     Raises:
-        DataError: no matrix of numbers, rows of several lengths, a table that is no matrix, or a damaged one.
+        DataError: not a matrix of numbers, rows of different lengths, a table instead of a matrix, or a damaged matrix.
     """
-    given = type(source).__name__
+    type_name = type(source).__name__
     if isinstance(source, Tensor):
         source = source.detach().cpu()
         source = _from_torch(source.float() if source.dtype in HALF else source)
@@ -110,12 +110,12 @@ def as_sparse(source: Any) -> sparse.csr_array:
                 "a table: pd.DataFrame({'user': ..., 'item': ...})"
             ) from error
     if source.ndim != 2 or source.dtype.kind not in "biuf":
-        got = f"{source.dtype} {source.shape}" if source.ndim else given
+        got = f"{source.dtype} {source.shape}" if source.ndim else type_name
         raise DataError(
             f"expected a users x items matrix of numbers, a table or a path, got {got}; a table is a data frame, a "
             "list with a dictionary per row, or a tuple (users, items)"
         )
-    if source.dtype == np.float16:  # which SciPy lacks
+    if source.dtype == np.float16:  # SciPy has no float16
         source = source.astype(np.float32)
     if isinstance(source, np.ndarray):
         _require_no_table(source)
@@ -128,28 +128,28 @@ def as_sparse(source: Any) -> sparse.csr_array:
 
 
 def _require_no_table(array: npt.NDArray[Any]) -> None:
-    """Refuse an array of columns or rows of users, items, ratings and times, which is read as no matrix.
+    """Refuse an array that looks like a table of users, items, ratings and times rather than a matrix.
 
     Raises:
-        DataError: saying what is read as a table.
+        DataError: it does; the message says how to give a table.
     """
     if not array.size or not array.max() > RATED:  # NaN is refused elsewhere
         return
-    found = f"{array.shape} numbers up to {array.max():g} look like a table of (user, item, rating, time)"
+    description = f"{array.shape} numbers up to {array.max():g} look like a table of (user, item, rating, time)"
     if array.shape[1] in TABLE_COLUMNS:
         raise DataError(
-            f"{found}, and a users x items matrix is expected; a table is a pd.DataFrame with the columns user and "
-            "item, a matrix of so few items a scipy.sparse one"
+            f"{description}, and a users x items matrix is expected; a table is a pd.DataFrame with the columns user "
+            "and item, a matrix of so few items a scipy.sparse one"
         )
     if array.shape[0] in TABLE_COLUMNS:
         raise DataError(
-            f"{found} with a row for each, and a users x items matrix is expected; give the rows as a tuple, (users, "
-            "items) or (users, items, ratings), and a matrix of so few users as a scipy.sparse one"
+            f"{description} with a row for each, and a users x items matrix is expected; give the rows as a tuple, "
+            "(users, items) or (users, items, ratings), and a matrix of so few users as a scipy.sparse one"
         )
 
 
 def _from_torch(matrix: Tensor) -> npt.NDArray[Any] | sparse.coo_array:
-    """Return a tensor as an array; a sparse matrix stays sparse, whatever its layout."""
+    """Return a tensor as an array; a sparse matrix of any layout stays sparse."""
     if matrix.layout == torch.strided or matrix.ndim != 2:
         return matrix.to_dense().numpy()
     entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()

@@ -36,22 +36,22 @@ from mmdistill.task import Batch, ClassBatch, Inputs, Task
 
 SOURCE = "Sachdeva et al., NeurIPS 2022"
 CHUNK_NUMBERS = 32_000_000
-"""Numbers of the target users' rows that are differentiated at once where there are more: 128 MB."""
+"""Target users' rows beyond this size are differentiated in chunks of it: 128 MB."""
 
 
 @dataclass(frozen=True)
 class AutoencoderKernel(Kernel):
-    """The kernel of the task's infinitely wide autoencoder, whose depth the task knows (``--model infinite-d2``)."""
+    """The kernel of the task's infinitely wide autoencoder, at the task's depth (``--model infinite-d2``)."""
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
-        """Return the kernel of two sets of users."""
+        """Return the kernel matrix of two sets of users."""
         return _recsys(network.task).kernel(network, a, b)
 
     def check(self, task: Task) -> None:
-        """Refuse tasks of other data, and networks that would not be read.
+        """Refuse tasks of other data, and tasks with a network, which this kernel would ignore.
 
         Raises:
-            ConfigError: saying which.
+            ConfigError: the task is one of these.
         """
         if _recsys(task).module is not None:
             raise ConfigError(
@@ -67,69 +67,69 @@ def _recsys(task: Task) -> RecsysTask:
 
 
 class ChosenRidgeMatching(KernelRidgeMatching):
-    """Kernel ridge matching under the infinitely wide autoencoder, whose ridge validation data choose on the way.
+    """Kernel ridge matching under the infinitely wide autoencoder, with a ridge rechosen on validation data.
 
-    The choice is among the ridges of the published code. All are the judge's too, so that steps are validated, and the
-    set judged, at the ridge that it was distilled with or at a better one.
+    The candidates are the ridges of the published code. The judge tries all of them too, so that steps are validated,
+    and the set judged, at the ridge that it was distilled with or at a better one.
 
     Args:
-        every: steps from one choice to the next; the first step chooses too.
+        every: steps between choices; the first step chooses too.
     Differs from: the published code chooses by HR@100, and the first time on the real users that the prior starts
-        from; here by NDCG@10, always on the rows of the step.
+        from; this class chooses by NDCG@10, always on the rows of the current step.
     Source: Sachdeva et al., NeurIPS 2022, published code.
     """
 
-    steady = False  # choosing is no part of a step that could be repeated
+    steady = False  # the choice depends on the step, so a captured step cannot be replayed
 
     def __init__(self, every: int) -> None:
         super().__init__(AutoencoderKernel(), 1.0, loss=multinomial)
         self.every = every
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the loss of the ridge prediction, after a choice of the ridge where it is due."""
+        """Return the loss of the ridge prediction, after rechoosing the ridge if it is due."""
         if network.step % self.every == 0:
             task, batch = _recsys(network.task), flatten_classes(syn)
             rows = batch._replace(inputs=task.rows(batch.inputs).detach())
             with uncounted():
-                own = task.chosen_ridge(rows)
-            self.log_ridge.fill_(math.log(ranks.gathered(own)[0]))
+                ridge = task.chosen_ridge(rows)
+            self.log_ridge.fill_(math.log(ranks.gathered(ridge)[0]))
         target = flatten_classes(real)
         if _recsys(network.task).rows(target.inputs).numel() > CHUNK_NUMBERS:
             return self._in_chunks(network, flatten_classes(syn), target)
         return super().forward(network, syn, real, draws)
 
     def _in_chunks(self, network: Network, syn: Batch, real: Batch) -> Tensor:
-        """Return the same loss, with the gradient of some target users at a time and the memory of their graph."""
+        """Return the same loss, differentiated for one chunk of target users at a time to bound memory."""
         task = _recsys(network.task)
         rows, inputs, targets = task.rows(syn.inputs), task.rows(real.inputs), task.rows(real.targets)
         k_ss = self.kernel(network, rows, rows)
-        solved = ridge_solution(k_ss, synthetic_targets(syn, network), self.log_ridge.exp(), self.scale)
-        sources = rows, solved.to(k_ss.dtype)
+        coefficients = ridge_solution(k_ss, synthetic_targets(syn, network), self.log_ridge.exp(), self.scale)
+        sources = rows, coefficients.to(k_ss.dtype)
         leaves = [source.detach().requires_grad_() for source in sources]
         total, gradients = torch.zeros_like(real.weight.sum()), [torch.zeros_like(leaf) for leaf in leaves]
         size = max(1, CHUNK_NUMBERS // inputs.shape[1])
-        parts = (torch.split(side, size) for side in (inputs, targets, real.weight))
-        for given, wanted, weight in zip(*parts, strict=True):
+        chunks = (torch.split(side, size) for side in (inputs, targets, real.weight))
+        for inputs_part, targets_part, weight in zip(*chunks, strict=True):
             with torch.enable_grad():
-                predicted = self.kernel(network, given, leaves[0]) @ leaves[1]
-                value = self.loss(predicted, wanted, weight) * weight.sum() / real.weight.sum()
-                found = torch.autograd.grad(value, leaves)
+                predicted = self.kernel(network, inputs_part, leaves[0]) @ leaves[1]
+                value = self.loss(predicted, targets_part, weight) * weight.sum() / real.weight.sum()
+                part_gradients = torch.autograd.grad(value, leaves)
             total += value.detach()
-            gradients = [gradient.add_(more) for gradient, more in zip(gradients, found, strict=True)]
+            gradients = [gradient.add_(part) for gradient, part in zip(gradients, part_gradients, strict=True)]
         return with_gradients(total, sources, gradients)
 
 
 chosen_ridge = Configured(lambda settings: ChosenRidgeMatching(settings.validate_every or settings.steps))
-"""The infinitely wide autoencoder whose ridge is chosen as often as steps are validated."""
+"""Builds the infinitely wide autoencoder whose ridge is rechosen whenever steps are validated."""
 
 
 def learned_ridge(start: float) -> Callable[[], KernelRidgeMatching]:
-    """Return a maker of the infinitely wide autoencoder whose ridge is learned from a start."""
+    """Return a function that builds the infinitely wide autoencoder with a ridge learned from ``start``."""
     return lambda: KernelRidgeMatching(AutoencoderKernel(), start, loss=multinomial, learn_ridge=True)
 
 
 def ease() -> KernelRidgeMatching:
-    """EASE, fitted in its dual form on the synthetic users, with a learned ridge."""
+    """Build EASE, fitted in its dual form on the synthetic users, with a learned ridge."""
     return KernelRidgeMatching(
         LinearKernel(), 1.0, "absolute", loss=multinomial, learn_ridge=True, readout=without_diagonal
     )
@@ -149,7 +149,7 @@ def _mean_field(users: int) -> Settings:
 
 
 def _clusters(users: int) -> Settings:
-    # Cluster means hold every user already, so many or large steps memorise users: on ML-1M validation soon falls.
+    # Cluster means already cover every user, so many or large steps memorise users: on ML-1M validation soon falls.
     codes, ridge = OptimizerSpec("adam", 0.01, cosine=True), OptimizerSpec("adam", 0.02)
     return Settings(50, 512, optimizers={"codes": codes, "objective": ridge}, validate_every=10)
 
@@ -221,5 +221,5 @@ def _reduced(users: int) -> Settings:
 REDUCED = {
     "*": {"distill-cf": replace(METHODS["distill-cf"], objective=learned_ridge(0.01), settings=_reduced)},
 }
-"""The sampled prior for a CPU: a small ridge that is learned, not chosen anew among many at each validation, five times
-the rate, and a hundred steps."""
+"""The sampled prior reduced for a CPU: a small, learned ridge instead of a choice among many at each validation, five
+times the learning rate, and a hundred steps."""

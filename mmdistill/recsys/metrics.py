@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +20,20 @@ from mmdistill.recsys.splits import Split
 from mmdistill.runtime import Draws
 
 Scorer = Callable[[Tensor], Tensor]
-"""Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""
+"""Maps users' known interactions ``(n, items)`` to scores of all items ``(n, items)``."""
 Scorers = Callable[[Tensor], Iterable[Tensor]]
-"""Does so for several recommenders, one after another."""
-Judged = Callable[[Scorers], list[float]]
-"""Scores each of several recommenders on validation data, higher is better; one that gives a NaN scores 0."""
+"""Yields the scores of several recommenders, one after another."""
+Validation = Callable[[Scorers], list[float]]
+"""Scores each of several recommenders on validation data, higher is better; a recommender that gives a NaN scores 0."""
 
 METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", "auc")
-"""What is reported, the headline first; then the headline in each group of users."""
+"""The reported metrics, the headline first; after them comes the headline in each group of users."""
 DRAWN_TOGETHER = 1024
-"""Users whose candidates and negatives are drawn together, however many are scored at once."""
+"""Users whose candidates and negatives are drawn together, so that the draws do not depend on the chunk size."""
 CHUNK_NUMBERS = 16_000_000
 """The largest users x items matrix that is scored at once: 64 MB."""
 JUDGED = Draws(0, ("judged",))
-"""The key of drawn users and candidates, the same in all judging: sets and baselines are compared on the same ones."""
+"""The key of drawn users and candidates, fixed so that sets and baselines are compared on the same ones."""
 
 
 def propensity_weights(item_counts: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def propensity_weights(item_counts: Tensor) -> Tensor:
 
 
 def top_items(scores: Tensor, known: Tensor, k: int) -> Tensor:
-    """Return the k best items per user, known ones excluded (they come last where too few others are left).
+    """Return the k best items per user, without known ones (which come last if too few others are left).
 
     Shapes:
         scores ``(n, items)``; known ``(n, items)``, positive where an item is excluded; returns ``(n, min(k, items))``
@@ -73,8 +73,8 @@ def user_metrics(
     r"""Return NDCG, HR, recall and PSP at each k, one value per user.
 
     With S the held-out items and m = min(\|S\|, k): HR@k = hits/m (truncated recall); recall@k = hits/\|S\|; NDCG@k =
-    the sum of 1/log2(rank + 1) over hits, divided by that of m leading hits; PSP@k = (sum of w over hits / m) / (sum of
-    the m largest w in S). PSP's two sides differ by the factor m in the published numbers, and so do they here.
+    the sum of 1/log2(rank + 1) over hits, divided by its maximum, m hits at the top; PSP@k = (sum of w over hits / m) /
+    (sum of the m largest w in S). PSP's numerator has the extra factor 1/m as in the published numbers.
 
     Args:
         scores: ``(n, items)``.
@@ -82,7 +82,7 @@ def user_metrics(
         held: ``(n, items)``, 1 for held-out items; at least one in each row.
         weights: ``(items,)`` propensity weights.
         ks: the cut-offs.
-        best: what :func:`top_items` gives for the largest of them; None: it is found here.
+        best: the result of :func:`top_items` for the largest cut-off; None computes it.
 
     Raises:
         ShapeError: the shapes differ.
@@ -110,18 +110,18 @@ def user_metrics(
 
 
 def _hits(best: Tensor, known: Tensor, held: Tensor) -> Tensor:
-    """Return which of the best items are held-out ones, ``(n, k)``; known ones that fill a list are none."""
+    """Return which of the best items are held out, ``(n, k)``; known items that fill up a list do not count."""
     return held.gather(1, best) * (known.gather(1, best) <= 0)
 
 
 def ndcg(hits: Tensor, count: Tensor, k: int) -> Tensor:
-    """Return NDCG@k, ``(n,)``, of :func:`user_metrics`.
+    """Return NDCG@k of each user, ``(n,)``, as :func:`user_metrics` defines it.
 
     Shapes:
         hits ``(n, best)``, 1 where an item is held out, the best first; count ``(n,)`` held-out items.
     """
     gains = 1 / torch.arange(2, min(k, hits.shape[1]) + 2).log2()
-    # Summed on the CPU: on CUDA, a cumulative sum of floats is refused where only deterministic kernels run.
+    # Summed on the CPU: CUDA has no deterministic cumulative sum of floats.
     gain, leading = gains.to(hits.device), gains.cumsum(0).to(hits.device)
     return (hits[:, :k] * gain).sum(1) / leading[count.long().clamp(max=len(gains)) - 1]
 
@@ -129,17 +129,17 @@ def ndcg(hits: Tensor, count: Tensor, k: int) -> Tensor:
 def sample_negatives(taken: Tensor, count: int, draws: Draws, block: tuple[int, int] | None = None) -> Tensor:
     """Draw distinct items that a user never interacted with.
 
-    Items are drawn in three times the needed number and kept where they are new and not taken; a user with few free
-    items gets fewer.
+    Draws three times ``count`` items and keeps those that are distinct and not taken; a user with few free items gets
+    fewer.
 
     Args:
-        taken: what to avoid.
-        count: how many to draw.
+        taken: items to avoid.
+        count: items to draw per user.
         draws: the key.
-        block: the number of users that are drawn for together, and the place of the first of these users among them, by
-            which their items are the same however many are drawn for at once; None: they are all.
+        block: the number of users that items are drawn for together, and the index of the first of these users among
+            them, so that a user's items do not depend on the chunk size; None: these users are the whole block.
     Shapes:
-        taken ``(n, items)``, positive for items to avoid; returns ``(n, count)`` indices, -1 where there are fewer.
+        taken ``(n, items)``, positive for items to avoid; returns ``(n, count)`` indices, padded with -1.
     """
     number, items = taken.shape
     users, first_user = (number, 0) if block is None else block
@@ -159,19 +159,37 @@ def sample_negatives(taken: Tensor, count: int, draws: Draws, block: tuple[int, 
     return torch.where(free.gather(1, first), drawn.gather(1, first), -1)
 
 
+class _Chunk(NamedTuple):
+    """Some users' interactions, for which items are ranked at once.
+
+    Args:
+        block: index of the first user of the chunk's block, for which items are drawn together.
+        place: the number of users in the block, and the index in it of the chunk's first user.
+        known: ``(n, items)`` interactions that the scorer sees.
+        held_out: ``(n, items)`` interactions to predict.
+        excluded: ``(n, items)``, positive for items that are left out of the ranking.
+    """
+
+    block: int
+    place: tuple[int, int]
+    known: Tensor
+    held_out: Tensor
+    excluded: Tensor
+
+
 @dataclass(frozen=True)
 class RankingProtocol:
     """How a scorer is judged.
 
     Args:
         ks: cut-offs of HR, NDCG, recall, PSP and coverage.
-        negatives: sampled items per user for the AUC, which pools all users; 0 leaves the AUC out. They are none of
-            the user's items of any split; Distill-CF's code draws validation items too.
-        candidates: rank the held-out items among only so many sampled items that the user does not know, as part of
+        negatives: sampled items per user for the AUC, which pools all users; 0 leaves the AUC out. They exclude the
+            user's items of every split; Distill-CF's code draws validation items too.
+        candidates: rank the held-out items among only this many sampled items that the user does not know, as part of
             the field does (the scores are far higher, and not comparable); 0 ranks all items.
-        groups: give NDCG at the first cut-off also for so many groups of users, of equal size, by the length of what
-            is known of them; 1 leaves them out.
-        chunk: users scored at once, at most; fewer where there are many items.
+        groups: also report NDCG at the first cut-off for this many equal groups of users, by their numbers of known
+            interactions; 1 leaves them out.
+        chunk: users scored at once, at most; fewer if there are many items.
         max_users: judge only this many users, drawn at random; None is all.
 
     Users and candidates are drawn once, the same for every scorer, seed and device.
@@ -194,10 +212,10 @@ class RankingProtocol:
             raise ConfigError(f"ks are cut-offs, whole numbers of at least 1, got {self.ks!r}")
 
     def users(self, data: Interactions, part: Split) -> npt.NDArray[np.int64]:
-        """Return the users that are judged: those with held-out items.
+        """Return the users to judge on: those with held-out items, or a sample of them.
 
         Raises:
-            DataError: nobody has any.
+            DataError: no user has held-out items.
         """
         users = data.users_with(part)
         if not len(users):
@@ -218,9 +236,9 @@ class RankingProtocol:
     ) -> dict[str, tuple[float, ...]]:
         """Return the mean of each metric over the users with held-out interactions, as fractions.
 
-        Each metric has one value but the AUC, which has one for each draw of negatives. Coverage@k is the share of the
-        items that are among somebody's first k. The scorer sees, and the ranking leaves out, the training interactions,
-        and at test the validation ones too.
+        Each metric has one value, except the AUC, which has one per draw of negatives. Coverage@k is the share of the
+        items that are among some user's first k. The scorer sees, and the ranking leaves out, the training
+        interactions and, for ``test``, the validation interactions too.
 
         Args:
             scorer: the recommender.
@@ -232,115 +250,111 @@ class RankingProtocol:
         """
         weights = propensity_weights(data.item_counts()).to(device)
         users = self.users(data, part)
-        found: dict[str, list[Tensor]] = {}
-        shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=device) for k in self.ks}
+        metric_chunks: dict[str, list[Tensor]] = {}
+        recommended = {k: torch.zeros(data.num_items, dtype=torch.bool, device=device) for k in self.ks}
         positives: list[Tensor] = []
         negatives: list[list[Tensor]] = [[] for _ in range(repeats)]
-        for first, place, known, held, hidden in self._read(users, data, part, device):
-            scores = scorer(known)
-            best = top_items(scores, hidden, max(self.ks))
-            for name, values in user_metrics(scores, hidden, held, weights, self.ks, best).items():
-                found.setdefault(name, []).append(values.double().cpu())
-            ranked = hidden.gather(1, best) <= 0  # where too few items are left, hidden ones fill the list
-            for k, seen in shown.items():
-                seen[best[:, :k][ranked[:, :k]]] = True
+        for chunk in self._chunks(users, data, part, device):
+            scores = scorer(chunk.known)
+            best = top_items(scores, chunk.excluded, max(self.ks))
+            metrics = user_metrics(scores, chunk.excluded, chunk.held_out, weights, self.ks, best)
+            for name, values in metrics.items():
+                metric_chunks.setdefault(name, []).append(values.double().cpu())
+            ranked = chunk.excluded.gather(1, best) <= 0  # if too few items are left, excluded ones fill the list
+            for k, is_recommended in recommended.items():
+                is_recommended[best[:, :k][ranked[:, :k]]] = True
             if self.negatives:
-                positives.append(scores[held > 0].cpu())
-                for repeat, drawn in enumerate(negatives):
-                    key = draws.fold("negatives", repeat, first)
-                    chosen = sample_negatives(known + held, self.negatives, key, place)
-                    drawn.append(scores.gather(1, chosen.clamp(min=0))[chosen >= 0].cpu())
-        per_user = {name: torch.cat(parts) for name, parts in found.items()}
-        result: dict[str, tuple[float, ...]] = {name: (float(own.mean()),) for name, own in per_user.items()}
-        result |= {f"coverage@{k}": (float(seen.double().mean()),) for k, seen in shown.items()}
+                positives.append(scores[chunk.held_out > 0].cpu())
+                for repeat, negative_scores in enumerate(negatives):
+                    key = draws.fold("negatives", repeat, chunk.block)
+                    items = sample_negatives(chunk.known + chunk.held_out, self.negatives, key, chunk.place)
+                    negative_scores.append(scores.gather(1, items.clamp(min=0))[items >= 0].cpu())
+        per_user = {name: torch.cat(chunks) for name, chunks in metric_chunks.items()}
+        result: dict[str, tuple[float, ...]] = {name: (float(values.mean()),) for name, values in per_user.items()}
+        result |= {f"coverage@{k}": (float(items.double().mean()),) for k, items in recommended.items()}
         if self.negatives:
-            result["auc"] = tuple(pooled_auc(torch.cat(positives), torch.cat(drawn)) for drawn in negatives)
+            result["auc"] = tuple(pooled_auc(torch.cat(positives), torch.cat(scores)) for scores in negatives)
         headline = f"ndcg@{self.ks[0]}"
-        groups = self._of_groups(per_user[headline], users, data, part)
+        groups = self._group_means(per_user[headline], users, data, part)
         return result | {f"{headline} {name}": (mean,) for name, mean in groups.items()}
 
-    def _of_groups(
+    def _group_means(
         self, values: Tensor, users: npt.NDArray[np.int64], data: Interactions, part: Split
     ) -> dict[str, float]:
-        """Return the mean value of the judged users of each group, of groups without any nothing."""
-        everyone = data.users_with(part)  # whose groups are the same whoever is drawn of them
-        lengths = sum(data.lengths(split)[everyone] for split in contexts(part))
-        found = {}
+        """Return the mean value of the judged users of each group; groups without judged users are left out."""
+        everyone = data.users_with(part)  # groups do not depend on which users are drawn
+        lengths = sum(data.lengths(split)[everyone] for split in known_splits(part))
+        means = {}
         for name, members in group_users(np.asarray(lengths), self.groups).items():
-            judged = torch.from_numpy(np.isin(users, everyone[members]))
-            if judged.any():
-                found[name] = float(values[judged].mean())
-        return found
+            in_group = torch.from_numpy(np.isin(users, everyone[members]))
+            if in_group.any():
+                means[name] = float(values[in_group].mean())
+        return means
 
     def ndcg(
         self, scorers: Scorers, data: Interactions, part: Split, device: torch.device | str = "cpu"
     ) -> list[float]:
-        """Return each recommender's NDCG at the first cut-off, as :meth:`evaluate` does, in one pass over the users.
+        """Return each recommender's NDCG at the first cut-off, in one pass over the users; 0 if a score is NaN.
 
-        It is 0 where a score is NaN.
+        The users and the ranking are those of :meth:`evaluate`.
         """
         k = self.ks[0]
-        found: dict[int, list[Tensor]] = defaultdict(list)
-        for _, _, known, held, hidden in self._read(self.users(data, part), data, part, device):
+        chunks: dict[int, list[Tensor]] = defaultdict(list)
+        for _, _, known, held_out, excluded in self._chunks(self.users(data, part), data, part, device):
             for index, scores in enumerate(scorers(known)):
-                own = ndcg(_hits(top_items(scores, hidden, k), hidden, held), held.sum(1), k)
-                found[index].append(own.masked_fill(scores.isnan().any(1), torch.nan).double().cpu())
-        return [float(torch.cat(own).mean().nan_to_num()) for own in found.values()]
+                hits = _hits(top_items(scores, excluded, k), excluded, held_out)
+                values = ndcg(hits, held_out.sum(1), k)
+                chunks[index].append(values.masked_fill(scores.isnan().any(1), torch.nan).double().cpu())
+        return [float(torch.cat(values).mean().nan_to_num()) for values in chunks.values()]
 
-    def _read(
+    def _chunks(
         self, users: npt.NDArray[np.int64], data: Interactions, part: Split, device: torch.device | str
-    ) -> Iterator[tuple[int, tuple[int, int], Tensor, Tensor, Tensor]]:
-        """Yield users in chunks: block and place as :func:`_in_blocks`, and what is known, held out and not ranked."""
-        block = max(1, min(DRAWN_TOGETHER, CHUNK_NUMBERS // data.num_items))
-        for first, place, chunk in _in_blocks(users, block, self.chunk):
-            known, held = data.rows(chunk, contexts(part), device), data.rows(chunk, (part,), device)
-            yield first, place, known, held, self._hidden(known, held, JUDGED.fold("candidates", first), place)
+    ) -> Iterator[_Chunk]:
+        """Yield the interactions of users in chunks."""
+        block_size = max(1, min(DRAWN_TOGETHER, CHUNK_NUMBERS // data.num_items))
+        for block in range(0, len(users), block_size):
+            members = users[block : block + block_size]
+            key = JUDGED.fold("candidates", block)
+            for start in range(0, len(members), self.chunk):
+                chosen, place = members[start : start + self.chunk], (len(members), start)
+                known, held_out = data.rows(chosen, known_splits(part), device), data.rows(chosen, (part,), device)
+                yield _Chunk(block, place, known, held_out, self._excluded(known, held_out, key, place))
 
-    def _hidden(self, known: Tensor, held: Tensor, draws: Draws, place: tuple[int, int]) -> Tensor:
-        """Return what is left out of the ranking: known items, and, with candidates, all others that are not drawn."""
+    def _excluded(self, known: Tensor, held_out: Tensor, draws: Draws, place: tuple[int, int]) -> Tensor:
+        """Return the items left out of the ranking: known ones or, with candidates, all but these and held-out ones."""
         if not self.candidates:
             return known
-        chosen = sample_negatives(known + held, self.candidates, draws, place)
-        ranked = torch.zeros_like(held)
-        ranked.scatter_add_(1, chosen.clamp(min=0), (chosen >= 0).to(held))  # -1 adds nothing to the first item
-        return ((ranked + held) == 0).to(known)
+        items = sample_negatives(known + held_out, self.candidates, draws, place)
+        ranked = torch.zeros_like(held_out)
+        ranked.scatter_add_(1, items.clamp(min=0), (items >= 0).to(held_out))  # padding (-1) adds 0 to the first item
+        return ((ranked + held_out) == 0).to(known)
 
 
-def _in_blocks(
-    users: npt.NDArray[np.int64], block: int, chunk: int
-) -> Iterator[tuple[int, tuple[int, int], npt.NDArray[np.int64]]]:
-    """Yield users in chunks: where their block begins, its size with the place in it of the first of them, and them."""
-    for first in range(0, len(users), block):
-        members = users[first : first + block]
-        for start in range(0, len(members), chunk):
-            yield first, (len(members), start), members[start : start + chunk]
-
-
-def contexts(part: Split) -> tuple[Split, ...]:
-    """Return the parts that are known when a part is predicted."""
+def known_splits(part: Split) -> tuple[Split, ...]:
+    """Return the splits that are known when a split is predicted."""
     return ("train", "valid") if part == "test" else ("train",)
 
 
 def group_users(lengths: npt.NDArray[Any], groups: int) -> dict[str, npt.NDArray[np.int64]]:
-    """Divide users into groups of (nearly) equal size by how much is known of them.
+    """Divide users into groups of (nearly) equal size by their numbers of known interactions.
 
     Args:
-        lengths: interactions known of each user.
-        groups: how many; one gives none, and groups that equal lengths leave empty are left out.
+        lengths: known interactions of each user.
+        groups: how many groups; with fewer than 2 there are none. Groups that ties leave empty are dropped.
     Returns:
-        By name, such as ``[20-48]`` for the range of lengths, the positions of its users.
+        The positions of each group's users, by its range of lengths, such as ``[20-48]``.
     """
     if groups < 2:
         return {}
     edges = np.quantile(lengths, np.arange(1, groups) / groups)
-    which = np.searchsorted(edges, lengths, side="left")
-    found = {}
+    group_of_user = np.searchsorted(edges, lengths, side="left")
+    members_by_range = {}
     for group in range(groups):
-        members = np.flatnonzero(which == group)
+        members = np.flatnonzero(group_of_user == group)
         if len(members):
-            own = lengths[members]
-            found[f"[{int(own.min())}-{int(own.max())}]"] = members
-    return found
+            shortest, longest = int(lengths[members].min()), int(lengths[members].max())
+            members_by_range[f"[{shortest}-{longest}]"] = members
+    return members_by_range
 
 
 def pooled_auc(positives: Tensor, negatives: Tensor) -> float:
@@ -351,9 +365,9 @@ def pooled_auc(positives: Tensor, negatives: Tensor) -> float:
     Raises:
         DataError: no negatives.
     """
-    from sklearn.metrics import roc_auc_score  # here, since importing it takes long
+    from sklearn.metrics import roc_auc_score  # imported here since it loads slowly
 
     if not len(negatives):
         raise DataError("every user has interacted with every item, so there is no negative to compare with")
-    truth = np.r_[np.ones(len(positives)), np.zeros(len(negatives))]
-    return float(roc_auc_score(truth, torch.cat([positives, negatives]).numpy()))
+    labels = np.r_[np.ones(len(positives)), np.zeros(len(negatives))]
+    return float(roc_auc_score(labels, torch.cat([positives, negatives]).numpy()))

@@ -1,4 +1,4 @@
-"""The recommenders that are solved in closed form: infinite-width autoencoder, EASE, popularity."""
+"""Recommenders with closed-form solutions: infinite-width autoencoder, EASE, popularity."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -10,79 +10,79 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.objectives.infinite_width import FullyConnectedKernel
 from mmdistill.objectives.kernel_ridge import RidgeScale, ridge_factor
-from mmdistill.recsys.metrics import Judged, Scorer, Scorers
+from mmdistill.recsys.metrics import Scorer, Scorers, Validation
 
 Fit = Callable[[Tensor, Tensor], Tensor]
-"""Maps known interactions ``(n, items)`` and what :meth:`Recommender.read` made of them to scores ``(n, items)``."""
+"""Maps known interactions ``(n, items)`` and their :meth:`Recommender.features` to scores ``(n, items)``."""
 
 DISTILL_CF_RIDGES = (1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0)
-"""The infinite autoencoder's that Distill-CF's code chooses from, while it distils and where it judges."""
+"""Ridges of the infinite autoencoder that Distill-CF's code chooses from, both in distilling and in judging."""
 AUTOENCODER_RIDGES = tuple(sorted({*DISTILL_CF_RIDGES, 0.3, 20.0, 100.0}))
-"""Those that judges choose from here: also the ones of the autoencoder's own code (but 0), and one between."""
+"""Ridges that our judge chooses from: these, those of the autoencoder's own code (except 0), and one in between."""
 MAX_EXACT = 20_000
-"""The largest dense system that is solved: its float64 matrix has 3.2 GB."""
+"""The size of the largest dense system that is solved: its float64 matrix takes 3.2 GB."""
 FITTED_NUMBERS = 2**26
-"""Numbers of fits at several ridges that are held at once to be validated together, unless one has more: 256 MB."""
+"""The most memory for fits that are validated together, unless a single fit takes more: 256 MB in float32."""
 
 
 class Recommender(ABC):
-    """A recommender with one hyper-parameter, a ridge, that validation data choose."""
+    """A recommender with one hyper-parameter, a ridge, chosen on validation data."""
 
     ridges: tuple[float, ...]
     """The ridges that validation chooses from."""
     together = 1
-    """How many of them are validated together, so that users are read once for all."""
+    """How many ridges are validated in one pass over the users."""
 
     @abstractmethod
     def fit(self, ridge: float) -> Fit:
-        """Fit with a ridge and return what scores users from their known interactions and what was read of these."""
+        """Fit with a ridge and return the function from known interactions and their features to scores."""
 
-    def read(self, known: Tensor) -> Tensor:
-        """Return what the scores at any ridge are made of, by default the known interactions themselves."""
+    def features(self, known: Tensor) -> Tensor:
+        """Return features of users that all ridges share; by default the known interactions themselves."""
         return known
 
     def scorer(self, ridge: float) -> Scorer:
         """Fit with a ridge and return the scoring function."""
         fit = self.fit(ridge)
-        return lambda known: fit(known, self.read(known))
+        return lambda known: fit(known, self.features(known))
 
-    def fitted(self, judged: Judged | None, others: tuple[float, ...] = ()) -> Scorer:
-        """Return the scoring function at the ridge of :meth:`pick`."""
-        return self.scorer(self.pick(judged, others))
+    def fit_best(self, validation: Validation | None, others: tuple[float, ...] = ()) -> Scorer:
+        """Fit with the ridge that :meth:`pick` chooses and return the scoring function."""
+        return self.scorer(self.pick(validation, others))
 
-    def pick(self, judged: Judged | None, others: tuple[float, ...] = ()) -> float:
-        """Return the ridge of :attr:`ridges` and some others that scores best.
+    def pick(self, validation: Validation | None, others: tuple[float, ...] = ()) -> float:
+        """Return the best ridge out of :attr:`ridges` and ``others``.
 
         Args:
-            judged: scores on validation data; None where there are none: the first of the others is returned then, or
+            validation: scores on validation data; None if there are none: then the first of ``others`` is returned, or
                 the middle one of :attr:`ridges`.
             others: ridges that were learned with a set.
         """
-        if judged is None:
+        if validation is None:
             return others[0] if others else self.ridges[len(self.ridges) // 2]
         ridges = (*self.ridges, *others)
         if len(ridges) == 1:
             return ridges[0]
-        found = self.validate(ridges, judged)
-        return max(found, key=found.__getitem__)
+        scores = self.validate(ridges, validation)
+        return max(scores, key=scores.__getitem__)
 
-    def validate(self, ridges: Sequence[float], judged: Judged) -> dict[float, float]:
+    def validate(self, ridges: Sequence[float], validation: Validation) -> dict[float, float]:
         """Return each ridge's score on validation data; a system that cannot be solved scores 0."""
-        found = dict.fromkeys(ridges, 0.0)
+        scores = dict.fromkeys(ridges, 0.0)
         for start in range(0, len(ridges), self.together):
             fits: dict[float, Fit] = {}
             for ridge in ridges[start : start + self.together]:
                 with suppress(NonFiniteError):
                     fits[ridge] = self.fit(ridge)
-            found |= zip(fits, judged(self._scorers(list(fits.values()))), strict=True)
-        return found
+            scores |= zip(fits, validation(self._scorers(list(fits.values()))), strict=True)
+        return scores
 
     def _scorers(self, fits: Sequence[Fit]) -> Scorers:
-        def scores(known: Tensor) -> Iterable[Tensor]:
-            read = self.read(known)
-            return (fit(known, read) for fit in fits)
+        def score_all(known: Tensor) -> Iterable[Tensor]:
+            features = self.features(known)
+            return (fit(known, features) for fit in fits)
 
-        return scores
+        return score_all
 
 
 class InfiniteAutoencoder(Recommender):
@@ -119,12 +119,12 @@ class InfiniteAutoencoder(Recommender):
         self.gram = torch.cat(blocks)
 
     @torch.no_grad()
-    def read(self, known: Tensor) -> Tensor:
-        """Return the kernel of users and those fitted on."""
+    def features(self, known: Tensor) -> Tensor:
+        """Return the kernel between users and those fitted on."""
         return self.kernel.matrix(known, self.rows)
 
     def fit(self, ridge: float) -> Fit:
-        """Solve in float64 and return what scores from the kernel."""
+        """Solve in float64 and return the function that scores users from their kernel rows."""
         factor = positive_factor(self.gram, ridge, "trace")
         coefficients = torch.cholesky_solve(self.rows.double(), factor).to(self.rows.dtype)
         return lambda known, kernel: kernel @ coefficients
@@ -143,8 +143,8 @@ class Ease(Recommender):
         gram: ``(items, items)``, X^T X, for data whose rows are not held in memory.
         ridges: absolute lambdas to choose from.
     Raises:
-        ConfigError: both or neither of rows and gram.
-        UnsupportedError: a system too large to be solved.
+        ConfigError: both or neither of rows and gram are given.
+        UnsupportedError: the system is too large to be solved.
 
     Source: Steck, WWW 2019, Eq. 8.
     """
@@ -167,31 +167,31 @@ class Ease(Recommender):
             self.gram = gram.double()
         require_solvable(len(self.gram), "EASE", "users or items, whichever are fewer")
 
-    def read(self, known: Tensor) -> Tensor:
-        """Return, of the dual form, the products of users and those fitted on."""
+    def features(self, known: Tensor) -> Tensor:
+        """Return the products of users and those fitted on in the dual form, else the known interactions."""
         return known.float() @ self.rows.float().T if self.dual else known
 
     def fit(self, ridge: float) -> Fit:
-        """Solve in float64 and return what scores from known interactions and, in the dual form, the products."""
+        """Solve in float64 and return the scoring function, which reads the products in the dual form."""
         return self._dual(ridge) if self.dual else self._primal(ridge)
 
     def _primal(self, ridge: float) -> Fit:
-        # Its diagonal is what EASE divides by, so that solving for some right-hand side would not do.
+        # EASE divides by the diagonal of the inverse, so the inverse itself is needed.
         inverse = torch.cholesky_inverse(positive_factor(self.gram, ridge, "absolute"))
         weights = -inverse / inverse.diagonal()
         weights = weights.fill_diagonal_(0).float()
-        return lambda known, read: known @ weights.to(known.dtype)
+        return lambda known, features: known @ weights.to(known.dtype)
 
     def _dual(self, ridge: float) -> Fit:
         solved = torch.cholesky_solve(self.rows, positive_factor(self.gram, ridge, "absolute"))
-        own = (self.rows * solved).sum(0)
-        scale = (1 / (1 - own)).float()
-        solved, own = solved.float(), own.float()
-        return lambda known, products: (products @ solved - own * known.float()) * scale
+        diagonal = (self.rows * solved).sum(0)
+        scale = (1 / (1 - diagonal)).float()
+        solved, diagonal = solved.float(), diagonal.float()
+        return lambda known, products: (products @ solved - diagonal * known.float()) * scale
 
 
 class Popularity(Recommender):
-    """Score every item by how often it occurs in the users fitted on, whoever asks.
+    """Score every item by how often it occurs in the users fitted on, alike for all users.
 
     Args:
         counts: ``(items,)`` the total weight of each item.
@@ -203,15 +203,15 @@ class Popularity(Recommender):
         self.counts = counts.detach()
 
     def fit(self, ridge: float) -> Fit:
-        """Return the same scores for everybody."""
-        return lambda known, read: self.counts.to(known.dtype).expand_as(known).clone()
+        """Return the scoring function; nothing is fitted, and the ridge is not used."""
+        return lambda known, features: self.counts.to(known.dtype).expand_as(known).clone()
 
 
 def require_solvable(size: int, name: str, unit: str) -> None:
     """Refuse a dense system that is too large.
 
     Raises:
-        UnsupportedError: saying what to judge with instead.
+        UnsupportedError: it is; the message suggests other judges.
     """
     if size > MAX_EXACT:
         raise UnsupportedError(

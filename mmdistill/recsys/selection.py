@@ -1,4 +1,4 @@
-"""Selections of real users as baselines: those who do most, cluster means, and those whom a proxy finds hardest."""
+"""Coreset baselines of real users: the most active, cluster means, and the hardest for a proxy."""
 
 from collections.abc import Callable
 
@@ -19,15 +19,15 @@ PROXY_NEGATIVES = 50
 
 
 def embed_users(train: sparse.csr_array, dimensions: int) -> npt.NDArray[np.float32]:
-    """Return every user's leading coordinates in the singular space of the rows at unit length, ``(users, d)``."""
-    from sklearn.decomposition import TruncatedSVD  # here, since importing it takes long
+    """Return every user's coordinates in a truncated SVD of the rows, each scaled to unit length: ``(users, d)``."""
+    from sklearn.decomposition import TruncatedSVD  # imported here since it loads slowly
 
     sizes = np.sqrt(np.maximum(np.asarray(train.sum(1)).ravel(), 1))
     scaled = train.multiply(1 / sizes[:, None]).tocsr()
-    kept = min(dimensions, min(train.shape) - 1)
-    if kept < 1:
+    rank = min(dimensions, min(train.shape) - 1)
+    if rank < 1:
         return np.ascontiguousarray(scaled.toarray(), dtype=np.float32)
-    return np.ascontiguousarray(TruncatedSVD(kept, random_state=0).fit_transform(scaled), dtype=np.float32)
+    return np.ascontiguousarray(TruncatedSVD(rank, random_state=0).fit_transform(scaled), dtype=np.float32)
 
 
 def select_users(
@@ -39,12 +39,12 @@ def select_users(
         data: the real interactions.
         kind: ``head`` (the users with most interactions), ``clusters`` (the mean rows of k-means clusters) or ``svp``
             (selection via proxy: the users whom a small factorisation ranks worst).
-        count: how many.
-        points: gives what :func:`embed_users` does, in which users are clustered.
+        count: number of synthetic users.
+        points: returns the users' embedding to cluster, as from :func:`embed_users`.
         draws: the key.
 
     Raises:
-        DataError: more than there are.
+        DataError: ``count`` exceeds the number of real users.
 
     Source: Coleman et al., ICLR 2020; Sachdeva et al., WSDM 2022 (selection via proxy for interactions).
     """
@@ -63,12 +63,12 @@ def cluster_means(data: Interactions, count: int, points: npt.NDArray[np.float32
     train = data.parts["train"]
     labels = KMeans(count, n_init=1, random_state=draws.integer() % 2**32).fit_predict(points)
     sizes = np.maximum(np.bincount(labels, minlength=count), 1)
-    pick = sparse.csr_array((1 / sizes[labels], (labels, np.arange(len(labels)))), shape=(count, len(labels)))
-    return torch.from_numpy(np.asarray((pick @ train).toarray(), dtype=np.float32))
+    averaging = sparse.csr_array((1 / sizes[labels], (labels, np.arange(len(labels)))), shape=(count, len(labels)))
+    return torch.from_numpy(np.asarray((averaging @ train).toarray(), dtype=np.float32))
 
 
 def proxy_auc(data: Interactions, draws: Draws, dimensions: int = PROXY_DIMENSIONS) -> npt.NDArray[np.float64]:
-    """Return how well a small factorisation tells each user's training items from others, ``(users,)``: an AUC each.
+    """Return the AUC with which a small factorisation ranks each user's training items above others, ``(users,)``.
 
     Raises:
         DataError: too few users or items for a proxy.
@@ -76,32 +76,33 @@ def proxy_auc(data: Interactions, draws: Draws, dimensions: int = PROXY_DIMENSIO
     from sklearn.decomposition import TruncatedSVD
 
     train = data.parts["train"]
-    kept = min(dimensions, min(train.shape) - 1)
-    if kept < 1:
+    rank = min(dimensions, min(train.shape) - 1)
+    if rank < 1:
         raise DataError(f"{data.name!r} has too few users or items for a proxy to rank")
-    svd = TruncatedSVD(kept, random_state=0)
+    svd = TruncatedSVD(rank, random_state=0)
     users = torch.from_numpy(np.ascontiguousarray(svd.fit_transform(train), dtype=np.float32))
     items = torch.from_numpy(np.ascontiguousarray(svd.components_.T, dtype=np.float32))
-    found = []
+    aucs = []
     size = max(1, CHUNK_NUMBERS // data.num_items)
     for start in range(0, data.num_users, size):
         chosen = np.arange(start, min(start + size, data.num_users))
         negatives = sample_negatives(data.rows(chosen), PROXY_NEGATIVES, draws.fold("proxy", start))
-        drawn, own, factors = negatives >= 0, train[chosen], users[start : start + size]
-        row, place = drawn.nonzero(as_tuple=True)
-        others = torch.full(drawn.shape, torch.inf)
-        others[row, place] = _scores(factors, items, row, negatives[row, place])
-        lengths, column = torch.from_numpy(np.diff(own.indptr)).long(), torch.from_numpy(own.indices)
+        is_negative, positives, factors = negatives >= 0, train[chosen], users[start : start + size]
+        row, place = is_negative.nonzero(as_tuple=True)
+        negative_scores = torch.full(is_negative.shape, torch.inf)
+        negative_scores[row, place] = _scores(factors, items, row, negatives[row, place])
+        lengths, column = torch.from_numpy(np.diff(positives.indptr)).long(), torch.from_numpy(positives.indices)
         row = torch.repeat_interleave(lengths)
-        mine = torch.full((len(chosen), int(lengths.max())), -torch.inf)  # which beats none
-        mine[torch.arange(mine.shape[1]) < lengths[:, None]] = _scores(factors, items, row, column)
-        beaten = torch.searchsorted(others.sort(1).values, mine).sum(1)
-        found.append(beaten.double() / (lengths * drawn.sum(1)).clamp(min=1))
-    return torch.cat(found).numpy()
+        positive_scores = torch.full((len(chosen), int(lengths.max())), -torch.inf)  # the padding beats no negative
+        is_positive = torch.arange(positive_scores.shape[1]) < lengths[:, None]
+        positive_scores[is_positive] = _scores(factors, items, row, column)
+        beaten = torch.searchsorted(negative_scores.sort(1).values, positive_scores).sum(1)
+        aucs.append(beaten.double() / (lengths * is_negative.sum(1)).clamp(min=1))
+    return torch.cat(aucs).numpy()
 
 
 def _scores(users: Tensor, items: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Return the scores ``(p,)`` of pairs of a user and an item, of their factors ``(n, d)`` and ``(items, d)``."""
+    """Return the scores ``(p,)`` of user-item pairs from the factors ``(n, d)`` and ``(items, d)``."""
     portion = CHUNK_NUMBERS // items.shape[1]
     pairs = zip(torch.split(row, portion), torch.split(column, portion), strict=True)
     return torch.cat([(users[user] * items[item]).sum(1) for user, item in pairs])

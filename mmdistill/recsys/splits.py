@@ -1,4 +1,4 @@
-"""Which interactions train, validate and test: as a column names them, at random, or by time."""
+"""Split interactions into training, validation and test parts: by a column, at random, or by time."""
 
 import re
 import warnings
@@ -21,52 +21,53 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TRAIN, VALID, TEST = range(len(SPLITS))
 NUMERIC_DATE = re.compile(r"\d{1,2}([/.-])\d{1,2}\1(\d{4}|\d{2})(?!\d)")
-"""A date of numbers alone, with the year at its end."""
+"""A numeric date that ends with the year."""
 TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 CLOCKS = tuple(f"{time}{zone}" for time in TIMES for zone in ("", "%z"))
-"""What may follow it."""
+"""Formats of the time of day that may follow a date."""
 
 
-def said(split_by: SplitBy, seed: int) -> str:
-    """Return what is noted where interactions were divided here."""
+def split_note(split_by: SplitBy, seed: int) -> str:
+    """Return the note on how interactions were split."""
     if split_by == "time":
         return "test and validation: each user's last tenth by time, and the tenth before it"
     tenths = "a tenth of a user's interactions for validation, and one more than a tenth for test"
     return f"{tenths}, at random and not by time, seed {seed}"
 
 
-def require_way(split_by: str | None) -> None:
-    """Refuse an unknown way of dividing.
+def require_split_by(split_by: str | None) -> None:
+    """Refuse an unknown way to split.
 
     Raises:
-        ConfigError: naming the known ones.
+        ConfigError: it is unknown; the message names the known ones.
     """
     if split_by is not None and split_by not in get_args(SplitBy):
         raise unknown_name("way to split interactions", split_by, get_args(SplitBy))
 
 
 def named_parts(column: "pd.Series[Any]", name: str) -> Numbers:
-    """Return part 0, 1 or 2 (:data:`SPLITS`) of each row, as a column names them.
+    """Return the part 0, 1 or 2 (an index into :data:`SPLITS`) of each row, from a column of split names.
 
     Raises:
-        DataError: a name that is none of a split.
+        DataError: an unknown split name.
     """
     numbers = {split: number for number, split in enumerate(SPLIT_NAMES)}
     return np.asarray(splits_of(column, "the column of splits", name).map(numbers), dtype=np.int64)
 
 
-def divided(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:
-    """Return the part of each interaction, of each user's alike.
+def divide(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:
+    """Assign a part to each interaction, with the same shares for every user.
 
-    Of a user's n, a random split validates with floor(9n/10) - floor(8n/10) and tests with n - floor(9n/10) + 1; a user
-    of whom none would validate gives one of those to be tested with. A split by time has max(1, floor(n/10)) of each.
+    Of a user's n interactions, a random split takes floor(9n/10) - floor(8n/10) for validation and n - floor(9n/10) + 1
+    for test; if the former is 0, one of the latter goes to validation. A split by time takes max(1, floor(n/10)) for
+    each.
 
     Args:
-        users: whose each is, in the order of time where they are split by it; each has three or more.
-        split_by: ``random``, or ``time``: the latest are for testing, those before them for validation.
-        draws: of the random split.
+        users: the user of each interaction, in order of time for a split by time; each user has three or more.
+        split_by: ``random``, or ``time``: the latest are for test, those before them for validation.
+        draws: the key of the random split.
 
-    Source: the code of Sachdeva et al., NeurIPS 2022, which leaves users of three to five interactions (by its numbers)
+    Source: the code of Sachdeva et al., NeurIPS 2022, whose numbers leave users with three to five interactions
         without validation.
     """
     sizes = np.bincount(users)
@@ -81,23 +82,23 @@ def divided(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:
     return part
 
 
-def _ranks(users: Numbers, late: npt.NDArray[Any]) -> Numbers:
-    """Return how many of its user's interactions are later than each."""
+def _ranks(users: Numbers, time: npt.NDArray[Any]) -> Numbers:
+    """Return for each interaction how many of its user's interactions are later."""
     sizes = np.bincount(users)
     starts = np.cumsum(sizes) - sizes
-    latest = np.argsort(-late, kind="stable")
-    of_users = sparse.coo_array((latest, (users[latest], np.arange(len(users)))), shape=(len(sizes), len(users)))
-    order = of_users.tocsr().data  # their rows keep the order of what they are made of, which no sort does as fast
+    latest = np.argsort(-time, kind="stable")
+    by_user = sparse.coo_array((latest, (users[latest], np.arange(len(users)))), shape=(len(sizes), len(users)))
+    order = by_user.tocsr().data  # grouped by user in a stable order; faster than any sort
     rank = np.empty(len(users), dtype=np.int64)
     rank[order] = np.arange(len(users)) - starts[users[order]]
     return rank
 
 
-def trained(part: Numbers, users: Numbers, name: str) -> npt.NDArray[np.bool_]:
-    """Return which interactions of a given split are of users who have training rows.
+def has_training(part: Numbers, users: Numbers, name: str) -> npt.NDArray[np.bool_]:
+    """Return which interactions belong to users with training rows in a given split.
 
     Raises:
-        DataError: nothing to train on, or nothing to test with.
+        DataError: there are no training or no test rows.
     """
     if not (part == TEST).any() or not (part == TRAIN).any():
         raise DataError(
@@ -112,27 +113,26 @@ def trained(part: Numbers, users: Numbers, name: str) -> npt.NDArray[np.bool_]:
     return keep
 
 
-def completed(part: Numbers, users: Numbers, draws: Draws) -> Numbers:
-    """Without validation rows, take a tenth of each user's training rows for them, at random."""
+def add_validation(part: Numbers, users: Numbers, draws: Draws) -> Numbers:
+    """Return a split with validation rows: if it has none, a random tenth of each user's training rows."""
     if (part == VALID).any():
         return part
     train = np.flatnonzero(part == TRAIN)
     sizes = np.bincount(users[train], minlength=int(users.max()) + 1)
-    size = sizes[users[train]]
-    held = np.maximum(1, size // 10)
+    user_size = sizes[users[train]]
+    tenth = np.maximum(1, user_size // 10)
     rank = _ranks(users[train], -draws.uniform(len(train)).numpy())
     part = part.copy()
-    part[train[(held <= rank) & (rank < 2 * held) & (size >= 3)]] = VALID
+    part[train[(tenth <= rank) & (rank < 2 * tenth) & (user_size >= 3)]] = VALID
     return part
 
 
 def by_time(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the rows of a table from the earliest to the latest; those of one time stay in their order.
+    """Return the rows of a table in order of time; rows of equal time keep their order.
 
     Raises:
-        ConfigError: no column of times.
-        DataError: a time that is missing, neither a number nor a date, or a date of which day and month may be meant
-            either way.
+        ConfigError: there is no time column.
+        DataError: a time is missing or neither a number nor a date, or day and month of the dates are ambiguous.
     """
     if "time" not in frame:
         raise ConfigError(f"{name} has no times to be split by: name their column with --time-column (time_column)")
@@ -148,7 +148,7 @@ def by_time(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def readable_times(column: "pd.Series[Any]") -> npt.NDArray[Any] | None:
-    """Return times in a form that can be sorted; None where any is none, or days and months may be meant either way."""
+    """Return times in a sortable form; None if one is missing or unreadable, or day and month are ambiguous."""
     try:
         times = _times(column)
     except DataError:
@@ -157,9 +157,9 @@ def readable_times(column: "pd.Series[Any]") -> npt.NDArray[Any] | None:
 
 
 def _times(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return times in a form that can be sorted, missing where they are none.
+    """Return times in a sortable form; unreadable ones are missing.
 
-    A column is read in one way as a whole: as numbers, as dates of ISO 8601, or as dates of one other form.
+    The whole column is read in one way: as numbers, as ISO 8601 dates, or as dates of one other format.
 
     Raises:
         DataError: the order of the dates depends on whether days or months come first.
@@ -175,8 +175,8 @@ def _times(column: "pd.Series[Any]") -> "pd.Series[Any]":
     if iso.notna().all() or column.isna().all():
         return iso
     months_first, days_first = _dates(column, False), _dates(column, True)
-    either = months_first.notna().all() and days_first.notna().all()
-    if either and not (months_first.rank() == days_first.rank()).all():
+    is_ambiguous = months_first.notna().all() and days_first.notna().all()
+    if is_ambiguous and not (months_first.rank() == days_first.rank()).all():
         raise DataError(
             f"the times, such as {str(column.iloc[0])!r}, may have days or months first, which order them otherwise; "
             "write dates as 2020-11-05, or times as numbers"
@@ -185,15 +185,19 @@ def _times(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def _dates(column: "pd.Series[Any]", day_first: bool) -> "pd.Series[Any]":
-    """Return dates that are all of the first one's form, missing where they are not."""
+    """Return dates read in the format of the first one; those of other formats are missing."""
     first = str(column.dropna().iloc[0]).strip()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on a form that is guessed
+        warnings.simplefilter("ignore")  # pandas warns when it guesses a format
         if (numeric := NUMERIC_DATE.match(first)) is None:
-            form = pd.tseries.api.guess_datetime_format(first, dayfirst=day_first)
-            return pd.to_datetime(column, errors="coerce", utc=True, format=form)
+            date_format = pd.tseries.api.guess_datetime_format(first, dayfirst=day_first)
+            return pd.to_datetime(column, errors="coerce", utc=True, format=date_format)
         order = ("%d", "%m") if day_first else ("%m", "%d")
         date = numeric[1].join((*order, "%Y" if len(numeric[2]) == 4 else "%y"))
-        forms = [date + clock for clock in CLOCKS]
-        fitting = (form for form in forms if pd.notna(pd.to_datetime(first, errors="coerce", utc=True, format=form)))
-        return pd.to_datetime(column, errors="coerce", utc=True, format=next(fitting, date))
+        formats = [date + clock for clock in CLOCKS]
+        matching = (
+            format
+            for format in formats
+            if pd.notna(pd.to_datetime(first, errors="coerce", utc=True, format=date_format))
+        )
+        return pd.to_datetime(column, errors="coerce", utc=True, format=next(matching, date))

@@ -1,4 +1,4 @@
-"""Ways of storing synthetic users, each a builder that starts from real ones."""
+"""Storages of synthetic users, each with a builder that starts from real users."""
 
 from typing import NamedTuple
 
@@ -26,16 +26,16 @@ TIE = 1e-3
 """Size of the noise that breaks ties between the first logits of binary users."""
 
 MASS_RATIO = 1.5
-"""The default mass of a weighted row over the mean row of the real data; 200, as published, on ML-1M."""
+"""Default mass of a weighted row, relative to the mean real row; this gives 200 on ML-1M, as published."""
 
 
 class Start(NamedTuple):
-    """What priors start from.
+    """The starting point of a prior.
 
     Args:
-        rows: of real users, or noise, ``(users, items)``.
+        rows: real users' rows or noise, ``(users, items)``.
         gamma: interactions of each synthetic user.
-        real_mass: interactions of a real user, in the mean of those chosen.
+        real_mass: mean number of interactions of the chosen real users.
     """
 
     rows: Tensor
@@ -44,10 +44,10 @@ class Start(NamedTuple):
 
 
 def binary_ratio(users: int) -> float:
-    """Return the default number of a binary user's items over the mean row.
+    """Return the default number of a binary user's items, relative to the mean real row.
 
-    It is more than real users have, since each stands for many: on ML-1M validation prefers 400 to 500 items with 100
-    users, and 700 to 400 and to 1000 with 500.
+    It exceeds 1, since each synthetic user stands for many real ones: on ML-1M, validation prefers 400 to 500 items
+    with 100 users, and 700 items over 400 and over 1000 with 500 users.
     """
     return 5.3 if users >= 300 else 3.5
 
@@ -63,8 +63,8 @@ def _start(
 ) -> Start:
     """Return real users as the settings choose them, and gamma.
 
-    That is what the settings say, or the next argument, or a ratio to the mean real row. But for the first it is at
-    most a quarter of the items: with more, flat rows start at the clip, where nothing has a gradient.
+    Gamma is the settings' value, else ``interactions_per_user``, else ``ratio`` times the mean real row. The latter two
+    are capped at a quarter of the items: beyond it, flat rows start at the clip, where nothing has a gradient.
     """
     counts = _checked_counts(task, budget, settings, label)
     rows = _real_rows(task, settings.init, counts, draws)
@@ -77,7 +77,7 @@ def _start(
 
 
 def _checked_counts(task: Task, budget: int, settings: Settings, label: LabelKind) -> Tensor:
-    """Return how many users there shall be, ``(1,)``, once what a prior cannot do is refused."""
+    """Return the number of synthetic users, ``(1,)``, after checking what a prior supports."""
     info = task.describe()
     if info.domain != "recsys":
         raise ConfigError(f"an interaction prior needs user-item interactions, and {info.data!r} is {info.domain}")
@@ -96,7 +96,7 @@ def _checked_counts(task: Task, budget: int, settings: Settings, label: LabelKin
 
 
 def _real_rows(task: Task, init: InitKind, counts: Tensor, draws: Draws) -> Tensor:
-    """Return the rows of the real users that a start chooses, ``(users, items)``."""
+    """Return the rows of the real users that ``init`` chooses, ``(users, items)``."""
     return _rows(task.select(choose_samples(task, init, counts, draws)))
 
 
@@ -132,11 +132,11 @@ def mean_field_interactions(
     mass_penalty: float = 0.0,
     scale: float = 1.0,
 ) -> Storage:
-    """Return a way of storing users as dense weighted rows, starting from real users.
+    """Store users as dense weighted rows, starting from real users.
 
     Args:
-        interactions_per_user: gamma, of which a quarter of the items is the most, unless the settings give it, whose
-            number is taken as it is; by default :data:`MASS_RATIO` times the mean row.
+        interactions_per_user: gamma, capped at a quarter of the items; by default :data:`MASS_RATIO` times the mean
+            row. A number in the settings takes precedence and is not capped.
         temperature: tau.
         mass_penalty: weight of the mean row mass relative to the real one.
         scale: the initial logit of an item that the real user has; others start at 0.
@@ -153,17 +153,17 @@ def sampled_interactions(
     mass_penalty: float = 0.0,
     scale: float = 1.0,
 ) -> Storage:
-    """Return a way of storing users as a prior that each step samples; arguments as for the mean field."""
+    """Store users as a prior that each step samples; arguments as in :func:`mean_field_interactions`."""
     summary = "weighted users that each step samples"
     return _weighted_interactions(SampledInteractions, summary, interactions_per_user, temperature, mass_penalty, scale)
 
 
 def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
-    """Return a way of storing users as lists of items; each starts from the most frequent items of a few real users.
+    """Store users as lists of items; each starts from the most frequent items of a few real users.
 
     Args:
-        interactions_per_user: gamma, of which a quarter of the items is the most, unless the settings give it, whose
-            number is taken as it is; by default :func:`binary_ratio` times the mean real row.
+        interactions_per_user: gamma, capped at a quarter of the items; by default :func:`binary_ratio` times the mean
+            real row. A number in the settings takes precedence and is not capped.
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -176,10 +176,10 @@ def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
 
 
 def expected_interactions() -> Storage:
-    """Return a way of storing users as chances of interactions, starting from the mean rows of user clusters.
+    """Store users as probabilities of interactions, starting from the mean rows of user clusters.
 
-    Where the settings name another start than ``real``, the rows of the users that it chooses take their place. Rows
-    keep their masses, or are scaled so that their mean is what the settings give as interactions per user.
+    If the settings name another start than ``real``, rows start from the users that it chooses. Rows keep their masses,
+    unless the settings give interactions per user: then they are scaled to that mean mass.
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -190,16 +190,16 @@ def expected_interactions() -> Storage:
             rows = _real_rows(task, settings.init, counts, draws)
         if settings.init == "noise":
             return ExpectedInteractions(draws.fold("noise").to(task.device).normal(*rows.shape))
-        wanted = settings.interactions_per_user
-        return ExpectedInteractions.of(rows * (wanted / float(rows.sum(1).mean())) if wanted else rows)
+        mass = settings.interactions_per_user
+        return ExpectedInteractions.of(rows * (mass / float(rows.sum(1).mean())) if mass else rows)
 
     return Storage(build, "dense weighted users, each weight a chance")
 
 
 def pooled_rows(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> Tensor:
-    """Return the mean of each row and those of so many random users that together they have 2 gamma interactions.
+    """Return the mean of each row and random users' rows, enough of them for about 2 gamma interactions in all.
 
-    One row where gamma is no more than a real user's interactions.
+    If gamma is at most a real user's number of interactions, rows stay as they are.
     """
     others = max(round(2 * gamma / max(real_mass, 1.0)), 1) - 1 if gamma > real_mass else 0
     total, users = rows.clone(), task.describe().num_train
@@ -215,4 +215,4 @@ STORAGES = {
     "sampled": sampled_interactions(),
     "binary": binary_interactions(),
 }
-"""By name, what ``--parameterization`` offers."""
+"""Storages that ``--parameterization`` offers, by name."""

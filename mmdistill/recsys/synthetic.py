@@ -14,17 +14,17 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs
 
 CHUNK_NUMBERS = 4_000_000
-"""Numbers of sampled draws that are made at once: 16 MB."""
+"""Size of the sampled draws that are made at once: 16 MB."""
 KEPT_NUMBERS = 100_000_000
-"""Numbers of sampled draws that are kept for the backward pass, 400 MB; the others are made again."""
+"""Size of the sampled draws that are kept for the backward pass, 400 MB; the others are recomputed."""
 RAREST = 0.03
-"""The smallest chance of an interaction, over the mean one, that chances start from: 0 would get no gradient."""
+"""The smallest initial chance of an interaction, relative to the mean chance: 0 would get no gradient."""
 LIKELIEST = 0.999
-"""The largest one, since 1 would get none either."""
+"""The largest initial chance, since 1 would get no gradient either."""
 
 
 class InteractionPrior(Parameterization):
-    """Logits of which items each synthetic user interacts with; subclasses say how rows come from them.
+    """Logits of each synthetic user's interactions with all items; subclasses turn them into rows.
 
     Args:
         logits: ``(users, items)`` initial x.
@@ -33,7 +33,7 @@ class InteractionPrior(Parameterization):
         a decoded batch has inputs and targets ``(users, items)`` in [0, 1], which are the same tensor.
 
     Raises:
-        ShapeError: the logits are no matrix.
+        ShapeError: the logits are not a matrix.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -57,13 +57,13 @@ class ExpectedInteractions(InteractionPrior):
 
     .. math:: X_S = \sigma(x)
 
-    A row has a mass of its own, and one that starts from the mean of real users keeps their items' frequencies, which
-    likelihoods of interactions read.
+    The mass of a row is free. A row that starts from the mean of real users keeps their items' frequencies, which
+    likelihoods of interactions depend on.
     """
 
     @classmethod
     def of(cls, chances: Tensor) -> "ExpectedInteractions":
-        """Return the prior of given chances, ``(users, items)``, kept a little away from 0 and 1."""
+        """Build the prior from chances, ``(users, items)``, clamped a little away from 0 and 1."""
         return cls(chances.clamp(RAREST * float(chances.mean()), LIKELIEST).logit())
 
     def rows(self, draws: Draws) -> Tensor:
@@ -84,7 +84,7 @@ class MeanFieldInteractions(InteractionPrior):
         interactions_per_user: gamma, the mass of a row before clipping.
         temperature: tau.
         mass_penalty: weight of the mean row mass in :meth:`penalty`.
-        real_mass: what the mean row mass is divided by there: that of real users.
+        real_mass: mean row mass of real users, by which the penalty is divided.
     Raises:
         ConfigError: fewer than one interaction, or a temperature or real_mass that is not positive.
     """
@@ -124,8 +124,8 @@ class SampledInteractions(MeanFieldInteractions):
     .. math:: X_S = \min\Big(1, \sum_{j=1}^{\gamma} \mathrm{softmax}\big((x + g_j)/\tau\big)\Big)
 
     Differs from:
-        the release, which uses one noise key twice (gamma - 1 distinct draws), and whose penalty is the mass of
-        the drawn rows where this is the mass of the mean field: before clipping both are gamma.
+        the release, which uses one noise key twice (gamma - 1 distinct draws), and penalises the mass of the drawn
+        rows; this class penalises the mass of the mean field. Before clipping, both masses are gamma.
 
     Source: Sachdeva et al., "Infinite recommendation networks", NeurIPS 2022, Sec. 4; survey Sec. 4.7.
     """
@@ -138,11 +138,11 @@ class SampledInteractions(MeanFieldInteractions):
 
 
 class BinaryInteractions(InteractionPrior):
-    r"""Binary users: each has exactly its gamma items of the largest logits.
+    r"""Binary users: each has exactly the gamma items with its largest logits.
 
     .. math:: X_S = \mathbb{1}[x_{ui} \text{ among the } \gamma \text{ largest of } x_u]
 
-    The gradient passes straight through to the logits. What is stored are the chosen items' indices.
+    The gradient passes straight through to the logits. Stored are the chosen items' indices.
 
     Args:
         logits: ``(users, items)`` initial x.
@@ -168,12 +168,12 @@ class BinaryInteractions(InteractionPrior):
         return rows
 
     def stored_bytes(self) -> int:
-        """Return the bytes of the indices of each user's items, in the smallest integer type that holds them."""
+        """Return the bytes of all users' item indices in the smallest integer type that fits."""
         return self.logits.shape[0] * self.interactions_per_user * index_bytes(self.logits.shape[1])
 
 
 def at_least_one(interactions_per_user: int) -> int:
-    """Return the number, which a user cannot have fewer than one of.
+    """Return ``interactions_per_user`` after checking that it is at least 1.
 
     Raises:
         ConfigError: it is smaller.
@@ -200,8 +200,8 @@ class _GumbelSum(torch.autograd.Function):
     r"""The sum of gamma Gumbel-softmax draws, a few at a time.
 
     With p_j the draws and c the cotangent, the gradient is
-    :math:`(c \odot \sum_j p_j - \sum_j p_j \langle c, p_j \rangle) / \tau`, so each draw is needed twice: some are
-    kept, the rest is made again from its key.
+    :math:`(c \odot \sum_j p_j - \sum_j p_j \langle c, p_j \rangle) / \tau`, so the backward pass needs each draw again:
+    some are kept, the others are recomputed from their keys.
     """
 
     @staticmethod
@@ -231,13 +231,13 @@ class _GumbelSum(torch.autograd.Function):
 
 
 def _chunks(count: int, numel: int) -> Iterator[tuple[int, int]]:
-    """Return number and size of each group of draws that is made at once."""
+    """Yield the index and size of each chunk of draws."""
     size = max(1, CHUNK_NUMBERS // numel)
     for index, start in enumerate(range(0, count, size)):
         yield index, min(size, count - start)
 
 
 def _draw(logits: Tensor, temperature: float, size: int, key: Draws) -> Tensor:
-    """Return so many draws of softmax((x + g) / tau), ``(size, users, items)``."""
+    """Return ``size`` draws of softmax((x + g) / tau), ``(size, users, items)``."""
     noisy = key.to(logits.device).gumbel(size, *logits.shape).to(logits.dtype).add_(logits)
     return noisy.div_(temperature).softmax(2)

@@ -1,4 +1,4 @@
-"""User-item interactions as a task: rows of users, the infinite-width autoencoder, closed-form judges."""
+"""The recommendation task: rows of users, the infinite-width autoencoder, closed-form judges."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from mmdistill.recsys.cleaning import removal_notes
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import is_binary
 from mmdistill.recsys.judges import JUDGES, RecommenderJudge
-from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
+from mmdistill.recsys.metrics import METRICS, RankingProtocol, Validation
 from mmdistill.recsys.models import DISTILL_CF_RIDGES, Recommender
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol
@@ -35,11 +35,11 @@ TESTING = RankingProtocol(groups=3)
 TRAINING = VaeProtocol()
 """How the trained judge is built and trained unless the user says otherwise."""
 KEPT_NUMBERS = 2**26
-"""Of users x items, up to which the real rows stay on a device other than the CPU: 256 MB."""
+"""The largest users x items matrix that is kept on a device other than the CPU: 256 MB."""
 FIXED = Draws(0, ("recsys",))
-"""The key where nothing is random."""
+"""The key for results that involve no randomness."""
 VALIDATION_USERS = 10_000
-"""Validation data of more users are not read; drawn at random, these tell steps and ridges apart."""
+"""Validate on at most this many users, drawn at random: enough to tell steps and ridges apart."""
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
@@ -50,28 +50,28 @@ ALIKE_NOTE = "the users of the set are weighted, and judges count each of them o
 class RecsysTask:
     """Users as rows of binary interactions; nothing has a class, so objectives read flat batches.
 
-    The default network is the infinitely wide autoencoder, whose predictions come from kernel ridge regression on
-    a synthetic set. It has no parameters: its state is empty and, unfitted, it predicts its prior mean 0 for
-    every item. A factory of modules from rows to logits makes the task one of that network.
+    The default network is the infinitely wide autoencoder, whose predictions come from kernel ridge regression on a
+    synthetic set. It has no parameters: its state is empty and, unfitted, it predicts its prior mean 0 for every item.
+    ``model`` replaces it with a module from rows to logits.
 
-    What is known of a judge is its entry in ``judge_kinds``, where another one is added.
+    Each judge is an entry of ``judge_kinds``; add your own there.
 
     Args:
         data: the interactions.
-        model: makes a module from ``(n, items)`` rows to ``(n, items)`` logits; None is the infinitely wide one.
+        model: builds a module from ``(n, items)`` rows to ``(n, items)`` logits; None is the infinitely wide network.
         features: names of the module's submodules whose features are matched; the last layer's input by default.
         hold_out: the fraction of each target user's interactions that is hidden from the input, so that matching
             rewards prediction instead of reconstruction; 0 as published.
-        depth: hidden layers of the infinitely wide autoencoder, as inner model, for validation and as judge.
+        depth: hidden layers of the infinitely wide autoencoder, as inner model, in validation and as judge.
         protocol: how rankings are judged; None is :data:`TESTING`.
         vae: how the trained judge is built and trained; None is :data:`TRAINING`.
-        judge_epochs: passes over the real users for which it trains, and by as many updates on few users; None is its
-            own number of updates.
-        judge_batch: users in its minibatches; None is its own number.
+        judge_epochs: passes of the trained judge over the real users; on a synthetic set it takes as many updates. None
+            keeps its default number of updates.
+        judge_batch: users in its minibatches; None keeps its default.
         device: where everything runs.
     Raises:
-        ConfigError: hold_out outside [0, 1), features of the infinitely wide network, or epochs or a size that are no
-            whole numbers of at least 1.
+        ConfigError: hold_out outside [0, 1), features of the infinitely wide network, or epochs or a batch size that
+            is not a whole number of at least 1.
     """
 
     num_classes: int | None = None
@@ -103,16 +103,16 @@ class RecsysTask:
         self.judges: Sequence[str] = tuple(self.judge_kinds)
         self.device: torch.device = torch.device(device)
         self.kernel: FullyConnectedKernel = FullyConnectedKernel(depth=depth)
-        trained, tested = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
-        self.judging_chosen: Judging = judging_overrides(judge_epochs, judge_batch, protocol=trained, testing=tested)
+        training, testing = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
+        self.judging_chosen: Judging = judging_overrides(judge_epochs, judge_batch, protocol=training, testing=testing)
         self.protocol = protocol or TESTING
-        self.vae: VaeProtocol = (vae or TRAINING).lasting(judge_epochs, judge_batch, data.num_users)
+        self.vae: VaeProtocol = (vae or TRAINING).with_overrides(judge_epochs, judge_batch, data.num_users)
         self.module = None if model is None else FunctionalModule(model, features, self.device)
-        self._kept: Tensor | None = None
+        self._cached_rows: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy starts with: rows that are kept on a device stay here."""
-        return {**self.__dict__, "_kept": None}
+        """Return the state to copy, without the rows cached on a device."""
+        return {**self.__dict__, "_cached_rows": None}
 
     def __repr__(self) -> str:
         sizes = f"{self.data.num_users:,} users and {self.data.num_items:,} items"
@@ -123,7 +123,7 @@ class RecsysTask:
         return NetworkState({}, {}) if self.module is None else self.module.init(draws)
 
     def architecture(self) -> str:
-        """Return the network as its module describes itself; of the infinitely wide one, its depth."""
+        """Return the module's own description, or the depth of the infinitely wide network."""
         return (
             f"infinitely wide, depth {self.kernel.depth}"
             if self.module is None
@@ -133,9 +133,9 @@ class RecsysTask:
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
-        """Return one logit per item; 0 from the infinitely wide network, which knows no data here.
+        """Return one logit per item; 0 from the infinitely wide network, which is unfitted here.
 
-        Dropout of a module draws from the key in training.
+        In training, a module's dropout draws from the key.
         """
         rows = self.rows(inputs)
         if self.module is None:
@@ -144,12 +144,12 @@ class RecsysTask:
         return logits, buffers
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the multinomial negative log-likelihood of the target rows, the weighted mean over users."""
+        """Return the multinomial negative log-likelihood of the target rows, as a weighted mean over users."""
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
         return multinomial(logits, self.rows(batch.targets), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return the named layers of a module, or the rows themselves for the infinitely wide network."""
+        """Return the features of a module's named layers, or the rows themselves for the infinitely wide network."""
         rows = self.rows(inputs)
         return (rows,) if self.module is None else self.module.features(state, rows)
 
@@ -161,20 +161,20 @@ class RecsysTask:
     def users(self, indices: Tensor) -> Tensor:
         """Return real users' training rows, ``(*indices.shape, items)``.
 
-        They are made anew on a CPU, where this takes no longer than to copy them out of a dense matrix.
+        On a CPU they are rebuilt each time, which is as fast as copying them out of a dense matrix.
         """
         if self.device.type == "cpu" or self.data.num_users * self.data.num_items > KEPT_NUMBERS:
             flat = indices.flatten().cpu().numpy()
             return self.data.rows(flat, device=self.device).reshape(*indices.shape, self.data.num_items)
-        if self._kept is None:
-            self._kept = self.data.rows(np.arange(self.data.num_users), device=self.device)
-        return self._kept[indices.to(self.device, non_blocking=True)]
+        if self._cached_rows is None:
+            self._cached_rows = self.data.rows(np.arange(self.data.num_users), device=self.device)
+        return self._cached_rows[indices.to(self.device, non_blocking=True)]
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw n different users (all of them where n is larger); targets are their whole training rows.
+        """Draw n different users (all of them if n is larger); targets are their whole training rows.
 
         Raises:
-            UnsupportedError: classes are asked for.
+            UnsupportedError: ``classes`` is given.
         """
         if classes is not None:
             raise UnsupportedError("interaction data have no classes to draw from; pass classes=None")
@@ -186,11 +186,11 @@ class RecsysTask:
         return batch._replace(inputs=batch.inputs * (chance >= self.hold_out))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        """Return the batch as it is: interactions have no label-preserving transformations."""
+        """Return the batch unchanged: interactions have no label-preserving transformations."""
         return batch
 
     def embedding(self) -> Tensor:
-        """Return every user's leading coordinates in the singular space of the rows, each row at unit length."""
+        """Return every user's coordinates in a truncated SVD of the rows, each scaled to unit length."""
         return torch.from_numpy(self._points).to(self.device)
 
     @functools.cached_property
@@ -198,17 +198,17 @@ class RecsysTask:
         return embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
-        """Return one of this domain's own baselines at equal count; see :func:`select_users`."""
+        """Return one of this domain's coreset baselines with as many users; see :func:`select_users`."""
         rows = select_users(self.data, kind, int(counts.sum()), lambda: self._points, draws).to(self.device)
         return Batch(rows, rows, torch.ones(len(rows), device=self.device))
 
     def judge(self, synthetic: Batch | None, name: str, draws: Draws = FIXED) -> Recommender:
-        """Return a judge, not fitted yet, on synthetic users (None: on all real ones).
+        """Return an unfitted judge of synthetic users.
 
         Args:
-            synthetic: the users.
+            synthetic: the users; None: all real ones.
             name: any of :attr:`judges`.
-            draws: the key of a factorisation's start, or of a training; the others need none.
+            draws: the key of judges with random initialisation or training; the others ignore it.
 
         Raises:
             ConfigError: an unknown judge.
@@ -218,13 +218,13 @@ class RecsysTask:
         kind = self._kind(name)
         if synthetic is None:
             return kind.of_all(self, draws)
-        return kind.of_rows(self, self._fitted_rows(synthetic), draws)
+        return kind.of_rows(self, self._weighted_rows(synthetic), draws)
 
     def judge_name(self, name: str) -> str:
-        """Return a judge's name in its one spelling, also of one that was added since the task was made.
+        """Return a judge's canonical name, also if the judge was added after the task was made.
 
         Raises:
-            ConfigError: an unknown one.
+            ConfigError: an unknown judge.
         """
         return known_name("judge", name, self.judge_kinds)
 
@@ -232,12 +232,13 @@ class RecsysTask:
         return self.judge_kinds[self.judge_name(name)]
 
     def chosen_ridge(self, synthetic: Batch) -> float:
-        """Return the ridge of Distill-CF's code that validation data choose on users; without any, the middle one."""
+        """Return the best of the ridges of Distill-CF's code on validation data; without such data the middle one."""
         model = self.judge(synthetic, "inf-ae")
         model.ridges = DISTILL_CF_RIDGES
-        return model.pick(self._judged())
+        return model.pick(self._validation())
 
-    def _fitted_rows(self, synthetic: Batch) -> Tensor:
+    def _weighted_rows(self, synthetic: Batch) -> Tensor:
+        """Return the rows of users with positive weight, which judges are fitted on."""
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
 
     def evaluate(
@@ -245,70 +246,72 @@ class RecsysTask:
     ) -> Scores:
         """Fit a judge and score its rankings of the test items.
 
-        The ridge is the best on validation, out of the judge's own and the one that was learned with the set; a
-        trained judge's step is chosen so, too. Without validation data it is the learned one, or the middle one of the
-        judge's own, and the step the last; a note says so. Judges in closed form have no randomness of their own: of
-        n values they give one, but of the AUC, whose negatives are drawn n times.
+        The ridge is the best on validation data, out of the judge's own and the one learned with the set; the step of a
+        trained judge is chosen likewise. Without validation data the ridge is the learned one, or the middle one of the
+        judge's own, and the step is the last; a note says so. Closed-form judges are deterministic: they give one value
+        instead of n, except for the AUC, whose negatives are drawn n times.
 
         Raises:
             ConfigError: an unknown judge.
             ShapeError: the synthetic users have another number of items.
             UnsupportedError: data too large for the judge, or a missing package.
         """
-        kind, judged = self._kind(judge), self._judged()
-        found: dict[str, tuple[float, ...]] = {}
-        for key in [draws.fold("run", index) for index in range(n)] if kind.random else [draws]:
-            scorer = self.judge(synthetic, judge, key).fitted(judged, kind.learned(learned))
-            for name, values in self._tested(scorer, key, 1 if kind.random else n).items():
-                found[name] = (*found.get(name, ()), *values)
-        return Scores(canonical(judge), _reported(found, self.protocol.ks), self._notes(synthetic, kind, found))
-
-    def _tested(self, scorer: Scorer, draws: Draws, n: int) -> dict[str, tuple[float, ...]]:
-        return self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), n, self.device)
+        kind, validation = self._kind(judge), self._validation()
+        keys, repeats = ([draws.fold("run", index) for index in range(n)], 1) if kind.random else ([draws], n)
+        metrics: dict[str, tuple[float, ...]] = {}
+        for key in keys:
+            scorer = self.judge(synthetic, judge, key).fit_best(validation, kind.learned(learned))
+            results = self.protocol.evaluate(scorer, self.data, "test", key.fold("test"), repeats, self.device)
+            for name, values in results.items():
+                metrics[name] = (*metrics.get(name, ()), *values)
+        return Scores(canonical(judge), _to_report(metrics, self.protocol.ks), self._notes(synthetic, kind, metrics))
 
     def _notes(
-        self, synthetic: Batch | None, kind: RecommenderJudge, found: Mapping[str, tuple[float, ...]]
+        self, synthetic: Batch | None, kind: RecommenderJudge, metrics: Mapping[str, tuple[float, ...]]
     ) -> tuple[str, ...]:
         """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = () if kind.random else (CLOSED_FORM_NOTE,)
-        notes += (GROUPS_NOTE.format(self.protocol.ks[0]),) if any(name.endswith("]") for name in found) else ()
-        if kind.weighted and synthetic is not None and not is_binary(self._fitted_rows(synthetic)):
+        notes += (GROUPS_NOTE.format(self.protocol.ks[0]),) if any(name.endswith("]") for name in metrics) else ()
+        if kind.weighted and synthetic is not None and not is_binary(self._weighted_rows(synthetic)):
             notes += (kind.weighted,)
         if synthetic is not None and len(torch.unique(synthetic.weight[synthetic.weight > 0])) > 1:
             notes += (ALIKE_NOTE,)
         if kind.unvalidated and not self.data.validates:
             notes += (kind.unvalidated,)
-        known = self.data.lengths("train") + self.data.lengths("valid")
-        left = self.data.num_items - int(np.median(known))
-        if wide := [k for k in self.protocol.ks if k >= left]:
-            notes += (f"half of the users have at most {left} items left to rank, so metrics at {wide[0]} say little",)
+        lengths = self.data.lengths("train") + self.data.lengths("valid")
+        left = self.data.num_items - int(np.median(lengths))
+        if too_large := [k for k in self.protocol.ks if k >= left]:
+            notes += (
+                f"half of the users have at most {left} items left to rank, so metrics at {too_large[0]} say little",
+            )
         return notes
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of what is set of judging: all but the trained one how they are tested."""
+        """Return the judging settings that a judge reads: only the trained one reads more than the testing protocol."""
         return self._kind(judge).reads
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return for how many passes a judge trains on so many users, None: on all; None of what is solved."""
+        """Return a judge's number of passes over ``samples`` users (None: all real ones); None for closed forms."""
         passes = self._kind(judge).epochs
         return None if passes is None else passes(self, samples or self.data.num_users)
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the validation NDCG@10 of the inner model on synthetic users; None without validation data.
 
-        That is EASE where a ridge of EASE's was learned with them, else the infinite autoencoder. Ten times a learned
-        ridge is tried as well: the likelihood of whole rows, known items included, likes smaller ones than rankings do.
+        The inner model is EASE if a ridge for EASE was learned with them, else the infinite autoencoder. Ten times a
+        learned ridge is tried as well: the likelihood of whole rows, which include known items, prefers smaller ridges
+        than rankings do.
         """
-        judged = self._judged()
-        if judged is None:
+        validation = self._validation()
+        if validation is None:
             return None
         name = "ease" if JUDGES["ease"].learned(learned) else "inf-ae"
-        model, own = self.judge(synthetic, name), JUDGES[name].learned(learned)
-        ridges = (*own, *(10 * ridge for ridge in own)) or model.ridges
-        return max(model.validate(ridges, judged).values())
+        model, learned_ridges = self.judge(synthetic, name), JUDGES[name].learned(learned)
+        ridges = (*learned_ridges, *(10 * ridge for ridge in learned_ridges)) or model.ridges
+        return max(model.validate(ridges, validation).values())
 
-    def _judged(self) -> Judged | None:
-        """Return what scores recommenders on validation data by NDCG at the first cut-off; None without such data."""
+    def _validation(self) -> Validation | None:
+        """Return the function that scores recommenders by validation NDCG at the first cut-off; None without data."""
         if not self.data.validates:
             return None
         most = min(self.protocol.max_users or VALIDATION_USERS, VALIDATION_USERS)
@@ -316,7 +319,7 @@ class RecsysTask:
         return lambda scorers: protocol.ndcg(scorers, self.data, "valid", self.device)
 
     def describe(self) -> TaskInfo:
-        """Return what identifies this task; the item ids travel with the set."""
+        """Return the task's identity; its item ids are stored with the set."""
         return self._info
 
     @functools.cached_property
@@ -352,9 +355,9 @@ class RecsysTask:
         return inputs
 
 
-def _reported(found: Mapping[str, tuple[float, ...]], ks: Sequence[int]) -> dict[str, tuple[float, ...]]:
-    """Return the metrics that are reported, NDCG at the first cut-off first; all where the cut-offs are others."""
+def _to_report(metrics: Mapping[str, tuple[float, ...]], ks: Sequence[int]) -> dict[str, tuple[float, ...]]:
+    """Return the metrics to report, NDCG at the first cut-off first; with other cut-offs than the default, all."""
     if tuple(ks) != TESTING.ks:
-        return dict(found)
-    groups = [name for name in found if name.endswith("]")]
-    return {name: found[name] for name in (*METRICS, *groups) if name in found}
+        return dict(metrics)
+    groups = [name for name in metrics if name.endswith("]")]
+    return {name: metrics[name] for name in (*METRICS, *groups) if name in metrics}

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.errors import NonFiniteError
-from mmdistill.recsys.metrics import Judged, Scorer
+from mmdistill.recsys.metrics import Scorer, Validation
 from mmdistill.recsys.models import Fit, Recommender
 from mmdistill.runtime import Draws
 
 Rows = Callable[[Tensor], Tensor]
-"""From indices of users to their ``(n, items)`` rows."""
+"""Maps indices of users to their ``(n, items)`` rows."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class VaeProtocol:
         hidden: units of the hidden layer of encoder and decoder.
         latent: dimensions of the code.
         dropout: share of a user's interactions that is hidden from the encoder.
-        kl: weight of the Kullback-Leibler term where its linear rise ends, after half of the steps.
-        lr: Adam's rate.
+        kl: final weight of the Kullback-Leibler term, reached by a linear rise over the first half of the steps.
+        lr: Adam's learning rate.
         batch: users per step.
-        steps: updates in all, at least.
-        checks: how often, evenly over the steps, validation data may pick the network.
-        epochs: passes over the users, at least: over those of MovieLens-1M they are 800 updates, over more users more.
+        steps: least number of updates.
+        checks: number of validation checks, evenly spread over the steps, at which a network may be kept.
+        epochs: least number of passes over the users: 800 updates on MovieLens-1M, more with more users.
     Raises:
         ConfigError: a size or number below 1, a rate that is not above 0, or dropout outside [0, 1).
     """
@@ -51,20 +51,22 @@ class VaeProtocol:
         require_positive(self, "lr")
         require_below_one(self, "dropout")
 
-    def lasting(self, epochs: int | None, batch: int | None, users: int) -> "VaeProtocol":
-        """Return the protocol for some passes over so many users in minibatches of a size; None leaves its own number.
+    def with_overrides(self, epochs: int | None, batch: int | None, users: int) -> "VaeProtocol":
+        """Return the protocol with ``epochs`` passes over ``users`` users and a batch size; None keeps its own.
 
-        Fewer users are then trained on by as many updates as these passes are.
+        On fewer users, training takes as many updates as these passes.
         """
-        own = replace(self, batch=batch or self.batch)
-        return own if epochs is None else replace(own, steps=epochs * -(-users // own.batch), epochs=epochs)
+        protocol = replace(self, batch=batch or self.batch)
+        if epochs is None:
+            return protocol
+        return replace(protocol, steps=epochs * -(-users // protocol.batch), epochs=epochs)
 
     def updates(self, users: int) -> int:
-        """Return how many updates so many users are trained on by."""
+        """Return the number of updates when training on ``users`` users."""
         return max(self.steps, self.epochs * -(-users // self.batch))
 
     def passes(self, users: int) -> int:
-        """Return for how many passes over so many users that is, the last of which may end early."""
+        """Return the number of passes when training on ``users`` users; the last may end early."""
         return -(-self.updates(users) // -(-users // self.batch))
 
 
@@ -98,14 +100,14 @@ class MultVae(nn.Module):
         return mean, log_variance
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the logits at the code's mean, as for ranking."""
+        """Return the logits at the code's mean, which rankings use."""
         logits: Tensor = self.output(self.decoder(self.encode(F.normalize(rows))[0]))
         return logits
 
     def loss(self, rows: Tensor, kl: float, draws: Draws) -> Tensor:
-        """Return the multinomial likelihood of whole rows from what dropout leaves, plus the weighted KL term."""
-        kept = draws.fold("dropout").uniform(*rows.shape) >= self.dropout
-        mean, log_variance = self.encode(F.normalize(rows) * kept / (1 - self.dropout))
+        """Return the negative log-likelihood of whole rows, encoded after dropout, plus the weighted KL term."""
+        is_kept = draws.fold("dropout").uniform(*rows.shape) >= self.dropout
+        mean, log_variance = self.encode(F.normalize(rows) * is_kept / (1 - self.dropout))
         noise = draws.fold("code").normal(*mean.shape)
         logits = self.output(self.decoder(mean + noise * (0.5 * log_variance).exp()))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
@@ -113,8 +115,8 @@ class MultVae(nn.Module):
         return total
 
 
-def initialised(network: MultVae, draws: Draws) -> MultVae:
-    """Return the network with weights drawn from its key: Xavier's, and biases of standard deviation 0.001."""
+def initialise(network: MultVae, draws: Draws) -> MultVae:
+    """Draw a network's parameters from its key: Xavier weights, and biases of standard deviation 0.001."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             key = draws.fold(name).to(parameter.device)
@@ -124,11 +126,11 @@ def initialised(network: MultVae, draws: Draws) -> MultVae:
 
 
 class TrainedAutoencoder(Recommender):
-    """Mult-VAE as a recommender: it has no ridge, and validation data choose which of its checks is kept.
+    """Mult-VAE as a recommender: it has no ridge, and validation data choose the check whose network is kept.
 
     Args:
-        rows: gives the rows of users to train on.
-        users: how many there are.
+        rows: returns the rows of users to train on.
+        users: the number of users to train on.
         items: the number of items.
         protocol: how to train.
         draws: the key of everything random.
@@ -144,22 +146,22 @@ class TrainedAutoencoder(Recommender):
         self.protocol, self.draws, self.device = protocol, draws, device
 
     def fit(self, ridge: float) -> Fit:
-        """Train and return what scores known interactions at the last check."""
-        scorer = self.fitted(None)
-        return lambda known, read: scorer(known)
+        """Train and return the scoring function of the last step."""
+        scorer = self.fit_best(None)
+        return lambda known, features: scorer(known)
 
-    def fitted(self, judged: Judged | None, others: tuple[float, ...] = ()) -> Scorer:
-        """Train and return the scoring function of the check that scores best, without validation of the last one.
+    def fit_best(self, validation: Validation | None, others: tuple[float, ...] = ()) -> Scorer:
+        """Train and return the scoring function of the best check, or of the last one without validation data.
 
         Raises:
             NonFiniteError: the loss diverges.
         """
         protocol, draws = self.protocol, self.draws
-        network = initialised(MultVae(self.items, protocol).to(self.device), draws.fold("init"))
+        network = initialise(MultVae(self.items, protocol).to(self.device), draws.fold("init"))
         optimizer = torch.optim.Adam(network.parameters(), lr=protocol.lr)
         steps = protocol.updates(self.users)
         every = -(-steps // protocol.checks)
-        best, kept = -1.0, network.state_dict()
+        best, best_state = -1.0, network.state_dict()
         order, epoch = torch.empty(0, dtype=torch.long), 0
 
         def scorer(known: Tensor) -> Tensor:
@@ -179,10 +181,10 @@ class TrainedAutoencoder(Recommender):
             optimizer.step()
             if step % every == 0 or step == steps:
                 if not bool(torch.isfinite(loss)):
-                    diverged = f"Mult-VAE's loss became {float(loss.detach())} by step {step}; lower its rate"
-                    raise NonFiniteError(diverged)
-                found = best if judged is None else judged(lambda known: [scorer(known)])[0]
-                if judged is None or found > best:
-                    best, kept = found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        network.load_state_dict(kept)
+                    value = float(loss.detach())
+                    raise NonFiniteError(f"Mult-VAE's loss became {value} by step {step}; lower its rate")
+                score = best if validation is None else validation(lambda known: [scorer(known)])[0]
+                if validation is None or score > best:
+                    best, best_state = score, {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        network.load_state_dict(best_state)
         return scorer

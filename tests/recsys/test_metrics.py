@@ -264,7 +264,7 @@ def test_protocols_are_the_same_on_every_machine(interactions):
         seen.append(known.device.type)
         raise KeyboardInterrupt
 
-    for score in (own._judged(), lambda scorer: own.protocol.evaluate(scorer, interactions, "test", Draws(0))):
+    for score in (own._validation(), lambda scorer: own.protocol.evaluate(scorer, interactions, "test", Draws(0))):
         with pytest.raises(KeyboardInterrupt):
             score(scorer)
     assert seen == ["meta", "cpu"]

@@ -108,7 +108,7 @@ def test_real_users_stay_on_another_device_where_they_fit(interactions, monkeypa
     assert task.select(torch.zeros(2, 3, dtype=torch.long)).inputs.shape == (2, 3, interactions.num_items)
     assert len(made) == 1
     for other in (copy.deepcopy(task), pickle.loads(pickle.dumps(task))):  # which may go where there is no such device
-        assert other._kept is None
+        assert other._cached_rows is None
         assert other.sample_real(Draws(0), None, 5).inputs.shape == (5, interactions.num_items)
     monkeypatch.setattr(recsys_module, "KEPT_NUMBERS", interactions.num_users * interactions.num_items - 1)
     many = RecsysTask(interactions, device="meta")
@@ -163,7 +163,7 @@ def test_the_trained_judge_is_chosen_without_test_interactions(interactions):
     found = []
     for data in (interactions, moved):
         task = RecsysTask(data, vae=VaeProtocol(hidden=20, latent=5, steps=40, batch=60, checks=8, lr=0.1))
-        scorer = task.judge(task.select(torch.arange(40)), "mult-vae", Draws(0)).fitted(task._judged())
+        scorer = task.judge(task.select(torch.arange(40)), "mult-vae", Draws(0)).fit_best(task._validation())
         found.append(scorer(data.rows(range(5))))
     assert torch.equal(*found)
 
@@ -690,11 +690,11 @@ def test_a_judge_that_a_script_adds_goes_by_name(interactions, monkeypatch):
 def test_the_trained_judge_is_made_as_the_others_are(task):
     batch, key = task.select(torch.arange(12)), Draws(5)
     for synthetic in (batch, None):
-        scorer = task.judge(synthetic, "mult-vae", key.fold("run", 0)).fitted(on_validation(task))
+        scorer = task.judge(synthetic, "mult-vae", key.fold("run", 0)).fit_best(on_validation(task))
         expected = task.protocol.evaluate(scorer, task.data, "test", key.fold("run", 0).fold("test"))
         assert task.evaluate(synthetic, "mult-vae", key, 1, {}).values["ndcg@10"] == expected["ndcg@10"]
     last = task.judge(batch, "mult-vae", key).scorer(0.0)(batch.inputs)
-    assert torch.equal(last, task.judge(batch, "mult-vae", key).fitted(None)(batch.inputs))
+    assert torch.equal(last, task.judge(batch, "mult-vae", key).fit_best(None)(batch.inputs))
 
 
 @pytest.mark.parametrize("network", [fresh, trained_on_s])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError, NonFiniteError
-from mmdistill.recsys.vae import MultVae, TrainedAutoencoder, VaeProtocol, initialised
+from mmdistill.recsys.vae import MultVae, TrainedAutoencoder, VaeProtocol, initialise
 from mmdistill.runtime import Draws
 
 SMALL = VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, epochs=1, lr=1e-2)
@@ -11,7 +11,7 @@ SMALL = VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, epochs=1,
 @pytest.mark.parametrize("dropout", [0.0, 0.75])
 def test_loss_is_its_formula(dropout):
     protocol = VaeProtocol(hidden=5, latent=3, dropout=dropout)
-    network = initialised(MultVae(7, protocol), Draws(0)).double()
+    network = initialise(MultVae(7, protocol), Draws(0)).double()
     rows = (Draws(1).uniform(4, 7) < 0.5).double()
     rows[:, 0] = 1
     key, total = Draws(2), 0.0
@@ -32,7 +32,7 @@ def test_loss_is_its_formula(dropout):
 
 
 def test_scores_are_of_the_mean_code_of_unit_rows():
-    network = initialised(MultVae(7, VaeProtocol(hidden=5, latent=3)), Draws(0)).double()
+    network = initialise(MultVae(7, VaeProtocol(hidden=5, latent=3)), Draws(0)).double()
     rows = (Draws(1).uniform(4, 7) < 0.5).double()
     rows[:, 0] = 1
     w = dict(network.named_parameters())
@@ -52,18 +52,18 @@ def fitted(task, score, protocol=SMALL, seed=0):
     def judged(scorers):
         return [score(lambda known: next(iter(scorers(known))))]
 
-    return trainer(task, lambda i: rows[i], protocol, seed).fitted(judged)
+    return trainer(task, lambda i: rows[i], protocol, seed).fit_best(judged)
 
 
 def test_training_is_repeatable_and_learns(task):
     def score(scorer):
-        return task._judged()(lambda known: [scorer(known)])[0]
+        return task._validation()(lambda known: [scorer(known)])[0]
 
     a, b, other = fitted(task, score), fitted(task, score), fitted(task, score, seed=1)
     known = task.data.rows(range(5))
     assert torch.equal(a(known), b(known))
     assert not torch.equal(a(known), other(known))
-    untrained = initialised(MultVae(task.data.num_items, SMALL), Draws(0))
+    untrained = initialise(MultVae(task.data.num_items, SMALL), Draws(0))
     assert score(a) > score(untrained)
 
 
@@ -116,12 +116,12 @@ def test_every_epoch_reads_the_users_in_an_order_of_its_own(task):
         return task.select(chosen).inputs
 
     protocol = VaeProtocol(hidden=4, latent=2, steps=1, batch=60, checks=1, epochs=3)
-    trainer(task, rows, protocol).fitted(lambda scorers: [0.0])
+    trainer(task, rows, protocol).fit_best(lambda scorers: [0.0])
     assert len(set(orders)) == 3
 
 
 def test_layers_of_equal_size_start_from_weights_of_their_own():
-    network = initialised(MultVae(7, VaeProtocol(hidden=5)), Draws(0))
+    network = initialise(MultVae(7, VaeProtocol(hidden=5)), Draws(0))
     assert not torch.equal(network.encoder.weight.flatten(), network.output.weight.flatten())
     assert not torch.equal(network.encoder.bias, network.decoder[0].bias)
 
@@ -138,7 +138,7 @@ def test_training_takes_the_epochs_that_it_should(task):
         return task.select(chosen).inputs
 
     protocol = VaeProtocol(hidden=4, latent=2, steps=5, batch=16, checks=1, epochs=3)
-    trainer(task, rows, protocol).fitted(lambda scorers: [0.0])
+    trainer(task, rows, protocol).fit_best(lambda scorers: [0.0])
     assert torch.bincount(torch.cat(read)).tolist() == [3] * 60
 
 
