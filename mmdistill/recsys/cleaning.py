@@ -44,7 +44,7 @@ SAID_ELSEWHERE = ("untrained_users", "unused_items")
 """Counts that alone warrant no removal note: the first has its own note, the second follows from the others."""
 
 
-def removed_in_words(counts: Mapping[str, int], min_rating: float | None) -> str:
+def describe_removed(counts: Mapping[str, int], min_rating: float | None) -> str:
     """Describe what reading removed and how much of it; empty if nothing was removed."""
     too_low = "that are not positive" if min_rating is None else f"below {min_rating:g}"
     return ", ".join(
@@ -56,7 +56,7 @@ def removal_notes(counts: Mapping[str, int], min_rating: float | None) -> list[s
     """Return a note on what reading removed, unless other notes already cover all of it."""
     if not any(count for key, count in counts.items() if key in REMOVED and key not in SAID_ELSEWHERE):
         return []
-    return [f"left out when reading: {removed_in_words(counts, min_rating)}"]
+    return [f"left out when reading: {describe_removed(counts, min_rating)}"]
 
 
 def codes(column: "pd.Series[Any]", name: str) -> tuple[Numbers, npt.NDArray[Any]]:

@@ -21,7 +21,7 @@ from mmdistill.files.tables import is_rows
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import Log, Numbers, codes, deduplicate, disputed, feedback, positive, taken_back
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
-from mmdistill.recsys.matrices import as_sparse, is_columns, joined, read_sparse
+from mmdistill.recsys.matrices import as_sparse, is_columns, read_sparse, table_of_columns
 from mmdistill.recsys.splits import (
     SPLITS,
     Split,
@@ -248,7 +248,7 @@ def load_interactions(
         frame, notes = select_columns(table, "the table", columns)
     elif is_columns(source):
         columns.require_none("a tuple of users and items")
-        name, frame, notes = "table", joined(source), ()
+        name, frame, notes = "table", table_of_columns(source), ()
     else:
         columns.require_none("a matrix")
         return _from_matrix(as_sparse(source), "matrix", reading)
@@ -287,7 +287,7 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     """Turn a table of ``user``, ``item`` and optional ``rating``, ``time``, ``split`` into interactions.
 
     Fills ``counts``: ``not_positive`` ratings left out; ``duplicates`` and ``overlaps`` removed (an overlap is a pair
-    in two parts, of which the earlier keeps it); ``short_users`` dropped for too few interactions; ``unused_items``
+    in two parts, which stays in the earlier one); ``short_users`` dropped for too few interactions; ``unused_items``
     that have lost all interactions; ``cold_items`` without training interactions; and, if there are any, ratings
     ``taken_back`` by later ones and ``untrained_users`` dropped for having no training rows.
 

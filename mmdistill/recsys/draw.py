@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.parameterizations.base import index_bytes
-from mmdistill.recsys.cleaning import removed_in_words
+from mmdistill.recsys.cleaning import describe_removed
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import heaviest, is_binary
 from mmdistill.recsys.privacy import Nearness, nearness
@@ -164,7 +164,7 @@ def reading_lines(data: Interactions) -> list[str]:
     """Describe what was read and what reading removed."""
     sizes = ", ".join(f"{data.parts[part].nnz:,} for {name}" for part, name in zip(data.parts, PART_NAMES, strict=True))
     lines = [f"{data.num_users:,} users, {data.num_items:,} items; interactions: {sizes}."]
-    if removed := removed_in_words(data.counts, data.min_rating):
+    if removed := describe_removed(data.counts, data.min_rating):
         lines.append(f"Left out when reading: {removed}.")
     if cold := data.counts.get("cold_items"):
         occur, them = ("item occurs", "it") if cold == 1 else ("items occur", "them")

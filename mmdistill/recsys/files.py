@@ -194,9 +194,8 @@ def _column_indices(
         ConfigError: a requested column does not exist.
     """
     given = {role: tables.named(columns, name, origin) for role, name in asdict(requested).items() if name is not None}
-    unclaimed = [
-        "" if index in given.values() else name for index, name in enumerate(columns)
-    ]  # for guessing optional roles
+    # An optional role must not be guessed from a column that the user named for another role.
+    unclaimed = ["" if index in given.values() else name for index, name in enumerate(columns)]
     return given, {
         role: given.get(role, guessed(columns if role in ("user", "item") else unclaimed, aliases))
         for role, aliases in ALIASES.items()

@@ -69,7 +69,7 @@ def _has_one_axis(values: object) -> bool:
     return isinstance(values, np.ndarray | pd.Series | pd.Index | Tensor) and values.ndim == 1
 
 
-def joined(columns: tuple[Any, ...]) -> pd.DataFrame:
+def table_of_columns(columns: tuple[Any, ...]) -> pd.DataFrame:
     """Return columns of users, items and optionally ratings and times as a table with these names.
 
     Rows are aligned by position; the index of a pandas column is ignored.

@@ -18,7 +18,7 @@ Fit = Callable[[Tensor, Tensor], Tensor]
 DISTILL_CF_RIDGES = (1e-5, 1e-3, 0.1, 1.0, 5.0, 50.0)
 """Ridges of the infinite autoencoder that Distill-CF's code chooses from, both in distilling and in judging."""
 AUTOENCODER_RIDGES = tuple(sorted({*DISTILL_CF_RIDGES, 0.3, 20.0, 100.0}))
-"""Ridges that our judge chooses from: these, those of the autoencoder's own code (except 0), and one in between."""
+"""Ridges that our judge chooses from: also those of the autoencoder's own code (except 0), and one in between."""
 MAX_EXACT = 20_000
 """The size of the largest dense system that is solved: its float64 matrix takes 3.2 GB."""
 FITTED_NUMBERS = 2**26

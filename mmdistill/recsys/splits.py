@@ -195,9 +195,5 @@ def _dates(column: "pd.Series[Any]", day_first: bool) -> "pd.Series[Any]":
         order = ("%d", "%m") if day_first else ("%m", "%d")
         date = numeric[1].join((*order, "%Y" if len(numeric[2]) == 4 else "%y"))
         formats = [date + clock for clock in CLOCKS]
-        matching = (
-            format
-            for format in formats
-            if pd.notna(pd.to_datetime(first, errors="coerce", utc=True, format=date_format))
-        )
+        matching = (form for form in formats if pd.notna(pd.to_datetime(first, errors="coerce", utc=True, format=form)))
         return pd.to_datetime(column, errors="coerce", utc=True, format=next(matching, date))

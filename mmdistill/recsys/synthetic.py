@@ -206,15 +206,15 @@ class _GumbelSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, temperature: float, count: int, draws: Draws) -> Tensor:
-        total, kept = torch.zeros_like(logits), []
-        room = KEPT_NUMBERS if ctx.needs_input_grad[0] else 0
+        total, saved = torch.zeros_like(logits), []
+        capacity = KEPT_NUMBERS if ctx.needs_input_grad[0] else 0
         for index, size in _chunks(count, logits.numel()):
-            drawn = _draw(logits, temperature, size, draws.fold("gumbel", index))
-            total += drawn.sum(0)
-            room -= drawn.numel()
-            kept.append(drawn if room >= 0 else None)
+            samples = _draw(logits, temperature, size, draws.fold("gumbel", index))
+            total += samples.sum(0)
+            capacity -= samples.numel()
+            saved.append(samples if capacity >= 0 else None)
         ctx.save_for_backward(logits, total)
-        ctx.kept, ctx.options = kept, (temperature, count, draws)
+        ctx.saved_samples, ctx.options = saved, (temperature, count, draws)
         return total
 
     @staticmethod
@@ -222,11 +222,11 @@ class _GumbelSum(torch.autograd.Function):
         logits, total = ctx.saved_tensors
         temperature, count, draws = ctx.options
         result = gradient * total
-        for (index, size), drawn in zip(_chunks(count, logits.numel()), ctx.kept, strict=True):
-            if drawn is None:
-                drawn = _draw(logits, temperature, size, draws.fold("gumbel", index))
-            inner = torch.einsum("jui,ui->ju", drawn, gradient)
-            result -= torch.einsum("jui,ju->ui", drawn, inner)
+        for (index, size), samples in zip(_chunks(count, logits.numel()), ctx.saved_samples, strict=True):
+            if samples is None:
+                samples = _draw(logits, temperature, size, draws.fold("gumbel", index))
+            inner = torch.einsum("jui,ui->ju", samples, gradient)
+            result -= torch.einsum("jui,ju->ui", samples, inner)
         return result / temperature, None, None, None
 
 

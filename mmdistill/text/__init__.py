@@ -27,7 +27,7 @@ from mmdistill.text.words import WORD_RATES, token_samples, word_samples
 def _make_task(
     data: str, *, model: str = "mlp", encoder: str = "minilm", length: int | None = None, **options: Any
 ) -> Task:
-    """Build the task of the space that the network reads: sentence points, or token embeddings."""
+    """Build the task that fits the network: of sentence points, or of token embeddings."""
     model, encoder = canonical(model), encoder or "minilm"
     if model in TOKEN_MODELS:
         return token_task(data, model=model, encoder=encoder, length=length, **options)

@@ -1,4 +1,4 @@
-"""Labels for the attention of a transformer, learned beside those of the class."""
+"""Attention labels: targets for a transformer's attention, learned together with class labels."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Targets
 
 NEGLIGIBLE = 1e-12
-"""Added to attention before its logarithm is taken, since masked keys have none.
+"""Added to attention before taking its logarithm, since masked keys have attention 0.
 
-Real texts have attention of 5e-10, so more than this would change the gradient (1e-9 by half).
+Attention on real texts goes down to 5e-10, so a larger value would change the gradient (1e-9 by half).
 """
 
 
 def class_labels(targets: Targets) -> Tensor:
-    """Return the class labels of targets, which may be a dict that holds attention labels too.
+    """Return the class labels of targets, which may be a dict with attention labels.
 
     Raises:
         ShapeError: a dict without ``labels``.
@@ -30,7 +30,7 @@ def class_labels(targets: Targets) -> Tensor:
 
 
 def attention_loss(attention: Tensor, labels: Tensor) -> Tensor:
-    r"""Return how far a transformer's attention is from its labels, per sample.
+    r"""Return the divergence of a transformer's attention from its labels, per sample.
 
     .. math:: \frac{1}{L_h} \sum_{l,h} \mathrm{KL}(\tilde a^{(l,h)} \| a^{(l,h)})
 
@@ -49,11 +49,11 @@ def attention_loss(attention: Tensor, labels: Tensor) -> Tensor:
 
 
 class AttentionLabels(Labels):
-    """Class labels with learned attention of the first token, for each layer and head.
+    """Class labels, and learned labels for the first token's attention in each layer and head.
 
     Args:
         labels: the class labels, learned or not.
-        initial: where the learned logits of attention start, ``(M, layers, heads, L)``.
+        initial: initial logits of the attention labels, ``(M, layers, heads, L)``.
     """
 
     def __init__(self, labels: Labels, initial: Tensor) -> None:
@@ -63,11 +63,11 @@ class AttentionLabels(Labels):
 
     def forward(self) -> Tensor:
         """Return the class labels."""
-        found: Tensor = self.labels()
-        return found
+        labels: Tensor = self.labels()
+        return labels
 
     def attention(self) -> Tensor:
-        """Return the attention, a distribution over the L keys."""
+        """Return the attention labels, distributions over the L keys."""
         return self.logits.softmax(-1)
 
 

@@ -1,4 +1,4 @@
-"""What tasks of texts share, whatever form networks read them in: class batches, judges by name, identity."""
+"""The base class of text tasks: class batches, judges by name, identity."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -31,15 +31,15 @@ class TextClassification(ABC):
     Args:
         data: the texts, split.
         model: the network to distil with.
-        network_name: what reports call the network; where it is empty, it is described.
-        judges: the names of those that read this form, the default one first; :data:`READERS` follow.
-        judging: what the user set of judging, see :func:`~mmdistill.abilities.judging_overrides`.
-        solved: those of them that do not train.
+        network_name: name of the network in reports; if empty, reports describe it.
+        judges: names of the judges that read this form, the default one first; :data:`READERS` follow.
+        judging: the user's judging settings, see :func:`~mmdistill.abilities.judging_overrides`.
+        solved: those of ``judges`` that do not train.
 
     Attributes:
-        given_teacher: a trained network that is asked in place of one that would train first.
-        encoder: whose points, or tokens, samples are made of.
-        space_in_words: of which space samples are points in pictures and tables.
+        given_teacher: a trained network to use instead of training a teacher.
+        encoder: the encoder that gives the points or tokens of samples.
+        space_in_words: the space of :meth:`points`, as figures and tables describe it.
     """
 
     given_teacher: GivenTeacher | None = None
@@ -69,7 +69,7 @@ class TextClassification(ABC):
 
     @abstractmethod
     def network_inputs(self, inputs: Inputs) -> Inputs:
-        """Return inputs as the network reads them; those of another form are refused."""
+        """Return inputs as the network reads them, or refuse inputs of another form."""
 
     @abstractmethod
     def real_inputs(self, indices: Tensor) -> Inputs:
@@ -77,11 +77,11 @@ class TextClassification(ABC):
 
     @abstractmethod
     def points(self, inputs: Inputs) -> Tensor:
-        """Return where samples lie among :meth:`training_points`, ``(n, d)`` on the device."""
+        """Return samples as points in the space of :meth:`training_points`, ``(n, d)`` on the device."""
 
     @abstractmethod
     def training_points(self) -> Tensor:
-        """Return the training texts as points of the space that :attr:`space_in_words` names, ``(N, d)``."""
+        """Return the training texts as points of the space that :attr:`space_in_words` describes, ``(N, d)``."""
 
     @abstractmethod
     def readable(self, inputs: Inputs) -> list[str]:
@@ -89,30 +89,30 @@ class TextClassification(ABC):
 
     @abstractmethod
     def checked(self, synthetic: Batch) -> Batch:
-        """Return synthetic samples for judges; those of another space or of other classes are refused."""
+        """Return synthetic samples for judges, or refuse samples of another space or of other classes."""
 
     @abstractmethod
     def score(self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
-        """Return the scores of a judge that reads this form, on checked samples (None: on all training texts)."""
+        """Return the scores of a judge that reads this form, fitted to checked samples (None: all training texts)."""
 
     @abstractmethod
     def epochs_on(self, judge: str, count: int) -> int:
-        """Return for how many epochs a judge that trains does so on so many samples."""
+        """Return the number of epochs that a judge trains on ``count`` samples."""
 
     @abstractmethod
     def describe(self) -> TaskInfo:
-        """Return what identifies this task, see :meth:`described`."""
+        """Return the task's identity, see :meth:`described`."""
 
     def __repr__(self) -> str:
         sizes = f"{len(self.data.train.labels):,} training and {len(self.data.test.labels):,} test texts"
         return task_line(self, self.data.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
-        """Draw a fresh network; of a pre-trained one, a fresh head."""
+        """Draw a fresh network; a pre-trained one gets a fresh head."""
         return self.model.init(draws)
 
     def architecture(self) -> str:
-        """Return the network as its module describes itself."""
+        """Return the network's description by its module."""
         return described_module(self.model.module)
 
     def predict(
@@ -123,7 +123,7 @@ class TextClassification(ABC):
         return logits, buffers
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
-        """Return the network with the statistics of so many real texts of each class in its batch norms."""
+        """Return the network with batch norm statistics of real texts of each class."""
         return settled_by_class(self, self.model, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
@@ -132,7 +132,7 @@ class TextClassification(ABC):
         return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return the network's features, the embedding before the linear head last."""
+        """Return the network's features; the last is the embedding before the linear head."""
         return self.model.features(state, self.network_inputs(inputs))
 
     def classes(self, indices: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class TextClassification(ABC):
         return Batch(self.real_inputs(indices), self._classes[indices], torch.ones(indices.shape, device=self.device))
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw up to n training texts of each class (padded with weight 0), or of all, without replacement."""
+        """Draw up to n training texts without replacement: per class (padded with weight 0), or overall."""
         draws = draws.to(self.device)
         if classes is None:
             total = len(self._classes)
@@ -154,7 +154,7 @@ class TextClassification(ABC):
         return ClassBatch(self.select(index)._replace(weight=weight), Dims(0, 0))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        """Return the batch as it is: no augmentation of texts is established."""
+        """Return the batch unchanged: texts have no established augmentation."""
         return batch
 
     def evaluate(
@@ -162,7 +162,7 @@ class TextClassification(ABC):
     ) -> Scores:
         """Fit judges to a set (None: the whole training split) and score them on the test split.
 
-        The judges without randomness give one value, whatever n is.
+        Deterministic judges give one value instead of n.
 
         Raises:
             ConfigError: an unknown judge.
@@ -176,7 +176,7 @@ class TextClassification(ABC):
         return self._reader.score(key, self.readable(batch.inputs), class_labels(batch.targets), batch.weight)
 
     def scores_of(self, judge: str, predicted: Tensor, truth: Tensor, notes: Sequence[str] = ()) -> Scores:
-        """Return the scores of S networks, and a remark where one does not predict all classes.
+        """Return the scores of S networks, with a remark if one does not predict all classes.
 
         Shapes:
             predicted ``(S, m)`` and truth ``(m,)`` classes.
@@ -185,11 +185,11 @@ class TextClassification(ABC):
         return scored(judge, predicted == truth, truth, notes, seen=classes_seen(predicted), remark=remark)
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of what is set of judging: one that does not train nothing."""
+        """Return the judging settings that a judge reads; one that does not train reads none."""
         return () if judge in self._solved else JUDGING
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return for how many epochs a judge trains on so many texts, None: on all; None of what does not train."""
+        """Return a judge's number of epochs on ``samples`` texts (None: all); None if it does not train."""
         return self.epochs_on(judge, samples or len(self._classes)) if self.judging_read(judge) else None
 
     def described(
@@ -199,13 +199,13 @@ class TextClassification(ABC):
         forms: Mapping[str, tuple[int | None, ...]],
         tensors: Mapping[str, Tensor] | None = None,
     ) -> TaskInfo:
-        """Return what identifies a task of these texts.
+        """Return the identity of a task of these texts.
 
         Args:
-            space: what tells the space of samples from any other; sets of another one are not this task's.
-            preprocessing: what sets must carry of it.
-            forms: of samples, see :class:`~mmdistill.task.TaskInfo`.
-            tensors: that belong to it.
+            space: identifies the space of samples; sets of another space do not belong to this task.
+            preprocessing: properties of the space to store in sets.
+            forms: shapes of samples, see :class:`~mmdistill.task.TaskInfo`.
+            tensors: tensors of the space to store in sets.
         """
         identity = f"{self.data.fingerprint}|{space}"
         return TaskInfo(

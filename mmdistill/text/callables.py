@@ -1,4 +1,4 @@
-"""Encoders that are functions of the user's."""
+"""User-defined functions as encoders."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from mmdistill.execution.memory import exhausted
 from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder
 
 SKETCHED = (4, 8)
-"""Of how many points how many coordinates tell spaces apart."""
+"""Numbers of points and of coordinates that tell spaces apart."""
 SKETCH_STEPS = 10
-"""To which part of a point's largest coordinate these are rounded. Finer steps or more numbers would make the rounding
-errors of another device or batch look like another space."""
+"""Coordinates are rounded to this fraction (1/10) of a point's largest one. With finer steps or more numbers, rounding
+errors of another device or batch would look like another space."""
 
 
 def sketch(points: Tensor) -> str:
-    """Return a hash of a few coarsely rounded coordinates, the same for points that differ by rounding errors.
+    """Return a hash of a few coarsely rounded coordinates, which does not change with rounding errors.
 
     Shapes:
-        points ``(n, d)``, of which the first and the last and some between them count.
+        points ``(n, d)``; the first, the last and some in between are read.
     """
     rows, columns = (
         torch.linspace(0, size - 1, min(most, size)).round().long()
@@ -36,15 +36,15 @@ def sketch(points: Tensor) -> str:
 
 
 class CallableEncoder(SentenceEncoder):
-    """A user's function from a list of n texts to an ``(n, d)`` tensor or array; a pair of texts comes as two lines.
+    """A user's function from a list of n texts to an ``(n, d)`` tensor or array; it gets a pair of texts as two lines.
 
-    Nothing tells one function from the next before it is called, so the output is not cached unless it is given a name.
-    Without one, some of the training points tell its space from that of another function.
+    Functions cannot be told apart before they are called, so the output is cached only if the user gives a name.
+    Without one, some of the training points identify the space.
 
     Args:
         function: the encoder.
         name: identifies the space; the same name must mean the same function.
-        label: what messages call a function without such a name; its own name by default.
+        label: what messages call a function without such a name; its ``__name__`` by default.
     """
 
     def __init__(self, function: Callable[[list[str]], Any], name: str | None = None, label: str = "") -> None:
@@ -57,36 +57,36 @@ class CallableEncoder(SentenceEncoder):
         return f"callable:{self.name}"
 
     def space(self, points: Tensor) -> str:
-        """Return the name or, where it is none of the user's, that with the dimension and a digest of some points."""
+        """Return the name; if the user gave none, add the dimension and a digest of some points."""
         return self.identity() if self.cached else f"{self.identity()}:{points.shape[1]}:{sketch(points)}"
 
     def encode(self, texts: Sequence[str]) -> Encoding:
         """Call the function once with all texts.
 
         Raises:
-            ConfigError: the function returns no array of numbers, or a sparse one.
-            ShapeError: the array is none of one row per text.
+            ConfigError: the function fails, or returns a sparse array or no array of numbers.
+            ShapeError: the array does not have one row per text.
         """
-        plain = [text.replace(PAIR, "\n") for text in texts]
+        lines = [text.replace(PAIR, "\n") for text in texts]
         try:
             with torch.no_grad():
-                found = self.function(plain)
+                output = self.function(lines)
         except MmdistillError:
             raise
-        except Exception as error:  # whatever a function of the user's raises
+        except Exception as error:  # a user's function may raise anything
             if exhausted(error):
                 raise
             raise ConfigError(f"the encoder {self.name!r} failed: {first_line(error)}") from error
-        if hasattr(found, "toarray"):
+        if hasattr(output, "toarray"):
             raise ConfigError(
                 f"the encoder {self.name!r} returned a sparse matrix, and points are dense: return its toarray(), or "
                 "a projection to a few hundred dimensions (sklearn's TruncatedSVD)"
             )
         try:
-            points = recordable(torch.as_tensor(found).detach().float().cpu())
+            points = recordable(torch.as_tensor(output).detach().float().cpu())
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"the encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers: {error}"
+                f"the encoder {self.name!r} returned {type(output).__name__}, which is no array of numbers: {error}"
             ) from error
         if points.ndim != 2 or len(points) != len(texts):
             raise ShapeError(

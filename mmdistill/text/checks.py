@@ -1,4 +1,4 @@
-"""Checks of texts and labels as they come from users."""
+"""Check texts and labels as users give them."""
 
 from collections.abc import Hashable, Mapping
 from numbers import Integral, Real
@@ -11,14 +11,14 @@ from mmdistill.errors import DataError
 
 MISSING = (None, pd.NA, pd.NaT)
 WHOLE = "all"
-"""What texts go by that are not split yet."""
+"""The split name of texts that are not split yet."""
 
 
-class Found:
-    """Kinds of unusable rows: where each is first and what is wrong there, and how many such rows there are.
+class Problems:
+    """Unusable rows by kind of problem: the first row of each kind with its description, and their number.
 
     Args:
-        name: of the data.
+        name: name of the data.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,90 +26,90 @@ class Found:
         self._first: dict[str, str] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, kind: str, row: int, split: str, said: str = "") -> None:
-        """Count a row of a kind; ``said`` words what is wrong where the kind does not."""
-        self._first.setdefault(kind, f"{placed(row, split)} {said or kind}")
+    def add(self, kind: str, row: int, split: str, description: str = "") -> None:
+        """Count a row with a problem of a kind; the kind itself is the default description."""
+        self._first.setdefault(kind, f"{row_name(row, split)} {description or kind}")
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     def require_none(self) -> None:
-        """Refuse data of which rows have been found.
+        """Refuse the data if any row has a problem.
 
         Raises:
-            DataError: naming the first row of each kind, and how many there are.
+            DataError: one has; the message names the first row of each kind and their number.
         """
         if not self._first:
             return
         counts = {kind: f" ({count:,} such rows)" if count > 1 else "" for kind, count in self._counts.items()}
-        said = "; ".join(first + counts[kind] for kind, first in self._first.items())
-        raise DataError(f"{self.name}: {said}. Rows count from 1, without a header; remove or mend them")
+        problems = "; ".join(first + counts[kind] for kind, first in self._first.items())
+        raise DataError(f"{self.name}: {problems}. Rows count from 1, without a header; remove or mend them")
 
 
-def placed(row: int, split: str) -> str:
-    """Return which row of the data is meant, in words."""
+def row_name(row: int, split: str) -> str:
+    """Return a row's name in messages."""
     return f"row {row}" if split == WHOLE else f"row {row} of {split}"
 
 
 def checked_rows(
     name: str, splits: Mapping[str, tuple[list[object], list[object]]]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the texts and the labels of splits as strings; whole numbers as labels get no fraction, of any type.
+    """Return the texts and labels of splits as strings; labels that are whole numbers of any type get no fraction.
 
     Raises:
-        DataError: naming a split without texts, or all kinds of unusable rows.
+        DataError: a split without texts, or unusable rows, of which the message lists all kinds.
     """
-    found = Found(name)
+    problems = Problems(name)
     texts, labels = dict[str, list[str]](), dict[str, list[str]]()
     for split, (raw, classes) in splits.items():
         if not raw:
             raise DataError(f"{name}{'' if split == WHOLE else f': the {split} split'} holds no texts")
-        texts[split] = [_text(text, row, split, found) for row, text in enumerate(raw, start=1)]
-        labels[split] = [_label(label, row, split, found) for row, label in enumerate(classes, start=1)]
-    found.require_none()
+        texts[split] = [_check_text(text, row, split, problems) for row, text in enumerate(raw, start=1)]
+        labels[split] = [_check_label(label, row, split, problems) for row, label in enumerate(classes, start=1)]
+    problems.require_none()
     return texts, labels
 
 
-def _text(text: object, row: int, split: str, found: Found) -> str:
-    """Return a text as it is; what is none is added to the rows found."""
+def _check_text(text: object, row: int, split: str, problems: Problems) -> str:
+    """Return a text as a string; add anything unusable to the problems."""
     if _is_missing(text):
-        found.add("has no text", row, split)
+        problems.add("has no text", row, split)
     elif not isinstance(text, str):
-        found.add("no string", row, split, f"has no text but {text!r}")
+        problems.add("no string", row, split, f"has no text but {text!r}")
     elif half := half_character(text):
-        found.add("half in text", row, split, f"holds {half!r} in its text, which is half of a character")
+        problems.add("half in text", row, split, f"holds {half!r} in its text, which is half of a character")
     return str(text)
 
 
-def _label(label: object, row: int, split: str, found: Found) -> str:
-    """Return a label as a string; one that is no class is added to the rows found."""
+def _check_label(label: object, row: int, split: str, problems: Problems) -> str:
+    """Return a label as a string; add one that is no class to the problems."""
     if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
         label = label.item()
     if _is_missing(label):
-        found.add("has no label", row, split)
+        problems.add("has no label", row, split)
         return ""
     if not isinstance(label, Hashable) or isinstance(label, Tensor):
-        found.add("several", row, split, f"has the label {label!r}, where one class per text is expected")
+        problems.add("several", row, split, f"has the label {label!r}, where one class per text is expected")
         return ""
     if isinstance(label, Real) and not isinstance(label, Integral):
         value = float(label)
         if not np.isfinite(value):
-            found.add("infinite", row, split, f"has the label {value}, which is no class")
+            problems.add("infinite", row, split, f"has the label {value}, which is no class")
             return ""
         label = int(value) if value.is_integer() else value
     written = str(label).strip()
     if half := half_character(written):
-        found.add("half in label", row, split, f"holds {half!r} in its label, which is half of a character")
+        problems.add("half in label", row, split, f"holds {half!r} in its label, which is half of a character")
     return written
 
 
 def _is_missing(value: object) -> bool:
-    """Return whether a cell is empty, as files and pandas have it."""
+    """Return whether a cell is empty, in any representation of files and pandas."""
     blank = isinstance(value, str) and not value.strip()
     nan = isinstance(value, Real) and not isinstance(value, Integral) and bool(np.isnan(float(value)))
     return blank or nan or any(value is missing for missing in MISSING)
 
 
 def half_character(text: str) -> str:
-    """Return what a text holds and no file could, such as half of an emoji that was cut by its length, or nothing."""
+    """Return the first character that UTF-8 cannot encode, such as half of an emoji; empty if there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

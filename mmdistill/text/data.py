@@ -22,7 +22,7 @@ from mmdistill.names import canonical, class_numbers, class_order, unknown_data
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
-from mmdistill.text.checks import WHOLE, checked_rows, placed
+from mmdistill.text.checks import WHOLE, checked_rows, row_name
 from mmdistill.text.inputs import (
     UNNAMED,
     Columns,
@@ -30,7 +30,7 @@ from mmdistill.text.inputs import (
     Raw,
     Table,
     columns_split,
-    divided,
+    divide,
     frame_of,
     from_data_sets,
     from_parts,
@@ -46,13 +46,13 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class TextSource:
-    """A data set that is found by name under the data root.
+    """A data set under the data root that users load by name.
 
     Args:
         summary: one line for ``mmdistill data``.
-        origin: who publishes it, for users to fetch it from.
-        class_names: by class index.
-        published: what can be brought as it is published, instead of tables with columns label and text.
+        origin: where users can fetch it.
+        class_names: names by class index.
+        published: files that are accepted as published, instead of tables with columns label and text.
     """
 
     summary: str
@@ -84,7 +84,7 @@ class TextSplit:
     labels: Tensor
 
     def __repr__(self) -> str:
-        """Return how many texts there are."""
+        """Return a short form with the number of texts."""
         return f"TextSplit({len(self.texts):,} texts)"
 
 
@@ -94,11 +94,11 @@ class TextData:
 
     Args:
         name: as the user gave it.
-        train: what is distilled.
-        dev: what hyper-parameters are chosen on.
-        test: what results are reported on.
-        class_names: by class index.
-        notes: how splits came about where the source did not give them as they are used, and what is doubtful.
+        train: the texts to distil.
+        dev: the texts that hyper-parameters are chosen on.
+        test: the texts that results are reported on.
+        class_names: names by class index.
+        notes: how splits were made that the source did not give, and what is doubtful in the data.
     """
 
     name: str
@@ -109,7 +109,7 @@ class TextData:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Return in one line what the data are and how many texts each split has."""
+        """Return one line with the name, the number of texts in each split and the number of classes."""
         splits = ", ".join(f"{len(getattr(self, name).texts):,} {name}" for name in ("train", "dev", "test"))
         return f"TextData({self.name}, texts: {splits}, {len(self.class_names)} classes)"
 
@@ -121,7 +121,7 @@ class TextData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the training texts and labels, and of the development ones, which choose the step."""
+        """A hash of the training texts and labels, and of the development split, which chooses the step."""
         return _digest(self.train, self.dev)
 
     @functools.cached_property
@@ -140,8 +140,8 @@ def _digest(*parts: TextSplit) -> str:
 
 
 TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table]
-"""What a user may give as data: a name, a path, ``(texts, labels)``, a table, or a mapping of split names to such pairs
-or tables; each text may be a pair of texts."""
+"""Data as a user may give them: a name, a path, ``(texts, labels)``, a table, or a mapping from split names to such
+pairs or tables; each text may be a pair of texts."""
 
 
 @isolated
@@ -155,46 +155,46 @@ def load_text(
 ) -> TextData:
     """Load, check and split labelled texts.
 
-    A development split that the source lacks is 10 % of the training split, stratified; a test split that a single
-    table or pair lacks is 20 % of it, and there repeats of a text stay in one split. A folder must hold its own test
-    file. Where a Hugging Face set has no test labels, its validation split is tested on.
+    If the source has no development split, it is a stratified 10 % of the training split. If a single table or pair has
+    no test split, it is a stratified 20 %, and repeats of a text stay in one split. A folder must hold its own test
+    file. If a Hugging Face set has no test labels, its validation split serves as the test split.
 
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
             ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list
             with a dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs
             or tables by split name.
-        text_column: the column of texts, or two, comma-separated, of pairs of texts; guessed by default.
-        label_column: the column of labels; guessed by default.
+        text_column: the text column, or two comma-separated columns of text pairs; guessed by default.
+        label_column: the label column; guessed by default.
         class_names: names by class index; labels are then indices into them or the names themselves.
-        seed: of the splits made here.
+        seed: seed of the splits made here.
     Raises:
-        ConfigError: an unknown name or column, or names of columns or classes beside data that have none or their own.
+        ConfigError: an unknown name or column, or names of columns or classes for data that have none or their own.
         DataError: missing or unreadable files, empty texts, missing or unknown labels, fewer than two classes.
     """
     seed = checked_seed(seed)
-    wanted = Columns(text_column, label_column)
+    columns = Columns(text_column, label_column)
     if isinstance(source, TextData):
-        known = "text data that are loaded are read, with their classes"
-        require_left_out(known, text_column=text_column, label_column=label_column, class_names=class_names)
+        reason = "text data that are loaded are read, with their classes"
+        require_left_out(reason, text_column=text_column, label_column=label_column, class_names=class_names)
         return source
     if isinstance(source, str | Path):
-        name, raw = _found(source, wanted)
+        name, raw = _read_named(source, columns)
     else:
-        name, raw = "texts", _given(source, wanted)
+        name, raw = "texts", _read_values(source, columns)
     return _finish(name, raw._replace(class_names=tuple(class_names)) if class_names else raw, seed)
 
 
-def _given(source: Pair | Table | Mapping[str, Pair | Table], wanted: Columns) -> Raw:
-    """Read data in memory."""
+def _read_values(source: Pair | Table | Mapping[str, Pair | Table], columns: Columns) -> Raw:
+    """Read in-memory data."""
     if isinstance(source, tuple):
-        wanted.require_none(UNNAMED)
+        columns.require_none(UNNAMED)
         return Raw({WHOLE: pair_split("data", source)})
     if is_table(source):
-        frame, own_names = frame_of(source, wanted, "the table")
-        return divided(frame, wanted, "the table")._replace(class_names=own_names)
+        frame, own_names = frame_of(source, columns, "the table")
+        return divide(frame, columns, "the table")._replace(class_names=own_names)
     if isinstance(source, Mapping):
-        return from_parts(source, wanted)
+        return from_parts(source, columns)
     raise ConfigError(
         "text data is a name, a path, (texts, labels), a table (of pandas or Hugging Face, a dictionary "
         "with a list per column, or a list with a dictionary per row) or a mapping of split names to such, got "
@@ -202,85 +202,85 @@ def _given(source: Pair | Table | Mapping[str, Pair | Table], wanted: Columns) -
     )
 
 
-def _found(source: str | Path, wanted: Columns) -> tuple[str, Raw]:
-    """Read data by a name or a path; returns what they are called too."""
+def _read_named(source: str | Path, columns: Columns) -> tuple[str, Raw]:
+    """Read data by name or path; return their display name and the data."""
     if isinstance(source, str) and on_hub(source):
-        return located_on_hub(source), from_data_sets(load_from_hub(source), wanted, source)
+        return located_on_hub(source), from_data_sets(load_from_hub(source), columns, source)
     if isinstance(source, str) and canonical(source) in SOURCES:
-        return source, _from_root(canonical(source), wanted)
-    return str(users_path(source).absolute()), _from_path(source, wanted)
+        return source, _read_source(canonical(source), columns)
+    return str(users_path(source).absolute()), _read_path(source, columns)
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a path looks like a table of texts or a folder with such train and test tables."""
+    """Return whether a path looks like a table of texts or a folder with such a training table."""
     if path.is_dir():
-        found = _split_files(path)
-        return "train" in found and may_hold_texts(found["train"])
+        files = _split_files(path)
+        return "train" in files and may_hold_texts(files["train"])
     return path.is_file() and may_hold_texts(path)
 
 
-def _from_path(source: str | Path, wanted: Columns) -> Raw:
+def _read_path(source: str | Path, columns: Columns) -> Raw:
     path = users_path(source)
     if path.is_dir():
-        return _from_folder(path, wanted, str(path))
+        return _read_folder(path, columns, str(path))
     if not path.exists():
         if suffix(path) not in SUFFIXES:
             raise unknown_data("text data set", str(source), SOURCES)
         raise DataError(f"there is no file {path}")
-    raw = divided(read_table(path), wanted, path)
-    doubtful = quoted([text for texts, _ in raw.splits.values() for text in texts], path)
-    return raw._replace(notes=(*raw.notes, *doubtful))
+    raw = divide(read_table(path), columns, path)
+    doubts = quoted([text for texts, _ in raw.splits.values() for text in texts], path)
+    return raw._replace(notes=(*raw.notes, *doubts))
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for split, spellings in SPLIT_NAMES.items():
         for spelling in spellings:
             for ending in (s + z for z in ("", ".gz") for s in SUFFIXES):
                 path = folder / f"{spelling}{ending}"
-                if split not in found and path.is_file():
-                    found[split] = path
-    return found
+                if split not in files and path.is_file():
+                    files[split] = path
+    return files
 
 
-def _from_root(name: str, wanted: Columns) -> Raw:
-    """Read a data set that is found by name; of TREC its published files too, where there are no tables."""
-    folder, known = data_root() / name, SOURCES[name]
+def _read_source(name: str, columns: Columns) -> Raw:
+    """Read one of :data:`SOURCES`; TREC falls back to its published files if there are no tables."""
+    folder, source = data_root() / name, SOURCES[name]
     if name == "trec" and not _split_files(folder) and trec.is_published(folder):
-        wanted.require_none("the published files of TREC have no columns")
+        columns.require_none("the published files of TREC have no columns")
         raw = Raw(trec.read_published(folder))
     else:
-        raw = _from_folder(folder, wanted, name, known.published)
-    return raw._replace(class_names=known.class_names)
+        raw = _read_folder(folder, columns, name, source.published)
+    return raw._replace(class_names=source.class_names)
 
 
-def _from_folder(folder: Path, wanted: Columns, name: str, published: str = "") -> Raw:
-    found = _split_files(folder)
-    missing = [split for split in ("train", "test") if split not in found]
+def _read_folder(folder: Path, columns: Columns, name: str, published: str = "") -> Raw:
+    files = _split_files(folder)
+    missing = [split for split in ("train", "test") if split not in files]
     if missing:
-        present = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
-        there = f"it holds {', '.join(present) or 'nothing'}" if folder.is_dir() else "there is no such folder"
+        names = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
+        contents = f"it holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "there is no such folder"
         raise DataError(
             f"{name}: expected {' and '.join(f'{split}.tsv' for split in missing)} (or .csv, .jsonl) in {folder}, but "
-            f"{there}; put the files there, each with a header and the columns 'label' and 'text'"
+            f"{contents}; put the files there, each with a header and the columns 'label' and 'text'"
             f"{published and f', or {published}'} (MMDISTILL_DATA sets the data root)"
         )
-    splits = {split: columns_split(read_table(path), wanted, path) for split, path in found.items()}
-    doubtful = [note for split, path in found.items() for note in quoted(splits[split][0], path)]
-    return Raw(splits, notes=tuple(doubtful))
+    splits = {split: columns_split(read_table(path), columns, path) for split, path in files.items()}
+    doubts = [note for split, path in files.items() for note in quoted(splits[split][0], path)]
+    return Raw(splits, notes=tuple(doubts))
 
 
 def _finish(name: str, raw: Raw, seed: int) -> TextData:
-    """Check data, number their classes, and hold out the splits that they lack."""
-    given, names = _numbered(name, raw)
+    """Check data, number their classes, and hold out missing splits."""
+    given, names = _number_classes(name, raw)
     train = given.pop(WHOLE if WHOLE in given else "train")
     doubtful = repeats(train.texts) + (leaks(train.texts, given["test"].texts) if "test" in given else [])
-    splits, notes = _completed(train, given, seed)
+    splits, notes = _add_missing_splits(train, given, seed)
     train = splits["train"]
     for split, part in splits.items():
         if not part.texts:
-            many = ", which look like numbers to predict and not like classes" if len(train.texts) <= len(names) else ""
-            counts = f"{len(set(train.texts))} of {len(names)} classes{many}"
+            hint = ", which look like numbers to predict and not like classes" if len(train.texts) <= len(names) else ""
+            counts = f"{len(set(train.texts))} of {len(names)} classes{hint}"
             raise DataError(
                 f"{name}: too few different texts ({counts}) to hold out a {split} split; give one, or name another "
                 "label column"
@@ -295,8 +295,8 @@ def _finish(name: str, raw: Raw, seed: int) -> TextData:
     return TextData(name, train, splits["dev"], splits["test"], names, (*raw.notes, *notes, *doubtful))
 
 
-def _numbered(name: str, raw: Raw) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
-    """Return the splits with class indices, and the names of the classes; without given ones, those of training.
+def _number_classes(name: str, raw: Raw) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
+    """Return the splits with class indices and the class names, by default those of the training labels.
 
     Raises:
         DataError: no training split, unusable rows, fewer than two classes, or one without a training text.
@@ -323,59 +323,59 @@ def _numbered(name: str, raw: Raw) -> tuple[dict[str, TextSplit], tuple[str, ...
     return splits, names
 
 
-def _completed(
+def _add_missing_splits(
     train: TextSplit, given: Mapping[str, TextSplit], seed: int
 ) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
-    """Return all three splits, of which those that are not given are held out of training, and notes on these."""
-    held, notes = dict(given), list[str]()
+    """Return all three splits, holding out missing ones from training, and notes on these."""
+    splits, notes = dict(given), list[str]()
     if "test" not in given:
-        train, held["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")), train.texts)
+        train, splits["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")), train.texts)
         notes.append(f"test: {TEST_SHARE:.0%} of the data, stratified, seed {seed}")
     if "dev" not in given:
-        # Beside a given test split, repeats in both cost nobody a fair score, and known data keep their split.
-        alike: Sequence[Hashable] = range(len(train.texts)) if "test" in given else train.texts
-        train, held["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")), alike, to_validate=True)
+        # With a given test split, repeats in train and dev do not distort scores, and known data keep their split.
+        groups: Sequence[Hashable] = range(len(train.texts)) if "test" in given else train.texts
+        train, splits["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")), groups, to_validate=True)
         notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
-    return {"train": train, **held}, tuple(notes)
+    return {"train": train, **splits}, tuple(notes)
 
 
 def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], numbers: Mapping[str, int]) -> Tensor:
     unknown = next((row for row, label in enumerate(labels, start=1) if label not in numbers), None)
     if unknown is not None:
         raise DataError(
-            f"{name}: {placed(unknown, split)} has the label {labels[unknown - 1]!r}, which is no class of the "
+            f"{name}: {row_name(unknown, split)} has the label {labels[unknown - 1]!r}, which is no class of the "
             f"training split (there are: {', '.join(names[:20])})"
         )
     return torch.tensor([numbers[label] for label in labels])
 
 
 def _hold_out(
-    split: TextSplit, share: float, draws: Draws, names: Sequence[Hashable], *, to_validate: bool = False
+    split: TextSplit, share: float, draws: Draws, groups: Sequence[Hashable], *, to_validate: bool = False
 ) -> tuple[TextSplit, TextSplit]:
-    """Move a share of each class, at most all but one of its texts, into a second split; order is kept.
+    """Move a share of each class, but never all its texts, into a second split; order is kept.
 
-    Texts of one name stay together and, where they are of several classes, where they are. To validate with, none are
-    moved of classes that have few.
+    Texts of one group are moved together, and groups with several classes are not moved. For a validation split
+    (``to_validate``), small classes are left alone.
     """
-    held = torch.zeros(len(split.texts), dtype=torch.bool)
+    held_out = torch.zeros(len(split.texts), dtype=torch.bool)
     classes = dict[Hashable, set[int]]()
-    for name, label in zip(names, split.labels.tolist(), strict=True):
-        classes.setdefault(name, set()).add(label)
-    movable = [label for own in classes.values() if len(own) == 1 for label in own]
+    for group, label in zip(groups, split.labels.tolist(), strict=True):
+        classes.setdefault(group, set()).add(label)
+    movable = [label for labels in classes.values() if len(labels) == 1 for label in labels]
     counts = torch.bincount(torch.tensor(movable, dtype=torch.long))
     for label in (validating(counts) if to_validate else counts).nonzero().flatten().tolist():
         members = (split.labels == label).nonzero().flatten()
         count = min(max(round(share * len(members)), 1), len(members) - 1)
-        rows = dict[Hashable, list[int]]()  # of each name, in the order in which they are drawn
+        rows = dict[Hashable, list[int]]()  # by group, in random order
         for row in members[draws.fold(label).permutation(len(members))].tolist():
-            if len(classes[names[row]]) == 1:
-                rows.setdefault(names[row], []).append(row)
-        held[_filled(list(rows.values()), count)] = True
-    return _take(split, ~held), _take(split, held)
+            if len(classes[groups[row]]) == 1:
+                rows.setdefault(groups[row], []).append(row)
+        held_out[_choose_groups(list(rows.values()), count)] = True
+    return _take(split, ~held_out), _take(split, held_out)
 
 
-def _filled(groups: list[list[int]], count: int) -> list[int]:
-    """Return the rows of the first groups that fit into a count; where none does, of the smallest of several."""
+def _choose_groups(groups: list[list[int]], count: int) -> list[int]:
+    """Return the rows of groups that fit into ``count``, in order; if none fits, the smallest of several groups."""
     chosen: list[int] = []
     for group in groups:
         if len(chosen) + len(group) <= count:

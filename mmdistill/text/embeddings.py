@@ -1,4 +1,4 @@
-"""The disk cache of what frozen sentence encoders return."""
+"""The disk cache of frozen sentence encoders' points."""
 
 import hashlib
 import logging

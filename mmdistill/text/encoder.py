@@ -1,8 +1,8 @@
 """Frozen sentence encoders.
 
 A text task sees texts only through an encoder: a function from texts to points of one fixed space. The space is part
-of the data: a set distilled in one encoder's space means nothing in another's, so every encoder has an identity that
-enters the cache's key and the task's fingerprint.
+of the data: a set distilled in one encoder's space is meaningless in another's. So every encoder has an identity, which
+enters the cache key and the task's fingerprint.
 """
 
 import functools
@@ -26,17 +26,17 @@ from mmdistill.errors import ConfigError, first_line
 from mmdistill.files.paths import users_path
 
 AFTER_PADDING = ("roberta", "camembert", "mpnet", "xmod", "data2vec-text")
-"""Kinds of models whose places begin after that of the padding."""
+"""Model types whose position ids start after the padding id."""
 UNBOUNDED = 2**31
-"""Tokens that a model without a table of positions reads."""
+"""The token limit of a model without a position table."""
 COUNTED = 1 << 20
-"""Characters whose tokens are counted at once (about 1,000 texts of 200 words): a token takes 200 bytes meanwhile."""
+"""Characters tokenized at once to count tokens (about 1,000 texts of 200 words), since a token takes 200 bytes."""
 PAIR = "\x1f"
 """Separates the two texts of a pair: the ASCII unit separator, which no text of a table holds."""
 
 
 class Encoding(NamedTuple):
-    """Points of an encoder's space, and how many texts were longer than it reads.
+    """Points of an encoder's space, and the number of truncated texts.
 
     Shapes:
         points ``(n, d)`` float32 on the CPU.
@@ -68,17 +68,17 @@ class SentenceEncoder(ABC):
     """A frozen function from texts to points ``(n, d)``."""
 
     name: str
-    """How the user calls it."""
+    """The encoder's name as the user gave it."""
     cached: bool = True
-    """Whether its output is worth keeping on disk and its identity pins down the output."""
+    """Whether to cache its output on disk; its identity must then determine the output."""
     notes: tuple[str, ...] = ()
-    """What a reader of results must know of how it was fitted."""
+    """Remarks on how it was fitted, for readers of results."""
 
-    def fit(self, texts: Sequence[str]) -> None:  # noqa: B027 (most encoders are pre-trained and take nothing)
-        """Learn what the encoder takes from the training texts."""
+    def fit(self, texts: Sequence[str]) -> None:  # noqa: B027 (most encoders are pre-trained and learn nothing here)
+        """Fit the encoder to the training texts."""
 
     def learned(self) -> dict[str, Tensor | str]:
-        """Return what :meth:`fit` learned, all that another tool needs to encode new texts alike."""
+        """Return what :meth:`fit` learned, as far as another tool needs it to encode new texts alike."""
         return {}
 
     @abstractmethod
@@ -86,7 +86,7 @@ class SentenceEncoder(ABC):
         """Return a string that differs whenever the space differs."""
 
     def space(self, points: Tensor) -> str:
-        """Return what identifies the space of training points ``(n, d)``: the identity, where that suffices."""
+        """Return an identifier of the space of training points ``(n, d)``; by default :meth:`identity`."""
         return self.identity()
 
     @abstractmethod
@@ -97,16 +97,16 @@ class SentenceEncoder(ABC):
 class TransformerEncoder(SentenceEncoder):
     """Mean-pooled, L2-normalised last hidden states of any ``transformers`` encoder.
 
-    The mean runs over the attended tokens only. Texts are batched by length, so that little padding is computed.
+    The mean runs over the attended tokens only. Texts are batched by length to reduce padding.
 
     Args:
         model: a name on the Hugging Face hub or the path of a model folder. Only safetensors weights are read.
-        name: what the user calls it; the model by default.
-        max_length: tokens read of each text; the rest is cut off and counted.
+        name: the user's name for it; ``model`` by default.
+        max_length: tokens read of each text; longer texts are truncated, and their number is reported.
         batch: texts per forward pass.
         device: where the model runs; the points return to the CPU.
     Raises:
-        ConfigError: the model is neither a folder nor to be had from the hub (or its cache, when offline).
+        ConfigError: the model is neither a folder nor available from the hub (or its cache, when offline).
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class TransformerEncoder(SentenceEncoder):
         self.device = torch.device(device)
 
     def identity(self) -> str:
-        """Return a hash of the model's files, or the hub's commit, with the pooling and the length."""
+        """Return the hash of the model's files or the hub's commit, with the pooling and the length."""
         return f"transformer:{self._weights}:mean:l2:{self.max_length}"
 
     @functools.cached_property
     def _weights(self) -> str:
-        """What the model's weights are told from others by."""
+        """An identifier of the model's weights."""
         if (folder := Path(self.model)).is_dir():
             return _hash_files(folder)
         from transformers import AutoConfig
@@ -140,10 +140,13 @@ class TransformerEncoder(SentenceEncoder):
         return f"{self.model}@{getattr(config, '_commit_hash', None)}"
 
     def load(self, kind: Any, **options: Any) -> Any:
-        """Return what a transformers class makes of the model.
+        """Load the model by a transformers class.
 
+        Args:
+            kind: the class, such as ``AutoModel``.
+            options: keyword arguments of its ``from_pretrained``.
         Raises:
-            ConfigError: the model is not to be had, or its weights are no safetensors.
+            ConfigError: the model is not available, or has no safetensors weights.
         """
         try:
             return kind.from_pretrained(self.model, **options)
@@ -155,7 +158,7 @@ class TransformerEncoder(SentenceEncoder):
             ) from error
 
     def load_body(self, **options: Any) -> Any:
-        """Return the model without a head, in float32 whatever its weights are stored in.
+        """Load the model without a head, in float32 whatever the format of its weights.
 
         Raises:
             ConfigError: as :meth:`load`.
@@ -224,43 +227,43 @@ class TransformerEncoder(SentenceEncoder):
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Return how many tokens a tokenizer makes of each text, special ones included, ``(n,)`` int64.
+    """Return the number of tokens of each text, special ones included, ``(n,)`` int64.
 
-    No more is read at once than :data:`COUNTED` characters and one text.
+    Tokenizes texts in blocks of :data:`COUNTED` characters to limit memory.
     """
     counts, blocks = list[int](), np.cumsum([len(text) for text in texts]) // COUNTED
     for _, block in groupby(zip(blocks, texts, strict=True), itemgetter(0)):
-        found = tokenizer(*both([text for _, text in block]), add_special_tokens=True, verbose=False)["input_ids"]
-        counts += map(len, found)
+        tokens = tokenizer(*both([text for _, text in block]), add_special_tokens=True, verbose=False)["input_ids"]
+        counts += map(len, tokens)
     return torch.tensor(counts)
 
 
 def positions(config: Any) -> int:
-    """Return how many tokens a transformers model has places for."""
-    most = getattr(config, "max_position_embeddings", None)
-    if not isinstance(most, int) or most < 1:
+    """Return the largest number of tokens that a transformers model reads."""
+    size = getattr(config, "max_position_embeddings", None)
+    if not isinstance(size, int) or size < 1:
         return UNBOUNDED
-    offset = config.pad_token_id is not None and any(kind in str(config.model_type) for kind in AFTER_PADDING)
-    return most - config.pad_token_id - 1 if offset else most
+    starts_late = config.pad_token_id is not None and any(kind in str(config.model_type) for kind in AFTER_PADDING)
+    return size - config.pad_token_id - 1 if starts_late else size
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing a bar over ours while it loads weights."""
+    """Within this context transformers draws no progress bar, which would overwrite ours."""
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging
-    shown = bars.is_progress_bar_enabled()
+    was_enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             bars.enable_progress_bar()
 
 
 def both(texts: Sequence[str]) -> tuple[list[str], ...]:
-    """Return texts as a tokenizer takes them: one list, or, of pairs, the first texts and the second ones."""
+    """Return texts as arguments of a tokenizer: one list, or for pairs the first texts and the second texts."""
     split = [text.partition(PAIR) for text in texts]
     first = [part for part, _, _ in split]
     return (first, [part for _, _, part in split]) if any(mark for _, mark, _ in split) else (first,)
@@ -278,7 +281,7 @@ def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
 def hash_texts(texts: Sequence[str]) -> str:
     """Return a hash of texts in their order."""
-    # JSON keeps the borders between texts, which plain joining would not.
+    # JSON preserves the boundaries between texts; plain joining would not.
     return hashlib.blake2b(json.dumps(list(texts)).encode(), digest_size=16).hexdigest()
 
 

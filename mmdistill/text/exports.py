@@ -1,4 +1,4 @@
-"""A distilled text set for other tools: plain tensors, embeddings with soft labels, readable texts."""
+"""Export distilled text sets to other tools: plain tensors, embeddings with soft labels, readable texts."""
 
 import json
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from mmdistill.text.judges import distributions
 from mmdistill.text.vocabulary import in_model_units, token_inputs
 
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
-"""What ends a line to some readers, and not in JSON, is written as escapes."""
+"""Escapes for characters that end a line for some readers, though not in JSON."""
 UNFITTED = ("transformer:", "tokens:", "callable:")
-"""How the spaces begin of encoders that learn nothing from the training texts."""
+"""Prefixes of the spaces of encoders that learn nothing from the training texts."""
 
 
 @exporter
 def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
-    """Write inputs and targets as they are, and weights, as ``tensors.safetensors``."""
+    """Write inputs and targets unchanged, and weights, as ``tensors.safetensors``."""
     batch = distilled.batch
     parts = named_tensors("inputs", batch.inputs) | named_tensors("targets", batch.targets)
     return [_write(folder / "tensors.safetensors", {"weight": batch.weight, **parts}, _text_info(distilled))]
@@ -36,17 +36,17 @@ def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
 def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
     """Write ``embeds.safetensors`` with soft labels as probabilities.
 
-    Sentence points are ``embeds`` ``(n, d)``, ready for a classifier; token embeddings are ``inputs_embeds``
-    ``(n, L, H)`` in the units of the model that they belong to, with ``attention_mask``, ready for that model, and
-    labels of its attention, ``attention_labels`` ``(n, layers, heads, L)``, where there are any. Labels that are no
-    probabilities are ``labels`` ``(n, C)`` besides, as the set's own steps regress them. What an encoder learned from
-    the training texts is written beside them as ``encoder.safetensors``.
+    Sentence points are ``embeds`` ``(n, d)``, ready for a classifier. Token embeddings are ``inputs_embeds``
+    ``(n, L, H)`` in their model's units with ``attention_mask``, ready for that model, and attention labels, if any,
+    are ``attention_labels`` ``(n, layers, heads, L)``. Labels that are no probabilities are also written as ``labels``
+    ``(n, C)``, which the set's own steps regress. If the encoder was fitted to the training texts, its state goes to
+    ``encoder.safetensors``.
     """
     batch, info = distilled.batch, _text_info(distilled)
-    own = class_labels(batch.targets)
-    labels = {"soft_labels": distributions(own, len(info.class_names))}
-    if not are_probabilities(own):
-        labels["labels"] = own
+    targets = class_labels(batch.targets)
+    labels = {"soft_labels": distributions(targets, len(info.class_names))}
+    if not are_probabilities(targets):
+        labels["labels"] = targets
     learned: dict[str, Tensor | str] = {}
     if isinstance(batch.inputs, dict):
         inputs, scale = token_inputs(batch.inputs), stored_value(info, "scale", is_number, "number")
@@ -72,8 +72,8 @@ def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task
 def export_texts(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
     """Write ``texts.jsonl``: a line per sample with its text, its class and the probability of each class.
 
-    The text of a sentence point is the nearest training text (of pairs, ``text`` and ``text_pair``), that of token
-    embeddings their nearest tokens.
+    The text of a sentence point is the nearest training text (for pairs, ``text`` and ``text_pair``); the text of token
+    embeddings consists of their nearest tokens.
     """
     text, batch, names = as_texts(task()), distilled.batch, distilled.info.class_names
     lines = []
@@ -82,8 +82,8 @@ def export_texts(distilled: DistilledSet, folder: Path, task: Callable[[], Task]
         label = names[max(range(len(row)), key=row.__getitem__)]
         soft = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
         first, mark, second = words.partition(PAIR)
-        text_of = {"text": first, "text_pair": second} if mark else {"text": first}
-        line = json.dumps({**text_of, "label": label, "soft_label": soft}, ensure_ascii=False)
+        fields = {"text": first, "text_pair": second} if mark else {"text": first}
+        line = json.dumps({**fields, "label": label, "soft_label": soft}, ensure_ascii=False)
         lines.append(line.translate(LINE_ENDS))
     path = folder / "texts.jsonl"
     write_text(path, "\n".join(lines) + "\n")
@@ -91,10 +91,10 @@ def export_texts(distilled: DistilledSet, folder: Path, task: Callable[[], Task]
 
 
 def _text_info(distilled: DistilledSet) -> TaskInfo:
-    """Return what a set says of its texts.
+    """Return the task information of a set after checking that it is of texts.
 
     Raises:
-        UnsupportedError: a set of other data.
+        UnsupportedError: it is of other data.
     """
     if not {"encoder", "space"} <= distilled.info.preprocessing.keys():
         raise UnsupportedError(f"this writes sets of texts, not of {distilled.info.domain} data")
@@ -102,7 +102,7 @@ def _text_info(distilled: DistilledSet) -> TaskInfo:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], info: TaskInfo, words: dict[str, str] | None = None) -> Path:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {
         "encoder": str(info.preprocessing["encoder"]),
         "space": str(info.preprocessing["space"]),
@@ -110,5 +110,5 @@ def _write(path: Path, tensors: dict[str, Tensor], info: TaskInfo, words: dict[s
         "class_names": json.dumps(list(info.class_names)),
         **(words or {}),
     }
-    write_tensors(path, plain, metadata)
+    write_tensors(path, on_cpu, metadata)
     return path

@@ -1,4 +1,4 @@
-"""Texts that other tools distilled: points or token embeddings of a task's encoder, with labels."""
+"""Import text sets that other tools distilled: points or token embeddings of a task's encoder, with labels."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from mmdistill.text.token_task import TokenTask
 
 SHARED = {"labels": ("targets.labels", *LABELS), "other labels": ("soft_labels",), "weight": ("weight",)}
 POINTS = {"points": ("embeds", "inputs", "points", "embeddings", "vectors", "features", "x"), **SHARED}
-"""What a set of points is made of, by the words that its names have, as exports write them."""
+"""Accepted tensor names for each part of a set of points."""
 TOKENS = {
     "vectors": ("inputs.vectors", "vectors"),
     "inputs_embeds": ("inputs_embeds",),
@@ -31,33 +31,33 @@ TOKENS = {
     "attention": ("targets.attention", "attention_labels"),
     **SHARED,
 }
-"""Likewise a set of token embeddings, which are ``inputs_embeds`` in the units of their model."""
+"""Accepted tensor names for each part of a set of token embeddings; ``inputs_embeds`` are in the model's units."""
 
 
 def read_texts(task: TextClassification, source: ImportSource) -> Imported:
-    """Return points ``(n, d)``, or token vectors ``(n, L, H)`` with their mask, in the task's units.
+    """Read points ``(n, d)``, or token vectors ``(n, L, H)`` with their mask, in the task's units.
 
     Raises:
         DataError: other files, a set of another encoder, or labels of other classes.
     """
     for path in source.samples:
         _require_space(path, task)
-    found, names = source.values(), task.data.class_names
+    values, names = source.values(), task.data.class_names
     inputs: Tensor | Tensors
     if isinstance(task, TokenTask):
-        own = "inputs_embeds" if "inputs_embeds" in names_by_role(found, TOKENS) else "vectors"
-        parts = by_role(found, TOKENS, [own, "mask", "labels"])
-        vectors, mask = parts[own].float(), parts["mask"].bool()
+        vectors_name = "inputs_embeds" if "inputs_embeds" in names_by_role(values, TOKENS) else "vectors"
+        parts = by_role(values, TOKENS, [vectors_name, "mask", "labels"])
+        vectors, mask = parts[vectors_name].float(), parts["mask"].bool()
         if vectors.ndim != 3 or vectors.shape[:-1] != mask.shape:
             shapes = f"{tuple(vectors.shape)} and {tuple(mask.shape)}"
             raise DataError(f"vectors (n, L, H) have a mask (n, L), got {shapes}")
         width = len(task.vocabulary.mean)
         if vectors.shape[2] != width:
             raise DataError(f"token embeddings of the task's encoder have {width} numbers, got {tuple(vectors.shape)}")
-        vectors = task.vocabulary.in_own_units(vectors) if own == "inputs_embeds" else vectors
+        vectors = task.vocabulary.in_own_units(vectors) if vectors_name == "inputs_embeds" else vectors
         inputs = {"vectors": vectors * mask[..., None], "mask": mask}
     else:
-        parts = by_role(found, POINTS, ["points", "labels"])
+        parts = by_role(values, POINTS, ["points", "labels"])
         inputs = parts["points"].float()
         if inputs.ndim != 2:
             raise DataError(f"points are (n, d), got {tuple(inputs.shape)}")
@@ -69,17 +69,18 @@ def read_texts(task: TextClassification, source: ImportSource) -> Imported:
 
 
 def _require_space(path: Path, task: TextClassification) -> None:
-    """Refuse a file that says to be of another encoder's space.
+    """Refuse a file whose metadata name another encoder's space.
 
     Raises:
-        DataError: it does.
+        DataError: they do.
     """
-    said = metadata(path)
-    own = task.describe().preprocessing
-    if said.get("space", own["space"]) != own["space"]:
+    stored = metadata(path)
+    expected = task.describe().preprocessing
+    if stored.get("space", expected["space"]) != expected["space"]:
         raise DataError(
-            f"{path} is of the space of {said.get('encoder', 'another encoder')!r} ({said['space']}), and the task's "
-            f"texts are in that of {own['encoder']!r} ({own['space']}); choose its encoder, and the network of its kind"
+            f"{path} is of the space of {stored.get('encoder', 'another encoder')!r} ({stored['space']}), and the "
+            f"task's texts are in that of {expected['encoder']!r} ({expected['space']}); choose its encoder, and the "
+            "network of its kind"
         )
 
 
@@ -90,4 +91,4 @@ IMPORTS = Importer(
     "and labels, in one file or one each",
     ("logits",),
 )
-"""Reads sets of texts."""
+"""The importer of text sets."""

@@ -1,4 +1,4 @@
-"""Texts and labels as they come: pairs of lists, tables, and data sets with columns."""
+"""Read texts and labels as users give them: pairs of lists, tables, and data sets with columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from mmdistill.text.tables import LABEL_COLUMNS, column, is_unquoted, splits_of_
 
 
 class WithColumns(Protocol):
-    """A data set of named columns, as Hugging Face's are."""
+    """A data set with named columns, such as Hugging Face's."""
 
     @property
     def column_names(self) -> list[str]:
@@ -39,16 +39,16 @@ class WithColumns(Protocol):
 
 
 RawSplit = tuple[list[object], list[object]]
-"""Texts and labels as they came."""
+"""Unchecked texts and labels."""
 
 
 class Raw(NamedTuple):
-    """Data as they came.
+    """Unchecked data.
 
     Args:
-        splits: by ``train``, ``dev`` and ``test``; of texts that are not split yet, ``all``.
-        class_names: by class index, where the data name their classes.
-        notes: how the splits came about, and what is doubtful, in words.
+        splits: texts and labels by ``train``, ``dev`` and ``test``, or ``all`` if they are not split yet.
+        class_names: names by class index, if the data name their classes.
+        notes: how the splits were made, and what is doubtful in the data.
     """
 
     splits: Mapping[str, RawSplit]
@@ -58,49 +58,49 @@ class Raw(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """What a table calls its columns; those that are None are guessed.
+    """The column names of a table; None is guessed.
 
     Args:
-        text: the column of texts, or two, comma-separated, of pairs of texts.
-        label: the column of labels.
+        text: the text column, or two comma-separated columns of text pairs.
+        label: the label column.
     """
 
     text: str | None = None
     label: str | None = None
 
-    def require_none(self, known: str) -> None:
-        """Refuse names of columns where none is read by its name.
+    def require_none(self, reason: str) -> None:
+        """Refuse column names for data whose columns are not read by name.
 
         Args:
-            known: why none is, in words.
+            reason: why not, for the message.
         Raises:
-            ConfigError: naming the arguments that name columns.
+            ConfigError: a name is given; the message lists the arguments.
         """
-        require_left_out(known, text_column=self.text, label_column=self.label)
+        require_left_out(reason, text_column=self.text, label_column=self.label)
 
 
 if TYPE_CHECKING:
     Series = pd.Series[Any]
-else:  # which pandas itself does not let be subscripted
+else:  # at run time pandas.Series cannot be subscripted
     Series = pd.Series
 Column = Sequence[Any] | npt.NDArray[Any] | Series
-"""Texts or labels: a list, an array of NumPy, or a column of a table."""
+"""Texts or labels: a list, a NumPy array, or a column of a table."""
 Pair = tuple[Column, Column | Tensor]
 """Texts, each of which may be a pair of texts, and labels."""
 UNNAMED = "(texts, labels) are no table, so their columns have no names"
-"""Why no column of a pair is named."""
+"""Why column names are refused for a pair."""
 Table = pd.DataFrame | list[dict[str, Any]] | Mapping[str, Column | Tensor] | WithColumns
-"""Rows with columns of texts and labels: of pandas, a list with a dictionary per row, a dictionary with a list per
+"""A table with text and label columns: a data frame, a list with a dictionary per row, a dictionary with a list per
 column, or a Hugging Face data set."""
 
 
 def is_table(source: object) -> TypeGuard[Table]:
-    """Return whether texts come as rows with columns."""
+    """Return whether a source is a table."""
     return is_rows(source) or isinstance(source, pd.DataFrame) or _names_columns(source) or _has_columns(source)
 
 
 def _names_columns(source: object) -> TypeGuard[Mapping[str, Column | Tensor]]:
-    """Return whether a mapping has columns by their names, and not splits: none is called like one."""
+    """Return whether a mapping is from names to columns rather than to splits: no key is called like a split."""
     return (
         isinstance(source, Mapping)
         and bool(source)
@@ -110,7 +110,7 @@ def _names_columns(source: object) -> TypeGuard[Mapping[str, Column | Tensor]]:
 
 
 def _is_column(values: object) -> bool:
-    """Return whether values are those of a column; a tuple is a pair of texts and labels."""
+    """Return whether values are a column; a tuple is not, since it is a pair of texts and labels."""
     if isinstance(values, np.ndarray | pd.Series | Tensor):
         return values.ndim > 0
     return isinstance(values, Sequence) and not isinstance(values, str | bytes | tuple) and not is_rows(values)
@@ -124,41 +124,41 @@ def pair_split(name: str, pair: Pair) -> RawSplit:
     """Return the texts and labels of a pair ``(texts, labels)``.
 
     Raises:
-        DataError: something else, or as many texts as labels are not there.
+        DataError: something else, or different numbers of texts and labels.
     """
     if len(pair) != 2:
         raise DataError(f"{name}: expected a pair (texts, labels), got {len(pair)} things")
     texts, labels = pair
     if isinstance(texts, str):
         raise DataError(f"{name}: expected a list of texts, got one text")
-    for what, given in (("texts", texts), ("labels", labels)):
-        if not isinstance(given, Iterable) or not hasattr(given, "__len__"):
-            raise DataError(f"{name}: expected a list of {what}, got {type(given).__name__}")
-    values = _listed(labels)
+    for what, part in (("texts", texts), ("labels", labels)):
+        if not isinstance(part, Iterable) or not hasattr(part, "__len__"):
+            raise DataError(f"{name}: expected a list of {what}, got {type(part).__name__}")
+    values = _as_list(labels)
     if len(texts) != len(values):
         raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
     rows: list[object] = []
     for row, text in enumerate(texts, start=1):
         if isinstance(text, tuple | list) and len(text) != 2:
             raise DataError(f"{name}: row {row} holds {len(text)} texts; expected one text or a pair")
-        rows.append(joined([[part] for part in text])[0] if isinstance(text, tuple | list) else text)
+        rows.append(join_pairs([[part] for part in text])[0] if isinstance(text, tuple | list) else text)
     return rows, values
 
 
-def _listed(values: Column | Tensor) -> list[Any]:
+def _as_list(values: Column | Tensor) -> list[Any]:
     return list(values.tolist() if isinstance(values, Tensor | np.ndarray | pd.Series) else values)
 
 
-def columns_split(table: pd.DataFrame, wanted: Columns, source: object) -> RawSplit:
+def columns_split(table: pd.DataFrame, requested: Columns, source: object) -> RawSplit:
     """Return the texts and labels of a table.
 
     Raises:
-        ConfigError: no column of a given name, or one for both.
-        DataError: no column looks like the one wanted; or a text seems to go on in the next line of a file of tabs.
+        ConfigError: a requested column does not exist, or one column is both text and label.
+        DataError: no column looks like texts or labels, or a text of a tab-separated file seems to span two lines.
     """
     columns = list(table.columns)
-    texts = text_columns(columns, wanted.text, source)
-    label = column(columns, wanted.label, LABEL_COLUMNS, "label", source)
+    texts = text_columns(columns, requested.text, source)
+    label = column(columns, requested.label, LABEL_COLUMNS, "label", source)
     if label in texts:
         raise ConfigError(
             f"the column {label!r} of {source} would be text and label at once; name another with text_column "
@@ -168,17 +168,17 @@ def columns_split(table: pd.DataFrame, wanted: Columns, source: object) -> RawSp
         raise DataError(
             f"{source} has {columns.count(repeated[0])} columns {repeated[0]!r}; keep or rename one of them"
         )
-    split = joined([table[name].tolist() for name in texts]), table[label].tolist()
+    split = join_pairs([table[name].tolist() for name in texts]), table[label].tolist()
     if isinstance(source, Path) and is_unquoted(source):
-        _require_closed(split, source)
+        _require_one_line_texts(split, source)
     return split
 
 
-def _require_closed(split: RawSplit, path: Path) -> None:
-    """Refuse a file of tabs where a text without a label starts with a quotation mark, as one of two lines does.
+def _require_one_line_texts(split: RawSplit, path: Path) -> None:
+    """Refuse a tab-separated file in which a row starts with a quotation mark and has no label: half of a text.
 
     Raises:
-        DataError: naming the row.
+        DataError: there is such a row; the message names it.
     """
     for row, (text, label) in enumerate(zip(*split, strict=True), start=1):
         if isinstance(text, str) and text.startswith('"') and not (isinstance(label, str) and label.strip()):
@@ -188,10 +188,10 @@ def _require_closed(split: RawSplit, path: Path) -> None:
             )
 
 
-def joined(columns: Sequence[Sequence[object]]) -> list[object]:
-    """Return one text per row; the two of a pair with :data:`~mmdistill.text.encoder.PAIR` between them.
+def join_pairs(columns: Sequence[Sequence[object]]) -> list[object]:
+    """Return one text per row; the two texts of a pair are joined by :data:`~mmdistill.text.encoder.PAIR`.
 
-    Where either is missing or empty, that one stands for the row, so that the check finds it.
+    If either is missing or empty, it becomes the row's text, so that the later check reports it.
     """
     if len(columns) == 1:
         return list(columns[0])
@@ -202,87 +202,88 @@ def joined(columns: Sequence[Sequence[object]]) -> list[object]:
     return rows
 
 
-def divided(table: pd.DataFrame, wanted: Columns, source: object) -> Raw:
-    """Return the splits that a column of a table names, or ``all``."""
-    rows, notes = splits_of_rows(table, source)
-    parts = {split: table[[row == split for row in rows]] for split in dict.fromkeys(rows)}
-    return Raw({split: columns_split(part, wanted, source) for split, part in parts.items()}, notes=notes)
+def divide(table: pd.DataFrame, requested: Columns, source: object) -> Raw:
+    """Divide a table by its split column; without one, all rows are the split ``all``."""
+    splits, notes = splits_of_rows(table, source)
+    parts = {split: table[[row_split == split for row_split in splits]] for split in dict.fromkeys(splits)}
+    return Raw({split: columns_split(part, requested, source) for split, part in parts.items()}, notes=notes)
 
 
-def frame_of(source: Table, wanted: Columns, name: str) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
-    """Return a table as a data frame, and the names of its classes where it has them.
+def frame_of(source: Table, requested: Columns, name: str) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
+    """Return a table as a data frame, and its class names if it has any.
 
-    Of a data set with columns only those of texts, labels and splits are read.
+    Only the text, label and split columns of a Hugging Face data set are read.
 
     Raises:
-        DataError: columns of several lengths.
+        DataError: columns of different lengths.
     """
     if isinstance(source, pd.DataFrame):
         return source, None
     if isinstance(source, list):
         return pd.DataFrame(source, dtype=object), None
     if isinstance(source, Mapping):
-        return _framed(source, name), None
-    columns = [str(each) for each in source.column_names]
-    label = column(columns, wanted.label, LABEL_COLUMNS, "label", name)
-    read = dict.fromkeys((*text_columns(columns, wanted.text, name), label, *_called_splits(columns)))
-    frame = pd.DataFrame({each: pd.Series(list(source[each]), dtype=object) for each in read})
+        return _frame_of_columns(source, name), None
+    columns = [str(column_name) for column_name in source.column_names]
+    label = column(columns, requested.label, LABEL_COLUMNS, "label", name)
+    texts = text_columns(columns, requested.text, name)
+    to_read = dict.fromkeys((*texts, label, *_split_columns(columns)))
+    frame = pd.DataFrame({key: pd.Series(list(source[key]), dtype=object) for key in to_read})
     return frame, class_names_of(source, label)
 
 
-def _called_splits(columns: Iterable[str]) -> list[str]:
+def _split_columns(columns: Iterable[str]) -> list[str]:
     return [name for name in columns if spelt(name).lower() in SPLIT_COLUMNS]
 
 
 def names_splits(table: Table) -> bool:
-    """Return whether a column of a table says which rows train and which test."""
+    """Return whether a table has a split column."""
     if _has_columns(table):
-        table = {name: list(table[name]) for name in _called_splits(table.column_names)}
+        table = {name: list(table[name]) for name in _split_columns(table.column_names)}
     return split_column(frame_of(table, Columns(), "the table")[0], ())[0] is not None
 
 
-def _framed(columns: Mapping[str, Column | Tensor], name: str) -> pd.DataFrame:
-    """Return the columns of a dictionary as a data frame.
+def _frame_of_columns(columns: Mapping[str, Column | Tensor], name: str) -> pd.DataFrame:
+    """Return a dictionary of columns as a data frame.
 
     Raises:
-        DataError: columns of several lengths.
+        DataError: columns of different lengths.
     """
     lengths = {key: len(values) for key, values in columns.items()}
     if len({*lengths.values()}) > 1:
-        found = ", ".join(f"{key!r} has {count:,}" for key, count in lengths.items())
-        raise DataError(f"{name}: a dictionary of columns has as many values in each, and {found}")
-    return pd.DataFrame({str(key): pd.Series(_listed(values), dtype=object) for key, values in columns.items()})
+        counts = ", ".join(f"{key!r} has {count:,}" for key, count in lengths.items())
+        raise DataError(f"{name}: a dictionary of columns has as many values in each, and {counts}")
+    return pd.DataFrame({str(key): pd.Series(_as_list(values), dtype=object) for key, values in columns.items()})
 
 
-def from_parts(parts: Mapping[Any, Any], wanted: Columns) -> Raw:
-    """Return the splits of a mapping from their names to pairs or tables.
+def from_parts(parts: Mapping[Any, Any], requested: Columns) -> Raw:
+    """Return the splits of a mapping from split names to pairs or tables.
 
     Raises:
-        ConfigError: names of columns where no split has any, or an unknown split.
-        DataError: two names of one split, or a split that is none.
+        ConfigError: column names though no split is a table, or an unknown split name.
+        DataError: two names for one split, or an unusable split.
     """
     if parts and all(_has_columns(part) for part in parts.values()):
-        return from_data_sets(parts, wanted, "the data set")
+        return from_data_sets(parts, requested, "the data set")
     splits: dict[str, RawSplit] = {}
     names: tuple[str, ...] | None = None
     require_one_each(parts)
     if not any(is_table(part) for part in parts.values()):
-        wanted.require_none(UNNAMED)
+        requested.require_none(UNNAMED)
     for key, part in parts.items():
         split = split_name(key)
         if is_table(part):
-            frame, found = frame_of(part, wanted, str(key))
-            splits[split], names = columns_split(frame, wanted, str(key)), found or names
+            frame, frame_names = frame_of(part, requested, str(key))
+            splits[split], names = columns_split(frame, requested, str(key)), frame_names or names
         else:
             splits[split] = pair_split(str(key), part)
     return Raw(splits, names)
 
 
-def from_data_sets(loaded: Mapping[Any, WithColumns], wanted: Columns, name: str) -> Raw:
+def from_data_sets(loaded: Mapping[Any, WithColumns], requested: Columns, name: str) -> Raw:
     """Return the splits of Hugging Face data sets by name.
 
-    Splits of other names are left out, as are those whose labels are hidden (-1, as GLUE has them). Without a test
-    split that of validation is tested on.
+    Splits with other names are left out, and so are those with hidden labels (-1, as in GLUE). Without a test split,
+    the validation split is tested on.
     """
     splits: dict[str, RawSplit] = {}
     names: tuple[str, ...] | None = None
@@ -291,9 +292,9 @@ def from_data_sets(loaded: Mapping[Any, WithColumns], wanted: Columns, name: str
         split = known_split(key)
         if split is None:
             continue
-        frame, found = frame_of(part, wanted, name)
-        names = found or names
-        texts, labels = columns_split(frame, wanted, name)
+        frame, frame_names = frame_of(part, requested, name)
+        names = frame_names or names
+        texts, labels = columns_split(frame, requested, name)
         if not are_hidden(labels):
             splits[split] = texts, labels
     notes: tuple[str, ...] = ()

@@ -15,17 +15,17 @@ from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Loss
 from mmdistill.task import Batch, Inputs, NetworkState, Tensors, one_tensor
 
-if TYPE_CHECKING:  # scikit-learn is imported where it is used, since importing it takes seconds
+if TYPE_CHECKING:  # at run time, scikit-learn is imported inside functions, since it takes seconds to load
     from sklearn.linear_model import LogisticRegression
 
 RIDGES = tuple(float(10.0**e) for e in np.arange(-3, 2.5, 0.5))
-"""The grid that the ridge is chosen from, absolute, for unit vectors."""
+"""The grid of absolute ridges for unit vectors."""
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
-"""The grid that logistic regression's C is chosen from."""
+"""The grid of C for logistic regression."""
 NEIGHBOURS = 15
 TEMPERATURE = 0.1
 CHUNK_NUMBERS = 16_000_000
-"""Similarities of points with queries that are held at once: 64 MB."""
+"""Similarities between points and queries held at once: 64 MB."""
 
 
 def centred_targets(targets: Tensor, num_classes: int) -> Tensor:
@@ -42,32 +42,32 @@ def distributions(targets: Tensor, num_classes: int) -> Tensor:
 
 
 def epochs_for(protocol: FitProtocol, count: int, updates: int, least: int = 1) -> int:
-    """Return a protocol's epochs; 0 stands for as many as make about so many updates on so many samples.
+    """Return a protocol's epochs; if it has 0, derive them from a number of updates.
 
     Args:
         protocol: how a network trains.
-        count: the samples that it trains on.
-        updates: where the protocol says no epochs.
-        least: the fewest epochs then, of a set so large that these are more updates.
+        count: number of training samples.
+        updates: approximate number of updates if the protocol has 0 epochs.
+        least: the fewest epochs in that case, even if they take more updates.
     """
     return protocol.epochs or max(round(updates / steps_of_epoch(protocol, count)), least)
 
 
 def judge_loss(network: FunctionalModule, read: Callable[[Inputs], Inputs], targets: Tensor) -> Loss:
-    """Return what a network trains by: the soft cross entropy, or the squared error where labels are no probabilities.
+    """Return a network's training loss: soft cross entropy, or squared error if labels are not probabilities.
 
     Args:
-        network: from what ``read`` gives to logits.
-        read: brings a minibatch's inputs into the network's form.
-        targets: the labels of the whole set, which tell the two apart.
+        network: maps the result of ``read`` to logits.
+        read: converts a minibatch's inputs for the network.
+        targets: the labels of the whole set, which decide between the two losses.
     """
-    scores = not are_probabilities(targets)
+    are_scores = not are_probabilities(targets)
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         logits, buffers = network(state, read(batch.inputs), train=True)
         goal = one_tensor(batch.targets)
-        each = (logits - goal).square().sum(1) if scores else soft_cross_entropy(logits, goal)
-        return weighted_mean(each, batch.weight), buffers
+        losses = (logits - goal).square().sum(1) if are_scores else soft_cross_entropy(logits, goal)
+        return weighted_mean(losses, batch.weight), buffers
 
     return loss
 
@@ -94,7 +94,7 @@ def ridge_weights(points: Tensor, targets: Tensor, ridge: float, weight: Tensor 
 def choose_ridge(
     points: Tensor, targets: Tensor, dev: Tensor, dev_labels: Tensor, grid: Sequence[float] = RIDGES
 ) -> float:
-    """Return the ridge of the grid with the best accuracy on development data, the largest of equals.
+    """Return the ridge of the grid with the best accuracy on development data; among equals, the largest.
 
     Shapes:
         points ``(n, d)``; targets ``(n, C)``; dev ``(m, d)``; dev_labels ``(m,)`` int64.
@@ -116,19 +116,19 @@ def knn_scores(
     Shapes:
         points ``(n, d)``; probabilities ``(n, C)``; queries ``(m, d)``; returns ``(m, C)``.
     """
-    directions, kept = F.normalize(points, dim=1).T, min(k, len(points))
-    found = []
+    directions, k = F.normalize(points, dim=1).T, min(k, len(points))
+    scores = []
     for part in torch.split(F.normalize(queries, dim=1), max(1, CHUNK_NUMBERS // len(points))):
-        top, index = (part @ directions).topk(kept, dim=1)
+        top, index = (part @ directions).topk(k, dim=1)
         votes = (top / temperature).softmax(1)
-        found.append(torch.einsum("mk,mkc->mc", votes, probabilities[index]))
-    return torch.cat(found)
+        scores.append(torch.einsum("mk,mkc->mc", votes, probabilities[index]))
+    return torch.cat(scores)
 
 
 def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_penalty: float) -> "LogisticRegression":
     """Fit multinomial logistic regression to soft labels.
 
-    A sample with label p enters once per class c with sample weight p_c, which gives exactly the soft cross entropy.
+    A sample with label p enters once per class c with sample weight p_c, which is exactly the soft cross entropy.
 
     Shapes:
         points ``(n, d)``; probabilities ``(n, C)``; weight ``(n,)``.
@@ -148,9 +148,9 @@ def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_
 def logistic_predictions(
     batch: Batch, num_classes: int, dev: Tensor, dev_labels: Tensor, test: Tensor
 ) -> tuple[Tensor, float]:
-    """Return the predicted classes of test points and the C that did best on development data.
+    """Return the predicted classes of test points and the C with the best accuracy on development data.
 
-    All tensors lie on the CPU; the smallest C of equals is taken.
+    All tensors are on the CPU; among equals, the smallest C wins.
 
     Shapes:
         batch.inputs ``(n, d)``, its targets ``(n,)`` or ``(n, C)``; dev ``(m, d)``; dev_labels ``(m,)`` int64; test

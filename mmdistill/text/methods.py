@@ -28,11 +28,11 @@ from mmdistill.text.selection import class_centroids, random_texts, selected_tex
 from mmdistill.text.task import TextTask
 
 CONFIDENCE = 0.9
-"""Where learned probabilities start: sure enough to keep the class, soft enough to move."""
+"""Initial probability of a sample's class where labels are learned: high enough to keep it, low enough to move."""
 
 
 def as_text_task(task: Task) -> TextTask:
-    """Return the task if it is one of sentence points.
+    """Return the task after checking that it is one of sentence points.
 
     Raises:
         ConfigError: it is of another kind.
@@ -61,28 +61,28 @@ def k_means_set(task: Task, budget: int, settings: Settings, draws: Draws) -> Ra
 
 
 def real_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
-    """Return random real texts with hard labels, which take the bytes of centroids."""
+    """Return random real texts with hard labels, which take as many bytes as centroids."""
     return raw_samples(task, budget, "real", "hard", draws, learned=False)
 
 
 def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
-    """Build learned points that start from the k-means centroids of their class, small ones with copies.
+    """Build learned points that start from the k-means centroids of their class; small classes repeat theirs.
 
     Raises:
-        ConfigError: another start.
+        ConfigError: the settings name another start.
     """
     require_centroids(settings.init)
     text = as_text_task(task)
     counts, classes, _ = shares_of(text, budget)
     points = filled_up(text, lambda once: class_centroids(text, once, draws), counts, draws)
-    count = text.class_count
-    soft = label == "soft"
-    labels = SoftmaxLabels(classes, count, CONFIDENCE) if soft else make_labels(label, classes, count)
-    return Raw(points, labels, classes, count)
+    num_classes = text.class_count
+    if label == "soft":
+        return Raw(points, SoftmaxLabels(classes, num_classes, CONFIDENCE), classes, num_classes)
+    return Raw(points, make_labels(label, classes, num_classes), classes, num_classes)
 
 
 def distil_ridge(weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    r"""Return the fewest samples on which ridge regression gives exactly these weights.
+    r"""Return the smallest set of samples on which ridge regression gives exactly ``weights``.
 
     With :math:`W = U S V^\top`, the samples :math:`X = U^\top` with targets :math:`Y = (1 + \lambda) S V^\top` have
     :math:`(X^\top X + \lambda I)^{-1} X^\top Y = U (1 + \lambda)^{-1} (1 + \lambda) S V^\top = W`. Their number is
@@ -100,10 +100,10 @@ def distil_ridge(weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
 
 
 def ridge_set(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
-    """Return the exact distillation of the ridge judge: at most C - 1 samples, whatever the budget allows beyond.
+    """Return the exact distillation of the ridge judge: at most C - 1 samples, even if the budget allows more.
 
-    The labels are scores (centred at 0). The sign of each pair is free; it is chosen so that the sample's
-    largest score is positive, and that class is the one the sample stands for.
+    The labels are scores (centred at 0). The sign of each sample and its scores is arbitrary; it is chosen so that the
+    largest score in magnitude is positive, and that score's class becomes the sample's class.
     """
     text = as_text_task(task)
     targets = centred_targets(text.train.labels, text.class_count)
@@ -126,7 +126,7 @@ class PointKernel(Kernel):
         return self.wide.matrix(scale * one_tensor(a), scale * one_tensor(b))
 
     def check(self, task: Task) -> None:
-        """Refuse tasks of other samples than sentence points."""
+        """Refuse tasks whose samples are not sentence points."""
         as_text_task(task)
         super().check(task)
 
@@ -209,5 +209,5 @@ METHODS = MethodTable(
         ),
     }
 )
-"""Methods of the text domain. The names that the core shares are refined for sentence points: they start
-from k-means centroids, and rates, steps and distance were chosen on development data (TREC and SST-2 with MiniLM)."""
+"""Methods of sentence points. Methods with the core's names are refined here: they start from k-means centroids, and
+their rates, steps and distance were chosen on development data (TREC and SST-2 with MiniLM)."""

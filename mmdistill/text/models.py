@@ -21,7 +21,7 @@ ModelLike = str | ModuleFactory
 
 
 class Scale(nn.Module):
-    """Multiply by a constant; it gives unit vectors of d numbers the unit variance that initialisations expect."""
+    """Multiply by a constant, to give unit vectors the unit variance that initialisations expect."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Scale(nn.Module):
 
 
 def linear_head(dim: int, num_classes: int) -> nn.Module:
-    """Return a linear classifier of points; its features are the points."""
+    """Return a linear classifier of points, whose features are the points."""
     return nn.Sequential(nn.Linear(dim, num_classes))
 
 
@@ -45,15 +45,15 @@ def mlp_head(dim: int, num_classes: int, width: int = 256) -> nn.Module:
 def network_name(
     model: str | ModuleFactory | FunctionalModule, width: int | None, features: str | Sequence[str], *, tokens: bool
 ) -> str:
-    """Return the one spelling of a network's name; of a user's own one nothing.
+    """Return a network's canonical name; empty for the user's own network.
 
     Args:
-        model: as the user has it.
-        width: of it, if the user says one.
+        model: the network as the user gave it.
+        width: its width, if the user gives one.
         features: the submodules whose activations are its features, if the user names any.
-        tokens: whether it is to read token embeddings, or else sentence points.
+        tokens: whether it must read token embeddings; otherwise it must read sentence points.
     Raises:
-        ConfigError: an unknown name, a network that reads the others, or a width or features of one that takes none.
+        ConfigError: an unknown name, a network for the other kind of input, or a width or features that it lacks.
     """
     if not isinstance(model, str):
         require_no_width(width, "a module of your own")
@@ -73,7 +73,7 @@ def network_name(
 def point_module(
     name: str, dim: int, num_classes: int, width: int | None = None, device: torch.device | str = "cpu"
 ) -> FunctionalModule:
-    """Return the network of :data:`MODELS` that a name means, for points of ``dim`` numbers; ``mlp`` has a width."""
+    """Build a network of :data:`MODELS` by name, for points of ``dim`` numbers; only ``mlp`` has a width."""
     head = (
         partial(linear_head, dim, num_classes)
         if name == "linear"

@@ -1,4 +1,4 @@
-"""Distilled sets read as texts: other encoders than the one distilled with judge their words."""
+"""Judges that read distilled sets as texts, with other encoders than the set was distilled with."""
 
 import logging
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from mmdistill.text.judges import logistic_predictions
 logger = logging.getLogger(__name__)
 
 MANY = 0.5
-"""Of texts that get the zero vector, a share above which that is warned of."""
+"""Warn if more than this share of texts gets the zero vector."""
 ALONE = "read-alone"
-"""The judge whose encoder is learned from the set's own texts; those of the others know more than these say."""
+"""The judge whose encoder is learned from the set's own texts only; the others' encoders have seen more."""
 READERS = {ALONE: "tfidf", "read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
-"""Judges that see a set only through its texts, with the encoder each of them reads with."""
+"""Judges that see a set only through its texts, and the encoder that each reads with."""
 
 
 def with_test(data: TextInput, test: Pair | Table | None) -> TextInput:
-    """Return texts with a test split of their own; without one they are as they were.
+    """Return data with a separate test split; unchanged if ``test`` is None.
 
     Raises:
-        ConfigError: test data beside something else than ``(texts, labels)`` or a table, which brings its own, as does
-            a table with a column of splits.
+        ConfigError: data other than ``(texts, labels)`` or a table, or a table with a split column: these bring their
+            own test split.
     """
     if test is None:
         return data
@@ -50,7 +50,7 @@ def with_test(data: TextInput, test: Pair | Table | None) -> TextInput:
 
 
 class Encoded(NamedTuple):
-    """Points of the three splits, and how many texts the encoder cut.
+    """Points of the three splits, and the number of truncated texts.
 
     Shapes:
         train, dev, test ``(n, d)`` float32 on the CPU.
@@ -63,7 +63,7 @@ class Encoded(NamedTuple):
 
 
 def encode_splits(encoder: SentenceEncoder, data: TextData) -> Encoded:
-    """Encode all splits together, sorted and each text once, so that the cache is the same for every split and seed."""
+    """Encode the sorted distinct texts of all splits at once, so that all splits and seeds share a cache entry."""
     encoder.fit(data.train.texts)
     splits = (data.train, data.dev, data.test)
     distinct = sorted({text for split in splits for text in split.texts})
@@ -77,13 +77,13 @@ def encode_splits(encoder: SentenceEncoder, data: TextData) -> Encoded:
 
 
 class Reader:
-    """Judges texts by logistic regression on the points of an encoder.
+    """Judge texts by logistic regression on the points of an encoder.
 
-    That is fitted on all training texts, but that of :data:`ALONE` on the texts that are judged.
+    The encoder is fitted to all training texts, except that of :data:`ALONE`, which is fitted to the judged texts.
 
     Args:
         data: the texts, split.
-        device: where predictions are compared.
+        device: where transformer encoders run.
     """
 
     def __init__(self, data: TextData, device: torch.device) -> None:

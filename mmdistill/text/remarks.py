@@ -1,4 +1,4 @@
-"""What is noted of texts that are usable and yet not what they should be."""
+"""Notes on texts that are usable but doubtful."""
 
 import re
 from collections import Counter
@@ -13,12 +13,12 @@ from mmdistill.text.tables import is_unquoted
 
 
 def repeats(texts: Sequence[str]) -> list[str]:
-    """Return a note where texts occur more than once."""
+    """Return a note if texts occur more than once."""
     return repeated_note(len(texts) - len(set(texts)), len(texts), "texts")
 
 
 def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
-    """Return a note where test texts, as they were given, are also in training."""
+    """Return a note if the given test split shares texts with the training split."""
     known = set(train)
     return shared_note(sum(text in known for text in test), len(test), "texts")
 
@@ -35,7 +35,7 @@ def missing_texts(texts: Iterable[str]) -> list[str]:
 
 
 def alike_classes(names: Sequence[str]) -> list[str]:
-    """Return a note where classes are the same number, or the same word but for capitals."""
+    """Return a note if class names are the same number, or the same word apart from capitals."""
     found = dict[str, list[str]]()
     for name in names:
         found.setdefault(_folded(name), []).append(repr(name))
@@ -44,12 +44,12 @@ def alike_classes(names: Sequence[str]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """Return a class in small letters, a whole number without a fraction."""
+    """Return a class name in lower case, and a whole number without its fraction."""
     return re.sub(r"(?<=\d)\.0+$", "", name.casefold())
 
 
 def quoted(texts: Sequence[object], path: Path) -> list[str]:
-    """Return a note where texts that tabs separate are quoted as those of CSV files are."""
+    """Return a note if texts of a tab-separated file are quoted like those of CSV files."""
     if not is_unquoted(path):
         return []
     count = sum(isinstance(text, str) and _is_quoted(text) for text in texts)
@@ -62,5 +62,5 @@ def quoted(texts: Sequence[object], path: Path) -> list[str]:
 
 
 def _is_quoted(text: str) -> bool:
-    """Return whether a text starts and ends with a quotation mark, and has but doubled ones between them."""
+    """Return whether a text starts and ends with a quotation mark, with only doubled ones in between."""
     return len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1].replace('""', "")

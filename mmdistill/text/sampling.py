@@ -1,4 +1,4 @@
-"""Class batches of real texts as rows of a table, for every space that texts live in."""
+"""Sampling of class batches of real texts."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,19 @@ from mmdistill.runtime import Draws
 
 
 class ClassRows(class_rows.ClassRows):
-    """Which training texts each class has; what pads a class is its own first text."""
+    """The training texts of each class; batches are padded with the class's own first text."""
 
     def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Draw up to n texts of each class without replacement, all classes in one call.
 
-        A class of fewer texts comes whole, padded with weight 0 to n texts, or to the largest class where that has
-        fewer.
+        A smaller class comes whole, padded with weight 0 to the size of the batch.
 
         Shapes:
             Returns indices and weights, both ``(len(classes), min(n, largest class))``.
         """
         if self.tail is not None:
-            found, weight = self.tail.draw(draws, classes.to(self.tail.order.device), n)
-            return torch.where(weight > 0, found, found[:, :1]), weight
+            index, weight = self.tail.draw(draws, classes.to(self.tail.order.device), n)
+            return torch.where(weight > 0, index, index[:, :1]), weight
         rows = classes.to(self.table.device)
         table, present = self.table[rows], self.present[rows]
         keys = draws.uniform(*self.table.shape)[rows] + (1 - present)  # absent entries sort last

@@ -1,4 +1,4 @@
-"""Samples that need no training: real texts chosen by what ridge regression learns from them, and k-means centroids."""
+"""Selections without training: real texts chosen greedily for ridge regression, and k-means centroids."""
 
 import torch
 from torch import Tensor
@@ -15,48 +15,48 @@ from mmdistill.task import Batch, Task
 from mmdistill.text.judges import centred_targets
 
 SELECTIONS = ("centroids",)
-"""What stands beside results of sentence points, besides real texts."""
+"""Baselines for sentence points, besides real texts."""
 MOST = 6000
-"""Texts that are compared pair by pair; of more, so many are drawn."""
+"""The largest number of texts that are compared pairwise; from more texts, this many are drawn."""
 RIDGE = 0.1
-"""Absolute, for points of length 1; chosen on development texts (TREC, SST-2, 1 and 10 per class, other readers)."""
+"""Absolute ridge for unit vectors; chosen on development texts (TREC, SST-2, 1 and 10 per class, other readers)."""
 
 
 def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor, ridge: float = RIDGE) -> Tensor:
-    r"""Choose samples one after the other, each the one from which ridge regression learns most about all.
+    r"""Choose samples greedily, each the one that most reduces the loss of ridge regression on all samples.
 
-    With the kernel :math:`k` and residuals :math:`R` that remain of kernel and targets given the choice so far, adding
-    sample j changes the prediction by :math:`k_{\cdot j} (k_{jj} + \lambda)^{-1} R_j`, so its loss is
+    Let :math:`k` and :math:`R` be the residual kernel and targets given the samples chosen so far. Adding sample j
+    changes the prediction by :math:`k_{\cdot j} (k_{jj} + \lambda)^{-1} R_j`, so the loss becomes
 
     .. math:: \sum_i \|R_i - k_{ij} a_j\|^2, \quad a_j = R_j / (k_{jj} + \lambda)
 
-    which one matrix product gives for all candidates; kernel and residuals are then updated by rank one.
+    One matrix product evaluates it for all candidates; kernel and residuals then get a rank-one update.
 
     Args:
         kernel: ``(N, N)``.
-        targets: ``(N, C)``, whose prediction counts.
+        targets: ``(N, C)`` targets to predict.
         labels: ``(N,)`` classes.
-        counts: ``(C,)`` how many of each class.
+        counts: ``(C,)`` number of samples to choose per class.
         ridge: lambda, absolute.
     Returns:
-        Indices in class-major order, within a class as they were chosen.
+        Indices in class-major order, within a class in the order of choice.
     Raises:
         DataError: a class has fewer samples than asked for.
     """
     require_members(torch.bincount(labels.cpu(), minlength=len(counts)), counts.cpu())
     k, residual = kernel.clone(), targets.clone().to(kernel)
-    left = counts.clone().to(k.device)
-    free = torch.ones(len(k), dtype=torch.bool, device=k.device)
+    remaining = counts.clone().to(k.device)
+    is_free = torch.ones(len(k), dtype=torch.bool, device=k.device)
     labels = labels.to(k.device)
     order: list[int] = []
     for _ in range(int(counts.sum())):
         coefficients = residual / (k.diagonal() + ridge)[:, None]
         gain = 2 * ((k @ residual) * coefficients).sum(1) - k.square().sum(0) * coefficients.square().sum(1)
-        candidates = (free & (left[labels] > 0)).nonzero().flatten()
+        candidates = (is_free & (remaining[labels] > 0)).nonzero().flatten()
         best = int(candidates[gain[candidates].argmax()])
         order.append(best)
-        free[best] = False
-        left[labels[best]] -= 1
+        is_free[best] = False
+        remaining[labels[best]] -= 1
         column = k[:, best].clone()
         residual -= column[:, None] * coefficients[best]
         k -= column[:, None] * column[None] / (column[best] + ridge)
@@ -65,7 +65,7 @@ def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor
 
 
 def random_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> RealSamples:
-    """Return random real texts, which take the bytes of :func:`selected_texts`."""
+    """Return random real texts, which take as many bytes as :func:`selected_texts`."""
     counts = shares_of(task, budget).counts
     require_samples(task, counts)
     return RealSamples(task, random_subset(task.labels, counts, draws))
@@ -109,7 +109,7 @@ def class_centroids(task: Task, counts: Tensor, draws: Draws) -> Tensor:
 
 
 def centroid_batch(task: Task, counts: Tensor, draws: Draws) -> Batch:
-    """Return the centroids of :func:`class_centroids` with hard labels, as samples that weigh alike.
+    """Return the centroids of :func:`class_centroids` as a batch with hard labels and weights 1.
 
     Shapes:
         counts ``(C,)``; returns n = ``counts.sum()`` points ``(n, d)`` with class indices and weights ``(n,)``.

@@ -1,4 +1,4 @@
-"""Tables of texts with labels: which columns hold them, and which rows train and test."""
+"""Tables of labelled texts: find the text, label and split columns."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -24,9 +24,9 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", 
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table with a header as text; nothing is guessed of the values, so "NA" stays a text.
+    """Read a table with a header as text, without interpreting values: "NA" stays a text.
 
-    Where tabs separate, there is no quoting: a quotation mark is part of the text. CSV files quote as usual.
+    Tab-separated files have no quoting: a quotation mark is part of the text. CSV files quote as usual.
 
     Raises:
         DataError: the file is missing, is not UTF-8 (the line is named), is no table, or is empty.
@@ -42,7 +42,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def is_unquoted(path: Path) -> bool:
-    """Return whether a table is text that tabs separate, in which a quotation mark is one and a line is a row."""
+    """Return whether a table is tab-separated text, where quotation marks have no meaning and each line is a row."""
     return suffix(path) not in UNDELIMITED and tables.separator(path) == "\t"
 
 
@@ -51,13 +51,13 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
 
     Raises:
         ConfigError: there is no column of the given name; the nearest is suggested.
-        DataError: no column looks like the one wanted.
+        DataError: no column has a likely name.
     """
     place = tables.guessed(columns, guesses) if given is None else tables.named(columns, given, source)
     if place is not None:
         return columns[place]
     names = [str(name) for name in columns]
-    # Nobody typed these names, so they must be nearer to a guess than a slip is to a name: "time" is no "sentiment".
+    # Column names are no typing errors, so they must be close to a guess: "time" must not match "sentiment".
     near = [name for name in names if get_close_matches(name.strip().lower(), guesses, n=1, cutoff=0.7)]
     hint = f" (is it {near[0]!r}?)" if near else ""
     raise DataError(
@@ -69,15 +69,15 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
 
 
 def text_columns(columns: Sequence[str], given: str | None, source: object) -> tuple[str, ...]:
-    """Return the column of texts, or the two columns of pairs of texts.
+    """Return the text column, or the two columns of text pairs.
 
     Args:
-        columns: what there is.
-        given: a name, or two names with a comma between them; None guesses, pairs first.
-        source: where they come from, for errors.
+        columns: the names of all columns.
+        given: a name, or two comma-separated names; None guesses, pairs first.
+        source: the table's origin, for messages.
     Raises:
-        ConfigError: there is no column of a given name, or more than two are named.
-        DataError: no column looks like one of texts.
+        ConfigError: a given column does not exist, or more than two are named.
+        DataError: no column looks like texts.
     """
     given = None if given is None else str(given)
     if given is not None and given not in map(str, columns) and "," in given:
@@ -93,12 +93,12 @@ def text_columns(columns: Sequence[str], given: str | None, source: object) -> t
 
 
 def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tuple[str, ...]]:
-    """Return the split of each row, ``all`` where no column names splits, and notes.
+    """Return the split of each row (``all`` without a split column), and notes.
 
-    A column of numbers, as cross-validation has them, names none.
+    A column of numbers, such as cross-validation folds, is no split column.
 
     Raises:
-        DataError: a column names the splits of some rows only.
+        DataError: the split column leaves some rows without a split.
     """
     index, notes = tables.split_column(table, SPLIT_NAMES)
     if index is None:
@@ -107,18 +107,18 @@ def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tupl
 
 
 def may_hold_texts(path: Path) -> bool:
-    """Return whether a file is a table that may hold texts, by its first line alone.
+    """Return whether a file may be a table of texts, by its first line alone.
 
-    Any table may, since its columns can be named by the user, except one of users and items, or of numbers only; of
-    ``.txt`` files, which are mostly prose, those with a column that looks like one of texts or labels.
+    Any table may be one, since the user can name its columns, except tables of users and items or with numbers as
+    header. ``.txt`` files, which are mostly prose, need a column with a likely name for texts or labels.
     """
     if suffix(path) not in SUFFIXES:
         return False
     try:
         columns = tables.header(path)
     except DataError:
-        return True  # damaged: the loader says what is wrong
-    numbers = all(name.replace(".", "", 1).isdigit() for name in columns)  # and no header
-    known = (*TEXT_COLUMNS, *LABEL_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair))
-    prose = suffix(path) == ".txt" and tables.guessed(columns, known) is None
-    return not (tables.of_interactions(columns) or numbers or prose)
+        return True  # damaged: let the loader report what is wrong
+    is_numeric = all(name.replace(".", "", 1).isdigit() for name in columns)  # no header
+    likely_names = (*TEXT_COLUMNS, *LABEL_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair))
+    is_prose = suffix(path) == ".txt" and tables.guessed(columns, likely_names) is None
+    return not (tables.of_interactions(columns) or is_numeric or is_prose)

@@ -1,4 +1,4 @@
-"""Sentence points of a frozen encoder as a task: networks on points, class batches, and judges."""
+"""The task of sentence points from a frozen encoder: networks on points, class batches, and judges."""
 
 import functools
 import math
@@ -48,9 +48,9 @@ from mmdistill.text.selection import SELECTIONS, centroid_batch
 
 JUDGE_STEPS = 300
 SOLVED = ("logreg", "knn", "ridge")
-"""Judges that do not train and draw nothing."""
+"""Deterministic judges without training."""
 JUDGE = FitProtocol(epochs=0, lr=3e-3, optimizer="adam", weight_decay=1e-3, batch=256, decay_at=(0.75,), decay=0.1)
-"""How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets as many updates."""
+"""How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets the same updates."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,30 @@ class Points:
 
 
 class TextTask(TextClassification):
-    """Classification of texts by the points that a frozen encoder gives them.
+    """Classification of texts by their points in a frozen encoder's space.
 
-    A synthetic sample is a point of the encoder's space with a label, soft or hard. Judges are ``mlp`` (one hidden
-    layer, trained with the soft cross entropy, or with the squared error where labels are scores), ``logreg`` (its C
-    chosen on development data), ``knn`` (cosine-weighted votes), ``ridge`` (no bias; lambda chosen once on development
-    data for the whole training set), ``read-alone``, ``read-tfidf``, ``read-average`` and ``read-minilm`` (each point's
-    nearest training text, read by another encoder, with logistic regression; that of ``read-alone`` is learned from
-    these texts and no others), and first ``model``, the user's own network, where one is given.
+    A synthetic sample is a point of that space with a soft or hard label. Judges, in this order:
+
+    - ``model``, the user's own network, if one is given.
+    - ``mlp``: one hidden layer, trained with soft cross entropy, or squared error if labels are scores.
+    - ``logreg``: logistic regression; C is chosen on development data.
+    - ``knn``: cosine-weighted votes.
+    - ``ridge``: no bias; lambda is chosen once on development data for the whole training set.
+    - ``read-alone``, ``read-tfidf``, ``read-average`` and ``read-minilm``: another encoder reads each point's nearest
+      training text, for logistic regression; the encoder of ``read-alone`` is fitted to these texts only.
 
     Args:
         data: the texts, split.
-        encoded: the points of each split, in the order of the texts; those of development choose hyper-parameters, and
-            those of test only results see.
+        encoded: the points of each split, in the order of the texts; development points choose hyper-parameters, and
+            test points are used for results only.
         model: the network to distil with.
-        encoder: which gave the points; a set of another encoder's space is another task's.
-        network_name: what reports call the network; empty: it is the user's, and hence a judge.
-        protocol: how trained judges are fitted, None: by :data:`JUDGE`; 0 epochs stand for the default number of
+        encoder: the encoder of the points; sets of another encoder's space belong to another task.
+        network_name: name of the network in reports; if empty, the network is the user's own and becomes a judge.
+        protocol: how trained judges are fitted; None is :data:`JUDGE`; 0 epochs stand for the default number of
             updates.
-        judge_epochs: their epochs; None is the protocol's own number.
-        judge_batch: their minibatch size; None is the protocol's own.
-        noise: the norm of the Gaussian noise that ``augment`` adds, relative to unit vectors; 0 is the identity.
+        judge_epochs: their epochs; None keeps the protocol's number.
+        judge_batch: their minibatch size; None keeps the protocol's.
+        noise: the norm of the Gaussian noise that ``augment`` adds, relative to unit vectors; 0 adds none.
     Raises:
         ConfigError: a number out of range, or a network that does not fit the points.
     """
@@ -100,10 +103,10 @@ class TextTask(TextClassification):
         judge_batch: int | None = None,
         noise: float = 0.0,
     ) -> None:
-        own = () if network_name else (OWN,)
+        own_judge = () if network_name else (OWN,)
         require_kind(FitProtocol, protocol=protocol)
         judging = judging_overrides(judge_epochs, judge_batch, protocol=in_place_of(protocol, JUDGE))
-        super().__init__(data, model, network_name, (*own, "mlp", *SOLVED), judging, SOLVED)
+        super().__init__(data, model, network_name, (*own_judge, "mlp", *SOLVED), judging, SOLVED)
         self.train = Points(encoded.train.to(self.device), self._classes)
         self.dev = Points(encoded.dev.to(self.device), data.dev.labels.to(self.device))
         self.test = Points(encoded.test.to(self.device), data.test.labels.to(self.device))
@@ -122,16 +125,16 @@ class TextTask(TextClassification):
 
     @functools.cached_property
     def ridge(self) -> float:
-        """The ridge that did best on development data when fitted to the whole training set."""
+        """The ridge with the best development accuracy when fitted to the whole training set."""
         targets = centred_targets(self.train.labels, self.class_count)
         return choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
 
     def network_inputs(self, inputs: Inputs) -> Tensor:
-        """Return points as they are."""
+        """Return points unchanged."""
         return one_tensor(inputs)
 
     def points(self, inputs: Inputs) -> Tensor:
-        """Return points as they are, on the device."""
+        """Return points unchanged, on the device."""
         return one_tensor(inputs).to(self.device)
 
     def training_points(self) -> Tensor:
@@ -143,11 +146,11 @@ class TextTask(TextClassification):
         return self.train.inputs
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
-        """Return the k-means centroids of each class, ``centroids``: those of the method ``k-means``, key for key."""
+        """Return the k-means centroids of each class, equal to those of the method ``k-means`` with the same key."""
         return centroid_batch(self, counts, draws)
 
     def selection_bytes(self, kind: str, count: int) -> int:
-        """Return the bytes of so many centroids: points in float32, and classes."""
+        """Return the bytes of ``count`` centroids: points in float32, and classes."""
         return count * (4 * self.dim + index_bytes(self.class_count))
 
     def real_inputs(self, indices: Tensor) -> Tensor:
@@ -155,14 +158,14 @@ class TextTask(TextClassification):
         return self.train.inputs[indices]
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        """Add Gaussian noise of the task's strength: one vector per class where shared, else one per sample."""
+        """Add Gaussian noise of the task's strength: one vector per class if ``shared``, else one per sample."""
         if self.noise == 0:
             return batch
         if isinstance(batch, ClassBatch):
-            return ClassBatch(self._noisy(draws, batch.batch, shared), batch.dims)
-        return self._noisy(draws, batch, shared)
+            return ClassBatch(self._add_noise(draws, batch.batch, shared), batch.dims)
+        return self._add_noise(draws, batch, shared)
 
-    def _noisy(self, draws: Draws, batch: Batch, shared: bool) -> Batch:
+    def _add_noise(self, draws: Draws, batch: Batch, shared: bool) -> Batch:
         points = one_tensor(batch.inputs)
         shape = (*points.shape[:-2], 1, points.shape[-1]) if shared else tuple(points.shape)
         vectors = draws.to(self.device).normal(*shape) * (self.noise / math.sqrt(self.dim))
@@ -173,31 +176,31 @@ class TextTask(TextClassification):
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else synthetic
         notes = list[str]()
         if judge in SOLVED:
-            predictions, notes = self._closed(batch, judge)
+            predictions, notes = self._predict_solved(batch, judge)
         else:
-            predictions = self._trained(batch, judge, self.test.inputs, draws, n)
+            predictions = self._predict_trained(batch, judge, self.test.inputs, draws, n)
         if judge in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
         return self.scores_of(judge, predictions, self.test.labels, notes)
 
     def epochs_on(self, judge: str, count: int) -> int:
-        """Return the protocol's epochs, or as many as make :data:`JUDGE_STEPS` updates."""
+        """Return the protocol's epochs, or enough for :data:`JUDGE_STEPS` updates."""
         return epochs_for(self.protocol, count, JUDGE_STEPS)
 
     def readable(self, inputs: Inputs) -> list[str]:
-        """Return the training text nearest to each point (cosine)."""
+        """Return the training text nearest to each point, by cosine."""
         similarity = F.normalize(self.points(inputs), dim=1) @ F.normalize(self.train.inputs, dim=1).T
         return [self.data.train.texts[index] for index in similarity.argmax(1).tolist()]
 
-    def _closed(self, batch: Batch, judge: str) -> tuple[Tensor, list[str]]:
-        """Return ``(1, m)`` test predictions of a judge without randomness, and what was chosen."""
+    def _predict_solved(self, batch: Batch, judge: str) -> tuple[Tensor, list[str]]:
+        """Fit a deterministic judge; return its ``(1, m)`` test predictions and notes on chosen hyper-parameters."""
         points, targets = one_tensor(batch.inputs), one_tensor(batch.targets)
         if judge == "logreg":
             on_cpu = Batch(points.cpu(), targets.cpu(), batch.weight.cpu())
-            found, penalty = logistic_predictions(
+            predicted, penalty = logistic_predictions(
                 on_cpu, self.class_count, self.dev.inputs.cpu(), self.dev.labels.cpu(), self.test.inputs.cpu()
             )
-            return found[None].to(self.device), [f"C = {penalty:g}, chosen on development data"]
+            return predicted[None].to(self.device), [f"C = {penalty:g}, chosen on development data"]
         if judge == "knn":
             weighted = distributions(targets, self.class_count) * batch.weight[:, None]
             return knn_scores(points, weighted, self.test.inputs).argmax(1)[None], []
@@ -205,11 +208,11 @@ class TextTask(TextClassification):
         return (self.test.inputs.double() @ weights).argmax(1)[None], [f"ridge = {self.ridge:g}"]
 
     def checked(self, synthetic: Batch) -> Batch:
-        """Return the points that have a weight on the device.
+        """Return the points with positive weight, on the device.
 
         Raises:
-            ShapeError: those of another dimension, or labels of other classes.
-            DataError: none has a weight.
+            ShapeError: points of another dimension, or labels of other classes.
+            DataError: no point has a positive weight.
         """
         points, targets = one_tensor(synthetic.inputs), one_tensor(synthetic.targets)
         if points.ndim != 2 or points.shape[1] != self.dim:
@@ -219,12 +222,12 @@ class TextTask(TextClassification):
         require_targets(targets, len(points), self.class_count, self.data.name)
         return counted(synthetic).map(lambda tensor: tensor.to(self.device))
 
-    def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
-        """Return ``(n, m)`` predictions of n networks fitted to a batch."""
+    def _predict_trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
+        """Fit n networks to a batch and return their ``(n, m)`` predictions for queries."""
         module = self._mlp if judge == "mlp" else self.model
         protocol = replace(self.protocol, epochs=self.epochs_on(judge, len(batch.weight)))
         loss = judge_loss(module, one_tensor, one_tensor(batch.targets))
-        # A user's network may do what a batched call cannot: drop units, write its running statistics, recur.
+        # A user's network may do what vmap cannot: dropout, running statistics, recurrent layers.
         mode: Mode = "vmap" if module is self._mlp else "loop"
         with module.drawn(draws):
             fitted = fit_networks(module.init, loss, batch, protocol, n, draws, mode=mode)
@@ -233,11 +236,11 @@ class TextTask(TextClassification):
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks of the first judge."""
-        predictions = self._trained(self.checked(synthetic), self.judges[0], self.dev.inputs, draws, 2)
+        predictions = self._predict_trained(self.checked(synthetic), self.judges[0], self.dev.inputs, draws, 2)
         return float((predictions == self.dev.labels).double().mean())
 
     def describe(self) -> TaskInfo:
-        """Return what identifies this task; the encoder's space is part of its identity."""
+        """Return the task's identity, which includes the encoder's space."""
         return self.described(
             self.space,
             {
@@ -279,27 +282,26 @@ def text_task(
             dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs or
             tables by split name, ``{"train": ..., "dev": ..., "test": ...}``.
         encoder: ``minilm``, ``tfidf``, ``average``, a transformers model's name or folder, or a function from a list
-            of n texts to an ``(n, d)`` tensor, or a model with such a function called ``encode``. Functions are told
-            apart by their names and some training points; a name of your own, ``CallableEncoder(function, name)``,
-            identifies one instead and keeps its points in the cache.
+            of n texts to an ``(n, d)`` tensor, or a model with such a method called ``encode``. A function is
+            identified by its name and some training points. ``CallableEncoder(function, name)`` identifies it by your
+            name instead, and then its points are cached.
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
-        features: for a network of one's own, the submodules whose activations are its features.
-        test: a pair or a table to test on, beside a pair ``(texts, labels)`` or a table; a fifth is held out by
+        features: for your own network, the submodules whose activations are its features.
+        test: a pair or a table to test on, with ``data`` a pair ``(texts, labels)`` or a table; a fifth is held out by
             default.
         noise: the strength of the noise that siamese augmentation adds; 0 is none.
-        text_column: the column of texts; guessed by default.
-        label_column: the column of labels; guessed by default.
+        text_column: the text column; guessed by default.
+        label_column: the label column; guessed by default.
         class_names: names by class index.
-        name: what data in memory are called, in reports and where runs are compared.
-        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
-        judge_epochs: epochs of trained judges; None is the protocol's own number.
-        judge_batch: their minibatch size; None is the protocol's own.
-        protocol: how they are trained; by default :data:`JUDGE`, by which every set gets as many updates.
-        teacher: a network that is trained already, asked wherever one would train first to label samples: an
-            ``nn.Module`` of the task's own ``model``, its state dict, or the path of a ``.safetensors``, ``.pt`` or
-            ``.pth`` file of one.
-        seed: of the splits that the data do not come with.
+        name: name of in-memory data in reports and run comparisons.
+        device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
+        judge_epochs: epochs of trained judges; None keeps the protocol's number.
+        judge_batch: their minibatch size; None keeps the protocol's.
+        protocol: how they are trained; by default :data:`JUDGE`, which gives every set the same number of updates.
+        teacher: a trained network that labels samples, instead of training a teacher: an ``nn.Module`` of the task's
+            own ``model``, its state dict, or the path of a ``.safetensors``, ``.pt`` or ``.pth`` file of one.
+        seed: seed of the splits that the data lack.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
@@ -313,8 +315,8 @@ def text_task(
     require_kind(FitProtocol, protocol=protocol)
     network = network_name(model, width, features, tokens=False)
     device = choose_device(device)
-    given = with_test(data, test)
-    loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
+    source = with_test(data, test)
+    loaded = load_text(source, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
     loaded = called(loaded, name, data, SOURCES)
     sentence_encoder = make_encoder(encoder, device)
     encoded = encode_splits(sentence_encoder, loaded)

@@ -1,4 +1,4 @@
-"""The encoder that is learned from the training texts themselves, without a model file."""
+"""An encoder fitted to the training texts themselves, without a model file."""
 
 import re
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from mmdistill.text.encoder import Encoding, SentenceEncoder, hash_texts
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 TOKENS = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]"
-"""Words, and single characters where a script does not set words apart."""
+"""Words, and single characters in scripts without spaces between words."""
 MOST_TERMS = 200_000
-"""Words and word pairs that are learned at most, those in most texts: 128 numbers of each are 0.2 GB, of which the SVD
-holds a few copies. Pairs grow with the texts: 4,000 of 100 words have 300,000, a large corpus tens of millions."""
+"""The largest number of words and word pairs; those in the most texts are kept. With 128 numbers each they take 0.2 GB,
+of which the SVD holds a few copies. 4,000 texts of 100 words have 300,000 terms, a large corpus tens of millions."""
 
 
 class TfidfEncoder(SentenceEncoder):
     """TF-IDF of words and word pairs, reduced by SVD and L2-normalised: no model file, any script.
 
-    In scripts without spaces, characters and pairs of them stand for words. Of more than :data:`MOST_TERMS` words and
-    pairs those in most training texts are read, and :attr:`notes` says so.
+    In scripts without spaces, characters and pairs of characters stand for words. If there are more than
+    :data:`MOST_TERMS` words and pairs, those in the most training texts are read, and :attr:`notes` says so.
 
     Args:
-        dim: the number of dimensions kept (fewer where the training texts span fewer).
-        seed: of the randomised SVD.
+        dim: the number of dimensions (fewer if the training texts span fewer).
+        seed: seed of the randomised SVD.
     """
 
     name = "tfidf"
@@ -45,7 +45,7 @@ class TfidfEncoder(SentenceEncoder):
         """Learn vocabulary, document frequencies and singular vectors.
 
         Raises:
-            DataError: texts without words, or of one word alone, in which no direction can be told from another.
+            DataError: texts without words, or with only one distinct word, which span no directions to tell apart.
         """
         from sklearn.decomposition import TruncatedSVD
 
@@ -56,7 +56,7 @@ class TfidfEncoder(SentenceEncoder):
             raise DataError(f"TF-IDF cannot be learned of these {len(texts):,} texts, which hold no word") from error
         self.notes, count = (), matrix.shape[1]
         if count > MOST_TERMS:
-            terms = vectorizer.get_feature_names_out()[_commonest(matrix, MOST_TERMS)]
+            terms = vectorizer.get_feature_names_out()[_most_common_columns(matrix, MOST_TERMS)]
             del matrix
             vectorizer = _vectorizer(terms)
             matrix = vectorizer.fit_transform(texts)
@@ -74,14 +74,15 @@ class TfidfEncoder(SentenceEncoder):
         self._fitted_on += f":{MOST_TERMS} terms" * (count > MOST_TERMS)
 
     def learned(self) -> dict[str, Tensor | str]:
-        """Return inverse document frequencies ``idf (v,)``, ``components (d, v)``, the v ``terms``, one per line.
+        """Return the fitted state.
 
-        Beside them stands ``token_pattern``, what is a word.
+        It holds inverse document frequencies ``idf (v,)``, ``components (d, v)``, the v ``terms``, one per line, and
+        ``token_pattern``, the regular expression of a word.
 
         Raises:
             ConfigError: it is not fitted.
         """
-        vectorizer, svd = self._fitted()
+        vectorizer, svd = self._require_fitted()
         return {
             "idf": torch.from_numpy(vectorizer.idf_).float(),
             "components": torch.from_numpy(svd.components_).float(),
@@ -99,27 +100,27 @@ class TfidfEncoder(SentenceEncoder):
         Raises:
             ConfigError: it is not fitted.
         """
-        vectorizer, svd = self._fitted()
+        vectorizer, svd = self._require_fitted()
         points = torch.from_numpy(svd.transform(vectorizer.transform(texts))).float()
         return Encoding(F.normalize(points, dim=1), 0)
 
-    def _fitted(self) -> Any:
+    def _require_fitted(self) -> Any:
         if self._pipeline is None:
             raise ConfigError("the tfidf encoder must be fitted on training texts before it encodes")
         return self._pipeline
 
 
 def _vectorizer(terms: Any = None) -> Any:
-    """Return scikit-learn's TF-IDF of some words and word pairs; None: of all that the texts hold."""
+    """Build scikit-learn's TF-IDF of the given words and word pairs; None: of all in the texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS, vocabulary=terms)
 
 
-def _commonest(matrix: Any, most: int) -> Any:
-    """Return the columns of a sparse matrix with the most entries, in their order; of equal ones the first.
+def _most_common_columns(matrix: Any, most: int) -> Any:
+    """Return the ``most`` columns of a sparse matrix with the most entries, in order; ties go to the first.
 
-    scikit-learn's ``max_features`` leaves to the machine's sort which of equally frequent terms stay.
+    scikit-learn's ``max_features`` breaks ties by an unstable sort, which differs between machines.
     """
     entries = np.bincount(matrix.indices, minlength=matrix.shape[1])
     return np.sort(np.argsort(-entries, kind="stable")[:most])

@@ -1,4 +1,4 @@
-"""How networks on token embeddings are judged: trained on a set, scored on held-out texts."""
+"""Judge token embeddings: train networks on a set and score them on held-out texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from mmdistill.text.token_task import TokenTask
 
 UPDATES, FINE_TUNING_UPDATES = 300, 40
-"""Updates of a network on a small set; a large one is passed at least :data:`LEAST_EPOCHS` times."""
+"""Updates of a network on a small set; large sets get at least :data:`LEAST_EPOCHS` epochs."""
 LEAST_EPOCHS = 2
 PROTOCOL = FitProtocol(epochs=0, lr=2e-3, optimizer="adam", weight_decay=0.0, batch=64, decay_at=(0.75,), restart=False)
 HEAD_FACTOR = 100.0
-"""How much faster than the pre-trained body a new head learns: it has everything to learn, and the body little."""
+"""Learning rate of a new head relative to the pre-trained body, which has little to learn."""
 FINE_TUNING = replace(PROTOCOL, lr=3e-5, batch=32, warmup=6)
 QUERY_CHUNK = 128
-"""Texts per forward pass in scoring."""
+"""Texts per forward pass when scoring."""
 
 
 def protocol_for(network: FunctionalModule) -> FitProtocol:
-    """Return how a network trains on a set that carries no steps; its epochs follow from :data:`UPDATES`."""
+    """Return how a network trains on a set without learned steps; its epochs follow from :data:`UPDATES`."""
     if isinstance(network, PretrainedModule):
         return replace(FINE_TUNING, faster=((f"{network.head}.", HEAD_FACTOR),))
     return PROTOCOL
@@ -42,18 +42,18 @@ def protocol_for(network: FunctionalModule) -> FitProtocol:
 
 @dataclass(frozen=True)
 class TokenJudge:
-    """Trains networks of one kind on a set and scores them.
+    """Train networks of one kind on a set and score them.
 
-    A set that carries its steps (``inner_lr`` for each of them, ``inner_parts``, ``inner_momentum``) is used with just
-    these, in their order. Any other trains by the protocol: with the soft cross entropy, or with the squared error
-    where labels are no probabilities.
+    If the set carries learned steps (an ``inner_lr`` for each, ``inner_parts``, ``inner_momentum``), networks take
+    exactly these, in order. Otherwise they train by the protocol, with soft cross entropy, or squared error if labels
+    are not probabilities.
 
     Args:
-        task: looks vectors up.
-        network: what is trained.
-        name: for the scores.
-        protocol: how.
-        learned: what was learned beside the samples.
+        task: the task, which looks up vectors.
+        network: the network to train.
+        name: the judge's name in scores.
+        protocol: how to train without learned steps.
+        learned: values that were learned with the samples.
     """
 
     task: "TokenTask"
@@ -63,30 +63,30 @@ class TokenJudge:
     learned: Mapping[str, Tensor]
 
     def score(self, data: Batch, queries: tuple[Tokens, Tensor], draws: Draws, n: int) -> Scores:
-        """Train n networks and return their accuracy on tokens and labels.
+        """Train n networks and score them on held-out texts.
 
         Args:
-            data: what is trained on, as vectors or as token numbers, which are looked up batch by batch.
+            data: the training samples, as vectors or as token numbers, which are looked up batch by batch.
             queries: the tokens and the classes of held-out texts.
             draws: the key of everything random.
-            n: how many networks.
+            n: number of networks.
         """
         device = self.task.device
         data = data.map(lambda tensor: tensor.to(device))
         steps = learned_steps(data, self.learned)
         with self.network.drawn(draws):
-            states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)
+            states = self._fit(data, n, draws) if steps is None else self._take_steps(steps, n, draws)
         labels = queries[1].to(device)
-        found = torch.stack([self.predict(state_at(states, index), queries[0]) for index in range(n)])
-        return self.task.scores_of(self.name, found, labels)
+        predictions = torch.stack([self.predict(state_at(states, index), queries[0]) for index in range(n)])
+        return self.task.scores_of(self.name, predictions, labels)
 
     def epochs_on(self, count: int) -> int:
-        """Return the protocol's epochs, or as many as make the usual number of updates on so many samples."""
+        """Return the protocol's epochs, or enough for the usual number of updates on ``count`` samples."""
         updates = FINE_TUNING_UPDATES if isinstance(self.network, PretrainedModule) else UPDATES
         return epochs_for(self.protocol, count, updates, LEAST_EPOCHS)
 
-    def _take(self, steps: LearnedSteps, n: int, draws: Draws) -> NetworkState:
-        """Train by the learned steps, with the loss that they were learned for (attention labels included)."""
+    def _take_steps(self, steps: LearnedSteps, n: int, draws: Draws) -> NetworkState:
+        """Take the learned steps, with the loss that they were learned for (including attention labels)."""
 
         def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
             return self.task.loss(state, batch, train=True), state.buffers
@@ -102,12 +102,12 @@ class TokenJudge:
 
     @torch.no_grad()
     def predict(self, state: NetworkState, tokens: Tokens) -> Tensor:
-        """Return the predicted class of each text; texts of like length go together, so that little is padded."""
+        """Return the predicted class of each text; texts are batched by length to reduce padding."""
         lengths = tokens.mask.sum(1)
         order = lengths.argsort()
-        found = torch.empty(len(lengths), dtype=torch.long, device=self.task.device)
+        predictions = torch.empty(len(lengths), dtype=torch.long, device=self.task.device)
         for chunk in torch.split(order, QUERY_CHUNK):
             longest = int(lengths[chunk].max())
             inputs = self.task.look_up(tokens.ids[chunk, :longest], tokens.mask[chunk, :longest])
-            found[chunk] = self.network(state, inputs)[0].argmax(1)
-        return found
+            predictions[chunk] = self.network(state, inputs)[0].argmax(1)
+        return predictions

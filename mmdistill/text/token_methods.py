@@ -1,4 +1,4 @@
-"""Methods on token embeddings: the shared objectives, composed as the field's papers on text compose them."""
+"""Methods for token embeddings: the shared objectives, composed as in the papers on text."""
 
 from functools import partial
 
@@ -21,16 +21,16 @@ from mmdistill.text.words import as_attended_task, as_token_task, attended_sampl
 
 
 class EncodedRidgeMatching(KernelRidgeMatching):
-    """Kernel ridge matching on the points of a pre-trained encoder, through which only the synthetic samples pass.
+    """Kernel ridge matching on the points of a pre-trained encoder, with real texts encoded once.
 
-    The body of a pre-trained network is the same in every step, so the points of the real texts are too: they are
-    encoded once, and a step costs no more than the few synthetic samples. The kernel is that of a wide MLP on points.
+    The body of a pre-trained network does not change, so neither do the points of real texts, and a step encodes only
+    the few synthetic samples. The kernel is that of a wide MLP on points.
 
     Args:
         ridge: lambda.
         batch: real texts per step.
     Shapes:
-        flat batches; the real one is not read, since the real texts come as points.
+        flat batches; the real batch is not read, since the task provides the points of real texts.
     """
 
     reads_real = False
@@ -40,10 +40,10 @@ class EncodedRidgeMatching(KernelRidgeMatching):
         self.batch = batch
 
     def check(self, task: Task) -> None:
-        """Refuse all but transformers, whose body is the encoder.
+        """Refuse networks other than transformers, whose body is the encoder.
 
         Raises:
-            ConfigError: any other network.
+            ConfigError: another network.
         """
         as_attended_task(task)
 
@@ -66,10 +66,10 @@ def _adam(lr: float) -> OptimizerSpec:
 
 
 def _unrolled(ipc: int, labels: bool) -> Settings:
-    """Return rates that were chosen on development questions of TREC, for convolutions and recurrent networks alike.
+    """Return settings chosen on development questions of TREC, for convolutional and recurrent networks alike.
 
-    Without the student's momentum, rates high enough for so few steps make it chaotic, and its gradient noise; for the
-    same reason the norm is cut, and the step is kept that does best on development texts.
+    So few inner steps need high rates. Without momentum these make the student chaotic and its gradient noisy. For the
+    same reason the gradient norm is clipped, and the step that does best on development texts is kept.
     """
     optimizers = {"codes": _adam(0.05), "objective": _adam(0.02)}
     if labels:
@@ -90,7 +90,7 @@ def _unrolled(ipc: int, labels: bool) -> Settings:
 
 
 def _attention(ipc: int) -> Settings:
-    """Return settings of our own, with the papers' optimizer: one rate for all that is learned, and no warm-up."""
+    """Return our own settings with the paper's optimizer: one rate for everything learned, and no warm-up."""
     optimizers = {name: OptimizerSpec("adamw", 0.01) for name in ("codes", "labels", "objective")}
     return Settings(
         steps=300,

@@ -19,12 +19,12 @@ from mmdistill.text.vocabulary import Vocabulary
 WINDOWS = (3, 4, 5)
 WIDTHS = {"textcnn": 64, "bilstm": 64, "bigru": 64}
 INPUT_SCALE = 0.4
-"""The root mean square of what enters small networks, about that of published word vectors."""
+"""Root mean square of the inputs of small networks, about that of published word vectors."""
 HEAD_SD = 0.02
 
 
-def masked(inputs: Tensors) -> Tensor:
-    """Return the vectors ``(n, L, H)``, zero beyond each text's end."""
+def scaled_vectors(inputs: Tensors) -> Tensor:
+    """Return the scaled vectors ``(n, L, H)``, zero after each text's end."""
     return INPUT_SCALE * inputs["vectors"] * inputs["mask"][..., None].to(inputs["vectors"])
 
 
@@ -47,7 +47,7 @@ class TextCNN(nn.Module):
 
     def forward(self, inputs: Tensors) -> Tensor:
         """Return ``(n, C)`` logits."""
-        x = masked(inputs).transpose(1, 2)
+        x = scaled_vectors(inputs).transpose(1, 2)
         pooled = [
             (convolution(x).relu() * _within(inputs["mask"], window)[:, None]).amax(2)
             for window, convolution in zip(self.windows, self.convolutions, strict=True)
@@ -57,10 +57,10 @@ class TextCNN(nn.Module):
 
 
 def _within(mask: Tensor, window: int) -> Tensor:
-    """Return which outputs of a convolution padded by half its window the text would have without what follows it.
+    """Return which outputs of a convolution, padded by half its window, belong to the text and not to its padding.
 
     Shapes:
-        ``(n, L)`` to ``(n, L)``, or to ``(n, L + 1)`` for a window of an even size, which has an output more.
+        ``(n, L)`` to ``(n, L)``, or to ``(n, L + 1)`` for an even window, which gives one more output.
     """
     return mask if window % 2 else F.pad(mask, (0, 1)) | F.pad(mask, (1, 0))
 
@@ -68,8 +68,8 @@ def _within(mask: Tensor, window: int) -> Tensor:
 class Recurrent(nn.Module):
     """A bidirectional LSTM or GRU with the maximum over time and a linear head.
 
-    It is written out because torch's own layers have neither a double backward pass on CUDA, nor forward-mode
-    derivatives, nor batching rules. Both directions are one loop.
+    Implemented here because torch's own layers lack a double backward pass on CUDA, forward-mode derivatives and
+    batching rules. One loop runs both directions.
 
     Args:
         dim: numbers in a token's vector.
@@ -89,23 +89,23 @@ class Recurrent(nn.Module):
 
     def forward(self, inputs: Tensors) -> Tensor:
         """Return ``(n, C)`` logits."""
-        x, mask = masked(inputs), inputs["mask"]
+        x, mask = scaled_vectors(inputs), inputs["mask"]
         steps = x.shape[1]
-        there, back = (layer(x) for layer in self.inputs)
-        seen = torch.stack([there, back.flip(1)])  # (2, n, L, gates x width)
-        kept = torch.stack([mask, mask.flip(1)])[..., None]
+        forward_inputs, backward_inputs = (layer(x) for layer in self.inputs)
+        gate_inputs = torch.stack([forward_inputs, backward_inputs.flip(1)])  # (2, n, L, gates x width)
+        present = torch.stack([mask, mask.flip(1)])[..., None]
         layers = [cast(nn.Linear, layer) for layer in self.hidden]
         weight = torch.stack([layer.weight.T for layer in layers])
         bias = torch.stack([layer.bias for layer in layers])[:, None]
-        h = seen.new_zeros(2, x.shape[0], self.width)
+        h = gate_inputs.new_zeros(2, x.shape[0], self.width)
         c = h
         states = []
         cell = self._lstm if self.gates == 4 else self._gru
         for t in range(steps):
-            new_h, new_c = cell(seen[:, :, t], h @ weight + bias, h, c)
-            h, c = torch.where(kept[:, :, t], new_h, h), torch.where(kept[:, :, t], new_c, c)
+            new_h, new_c = cell(gate_inputs[:, :, t], h @ weight + bias, h, c)
+            h, c = torch.where(present[:, :, t], new_h, h), torch.where(present[:, :, t], new_c, c)
             states.append(h)
-        over_time = torch.stack(states, 2).masked_fill(~kept, torch.finfo(x.dtype).min)
+        over_time = torch.stack(states, 2).masked_fill(~present, torch.finfo(x.dtype).min)
         logits: Tensor = self.head(over_time.amax(2).transpose(0, 1).flatten(1))
         return logits
 
@@ -125,12 +125,12 @@ class Recurrent(nn.Module):
 
 
 class TransformerClassifier(nn.Module):
-    """A transformer body that reads token vectors, the normalised mean of its last hidden states, a linear head.
+    """A transformer body on token vectors, then the normalised mean of its last hidden states and a linear head.
 
     Args:
-        body: a transformers encoder; its own table of tokens is dropped, since vectors come in.
+        body: a transformers encoder; its embedding table is dropped, since its inputs are vectors.
         num_classes: C.
-        vocabulary: gives the units of the vectors.
+        vocabulary: the units of the vectors.
     """
 
     mean: Tensor
@@ -150,13 +150,13 @@ class TransformerClassifier(nn.Module):
 
     def with_attention(self, inputs: Tensors) -> tuple[Tensor, Tensor]:
         """Return logits, and the attention of the first token to all others, ``(n, layers, heads, L)``."""
-        found = self._run(inputs, attentions=True)
-        attention = torch.stack([layer[:, :, 0] for layer in found.attentions], 1)
-        return self._classify(found.last_hidden_state, inputs["mask"]), attention
+        output = self._run(inputs, attentions=True)
+        attention = torch.stack([layer[:, :, 0] for layer in output.attentions], 1)
+        return self._classify(output.last_hidden_state, inputs["mask"]), attention
 
     def _run(self, inputs: Tensors, *, attentions: bool) -> Any:
         embeds = inputs["vectors"] * self.scale + self.mean
-        # A mask of this form passes through as it is; of (n, L) transformers looks at the values, which vmap forbids.
+        # transformers uses an additive 4-D mask as it is, but inspects the values of a 2-D one, which vmap forbids.
         hidden = (~inputs["mask"])[:, None, None].to(embeds) * torch.finfo(embeds.dtype).min
         return self.body(
             inputs_embeds=embeds,
@@ -166,18 +166,18 @@ class TransformerClassifier(nn.Module):
         )
 
     def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        # The encoder's own sentence point, in units in which its numbers have variance 1.
+        # The encoder's sentence point, scaled so that its numbers have variance 1.
         point = math.sqrt(hidden.shape[-1]) * F.normalize((hidden * mask[..., None]).sum(1), dim=1)
         logits: Tensor = self.head(point)
         return logits
 
 
 class SequenceClassifier(nn.Module):
-    """Any transformers sequence classifier, which reads token vectors instead of token numbers.
+    """Any transformers sequence classifier, on token vectors instead of token numbers.
 
     Args:
         model: a model whose output has ``logits``.
-        vocabulary: gives the units of the vectors.
+        vocabulary: the units of the vectors.
     """
 
     mean: Tensor
@@ -196,11 +196,11 @@ class SequenceClassifier(nn.Module):
 
 
 class PretrainedModule(FunctionalModule):
-    """A pre-trained body with a head that each network draws afresh.
+    """A pre-trained body with a freshly drawn head for each network.
 
     Args:
         factory: loads body and head.
-        head: the prefix of the parameters that are drawn: weights from N(0, 0.02), biases 0.
+        head: prefix of the head's parameters: weights are drawn with standard deviation 0.02, biases are 0.
         features: as for :class:`FunctionalModule`.
         device: where parameters live.
     Raises:
@@ -220,7 +220,7 @@ class PretrainedModule(FunctionalModule):
             raise ConfigError(f"no parameter of {type(self.module).__name__} lies under {head!r}, the head to draw")
 
     def init(self, draws: Draws) -> NetworkState:
-        """Return the body as it was pre-trained, and a fresh head."""
+        """Return the pre-trained body with a fresh head."""
         key = draws.to(self.device)
         params = {}
         for name, parameter in self.module.named_parameters():
@@ -234,7 +234,7 @@ class PretrainedModule(FunctionalModule):
 
 
 def _transformer(encoder: TransformerEncoder, vocabulary: Vocabulary, num_classes: int) -> nn.Module:
-    # Fused attention has no second derivatives, which gradient matching and unrolled training take.
+    # Fused attention has no second derivatives, which gradient matching and unrolled training need.
     body = encoder.load_body(attn_implementation="eager")
     for module in body.modules():
         if isinstance(module, nn.Dropout):
@@ -251,23 +251,23 @@ def named_module(
     width: int | None = None,
     device: torch.device | str = "cpu",
 ) -> FunctionalModule:
-    """Return the network that a name means.
+    """Build a network by name.
 
     Args:
         name: ``textcnn``, ``bilstm``, ``bigru`` or ``transformer`` (the encoder's own body, without dropout).
         vocabulary: the space of the vectors.
         num_classes: C.
-        encoder: whose body ``transformer`` is.
-        width: filters of each window, or units of each direction; 64 by default. A transformer has its own.
+        encoder: the encoder whose body ``transformer`` uses.
+        width: filters of each window, or units of each direction; 64 by default. ``transformer`` ignores it.
         device: where it runs.
     """
     if name == "transformer":
         return PretrainedModule(partial(_transformer, encoder, vocabulary, num_classes), device=device)
-    chosen = width or WIDTHS[name]
+    width = width or WIDTHS[name]
     dim = vocabulary.dim
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "textcnn": partial(TextCNN, dim, num_classes, chosen),
-        "bilstm": partial(Recurrent, dim, num_classes, chosen, 4),
-        "bigru": partial(Recurrent, dim, num_classes, chosen, 3),
+    factories: dict[str, Callable[[], nn.Module]] = {
+        "textcnn": partial(TextCNN, dim, num_classes, width),
+        "bilstm": partial(Recurrent, dim, num_classes, width, 4),
+        "bigru": partial(Recurrent, dim, num_classes, width, 3),
     }
-    return FunctionalModule(makers[name], device=device)
+    return FunctionalModule(factories[name], device=device)

@@ -1,4 +1,4 @@
-"""Token embeddings as a task: networks on token vectors, class batches of real texts, judges."""
+"""The task of token embeddings: networks on token vectors, class batches of real texts, judges."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ PROJECTED = "projected"
 """The judge that trains the network on the nearest real tokens instead of the vectors."""
 TokenModelLike = str | ModuleFactory | FunctionalModule
 """A network by name, a function that returns a module from a dict of ``vectors`` and ``mask`` to logits, or such a
-network already made functional (a :class:`~mmdistill.text.token_models.PretrainedModule`, whose body stays)."""
+network already made functional (a :class:`~mmdistill.text.token_models.PretrainedModule` keeps its body)."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,33 @@ class TokenSplits:
 
     @property
     def truncated(self) -> int:
-        """How many texts were cut."""
+        """The number of truncated texts."""
         return self.train.truncated + self.dev.truncated + self.test.truncated
 
 
 class TokenTask(TextClassification):
     """Classification of texts by networks that read their tokens' vectors.
 
-    A synthetic sample is a sequence of L vectors with a label: ``inputs`` are the dict of ``vectors`` ``(n, L, H)``, in
-    the standard units of the vocabulary, and ``mask`` ``(n, L)``. Judges are the network distilled with, the others of
-    ``textcnn``, ``bilstm``, ``bigru`` and ``transformer``, ``projected`` (the first network on the nearest real
-    tokens), and ``read-alone``, ``read-tfidf``, ``read-average``, ``read-minilm``: the nearest tokens read as texts by
-    another encoder, with logistic regression.
+    A synthetic sample is a sequence of L vectors with a label: ``inputs`` are a dict of ``vectors`` ``(n, L, H)``, in
+    the standard units of the vocabulary, and ``mask`` ``(n, L)``. Judges, in this order:
+
+    - the network distilled with, then the others of ``textcnn``, ``bilstm``, ``bigru`` and ``transformer``.
+    - ``projected``: the first network on the nearest real tokens.
+    - ``read-alone``, ``read-tfidf``, ``read-average``, ``read-minilm``: another encoder reads each sample's nearest
+      tokens as a text, for logistic regression.
 
     Args:
         data: the texts, split.
         vocabulary: tokens and their vectors.
-        tokens: of the three splits, of one length.
+        tokens: the tokens of the three splits, all of one length.
         model: the network to distil with.
-        encoder: the model that tokens and transformer come from.
-        network_name: what reports call the network; empty: it is the user's, and as a judge called ``model``.
-        protocol: how networks are trained on sets that carry no steps of their own; None is each network's default.
-        judge_epochs: epochs of that training; None is the protocol's own number.
-        judge_batch: size of its minibatches; None is the protocol's own.
+        encoder: the model of the tokens and of ``transformer``.
+        network_name: name of the network in reports; if empty, it is the user's own, and as a judge called ``model``.
+        protocol: how networks train on sets without learned steps; None is each network's default.
+        judge_epochs: epochs of that training; None keeps the protocol's number.
+        judge_batch: size of its minibatches; None keeps the protocol's.
     Raises:
-        ConfigError: epochs or a size that are no whole numbers of at least 1, or a network that does not fit.
+        ConfigError: epochs or a batch size that is not a whole number of at least 1, or a network that does not fit.
     """
 
     encoder: TransformerEncoder
@@ -112,13 +114,13 @@ class TokenTask(TextClassification):
 
     @property
     def candidates(self) -> Tensor:
-        """The numbers of the tokens that occur in training texts, special ones left out, ``(k,)``."""
+        """The numbers of the tokens in training texts, without special tokens, ``(k,)``."""
         used = torch.zeros(len(self.vocabulary.vectors), dtype=torch.bool, device=self.device)
         used[self._ids[self._mask]] = True
         return (used & ~self.vocabulary.special).nonzero().flatten()
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the mean :func:`~mmdistill.labels.target_loss`, and the distance to attention labels."""
+        """Return the mean :func:`~mmdistill.labels.target_loss`, plus the attention loss if there are such labels."""
         if isinstance(batch.targets, dict):
             return self._attention_loss(state, batch, batch.targets)
         return super().loss(state, batch, train=train, draws=draws)
@@ -128,14 +130,14 @@ class TokenTask(TextClassification):
         params = {f"model.{name}": tensor for name, tensor in {**state.params, **state.buffers}.items()}
         logits, attention = torch.func.functional_call(network, params, (inputs,))
         self.model.forget()
-        each = target_loss(logits, targets["labels"]) + attention_loss(attention, targets["attention"])
-        return weighted_mean(each, batch.weight)
+        losses = target_loss(logits, targets["labels"]) + attention_loss(attention, targets["attention"])
+        return weighted_mean(losses, batch.weight)
 
     def require_transformer(self) -> TransformerClassifier:
-        """Return the network, where it is one whose attention can be read.
+        """Return the network after checking that it is the transformer, whose attention can be read.
 
         Raises:
-            ConfigError: any but the transformer.
+            ConfigError: another network.
         """
         module = self.model.module
         if not isinstance(module, TransformerClassifier):
@@ -145,10 +147,10 @@ class TokenTask(TextClassification):
         return module
 
     def network_inputs(self, inputs: Inputs) -> Tensors:
-        """Return inputs of this space as they are.
+        """Return inputs unchanged after checking that they are token embeddings.
 
         Raises:
-            ShapeError: inputs of another.
+            ShapeError: other inputs.
         """
         return token_inputs(inputs)
 
@@ -166,7 +168,7 @@ class TokenTask(TextClassification):
         return (sequences["vectors"] * sequences["mask"][..., None]).to(self.device).sum(1)
 
     def training_points(self) -> Tensor:
-        """Return the sum of the vectors of each training text: by direction, their mean."""
+        """Return the sum of the vectors of each training text, which has the direction of their mean."""
         chunks = torch.split(torch.arange(len(self._ids), device=self.device), 1024)
         return torch.cat([self.look_up(self._ids[rows], self._mask[rows])["vectors"].sum(1) for rows in chunks])
 
@@ -183,58 +185,58 @@ class TokenTask(TextClassification):
     def score(self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
         """Train networks and score them on the test texts.
 
-        A set that carries its steps trains the network that it was distilled with by just these.
+        If a set carries learned steps, the network that it was distilled with takes exactly these.
         """
-        batch = self._numbers() if synthetic is None else synthetic
-        if judge == PROJECTED and synthetic is not None:  # real texts are real tokens as they are
+        batch = self._training_tokens() if synthetic is None else synthetic
+        if judge == PROJECTED and synthetic is not None:  # real texts need no projection
             batch = batch._replace(inputs=self.projected(batch.inputs)[0])
         queries = (self.tokens.test, self.data.test.labels)
         return self._judge(judge, learned).score(batch, queries, draws, n)
 
     def epochs_on(self, judge: str, count: int) -> int:
-        """Return for how many epochs a judge trains on so many texts that carry no steps of their own."""
+        """Return a judge's number of epochs on ``count`` texts without learned steps."""
         return self._judge(judge, {}).epochs_on(count)
 
-    def _numbers(self) -> Batch:
-        """Return all training texts as token numbers; their vectors would be L x H numbers for each."""
+    def _training_tokens(self) -> Batch:
+        """Return all training texts as token numbers, since vectors would take L x H floats for each text."""
         return Batch(
             {"ids": self._ids, "mask": self._mask}, self._classes, torch.ones(len(self._ids), device=self.device)
         )
 
     def vectors(self, inputs: Inputs) -> Tensors:
-        """Return inputs as vectors; those given as token numbers (``ids`` and ``mask``) are looked up."""
+        """Return inputs as vectors; token numbers (``ids`` and ``mask``) are looked up."""
         if isinstance(inputs, dict) and "ids" in inputs:
             return self.look_up(inputs["ids"], inputs["mask"])
         return self.network_inputs(inputs)
 
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
-        own = key in (self.judges[0], PROJECTED)
-        model = self.model if own else self._other(key)
+        is_own = key in (self.judges[0], PROJECTED)
+        model = self.model if is_own else self._build_network(key)
         base = self.protocol or protocol_for(model)
         protocol = replace(base, epochs=self.judge_epochs or base.epochs, batch=self.judge_batch or base.batch)
-        return TokenJudge(self, model, key, protocol, learned if own else {})
+        return TokenJudge(self, model, key, protocol, learned if is_own else {})
 
-    def _other(self, name: str) -> FunctionalModule:
+    def _build_network(self, name: str) -> FunctionalModule:
         return named_module(name, self.vocabulary, self.class_count, encoder=self.encoder, device=self.device)
 
     def projected(self, inputs: Inputs) -> tuple[Tensors, Tensor]:
-        """Return inputs whose vectors are those of the nearest tokens of training texts, and the token numbers."""
+        """Replace each vector by the nearest training token's vector; return the token numbers too."""
         sequences = self.network_inputs(inputs)
         special = self.vocabulary.special.nonzero().flatten()
         ids = self.vocabulary.nearest(sequences["vectors"], torch.cat([self.candidates, special]))
         return self.look_up(ids, sequences["mask"]), ids
 
     def readable(self, inputs: Inputs) -> list[str]:
-        """Return each sample as the text of its nearest tokens."""
+        """Return the text of each sample's nearest tokens."""
         sequences, ids = self.projected(inputs)
         rows = zip(ids.cpu(), sequences["mask"].cpu(), strict=True)
-        return [self.vocabulary.words(row[kept], PAIR in self.data.train.texts[0]) for row, kept in rows]
+        return [self.vocabulary.words(row[mask], PAIR in self.data.train.texts[0]) for row, mask in rows]
 
     def checked(self, synthetic: Batch) -> Batch:
-        """Return sequences as they are.
+        """Return sequences unchanged after checking them.
 
         Raises:
-            ShapeError: those of other vectors, or labels of other classes.
+            ShapeError: vectors of another dimension, or labels of other classes.
         """
         sequences = self.network_inputs(synthetic.inputs)
         vectors, targets = sequences["vectors"], class_labels(synthetic.targets)
@@ -253,7 +255,7 @@ class TokenTask(TextClassification):
         return sum(values) / len(values)
 
     def describe(self) -> TaskInfo:
-        """Return what identifies this task; the vocabulary and the length are part of it."""
+        """Return the task's identity, which includes the vocabulary and the length."""
         return self.described(
             f"{self.vocabulary.identity}|{self.length}",
             {
@@ -270,7 +272,7 @@ class TokenTask(TextClassification):
 
 
 class _WithAttention(torch.nn.Module):
-    """Calls a transformer for logits and attention."""
+    """A module whose forward pass returns a transformer's logits and attention, for ``functional_call``."""
 
     def __init__(self, model: TransformerClassifier) -> None:
         super().__init__()
@@ -312,22 +314,20 @@ def token_task(
         encoder: the transformers model whose tokens and input embeddings are used: ``minilm``, a name or a folder.
         length: tokens kept of each text, special ones included; by default as many as 95 % of the training texts have.
         width: filters of each window or units of each direction; 64 by default.
-        features: for a network of one's own, the submodules whose activations are its features.
-        test: a pair or a table to test on, beside a pair ``(texts, labels)`` or a table; a fifth is held out by
+        features: for your own network, the submodules whose activations are its features.
+        test: a pair or a table to test on, with ``data`` a pair ``(texts, labels)`` or a table; a fifth is held out by
             default.
-        text_column: the column of texts; guessed by default.
-        label_column: the column of labels; guessed by default.
+        text_column: the text column; guessed by default.
+        label_column: the label column; guessed by default.
         class_names: names by class index.
-        name: what data in memory are called, in reports and where runs are compared.
-        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
-        judge_epochs: epochs of trained judges, for sets that carry no steps of their own; None is the protocol's own
-            number.
-        judge_batch: their minibatch size; None is the protocol's own.
+        name: name of in-memory data in reports and run comparisons.
+        device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
+        judge_epochs: epochs of trained judges, for sets without learned steps; None keeps the protocol's number.
+        judge_batch: their minibatch size; None keeps the protocol's.
         protocol: how they are trained; by default :func:`~mmdistill.text.token_judges.protocol_for` each network.
-        teacher: a network that is trained already, asked wherever one would train first to label samples: an
-            ``nn.Module`` of the task's own ``model``, its state dict, or the path of a ``.safetensors``, ``.pt`` or
-            ``.pth`` file of one.
-        seed: of the splits that the data do not come with.
+        teacher: a trained network that labels samples, instead of training a teacher: an ``nn.Module`` of the task's
+            own ``model``, its state dict, or the path of a ``.safetensors``, ``.pt`` or ``.pth`` file of one.
+        seed: seed of the splits that the data lack.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
@@ -339,27 +339,30 @@ def token_task(
     require_kind(FitProtocol, protocol=protocol)
     network = network_name(model, width, features, tokens=True)
     device = choose_device(device)
-    given = with_test(data, test)
-    loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
+    source = with_test(data, test)
+    loaded = load_text(source, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
     loaded = called(loaded, name, data, SOURCES)
-    source = make_encoder(encoder, device)
-    if not isinstance(source, TransformerEncoder):
+    token_encoder = make_encoder(encoder, device)
+    if not isinstance(token_encoder, TransformerEncoder):
         raise ConfigError(
-            f"the encoder {source.name!r} has no table of token embeddings; use 'minilm' or another transformers model"
+            f"the encoder {token_encoder.name!r} has no table of token embeddings; use 'minilm' or another "
+            "transformers model"
         )
-    vocabulary = load_vocabulary(source)
+    vocabulary = load_vocabulary(token_encoder)
     train = vocabulary.tokenize(loaded.train.texts, length, trim=True)
-    dev, held_out = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
+    dev, test_tokens = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
     if isinstance(model, str):
-        module = named_module(network, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
+        module = named_module(
+            network, vocabulary, len(loaded.class_names), encoder=token_encoder, width=width, device=device
+        )
     else:
         module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
     task = TokenTask(
         loaded,
         vocabulary,
-        TokenSplits(train, dev, held_out),
+        TokenSplits(train, dev, test_tokens),
         module,
-        encoder=source,
+        encoder=token_encoder,
         network_name=network,
         protocol=protocol,
         judge_epochs=judge_epochs,

@@ -1,4 +1,4 @@
-"""TREC's question classification as its authors publish it: lines of ``COARSE:fine question``."""
+"""Read TREC's question classification as its authors publish it: lines of ``COARSE:fine question``."""
 
 from pathlib import Path
 
@@ -23,15 +23,15 @@ def is_published(folder: Path) -> bool:
 
 
 def read_published(folder: Path) -> dict[str, tuple[list[object], list[object]]]:
-    """Return questions and names of coarse classes by split.
+    """Read questions and their coarse class names, by split.
 
     Raises:
-        DataError: a line that does not start with one of the classes; it is named.
+        DataError: a line does not start with a known class; the message names the line.
     """
     splits: dict[str, tuple[list[object], list[object]]] = {}
     for split, name in FILES.items():
         texts, labels = splits.setdefault(split, ([], []))
-        lines = (folder / name).read_text(encoding="latin-1").split("\n")  # which the published files are in
+        lines = (folder / name).read_text(encoding="latin-1").split("\n")  # the files are not UTF-8
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -1,4 +1,4 @@
-"""The tokens of a transformers model with their vectors: the space that token embeddings are learned in."""
+"""The tokens of a transformers model and their vectors: the space of learned token embeddings."""
 
 import functools
 import hashlib
@@ -19,18 +19,18 @@ from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder, TransformerE
 logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 128
-"""The default length is never longer."""
+"""Upper limit of the default length."""
 COVERED = 0.95
-"""The default length holds so many of the texts whole."""
+"""Share of the texts that the default length holds without truncation."""
 DISTANCE_CHUNK = 256
-"""Vectors that are compared with the whole vocabulary at once."""
+"""Vectors compared with the whole vocabulary at once."""
 
 
 class Tokens(NamedTuple):
-    """Token numbers of texts, and how many texts were cut.
+    """Token numbers of texts, and the number of truncated texts.
 
     Shapes:
-        ids ``(n, L)`` int64, 0 beyond a text's end; mask ``(n, L)`` bool, true where there is a token.
+        ids ``(n, L)`` int64, 0 after a text's end; mask ``(n, L)`` bool, true for tokens.
     """
 
     ids: Tensor
@@ -41,15 +41,15 @@ class Tokens(NamedTuple):
 class Vocabulary:
     """A tokenizer and the vectors of its tokens in standard units.
 
-    A token's vector is its row of the model's input embeddings, minus the mean row, over the root mean square of what
-    remains: so the zero vector, which stands where a text has ended, is the mean of all tokens, and learning rates
-    carry over between models. :func:`in_model_units` goes back to what the model reads as ``inputs_embeds``.
+    A token's vector is its row of the model's input embeddings, minus the mean row, divided by the root mean square of
+    all such differences. So the zero vector, used after a text's end, is the mean of all tokens, and learning rates
+    carry over between models. :func:`in_model_units` converts back to the model's ``inputs_embeds``.
 
     Args:
         tokenizer: a transformers tokenizer. Padding is masked, so it needs no pad token.
         table: the model's input embeddings, ``(V, H)``.
-        name: how the user calls the model.
-        identity: differs whenever tokenizer or table differ.
+        name: the user's name for the model.
+        identity: a string that differs whenever tokenizer or table differ.
     Raises:
         ShapeError: the table is not ``(V, H)``.
         ConfigError: all tokens have the same vector.
@@ -75,14 +75,14 @@ class Vocabulary:
         return self.vectors.shape[1]
 
     def tokenize(self, texts: Sequence[str], length: int | None = None, *, trim: bool = False) -> Tokens:
-        """Return the token numbers of texts, special tokens included; pairs are joined as the tokenizer does it.
+        """Return the token numbers of texts, special tokens included; the tokenizer joins pairs.
 
         Args:
             texts: n texts.
-            length: L, the tokens kept of each; None keeps as many as 95 % of the texts have, at most 128.
-            trim: let L be no more than the longest text has, if it is more than any default.
+            length: L, the tokens kept of each text; None: the 95 % quantile of the texts' lengths, at most 128.
+            trim: reduce a length above 128 to that of the longest text.
         Raises:
-            ConfigError: a length that leaves no room for a word, of pairs for one of each text.
+            ConfigError: a length without room for a word, or for pairs without room for a word of each text.
         """
         full: list[list[int]] = [self._numbers(text) for text in texts]
         counts = torch.tensor([len(row) for row in full])
@@ -112,7 +112,7 @@ class Vocabulary:
         return numbers
 
     def nearest(self, vectors: Tensor, candidates: Tensor) -> Tensor:
-        """Return, per vector, the nearest token (Euclidean) out of some candidates.
+        """Return each vector's nearest token (Euclidean) among ``candidates``.
 
         Shapes:
             vectors ``(..., H)``; candidates ``(k,)`` token numbers; returns ``(...)`` token numbers.
@@ -128,11 +128,11 @@ class Vocabulary:
         return candidates.to(vectors.device)[torch.cat(rows)].view(vectors.shape[:-1])
 
     def in_own_units(self, vectors: Tensor) -> Tensor:
-        """Return vectors that are in the units of the model, as its ``inputs_embeds`` (:func:`in_model_units`)."""
+        """Convert vectors from the model's units (``inputs_embeds``), the inverse of :func:`in_model_units`."""
         return (vectors - self.mean.to(vectors)) / self.scale
 
     def words(self, ids: Tensor, pair: bool = False) -> str:
-        """Return tokens as a text without special tokens; of a pair as its two texts, where one mark divides them."""
+        """Decode tokens to a text without special tokens; ``pair`` splits it at separators if these give two texts."""
         numbers, end = ids.tolist(), getattr(self.tokenizer, "sep_token_id", None)
         if pair:
             parts = [list(own) for mark, own in groupby(numbers, lambda number: number == end) if not mark]
@@ -151,7 +151,7 @@ class Vocabulary:
 
 
 def token_inputs(inputs: Inputs) -> Tensors:
-    """Return inputs that are token embeddings as they are.
+    """Return inputs unchanged after checking that they are token embeddings.
 
     Raises:
         ShapeError: other inputs.
@@ -163,12 +163,12 @@ def token_inputs(inputs: Inputs) -> Tensors:
 
 
 def in_model_units(vectors: Tensor, scale: float, mean: Tensor) -> Tensor:
-    """Return token vectors in the units of the model whose tokens have a scale and a mean, as its ``inputs_embeds``."""
+    """Convert token vectors to the model's units (``inputs_embeds``), given the scale and mean of its tokens."""
     return vectors * scale + mean.to(vectors)
 
 
 def load_vocabulary(encoder: TransformerEncoder) -> Vocabulary:
-    """Return the tokens and input embeddings of an encoder's model.
+    """Load the tokenizer and input embeddings of an encoder's model.
 
     Raises:
         ConfigError: the model cannot be loaded.
@@ -186,7 +186,7 @@ class AverageEncoder(SentenceEncoder):
     """The L2-normalised mean of the vectors of a text's tokens: a bag of word vectors, without any context.
 
     Args:
-        source: whose tokens and input embeddings are averaged.
+        source: the encoder whose tokens and input embeddings are averaged.
     """
 
     name = "average"
@@ -201,7 +201,7 @@ class AverageEncoder(SentenceEncoder):
         return load_vocabulary(self.source)
 
     def identity(self) -> str:
-        """Return that of the vocabulary, with the pooling."""
+        """Return the vocabulary's identity with the pooling."""
         return f"{self.vocabulary.identity}:mean:l2"
 
     def encode(self, texts: Sequence[str]) -> Encoding:

@@ -1,4 +1,4 @@
-"""Sequences of token vectors as codes: free vectors, vectors with attention labels, and real tokens."""
+"""Parameterizations by token vectors: free vectors, vectors with attention labels, and real tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,11 @@ from mmdistill.text.token_task import TokenTask
 from mmdistill.text.vocabulary import Vocabulary
 
 WORD_RATES = {"codes": OptimizerSpec("adam", 0.2)}
-"""A code moves about 1 in each of its numbers before another token is nearest: larger steps than free codes take."""
+"""Each number of a code must move by about 1 before another token is nearest, so the rate is larger than usual."""
 
 
 def as_token_task(task: Task) -> TokenTask:
-    """Return the task if it is one of token embeddings.
+    """Return the task after checking that it is one of token embeddings.
 
     Raises:
         ConfigError: it is of another kind.
@@ -35,10 +35,10 @@ def as_token_task(task: Task) -> TokenTask:
 
 
 def as_attended_task(task: Task) -> TokenTask:
-    """Return the task if it is one of token embeddings that a transformer reads.
+    """Return the task after checking that it is one of token embeddings read by a transformer.
 
     Raises:
-        ConfigError: it is of another kind, or of another network.
+        ConfigError: it is of another kind, or has another network.
     """
     text = as_token_task(task)
     text.require_transformer()
@@ -46,10 +46,10 @@ def as_attended_task(task: Task) -> TokenTask:
 
 
 def token_start(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensors, Tensor]:
-    """Return what synthetic sequences start from, and their classes.
+    """Return the initial vectors of synthetic sequences, and their classes.
 
-    They are full of learned vectors: where a real text has ended, the zero vector follows (the mean of all tokens), and
-    with ``init = "noise"`` all is N(0, 1).
+    Sequences start from real texts, with the zero vector (the mean of all tokens) after a text's end; with
+    ``init = "noise"`` all vectors are N(0, 1).
     """
     text = as_token_task(task)
     counts, classes, _ = shares_of(text, budget)
@@ -63,16 +63,16 @@ def token_start(task: Task, budget: int, settings: Settings, draws: Draws) -> tu
 def token_samples(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
     """Build sequences of freely learned vectors."""
     inputs, classes = token_start(task, budget, settings, draws)
-    count = as_token_task(task).class_count
-    full = torch.ones_like(inputs["mask"])
-    return Raw({**inputs, "mask": full}, make_labels(label, classes, count), classes, count)
+    num_classes = as_token_task(task).class_count
+    full_mask = torch.ones_like(inputs["mask"])  # vectors after a text's end are learned too
+    return Raw({**inputs, "mask": full_mask}, make_labels(label, classes, num_classes), classes, num_classes)
 
 
 def attended_samples(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> AttendedSamples:
-    """Build freely learned vectors with labels for a transformer's attention, which start uniform.
+    """Build freely learned vectors with initially uniform labels for a transformer's attention.
 
     Raises:
-        ConfigError: a network without attention, or labels of a teacher, which knows none.
+        ConfigError: a network without attention, or teacher labels, which have no attention labels.
     """
     text = as_attended_task(task)
     if label == "teacher":
@@ -88,22 +88,22 @@ def attended_samples(task: Task, budget: int, settings: Settings, label: LabelKi
 class Words(Parameterization):
     """Sequences of real tokens, learned by a straight-through projection.
 
-    Codes are vectors; decoding replaces each by the nearest candidate token's, and passes gradients on as if it had
-    not. What must be kept are the token numbers alone.
+    Codes are vectors. Decoding replaces each by the nearest candidate token's vector, and gradients pass through
+    unchanged. Only the token numbers need to be stored.
 
     Args:
-        inputs: ``vectors`` ``(M, L, H)`` to start from, and ``mask`` ``(M, L)``; the length of each text stays.
-        ids: ``(M, L)`` token numbers; special ones stay as they are.
+        inputs: initial ``vectors`` ``(M, L, H)`` and ``mask`` ``(M, L)``; text lengths do not change.
+        ids: ``(M, L)`` initial token numbers; special tokens do not change.
         labels: the targets.
         classes: ``(M,)``.
         num_classes: C.
         vocabulary: tokens and vectors.
-        candidates: ``(k,)`` the tokens that may be chosen.
+        candidates: ``(k,)`` numbers of the tokens to choose from.
     Source: Bengio, Leonard and Courville, 2013 (straight-through).
     """
 
     mask: Tensor
-    _kept: Tensor
+    _initial_ids: Tensor
     _fixed: Tensor
     _candidates: Tensor
 
@@ -123,24 +123,24 @@ class Words(Parameterization):
         self.vocabulary = vocabulary
         self.codes = nn.Parameter(inputs["vectors"].clone())
         self.register_buffer("mask", inputs["mask"].clone())
-        self.register_buffer("_kept", ids.clone(), persistent=False)
+        self.register_buffer("_initial_ids", ids.clone(), persistent=False)
         self.register_buffer("_fixed", vocabulary.special[ids] | ~inputs["mask"], persistent=False)
         self.register_buffer("_candidates", candidates, persistent=False)
 
     def ids(self) -> Tensor:
         """Return the token numbers, ``(M, L)``."""
-        found = self.vocabulary.nearest(self.codes.detach(), self._candidates)
-        return torch.where(self._fixed, self._kept, found)
+        nearest = self.vocabulary.nearest(self.codes.detach(), self._candidates)
+        return torch.where(self._fixed, self._initial_ids, nearest)
 
     def forward(self, draws: Draws) -> Batch:
-        """Return the real tokens' vectors, through which gradients reach the codes."""
+        """Return the real tokens' vectors; gradients pass straight through to the codes."""
         real = self.vocabulary.vectors[self.ids()] * self.mask[..., None]
-        open_to = (~self._fixed)[..., None].to(self.codes)
-        vectors = real + open_to * (self.codes - self.codes.detach())
+        is_learned = (~self._fixed)[..., None].to(self.codes)
+        vectors = real + is_learned * (self.codes - self.codes.detach())
         return Batch({"vectors": vectors, "mask": self.mask}, self.labels(), torch.ones(len(real), device=real.device))
 
     def stored_bytes(self) -> int:
-        """Return the bytes of the token numbers that are not padding, and of the labels."""
+        """Return the bytes of the token numbers, without padding, and of the labels."""
         tokens = index_bytes(len(self.vocabulary.vectors)) * int(self.mask.sum())
         return tokens + sum(stored_tensor_bytes(tensor) for tensor in self.labels.state_dict().values())
 
@@ -150,14 +150,13 @@ def word_samples(task: Task, budget: int, settings: Settings, label: LabelKind, 
 
     Raises:
         ConfigError: a start from noise, which is no text.
-        DataError: training texts without a token that is a word.
+        DataError: the training texts hold only special tokens.
     """
     if settings.init == "noise":
         raise ConfigError("real tokens start from real texts; choose --init real, herding, k-center or k-means")
     text = as_token_task(task)
     inputs, classes = token_start(task, budget, settings, draws)
-    # Padding looks up token 0's place, which the mask hides.
-    _, ids = text.projected(inputs)
+    _, ids = text.projected(inputs)  # the numbers of padding are arbitrary; the mask hides them
     labels = make_labels(label, classes, text.class_count)
     if not len(text.candidates):
         raise DataError("the training texts hold no token that is a word, so there is none to choose")

@@ -90,8 +90,8 @@ def test_ridges_validated_together_score_as_each_alone(interactions, monkeypatch
     monkeypatch.setattr(models, "FITTED_NUMBERS", together * x.numel() + 1)
     model = InfiniteAutoencoder(x) if kind == "inf-ae" else Ease(x)
     assert model.together == (1 if kind == "ease of many" else together)
-    ridges, read, seen = (-1e9, *model.ridges[:5]), model.read, []
-    monkeypatch.setattr(model, "read", lambda known: (seen.append(len(known)), read(known))[1])
+    ridges, features, seen = (-1e9, *model.ridges[:5]), model.features, []
+    monkeypatch.setattr(model, "features", lambda known: (seen.append(len(known)), features(known))[1])
     protocol = RankingProtocol(ks=(5,), negatives=0, candidates=30, chunk=50, max_users=120)
     found = model.validate(ridges, lambda scorers: protocol.ndcg(scorers, interactions, "valid"))
     assert len(seen) == 3 * -(-len(ridges) // model.together)

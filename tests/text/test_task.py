@@ -335,7 +335,7 @@ def test_knn_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_heavier_of_two_equal_points_decides(task: TextTask, judge: str) -> None:
     points = task.train.inputs[:1].expand(2, -1)
     for weight, heavier in (([1.0, 5.0], 1), ([5.0, 1.0], 0)):
-        found, _ = task._closed(Batch(points, torch.tensor([0, 1]), torch.tensor(weight)), judge)
+        found, _ = task._predict_solved(Batch(points, torch.tensor([0, 1]), torch.tensor(weight)), judge)
         assert (found == heavier).all()
 
 
