@@ -132,7 +132,7 @@ def mean_field_interactions(
     mass_penalty: float = 0.0,
     scale: float = 1.0,
 ) -> Storage:
-    """Store users as dense weighted rows, starting from real users.
+    """Return a storage of users as dense weighted rows, starting from real users.
 
     Args:
         interactions_per_user: gamma, capped at a quarter of the items; by default :data:`MASS_RATIO` times the mean
@@ -153,13 +153,13 @@ def sampled_interactions(
     mass_penalty: float = 0.0,
     scale: float = 1.0,
 ) -> Storage:
-    """Store users as a prior that each step samples; arguments as in :func:`mean_field_interactions`."""
+    """Return a storage of users as a prior that each step samples; arguments as in :func:`mean_field_interactions`."""
     summary = "weighted users that each step samples"
     return _weighted_interactions(SampledInteractions, summary, interactions_per_user, temperature, mass_penalty, scale)
 
 
 def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
-    """Store users as lists of items; each starts from the most frequent items of a few real users.
+    """Return a storage of users as lists of items; each starts from the most frequent items of a few real users.
 
     Args:
         interactions_per_user: gamma, capped at a quarter of the items; by default :func:`binary_ratio` times the mean
@@ -176,7 +176,7 @@ def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
 
 
 def expected_interactions() -> Storage:
-    """Store users as probabilities of interactions, starting from the mean rows of user clusters.
+    """Return a storage of users as probabilities of interactions, starting from the mean rows of user clusters.
 
     If the settings name another start than ``real``, rows start from the users that it chooses. Rows keep their masses,
     unless the settings give interactions per user: then they are scaled to that mean mass.

@@ -24,17 +24,16 @@ logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
 MANY = 1000
-"""Texts from which encoding takes so long that it is announced."""
+"""Announce the encoding of at least this many texts, since it takes long."""
 KEPT_SECONDS = 10.0
-"""Of encoding that an interruption may cost; what was done before is kept."""
+"""Write encoded batches to disk at this interval, so that an interruption loses no more than these seconds."""
 
 
 def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
     """Encode texts once: a second call with the same texts and encoder reads the cache.
 
-    A cache file that is damaged, or that does not hold one finite point per text, is computed again. A transformer
-    that is interrupted goes on where it was, with the same result to the bit; other encoders are called once with all
-    texts.
+    A cache file that is damaged, or that does not hold one finite point per text, is computed again. An interrupted
+    transformer resumes with a bit-identical result; other encoders are called once with all texts.
 
     Raises:
         DataError: the encoder returned NaN or Inf.
@@ -78,19 +77,19 @@ def _require_finite(encoder: SentenceEncoder, points: Tensor, rows: Sequence[int
 
 
 def _encodes_in_batches(encoder: TransformerEncoder) -> bool:
-    """Return whether ``encode`` is the library's own: that of a subclass may do something else."""
+    """Return whether ``encode`` is the library's own; a subclass's ``encode`` may not work in batches."""
     return getattr(encoder.encode, "__func__", None) is TransformerEncoder.encode
 
 
 def _encode_in_batches(encoder: TransformerEncoder, texts: Sequence[str], path: Path) -> Encoding:
-    """Return what :meth:`TransformerEncoder.encode` does; show how far it is, and keep that for another call.
+    """Do what :meth:`TransformerEncoder.encode` does, with a progress bar and resumable from disk.
 
-    A bar counts tokens, since batches of long texts come first and take longer.
+    The bar counts tokens, since batches of long texts come first and take longer.
 
     Args:
         encoder: the encoder.
         texts: n texts.
-        path: where the points of all will be.
+        path: the final cache file.
     """
     batches = encoder.batches(texts)
     points = torch.empty(len(texts), batches.dim)
@@ -117,15 +116,15 @@ def _encode_in_batches(encoder: TransformerEncoder, texts: Sequence[str], path: 
 
 
 class _Parts:
-    """Points of batches that are read, in files until all are.
+    """Files with the points of batches that are encoded so far.
 
-    Each file is of some batches in a row and called by the number of the first. What it holds is written with it, so
-    that no other texts', model's or batches' points are taken for these.
+    Each file holds consecutive batches and is named by the number of the first. It also records its rows and its
+    folder's name, so that points of other texts, models or batches are not mistaken for these.
 
     Args:
-        path: where the points of all will be.
+        path: the final cache file.
         batches: the texts in their batches.
-        settings: what changes rounding errors of the points, and not their space.
+        settings: settings that change the points' rounding errors but not their space.
     """
 
     def __init__(self, path: Path, batches: Batches, settings: str) -> None:
@@ -134,22 +133,22 @@ class _Parts:
         self.batches = batches
 
     def write(self, points: Tensor, first: int, end: int) -> bool:
-        """Write the points of batches from the first on; returns whether that could be done."""
+        """Write the points of batches ``first`` to ``end`` (exclusive); return whether that worked."""
         chosen = self.batches.rows[first:end]
         try:
             rows = [row for batch in chosen for row in batch]
             save_tree(self._file(first), {"of": self.folder.name, "rows": chosen, "points": points[rows]})
-        except OSError:  # which is warned of where the whole cannot be written either
+        except OSError:  # no warning here: writing the final file fails too, and warns
             return False
         return True
 
     def read_into(self, points: Tensor) -> int:
-        """Fill in what an interrupted call left, as far as it is whole; returns the number of batches."""
+        """Fill in the points that an interrupted call left, up to the first gap; return the number of batches."""
         done = 0
         while True:
             try:
                 part = load_tree(self._file(done))
-            except (CheckpointError, OSError):  # there is no more, or it is damaged
+            except (CheckpointError, OSError):  # no more files, or a damaged one
                 return done
             chosen, found = part.get("rows"), part.get("points")
             if part.get("of") != self.folder.name or not chosen or not isinstance(found, Tensor):
@@ -165,7 +164,7 @@ class _Parts:
 
 
 def _remove_parts(path: Path) -> None:
-    """Remove what interrupted calls left of points that are all written now."""
+    """Remove the parts that interrupted calls left of points that are now complete."""
     for folder in path.parent.glob(f"{path.stem}-*.parts"):
         shutil.rmtree(folder, ignore_errors=True)
 

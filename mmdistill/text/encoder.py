@@ -47,14 +47,14 @@ class Encoding(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """Texts in the batches that an encoder reads them in.
+    """Texts divided into batches for an encoder.
 
     Args:
-        rows: the texts of each batch, by index; together each text once.
-        tokens: that are computed for each batch, padding included.
-        dim: the numbers in a point, d.
-        truncated: how many of all texts are longer than the encoder reads.
-        read: returns the points ``(k, d)``, float32 on the CPU, of the texts of a batch.
+        rows: the indices of each batch's texts; each text occurs once.
+        tokens: number of tokens computed for each batch, padding included.
+        dim: d, the numbers in a point.
+        truncated: the number of truncated texts.
+        read: returns the points ``(k, d)`` of a batch's texts, float32 on the CPU.
     """
 
     rows: list[list[int]]
@@ -181,9 +181,9 @@ class TransformerEncoder(SentenceEncoder):
         return Encoding(points, batches.truncated)
 
     def batches(self, texts: Sequence[str]) -> Batches:
-        """Return texts in batches of alike length, the longest first.
+        """Divide texts into batches of similar length, the longest first.
 
-        Pairs come before single texts and apart from them, which a tokenizer would take for pairs beside them.
+        Pairs and single texts are batched separately, pairs first: in one call a tokenizer would read all as pairs.
 
         Raises:
             ConfigError: as :meth:`encode`.
@@ -192,7 +192,7 @@ class TransformerEncoder(SentenceEncoder):
 
         tokenizer = self.load(AutoTokenizer)
         model = self.load_body().to(self.device).eval()
-        if tokenizer.pad_token is None:  # what stands in masked places changes nothing
+        if tokenizer.pad_token is None:  # any token will do, since padding is masked
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.sep_token
         if tokenizer.pad_token is None:
             raise ConfigError(
@@ -214,10 +214,10 @@ class TransformerEncoder(SentenceEncoder):
 
         batches, counts, truncated = list[list[int]](), list[int](), 0
         are_pairs = torch.tensor([PAIR in text for text in texts], dtype=torch.bool)
-        for alike in (are_pairs, ~are_pairs):
-            if not alike.any():
+        for in_group in (are_pairs, ~are_pairs):
+            if not in_group.any():
                 continue
-            rows = alike.nonzero().flatten()
+            rows = in_group.nonzero().flatten()
             lengths = token_counts(tokenizer, [texts[row] for row in rows.tolist()])
             truncated += int((lengths > limit).sum())
             for chosen in torch.split(lengths.argsort(descending=True, stable=True), self.batch):

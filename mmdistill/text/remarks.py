@@ -24,7 +24,7 @@ def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
 
 
 def missing_texts(texts: Iterable[str]) -> list[str]:
-    """Return a note for each spelling of a missing value that texts are, or one of a pair's two is."""
+    """Return a note for each spelling of a missing value that occurs as a text or as one text of a pair."""
     found = Counter(part for text in texts for part in text.split(PAIR) if is_missing_word(part))
     return [
         f"1 text is {word!r}, which may stand for a missing one"
