@@ -15,7 +15,7 @@ TERMINAL_SECONDS = 0.1
 LOG_SECONDS = 20.0
 """Seconds between two updates in a file, where each is a line of its own."""
 UNSHOWN_SECONDS = 2.0
-"""Seconds of usually short work before it shows a bar."""
+"""Seconds after which work that is usually shorter shows a bar."""
 
 SIZE = {"ncols": 80, "nrows": 20}
 """The size to assume for a terminal that reports no columns, on which tqdm would draw nothing."""

@@ -7,7 +7,10 @@ from mmdistill.parameterizations.base import class_table
 from mmdistill.runtime import Draws
 
 TABLE_MOST = 16
-"""The largest table of classes by samples of the largest class, in multiples of the number of samples."""
+"""The largest table of classes by samples of the largest class, in multiples of the number of samples.
+
+With up to this number of classes no table is larger.
+"""
 
 
 class ClassRows:

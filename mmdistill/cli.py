@@ -122,7 +122,7 @@ def _sweep_parser() -> Parser:
 
 
 def _add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
-    """Add the options ``--config``, ``--dry-run``, with their help texts, and ``--set``."""
+    """Add ``--config`` with the help text ``file``, ``--dry-run`` with ``plan``, and ``--set``."""
     parser.add_argument("--config", action=ConfigFile, help=file)
     parser.add_argument("--dry_run", action="store_true", help=plan)
     add_set(parser)

@@ -117,7 +117,7 @@ def can_start_from_noise(task: Task, method: Method, budget: int, settings: Sett
 
 @contextmanager
 def suggest_noise(task: Task, method: Method, budget: int, settings: Settings) -> Iterator[None]:
-    """Within this context the error that a class has too few real samples suggests to start from noise, if possible.
+    """Within this context the error that a class has too few real samples suggests noise as a start, if possible.
 
     Raises:
         ShortClassError: with the suggestion, in place of the one without.

@@ -117,8 +117,8 @@ def check_weights(
 def change_first_sample(batch: Batch, classes: int | None) -> tuple[Batch, Batch]:
     """Return a batch with its first weighted sample set to weight 0, and the same with that sample's values changed.
 
-    Inputs are rolled if they are one tensor with a row per sample, else they stay. The target becomes another class, or
-    is rolled.
+    Its inputs are rolled if inputs are one tensor with a row per sample, else they stay. Its target becomes another
+    class, or is rolled.
 
     Args:
         batch: the samples, at least one of them with a weight.

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[Method, str]:
     """Return a method, with its settings for the task's number of classes, and the method's name.
 
-    A name is looked up among the methods of the task's domain.
+    A name is looked up among the methods of the task's domain, with the settings of ``schedule``.
 
     Raises:
         ConfigError: neither a name nor a Method, an unknown name or schedule, or a schedule beside a Method.
@@ -175,7 +175,7 @@ def distill(
         UnsupportedError: a network that lacks what the method reads.
         MemoryExhaustedError: out of memory; the message says what to lower.
         CheckpointError: nothing to resume from, damaged checkpoints, or checkpoints or a finished set of another run.
-        NonFiniteError: a loss became NaN or infinite; with ``out``, the last finite state is kept, even the initial.
+        NonFiniteError: a loss became NaN or infinite; with ``out``, the last finite state is kept, or the initial one.
         KeyboardInterrupt: Ctrl-C, once the current step is done; a note, and a warning in the log, say where the
             checkpoint is, or that without ``out`` there is none.
     """

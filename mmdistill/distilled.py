@@ -69,22 +69,22 @@ class DistilledSet:
         compile_seconds: the part of ``seconds`` that compiling took.
         setup_seconds: the part of ``seconds`` before the first step (experts, generators, initial decoders and
             samples), summed over resumptions.
-        inner_seconds: the part of ``seconds`` that trained networks between updates; None if not measured (on CUDA) or
-            without steps. Students that a step unrolls train within the update.
+        inner_seconds: the part of ``seconds`` spent on training networks between updates; None if not measured (on
+            CUDA) or without steps. Students that a step unrolls train within the update.
         precision: the number formats of the steps.
         parameterization: how samples are stored, in words; empty for the method's own way, or if unknown.
         network: the network distilled with, in words; empty without one.
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``; for numbers that are not learned, ``fixed
             probabilities`` or ``fixed scores``; empty without labels.
         judge: the judge that the method makes sets for; empty: the task's first.
-        described: the objective and the network schedule with their values, as plain values; of a user's own network,
+        described: the objective and the network schedule with their settings, as plain values; of a user's own network,
             its name and a digest of its content; of a given ``teacher``, its digest.
         taken: updates made, which patience may have ended early; 0 without steps.
         classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not tell; else None.
         teacher: the given teacher that the run used, by its name and a digest's first digits; empty without one.
         origin: the files of a set that another tool made, in words; else empty.
-        history: ``(step, loss)`` of about a hundred of the run's steps, always the first and the last, even if the set
-            is an earlier step's: the two columns of ``pandas.DataFrame(distilled.history)``. Empty without steps
+        history: ``(step, loss)`` of up to a few hundred of the run's steps, always the first and the last, even if the
+            set is an earlier step's: the two columns of ``pandas.DataFrame(distilled.history)``. Empty without steps
             (closed forms, selections, sets of other tools), and for a folder without ``history.json``.
     """
 
@@ -294,7 +294,7 @@ class DistilledSet:
         return StackDataset(*parts)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss that fits this set's labels: cross entropy for probabilities, else mean squared error.
+        """Return the loss that fits this set's labels: the mean squared error for scores, else cross entropy.
 
         Shapes:
             outputs ``(n, C)`` logits; targets ``(n,)`` or ``(n, C)``, as the set's are; returns a scalar.

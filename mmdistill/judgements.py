@@ -104,7 +104,7 @@ class EvaluationRun:
         self._score_each("the distilled set", self.judges, score, self.results, self.failures)
 
     def judge_robustness(self, given: SetToJudge) -> None:
-        """Give a set both robust scores, or the gap at hard labels alone if random samples at equal count lack.
+        """Give a set both robust scores, or the gap at hard labels alone if a class has too few real samples.
 
         Raises:
             UnsupportedError: a task that has none.

@@ -119,7 +119,7 @@ def unrolling(settings: Settings) -> Unrolling:
 
 
 def unrolled_performance(settings: Settings) -> Objective:
-    """The real loss after an unrolled training; a learned rate is one for each step."""
+    """The real loss after an unrolled training; if rates are learned, each step has its own."""
     learn = "objective" in settings.optimizers
     return UnrolledPerformance(
         settings.inner_steps,
@@ -133,7 +133,7 @@ def unrolled_performance(settings: Settings) -> Objective:
 
 
 def ridge_matching(make: Callable[[float], Objective], ridge: float) -> Configured:
-    """Return a kernel ridge objective configured by the settings' ``ridge``, or by ``ridge`` if they set none."""
+    """Return a kernel ridge objective with the lambda of the settings, or ``ridge`` if they have none (0)."""
     return Configured(lambda settings: make(settings.ridge or ridge))
 
 

@@ -148,7 +148,7 @@ def _host_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def global_draws_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Within this context torch's global generators on the CPU and on one device start from a seed."""
+    """Within this context torch's global generators on the CPU and one device start from a seed; no others change."""
     with _host_seeded(seed):
         if device.type != "cuda":
             yield

@@ -130,7 +130,8 @@ class Settings:
         inner_optimizer: the optimizer of unrolled students: ``sgd`` or ``adam``.
         inner_window: truncated unrolling: gradients flow through the last ``inner_window`` steps, and the training ends
             at a random step of at least that number (performance matching). 0: through all ``inner_steps``.
-        inner_parts: the number of parts of a fixed partition that unrolled students cycle through, with the whole set.
+        inner_parts: if ``inner_batch`` is 0, the number of parts of a fixed partition of the set, through which
+            unrolled students cycle.
         ridge: lambda of kernel ridge matching that does not learn it, times the kernel's mean diagonal entry; 0: the
             method's own.
         experts: how many expert trajectories (methods that match them).

@@ -140,7 +140,7 @@ def opened_tensors(path: Path) -> Iterator[Any]:
     """
     try:
         os.fsencode(path).decode()
-    except UnicodeDecodeError:  # from the system's locale, or from a user
+    except UnicodeDecodeError:  # names in another encoding, by the system's locale or a user's choice
         pass
     else:
         with safetensors.safe_open(path, framework="pt") as handle:

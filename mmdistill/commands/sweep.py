@@ -255,7 +255,7 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
     waiting = deque(enumerate(configs, total - len(configs) + 1))
     running: dict[int, Running] = {}
     failed: list[DistillConfig] = []
-    alone = len(devices) == 1  # so that a run's line can be ended when it ends
+    alone = len(devices) == 1  # then a run's line can stay open until the run ends
     interrupted = False
     try:
         while waiting or running:

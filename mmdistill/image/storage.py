@@ -1,7 +1,7 @@
 """Ways of storing images, for any method: ``METHODS["dm"].stored_as(tiled(2))``, or ``--parameterization`` by name.
 
 Each fits into the given bytes, or into those of the same ipc's raw images with their labels. One exception: up-sampled
-pixels with soft labels store ``factor ** 2`` labels per image, which are not counted. Storages of codes other than
+pixels with soft labels store ``factor ** 2`` labels per image, which come on top. Storages of codes other than
 pixels bring learning rates for their groups ``codes`` and ``decoder``.
 """
 

@@ -32,7 +32,7 @@ MIRRORED = 500
 class MirroredKernelRidge(MarginKernelRidge):
     """FRePo's objective; the regression on a small set includes its mirror images, with the same labels.
 
-    This is for colour images that may be mirrored alone (objects, not digits; the published code leaves out greyscale
+    Only colour images that may be mirrored get them (objects, not digits; the published code leaves out greyscale
     clothes too). Networks train without mirror images.
 
     Args:
@@ -55,7 +55,7 @@ class MirroredKernelRidge(MarginKernelRidge):
 
 
 def with_its_mirror(task: Task, syn: Batch, limit: int = MIRRORED) -> Batch:
-    """Add mirror images to a flat set of at most ``limit`` images, if :func:`may_mirror`."""
+    """Add mirror images to a flat set of at most ``limit`` images, if :func:`may_mirror` allows it."""
     return with_mirror_images(syn) if may_mirror(task) and len(syn.weight) <= limit else syn
 
 

@@ -153,7 +153,7 @@ def _bptt_settings(ipc: int, classes: int = 10) -> Settings:
 
 
 class WindowRow(NamedTuple):
-    """A published command of RaT-BPTT: the student's most steps, window, minibatch; images' rate; real minibatch."""
+    """A published command of RaT-BPTT: students' most steps, window and minibatch; the images' rate; the real batch."""
 
     inner_steps: int
     inner_window: int
