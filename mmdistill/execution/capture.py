@@ -127,7 +127,7 @@ class Graph(Protocol):
     """Captures launches and repeats them."""
 
     def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
-        """Capture the launches of a call, without running them if so implemented; return tensors for its results."""
+        """Capture the launches of a call, which need not run; return the tensors where its results will be."""
         ...
 
     def replay(self) -> None:
@@ -374,9 +374,9 @@ def _on_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def difference(found: Any, expected: Any) -> float:
-    """Return the largest relative difference between the tensors of two trees; infinity if only one is finite.
+    """Return the largest relative difference between the tensors of two trees; infinite if only one of two is finite.
 
-    Tensors that are not finite in both trees are left out. A tensor's norm counts as at least :data:`SMALLEST_SHARE` of
+    Tensors that are finite in neither tree are left out. A tensor's norm counts as at least :data:`SMALLEST_SHARE` of
     the largest: a tensor that ought to vanish, such as the gradient of a bias before an instance norm, is only rounding
     and differs from call to call.
     """

@@ -221,7 +221,7 @@ def has_compiler() -> bool:
 
 
 def worth_compiling(total: float) -> bool:
-    """Return whether compiling pays for ``total`` operations on the CPU, a function of the number of threads only."""
+    """Return whether compiling pays for ``total`` operations on the CPU; the same answer for one number of threads."""
     return total >= WORTH_OPERATIONS * torch.get_num_threads() and has_compiler()
 
 

@@ -15,7 +15,7 @@ OWN = "model"
 
 
 def described_module(module: nn.Module) -> str:
-    """Return a module's own description, with digests of the code and the attributes of classes that users wrote."""
+    """Return a module's own description and, of classes that users wrote, digests of the code and their attributes."""
     classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
     codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in classes)
     attributes = [

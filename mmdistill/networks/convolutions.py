@@ -26,7 +26,7 @@ class Shape(NamedTuple):
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within this context convolutions under autocast on a CPU are :func:`convolution`, differentiable exactly twice.
+    """Within this context convolutions under autocast on a CPU are :func:`convolution`, differentiable twice at most.
 
     Convolutions of unbatched samples, and those with padding given as a word, stay torch's.
     """

@@ -160,8 +160,8 @@ def _fresh_pool(networks: list[NetworkState]) -> Tensors:
 
 def _as_pool(state: NetworkState, momentum: Tensors, right: Tensor, seen: Tensor) -> Tensors:
     """Return stacked networks with their momentum and counts, by a pool's names."""
-    buffers = {MOMENTUM + name: tensor for name, tensor in momentum.items()}
-    return named(state) | buffers | {RIGHT: right, SEEN: seen}
+    velocities = {MOMENTUM + name: tensor for name, tensor in momentum.items()}
+    return named(state) | velocities | {RIGHT: right, SEEN: seen}
 
 
 def _rows(pool: Tensors, members: list[int]) -> Tensors:

@@ -202,7 +202,8 @@ def train_experts(
         recipe: how they train; if the folder's experts have more epochs, new ones train for as many.
         together: experts trained at once. Orders and augmentation are drawn for all of them in one call, so another
             number gives other experts.
-        mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it on CUDA.
+        mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``loop`` on a CPU, elsewhere ``vmap`` if
+            the network allows it.
         progress: called after every step.
     Raises:
         CheckpointError: the folder holds experts of other data, another network or other training.
@@ -286,7 +287,7 @@ def lessons_on(task: Task, recipe: ExpertRecipe, data: Batch) -> CurriculumRows 
     Difficulty is scored when the first epoch begins.
 
     Raises:
-        ConfigError: samples without classes; or the task does not grade samples, and they share inputs.
+        ConfigError: samples have no classes, or share inputs in a task that does not grade them.
     """
     if recipe.curriculum is None:
         return None

@@ -109,7 +109,7 @@ def _augment_all(augment: Augment, draws: Draws, batch: Batch) -> Batch:
 
 
 def keep_weight_of(batch: Batch, rows: Tensor) -> Batch:
-    """Return a batch with the weights of all other samples set to 0; ``rows`` count the samples of nonzero weight."""
+    """Return a batch in which only ``rows`` keep their weight; they are indices among the samples of nonzero weight."""
     selected = batch.weight.nonzero().flatten()[rows]
     return batch._replace(weight=torch.zeros_like(batch.weight).index_copy(0, selected, batch.weight[selected]))
 
@@ -251,7 +251,7 @@ def fit_networks(
         draws: the key of initialisations, orders, augmentation and noise.
         augment: augments a flat batch, per sample.
         noise: draws each step's random tensors with a leading axis n (dropout masks, say).
-        selection: has each network's best state by validation data returned instead of its last.
+        selection: if given, each network's best state by validation data is returned instead of its last.
         observe: called before the first step and after each one; copy what should stay, since later steps change the
             networks in place.
         resume_from: the saved training to resume, with the same result as without interruption; not with a selection.
@@ -264,7 +264,7 @@ def fit_networks(
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
-        ConfigError: n is 0, there are no samples, minibatches of samples that share inputs, or a selection in a resumed
+        ConfigError: n below 1, no samples, minibatches of samples that share inputs, or a selection in a resumed
             training.
     """
     count = data.weight.shape[0]
@@ -332,7 +332,7 @@ def fit_steps(
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
-        ConfigError: rates and steps differ in number, or n is 0.
+        ConfigError: rates and steps differ in number, or n is below 1.
     """
     if n < 1 or len(rates) != steps.weight.shape[0]:
         raise ConfigError(f"{steps.weight.shape[0]} steps need as many rates, got {len(rates)}, for n={n} networks")

@@ -289,9 +289,9 @@ class FunctionalModule:
         """Return a reader's results on the features' maps, each before its pooling, and the embedding last.
 
         Maps are features of four dimensions; if a feature's submodule ends with a pooling, its map is the pooling's
-        input. A map is read as soon as it is computed, so that without gradients only one is kept at a time. An
-        :class:`~mmdistill.abilities.EveryLayer` keeps all maps; it also gets the features that are no maps, and the map
-        of the module's ``last_block``, whose pooled maps are the embedding.
+        input. A map is read as soon as it is computed, so that without gradients only one is kept at a time. With an
+        :class:`~mmdistill.abilities.EveryLayer` all maps are kept; the result then also has the features that are no
+        maps, and the map of the module's ``last_block``, whose pooled maps are the embedding.
 
         Shapes:
             maps ``(n, channels, height, width)``; ``read`` returns ``(n, d)``.
@@ -357,7 +357,7 @@ def record_initial_values() -> Iterator[dict[nn.Module, Tensors]]:
 
 
 def _has_default_init(module: nn.Module, initial_values: dict[nn.Module, Tensors]) -> bool:
-    """Return whether all parameters of a module belong to common layers and have the values of their own reset."""
+    """Return whether all parameters of a module are those of common layers, as these initialised them."""
     for part in module.modules():
         parameters = dict(part.named_parameters(recurse=False))
         if parameters and not isinstance(part, WEIGHTED + NORMS):

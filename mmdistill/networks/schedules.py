@@ -106,7 +106,7 @@ def require_advanced(schedule: NetworkSchedule, before: ScheduleState, after: ob
         before: its state before.
         after: the value that its ``advance`` returned.
     Raises:
-        ConfigError: not a :class:`ScheduleState`, memory that is not tensors by name, or a network whose age stayed.
+        ConfigError: not a :class:`ScheduleState`, memory other than tensors by name, or a network that grew no older.
     """
     name = f"{type(schedule).__name__}.advance"
     if not isinstance(after, ScheduleState):
@@ -390,7 +390,7 @@ def sgd_step(
 
     Shapes:
         a flat batch; momentum by parameter in the parameter's shape. It is empty before the first step, and the
-            returned one is empty if ``beta`` is 0.
+        returned one is empty if ``beta`` is 0.
     """
     gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
     params, momentum = sgd_update(network.params, gradients, momentum, lr, beta, weight_decay)

@@ -123,8 +123,8 @@ class BusyPool(NetworkPool):
         join: adds samples to the set in training (its mirror images); None adds nothing.
     Raises:
         ConfigError: no steps.
-    Differs from: the published code starts all members at one age, and redraws a member as soon as it has reached the
-        largest; here both are as in :class:`NetworkPool`.
+    Differs from: the published code starts all members at one age, and redraws a member as soon as it has reached
+        ``max_age``; here both are as in :class:`NetworkPool`.
     Source: Loo et al., ICML 2023, published code.
     """
 

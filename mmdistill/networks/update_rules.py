@@ -156,8 +156,8 @@ def adam_update(
     """Return parameters and moments after a step of :class:`Adam` on all parameters.
 
     Shapes:
-        moments ``first.NAME`` and ``second.NAME`` in the parameter's shape, and ``steps`` ``()``, the steps so far. It
-        may be empty before the first step; other entries are ignored.
+        moments ``first.NAME`` and ``second.NAME`` in the parameter's shape, and ``steps`` ``()``, the steps so far.
+        They may be missing before the first step; other entries are ignored.
     """
     adam, new_params, new_moments = Adam(), {}, {}
     moments = moments if "steps" in moments else adam_moments(params)

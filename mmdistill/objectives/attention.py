@@ -79,7 +79,7 @@ class AttentionMatching(Objective):
 
 
 def _powers(maps: Tensor, power: float) -> Tensor:
-    """Return the magnitudes to a power; even powers by squaring, which takes a tenth of the time of ``pow``."""
+    """Return the magnitudes to a power; powers 2 and 4 by squaring, which takes a tenth of the time of ``pow``."""
     if power in (2, 4):
         squares = maps.square()
         return squares if power == 2 else squares.square()

@@ -23,7 +23,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensor
 RealView = Literal["classes", "flat"]
 
 LOOP_FROM_NUMEL = 16_384
-"""Numbers in one class's inputs above which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
+"""Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 GRADIENT_NUMEL = 1 << 24
 """Most numbers in the gradients of the small classes that a CPU takes together (64 MiB)."""
 MIN_CLASSES_AT_ONCE = 16
@@ -118,7 +118,7 @@ class Objective(nn.Module, ABC):
     divided = True
     """Whether classes may be taken a few at a time (``classes_at_once``); False: it needs all together."""
     steady = True
-    """Whether every step runs the same operations, so that one may be captured as a CUDA graph and replayed."""
+    """Whether a step may be captured as a CUDA graph: all steps do the same, and change nothing but their result."""
     lowers = False
     """Whether it runs networks under bfloat16 autocast (as ``network.lowered`` does); False: ``bf16`` is refused."""
     exact = False

@@ -134,7 +134,7 @@ class GradientMatching(Objective):
         return self.reduction == "per-class" or (self.warm_up is not None and self.warm_up.lasts(network))
 
     def across(self, network: Network, syn: ClassBatch, real: "RealGradients", shares: Tensor | None) -> Tensor:
-        """Return the distance between the classes' mean gradients, for distances that are not additive."""
+        """Return the distance between the classes' mean gradients, where the distance is not a sum over classes."""
         return self.distance(self.mean_gradient(network, syn, shares), real.mean(shares)).sum()
 
     def mean_gradient(self, network: Network, batch: ClassBatch, shares: Tensor | None) -> Tensors:

@@ -27,9 +27,9 @@ B_STD = 0.1
 CPU_PAIRS = 256
 """Pairs of images held at once on a CPU: the fastest of five values from 100 to 1024."""
 DEVICE_PAIRS = 2048
-"""Pairs of images held at once on other devices but CUDA; with fewer, kernel launches would be the bottleneck."""
+"""Pairs of images held at once on devices other than a CPU and CUDA; with few, launches would be the bottleneck."""
 DEVICE_SHARE = 4
-"""Pairs held at once may take one in ``DEVICE_SHARE`` bytes of a CUDA device's memory; not tuned."""
+"""Pairs held at once may take the memory of a CUDA device divided by this; not tuned."""
 NUMEL_PER_PAIR = 20
 """Numbers held for each pair, pixel and layer."""
 MOST_CAPTURED = 100

@@ -171,7 +171,7 @@ class UnrolledObjective(Objective):
         return drawn_sizes(count, steps, count if self.batch is None else min(self.batch, count))
 
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
-        """Train a student that starts at the network; return its parameters, differentiable in the batch."""
+        """Train a student from the network on; return its parameters, differentiable in the batch and the rate."""
         flat = flatten_classes(syn)
         batches = self.step_batches(network.task, flat, draws)
         sizes = self._batch_sizes(len(flat.weight), len(batches.weight)) if has_statistics(network.state) else None

@@ -49,7 +49,7 @@ OWN_KINDS = frozenset(KINDS.values())
 CLOSE = 1e-3
 """Tolerance for rebuilt samples, relative to the largest value: half-precision decoders round coarsely."""
 MOST = 64
-"""Most samples per stored number that a file of this library's kinds may claim; its own kinds need only a few."""
+"""Most samples per stored number that a file of this library's kinds may claim; they need only a few."""
 LABELS = (FixedLabels, LearnedLabels, SoftmaxLabels, TeacherLabels)
 """Labels that can be rebuilt."""
 

@@ -201,13 +201,13 @@ def _sizes(room: ImageBudget, factor: int, multiple: int, bases: int) -> tuple[i
         """Return how many bases fit beside the labels and addresses of ``samples`` per class."""
         return (room.stored_bytes - samples * label_bytes) // (FLOAT_BYTES * (basis_numel + samples * room.num_classes))
 
-    fewest = multiple * room.per_class
+    requested = multiple * room.per_class
     if not bases:
-        return fewest, bases_beside(fewest)
+        return requested, bases_beside(requested)
     count = bases * room.per_class
     left = room.stored_bytes - FLOAT_BYTES * basis_numel * count
     samples = left // (FLOAT_BYTES * room.num_classes * count + label_bytes)
-    most = max(min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes) // room.samples_per_image, fewest)
+    most = max(min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes) // room.samples_per_image, requested)
     return (samples, count) if samples <= most else (most, bases_beside(most))
 
 
