@@ -56,5 +56,5 @@ def batches_networks(task: Task, data: Batch) -> bool:
         # ``surely``: a batched convolution may lack an engine that the unbatched one has.
         if exhausted(error, surely=True):
             raise
-        return False  # any other error recurs, and is reported, when networks train one by one
+        return False  # an error with another cause recurs, and is reported, when networks train one by one
     return True

@@ -163,5 +163,5 @@ def _is_mean_over_samples(step: EagerStep, at: StepPoint) -> bool:
     except (RuntimeError, ValueError) as error:
         if exhausted(error):
             raise
-        return False  # any other error recurs, and is reported, when the step runs as a whole
+        return False  # an error with another cause recurs, and is reported, when the step runs as a whole
     return all(gradient is None or not gradient[:-1].any() for gradient in gradients)

@@ -70,7 +70,8 @@ class Network(NamedTuple):
 
         Args:
             inputs: the samples.
-            read: a function of each layer's maps, read in place of its features; the task must be :class:`GivesMaps`.
+            read: a function of each layer's maps, in place of its features; only for a task that has maps
+                (:class:`~mmdistill.abilities.GivesMaps`).
 
         Raises:
             ShapeError: inputs with a class axis, which the network cannot take.
