@@ -103,7 +103,7 @@ class Experts:
         recipe: how they must have trained, for its epochs or more (exactly its epochs if a rate depends on their
             number); None accepts any training.
     Raises:
-        CheckpointError: no experts or too few, damaged ones, or experts of other data, another network or other training.
+        CheckpointError: none or too few, damaged ones, or experts of other data, another network or other training.
     """
 
     def __init__(self, folder: Path, task: Task, count: int = 1, recipe: ExpertRecipe | None = None) -> None:
