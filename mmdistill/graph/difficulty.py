@@ -19,7 +19,7 @@ def neighbourhood_entropy(adjacency: Adjacency, classes: Tensor, nodes: Tensor) 
         nodes: the nodes to grade.
     Shapes:
         on the CPU; classes ``(N,)`` int64 and nodes ``(n,)``; returns ``(n,)``.
-    Differs from: the published code counts each node twice among its neighbours.
+    Differs from: the published code counts the node itself twice.
     Source: Zhang et al., ICML 2024 (GEOM), whose code takes the local measure of Wei et al., WSDM 2023 (CLNode).
     """
     one_hot_classes = one_hot(classes, int(classes.max()) + 1)

@@ -72,9 +72,8 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     multiply, synthetic = operator(inputs), inputs["x"]
     for _ in range(HOPS):
         synthetic = multiply(synthetic)
-    real, synthetic = (
-        F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic)
-    )  # a single feature gets a zero axis
+    # A single feature gets a second axis of zeros.
+    real, synthetic = (F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic))
     projection = PCA(2, random_state=0).fit(real[chosen].numpy())
     background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
     colours = class_colours(task.graph.num_classes)

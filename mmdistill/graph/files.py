@@ -96,7 +96,7 @@ class PlainUnpickler(pickle.Unpickler):
             ("collections", "defaultdict"),
             ("__builtin__", "list"),
             ("builtins", "list"),
-            ("_codecs", "encode"),  # decodes bytes in pickles that Python 3 wrote for Python 2
+            ("_codecs", "encode"),  # makes bytes, in pickles that Python 3 wrote for Python 2
         }
     )
 

@@ -36,7 +36,7 @@ class GraphSource:
     Args:
         folder: the library's folder for it under the data root.
         files: the files that this folder must hold.
-        load: reads it, given the folder that holds ``folder``, and the library's name for it (``folder`` again).
+        load: reads it, given the parent of ``folder`` and the library's name for it, which is ``folder`` too.
         summary: one line for users.
         scale: ``rows`` divides features by their row sum, as torch-geometric does; ``standard`` standardises them on
             the training nodes.
@@ -258,8 +258,8 @@ def _explain_failure(source: GraphSource, root: Path, error: str) -> str:
 def find_root(folder: str, files: tuple[str, ...]) -> Path:
     """Return the folder under which a library looks for a data set.
 
-    Libraries write processed files beside the originals, and the data root may be read-only. So its files are linked
-    into the cache folder, or copied where links are refused.
+    Libraries write processed files beside the originals, and the data root may be read-only. So a data set's files
+    there are linked into the cache folder, or copied where links are refused.
 
     Raises:
         ConfigError: the cache folder cannot be written.

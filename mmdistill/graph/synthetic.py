@@ -133,7 +133,7 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
 
     Args:
         kind: builds the initial structure; it may read the edges among real nodes.
-        from_means: whether features start from the centroids of :func:`mean_features` instead of those real nodes'.
+        from_means: whether features start from the centroids of :func:`mean_features` instead of from real nodes.
 
     The returned function refuses networks that read no edge weights (``UnsupportedError``).
     """

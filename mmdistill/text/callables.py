@@ -15,8 +15,8 @@ from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder
 SKETCHED = (4, 8)
 """Numbers of points and of coordinates that tell spaces apart."""
 SKETCH_STEPS = 10
-"""Coordinates are rounded to this fraction (1/10) of a point's largest one. With finer steps or more numbers, rounding
-errors of another device or batch would look like another space."""
+"""Coordinates are rounded to a tenth (one over this number) of a point's largest one. With finer steps or more numbers,
+rounding errors of another device or batch would look like another space."""
 
 
 def sketch(points: Tensor) -> str:

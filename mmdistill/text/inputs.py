@@ -175,7 +175,7 @@ def columns_split(table: pd.DataFrame, requested: Columns, source: object) -> Ra
 
 
 def _require_one_line_texts(split: RawSplit, path: Path) -> None:
-    """Refuse a tab-separated file in which a row starts with a quotation mark and has no label: half of a text.
+    """Refuse a tab-separated file with a text that starts with a quotation mark and has no label: half of a text.
 
     Raises:
         DataError: there is such a row; the message names it.

@@ -13,7 +13,7 @@ class ClassRows(class_rows.ClassRows):
     def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Draw up to n texts of each class without replacement, all classes in one call.
 
-        A smaller class comes whole, padded with weight 0 to the size of the batch.
+        A smaller class comes whole, padded with weight 0 to n texts, or to the largest class's size if that is less.
 
         Shapes:
             Returns indices and weights, both ``(len(classes), min(n, largest class))``.

@@ -50,7 +50,7 @@ JUDGE_STEPS = 300
 SOLVED = ("logreg", "knn", "ridge")
 """Deterministic judges without training."""
 JUDGE = FitProtocol(epochs=0, lr=3e-3, optimizer="adam", weight_decay=1e-3, batch=256, decay_at=(0.75,), decay=0.1)
-"""How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets the same updates."""
+"""How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets equally many updates."""
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ class PretrainedModule(FunctionalModule):
 
     Args:
         factory: loads body and head.
-        head: prefix of the head's parameters: weights are drawn with standard deviation 0.02, biases are 0.
+        head: prefix of the head's parameters: weights are normal with standard deviation 0.02, biases 0.
         features: as for :class:`FunctionalModule`.
         device: where parameters live.
     Raises:

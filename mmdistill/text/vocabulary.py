@@ -80,7 +80,7 @@ class Vocabulary:
         Args:
             texts: n texts.
             length: L, the tokens kept of each text; None: the 95 % quantile of the texts' lengths, at most 128.
-            trim: reduce a length above 128 to that of the longest text.
+            trim: reduce a length above 128 that no text reaches to that of the longest text.
         Raises:
             ConfigError: a length without room for a word, or for pairs without room for a word of each text.
         """
