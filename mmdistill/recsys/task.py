@@ -218,7 +218,7 @@ class RecsysTask:
         kind = self._kind(name)
         if synthetic is None:
             return kind.of_all(self, draws)
-        return kind.of_rows(self, self._weighted_rows(synthetic), draws)
+        return kind.of_rows(self, self._rows_to_fit(synthetic), draws)
 
     def judge_name(self, name: str) -> str:
         """Return a judge's canonical name, also if the judge was added after the task was made.
@@ -237,8 +237,8 @@ class RecsysTask:
         model.ridges = DISTILL_CF_RIDGES
         return model.pick(self._validation())
 
-    def _weighted_rows(self, synthetic: Batch) -> Tensor:
-        """Return the rows of users with positive weight, which judges are fitted on."""
+    def _rows_to_fit(self, synthetic: Batch) -> Tensor:
+        """Return the rows that judges are fitted on: of users with positive sample weight."""
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
 
     def evaluate(
@@ -272,7 +272,7 @@ class RecsysTask:
         """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = () if kind.random else (CLOSED_FORM_NOTE,)
         notes += (GROUPS_NOTE.format(self.protocol.ks[0]),) if any(name.endswith("]") for name in metrics) else ()
-        if kind.weighted and synthetic is not None and not is_binary(self._weighted_rows(synthetic)):
+        if kind.weighted and synthetic is not None and not is_binary(self._rows_to_fit(synthetic)):
             notes += (kind.weighted,)
         if synthetic is not None and len(torch.unique(synthetic.weight[synthetic.weight > 0])) > 1:
             notes += (ALIKE_NOTE,)
