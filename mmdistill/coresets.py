@@ -118,7 +118,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
         task: the task.
         kind: ``real`` (random), ``herding``, ``k-center``, ``k-means`` (nearest to the centroids), ``craig`` or a rule
             of a user's own; for ``noise``, random samples to take its scale from, repeated if a class has too few.
-        counts: as :func:`allocate` returns.
+        counts: as :func:`~mmdistill.allocation.allocate` returns.
         draws: the key.
     Shapes:
         counts ``(C,)``; returns ``(counts.sum(),)`` int64.

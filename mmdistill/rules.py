@@ -30,7 +30,7 @@ def random_subset(labels: Tensor | None, counts: Tensor, draws: Draws, total: in
 
     Args:
         labels: ``(N,)`` classes, or None.
-        counts: how many of each class, as :func:`allocate` returns.
+        counts: how many of each class, as :func:`~mmdistill.allocation.allocate` returns.
         draws: the key.
         total: N, needed where labels is None.
     Returns:
