@@ -29,7 +29,7 @@ def normalise_dense(adjacency: Tensor) -> Tensor:
 
 
 @contextmanager
-def _unremarked() -> Iterator[None]:
+def _without_sparse_warnings() -> Iterator[None]:
     """Within this context torch does not warn of sparse matrices."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
@@ -40,7 +40,7 @@ def _unremarked() -> Iterator[None]:
 
 def sparse_rows(pointer: Tensor, column: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return compressed rows as a torch sparse matrix that shares their memory, unchecked."""
-    with _unremarked():
+    with _without_sparse_warnings():
         return torch.sparse_csr_tensor(pointer, column, weight, shape, check_invariants=False)
 
 
@@ -53,7 +53,7 @@ def sparse_entries(places: Tensor, values: Tensor, shape: tuple[int, ...], *, co
         shape: of the matrix.
         coalesced: whether the entries are sorted and none occurs twice.
     """
-    with _unremarked():
+    with _without_sparse_warnings():
         return torch.sparse_coo_tensor(places, values, shape, is_coalesced=coalesced or None, check_invariants=False)
 
 

@@ -66,24 +66,24 @@ def faster_precision(distiller: Distiller, run: RunState) -> str:
     return "; --precision bf16 (precision='bf16') takes about half the time on this CPU, by rougher gradients"
 
 
-def too_many_skipped(run: RunState, most: float) -> str:
-    """Return what to say of a run whose steps mostly changed nothing, empty where fewer than half did.
+def skipped_warning(run: RunState, skip_above: float) -> str:
+    """Return a warning that at least half of the steps were skipped; empty if fewer were.
 
     Args:
         run: the finished run.
-        most: the loss up to which steps are taken.
+        skip_above: the loss above which steps were skipped.
     """
     if not run.skipped or 2 * run.skipped < run.step:
         return ""
     return (
-        f"{run.skipped:,} of {run.step:,} steps changed nothing, since their loss was above {most:g} (skip_above), so "
-        "the set is much as it began; lower the student's rate (--inner-lr) or that of the samples (--lr), or take "
-        "every step (--set skip_above=0)"
+        f"{run.skipped:,} of {run.step:,} steps changed nothing, since their loss was above {skip_above:g} "
+        "(skip_above), so the set is much as it began; lower the student's rate (--inner-lr) or that of the samples "
+        "(--lr), or take every step (--set skip_above=0)"
     )
 
 
-def useless_rate(learned: Mapping[str, Tensor]) -> str:
-    """Return what to say of a rate that a run learned and that no network can train at, empty where there is none."""
+def rate_warning(learned: Mapping[str, Tensor]) -> str:
+    """Return a warning that no network can train at the rate that a run learned; empty if one can."""
     if not (useless := useless_rates(learned)):
         return ""
     return (

@@ -197,11 +197,10 @@ def _warn_of_divergence(run: RunState, loss: float) -> None:
 
 
 def _warn_of_students(run: RunState) -> None:
-    """Warn of a first student that ends far off, and at last of a set whose students end no nearer than they began."""
+    """Warn, at the first step, of a student that ends far off; at the last, of students that end no nearer."""
     if not ranks.is_first():
         return
     losses = [value for _, value in run.history]
-    last = statistics.median(losses[-max(len(losses) // 10, 1) :])
     if run.step == 1 and losses[0] > FAR_OFF:
         logger.warning(
             "the student ends %.3g times as far from the expert's end as it began (a loss of %.3g). Lower its rate %s",
@@ -209,7 +208,7 @@ def _warn_of_students(run: RunState) -> None:
             losses[0],
             OF_STUDENTS,
         )
-    elif run.step > 1 and last >= NO_NEARER:
+    elif run.step > 1 and (last := statistics.median(losses[-max(len(losses) // 10, 1) :])) >= NO_NEARER:
         logger.warning(
             "the last losses are about %.3g, so students that train on the set end no nearer to the experts' ends than "
             "they began. Take another rate of the students %s, a lower one of the samples (--lr, or lr among the "
