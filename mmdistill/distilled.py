@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, StackDataset, TensorDataset
 
+from mmdistill.allocation import MOST
 from mmdistill.checks import LARGEST, is_of
 from mmdistill.errors import (
     CheckpointError,
@@ -26,10 +27,21 @@ from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.names import first_few
 from mmdistill.runs.folder import HISTORY, SAMPLES, SET, is_finished, runs_within
 from mmdistill.runs.history import Reading, read_history, write_history
-from mmdistill.samples import require_forms, require_weighed
+from mmdistill.samples import forms_read, require_forms, require_set
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
-from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, named_tensors, shapes, shares_inputs, under
+from mmdistill.task import (
+    Batch,
+    BudgetKind,
+    Inputs,
+    Targets,
+    TaskInfo,
+    Tensors,
+    named_tensors,
+    shapes,
+    shares_inputs,
+    under,
+)
 from mmdistill.versions import package_versions
 
 SET_VERSION = 2
@@ -197,7 +209,7 @@ class DistilledSet:
             if not isinstance(names := info["class_names"], list) or not all(isinstance(name, str) for name in names):
                 raise TypeError(f"info.class_names is {names!r}, and no list of texts")
             info["class_names"] = tuple(names)
-            info["forms"] = _forms(info["forms"])
+            info["forms"] = forms_read(info["forms"])
             info["tensors"] = under("info.", tensors)
             learned = under("learned.", tensors)
             inputs = _unnamed("inputs", tensors)
@@ -211,9 +223,11 @@ class DistilledSet:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / SET} is damaged or incomplete: {error}") from error
         try:
-            _require_samples(loaded)
+            require_set(loaded.batch, loaded.info, loaded.classes)
         except (ShapeError, DataError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
+        if damage := _damage_of_budget(loaded):
+            raise CheckpointError(f"{folder / SET} is damaged: {damage}")
         return loaded
 
     def require_finite(self) -> None:
@@ -235,7 +249,8 @@ class DistilledSet:
         """Refuse a task that this set was not distilled from.
 
         Raises:
-            CheckpointError: another domain, other training samples, or the same ones in other units or other forms.
+            CheckpointError: another domain, other training samples, or the same ones in other units, of other
+                forms, or counted otherwise.
         """
         if info.domain != self.info.domain:
             raise CheckpointError(f"this set was distilled from {self.info.domain} data, the task is {info.domain}")
@@ -254,6 +269,10 @@ class DistilledSet:
             raise CheckpointError(
                 f"this set was distilled from {self.info.data!r} (fingerprint {self.info.fingerprint}), "
                 f"the task's data {info.data!r} has fingerprint {info.fingerprint}{self._differences(info)}"
+            )
+        if info.budget != self.info.budget:
+            raise CheckpointError(
+                f"this set counts its budget in {self.info.budget} ({SET}, info.budget), the task in {info.budget}"
             )
         if info.units != self.info.units:
             raise CheckpointError(
@@ -366,39 +385,19 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
             raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
 
 
-def _forms(value: object) -> dict[str, tuple[int | None, ...]]:
-    """Return the forms of inputs from a set's file, by name.
+def _damage_of_budget(loaded: DistilledSet) -> str:
+    """Return in words why a set's budget is none: an unknown unit, or a count that no such set has; else empty.
 
-    Raises:
-        TypeError: the value is not a mapping from names to lists of lengths.
+    A set may hold more samples than its budget says (a storage that decodes several of one), and a merged graph fewer
+    nodes; what a storage makes of bytes has no fixed number.
     """
-    forms = list(value.values()) if isinstance(value, Mapping) else [None]
-    if not all(isinstance(form, list) and all(axis is None or is_of(axis, int) for axis in form) for form in forms):
-        raise TypeError(f"info.forms is {value!r}, and no lists of whole numbers by name")
-    return {name: tuple(form) for name, form in value.items()}  # type: ignore[attr-defined]
-
-
-def _require_samples(loaded: DistilledSet) -> None:
-    """Check the shapes of a set's samples against each other, the task's forms and the number of classes.
-
-    Raises:
-        ShapeError: inputs, targets, weights or classes of other lengths; inputs of other axes than the task's or not
-            floats; or soft targets without a number for each class.
-        DataError: no samples, or class indices out of range.
-    """
-    require_weighed(loaded.batch)
-    require_forms(loaded.batch, loaded.info.forms)
-    targets, names = loaded.batch.targets, loaded.info.class_names
-    indices = {} if loaded.classes is None else {"classes": loaded.classes}
-    if names and isinstance(targets, Tensor) and not targets.is_floating_point():
-        indices["targets"] = targets
-    for name, classes in indices.items():
-        if classes.shape != loaded.batch.weight.shape or classes.is_floating_point():
-            raise ShapeError(f"{name} are a class index for each sample, got {tuple(classes.shape)} {classes.dtype}")
-        if classes.min() < 0 or (names and classes.max() >= len(names)):
-            raise DataError(f"{name} are indices of {len(names)} classes, got {classes.min()} to {classes.max()}")
-    if names and isinstance(targets, Tensor) and "targets" not in indices and targets.shape[1:] != (len(names),):
-        raise ShapeError(f"targets are rows of {len(names)} numbers, one for each class, got {tuple(targets.shape)}")
+    unit, budget, count = loaded.info.budget, loaded.budget, len(loaded.batch.weight)
+    if unit not in get_args(BudgetKind):
+        return f"info.budget is {unit!r}, and none of {', '.join(get_args(BudgetKind))}"
+    most = MOST if unit == "nodes" or loaded.settings.get("stored_bytes") else count
+    if is_of(budget, int) and 1 <= budget <= most:
+        return ""
+    return f"budget is {budget!r}, and no number of {unit} of a set of {count:,} samples: 1 to {most:,}"
 
 
 def _same(inputs: Inputs, targets: Targets) -> bool:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
+from mmdistill.checks import is_of
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import recordable
-from mmdistill.task import Batch, named_tensors, take, tensors_of
+from mmdistill.task import Batch, TaskInfo, named_tensors, take, tensors_of
 
 
 def checked_samples(batch: Batch) -> Batch:
@@ -48,6 +51,18 @@ def require_forms(batch: Batch, forms: Mapping[str, Sequence[int | None]]) -> No
             raise ShapeError(f"{expected}, got {kind} {tuple(inputs[name].shape)}")
 
 
+def forms_read(value: object) -> dict[str, tuple[int | None, ...]]:
+    """Return the forms of inputs from a set's file, by name.
+
+    Raises:
+        TypeError: the value is not a mapping from names to lists of lengths.
+    """
+    forms = list(value.values()) if isinstance(value, Mapping) else [None]
+    if not all(isinstance(form, list) and all(axis is None or is_of(axis, int) for axis in form) for form in forms):
+        raise TypeError(f"info.forms is {value!r}, and no lists of whole numbers by name")
+    return {name: tuple(form) for name, form in value.items()}  # type: ignore[attr-defined]
+
+
 def counted(batch: Batch) -> Batch:
     """Drop the samples of a flat batch with weight 0, which judges would still read in batch norms and mixtures.
 
@@ -76,3 +91,26 @@ def require_weighed(batch: Batch) -> None:
         raise ShapeError(f"a batch has as many inputs, targets and weights (n,), got the shapes {shapes}")
     if not count or not weight.isfinite().all() or (weight < 0).any() or not (weight > 0).any():
         raise DataError("weights are finite numbers of at least 0, some of them above")
+
+
+def require_set(batch: Batch, info: TaskInfo, classes: Tensor | None) -> None:
+    """Check the shapes of a set's samples against each other, the task's forms and the number of classes.
+
+    Raises:
+        ShapeError: inputs, targets, weights or classes of other lengths; inputs of other axes than the task's or not
+            floats; or soft targets without a number for each class.
+        DataError: no samples, or class indices out of range.
+    """
+    require_weighed(batch)
+    require_forms(batch, info.forms)
+    targets, names = batch.targets, info.class_names
+    indices = {} if classes is None else {"classes": classes}
+    if names and isinstance(targets, Tensor) and not targets.is_floating_point():
+        indices["targets"] = targets
+    for name, values in indices.items():
+        if values.shape != batch.weight.shape or values.is_floating_point():
+            raise ShapeError(f"{name} are a class index for each sample, got {tuple(values.shape)} {values.dtype}")
+        if values.min() < 0 or (names and values.max() >= len(names)):
+            raise DataError(f"{name} are indices of {len(names)} classes, got {values.min()} to {values.max()}")
+    if names and isinstance(targets, Tensor) and "targets" not in indices and targets.shape[1:] != (len(names),):
+        raise ShapeError(f"targets are rows of {len(names)} numbers, one for each class, got {tuple(targets.shape)}")

@@ -124,6 +124,8 @@ def test_sets_of_another_task_are_refused() -> None:
         saved.require(TaskInfo("graph", "toy", "nodes", 10, 400, "other"))
     with pytest.raises(CheckpointError, match="the task's data 'else' has fingerprint other"):
         saved.require(TaskInfo("graph", "else", "nodes", 10, 400, "other"))
+    with pytest.raises(CheckpointError, match=r"budget in nodes \(distilled.json, info.budget\), the task in"):
+        saved.require(replace(INFO, budget="users"))
     with pytest.raises(
         CheckpointError, match=r"in the units of .*, the task's data 'toy' in those of \{'scale': 16\.0, 'mean'"
     ):
@@ -286,6 +288,10 @@ def test_targets_without_classes_have_forms_of_their_own(tmp_path: Path, targets
     ("name", "value", "message"),
     [
         ("budget", "many", "budget is 'many', and no int"),
+        ("budget", 0, "budget is 0, and no number of nodes of a set of 4 samples: 1 to"),
+        ("budget", True, "budget is True, and no number of nodes"),
+        ("info", {**INFO.__dict__, "tensors": {}, "budget": "rows"}, "info.budget is 'rows', and none of ipc, nodes,"),
+        ("info", {**INFO.__dict__, "tensors": {}, "budget": None}, "info.budget is None, and none of ipc, nodes,"),
         ("seconds", None, "seconds is None, and no float"),
         ("inner_seconds", "few", "inner_seconds is 'few', and no float"),
         ("settings", None, "settings is None, and no Mapping"),
@@ -313,6 +319,17 @@ def test_what_a_person_edited_is_named(tmp_path: Path, name: str, value: object,
     content = json.loads(document.read_text())
     document.write_text(json.dumps({**content, name: value}))
     with pytest.raises(CheckpointError, match=message):
+        DistilledSet.load(tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["ipc", "users"])
+def test_a_budget_above_the_samples_of_a_set_is_refused_unless_it_stands_for_bytes(tmp_path: Path, unit: str) -> None:
+    held = replace(make_set(), info=replace(INFO, budget=unit))
+    for budget, settings in ((4, {}), (5, {"stored_bytes": 900})):
+        replace(held, budget=budget, settings=settings).save(tmp_path)
+        assert DistilledSet.load(tmp_path).budget == budget
+    replace(held, budget=5).save(tmp_path)
+    with pytest.raises(CheckpointError, match=f"distilled.json .*: budget is 5, and no number of {unit} .*: 1 to 4$"):
         DistilledSet.load(tmp_path)
 
 
