@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -15,17 +15,18 @@ from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, 
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig, SweepConfig
-from mmdistill.errors import ConfigError, MmdistillError
+from mmdistill.distilled import DistilledSet
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, of_same_test, read_metrics, recorded
 from mmdistill.names import as_argument, as_option, baseline_names, canonical, split_names
-from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
+from mmdistill.registry import Domain, domain_methods, get_domain, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
-from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
+from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, require_free
 from mmdistill.runs.judging import missing
 from mmdistill.runtime import choose_device
 from mmdistill.task import Task
@@ -53,6 +54,7 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
         dry_run: only list the runs and their states.
     Raises:
         ConfigError: options are wrong for every run, or a run's folder holds another run.
+        CheckpointError: a finished run's training data were others.
         MmdistillError: some runs failed; the others are finished and compared.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -67,7 +69,7 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
     for config in configs:
         require_own_folder(config)
     task = require_possible(configs)
-    states = {config: state(config, task) for config in configs}
+    states = states_of(configs, task)
     del task  # the runs may need its memory
     if dry_run:
         print(aligned([[str(config.folder()), status] for config, status in states.items()]))
@@ -228,13 +230,50 @@ def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> 
         )
 
 
-def state(config: DistillConfig, task: Task) -> str:
-    """Return a run's state: ``new``, ``unfinished``, ``not judged`` or :data:`FINISHED`."""
+def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfig, str]:
+    """Return the state of each run: ``new``, ``unfinished``, ``not judged`` or :data:`FINISHED`.
+
+    Args:
+        configs: of the runs.
+        task: of the first run. Others have tasks of their own where their seeds hold out other samples, or where their
+            methods have networks that read the data otherwise; such are built for finished runs of other data alone.
+    Raises:
+        CheckpointError: a finished run's training data were others than this sweep's.
+    """
+    networks = get_domain(task.describe().domain).networks
+    tasks = {_task_key(configs[0], networks): task}
+    states = {}
+    for config in configs:
+        folder = config.folder()
+        distilled = whole_set(folder) if is_finished(folder) else None
+        if distilled is None:
+            states[config] = "unfinished" if holds_work(folder) else "new"
+            continue
+        own, key = task, _task_key(config, networks)
+        if distilled.info.fingerprint != task.describe().fingerprint:
+            own = tasks[key] if key in tasks else tasks.setdefault(key, make_task(config, "cpu")[1])
+        states[config] = _state(config, distilled, own)
+    return states
+
+
+def _task_key(config: DistillConfig, networks: Mapping[str, str]) -> tuple[str | None, int]:
+    """Return the options of a task in which the runs of a sweep differ: its network and the seed of its splits."""
+    seed = config.seed if config.split_seed is None else config.split_seed
+    return config.model or networks.get(canonical(str(config.method))), seed
+
+
+def _state(config: DistillConfig, distilled: DistilledSet, task: Task) -> str:
+    """Return the state of a finished run, of which more steps or more scores may be wanted now.
+
+    Raises:
+        CheckpointError: its training data were others than its task's.
+    """
     folder = config.folder()
-    if not is_finished(folder):
-        return "unfinished" if is_started(folder) else "new"
-    distilled = whole_set(folder)
-    if distilled is None or note_of_more_steps(config, distilled, folder):
+    try:
+        distilled.require(task.describe())
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is finished, and {error}; or sweep into another --out") from error
+    if note_of_more_steps(config, distilled, folder):
         return "unfinished"
     metrics = of_same_test(former_metrics(folder / METRICS), task)
     judges = find_judges(task, config.judge_names(), distilled.judge)

@@ -16,12 +16,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
 from mmdistill.cli import build_parser, main
 from mmdistill.commands import sweep
 from mmdistill.commands.finished import compare_command
+from mmdistill.commands.making import distill_command
 from mmdistill.commands.processes import follow_starter, own_program, start, stop
 from mmdistill.commands.sweep import plan_runs
 from mmdistill.config import DistillConfig, SweepConfig
@@ -220,6 +222,56 @@ def test_a_run_that_was_judged_on_other_test_data_is_judged_again(tmp_path: Path
     assert len(calls(out)) == 2
 
 
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_finished_run_of_other_training_data_is_refused_before_any_starts(
+    option: tuple[str, ...], tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake("")
+    out = tmp_path / "out"
+    assert swept(out, "--ipc", "1") == 0
+    document = out / "digits-dm-1" / "distilled.json"
+    content = json.loads(document.read_text())
+    content["info"]["fingerprint"] = "of former data"
+    document.write_text(json.dumps(content))
+    assert swept(out, "--ipc", "2,1", *option) == 2
+    said = capsys.readouterr().err
+    assert f"{out}/digits-dm-1 is finished, and this set was distilled from 'digits' as it was with" in said
+    assert "bring the data back as they were" in said
+    assert "or sweep into another --out" in said
+    assert not (out / "digits-dm-2").exists()
+
+
+def test_the_seeds_of_a_sweep_may_hold_out_other_samples_of_the_same_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(last: float) -> None:
+        images = np.random.default_rng(0).random((40, 1, 4, 4)).astype(np.float32)
+        images[::4] *= last  # in every split
+        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2)
+
+    def sweep_own(*extra: str) -> int:
+        places = ["--data", str(tmp_path / "own.npz"), "--out", str(tmp_path / "out")]
+        return main(["sweep", *places, "--methods", "dm", "--ipc", "1", "--model", "mlp", *FAST, *extra])
+
+    def in_this_process(configs: list[DistillConfig], devices: list[str], total: int) -> list[DistillConfig]:
+        for config in configs:
+            distill_command(config, None, False)
+        return []
+
+    save(0.5)
+    monkeypatch.setattr(sweep, "run_all", in_this_process)
+    monkeypatch.setattr(sweep, "compare_command", lambda *how: None)
+    assert sweep_own("--seeds", "0,1") == 0
+    capsys.readouterr()
+    assert sweep_own("--seeds", "0,1", "--dry-run") == 0
+    assert capsys.readouterr().out.split()[1::2] == ["finished", "finished"]
+    assert sweep_own("--seeds", "2,1", "--dry-run") == 0  # the task of the first run is of another split
+    assert capsys.readouterr().out.split()[1::2] == ["new", "finished"]
+    save(0.25)
+    assert sweep_own("--seeds", "2,1") == 2
+    assert "own-dm-1-seed1 is finished, and this set was distilled from" in capsys.readouterr().err
+
+
 def test_a_run_on_its_way_further_is_unfinished(tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     fake("")
     out = tmp_path / "out"
@@ -346,6 +398,7 @@ time.sleep(60)
 """
 FOLLOWER = """
 import os, signal, sys, time
+from mmdistill.commands.making import distill_command
 from mmdistill.commands.processes import follow_starter
 def stopped(*_):
     print(f"kept {sys.argv[1]}", flush=True)
