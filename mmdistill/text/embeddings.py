@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ MANY = 1000
 """Announce the encoding of at least this many texts, since it takes long."""
 KEPT_SECONDS = 10.0
 """Write encoded batches to disk at this interval, so that an interruption loses no more than these seconds."""
+ORPHANED_SECONDS = 30 * 86_400.0
+"""Parts that no call has added to for so long are removed; those of a call at work are seconds old."""
 
 
 def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
@@ -51,6 +54,7 @@ def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
     if len(texts) >= MANY:
         logger.info("encoding %s texts by %s, which is done once", f"{len(texts):,}", encoder.name)
     remove_stale_parts(path.parent)
+    _remove_orphans(path)
     if isinstance(encoder, TransformerEncoder) and _encodes_in_batches(encoder):
         fresh = _encode_in_batches(encoder, texts, path)
     else:
@@ -167,6 +171,14 @@ def _remove_parts(path: Path) -> None:
     """Remove the parts that interrupted calls left of points that are now complete."""
     for folder in path.parent.glob(f"{path.stem}-*.parts"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove the parts of other points than ``path``'s that no call has added to for :data:`ORPHANED_SECONDS`."""
+    for folder in set(path.parent.glob("*.parts")) - set(path.parent.glob(f"{path.stem}-*.parts")):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > ORPHANED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_cache(path: Path, count: int) -> Encoding | None:

@@ -1,6 +1,8 @@
 """Long encodings: shown, kept while they go on, and taken up again after an interruption."""
 
 import logging
+import os
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -116,6 +118,28 @@ def test_parts_are_of_these_texts_this_model_and_this_batch(
         encode(encoder, texts)
         assert begun() - before == (BATCHES if encoder.batch == BATCH else 1 + 3)
     assert len(list(cache.iterdir())) == 3  # what another batch left of the same points is of no more use
+
+
+def test_parts_that_nobody_has_written_to_for_a_month_are_removed_but_for_those_to_go_on_with(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parts_of(text: str, days: float) -> Path:
+        before = set(cache.glob("*.parts"))
+        interrupted(model, monkeypatch, 2, [*TEXTS[:-1], text])
+        (folder,) = set(cache.glob("*.parts")) - before
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (time.time() - 86_400 * days,) * 2)
+        return folder
+
+    orphaned, recent, own = parts_of("old", 31), parts_of("new", 29), parts_of(TEXTS[-1], 31)
+    (cache / "mine").mkdir()
+    os.utime(cache / "mine", (0, 0))
+    begun = interrupting(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        encode(TransformerEncoder(model, batch=BATCH), TEXTS)
+    assert (begun(), len(list(own.iterdir()))) == (2, 3)
+    assert sorted(cache.iterdir()) == sorted([recent, own, cache / "mine"])
+    assert not orphaned.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "a changed byte", "of another place", "of other texts"])
