@@ -31,6 +31,8 @@ NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
 TEACHER = "teacher"
 """The key of a given teacher's digest in a run's description."""
+OF_ANOTHER = {"ema_start": "ema", "masked_by": "masked"}
+"""Settings that say how another one acts, and do nothing where that is 0."""
 GROUPS = ("codes", "decoder", "labels", "objective")
 """Groups that a method's settings may have optimizers for, even if this run does not learn them."""
 
@@ -43,6 +45,10 @@ def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, 
         if task.augment(Draws(0), sample, shared=False) is sample:  # there is no augmentation of such data
             ignored.append("augment")
     reasons = dict.fromkeys(ignored, f"{method.title} does not read {{}}, which changes nothing")
+    settings = method.settings(budget)
+    for name, other in OF_ANOTHER.items():
+        if name in given and name not in reasons and not getattr(settings, other):
+            reasons[name] = f"{{}} changes nothing, since {other} is 0"
     if "teacher_epochs" in given and "teacher_epochs" not in reasons and given_teacher(task) is not None:
         reasons["teacher_epochs"] = "the given teacher is trained already: {} changes nothing"
     return reasons

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.budget import method_within_budget
+from mmdistill.composition import without_effect
 from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill, identity, method_settings
 from mmdistill.distilled import DistilledSet
@@ -520,3 +521,22 @@ def test_a_distiller_describes_its_parts_before_it_makes_them() -> None:
     distiller.start()
     assert identity(distiller, "dm")["described"] == before
     assert set(before) == {"objective", "schedule"}
+
+
+def test_a_setting_of_an_average_or_a_mask_that_there_is_none_of_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    task, mtt = image_task("digits", model="mlp", width=8), CORE_METHODS["mtt"]
+    start, by = {"ema_start": False}, {"masked_by": "distance"}
+    unread = {
+        "ema_start": "{} changes nothing, since ema is 0",
+        "masked_by": "{} changes nothing, since masked is 0",
+    }
+    assert without_effect(task, mtt, 1, start | by) == unread
+    assert without_effect(task, mtt.with_settings(ema=0.9, masked=0.5), 1, start | by) == {}
+    assert without_effect(task, CORE_METHODS["dm"], 1, by) == {
+        "masked_by": "DM does not read {}, which changes nothing"
+    }
+    distill(BlobTask(), "dm", ipc=1, settings={"steps": 1, "real_batch": 4, **start})
+    assert caplog.messages == ["ema_start changes nothing, since ema is 0"]
+    caplog.clear()
+    distill(BlobTask(), "dm", ipc=1, settings={"steps": 1, "real_batch": 4, "ema": 0.9, **start})
+    assert not caplog.messages
