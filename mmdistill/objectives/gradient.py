@@ -256,16 +256,23 @@ class RealGradients:
         return {name: gradient[rows] for name, gradient in self._whole.items()}
 
     def mean(self, shares: Tensor | None) -> Tensors:
-        """Return the (weighted) mean over classes, with a class axis of one."""
-        classes = self.real.num_classes
-        if shares is not None or classes <= max(MIN_CLASSES_AT_ONCE, self.size):
+        """Return the (weighted) mean over classes, with a class axis of one.
+
+        If ``classes_at_once`` is set, it holds the gradients of so many classes at a time.
+        """
+        classes, together = self.real.num_classes, self.size
+        if not self.network.classes_at_once:
+            together = max(MIN_CLASSES_AT_ONCE, self.size) if shares is None else classes
+        if classes <= together:
             return _class_mean(self(slice(0, classes)), shares)
         sums: Tensors = {}
         for start in range(0, classes, self.size):
-            for name, gradient in self(slice(start, start + self.size)).items():
-                part_sum = gradient.sum(0, keepdim=True)
+            rows = slice(start, start + self.size)
+            for name, gradient in self(rows).items():
+                part_sum = _class_sum(gradient, None if shares is None else shares[rows])
                 sums[name] = sums[name].add_(part_sum) if name in sums else part_sum
-        return {name: total / classes for name, total in sums.items()}
+        total = classes if shares is None else shares.sum()
+        return {name: summed / total for name, summed in sums.items()}
 
 
 def one_group(batch: Batch) -> ClassBatch:
@@ -284,4 +291,9 @@ def _class_mean(tree: Tensors, shares: Tensor | None) -> Tensors:
     if shares is None:
         return {name: gradient.mean(0, keepdim=True) for name, gradient in tree.items()}
     normed = shares / shares.sum()
-    return {name: torch.tensordot(normed, gradient, dims=1)[None] for name, gradient in tree.items()}
+    return {name: _class_sum(gradient, normed) for name, gradient in tree.items()}
+
+
+def _class_sum(gradient: Tensor, shares: Tensor | None) -> Tensor:
+    """Return the (weighted) sum over the class axis, which then is one."""
+    return gradient.sum(0, keepdim=True) if shares is None else torch.tensordot(shares, gradient, dims=1)[None]

@@ -229,6 +229,7 @@ def test_terms_of_classes_keep_one_graph_and_the_gradient(
         GradientMatching(row_cosine),
         GradientMatching(squared_error, weights="share"),
         GradientMatching(row_cosine, "class-sum"),
+        GradientMatching(row_cosine, "class-sum", weights="share"),
         MultiLevelGradientMatching(),
     ],
 )
@@ -236,6 +237,9 @@ def test_of_both_sides_no_more_gradients_are_there_than_of_a_part(
     objective: GradientMatching, at_once: int, task: BlobTask, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syn, real = class_sides(task, 4)
+    weight = syn.batch.weight.clone()
+    weight[1, 1:] = 0  # so that shares differ
+    syn = ClassBatch(syn.batch._replace(weight=weight), syn.dims)
     found, seen = [], list[tuple[bool, int]]()
 
     def noted(network: Network, batch: ClassBatch) -> Tensors:
@@ -248,7 +252,6 @@ def test_of_both_sides_no_more_gradients_are_there_than_of_a_part(
         value = 3 * objective(network._replace(classes_at_once=size), batch, real, KEY)
         found.append((value.detach(), *torch.autograd.grad(value, leaf)))
         monkeypatch.setattr(gradient_module, "class_gradients", noted)
-        monkeypatch.setattr(gradient_module, "MIN_CLASSES_AT_ONCE", 1)
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert max(classes for _, classes in seen) == at_once
     assert sum(classes for graph, classes in seen if not graph) == 3  # the real side is taken once
