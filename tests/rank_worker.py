@@ -8,23 +8,28 @@ and distils after all that.
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
-from mmdistill.errors import DataError
+from mmdistill.distilled import DistilledSet
+from mmdistill.errors import CheckpointError, DataError
 from mmdistill.execution import ranks
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.runs.damaged import whole_set
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch
+from mmdistill.task import Batch, ClassBatch
 from tests.runs.blobs import Validated, method, samples
 from tests.toys import BlobTask, RandomTargets
 
@@ -62,10 +67,44 @@ def failing(folder: Path) -> None:
         raised(0, DataError("no data"))
         return raw_samples(BlobTask(), 2, "real", "hard", Draws(0))
 
+    def fill(name: str) -> None:
+        if not ranks.is_first():  # a file where its first checkpoint goes
+            (folder / name / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / name / "checkpoints/rank-1").touch()
+
     def filling(done: int, total: int, loss: float) -> None:
-        if done == 1 and not ranks.is_first():  # a file where its first checkpoint goes
-            (folder / "full/checkpoints").mkdir(parents=True, exist_ok=True)
-            (folder / "full/checkpoints/rank-1").touch()
+        if done == 1:
+            fill("full")
+
+    class Bursting(BlobTask):
+        """Real data that hold NaN in the second batch, when the disk of the second rank is full."""
+
+        calls = 0
+
+        def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+            found = super().sample_real(draws, classes, n)
+            if isinstance(found, ClassBatch):
+                self.calls += 1
+                assert isinstance(found.batch.inputs, Tensor)
+                if self.calls == 2:
+                    fill("burst")
+                    found.batch.inputs[0, 0, 0] = torch.nan
+            return found
+
+    def mixed(name: str, steps: int, resume: Literal[True, "auto"]) -> Callable[[], object]:
+        """Make a run whose second rank has checkpoints of another one, and return what continues it."""
+        for seed, of in enumerate((name, f"other-{name}")):
+            distill(BlobTask(), method("dm", steps=steps), ipc=2, seed=seed, out=folder / of)
+        if not ranks.is_first():
+            shutil.copytree(
+                folder / f"other-{name}/checkpoints/rank-1", folder / name / "checkpoints/rank-1", dirs_exist_ok=True
+            )
+        return lambda: distill(BlobTask(), method("dm"), ipc=2, out=folder / name, resume=resume)
+
+    def unread() -> None:
+        """Find a set that the second rank alone cannot read."""
+        with patch.object(DistilledSet, "load", lambda path: raised(1, CheckpointError("damaged"))):
+            whole_set(folder / "unread")
 
     cases: dict[str, Callable[[], object]] = {
         "first": alone(0, RefusedError("row", 3)),
@@ -76,6 +115,10 @@ def failing(folder: Path) -> None:
         "full": lambda: distill(
             BlobTask(), method("dm"), ipc=2, out=folder / "full", progress=filling, checkpoint_every=3
         ),
+        "burst": lambda: distill(Bursting(), method("dm"), ipc=2, out=folder / "burst", checkpoint_every=10),
+        "finished": mixed("finished", 12, "auto"),
+        "unread": unread,
+        "resumed": mixed("resumed", 6, True),
     }
     distill(BlobTask(), method("dm"), ipc=2, out=folder / "taken")  # which the first rank alone refuses to replace
     ends = {}

@@ -103,13 +103,14 @@ class Checkpoints:
                 break  # no need to read older ones
         on_all_ranks = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
         damages = [damage for of_rank in ranks.gathered(damages) for damage in of_rank]
-        for name in sorted(on_all_ranks, reverse=True):
-            if self._passes_through(self.folder / name, trees[name]):
-                run.load(trees[name]["run"], device)
-                seconds = float(trees[name]["seconds"])
-                if self._ends_at(trees[name]):  # no step is left after which this run would save a checkpoint
-                    self.save(run, seconds)
-                return seconds
+        with ranks.together():  # one rank's may be of another run, or its disk may be full
+            for name in sorted(on_all_ranks, reverse=True):
+                if self._passes_through(self.folder / name, trees[name]):
+                    run.load(trees[name]["run"], device)
+                    seconds = float(trees[name]["seconds"])
+                    if self._ends_at(trees[name]):  # no step is left after which this run would save a checkpoint
+                        self.save(run, seconds)
+                    return seconds
         if on_all_ranks:
             oldest = min(on_all_ranks)
             raise CheckpointError(f"{self.folder / oldest} {self._why_not(trees[oldest])}")

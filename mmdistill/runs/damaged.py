@@ -22,7 +22,8 @@ def whole_set(folder: Path) -> DistilledSet | None:
         CheckpointError: the set is of another version, or damaged and the run has no readable checkpoint.
     """
     try:
-        return DistilledSet.load(folder)
+        with ranks.together():
+            return DistilledSet.load(folder)
     except VersionError:
         raise
     except CheckpointError as error:

@@ -36,7 +36,8 @@ def finished_set_or_resume(
     finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
     if finished and not ranks.gathered(_is_extended(folder, distiller.settings.steps))[0]:
         if (distilled := whole_set(folder)) is not None:
-            _require_own(distilled, distiller, name, folder, any_precision)
+            with ranks.together():  # each has checkpoints of its own, which may be another run's
+                _require_own(distilled, distiller, name, folder, any_precision)
         return distilled, started
     return None, started
 

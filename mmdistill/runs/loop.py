@@ -175,7 +175,8 @@ def _require_finite(run: RunState, loss: float, keeper: Keeper | None) -> None:
         return
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
     if keeper is not None:
-        keeper.save_start()
+        with ranks.together():
+            keeper.save_start()
     last = keeper.checkpoints.paths()[-1:] if keeper is not None and not keeper.replaces else []
     again = "from which resuming comes to the same step again"
     outcome = f"{last[0]} holds the last good state, {again}" if last else "no checkpoint was written before"

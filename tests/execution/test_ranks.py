@@ -163,8 +163,14 @@ def test_where_one_rank_fails_all_do_and_distil_anew(tmp_path: Path) -> None:
     assert other.pop("start") == ["DataError", "the first process failed: no data"]
     (kind, why), told = first.pop("taken"), other.pop("taken")
     assert told == [kind, f"the first process failed: {why}"]
-    (_, why), (kind, words) = first.pop("full"), other.pop("full")
-    assert why == f"process 1 (the first is 0) failed: {kind}: {words}"
+    for full in ("full", "burst"):
+        (_, why), (kind, words) = first.pop(full), other.pop(full)
+        assert why == f"process 1 (the first is 0) failed: {kind}: {words}"
+    for name, reason in (("finished", "seed is 1, not 0"), ("unread", "damaged"), ("resumed", "seed is 1, not 0")):
+        (kind, why), (same, words) = first.pop(name), other.pop(name)
+        assert kind == same == "CheckpointError"
+        assert reason in words
+        assert why == f"process 1 (the first is 0) failed: {words}"
     assert not first
     assert not other
     one, same = (load_file(tmp_path / f"failing-{rank}.safetensors")["samples"] for rank in range(2))
