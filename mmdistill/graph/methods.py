@@ -183,7 +183,7 @@ METHODS = MethodTable(
             lambda: DistributionMatching("last"),
             fresh,
             _gcdm_structure_settings,
-            with_structure(partial(pairwise_mlp, bias=ALMOST_NO_EDGES), from_means=True),
+            with_structure(partial(pairwise_mlp, bias=ALMOST_NO_EDGES), from_means=True, embedded=True),
             summary="mean matching of receptive fields, learned edges (pairwise MLP)",
             source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",
         ),

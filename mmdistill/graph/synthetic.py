@@ -128,14 +128,16 @@ def raw_features(task: Task, budget: int, settings: Settings, label: LabelKind, 
     return _build_graph(task, _select_nodes(task, chosen)["x"], counts, settings, label, draws)
 
 
-def with_structure(kind: StructureKind, *, from_means: bool = False) -> Parameterizer:
+def with_structure(kind: StructureKind, *, from_means: bool = False, embedded: bool = False) -> Parameterizer:
     """Return a function that builds a synthetic graph with a learned structure.
 
     Args:
         kind: builds the initial structure; it may read the edges among real nodes.
         from_means: whether features start from the centroids of :func:`mean_features` instead of from real nodes.
+        embedded: whether the objective reads the network's embedding alone, and not its logits.
 
-    The returned function refuses networks that read no edge weights (``UnsupportedError``).
+    The returned function refuses networks whose logits, or whose embedding, read no edge weights
+    (``UnsupportedError``).
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -143,7 +145,7 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
             require_centroids(settings.init, "noise")
         counts, chosen = _choose_nodes(task, budget, replace(settings, init="real") if from_means else settings, draws)
         start = _select_nodes(task, chosen)
-        _require_edges_read(task, start)
+        _require_edges_read(task, start, embedded)
         structure = kind(task, start, draws.fold("structure"))
         x = class_means(task, counts, draws) if from_means else start["x"]
         return _build_graph(task, x, counts, settings, label, draws, structure)
@@ -151,31 +153,33 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
     return build
 
 
-def reads_edges(task: Task, inputs: Tensors) -> bool:
-    """Return whether a fresh network's logits have a gradient, perhaps 0, with respect to the edge weights.
+def reads_edges(task: Task, inputs: Tensors, embedded: bool = False) -> bool:
+    """Return whether a fresh network's outputs have a gradient, perhaps 0, with respect to the edge weights.
 
     Args:
         task: the network's task.
         inputs: a few of the task's samples, with an ``adjacency``.
+        embedded: whether the outputs are the embedding; else they are the logits.
     """
     adjacency = inputs["adjacency"].detach().clone().requires_grad_()
+    state, weighted = task.init(Draws(0, ("check",), task.device)), {**inputs, "adjacency": adjacency}
     with torch.enable_grad():
-        logits, _ = task.predict(task.init(Draws(0, ("check",), task.device)), {**inputs, "adjacency": adjacency})
-    if logits.requires_grad:
-        logits.sum().backward(inputs=[adjacency])  # type: ignore[no-untyped-call]
+        outputs = task.features(state, weighted)[-1] if embedded else task.predict(state, weighted)[0]
+    if outputs.requires_grad:
+        outputs.sum().backward(inputs=[adjacency])  # type: ignore[no-untyped-call]
     return adjacency.grad is not None
 
 
-def _require_edges_read(task: Task, nodes: Tensors) -> None:
-    """Refuse a network that reads no edge weights, since none could be learned through it.
+def _require_edges_read(task: Task, nodes: Tensors, embedded: bool) -> None:
+    """Refuse a network whose logits, or whose embedding, read no edge weights: none could be learned through it.
 
     Raises:
-        UnsupportedError: the network reads none; the message names methods without edges.
+        UnsupportedError: they read none; the message names methods without edges.
     """
-    if not reads_edges(task, {"x": nodes["x"][:2], "adjacency": nodes["adjacency"][:2, :2]}):
+    if not reads_edges(task, {"x": nodes["x"][:2], "adjacency": nodes["adjacency"][:2, :2]}, embedded):
         raise UnsupportedError(
-            f"the network ({network_title(task)}) reads no edge weights, so none can be learned through it; use a "
-            f"{WITHOUT_EDGES}, or a network that reads them (--model sgc or gcn)"
+            f"the {'embedding of the ' if embedded else ''}network ({network_title(task)}) reads no edge weights, so "
+            f"none can be learned through it; use a {WITHOUT_EDGES}, or a network that reads them (--model sgc or gcn)"
         )
 
 

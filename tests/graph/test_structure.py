@@ -331,9 +331,29 @@ def test_no_edges_are_learned_through_a_network_that_reads_none(method: str, net
             begin()
 
 
+class Embedding(Unweighted):
+    """Embeds before it propagates."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.layer(x)
+        if edge_weight is not None:
+            logits = logits.index_add(0, edge_index[1], edge_weight[:, None] * logits[edge_index[0]])
+        return logits
+
+
+def test_embeddings_are_not_matched_where_they_read_no_edges() -> None:
+    own = graph_task(planted_graph(), model=Embedding)
+    for method in ("gcond", "doscond", "gcdm-x"):
+        distill(own, METHODS[method], nodes=6, settings={"steps": 1})
+    distiller = Distiller(own, METHODS["gcdm"].with_settings(steps=1), 6)
+    for begin in (distiller.start, distiller.rehearse):
+        with pytest.raises(UnsupportedError, match=r"embedding of the network \(.*\) reads no edge .*gcond-x, gcdm-x"):
+            begin()
+
+
 @pytest.mark.parametrize("network", [{"model": "gcn"}, {"hops": 1}, {"model": Weighing}])
 def test_edges_are_learned_through_a_network_that_reads_them(network: dict[str, Any]) -> None:
-    made = Distiller(graph_task(planted_graph(), **network), METHODS["doscond"].with_settings(steps=1), 6).rehearse()
+    made = Distiller(graph_task(planted_graph(), **network), METHODS["gcdm"].with_settings(steps=1), 6).rehearse()
     assert set(made.groups()) == {"codes", "decoder"}
 
 
