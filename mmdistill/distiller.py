@@ -34,7 +34,7 @@ from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import anneal, is_active
 from mmdistill.parameterizations.base import Chosen, Parameterization
 from mmdistill.rehearsal import rehearsal
-from mmdistill.runs.first_step import require_start
+from mmdistill.runs.first_step import require_real_weights, require_start
 from mmdistill.runs.state import RunState, follow, out_of_patience
 from mmdistill.runtime import Draws, describe_device, peak_memory_bytes
 from mmdistill.settings import Settings, require_plain
@@ -163,10 +163,9 @@ class Distiller:
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
         """Draw the real batch of a step, not augmented, in the objective's view; one sample if it reads none."""
         count = self.settings.real_batch if run.objective.reads_real else 1
-        draws = key.fold("real")
         if run.objective.view == "classes" and self.classes is not None:
-            return real_classes(self.task, draws, self.classes, count)
-        return real_samples(self.task, draws, count)
+            return real_classes(self.task, key.fold("real"), self.classes, count)
+        return real_samples(self.task, key.fold("real"), count)
 
     def batches(
         self,
@@ -288,8 +287,10 @@ class Distiller:
         """
         key = self.key(run)
         with self._numerics(run):
-            schedule = self._fetch(run, run.schedule, key)
-            loss, group_gradients = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
+            schedule, real = self._fetch(run, run.schedule, key), self.real(run, key)
+            if run.step == 0:
+                require_real_weights(self.task, run.objective, real)
+            loss, group_gradients = (gradients or self.gradients)(run, schedule, real, key)
             if run.step == 0:
                 require_start(run, self.active(run), loss, group_gradients, key.fold("synthetic"))
             if self._skips(loss):
@@ -373,8 +374,7 @@ class Distiller:
         assert isinstance(self.task, Validates)
         with run.averaged():
             samples = self._decode_finished(run, run.step)
-            own_score = self.task.validate(samples, self.draws.fold("validate"), run.objective.learned())
-            score = ranks.gathered(own_score)[0]
+            score = ranks.gathered(self.task.validate(samples, self.draws.fold("validate"), run.objective.learned()))[0]
             if score is not None and (run.best is None or score > run.best["score"]):
                 run.best = {"score": score, "step": run.step, **run.module_states()}
 

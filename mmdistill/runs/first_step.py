@@ -19,6 +19,7 @@ from mmdistill.objectives.unrolled import UnrolledObjective
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runs.state import RunState
 from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Task
 
 ADVICE = {
     "labels": "say reads_labels = False in its class, or use hard labels (--label hard)",
@@ -84,14 +85,33 @@ def require_weights(parameterization: Parameterization, draws: Draws) -> None:
     with torch.no_grad():
         decoded = parameterization(draws)
     if parameterization.classes is None:
-        weights = [decoded.weight]
+        weights = decoded.weight[None]
     else:
-        weights = list(parameterization.class_batches(decoded).batch.weight)
-    empty = [str(index) for index, weight in enumerate(weights) if not bool((weight > 0).any())]
+        weights = parameterization.class_batches(decoded).batch.weight
+    _require_some(f"{type(parameterization).__name__} decodes", weights)
+
+
+def require_real_weights(task: Task, objective: Objective, real: Batch | ClassBatch) -> None:
+    """Refuse real samples whose weights are all zero, which many objectives would match as zeros without a word.
+
+    Args:
+        task: drew the samples.
+        objective: of the step.
+        real: the samples.
+    Raises:
+        ConfigError: the objective reads them, and all weights are zero, or all of a class.
+    """
+    if objective.reads_real:
+        weights = real.batch.weight if isinstance(real, ClassBatch) else real.weight[None]
+        _require_some(f"{type(task).__name__}.sample_real gives", weights)
+
+
+def _require_some(source: str, weights: Tensor) -> None:
+    """Refuse weights ``(C, n)`` that are all zero, or all of a class."""
+    empty = (~(weights > 0).any(1)).nonzero().flatten().tolist()
     if empty:
         which = "all samples" if len(empty) == len(weights) else f"all samples of class {empty[0]}"
-        name = type(parameterization).__name__
-        raise ConfigError(f"{name} decodes {which} with weight 0; a sample that counts has weight 1")
+        raise ConfigError(f"{source} {which} with weight 0; a sample that counts has weight 1")
 
 
 PLAIN = (Number, np.generic, str, bytes, Enum, torch.dtype, type(None))

@@ -131,6 +131,23 @@ def test_samples_that_weigh_nothing_are_refused(weight: Tensor, message: str) ->
         distill(BlobTask(), "dm", ipc=1, parameterization=storage(weight=weight), settings={"steps": 2})
 
 
+class Unweighing(BlobTask):
+    """Real samples of one class have no weight, nor have those that are drawn from all classes together."""
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        found = super().sample_real(draws, classes, n)
+        weight = found.batch.weight[1] if isinstance(found, ClassBatch) else found.weight
+        weight.zero_()
+        return found
+
+
+@pytest.mark.parametrize(("method", "which"), [("dm", "of class 1 "), ("dc", "of class 1 "), ("krr", "")])
+def test_real_samples_that_weigh_nothing_are_refused(method: str, which: str) -> None:
+    with pytest.raises(ConfigError, match=f"Unweighing.sample_real gives all samples {which}with weight 0"):
+        distill(Unweighing(), method, ipc=1, settings={"steps": 2})
+    assert distill(Unweighing(), "mtt", ipc=1, settings={"steps": 1, "experts": 1}).steps == 1  # reads none
+
+
 class Summed(Objective):
     """Takes features of all classes at once, as no network does."""
 
