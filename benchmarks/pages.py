@@ -215,9 +215,13 @@ def curves(path: Path, picture: Path) -> list[str]:
     figure.savefig(picture, dpi=90)
     plt.close(figure)
     head = "| data | schedule | ipc | method | accuracy on the way |"
-    note = "One run each, judged on the way (`python benchmarks/steps.py`); annealed rates end at the last point."
+    note = (
+        "One run each, judged on the way by a few networks of the widths above; annealed rates end at the last point.",
+        "For example `python benchmarks/steps.py --rows mnist-frepo-1:schedule=reduced,width=16,judge_epochs=300 --out",
+        "steps.json`.",
+    )
     drawn = f"![Accuracy against steps]({picture.name})"
-    return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, "", drawn, ""]
+    return ["## Accuracy against steps", "", *note, "", head, "|" + "---|" * 5, *lines, "", drawn, ""]
 
 
 def figure_8(like: Cell, cells: Path) -> dict[str, list[tuple[int, float, float]]]:

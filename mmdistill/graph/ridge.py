@@ -13,6 +13,7 @@ from mmdistill.graph.teacher import TeacherRecipe, teach
 from mmdistill.method import Configured
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.ridge import RandomFeatureRidge
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, Task
 
@@ -37,8 +38,6 @@ class PropagatedRidge(RandomFeatureRidge):
     Source: Loo et al., NeurIPS 2022 (the objective); Wang et al., WWW 2024 (GC-SNTK: ridge regression on graphs).
     """
 
-    steady = False  # the first step trains the teacher
-
     def __init__(
         self, nodes: int = 512, width: int = 256, ridge: float = 0.01, recipe: TeacherRecipe | None = None
     ) -> None:
@@ -56,6 +55,12 @@ class PropagatedRidge(RandomFeatureRidge):
         if not isinstance(task, GraphTask):
             raise ConfigError(f"{type(self).__name__} reads the nodes of a graph, {task.describe().data!r} is none")
 
+    def begin(self, task: Task, draws: Draws) -> None:
+        """Train the teacher where nodes lack labels, so that its time is not a step's; not in a rehearsal."""
+        super().begin(task, draws)
+        if isinstance(task, GraphTask) and _is_taught(task) and not is_rehearsal():
+            self.taught(task, draws)
+
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the cross entropy of the scaled ridge prediction; a teacher labels nodes where few have labels."""
         task = network.task
@@ -71,7 +76,7 @@ class PropagatedRidge(RandomFeatureRidge):
         Empty where at least half of the nodes have labels, so that no teacher is needed.
         """
         recipe = self.recipe or TeacherRecipe()
-        networks = f"{recipe.networks} perceptrons of {recipe.epochs} epochs, to be trained in the first step"
+        networks = f"{recipe.networks} perceptrons of {recipe.epochs} epochs, to be trained first"
         return networks if isinstance(task, GraphTask) and _is_taught(task) else ""
 
     def taught(self, task: GraphTask, draws: Draws) -> Tensor:

@@ -15,6 +15,7 @@ from mmdistill.graph.ridge import PropagatedRidge
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.graph.teacher import TeacherRecipe, teach
 from mmdistill.objectives.base import Network
+from mmdistill.rehearsal import rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Tensors
 from mmdistill.testing import as_float64, check_objective
@@ -97,6 +98,18 @@ def test_a_teacher_labels_nodes_where_fewer_have_labels_than_have_none(labelled:
     objective(Network(own, own.init(Draws(0))), synthetic(), own.training_batch(), Draws(1))
     assert (objective._taught is not None) == teaches
     assert bool(objective.describe_teacher(own)) == teaches
+
+
+def test_a_teacher_is_trained_when_a_run_begins_but_not_in_a_rehearsal() -> None:
+    own, objective = task(), PropagatedRidge(nodes=4, recipe=SHORT)
+    with rehearsal():
+        objective.begin(own, Draws(1).fold("objective"))
+    assert objective._taught is None
+    objective.begin(own, Draws(1).fold("objective"))
+    taught = objective._taught
+    assert taught is not None
+    objective(Network(own, own.init(Draws(0))), synthetic(), own.training_batch(), Draws(1).fold("step", 0))
+    assert objective._taught is taught
 
 
 def test_a_teacher_is_kept_for_its_task_and_seed_alone() -> None:
