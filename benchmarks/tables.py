@@ -41,7 +41,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
-from mmdistill.registry import domain_methods, get_domain
+from mmdistill.registry import get_domain
 from mmdistill.runs.folder import LOG, METRICS
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
@@ -215,7 +215,7 @@ def main() -> None:
     chosen = parse()
     until = time.time() + 3600 * chosen.hours
     domain = get_domain("image")
-    methods = [name for name in chosen.methods.split(",") if name] or sorted(domain_methods(domain))
+    methods = [name for name in chosen.methods.split(",") if name] or sorted(domain.methods)
     ipcs = [int(text) for text in chosen.ipc.split(",")]
     seeds = [int(text) for text in chosen.seeds.split(",")]
     devices = [str(choose_device(device)) for device in named(chosen.devices)]
@@ -241,7 +241,7 @@ def main() -> None:
         draw_figure_8(like, points, path)
         print(f"wrote {path}")
     if chosen.page is not None:
-        everything = sorted(domain_methods(domain), key=row)
+        everything = sorted(domain.methods, key=row)
         chosen.page.write_text(page(chosen.cells, everything, chosen.page.parent) + "\n", encoding="utf-8")
         print(f"wrote {chosen.page}")
 

@@ -109,7 +109,6 @@ class Method:
         solve: a closed form that replaces the loop; it may read settings of its own.
         sized: for a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
         judge: the judge that its sets are made for; empty: the domain's first judge.
-        domains: the domains that have a method of ``CORE_METHODS``; not read for a domain's own methods.
         requires: raises a ConfigError for a task of its domain whose kind of samples it does not make.
     Raises:
         UnknownNameError: an unknown kind of labels.
@@ -127,7 +126,6 @@ class Method:
     solve: Solver | None = None
     sized: Solver | None = None
     judge: str = ""
-    domains: tuple[str, ...] = ("image",)
     requires: Callable[[Task], object] = lambda task: None
 
     def __repr__(self) -> str:

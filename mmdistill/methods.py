@@ -269,7 +269,6 @@ CORE_METHODS = MethodTable(
             lambda: GradientMatching(row_cosine),
             trained_on_s,
             _dc_settings,
-            domains=("image", "text"),
             summary="gradient matching, row cosine, network trained on S",
             source="Zhao et al., ICLR 2021",
         ),
@@ -311,7 +310,6 @@ CORE_METHODS = MethodTable(
             lambda: DistributionMatching("last"),
             fresh,
             _dm_settings,
-            domains=("image", "text"),
             summary="mean feature matching over random networks",
             source="Zhao and Bilen, WACV 2023",
         ),
@@ -319,6 +317,6 @@ CORE_METHODS = MethodTable(
 )
 """The six methods that suit several kinds of data, ``mmdistill.METHODS``, with published settings and without presets.
 
-Images have all of them by name, texts ``dc`` and ``dm``. A domain adds its own in its ``methods.py`` and may refine
-these settings; :func:`~mmdistill.registry.method_names` lists all methods of a task.
+Images have all of them by name. Other domains list their own, perhaps by the same names (texts have ``dc`` and ``dm``);
+:func:`~mmdistill.registry.method_names` lists all methods of a task.
 """

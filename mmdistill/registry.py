@@ -12,8 +12,7 @@ from mmdistill.exports import Exporter
 from mmdistill.files.hub import located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.imports import Importer
-from mmdistill.method import Method, MethodTable, Storage
-from mmdistill.methods import CORE_METHODS
+from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, in_words, unknown_data, unknown_name
 from mmdistill.task import Batch, BudgetKind, Task, require_task
 
@@ -83,7 +82,7 @@ class Domain:
         accepts: whether a user's file or folder looks like this domain's data.
         make_task: builds the task for a data set name or path; its keywords are the options that were given, of
             :data:`EVERYWHERE` and of the :data:`OF_SOME_TASKS` in ``options``. A device and a seed are always given.
-        methods: methods of this domain alone, and refinements of shared ones.
+        methods: its methods by name, in the order in which they are listed.
         first: the methods to start with, in words; empty if there is only one.
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
         exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
@@ -137,11 +136,11 @@ class Domain:
 
     def __repr__(self) -> str:
         """Return the domain's name and its numbers of data sets and methods in one line."""
-        return f"Domain({self.name}, {len(self.datasets)} data sets, {len(domain_methods(self))} methods)"
+        return f"Domain({self.name}, {len(self.datasets)} data sets, {len(self.methods)} methods)"
 
     def __post_init__(self) -> None:
         """Record the names of methods and ways of storing before a user's code adds others."""
-        object.__setattr__(self, "shipped", frozenset({*domain_methods(self), *self.parameterizations}))
+        object.__setattr__(self, "shipped", frozenset({*self.methods, *self.parameterizations}))
 
 
 def get_domain(name: str) -> Domain:
@@ -190,7 +189,7 @@ def domain_of(
     path = users_path(data)
     if not path.exists():
         raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
-    by_method = _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
+    by_method = _only([domain for domain in domains if canonical(method or "") in domain.methods])
     accepting = [domain for domain in domains if domain.accepts(path)]
     by_options = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
     if path.is_file():
@@ -231,15 +230,9 @@ def _knows(domain: Domain, data: str) -> bool:
     return canonical(data) in domain.datasets or domain.claims(data)
 
 
-def domain_methods(domain: Domain) -> MethodTable:
-    """Return all methods of a domain: the shared ones that it has, then its own."""
-    shared = {name: method for name, method in CORE_METHODS.items() if domain.name in method.domains}
-    return MethodTable({**shared, **domain.methods})
-
-
 def _methods_for(domain: Domain, data: str) -> dict[str, Method]:
     """Return the methods of a domain, with a data set's own settings and methods."""
-    return {**domain_methods(domain), **domain.presets.get(canonical(data), {})}
+    return {**domain.methods, **domain.presets.get(canonical(data), {})}
 
 
 def method_names(task: Task) -> list[str]:
@@ -269,7 +262,7 @@ def has_method(name: str) -> bool:
     """Return whether any domain has a method of a name; all domains are imported if none has."""
     key = canonical(name)
     return any(
-        key in domain_methods(domain) or any(key in methods for methods in domain.presets.values())
+        key in domain.methods or any(key in methods for methods in domain.presets.values())
         for domain in map(get_domain, DOMAIN_PACKAGES)
     )
 
@@ -290,7 +283,7 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
     methods = _methods_for(domain, data)
     key = canonical(name)
     if key not in methods:
-        kinds = [other for other in DOMAIN_PACKAGES if key in domain_methods(get_domain(other))]
+        kinds = [other for other in DOMAIN_PACKAGES if key in get_domain(other).methods]
         if kinds:
             raise ConfigError(
                 f"{key} is a method for {in_words(kinds)} data, and {data or 'this'} is {domain.name} data "

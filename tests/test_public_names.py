@@ -11,7 +11,8 @@ import pytest
 import mmdistill
 from mmdistill.commands.listings import methods_command
 from mmdistill.errors import ConfigError
-from mmdistill.registry import domain_methods, get_domain
+from mmdistill.method import MethodTable
+from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
 from tests.toys import BlobTask
 
 
@@ -55,11 +56,20 @@ def test_only_names_that_are_promised_are_listed() -> None:
 def test_unknown_methods_are_named_with_their_neighbours() -> None:
     with pytest.raises(ConfigError, match=r"no method 'gcond' in this table.*get_method"):
         mmdistill.METHODS["gcond"]
-    graphs = domain_methods(get_domain("graph"))
+    graphs = get_domain("graph").methods
     with pytest.raises(KeyError, match=r"no method 'GC_DM' in this table; did you mean 'gcdm'\? \(there are: doscond"):
         graphs["GC_DM"]
     assert graphs.get("GC_DM") is None
     assert graphs["gcdm"].title == "GCDM"
+
+
+@pytest.mark.parametrize("name", DOMAIN_PACKAGES)
+def test_a_domain_has_one_table_of_methods(name: str) -> None:
+    methods = get_domain(name).methods
+    assert isinstance(methods, MethodTable)
+    assert all(get_method(get_domain(name), key) is method for key, method in methods.items())
+    core = [key for key in methods if methods[key] is mmdistill.METHODS.get(key)]
+    assert core == (list(mmdistill.METHODS) if name == "image" else [])
 
 
 def test_the_methods_of_a_task_are_those_that_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mmdistill.commands.method_page import domains_having, domains_reading, method_facts
 from mmdistill.names import canonical
-from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain
+from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain
 from mmdistill.runtime import data_root
 
 TABLE_1 = "Table 1 of the survey: what is matched | on which networks | how samples are stored | labels"
@@ -54,7 +54,7 @@ def _list(domains: Sequence[Domain], long: bool) -> None:
         print(f"{domain.name} (budget: --{domain.budget}{advice})")
         if domain.taxonomy:
             print(f"  {TABLE_1}{LEGEND if long else ''}")
-        for key, method in domain_methods(domain).items():
+        for key, method in domain.methods.items():
             source = method.source if long else re.split(r" \(|; ", method.source)[0]
             citation = f" [{source}]" if source else ""
             description = f"{method.title}: {method.summary}"

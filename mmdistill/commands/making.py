@@ -41,7 +41,7 @@ from mmdistill.networks.expert_recipe import ExpertRecipe
 from mmdistill.networks.experts import Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.progress import step_bar
-from mmdistill.registry import Domain, domain_methods, located
+from mmdistill.registry import Domain, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
 from mmdistill.runs.advice import lowering_start
@@ -349,7 +349,7 @@ def _expert_schedule(domain: Domain, method: Method, budget: int) -> ExpertTraje
         return schedule
     fitting = [
         name
-        for name, other in domain_methods(domain).items()
+        for name, other in domain.methods.items()
         if isinstance(other.make_schedule(other.settings(budget)), ExpertTrajectories)
     ]
     raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")

@@ -9,7 +9,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
 from mmdistill.method import Method
 from mmdistill.names import as_option, canonical, unknown_data, unknown_name
-from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_methods, domain_of, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_of, get_method
 from mmdistill.reporting.report import optimizer_in_words
 from mmdistill.settings import Settings, read_in_closed_form
 
@@ -45,7 +45,7 @@ def domains_having(domains: Sequence[Domain], name: str, data: str) -> list[Doma
     Raises:
         UnknownNameError: none has it.
     """
-    methods_of = [{**domain_methods(domain), **domain.presets.get(canonical(data), {})} for domain in domains]
+    methods_of = [{**domain.methods, **domain.presets.get(canonical(data), {})} for domain in domains]
     having = [domain for domain, methods in zip(domains, methods_of, strict=True) if canonical(name) in methods]
     if not having:
         names = dict.fromkeys(key for methods in methods_of for key in methods)

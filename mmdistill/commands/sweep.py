@@ -22,7 +22,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, of_same_test, read_metrics, recorded
 from mmdistill.names import as_argument, as_option, baseline_names, canonical, split_names
-from mmdistill.registry import Domain, domain_methods, get_domain, get_method, get_parameterization, located
+from mmdistill.registry import Domain, get_domain, get_method, get_parameterization, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
@@ -216,7 +216,7 @@ def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> 
     Raises:
         ConfigError: names them, and how to start the script.
     """
-    added = {*domain_methods(domain), *domain.parameterizations} - domain.shipped
+    added = {*domain.methods, *domain.parameterizations} - domain.shipped
     names = {name for config in configs for name in (config.method, config.parameterization)} & added
     networks = {name for config in configs for name in (config.model or "", *config.judge_names())}
     rules = {rule for config in configs for rule in (config.init or "", *baseline_names(config.baselines))}

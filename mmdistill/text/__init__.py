@@ -5,7 +5,7 @@ from typing import Any
 from mmdistill.errors import ConfigError
 from mmdistill.files.hub import HUB_PREFIX, on_hub
 from mmdistill.files.tables import SUFFIXES
-from mmdistill.method import Storage
+from mmdistill.method import MethodTable, Storage
 from mmdistill.names import canonical
 from mmdistill.registry import Domain
 from mmdistill.task import Task
@@ -46,7 +46,7 @@ DOMAIN = Domain(
     },
     accepts=accepts,
     make_task=_make_task,
-    methods={**METHODS, **TOKEN_METHODS},
+    methods=MethodTable(METHODS | TOKEN_METHODS),
     draw=draw,
     first="krr",
     exports={"tensors": export_tensors, "embeds": export_embeds, "texts": export_texts},

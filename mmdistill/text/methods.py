@@ -142,17 +142,6 @@ def _no_settings(ipc: int) -> Settings:
 
 METHODS = MethodTable(
     {
-        "dm": Method(
-            "DM",
-            lambda: DistributionMatching("last"),
-            fresh,
-            lambda ipc: Settings(300, 1024, _optimizers(0.001), init="k-means"),
-            from_centroids,
-            "hard",
-            "mean feature matching over random networks, from k-means centroids",
-            "Zhao and Bilen, WACV 2023",
-            requires=as_text_task,
-        ),
         "dc": Method(
             "DC",
             lambda: GradientMatching(flat_cosine),
@@ -162,6 +151,17 @@ METHODS = MethodTable(
             "soft",
             "gradient matching (flat cosine) with learned soft labels, network trained on S",
             "Zhao et al., ICLR 2021",
+            requires=as_text_task,
+        ),
+        "dm": Method(
+            "DM",
+            lambda: DistributionMatching("last"),
+            fresh,
+            lambda ipc: Settings(300, 1024, _optimizers(0.001), init="k-means"),
+            from_centroids,
+            "hard",
+            "mean feature matching over random networks, from k-means centroids",
+            "Zhao and Bilen, WACV 2023",
             requires=as_text_task,
         ),
         "krr": Method(

@@ -23,7 +23,7 @@ from mmdistill.commands import listings
 from mmdistill.commands.wording import GROUPS
 from mmdistill.config import SETTINGS, read_settings
 from mmdistill.errors import ConfigError, MmdistillError, MmdistillWarning
-from mmdistill.registry import DOMAIN_PACKAGES, StorageFamily, domain_methods, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, StorageFamily, get_domain, get_method
 from mmdistill.rules import RULES
 from mmdistill.settings import TRAINING, Settings
 from tests.commands.digits import distil
@@ -111,7 +111,7 @@ def test_methods_are_listed_in_a_line_each_above_their_row_of_table_1(
     short = shown("image")
     assert shown("--domain", "image") == short
     rows = [line for line in short if re.match("  [a-z]", line) and "--" not in line]
-    assert len(rows) == len(domain_methods(get_domain("image")))
+    assert len(rows) == len(get_domain("image").methods)
     (cafe,) = [row for row in rows if row.startswith("  cafe ")]
     assert cafe.endswith(" classify real samples [Wang et al., CVPR 2022]")  # departures are for --long
     below = short[short.index(cafe) + 1]
@@ -123,7 +123,7 @@ def test_methods_are_listed_in_a_line_each_above_their_row_of_table_1(
     begun = re.findall(r"^([\w-]+) \(budget: --\w+; start with (.*)\)$", "\n".join(shown()), re.MULTILINE)
     assert [name for name, _ in begun] == [name for name in DOMAIN_PACKAGES if name != "graph-set"]  # which has one
     for name, methods in begun:
-        assert set(methods.split(" or ")) <= set(domain_methods(get_domain(name)))
+        assert set(methods.split(" or ")) <= set(get_domain(name).methods)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     assert all(len(line) <= 100 for line in shown("image") if "--" not in line)
@@ -415,7 +415,7 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
 @pytest.mark.parametrize("domain", DOMAIN_PACKAGES)
 def test_no_method_sets_what_it_does_not_read(domain: str) -> None:
     for data in ("digits", "mnist", "cifar10") if domain == "image" else ("",):
-        for name in domain_methods(get_domain(domain)):
+        for name in get_domain(domain).methods:
             method = get_method(get_domain(domain), name, data)
             chosen = vars(method.settings(1))
             own = [name for name in TRAINING if chosen[name] != getattr(Settings(steps=1), name)]

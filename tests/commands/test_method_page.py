@@ -12,9 +12,9 @@ from mmdistill.commands.assigned import parse_assignments
 from mmdistill.commands.method_page import SHOWN_BUDGETS, USUAL, domains_having, method_facts
 from mmdistill.config import DistillConfig
 from mmdistill.errors import UnknownNameError
-from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
 
-EVERY = [(name, key) for name in DOMAIN_PACKAGES for key in domain_methods(get_domain(name))]
+EVERY = [(name, key) for name in DOMAIN_PACKAGES for key in get_domain(name).methods]
 
 
 @pytest.mark.parametrize(("name", "key"), EVERY, ids=["-".join(pair) for pair in EVERY])

@@ -15,7 +15,7 @@ from mmdistill.abilities import overrides_of
 from mmdistill.errors import ConfigError
 from mmdistill.image.models import model_name
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain
+from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.store import write_json
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -65,7 +65,7 @@ def test_the_page_of_methods_has_the_accuracies_of_the_tables() -> None:
     }
     columns = [(data, ipc) for data in ("mnist", "cifar10") for ipc in ("1", "10")]
     shown.pop("method")
-    assert set(shown) == {"*random real images*", "*herding real images*", *domain_methods(get_domain("image"))}
+    assert set(shown) == {"*random real images*", "*herding real images*", *get_domain("image").methods}
     for name, row in shown.items():
         assert row == [measured.get((data, name, ipc), "-") for data, ipc in columns], name
 
@@ -90,7 +90,7 @@ def test_a_rows_overrides_reach_its_task_and_method(scripts: Any) -> None:
 
 def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) -> None:
     cells, _, quality = scripts
-    for method in domain_methods(get_domain("image")):
+    for method in get_domain("image").methods:
         for ipc in (1, 50):
             row = cells.Cell("cifar10", method, ipc, "published").row
             data, name, budget, options = quality.parse_row(row)
@@ -179,7 +179,7 @@ def test_the_figures_of_the_documentation_show_what_the_cells_hold(scripts: Any)
 @pytest.mark.slow
 def test_the_page_of_the_documentation_is_that_of_the_cells(scripts: Any, tmp_path: Path) -> None:
     cells, pages, _ = scripts
-    methods = sorted(domain_methods(get_domain("image")), key=cells.row)
+    methods = sorted(get_domain("image").methods, key=cells.row)
     assert (DOCS / "tables.md").read_text(encoding="utf-8") == pages.page(cells.CELLS, methods, tmp_path) + "\n"
     assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in DOCS.iterdir()}
 

@@ -27,7 +27,7 @@ from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.decoder import DecodedCodes
 from mmdistill.parameterizations.raw import Raw
-from mmdistill.registry import domain_methods, get_domain, get_method, get_parameterization
+from mmdistill.registry import get_domain, get_method, get_parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, Task
@@ -70,7 +70,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 def quick(name: str) -> Method:
     """A family's representative with two cheap steps."""
-    method = {**domain_methods(DOMAIN), **DOMAIN.presets["digits"]}[name]
+    method = {**DOMAIN.methods, **DOMAIN.presets["digits"]}[name]
     own = method.settings
 
     def settings(budget: int) -> Settings:

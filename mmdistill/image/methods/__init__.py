@@ -16,6 +16,7 @@ from mmdistill.image.methods.realistic import REALISTIC
 from mmdistill.image.methods.ridge import RIDGE
 from mmdistill.image.methods.unrolled_reduced import UNROLLED
 from mmdistill.method import Method, MethodTable
+from mmdistill.methods import CORE_METHODS
 
 FAMILIES: tuple[MethodFamily, ...] = (
     MATCHING,
@@ -37,8 +38,8 @@ def _merge(tables: Iterable[Mapping[str, Method]]) -> dict[str, Method]:
     return {name: method for table in tables for name, method in table.items()}
 
 
-METHODS = MethodTable(_merge(family.methods for family in FAMILIES))
-"""The image domain's own methods, beside the shared ones."""
+METHODS = MethodTable(CORE_METHODS | _merge(family.methods for family in FAMILIES))
+"""All methods of the image domain."""
 
 PRESETS = {
     data: _merge(family.presets.get(data, {}) for family in FAMILIES)

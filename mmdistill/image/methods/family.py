@@ -41,7 +41,7 @@ class Conditions:
 class MethodFamily:
     """Methods of one kind by name, all declared in one module.
 
-    All but ``methods`` may hold shared methods (``CORE_METHODS``) too.
+    All but ``methods`` may hold those of ``CORE_METHODS`` too.
 
     Args:
         methods: the family's own methods, with published settings.

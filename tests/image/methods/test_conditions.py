@@ -12,7 +12,6 @@ from mmdistill.image.methods import CONDITIONS, conditions
 from mmdistill.image.models import model_factory
 from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.whitening import KINDS
-from mmdistill.registry import domain_methods
 
 PAGE = Path(__file__).parents[3] / "docs" / "fidelity.md"
 
@@ -93,7 +92,7 @@ def shown_whitening(text: str, data: str, ipc: int) -> str:
 @pytest.mark.parametrize("data", ["mnist", "fashion-mnist", "svhn", "cifar10", "cifar100", "tiny-imagenet"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_the_page_shows_what_published_numbers_belong_to(data: str, ipc: int) -> None:
-    for method in domain_methods(DOMAIN):
+    for method in DOMAIN.methods:
         model, protocol, whitening = shown().get(method, ("", "", ""))
         whiten = shown_whitening(whitening, data, ipc)
         found = {"model": shown_model(model, data), "protocol": protocol, "whiten": whiten}

@@ -9,7 +9,6 @@ from pkgutil import iter_modules
 from mmdistill.image import DOMAIN, methods
 from mmdistill.image.methods import FAMILIES
 from mmdistill.image.methods.family import MethodFamily
-from mmdistill.registry import domain_methods
 
 
 def test_the_family_of_each_module_is_listed() -> None:
@@ -29,7 +28,7 @@ def test_no_method_stands_in_two_families() -> None:
 
 
 def test_families_name_methods_that_there_are() -> None:
-    known = set(domain_methods(DOMAIN))
+    known = set(DOMAIN.methods)
     for family in FAMILIES:
         tables = (*family.presets.values(), family.reduced, family.reduced_colour, family.conditions)
         assert {name for table in tables for name in table} <= known
@@ -38,7 +37,7 @@ def test_families_name_methods_that_there_are() -> None:
 
 
 def test_every_method_has_a_reduced_schedule_and_short_runs_for_digits() -> None:
-    known = set(domain_methods(DOMAIN))
+    known = set(DOMAIN.methods)
     for data, reduced in DOMAIN.reduced.items():
         assert set(reduced) == known, data
     assert set(DOMAIN.presets["digits"]) == known - {"random-soft"}  # which takes no steps

@@ -8,7 +8,7 @@ from mmdistill.image import ImageTask, image_task
 from mmdistill.image.methods.taxonomy import TABLE_1
 from mmdistill.networks.schedules import FreshNetworks
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.registry import domain_methods, get_domain
+from mmdistill.registry import get_domain
 from tests.image.test_end_to_end import above, accuracy, chosen
 
 SHORT = {"steps": 40, "real_batch": 32, "augment": False}
@@ -21,7 +21,7 @@ def task() -> ImageTask:
 
 def test_the_twenty_rows_of_table_1_are_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(TABLE_1) == 20
-    methods = domain_methods(get_domain("image"))
+    methods = get_domain("image").methods
     assert set(TABLE_1) <= set(methods)
     experts = {name for name, row in TABLE_1.items() if row.objective.startswith("multi-step")}
     for name, row in TABLE_1.items():
