@@ -8,7 +8,7 @@ import pytest
 from mmdistill.commands.wording import GROUPS
 from mmdistill.config import ASIDE, BUDGETS, HOW_IT_RUNS, SETTINGS, DistillConfig, EvaluateConfig
 from mmdistill.registry import DOMAIN_PACKAGES, EVERYWHERE, OF_SOME_DOMAINS, OF_SOME_TASKS, TASK_OPTIONS, get_domain
-from mmdistill.runs.judged import NOT_TOLD_APART, VALIDATING
+from mmdistill.reporting.judged import NOT_TOLD_APART, VALIDATING
 from mmdistill.text import text_task, token_task
 
 OPTIONS = [entry.name for entry in fields(DistillConfig)]

@@ -11,10 +11,10 @@ from mmdistill.distilled import SET_VERSION, is_number
 from mmdistill.errors import CheckpointError, ConfigError, VersionError
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.names import as_argument, canonical, split_names
+from mmdistill.reporting.judged import RECORDED, JudgedRun
 from mmdistill.runs.damaged import advice
 from mmdistill.runs.folder import CONFIG, METRICS, SET, is_finished
 from mmdistill.runs.how_to_continue import how_to_finish
-from mmdistill.runs.judged import RECORDED, JudgedRun
 from mmdistill.settings import damage_of
 from mmdistill.store import read_json
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmdistill.names import as_file_name, encodable
 from mmdistill.reporting.comparison import Repetitions, Score
 from mmdistill.reporting.figures import literal, one_plot, save_figure
-from mmdistill.runs.judged import RECORDED
+from mmdistill.reporting.judged import RECORDED
 from mmdistill.store import write_text
 
 LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
