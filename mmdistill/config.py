@@ -22,6 +22,10 @@ WITHOUT_TEXT = ("optimizers", "stored_bytes")
 """Settings without an option: structured values, and the result of a budget in bytes."""
 BUDGETS = ("ipc", "nodes", "users", "bytes")
 """Options for the size of a set."""
+JUDGE_TRAINING = ("judge_epochs", "judge_batch", "judge_precision")
+"""Options for how judges train; validation trains its networks likewise, so they also decide which step it selects."""
+JUDGING_OPTIONS = ("judges", "baselines", "networks", "networks_at_once", *JUDGE_TRAINING)
+"""Options for who judges and how, but for the protocol, which scores are called by."""
 HOW_IT_RUNS = ("out", "overwrite", "device", "checkpoint_every", "compile", *MEMORY_ONLY)
 """Options for how and where a run is made, which do not identify it."""
 
@@ -288,11 +292,9 @@ class EvaluateConfig:
         The run's seed stays, since data may be held out by it.
         """
         run = config if self.protocol is None else replace(config, judge_epochs=None, judge_batch=None)
-        always = ("judges", "networks", "networks_at_once", "baselines")
-        changes: dict[str, Any] = {name: getattr(self, name) for name in always}
-        if_given = ("protocol", "judge_epochs", "judge_batch", "judge_precision", "teacher")
-        changes |= {name: value for name in if_given if (value := getattr(self, name)) is not None}
-        return replace(run, **changes)
+        options: dict[str, Any] = {name: getattr(self, name) for name in (*JUDGING_OPTIONS, "protocol", "teacher")}
+        left_out = {name for name in (*JUDGE_TRAINING, "protocol", "teacher") if options[name] is None}
+        return replace(run, **{name: value for name, value in options.items() if name not in left_out})
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,18 @@ from inspect import signature
 import pytest
 
 from mmdistill.commands.wording import GROUPS
-from mmdistill.config import ASIDE, BUDGETS, HOW_IT_RUNS, SETTINGS, DistillConfig, EvaluateConfig
+from mmdistill.config import (
+    ASIDE,
+    BUDGETS,
+    HOW_IT_RUNS,
+    JUDGE_TRAINING,
+    JUDGING_OPTIONS,
+    SETTINGS,
+    DistillConfig,
+    EvaluateConfig,
+)
 from mmdistill.registry import DOMAIN_PACKAGES, EVERYWHERE, OF_SOME_DOMAINS, OF_SOME_TASKS, TASK_OPTIONS, get_domain
-from mmdistill.reporting.judged import NOT_TOLD_APART, VALIDATING
+from mmdistill.reporting.judged import NOT_TOLD_APART
 from mmdistill.text import text_task, token_task
 
 OPTIONS = [entry.name for entry in fields(DistillConfig)]
@@ -37,7 +46,15 @@ def test_how_a_run_is_judged_is_said_by_each_result() -> None:
     judging = {*GROUPS["judging"]} - {"protocol"}  # which scores are called by
     assert judging <= {*NOT_TOLD_APART}
     assert judging <= {entry.name for entry in fields(EvaluateConfig)}
-    assert {*VALIDATING} <= judging
+
+
+def test_judging_again_takes_the_runs_training_where_none_is_given() -> None:
+    run = DistillConfig(judges="a", networks=3, networks_at_once=2, judge_epochs=7, judge_batch=8, teacher="t")
+    again = EvaluateConfig(networks=4, judge_batch=9).replaced(run)
+    assert [getattr(again, name) for name in JUDGING_OPTIONS] == [None, "random,herding,whole", 4, None, 7, 9, None]
+    assert again.teacher == "t"
+    by_protocol = EvaluateConfig(protocol="dm", teacher="u").replaced(run)
+    assert [getattr(by_protocol, name) for name in (*JUDGE_TRAINING, "protocol", "teacher")] == [None] * 3 + ["dm", "u"]
 
 
 def test_what_tasks_are_told_are_options() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from mmdistill.choices import Units, starts
-from mmdistill.config import DistillConfig, SweepConfig, assignable, read_settings
+from mmdistill.config import JUDGING_OPTIONS, DistillConfig, SweepConfig, assignable, read_settings
 from mmdistill.errors import MmdistillWarning, did_you_mean
 from mmdistill.names import as_option
 
@@ -34,10 +34,7 @@ GROUPS = {
         *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),
         *("time_column", "min_rating", "split_by", "split_seed", "size", "mirror", "whiten", "inductive"),
     ),
-    "judging": (
-        *("judges", "baselines", "networks", "networks_at_once"),
-        *("judge_epochs", "judge_batch", "judge_precision", "protocol"),
-    ),
+    "judging": (*JUDGING_OPTIONS, "protocol"),
     "settings in place of the method's own": (
         *("steps", "lr", "real_batch", "syn_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr"),
         *("inner_batch", "inner_momentum", "inner_window", "clip", "ridge"),

@@ -6,22 +6,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from mmdistill.config import BUDGETS, HOW_IT_RUNS, SETTINGS
+from mmdistill.config import BUDGETS, HOW_IT_RUNS, JUDGE_TRAINING, JUDGING_OPTIONS, SETTINGS
 from mmdistill.settings import MEMORY_ONLY
 
 RECORDED = ("parameterization", "network", "label")
 """The entries of ``distilled.json`` that, beside the method, tell runs apart."""
 TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
 """Options and settings that other columns of a comparison show."""
-NOT_TOLD_APART = (
-    *HOW_IT_RUNS,
-    *("data", "mirror", "seed", "teacher", *BUDGETS),
-    *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "judge_precision"),
-)
+NOT_TOLD_APART = (*HOW_IT_RUNS, "data", "mirror", "seed", "teacher", *BUDGETS, *JUDGING_OPTIONS)
 """Options in which repetitions of a run may differ; sets record their data, budget and teacher themselves, and results
 their judges."""
-VALIDATING = ("judge_epochs", "judge_batch", "judge_precision")
-"""Those of them that also decide how validation trains its networks, and so which step it selects."""
 
 
 class JudgedRun(NamedTuple):
@@ -78,7 +72,7 @@ class JudgedRun(NamedTuple):
         """Return the options of the run that its recorded settings do not cover."""
         covered = {*NOT_TOLD_APART, *(("lr", "set", *SETTINGS) if self.settings else ())}
         if self.settings.get("validate_every"):
-            covered -= {*VALIDATING}
+            covered -= {*JUDGE_TRAINING}
         return {name: str(value) for name, value in self.options.items() if name not in covered}
 
     def options_in_words(self) -> dict[str, str]:
