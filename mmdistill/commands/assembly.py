@@ -12,21 +12,14 @@ from typing import get_args
 from mmdistill.checks import require_sizes
 from mmdistill.commands.assigned import parse_assignments
 from mmdistill.config import DistillConfig, require_data_and_method
+from mmdistill.distill import find_method, find_parameterization
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError
 from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
 from mmdistill.names import OWN_ENCODERS, as_option, canonical, in_words
-from mmdistill.registry import (
-    OF_SOME_DOMAINS,
-    TASK_OPTIONS,
-    Domain,
-    domain_of,
-    get_method,
-    get_parameterization,
-    takers,
-)
+from mmdistill.registry import OF_SOME_DOMAINS, TASK_OPTIONS, Domain, domain_of, get_method, takers
 from mmdistill.runs.folder import CONFIG, work_times
 from mmdistill.runs.how_to_continue import how_to_go_on
 from mmdistill.runtime import atomic_write, choose_device
@@ -140,11 +133,10 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     return domain, domain.make_task(data, **{option: value for option, value in chosen.items() if value is not None})
 
 
-def chosen_method(config: DistillConfig, domain: Domain, classes: int | None) -> Method:
-    """Return the configured method with its overrides, for a task of ``classes`` classes (None: a task without)."""
-    data, name = require_data_and_method(config)
-    method = get_method(domain, name, data, config.schedule).for_classes(classes)
-    storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
+def chosen_method(config: DistillConfig, task: Task) -> Method:
+    """Return the configured method with its overrides, for a task."""
+    method, _ = find_method(task, require_data_and_method(config)[1], config.schedule)
+    storage = None if config.parameterization is None else find_parameterization(task, config.parameterization)
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
     if config.set is not None:
         settings |= parse_assignments(config.set, method.settings(config.count), method.title)

@@ -204,7 +204,7 @@ def _prepare(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
         out_of_memory_advice("reading the data and making the network", "less of them (--width, --size)"),
     ):
         domain, task = make_task(config, device)
-    chosen = chosen_method(config, domain, task.num_classes)
+    chosen = chosen_method(config, task)
     judges = find_judges(task, config.judge_names(), chosen.judge)  # refuses a misspelt name before the work
     find_baselines(task, config.baselines)
     method, budget = method_within_budget(task, chosen, **config.budgets(), seed=config.seed)
@@ -314,7 +314,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     require_sizes(**counts, **{"--together": together})
     config = with_absolute_paths(config)
     domain, task = make_task(config)
-    method = chosen_method(config, domain, task.num_classes)
+    method = chosen_method(config, task)
     schedule = _expert_schedule(domain, method, config.count)
     count, folder = schedule.experts, schedule.folder_for(task)
     recipe = _recipe_of_epochs(schedule, task, method.title, epochs)

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from mmdistill.allocation import allocate
-from mmdistill.budget import method_within_budget, parse_bytes
+from mmdistill.budget import given_count, parse_bytes
 from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, with_absolute_paths
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
@@ -22,7 +22,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, of_same_test, read_metrics, recorded
 from mmdistill.names import as_argument, as_option, baseline_names, canonical, split_names
-from mmdistill.registry import Domain, get_domain, get_method, get_parameterization, located
+from mmdistill.registry import Domain, get_domain, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
@@ -174,21 +174,18 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     find_judges(task, first.judge_names())
     find_baselines(task, first.baselines)
     require_networks(first.networks, first.networks_at_once)
-    if first.parameterization is not None:
-        get_parameterization(domain, first.parameterization, str(first.data))
     _require_known_to_runs(domain, configs)
-    _require_settings(domain, task, configs)
+    _require_settings(task, configs)
     for config in configs:
-        method = get_method(domain, str(config.method), str(config.data), config.schedule)
         if config.bytes is not None:
             parse_bytes(config.bytes)
         else:
-            _, budget = method_within_budget(task, method, **config.budgets())
+            budget = given_count(task, **config.budgets())
             allocate(budget, task.describe().budget, task.labels, task.num_classes)
     return task
 
 
-def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfig]) -> None:
+def _require_settings(task: Task, configs: Sequence[DistillConfig]) -> None:
     """Refuse settings that some of the methods do not take, since all runs of a sweep share their options.
 
     Raises:
@@ -198,7 +195,7 @@ def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfi
     config_of = {str(config.method): config for config in configs}
     for name, config in config_of.items():
         try:
-            chosen_method(config, domain, task.num_classes).settings(config.count)
+            chosen_method(config, task).settings(config.count)
         except ConfigError as error:
             refused[name] = error
     if not refused:

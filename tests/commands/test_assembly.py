@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 
 from mmdistill import registry
-from mmdistill.commands.assembly import SIZES, make_task
+from mmdistill.commands.assembly import SIZES, chosen_method, make_task
 from mmdistill.config import DistillConfig
+from mmdistill.distill import method_settings
 from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS
 from mmdistill.names import in_words
-from mmdistill.registry import DOMAIN_PACKAGES, OF_SOME_DOMAINS, Domain, domain_of, get_domain, takers
+from mmdistill.registry import (
+    DOMAIN_PACKAGES,
+    OF_SOME_DOMAINS,
+    Domain,
+    domain_of,
+    get_domain,
+    get_method,
+    get_parameterization,
+    takers,
+)
 from tests.toys import BlobTask
 
 Told = list[dict[str, object]]
@@ -112,3 +122,27 @@ def test_domains_are_asked_for_their_options_only_where_one_is_refused(
 )
 def test_names_stand_in_a_sentence(names: list[str], words: str) -> None:
     assert in_words(names) == words
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("name", DOMAIN_PACKAGES)
+def test_a_methods_name_means_the_same_in_python_and_on_the_command_line(name: str, classes: int) -> None:
+    domain, task = get_domain(name), BlobTask()
+    task.num_classes = classes
+    for data in ("own", *domain.datasets, *domain.presets):
+        info = replace(task.describe(), domain=name, data=data, budget=domain.budget)
+        task.describe = lambda info=info: info  # type: ignore[method-assign,misc]
+        short = domain.reduced.get(data, domain.reduced.get("*", {}))
+        for schedule, methods in (("published", {*domain.methods, *domain.presets.get(data, ())}), ("reduced", short)):
+            for key in methods:
+                registered = get_method(domain, key, data, schedule)  # type: ignore[arg-type]
+                config = DistillConfig(data=data, method=key, schedule=schedule)  # type: ignore[arg-type]
+                settings = method_settings(task, key, budget=1, schedule=schedule)  # type: ignore[arg-type]
+                assert chosen_method(config, task).settings(1) == settings
+                assert registered.for_classes(classes).settings(1) == settings
+
+
+def test_a_way_of_storing_has_the_settings_for_the_data() -> None:
+    config = DistillConfig(data="digits", method="dm", parameterization="gan-latents", width=4)
+    digits = get_parameterization(get_domain("image"), "gan-latents", "digits")
+    assert chosen_method(config, make_task(config, "cpu")[1]).parameterization == digits
