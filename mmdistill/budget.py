@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
+from typing import NamedTuple
 
 from mmdistill.allocation import ShortClassError
 from mmdistill.checks import is_of
@@ -26,6 +27,24 @@ logger = logging.getLogger(__name__)
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+class GivenBudget(NamedTuple):
+    """A budget as a user gives it, by one of its fields.
+
+    Args:
+        budget: how many synthetic samples, in the unit of the task.
+        ipc: samples per class.
+        nodes: nodes in all.
+        users: users in all.
+        bytes: the size in bytes, such as ``"100KB"``.
+    """
+
+    budget: int | None = None
+    ipc: int | None = None
+    nodes: int | None = None
+    users: int | None = None
+    bytes: str | int | None = None
+
+
 def parse_bytes(text: str | int) -> int:
     """Parse a number of bytes: ``100KB`` is 100,000, ``100KiB`` 102,400, a bare number itself.
 
@@ -41,17 +60,7 @@ def parse_bytes(text: str | int) -> int:
     return int(size)
 
 
-def method_within_budget(
-    task: Task,
-    method: Method,
-    *,
-    budget: int | None = None,
-    ipc: int | None = None,
-    nodes: int | None = None,
-    users: int | None = None,
-    bytes: str | int | None = None,
-    seed: int = 0,
-) -> tuple[Method, int]:
+def method_within_budget(task: Task, method: Method, given: GivenBudget, seed: int = 0) -> tuple[Method, int]:
     """Return the method and the budget in the task's own unit; a method that can fill bytes gets them as a setting.
 
     The run's seed matters if the samples' bytes depend on the real ones that they start from.
@@ -59,47 +68,40 @@ def method_within_budget(
     Raises:
         ConfigError: no budget, several, one in another unit, or bytes too few for one sample per class.
     """
-    count = given_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
-    if bytes is None:
+    count = given_count(task, given)
+    if given.bytes is None:
         return method, count
     with warnings.catch_warnings():  # trial sets should not warn; the chosen one warns again when it is built
         warnings.simplefilter("ignore", MmdistillWarning)
-        return budget_in_bytes(task, method, parse_bytes(bytes), seed)
+        return budget_in_bytes(task, method, parse_bytes(given.bytes), seed)
 
 
-def given_count(
-    task: Task,
-    *,
-    budget: int | None = None,
-    ipc: int | None = None,
-    nodes: int | None = None,
-    users: int | None = None,
-    bytes: str | int | None = None,
-) -> int:
-    """Return the budget in the task's own unit, given as ``budget`` or by the unit's name; 0 if given in bytes.
+def given_count(task: Task, given: GivenBudget) -> int:
+    """Return a budget in the task's own unit; 0 if it is given in bytes.
 
     Raises:
         ConfigError: no budget, several, one in another unit, or not a whole number.
     """
-    given = {name: value for name, value in (("ipc", ipc), ("nodes", nodes), ("users", users)) if value is not None}
+    named = {"ipc": given.ipc, "nodes": given.nodes, "users": given.users}
+    counts = {name: value for name, value in named.items() if value is not None}
     unit = task.describe().budget
-    if budget is not None:
-        if given:
-            raise ConfigError(f"the budget was given twice: {budget}, and {', '.join(given)}")
-        given[unit] = budget
-    if bytes is not None and not given:
+    if given.budget is not None:
+        if counts:
+            raise ConfigError(f"the budget was given twice: {given.budget}, and {', '.join(counts)}")
+        counts[unit] = given.budget
+    if given.bytes is not None and not counts:
         return 0
-    for name, value in given.items():
+    for name, value in counts.items():
         if not is_of(value, Integral):
             raise ConfigError(f"{name} is a whole number, got {value!r}")
-    if set(given) != {unit} or bytes is not None:
-        shown = given if bytes is None else {**given, "bytes": bytes}
+    if set(counts) != {unit} or given.bytes is not None:
+        shown = counts if given.bytes is None else {**counts, "bytes": given.bytes}
         got = ", ".join(f"{name}={value}" for name, value in shown.items()) or "no budget"
         raise ConfigError(
             f"{task.describe().domain} data take their budget as {unit}=N or bytes=SIZE (--{unit} N or --bytes SIZE), "
             f"got {got}"
         )
-    return int(given[unit])
+    return int(counts[unit])
 
 
 def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[Method, int]:

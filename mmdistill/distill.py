@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from mmdistill.budget import method_within_budget
+from mmdistill.budget import GivenBudget, method_within_budget
 from mmdistill.checks import require_checkpoint_every, require_kind
 from mmdistill.composition import count_warning, without_effect
 from mmdistill.distilled import DistilledSet
@@ -92,9 +92,7 @@ def method_settings(
     """
     require_task(task)
     chosen, _ = find_method(task, method, schedule)
-    chosen, size = method_within_budget(
-        task, chosen, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=0
-    )
+    chosen, size = method_within_budget(task, chosen, GivenBudget(budget, ipc, nodes, users, bytes))
     return chosen.settings(size)
 
 
@@ -191,16 +189,8 @@ def distill(
     base, method_name = find_method(task, method, schedule)
     name = name or method_name
     storage = None if parameterization is None else find_parameterization(task, parameterization)
-    customised, size = method_within_budget(
-        task,
-        base.customised(storage, label, settings),
-        budget=budget,
-        ipc=ipc,
-        nodes=nodes,
-        users=users,
-        bytes=bytes,
-        seed=seed,
-    )
+    given = GivenBudget(budget, ipc, nodes, users, bytes)
+    customised, size = method_within_budget(task, base.customised(storage, label, settings), given, seed)
     _warn_of_unread(task, base, customised, size, settings or {})
     distiller = Distiller(task, customised, size, seed=seed, precision=precision)
     with _sole_use(folder, refuse_runs=not (resume or overwrite)):

@@ -4,7 +4,7 @@ import time
 
 from mmdistill.abilities import Selects, SizesSelections
 from mmdistill.allocation import allocate, subset_bytes
-from mmdistill.budget import given_count, largest_within, parse_bytes
+from mmdistill.budget import GivenBudget, given_count, largest_within, parse_bytes
 from mmdistill.choices import known_coresets
 from mmdistill.coresets import choose_samples, coreset
 from mmdistill.distilled import DistilledSet
@@ -54,7 +54,7 @@ def selection(
         UnsupportedError: a rule that this task does not support.
     """
     require_task(task)
-    size = given_count(task, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
+    size = given_count(task, GivenBudget(budget, ipc, nodes, users, bytes))
     seed, began = checked_seed(seed), time.perf_counter()
     known = ("random", *known_coresets(), *(task.selections if isinstance(task, Selects) else ()))
     rule = known_name("selection", rule, known)

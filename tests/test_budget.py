@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from mmdistill.budget import largest_within, method_within_budget
+from mmdistill.budget import GivenBudget, largest_within, method_within_budget
 from mmdistill.commands.planning import plan_rows
 from mmdistill.config import DistillConfig
 from mmdistill.coresets import choose_start
@@ -88,8 +88,8 @@ def test_closed_forms_are_sized_without_solving(found: Callable[[], tuple[Task, 
         assert method.solve is not None
         taken = method.solve(task, count, method.settings(count), Draws(0)).stored_bytes()
         unsolved = replace(method, solve=refuse)
-        assert method_within_budget(task, unsolved, bytes=taken)[1] == count, name
-        assert method_within_budget(task, unsolved, bytes=taken - 1)[1] == count - 1, name
+        assert method_within_budget(task, unsolved, GivenBudget(bytes=taken))[1] == count, name
+        assert method_within_budget(task, unsolved, GivenBudget(bytes=taken - 1))[1] == count - 1, name
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,13 +101,13 @@ def test_samples_that_follow_real_ones_of_many_sizes_stay_within_the_bytes(init:
     rows = np.repeat(np.arange(80), [len(items) for items in users])
     task = recsys_task(csr_matrix((np.ones(len(rows)), (rows, np.concatenate(users))), shape=(80, 800)))
     chosen = get_method(get_domain("recsys"), "distill-cf-binary").with_settings(init=init)
-    method, count = method_within_budget(task, chosen, bytes=limit, seed=seed)
+    method, count = method_within_budget(task, chosen, GivenBudget(bytes=limit), seed=seed)
     assert 0 < Distiller(task, method, count, seed=seed).initial().stored_bytes() <= limit
 
 
 def test_a_closed_form_of_one_size_ends() -> None:
     task, methods, _ = text_methods()
-    assert method_within_budget(task, methods["ridge-exact"], bytes="1MB")[1] == 1
+    assert method_within_budget(task, methods["ridge-exact"], GivenBudget(bytes="1MB"))[1] == 1
 
 
 def test_a_storage_that_exceeds_the_bytes_that_it_says_to_fill_is_refused() -> None:
@@ -129,25 +129,21 @@ def long_tail() -> Task:
 
 def test_bytes_that_a_small_class_leaves_unused_are_said(long_tail: Task, caplog: pytest.LogCaptureFixture) -> None:
     dm = get_method(get_domain("image"), "dm")
-    assert method_within_budget(long_tail, dm, bytes="10KB")[1] == 12
+    assert method_within_budget(long_tail, dm, GivenBudget(bytes="10KB"))[1] == 12
     assert not caplog.records
-    assert method_within_budget(long_tail, dm, bytes="20KB")[1] == 13  # no more than the 41 real samples
+    assert method_within_budget(long_tail, dm, GivenBudget(bytes="20KB"))[1] == 13  # no more than the 41 real samples
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
         "the set takes 10,023 of 20,000 bytes (ipc 13): 42 samples are more than the 41 of the data; samples "
         "that start from noise need no real ones: --init noise (settings={'init': 'noise'} in Python)"
     )
     caplog.clear()
-    assert method_within_budget(long_tail, dm.with_settings(init="noise"), bytes="20KB")[1] == 25
-    assert method_within_budget(long_tail, dm, bytes="1KB")[1] == 1
-    assert (
-        method_within_budget(
-            long_tail, dm.stored_as(get_domain("image").parameterizations["upsample-2"]), bytes="10KB"
-        )[1]
-        > 9
-    )
+    assert method_within_budget(long_tail, dm.with_settings(init="noise"), GivenBudget(bytes="20KB"))[1] == 25
+    assert method_within_budget(long_tail, dm, GivenBudget(bytes="1KB"))[1] == 1
+    tiled = dm.stored_as(get_domain("image").parameterizations["upsample-2"])
+    assert method_within_budget(long_tail, tiled, GivenBudget(bytes="10KB"))[1] > 9
     assert not caplog.records
-    assert method_within_budget(long_tail, get_method(get_domain("image"), "ld"), bytes="10KB")[1] == 2
+    assert method_within_budget(long_tail, get_method(get_domain("image"), "ld"), GivenBudget(bytes="10KB"))[1] == 2
     assert caplog.records[0].getMessage().endswith("fewer than the 3 asked for")  # whose samples stay what they are
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.budget import method_within_budget
+from mmdistill.budget import GivenBudget, method_within_budget
 from mmdistill.composition import without_effect
 from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill, identity, method_settings
@@ -389,13 +389,13 @@ def test_impossible_compositions_fail_when_built() -> None:
     with pytest.raises(ConfigError, match=r"take their budget as ipc=N or bytes=SIZE .*, got nodes=3"):
         distill(task, method("dm"), nodes=3)
     with pytest.raises(ConfigError, match="got no budget"):
-        method_within_budget(task, method("dm"))
+        method_within_budget(task, method("dm"), GivenBudget())
 
 
 def test_bytes_hold_more_noise_than_there_are_real_samples() -> None:
     task = BlobTask(per_class=5)
     for init, ipc in (("noise", 8), ("real", 5)):
-        assert method_within_budget(task, method("dc", init=init), bytes=8 * 3 * (4 * 4 + 1))[1] == ipc
+        assert method_within_budget(task, method("dc", init=init), GivenBudget(bytes=8 * 3 * (4 * 4 + 1)))[1] == ipc
 
 
 def test_the_seed_is_all_that_matters() -> None:
@@ -492,7 +492,7 @@ def test_real_samples_of_a_closed_form_take_the_bytes_of_a_selection(caplog: pyt
     assert found.stored_bytes == beside.stored_bytes == 20 * (64 + 1)
     assert found.label == "hard"
     assert found.batch.targets.tolist() == beside.batch.targets.tolist()  # type: ignore[union-attr]
-    assert method_within_budget(task, solve, bytes=found.stored_bytes)[1] == 2
+    assert method_within_budget(task, solve, GivenBudget(bytes=found.stored_bytes))[1] == 2
     assert not caplog.messages
     without = BlobTask()
     without.labels = None

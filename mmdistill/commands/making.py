@@ -10,7 +10,7 @@ from typing import Any, get_args
 from mmdistill.abilities import ask_teacher
 from mmdistill.allocation import require_budget
 from mmdistill.bars import progress_bar
-from mmdistill.budget import method_within_budget
+from mmdistill.budget import GivenBudget, method_within_budget
 from mmdistill.checks import require_sizes
 from mmdistill.choices import starts
 from mmdistill.commands.assembly import (
@@ -207,7 +207,7 @@ def _prepare(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     chosen = chosen_method(config, task)
     judges = find_judges(task, config.judge_names(), chosen.judge)  # refuses a misspelt name before the work
     find_baselines(task, config.baselines)
-    method, budget = method_within_budget(task, chosen, **config.budgets(), seed=config.seed)
+    method, budget = method_within_budget(task, chosen, GivenBudget(**config.budgets()), config.seed)
     method.settings(budget)  # refuses values that no setting can have
     if ranks.is_first():
         for note in _notes(config, domain, task, method, budget, judges):

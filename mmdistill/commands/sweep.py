@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from mmdistill.allocation import allocate
-from mmdistill.budget import given_count, parse_bytes
+from mmdistill.budget import GivenBudget, given_count, parse_bytes
 from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, with_absolute_paths
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
@@ -180,7 +180,7 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
         if config.bytes is not None:
             parse_bytes(config.bytes)
         else:
-            budget = given_count(task, **config.budgets())
+            budget = given_count(task, GivenBudget(**config.budgets()))
             allocate(budget, task.describe().budget, task.labels, task.num_classes)
     return task
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.budget import method_within_budget, parse_bytes
+from mmdistill.budget import GivenBudget, method_within_budget, parse_bytes
 from mmdistill.distill import distill, find_parameterization
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
@@ -157,7 +157,7 @@ def test_bytes_are_those_of_the_tensors(task: ImageTask, name: str, label: Label
 @pytest.mark.parametrize("limit", [25_000, "16KiB"])
 def test_a_budget_in_bytes_is_kept_and_used(task: ImageTask, name: str, limit: int | str) -> None:
     method = CORE_METHODS["dm"].with_settings(init="noise").stored_as(SMALL[name])
-    found, count = method_within_budget(task, method, bytes=limit)
+    found, count = method_within_budget(task, method, GivenBudget(bytes=limit))
     made = Distiller(task, found, count).start().parameterization.stored_bytes()
     allowed = parse_bytes(limit)
     assert made <= allowed
@@ -179,7 +179,7 @@ def test_bytes_include_the_generator(task: ImageTask, within_budget: bool) -> No
 def test_hallucinators_of_a_method_share_a_budget_in_bytes(task: ImageTask) -> None:
     method = get_method(DOMAIN, "haba", "digits").with_settings(init="noise")
     assert method.settings(1).inner_parts == 2
-    found, count = method_within_budget(task, method, bytes="10KB")
+    found, count = method_within_budget(task, method, GivenBudget(bytes="10KB"))
     assert count == 3  # raw images per class
     made = Distiller(task, found, count).start().parameterization
     assert made.stored_bytes() == 3 * 10 * IMAGE_BYTES + 2 * 92 * 4  # as many bases, and two hallucinators
@@ -201,7 +201,7 @@ def test_sizing_trains_nothing(task: ImageTask, name: str, monkeypatch: pytest.M
         monkeypatch.setattr(f"mmdistill.{place}", refuse)
     method = get_method(DOMAIN, name, "digits")
     for labelled in (method, method.labelled("teacher")):
-        assert method_within_budget(task, labelled, bytes="50KB")[1] >= 1
+        assert method_within_budget(task, labelled, GivenBudget(bytes="50KB"))[1] >= 1
 
 
 def test_bytes_in_words() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mmdistill.budget import method_within_budget
+from mmdistill.budget import GivenBudget, method_within_budget
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, MmdistillWarning
 from mmdistill.image import DOMAIN, ImageTask, image_task
@@ -106,7 +106,7 @@ def test_any_factor_fits_the_bytes_of_the_raw_images(channels: int, side: int, s
 
 def test_a_budget_in_bytes_holds_as_many_tiled_images_as_raw_ones(task: ImageTask) -> None:
     method = CORE_METHODS["dm"].stored_as(DOMAIN.parameterizations["upsample-3"])
-    found, count = method_within_budget(task, method, bytes=2 * 10 * 257 + 100)
+    found, count = method_within_budget(task, method, GivenBudget(bytes=2 * 10 * 257 + 100))
     made = Distiller(task, found, count).start().parameterization
     assert (count, made.stored_bytes(), made(KEY).weight.shape) == (2, 20 * 257, (180,))
 

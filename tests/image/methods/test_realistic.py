@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 from mmdistill import image_task
-from mmdistill.budget import method_within_budget
+from mmdistill.budget import GivenBudget, method_within_budget
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError
 from mmdistill.image import DOMAIN
@@ -159,5 +159,5 @@ def test_what_cannot_be_made_is_refused_before_a_teacher_trains(monkeypatch: pyt
         realistic_images(task, 1, Settings(0), draws)
     with pytest.raises(ConfigError, match="stores images"):
         realistic_images(BlobTask(), 1, CropSettings(0), draws)
-    found, ipc = method_within_budget(task, method, bytes=6 * (126 * 8 + 3 * 4))
+    found, ipc = method_within_budget(task, method, GivenBudget(bytes=6 * (126 * 8 + 3 * 4)))
     assert (ipc, found) == (2, method)
