@@ -6,10 +6,10 @@ from pathlib import Path
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.execution.isolation import isolated
-from mmdistill.exports import LISTING
+from mmdistill.exporters import LISTING
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
-from mmdistill.imports import LEARNED
+from mmdistill.importers import LEARNED
 from mmdistill.names import known_name
 from mmdistill.registry import get_domain
 from mmdistill.runs.listings import note_written, written_files

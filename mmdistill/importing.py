@@ -15,8 +15,8 @@ from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
-from mmdistill.exports import LISTING, PREPROCESSING
-from mmdistill.imports import LEARNED, Imported, ImportSource, class_targets, float_bytes, noted
+from mmdistill.exporters import LISTING, PREPROCESSING
+from mmdistill.importers import LEARNED, Imported, ImportSource, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
 from mmdistill.networks.minibatches import useless_rates

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from mmdistill.choices import Schedule as Schedule
 from mmdistill.errors import ConfigError, UnknownNameError
-from mmdistill.exports import Exporter
+from mmdistill.exporters import Exporter
 from mmdistill.files.hub import located_on_hub, on_hub
 from mmdistill.files.paths import users_path
-from mmdistill.imports import Importer
+from mmdistill.importers import Importer
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, in_words, unknown_data, unknown_name
 from mmdistill.task import Batch, BudgetKind, Task, require_task
@@ -85,7 +85,7 @@ class Domain:
         methods: its methods by name, in the order in which they are listed.
         first: the methods to start with, in words; empty if there is only one.
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
-        exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
+        exports: by format name, writes a set for other tools, see :func:`~mmdistill.exporters.exporter`.
         imports: reads sets of other tools; None: no sets can be imported.
         accepted: one line on the user's files and folders that it reads.
         claims: whether a name outside of its lists (``hf:NAME``, say) is this domain's.

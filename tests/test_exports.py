@@ -20,7 +20,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, ShapeError, UnknownNameError
 from mmdistill.export import require_own
-from mmdistill.exports import task_exporter
+from mmdistill.exporters import task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.runs.listings import remove_written
 from mmdistill.store import read_tensors

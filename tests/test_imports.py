@@ -16,7 +16,7 @@ from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
 from mmdistill.errors import ConfigError, DataError, MmdistillWarning, ShapeError, UnsupportedError
 from mmdistill.files.saved import array_names, metadata, read_saved
-from mmdistill.imports import LABELS, class_targets, names_by_role
+from mmdistill.importers import LABELS, class_targets, names_by_role
 from mmdistill.task import Batch, Task, named_tensors
 from tests.graph.toy import planted_fields
 from tests.test_exports import distilled

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import PREPROCESSING, exporter
+from mmdistill.exporters import PREPROCESSING, exporter
 from mmdistill.graph.models import HOPS
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties

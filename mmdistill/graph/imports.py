@@ -13,7 +13,7 @@ from mmdistill.graph import files
 from mmdistill.graph.adjacency import Adjacency, undirected
 from mmdistill.graph.data import checked_edges
 from mmdistill.graph.task import GraphTask
-from mmdistill.imports import (
+from mmdistill.importers import (
     LABELS,
     Imported,
     Importer,

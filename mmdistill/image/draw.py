@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.exports import PREPROCESSING, exporter, task_exporter
+from mmdistill.exporters import PREPROCESSING, exporter, task_exporter
 from mmdistill.image.augment import strengths_in_use
 from mmdistill.image.data import destandardised, to_unit_range
 from mmdistill.image.task import ImageTask

@@ -13,7 +13,7 @@ from mmdistill.image.draw import class_folders
 from mmdistill.image.files import read_image_folder
 from mmdistill.image.folders import is_image_folder
 from mmdistill.image.task import ImageTask
-from mmdistill.imports import (
+from mmdistill.importers import (
     LABELS,
     Imported,
     Importer,

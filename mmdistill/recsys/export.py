@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.distilled import DistilledSet, stored_value
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import exporter
+from mmdistill.exporters import exporter
 from mmdistill.recsys.draw import SMALLEST_WEIGHT, synthetic_rows
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.recsys.imports import COLUMNS

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.saved import SUFFIXES, array_names, from_array, read_saved
-from mmdistill.imports import Imported, Importer, ImportSource, as_tensor, noted, weighed
+from mmdistill.importers import Imported, Importer, ImportSource, as_tensor, noted, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import feedback

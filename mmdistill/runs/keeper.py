@@ -13,7 +13,7 @@ import torch
 from mmdistill.distilled import SET_VERSION
 from mmdistill.errors import CheckpointError, VersionError
 from mmdistill.execution import ranks
-from mmdistill.exports import LISTING
+from mmdistill.exporters import LISTING
 from mmdistill.parameterizations.codes import CODES
 from mmdistill.runs.checkpoints import Checkpoints, steps_of
 from mmdistill.runs.folder import (

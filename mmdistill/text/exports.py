@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import exporter, task_exporter
+from mmdistill.exporters import exporter, task_exporter
 from mmdistill.labels import are_probabilities
 from mmdistill.store import write_tensors, write_text
 from mmdistill.task import Task, TaskInfo, named_tensors

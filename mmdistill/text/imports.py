@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.saved import metadata
-from mmdistill.imports import (
+from mmdistill.importers import (
     LABELS,
     Imported,
     Importer,

@@ -6,7 +6,7 @@ import torch
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import exporter
+from mmdistill.exporters import exporter
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
 from mmdistill.reporting.figures import literal, save_figure

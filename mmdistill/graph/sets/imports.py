@@ -13,7 +13,7 @@ from mmdistill.graph.data import INTEGERS, checked_edges
 from mmdistill.graph.files import fields_of
 from mmdistill.graph.imports import fields_by_name, make_undirected, read_values
 from mmdistill.graph.sets.task import GraphSetTask
-from mmdistill.imports import LABELS, Imported, Importer, ImportSource, by_role, class_targets, float_bytes, weighed
+from mmdistill.importers import LABELS, Imported, Importer, ImportSource, by_role, class_targets, float_bytes, weighed
 from mmdistill.task import Tensors
 
 ROLES = {"x": ("x",), "edge_index": ("edge_index",), "labels": LABELS}
