@@ -9,7 +9,7 @@ from mmdistill.choices import MaskedBy
 from mmdistill.described import described
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN
-from mmdistill.image.methods.unrolled import styled_trajectory
+from mmdistill.image.methods.trajectory import styled_trajectory
 from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.adversary import StyleAdversary
 from mmdistill.objectives.base import Network

@@ -14,7 +14,8 @@ from mmdistill.image.methods.inversion import INVERSION
 from mmdistill.image.methods.matching import MATCHING
 from mmdistill.image.methods.realistic import REALISTIC
 from mmdistill.image.methods.ridge import RIDGE
-from mmdistill.image.methods.unrolled_reduced import UNROLLED
+from mmdistill.image.methods.trajectory import TRAJECTORY
+from mmdistill.image.methods.unrolled import UNROLLED
 from mmdistill.method import Method, MethodTable
 from mmdistill.methods import CORE_METHODS
 
@@ -23,6 +24,7 @@ FAMILIES: tuple[MethodFamily, ...] = (
     ATTENTION,
     GENERATIVE,
     RIDGE,
+    TRAJECTORY,
     UNROLLED,
     REALISTIC,
     CALIBRATED,

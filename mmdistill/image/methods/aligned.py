@@ -5,9 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mmdistill.image.methods.family import Cells, Conditions, MethodFamily
-from mmdistill.image.methods.unrolled import FTD_EXPERTS
-from mmdistill.image.methods.unrolled_digits import DIGITS_FAST_EXPERTS, EARLY_EPOCHS
-from mmdistill.image.methods.unrolled_reduced import REDUCED_EXPERTS
+from mmdistill.image.methods.trajectory import DIGITS_FAST_EXPERTS, EARLY_EPOCHS, FTD_EXPERTS, REDUCED_EXPERTS
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS, experts_by, row_of
 from mmdistill.networks.difficulty import BY_TEN, Scoring

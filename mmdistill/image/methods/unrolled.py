@@ -1,84 +1,22 @@
-"""Trajectory matching and unrolled performance matching on images, with published settings."""
+"""Performance matching by unrolled training on images: published settings, runs for the digits, reduced schedules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from torch.nn import functional as F
 
-from mmdistill.image.methods.family import Cells, Conditions
-from mmdistill.image.storage import addressed, hallucinated
+from mmdistill.image.methods.family import Conditions, MethodFamily
+from mmdistill.image.storage import addressed
 from mmdistill.labels import LabelKind
-from mmdistill.method import Configured, Method, Storage
-from mmdistill.methods import (
-    CORE_METHODS,
-    MTT_CIFAR10,
-    TESLA_STEPS,
-    TrajectoryRow,
-    experts_by,
-    fresh,
-    row_of,
-    stepped_on_s,
-    tabulated,
-    trajectory_matching,
-)
-from mmdistill.networks.expert_recipe import PUBLISHED
-from mmdistill.objectives.adversary import StyleAdversary
-from mmdistill.objectives.trajectory import PrunedTrajectoryMatching
+from mmdistill.method import Method, Storage
+from mmdistill.methods import CORE_METHODS, fresh, row_of, stepped_on_s, trained_on_s
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw, raw_samples, raw_start
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task, one_tensor
-
-FTD_EXPERTS = replace(PUBLISHED, sam_adaptive=True)
-"""Adaptive sharpness-aware training with a surrogate gap, the published code's default."""
-FTD_CIFAR10 = {
-    1: TrajectoryRow(50, 2, 2, 100.0, 1e-7, 0.01, expert_gap=0.3, ema=0.9999),
-    10: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.001, expert_gap=0.3, ema=0.9995),
-    50: TrajectoryRow(30, 2, 40, 1000.0, 1e-5, 0.01, expert_gap=1.0, ema=0.999),
-}
-FTD_CIFAR100 = {
-    1: TrajectoryRow(40, 3, 20, 1000.0, 1e-5, 0.01, expert_gap=1.0, ema=0.9995),
-    10: TrajectoryRow(20, 2, 40, 1000.0, 1e-5, 0.01, expert_gap=1.0, ema=0.9995),
-    50: TrajectoryRow(80, 2, 40, 1000.0, 1e-5, 0.01, inner_batch=1000, expert_gap=1.0, ema=0.999),
-}
-FTD_TINY = {
-    1: TrajectoryRow(30, 2, 10, 10_000.0, 1e-4, 0.01, expert_gap=1.0, ema=0.999),
-    10: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=500, expert_gap=1.0, ema=0.999),
-}
-MTT_CIFAR100 = {
-    1: TrajectoryRow(20, 3, 20, 1000.0, 1e-5, 0.01),
-    10: TrajectoryRow(20, 2, 20, 1000.0, 1e-5, 0.01),
-    50: TrajectoryRow(80, 2, 40, 1000.0, 1e-5, 0.01, inner_batch=125),
-}
-"""Images are whitened at ipc 1 and 50."""
-HABA_CIFAR10 = {**MTT_CIFAR10, 50: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.01)}
-TESLA_CIFAR100 = {**MTT_CIFAR100, 50: MTT_CIFAR100[50]._replace(codes_lr=500.0)}
-"""At ipc 50 TESLA's published command, at half its rate; below, MTT's settings."""
-MTT_TINY = {
-    1: TrajectoryRow(10, 2, 10, 10_000.0, 1e-4, 0.01),
-    10: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=200),
-    50: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=300),
-}
-
-
-def ftd_settings(table: Mapping[int, TrajectoryRow]) -> Callable[[int], Settings]:
-    """Return a table's settings with sharpness-aware experts at rho 0.01."""
-    return lambda ipc: replace(tabulated(table)(ipc), expert_sam=0.01)
-
-
-def styled_trajectory(settings: Settings) -> StyleAdversary:
-    """Return trajectory matching with one hallucinator per step, in turn, and an adversary that keeps them apart."""
-    return StyleAdversary(trajectory_matching().make(settings), settings.inner_parts)
-
-
-def hallucinated_styles(
-    task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws
-) -> Parameterization:
-    """Build bases with ``settings.inner_parts`` hallucinators."""
-    return hallucinated(settings.inner_parts)(task, budget, settings, label, draws)
 
 
 def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -109,18 +47,6 @@ UNIT_NOISE = Storage(unit_noise, "the images themselves")
 def labelled_images(task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
     """Draw real images with a teacher's labels."""
     return raw_samples(task, budget, "real", "teacher", draws, learned=False)
-
-
-def _haba_settings(ipc: int, table: Mapping[int, TrajectoryRow] = HABA_CIFAR10) -> Settings:
-    """Return the published settings for CIFAR-10: MTT's with more momentum, more steps, and five styles.
-
-    Other data sets have no published commands; they take MTT's table and the same rates.
-    """
-    settings = tabulated(table)(ipc)
-    rate = OptimizerSpec("sgd", 100.0, 0.95)
-    learned = replace(settings.optimizers["objective"], momentum=0.9)
-    optimizers = {"codes": rate, "decoder": rate, "objective": learned}
-    return replace(settings, steps=15_000, optimizers=optimizers, inner_batch=0, inner_parts=5)
 
 
 def _addmem_settings(ipc: int, classes: int = 10) -> Settings:
@@ -200,7 +126,7 @@ def _labelled_rat_settings(ipc: int, table: Mapping[int, WindowRow]) -> Settings
     return replace(settings, optimizers={**settings.optimizers, "labels": settings.optimizers["codes"]})
 
 
-def ld_settings(ipc: int) -> Settings:
+def _ld_settings(ipc: int) -> Settings:
     """Return the published rates.
 
     A network serves a fixed number of steps, about as many as by the published rule, which replaces it once the real
@@ -218,31 +144,6 @@ def ld_settings(ipc: int) -> Settings:
 
 
 UNROLLED_METHODS: dict[str, Method] = {
-    "ftd": replace(
-        CORE_METHODS["mtt"],
-        title="FTD",
-        network=experts_by(FTD_EXPERTS),
-        settings=ftd_settings(FTD_CIFAR10),
-        summary="MTT against flat experts (sharpness-aware training), with a running average of the images",
-        source="Du et al., CVPR 2023",
-    ),
-    "ddpp": replace(
-        CORE_METHODS["mtt"],
-        title="DDPP",
-        objective=trajectory_matching(PrunedTrajectoryMatching),
-        summary="MTT over the parameters that a student can match",
-        source="Li et al., 2022 (similarity after the letter of the survey; threshold 0.1 of our own)",
-    ),
-    "haba": replace(
-        CORE_METHODS["mtt"],
-        title="HaBa",
-        objective=Configured(styled_trajectory),
-        settings=_haba_settings,
-        parameterization=Storage(hallucinated_styles, fills=True),
-        summary="MTT; bases that five small hallucinators render, kept apart by an adversary",
-        source="Liu et al., NeurIPS 2022 (styles in turn for drawn ones, samples that start near real images, a "
-        "rate not held above 0.001)",
-    ),
     "addmem": replace(
         CORE_METHODS["dd"],
         title="AddMem",
@@ -275,7 +176,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         CORE_METHODS["dd"],
         title="LD",
         network=stepped_on_s,
-        settings=ld_settings,
+        settings=_ld_settings,
         parameterization=Storage(fixed_images),
         label="soft",
         summary="labels alone are learned, for fixed real images, by performance matching",
@@ -293,7 +194,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         source="Qin et al., NeurIPS 2024",
     ),
 }
-"""Trajectory and performance matching methods of images alone."""
+"""Performance matching methods of images alone, and a baseline."""
 
 
 def _labelled_rat(table: Mapping[int, WindowRow]) -> Method:
@@ -303,43 +204,166 @@ def _labelled_rat(table: Mapping[int, WindowRow]) -> Method:
 
 
 UNROLLED_CIFAR100: dict[str, Method] = {
-    "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_CIFAR100)),
-    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(TESLA_CIFAR100, TESLA_STEPS)),
-    "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_CIFAR100)),
-    "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_CIFAR100)),
-    "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_CIFAR100)),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=100)),
     "bptt": replace(UNROLLED_METHODS["bptt"], settings=partial(_bptt_settings, classes=100)),
     "rat-bptt": _labelled_rat(RAT_CIFAR100),
 }
 UNROLLED_TINY: dict[str, Method] = {
-    "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_TINY)),
-    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_TINY, TESLA_STEPS)),
-    "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_TINY)),
-    "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_TINY)),
-    "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_TINY)),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=200)),
     "bptt": replace(UNROLLED_METHODS["bptt"], settings=partial(_bptt_settings, classes=200)),
     "rat-bptt": _labelled_rat(RAT_TINY),
 }
-UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
-"""Published settings by data set name, if they differ from CIFAR-10's."""
-_MTT: dict[str, Cells] = {"mtt": {"cifar10": (1, 10), "cifar100": (1, 50)}}
-_HABA: Cells = {"cifar10": (2, 10, 11, 50, 51), "cifar100": (2, 50, 51)}  # images of as many bases, or one fewer
+"""Published settings of these data sets, if they differ from CIFAR-10's."""
+
+
+def _digits_dd(ipc: int) -> Settings:
+    return Settings(
+        steps=200,
+        real_batch=256,
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.1, cosine=True),
+            "objective": OptimizerSpec("adam", 0.01, cosine=True),
+        },
+        init="herding",
+        inner_steps=15,
+        inner_lr=0.05,
+        inner_batch=0,
+        inner_momentum=0.5,
+        clip=0.3,
+    )
+
+
+def _short_rat(ipc: int) -> Settings:
+    """Return settings with enough steps for students to learn the digits; at one image per class more do not help."""
+    settings = Settings(
+        steps=150,
+        real_batch=256,
+        optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
+        init="herding",
+        augment=True,
+        inner_steps=100,
+        inner_window=20,
+        inner_optimizer="adam",
+        inner_lr=1e-3,
+        inner_batch=25,
+        clip=0.3,
+    )
+    return settings if ipc < 10 else replace(settings, inner_steps=200, inner_window=30, inner_lr=0.005)
+
+
+def _short_bptt(settings: Settings, inner_steps: int, inner_lr: float) -> Settings:
+    """Return DD's short settings with students that take more steps, on minibatches and at a fixed rate."""
+    return replace(
+        settings,
+        optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
+        inner_steps=inner_steps,
+        inner_lr=inner_lr,
+        inner_batch=25,
+        inner_momentum=0.9,
+        inner_parts=1,
+    )
+
+
+def _digits_addmem(ipc: int) -> Settings:
+    """Return RaT-BPTT's settings: gradients flow only through a window of a long training."""
+    return replace(_short_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
+
+
+def _short_ld(ipc: int) -> Settings:
+    """Return settings in which students train like judges, up to 200 epochs of the set, and unroll five steps."""
+    return replace(
+        _ld_settings(ipc),
+        steps=300,
+        real_batch=128,
+        init="herding",
+        augment=True,
+        outer_steps=40,
+        inner_steps=5,
+        inner_momentum=0.9,
+        optimizers={"labels": OptimizerSpec("adam", 0.05, cosine=True)},
+    )
+
+
+_SHORT_LD = replace(UNROLLED_METHODS["ld"], network=trained_on_s, settings=_short_ld)
+"""LD whose networks train by SGD for five epochs of the set between two steps, not by Adam for one minibatch."""
+UNROLLED_DIGITS: dict[str, Method] = {
+    "dd": replace(CORE_METHODS["dd"], settings=_digits_dd),
+    "bptt": replace(UNROLLED_METHODS["bptt"], settings=lambda ipc: _short_bptt(_digits_dd(ipc), 60, 0.02)),
+    "addmem": replace(
+        UNROLLED_METHODS["addmem"], settings=_digits_addmem, parameterization=addressed(factor=1, multiple=2)
+    ),
+    "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_short_rat),
+    "ld": _SHORT_LD,
+}
+"""Short runs by method, chosen on a validation split of the digits' training images."""
+
+
+def _reduced_dd(ipc: int) -> Settings:
+    """Return settings with as many inner steps as published, slowly learned rates, and clipped gradients.
+
+    Now and then a student's gradient is ten times as long as usual. Rates that grow fast lower the loss sooner, but
+    then some students diverge.
+    """
+    return Settings(
+        steps=150,
+        real_batch=256,
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.1, cosine=True),
+            "objective": OptimizerSpec("adam", 0.01, cosine=True),
+        },
+        init="herding",
+        inner_steps=30,
+        inner_lr=0.05,
+        inner_batch=0,
+        inner_momentum=0.5,
+        inner_parts=1 if ipc < 10 else 5,
+        clip=0.3,
+    )
+
+
+def _reduced_rat(ipc: int) -> Settings:
+    """Return the digits' settings with a longer training at one image per class."""
+    return replace(_short_rat(ipc), inner_steps=150 if ipc < 10 else 200, inner_window=30)
+
+
+def _reduced_addmem(ipc: int) -> Settings:
+    """Return RaT-BPTT's settings: as many inner steps as published, but gradients flow only through a window.
+
+    From ten images per class on the rate is slow: a fast one moves memory and addresses away from their good start.
+    """
+    rate = 0.03 if ipc < 10 else 0.003
+    return replace(_reduced_rat(ipc), optimizers={"codes": OptimizerSpec("adam", rate, cosine=True)})
+
+
+UNROLLED_REDUCED: dict[str, Method] = {
+    "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
+    "bptt": replace(UNROLLED_METHODS["bptt"], settings=lambda ipc: _short_bptt(_reduced_dd(ipc), 100, 0.01)),
+    "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem, parameterization=addressed()),
+    "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_reduced_rat),
+    "ld": _SHORT_LD,
+    "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),
+}
+"""Schedules of minutes on one core for 28 x 28 greyscale images, at width 32.
+
+Rates were chosen by the loss on training images; AddMem's, DD's and RaT-BPTT's, and LD's at one image per class, were
+tried on held-out images.
+"""
 UNROLLED_CONDITIONS = {
-    "mtt": Conditions(protocol="mtt", whiten=_MTT),
-    "ftd": Conditions(protocol="mtt", whiten={"mtt": {"cifar10": (1, 10), "cifar100": (1, 10, 50)}}),
-    "ddpp": Conditions(protocol="mtt", whiten=_MTT),
-    "tesla": Conditions(protocol="mtt", whiten={"mtt": {"cifar10": (10,), "cifar100": (1, 50)}}),
-    "haba": Conditions(protocol="mtt", whiten={"mtt": _HABA}),
     "addmem": Conditions(protocol="addmem"),
     "bptt": Conditions(protocol="addmem", whiten={"kip": {"cifar10": (1,)}}),
     "rat-bptt": Conditions(whiten={"kip": {"cifar10": (10,), "cifar100": (1, 10)}}),
     "ld": Conditions(model="lenet", model_on=("mnist",)),
 }
-"""Conditions of published numbers; TESLA and HaBa take MTT's whitening where they have no command.
+"""Conditions of published numbers.
 
 BPTT's and RaT-BPTT's code does not standardise channels before whitening. RaT-BPTT's commands for Tiny-ImageNet do not
 whiten, but its code reads whitened images. LD's network on CIFAR (AlexCifarNet: two convolutions with local response
 norm) is not implemented.
 """
+UNROLLED = MethodFamily(
+    UNROLLED_METHODS,
+    presets={"digits": UNROLLED_DIGITS, "cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY},
+    reduced=UNROLLED_REDUCED,
+    conditions=UNROLLED_CONDITIONS,
+)
+"""Performance matching through unrolled trainings."""

@@ -13,8 +13,12 @@ from mmdistill.image.methods.family import MethodFamily
 
 def test_the_family_of_each_module_is_listed() -> None:
     modules = [import_module(f"{methods.__name__}.{found.name}") for found in iter_modules(methods.__path__)]
-    defined = {id(value) for module in modules for value in vars(module).values() if isinstance(value, MethodFamily)}
-    assert defined == {id(family) for family in FAMILIES}
+    defined = [[value for value in vars(module).values() if isinstance(value, MethodFamily)] for module in modules]
+    assert {id(family) for families in defined for family in families} == {id(family) for family in FAMILIES}
+    for module, families in zip(modules, defined, strict=True):
+        assert len(families) <= 1
+        if families:
+            assert list(vars(module).values())[-1] is families[0]  # at the end, below all that it has
 
 
 def test_no_method_stands_in_two_families() -> None:

@@ -11,7 +11,7 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.methods.unrolled import FTD_CIFAR10, MTT_CIFAR100
+from mmdistill.image.methods.trajectory import FTD_CIFAR10, MTT_CIFAR100
 from mmdistill.methods import TESLA_CIFAR10
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories
