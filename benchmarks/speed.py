@@ -38,7 +38,7 @@ from mmdistill.execution.capture import CudaGraph, Function, Graph, Replay
 from mmdistill.execution.compilation import CompileMode, operations
 from mmdistill.execution.precision import Precision, matrix_products, resolved
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.judge import training_loss
+from mmdistill.image.judge_training import training_loss
 from mmdistill.method import Method
 from mmdistill.methods import fresh
 from mmdistill.networks import stacked

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.image.judge import Judge, with_learned
+from mmdistill.image.judge_networks import JudgeNetworks
+from mmdistill.image.judge_training import JudgeTraining, with_learned
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
-from mmdistill.image.models import FAMILIES
+from mmdistill.image.models import FAMILIES, fitting_models
 from mmdistill.image.protocols import JudgingCase, Plan, plan_for, whole_note
 from mmdistill.labels import are_probabilities
 from mmdistill.names import canonical, unknown_name
@@ -22,8 +23,7 @@ from mmdistill.open_table import OpenTable
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, one_tensor
 
-if TYPE_CHECKING:  # these modules import this one
-    from mmdistill.image.named_judges import NamedJudges
+if TYPE_CHECKING:  # that module imports this one
     from mmdistill.image.task import ImageTask
 
 
@@ -100,28 +100,28 @@ class ClosedFormJudge:
 
 @dataclass(frozen=True)
 class NetworkJudge:
-    """Fresh networks of one kind, trained by the task's protocol and its user's choices.
+    """A judge of fresh networks of one kind, which train by the task's protocol and its user's choices.
 
     Args:
         task: the task whose images they judge.
-        names: the task's networks by name.
-        judge: the networks' name. If only ``reads`` is needed, the title of their scores will do.
+        networks: the task's networks by name.
+        judge: the network's name. If only ``reads`` is needed, the title of their scores will do.
     """
 
     task: "ImageTask"
-    names: "NamedJudges"
+    networks: JudgeNetworks
     judge: str
     reads: Sequence[str] = JUDGING
 
     @property
     def name(self) -> str:
-        """Their name in its one spelling, see :meth:`NamedJudges.spelled`."""
-        return self.names.spelled(self.judge)
+        """Their name in its one spelling, see :meth:`JudgeNetworks.spelled`."""
+        return self.networks.spelled(self.judge)
 
     @property
     def title(self) -> str:
         """Their name, followed by the protocol's unless that is the default."""
-        network, protocol = self.names.network_name(self.judge), self.task.protocol.name
+        network, protocol = self.networks.network_name(self.judge), self.task.protocol.name
         return network if protocol == "default" else f"{network} [{protocol}]"
 
     @property
@@ -133,7 +133,7 @@ class NetworkJudge:
     def epochs(self, samples: int | None) -> int | None:
         """Return for how many epochs they train on ``samples`` images (None: on all)."""
         images = samples or len(self.task.data.train_labels)
-        return self._plan(self.names.occasion(self.judge, images, whole=samples is None)).fit.epochs
+        return self._plan(self.networks.occasion(self.judge, images, whole=samples is None)).fit.epochs
 
     def require(self, samples: int) -> None:
         """Accept any number of images."""
@@ -143,10 +143,10 @@ class NetworkJudge:
         return plan_for(self.task.protocol, self.task.data, occasion, self.task.chosen)
 
     def score(self, batch: Batch, draws: Draws, n: int, learned: Mapping[str, Tensor], *, whole: bool) -> Scores:
-        """Train n networks (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy."""
-        task, names, data = self.task, self.names, self.task.data
+        """Train n networks (see :mod:`mmdistill.image.judge_training`) and return their last-epoch test accuracy."""
+        task, networks, data = self.task, self.networks, self.task.data
         scores = not are_probabilities(one_tensor(batch.targets))
-        occasion = names.occasion(self.judge, len(batch.weight), scores=scores, whole=whole)
+        occasion = networks.occasion(self.judge, len(batch.weight), scores=scores, whole=whole)
         plan = self._plan(occasion)
         plan, steps, notes = with_learned(plan, task.protocol, occasion, batch, learned)
         views = partial(task.views, plan, n)
@@ -156,8 +156,9 @@ class NetworkJudge:
             notes += (plan.teacher.note(task, data.whole_epochs),)
         classes = len(data.class_names)
         notes += whole_note(plan, occasion, self.epochs(classes))
-        scorer = Judge(names.network(self.judge), self.title, classes, plan, augment, steps, notes)
-        return scorer.score(batch, data.normalise, task.test_set, n, draws.to(task.device))
+        network = networks.network(self.judge)
+        training = JudgeTraining(network, self.title, classes, plan, augment, steps, notes)
+        return training.score(batch, data.normalise, task.test_set, n, draws.to(task.device))
 
 
 def of_kernel(task: "ImageTask", name: str) -> ClosedFormJudge:
@@ -184,6 +185,11 @@ JUDGES: OpenTable[Callable[["ImageTask", str], ImageJudge]] = OpenTable(
 
 A full name is an entry's name, then any options after a hyphen.
 """
+
+
+def default_judges(model: str, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the judges of images of a shape that ``all`` stands for: first the distillation network's, ``model``."""
+    return (*dict.fromkeys((model, *fitting_models(shape), "ntk", *filter(JUDGES.added, JUDGES))),)
 
 
 def entry_of(name: str) -> str:

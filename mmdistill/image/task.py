@@ -17,10 +17,10 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
-from mmdistill.image.judges import ImageJudge
+from mmdistill.image.judge_networks import JudgeNetworks
+from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, default_judges, entry_of
 from mmdistill.image.known import DATASETS
 from mmdistill.image.models import model_factory, model_name
-from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import JudgingChoices, Protocol, find_protocol
 from mmdistill.image.robust import robust_scores
@@ -98,8 +98,8 @@ class ImageTask:
         self.views = Views(self.augmentation, data.mirror, len(data.class_names))
         self.protocol = find_protocol(protocol)
         self._choose(JudgingChoices(judge_epochs, judge_batch, judge_augment, judge_precision))
-        self._named = NamedJudges(data, network, model, self.protocol, device, width)
-        self.judges: Sequence[str] = self._named.default_judges
+        self._networks = JudgeNetworks(data, network, model, self.protocol, device, width, JUDGES)
+        self.judges: Sequence[str] = default_judges(model, data.shape)
         self._pixels = Pixels(data, device)
         self._beside_pixels = Elsewhere()
         self._classes = data.train_labels.to(device)
@@ -214,7 +214,9 @@ class ImageTask:
         return scorer.score(batch, draws, n, learned, whole=whole)
 
     def _judge(self, name: str) -> ImageJudge:
-        return self._named.judge(name, self)
+        """Return a judge by its name or the title of its scores; an unknown name raises when it is first used."""
+        make = JUDGES.get(entry_of(name))
+        return NetworkJudge(self, self._networks, name) if make is None else make(self, name)
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
         """Return for how many epochs a judge trains on ``samples`` images (None: on all); None for a kernel."""
@@ -259,7 +261,7 @@ class ImageTask:
         return counted(Batch(images, targets, batch.weight)).map(lambda tensor: tensor.to(self.device))
 
     def judge_name(self, name: str) -> str:
-        """Return a judge's name in its one spelling; see :class:`~mmdistill.image.named_judges.NamedJudges`."""
+        """Return a judge's name in its one spelling; see :class:`~mmdistill.image.judge_networks.JudgeNetworks`."""
         return self._judge(name).name
 
     def judge_title(self, judge: str) -> str:

@@ -11,8 +11,8 @@ from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.judges import JUDGES
 from mmdistill.image.kernel_judge import NOTE, KernelJudge, kernel_judge
-from mmdistill.image.named_judges import NamedJudges
 from mmdistill.objectives.infinite_width import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
@@ -100,7 +100,7 @@ def test_another_sort_of_judge_is_one_class(digits: ImageTask, monkeypatch: pyte
         def score(self, batch: Batch, draws: Draws, n: int, learned: object, *, whole: bool) -> Scores:
             return Scores(self.title, {"accuracy": (len(batch.weight) / 100,) * n})
 
-    monkeypatch.setattr(NamedJudges, "judge", lambda self, name, task: Guess())
+    monkeypatch.setitem(JUDGES, "guess", lambda task, name: Guess())
     assert (digits.judge_name("Guess"), digits.judge_title("guess")) == ("guess", "guess [always 3]")
     assert (digits.judging_read("guess"), digits.judging_epochs("guess", 7)) == (("epochs",), 7)
     assert digits.judging_teacher("guess") == "nobody, who trains first"

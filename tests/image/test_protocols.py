@@ -13,7 +13,7 @@ from mmdistill.image import ImageTask, image_task
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.dc_augment import crop_scale_rotate
-from mmdistill.image.judge import Judge, squared_loss
+from mmdistill.image.judge_training import JudgeTraining, squared_loss
 from mmdistill.image.models import NetworkKind
 from mmdistill.image.protocols import (
     CLASSIFICATION,
@@ -169,7 +169,8 @@ def test_convnets_of_rded_train_by_each_data_set_s_own_rate_and_minibatches(phot
 def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
     wide = FunctionalModule(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 900), nn.Linear(900, 10)))
     started = [
-        Judge(wide, "own", 10, plan(name, digits.data), None)._start(KEY).params for name in ("rfad", "kip", "frepo")
+        JudgeTraining(wide, "own", 10, plan(name, digits.data), None)._start(KEY).params
+        for name in ("rfad", "kip", "frepo")
     ]
     for params in started[:2]:
         assert float(params["1.weight"].std()) == pytest.approx((2 / 64) ** 0.5, rel=0.02)
@@ -193,11 +194,11 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     """Return the optimizer and rate of each judge from here on, which train nothing."""
     found = []
 
-    def score(self: Judge, *rest: object) -> Scores:
+    def score(self: JudgeTraining, *rest: object) -> Scores:
         found.append((self.plan.fit.optimizer, self.plan.fit.lr))
-        return Scores(self.name, {"accuracy": (0.5,)})
+        return Scores(self.title, {"accuracy": (0.5,)})
 
-    monkeypatch.setattr(Judge, "score", score)
+    monkeypatch.setattr(JudgeTraining, "score", score)
     return found
 
 
@@ -412,9 +413,9 @@ def test_a_judge_that_is_the_network_distilled_with_has_its_name(
     assert {task.judge_name(name) for name in own} == {task.judges[0]}
     assert {name: task.judge_name(name) for name in others} == others
     for name in own:
-        assert task._named.network(name) is task.network
+        assert task._networks.network(name) is task.network
     for name in others:
-        assert task._named.network(name) is not task.network
+        assert task._networks.network(name) is not task.network
 
 
 def test_own_judges_are_own_by_any_spelling(digits: ImageTask) -> None:
@@ -429,7 +430,7 @@ def test_own_judges_are_own_by_any_spelling(digits: ImageTask) -> None:
 
 def test_frepo_judges_its_own_network_without_norm() -> None:
     found = {
-        model: image_task("digits", model=model, protocol="frepo")._named.network_name(model)
+        model: image_task("digits", model=model, protocol="frepo")._networks.network_name(model)
         for model in ("freponet-w8-bn", "convnet-w8-x2-bn")
     }
     assert found == {"freponet-w8-bn": "freponet-w128", "convnet-w8-x2-bn": "convnet-w128-nn-x2"}

@@ -16,7 +16,7 @@ from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task, relabelling
 from mmdistill.image import views as views_module
-from mmdistill.image.judge import training_loss
+from mmdistill.image.judge_training import training_loss
 from mmdistill.image.protocols import PROTOCOLS, JudgingCase, JudgingChoices, Protocol, plan_for
 from mmdistill.image.relabelling import Relabelling
 from mmdistill.image.views import Views

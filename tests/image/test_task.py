@@ -507,7 +507,10 @@ def test_a_collapse_is_seen_where_the_test_images_lack_classes() -> None:
     task = image_task((images, labels), test=(images[few], labels[few]), model="mlp", width=4, judge_epochs=1)
     blank = Batch(torch.zeros(4, 1, 8, 8), torch.full((4,), 3), torch.ones(4))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmdistill.image.judge.Judge.predict", lambda *_: [(torch.full((20,), 3), torch.tensor(True))])
+        patch.setattr(
+            "mmdistill.image.judge_training.JudgeTraining.predict",
+            lambda *_: [(torch.full((20,), 3), torch.tensor(True))],
+        )
         scores = task.evaluate(blank, "mlp-w4", Draws(0), 1, {})
     assert (scores.values["accuracy"], scores.notes) == ((0.0,), ("predicts only 1 of 4 classes",))
 

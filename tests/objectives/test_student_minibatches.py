@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.judge import Judge
+from mmdistill.image.judge_training import JudgeTraining
 from mmdistill.image.protocols import CLASSIFICATION, Plan
 from mmdistill.networks.minibatches import Order, drawn_sizes, fixed_order, learned_steps, part_sizes, shuffled_order
 from mmdistill.networks.stacked import state_at
@@ -66,7 +66,7 @@ def test_students_and_judges_with_batch_norms_take_uneven_parts_as_they_are(norm
     assert order.present.sum(1).tolist() == part_sizes(10, STEPS, 3) == [4, 3, 3, 4]
     expected = trained(normed, start, syn, order)
     require_close(objective.train_student(Network(normed, start), syn, KEY), expected)
-    judge = Judge(
+    judge = JudgeTraining(
         normed.network, "own", 10, Plan(CLASSIFICATION, "none"), None, learned_steps(syn, objective.learned())
     )
     fitted = judge._fit(syn, 1, KEY, "loop")

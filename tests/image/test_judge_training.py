@@ -5,9 +5,8 @@ import torch
 
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.image import ImageTask, image_task, judges
-from mmdistill.image import judge as judge_module
-from mmdistill.image.judge import Judge, training_loss, with_learned_rate
+from mmdistill.image import ImageTask, image_task, judge_training, judges
+from mmdistill.image.judge_training import JudgeTraining, training_loss, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
 from mmdistill.labels import weighted_mean
 from mmdistill.methods import CORE_METHODS
@@ -63,7 +62,7 @@ def test_labels_that_are_no_distributions_are_scaled_unless_a_rate_was_learned_w
     digits: ImageTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans: list[Plan] = []
-    monkeypatch.setattr(Judge, "score", lambda self, *rest: plans.append(self.plan))
+    monkeypatch.setattr(JudgeTraining, "score", lambda self, *rest: plans.append(self.plan))
     batch = digits.select(torch.arange(4))
     scores = Batch(batch.inputs, torch.randn(4, 10), batch.weight)
     for learned in ({}, {"inner_lr": torch.tensor(0.05)}, {"inner_lr": torch.tensor(-1.0)}):
@@ -168,7 +167,7 @@ def test_judges_train_in_bfloat16_with_a_loss_in_float32(
         batch = batch._replace(targets=torch.nn.functional.one_hot(targets, 10).float() * 0.9 + 0.01)
     seen: list[torch.dtype] = []
     monkeypatch.setattr(
-        judge_module, "weighted_mean", lambda losses, weight: seen.append(losses.dtype) or losses.mean()
+        judge_training, "weighted_mean", lambda losses, weight: seen.append(losses.dtype) or losses.mean()
     )
     state, gradients = task.init(KEY), {}
     for precision in ("float32", "bf16"):

@@ -1,17 +1,15 @@
-"""The judges of images by name: the distillation network, other networks, kernels, and those that a user adds."""
+"""The networks that judge a task's images, by name: the distillation network and those of other families."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 
 from mmdistill.errors import MmdistillError, UnsupportedError
 from mmdistill.image.data import ImageData
-from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, entry_of
 from mmdistill.image.kernel_judge import KERNELS
 from mmdistill.image.models import (
     FAMILIES,
     NetworkKind,
-    fitting_models,
     model_factory,
     model_name,
     parse_model,
@@ -22,20 +20,18 @@ from mmdistill.image.protocols import JudgingCase, Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
 
-if TYPE_CHECKING:  # that module imports this one
-    from mmdistill.image.task import ImageTask
 
-
-class NamedJudges:
-    """The judges of one task: any network of :mod:`mmdistill.image.models`, or an entry of :data:`JUDGES`.
+class JudgeNetworks:
+    """A task's networks by name, any of :mod:`mmdistill.image.models` that takes its images; each is made once.
 
     Args:
         data: the images.
-        network: the distillation network.
-        model: its name, which the first judge shares.
+        network: the distillation network, which is the first judge's.
+        model: its name.
         protocol: how networks train; it may name a judging ConvNet of its own.
         device: where they train.
         width: the distillation network's width, if its name does not say it.
+        others: names of judges that are not networks, for messages.
     """
 
     def __init__(
@@ -46,6 +42,7 @@ class NamedJudges:
         protocol: Protocol,
         device: torch.device,
         width: int | None = None,
+        others: Iterable[str] = (),
     ) -> None:
         self.data = data
         self.own = network
@@ -53,16 +50,9 @@ class NamedJudges:
         self.protocol = protocol
         self.device = device
         self.width = width
-        self.default_judges = (
-            *dict.fromkeys((model, *fitting_models(data.shape), "ntk", *filter(JUDGES.added, JUDGES))),
-        )
+        self.others = others
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
-
-    def judge(self, name: str, task: "ImageTask") -> ImageJudge:
-        """Return a judge by its name or the title of its scores; an unknown name raises when it is first used."""
-        make = JUDGES.get(entry_of(name))
-        return NetworkJudge(task, self, name) if make is None else make(task, name)
 
     def spelled(self, name: str) -> str:
         """Return a network's name in its one spelling; the distillation network's is :attr:`model`.
@@ -78,7 +68,7 @@ class NamedJudges:
                 )
             return self.model
         if canonical(name).split("-")[0] not in FAMILIES:
-            raise unknown_name("judge", name, {*FAMILIES, *KERNELS, *JUDGES}, scripts="a judge")
+            raise unknown_name("judge", name, {*FAMILIES, *KERNELS, *self.others}, scripts="a judge")
         spelled = self._spell(name)
         reason = refusal(spelled, self.data.shape)
         if reason:

@@ -1,6 +1,6 @@
-"""How a set of images is judged: train fresh networks on it, score their last epoch on test images (Sec. 4.1).
+"""How the networks of one judge train on a set, and the test of their last epoch (Sec. 4.1).
 
-Networks train by a :mod:`protocol <mmdistill.image.protocols>`. On the whole training set they take the few epochs that
+They train by a :mod:`protocol <mmdistill.image.protocols>`. On the whole training set they take the few epochs that
 its data state: digits 60, mnist 5, fashion-mnist 15; all others 30, or about 1,000 updates if that is more.
 
 A learning rate learned with the set is part of it (``learned["inner_lr"]``), and judges train with it:
@@ -124,12 +124,12 @@ def _make_training_loss(
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Trains networks of one kind on a set and scores them.
+class JudgeTraining:
+    """The training of networks of one kind on one set, and their test.
 
     Args:
         network: the network.
-        name: for the scores.
+        title: of the scores.
         classes: C.
         plan: how it trains.
         augment: augments a flat batch of all networks' minibatches, per sample; None: no augmentation.
@@ -138,7 +138,7 @@ class Judge:
     """
 
     network: FunctionalModule
-    name: str
+    title: str
     classes: int
     plan: Plan
     augment: Callable[[Draws, Batch], Batch] | None
@@ -170,7 +170,7 @@ class Judge:
             notes += (
                 f"{diverged} of {n} networks give NaN or infinite logits: they diverged, or cannot read these images",
             )
-        return scored(self.name, predicted == labels, labels, notes, seen=classes_seen(predicted), remark=remark)
+        return scored(self.title, predicted == labels, labels, notes, seen=classes_seen(predicted), remark=remark)
 
     def _start(self, draws: Draws) -> NetworkState:
         """Draw a fresh network as the plan says."""
