@@ -188,11 +188,17 @@ def _judge(folder: Path, request: EvaluateConfig, config: DistillConfig, distill
         previous = of_same_test(recorded, task)
         if recorded and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        cache = KeptBaselines(config, task, config.seed if request.seed is None else request.seed)
+        seed = config.seed if request.seed is None else request.seed
         judging = JudgingRequest(
-            config.judge_names(), find_baselines(task, config.baselines), robust=request.scores == "robust"
+            config.judge_names(),
+            find_baselines(task, config.baselines),
+            robust=request.scores == "robust",
+            n=config.networks,
+            at_once=config.networks_at_once,
+            seed=seed,
         )
-        evaluation = judge_and_keep(cache, distilled, folder, previous, judging)
+        cache = KeptBaselines(config, task, seed)
+        evaluation = judge_and_keep(task, distilled, judging, cache, folder, previous)
     dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")

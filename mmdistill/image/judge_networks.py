@@ -99,7 +99,7 @@ class JudgeNetworks:
         family = FAMILIES.get(self.spelled(name).split("-")[0])
         return "shallow" if family is None else family.kind
 
-    def occasion(self, name: str, images: int, *, scores: bool = False, whole: bool = False) -> JudgingCase:
+    def judging_case(self, name: str, images: int, *, scores: bool = False, whole: bool = False) -> JudgingCase:
         """Return the case of a judge and ``images`` images, whose targets may be scores or which are the whole set."""
         return JudgingCase(images, scores, whole, self.spelled(name) == self.model, self.kind(name))
 

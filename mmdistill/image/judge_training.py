@@ -63,18 +63,18 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
 
 
 def with_learned(
-    plan: Plan, protocol: Protocol, occasion: JudgingCase, data: Batch, learned: Mapping[str, Tensor]
+    plan: Plan, protocol: Protocol, case: JudgingCase, data: Batch, learned: Mapping[str, Tensor]
 ) -> tuple[Plan, LearnedSteps | None, tuple[str, ...]]:
     """Return the plan at a set's learned rate, the learned steps that replace it, and notes on what is not used.
 
     Args:
         plan: how judges train by the protocol.
         protocol: the protocol.
-        occasion: the judge and its kind of set.
+        case: the judge and its kind of set.
         data: the set.
         learned: tensors learned with the set.
     """
-    usable = learned if plan.teacher is None and (occasion.own or occasion.kind != "transformer") else {}
+    usable = learned if plan.teacher is None and (case.own or case.kind != "transformer") else {}
     fit, notes = with_learned_rate(plan.fit, usable)
     steps = None if notes else learned_steps(data, usable)
     if "inner_lr" in learned and not usable:

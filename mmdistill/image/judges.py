@@ -133,29 +133,29 @@ class NetworkJudge:
     def epochs(self, samples: int | None) -> int | None:
         """Return for how many epochs they train on ``samples`` images (None: on all)."""
         images = samples or len(self.task.data.train_labels)
-        return self._plan(self.networks.occasion(self.judge, images, whole=samples is None)).fit.epochs
+        return self._plan(self.networks.judging_case(self.judge, images, whole=samples is None)).fit.epochs
 
     def require(self, samples: int) -> None:
         """Accept any number of images."""
 
-    def _plan(self, occasion: JudgingCase) -> Plan:
+    def _plan(self, case: JudgingCase) -> Plan:
         """Return how they train by the protocol and the user's choices."""
-        return plan_for(self.task.protocol, self.task.data, occasion, self.task.chosen)
+        return plan_for(self.task.protocol, self.task.data, case, self.task.chosen)
 
     def score(self, batch: Batch, draws: Draws, n: int, learned: Mapping[str, Tensor], *, whole: bool) -> Scores:
         """Train n networks (see :mod:`mmdistill.image.judge_training`) and return their last-epoch test accuracy."""
         task, networks, data = self.task, self.networks, self.task.data
         scores = not are_probabilities(one_tensor(batch.targets))
-        occasion = networks.occasion(self.judge, len(batch.weight), scores=scores, whole=whole)
-        plan = self._plan(occasion)
-        plan, steps, notes = with_learned(plan, task.protocol, occasion, batch, learned)
+        case = networks.judging_case(self.judge, len(batch.weight), scores=scores, whole=whole)
+        plan = self._plan(case)
+        plan, steps, notes = with_learned(plan, task.protocol, case, batch, learned)
         views = partial(task.views, plan, n)
         augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
         if plan.teacher is not None:
             augment = plan.teacher.labeller(task, data.whole_epochs, augment)
             notes += (plan.teacher.note(task, data.whole_epochs),)
         classes = len(data.class_names)
-        notes += whole_note(plan, occasion, self.epochs(classes))
+        notes += whole_note(plan, case, self.epochs(classes))
         network = networks.network(self.judge)
         training = JudgeTraining(network, self.title, classes, plan, augment, steps, notes)
         return training.score(batch, data.normalise, task.test_set, n, draws.to(task.device))

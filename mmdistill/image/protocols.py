@@ -333,55 +333,53 @@ class JudgingChoices:
     precision: TrainingPrecision | None = None
 
 
-def plan_for(
-    protocol: Protocol, data: ImageData, occasion: JudgingCase, chosen: JudgingChoices = JudgingChoices()
-) -> Plan:
+def plan_for(protocol: Protocol, data: ImageData, case: JudgingCase, chosen: JudgingChoices = JudgingChoices()) -> Plan:
     """Return how one judge trains: the user's choices first, then the data's defaults, then the protocol."""
-    if occasion.whole and protocol.squared:  # its rate and minibatches suit thousands of updates on a few images
+    if case.whole and protocol.squared:  # its rate and minibatches suit thousands of updates on a few images
         protocol = replace(protocol, fit=CLASSIFICATION, squared=False)
-    if occasion.whole and protocol.teacher is not None:  # the teacher knows no more than the real labels
+    if case.whole and protocol.teacher is not None:  # the teacher knows no more than the real labels
         protocol = replace(protocol, fit=CLASSIFICATION, augment="dsa", teacher=None)
     if protocol.teacher is not None:  # its probabilities replace the set's targets
-        occasion = replace(occasion, scores=False)
-    fit = _fit_for(protocol, data.name, occasion, chosen.batch)
-    augment = _augmentation_for(protocol, data.name, occasion.own, chosen.augment)
-    unmixed = occasion.whole or chosen.augment is False or data.name in protocol.unmixed
+        case = replace(case, scores=False)
+    fit = _fit_for(protocol, data.name, case, chosen.batch)
+    augment = _augmentation_for(protocol, data.name, case.own, chosen.augment)
+    unmixed = case.whole or chosen.augment is False or data.name in protocol.unmixed
     return Plan(
-        replace(fit, epochs=_epochs_for(protocol, data, occasion, chosen.epochs, fit, augment)),
+        replace(fit, epochs=_epochs_for(protocol, data, case, chosen.epochs, fit, augment)),
         augment,
         cutmix=0.0 if unmixed else protocol.cutmix,
-        squared=protocol.squared or occasion.scores,
+        squared=protocol.squared or case.scores,
         label_scale=protocol.label_scale,
-        bias_std=protocol.bias_std if occasion.own and not occasion.whole else None,
+        bias_std=protocol.bias_std if case.own and not case.whole else None,
         precision=chosen.precision or "float32",
         teacher=protocol.teacher,
     )
 
 
-def whole_note(plan: Plan, occasion: JudgingCase, usual: int | None) -> tuple[str, ...]:
+def whole_note(plan: Plan, case: JudgingCase, usual: int | None) -> tuple[str, ...]:
     """Return a note on the length of training on all images, if it differs from that on a small set.
 
     Args:
         plan: how networks trained.
-        occasion: what they judged; a small set needs no note.
+        case: what they judged; a small set needs no note.
         usual: epochs on a small set.
     """
-    epochs, images = plan.fit.epochs, occasion.images
-    if not occasion.whole or epochs == usual:
+    epochs, images = plan.fit.epochs, case.images
+    if not case.whole or epochs == usual:
         return ()
     return (f"trained for {epochs:,} epochs ({epochs * -(-images // (plan.fit.batch or images)):,} updates)",)
 
 
-def _fit_for(protocol: Protocol, data: str, occasion: JudgingCase, batch: int | None) -> FitProtocol:
+def _fit_for(protocol: Protocol, data: str, case: JudgingCase, batch: int | None) -> FitProtocol:
     """Return how a judge trains, except for how long."""
-    fit = protocol.scores if occasion.scores and protocol.scores is not None else protocol.fit
+    fit = protocol.scores if case.scores and protocol.scores is not None else protocol.fit
     preset = PROTOCOLS.get(protocol.name)
-    if preset is not None and fit == preset.fit and occasion.own and occasion.kind == "shallow":
+    if preset is not None and fit == preset.fit and case.own and case.kind == "shallow":
         fit = BY_DATA.get((preset.name, data), fit)
-    if occasion.kind == "transformer":
+    if case.kind == "transformer":
         optimizer = "adam" if fit.optimizer == "sgd" else fit.optimizer
         fit = replace(fit, optimizer=optimizer, lr=min(fit.lr, TRANSFORMER_RATE))
-    elif occasion.kind == "deep" and occasion.scores and fit.optimizer == "adam":
+    elif case.kind == "deep" and case.scores and fit.optimizer == "adam":
         fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
     return fit if batch is None else replace(fit, batch=batch)
 
@@ -398,22 +396,22 @@ def _augmentation_for(protocol: Protocol, data: str, own: bool, augment: bool | 
 def _epochs_for(
     protocol: Protocol,
     data: ImageData,
-    occasion: JudgingCase,
+    case: JudgingCase,
     epochs: int | None,
     fit: FitProtocol,
     augment: Augmentation,
 ) -> int:
     """Return for how many epochs a judge trains."""
-    if occasion.whole:
+    if case.whole:
         return min(data.whole_epochs, epochs or data.whole_epochs)
     if epochs is not None:
         return epochs
     if protocol.name == "default" and data.judge_epochs is not None:
         return data.judge_epochs
     if protocol.updates:
-        fitting = [updates for least, updates in protocol.updates if occasion.images >= least]
+        fitting = [updates for least, updates in protocol.updates if case.images >= least]
         updates = fitting[-1] if fitting else protocol.updates[0][1]
-        updates_per_epoch = -(-occasion.images // (fit.batch or occasion.images))
+        updates_per_epoch = -(-case.images // (fit.batch or case.images))
         return max(updates // updates_per_epoch, 1)
     if augment == "none" and protocol.plain_epochs is not None:
         return protocol.plain_epochs

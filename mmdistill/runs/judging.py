@@ -19,50 +19,54 @@ from mmdistill.task import Task
 
 
 class JudgingRequest(NamedTuple):
-    """A request to judge a set.
+    """A request to judge a set: the arguments of :func:`~mmdistill.evaluate.evaluate`.
 
     Args:
         judges: their names; none: the default judge.
         baselines: to judge beside the set.
         baselines_only: judge only these, since the judges have judged the set.
         robust: whether to compute the robust scores.
+        n: networks per judge.
+        at_once: networks of a judge trained together; None: all.
+        seed: of judging; None: the set's.
     """
 
     judges: list[str]
     baselines: list[str]
     baselines_only: bool = False
     robust: bool = False
+    n: int = 5
+    at_once: int | None = None
+    seed: int | None = None
 
 
 def judge_and_keep(
-    cache: KeptBaselines, distilled: DistilledSet, folder: Path, previous: Mapping[str, Any], request: JudgingRequest
+    task: Task,
+    distilled: DistilledSet,
+    request: JudgingRequest,
+    cache: KeptBaselines,
+    folder: Path,
+    previous: Mapping[str, Any],
 ) -> Evaluation:
     """Judge a set, show a bar, save each score in ``metrics.json`` as it is there, and cache those of baselines.
 
     Args:
-        cache: of baselines; holds the task and how to judge too.
+        task: the task.
         distilled: the set.
+        request: who judges what, and how.
+        cache: of baselines that are judged so.
         folder: of the run.
         previous: the content of ``metrics.json``; empty without one.
-        request: who judges what.
     """
     path = folder / METRICS
     with judging_bar() as show:
 
         def save_and_show(done: int, total: int, subject: str, so_far: Evaluation) -> None:
             if so_far.results or so_far.baselines:
-                write_json(path, metrics_document(cache.task, distilled, so_far, previous))
+                write_json(path, metrics_document(task, distilled, so_far, previous))
             show(done, total, subject)
 
-        evaluation = evaluate(
-            cache.task,
-            distilled,
-            n=cache.networks,
-            at_once=cache.at_once,
-            seed=cache.seed,
-            progress=save_and_show,
-            **request._asdict(),
-        )
+        evaluation = evaluate(task, distilled, progress=save_and_show, **request._asdict())
     saved = read_metrics(path)["baselines"]
     for name, entries in evaluation.baselines.items():
         judges = {entry.judge for entry in entries}
@@ -109,7 +113,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), find_baselines(task, config.baselines)
     cache = KeptBaselines(config, task, config.seed)
     former = metrics
-    metrics = _with_cached(metrics, cache, missing(task, judges, baselines, metrics), distilled.budget)
+    metrics = _with_cached(metrics, task, cache, missing(task, judges, baselines, metrics), distilled.budget)
     lacking = missing(task, judges, baselines, metrics)
     if former and metrics != former:
         write_json(path, metrics_document(task, distilled, Evaluation([]), metrics))
@@ -117,16 +121,17 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
     for request in lacking:
-        failures |= judge_and_keep(cache, distilled, folder, metrics, request).failures
+        request = request._replace(n=config.networks, at_once=config.networks_at_once, seed=config.seed)
+        failures |= judge_and_keep(task, distilled, request, cache, folder, metrics).failures
         metrics = read_metrics(path)
     return recorded(metrics, failures)
 
 
 def _with_cached(
-    metrics: Mapping[str, Any], cache: KeptBaselines, lacking: Sequence[JudgingRequest], budget: int
+    metrics: Mapping[str, Any], task: Task, cache: KeptBaselines, lacking: Sequence[JudgingRequest], budget: int
 ) -> Mapping[str, Any]:
     """Return metrics with the lacking baselines that are in the cache, and print their names."""
-    title = partial(judge_title, cache.task)
+    title = partial(judge_title, task)
     baselines = {name: list(entries) for name, entries in metrics.get("baselines", {}).items()}
     taken: list[str] = []
     pairs = [(name, title(judge)) for part in lacking for name in part.baselines for judge in part.judges]

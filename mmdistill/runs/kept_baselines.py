@@ -49,13 +49,13 @@ class KeptBaselines:
 
     def __init__(self, config: DistillConfig, task: Task, seed: int) -> None:
         info = task.describe()
-        self.task, self.networks, self.at_once, self.seed = task, config.networks, config.networks_at_once, seed
-        self.cacheable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
+        self._task = task
+        self._cacheable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
         options = {name: getattr(config, name) for name in (*TASK_OPTIONS, *SHAPING) if name not in OF_SOME_JUDGES}
-        self.key = {
+        self._shared_key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},
-            "judged": [self.networks, self.at_once, seed],
+            "judged": [config.networks, config.networks_at_once, seed],
             "code": [package_digest(), torch.__version__, package_versions()],
         }
 
@@ -85,16 +85,16 @@ class KeptBaselines:
 
     def _usable(self, name: str, judge: str) -> bool:
         """Return whether the key covers all that a judge's scores of a baseline depend on."""
-        network = self.task.network_name if isinstance(self.task, NamesNetwork) else ""  # its features guide herding
+        network = self._task.network_name if isinstance(self._task, NamesNetwork) else ""  # its features guide herding
         return (
-            self.cacheable
+            self._cacheable
             and not RULES.added(name)
-            and not any(map(get_domain(self.task.describe().domain).network_added, (network, judge)))
+            and not any(map(get_domain(self._task.describe().domain).network_added, (network, judge)))
         )
 
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
         baseline = [name, None if name in WITHOUT_BUDGET else budget]
-        key = self.key | {"baseline": baseline, "judge": [judge, judging_record(self.task, judge)]}
+        key = self._shared_key | {"baseline": baseline, "judge": [judge, judging_record(self._task, judge)]}
         return as_json(key)  # as a file returns it, to be compared
 
     def _path(self, key: Mapping[str, Any]) -> Path:

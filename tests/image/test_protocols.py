@@ -58,8 +58,8 @@ def plan(
     augment: bool | None = None,
     batch: int | None = None,
 ) -> Plan:
-    occasion = JudgingCase(images, scores, whole, own, kind)
-    return plan_for(PROTOCOLS[name], data, occasion, JudgingChoices(batch=batch, augment=augment))
+    case = JudgingCase(images, scores, whole, own, kind)
+    return plan_for(PROTOCOLS[name], data, case, JudgingChoices(batch=batch, augment=augment))
 
 
 def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: ImageTask) -> None:
