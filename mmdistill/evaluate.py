@@ -29,39 +29,55 @@ NAMED = {
 """Where a user's code registers judges and baselines, for messages."""
 
 
-def find_judges(
-    task: Task, names: Sequence[str] | None, own: str = "", unfit: dict[str, str] | None = None
-) -> list[str]:
+def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[str]:
     """Return judges' names in the task's spelling: the given ones, all of them, or the default one.
 
     Args:
         task: the task.
         names: judges' names or ``all``; none: the default.
         own: the judge of the set's method, which is the default; empty: the task's first judge is.
-        unfit: receives the reasons of judges that cannot read such data, unless none of them can.
     Raises:
         ConfigError: an unknown judge.
-        UnsupportedError: without ``unfit``, a judge cannot read such data; with it, none can.
+        UnsupportedError: a judge cannot read such data.
     """
-    known = {canonical(judge): judge for judge in task.judges}
+    return list(dict.fromkeys(_spelled(task, judge) for judge in _requested(task, names, own)))
+
+
+def readable_judges(task: Task, names: Sequence[str] | None, own: str = "") -> tuple[list[str], dict[str, str]]:
+    """Return those of the judges that can read such data, and why the others cannot, by name.
+
+    Args:
+        task: the task.
+        names: as for :func:`find_judges`.
+        own: likewise.
+    Raises:
+        ConfigError: an unknown judge.
+        UnsupportedError: none of them can read such data.
+    """
     readable: list[str] = []
     refused: dict[str, UnsupportedError] = {}
+    for judge in _requested(task, names, own):
+        try:
+            readable.append(_spelled(task, judge))
+        except UnsupportedError as error:
+            refused[judge] = error
+    if refused and not readable:
+        raise next(iter(refused.values()))
+    return list(dict.fromkeys(readable)), {judge: str(error) for judge, error in refused.items()}
+
+
+def _requested(task: Task, names: Sequence[str] | None, own: str) -> Iterator[str]:
+    """Yield the requested judges one by one; an unknown one raises when it is its turn."""
+    known = {canonical(judge): judge for judge in task.judges}
     for name in names or [own or task.judges[0]]:
         key = canonical(name)
         if key != "all" and key not in known and not isinstance(task, NamesJudges):
             raise unknown_name("judge", name, task.judges)
-        for judge in task.judges if key == "all" else (known.get(key, name),):
-            try:
-                readable.append(task.judge_name(judge) if isinstance(task, NamesJudges) else judge)
-            except UnsupportedError as error:
-                if unfit is None:
-                    raise
-                refused[judge] = error
-    if refused and not readable:
-        raise next(iter(refused.values()))
-    if unfit is not None:
-        unfit |= {judge: str(error) for judge, error in refused.items()}
-    return list(dict.fromkeys(readable))
+        yield from task.judges if key == "all" else (known.get(key, name),)
+
+
+def _spelled(task: Task, judge: str) -> str:
+    return task.judge_name(judge) if isinstance(task, NamesJudges) else judge
 
 
 def find_baselines(task: Task, requested: str | Sequence[str]) -> list[str]:
@@ -148,8 +164,7 @@ def evaluate(
     if given.budget is None and baselines is not BASELINES and sized:
         message = f"a bare batch has no budget at which {in_words(sized)} could be chosen, so it is judged without"
         warnings.warn(message, MmdistillWarning, stacklevel=2)
-    unfit: dict[str, str] = {}
-    names = find_judges(task, judges, given.judge, unfit)
+    names, unfit = readable_judges(task, judges, given.judge)
     judging = EvaluationRun(task, names, n, at_once, key, unfit, 1 if robust else 1 + len(beside))
     with _attach_so_far(judging.so_far), _shown_progress(progress) as judging.progress:
         if robust:

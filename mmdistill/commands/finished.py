@@ -19,7 +19,7 @@ from mmdistill.commands.assembly import (
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, first_line
-from mmdistill.evaluate import find_baselines, find_judges
+from mmdistill.evaluate import find_baselines, readable_judges
 from mmdistill.export import export
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
@@ -176,7 +176,7 @@ def _judge(folder: Path, request: EvaluateConfig, config: DistillConfig, distill
     own_steps = carries_steps(distilled.learned) and not ask_teacher(task, [task.judges[0]])
     if own_steps and (request.judge_epochs or request.judge_batch or request.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
-    judges = find_judges(task, config.judge_names(), distilled.judge, unfit={})
+    judges, _ = readable_judges(task, config.judge_names(), distilled.judge)
     needs_teacher = request.scores == "robust" or ask_teacher(task, judges)
     if lost is not None and needs_teacher:
         raise lost

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
-from mmdistill.evaluate import find_judges
+from mmdistill.evaluate import find_judges, readable_judges
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -450,6 +450,13 @@ def test_judges_that_cannot_read_the_images_are_told_before_the_run() -> None:
         ):
             find_judges(task, asked)
     assert find_judges(task, ["convnet-d1"]) == ["convnet-d1"]
+    readable, refused = readable_judges(task, ["convnet", "mlp", "MLP"])
+    assert (readable, list(refused)) == (["mlp"], ["convnet"])
+    assert refused["convnet"].startswith("convnet cannot judge")
+    with pytest.raises(UnsupportedError, match="convnet cannot judge"):
+        readable_judges(task, ["convnet"])
+    with pytest.raises(ConfigError, match="unknown judge 'unknown'"):
+        readable_judges(task, ["convnet", "unknown"])
     with pytest.raises(
         UnsupportedError, match="the protocol frepo judges by convnet-w128-nn-x2; choose another, since"
     ):
