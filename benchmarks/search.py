@@ -61,7 +61,7 @@ def grid(task: ImageTask, *values: str) -> list[str]:
     found = []
     for depth, width, *words in itertools.product(*(text.split(",") for text in values)):
         try:
-            found.append(task.judge_name("-".join(["convnet", f"d{depth}", f"w{width}", *words])))
+            found.append(task.describe_judge("-".join(["convnet", f"d{depth}", f"w{width}", *words])).name)
         except UnsupportedError:  # too many poolings for these images
             continue
     return list(dict.fromkeys(found))

@@ -1,7 +1,7 @@
 """Optional abilities of a task beyond the Task protocol; their users test for them by ``isinstance``."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -162,56 +162,11 @@ class Settles(Protocol):
 
 
 @runtime_checkable
-class NamesJudges(Protocol):
-    """A task with more judges than it lists, by a grammar of names."""
-
-    def judge_name(self, name: str) -> str:
-        """Return a judge's canonical name; an error says why there is no such judge."""
-        ...
-
-
-@runtime_checkable
-class TitlesJudges(Protocol):
-    """A task whose scores call a judge by more than its name, for example by its training protocol too."""
-
-    def judge_title(self, judge: str) -> str:
-        """Return a judge's title in scores."""
-        ...
-
-
-@runtime_checkable
-class LimitsJudging(Protocol):
-    """A task with judges that ignore some of a user's settings of judging."""
-
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return the entries of :data:`JUDGING` that a judge, by name or title, reads; no ``epochs`` if solved."""
-        ...
-
-
-@runtime_checkable
-class TellsEpochs(Protocol):
-    """A task that knows for how long judges will train."""
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return a judge's epochs on ``samples`` samples (None: on all); None if it does not train."""
-        ...
-
-
-@runtime_checkable
 class TrainsTeacher(Protocol):
     """An objective or schedule that first trains networks of its own, to label real samples or to be read by steps."""
 
     def describe_teacher(self, task: Task) -> str:
         """Describe these networks; empty if a task needs none."""
-        ...
-
-
-@runtime_checkable
-class AsksTeacher(Protocol):
-    """A task whose judges may train on labels from a trained network in place of a set's own."""
-
-    def judging_teacher(self, judge: str) -> str:
-        """Describe the network that labels for a judge, and whether it trains first; empty if none does."""
         ...
 
 
@@ -225,11 +180,6 @@ class HasTeacher(Protocol):
 def given_teacher(task: Task) -> "GivenTeacher | None":
     """Return the trained network that a task was given as its teacher; None if one is trained when needed."""
     return task.given_teacher if isinstance(task, HasTeacher) else None
-
-
-def ask_teacher(task: Task, judges: Iterable[str]) -> bool:
-    """Return whether any of the judges trains on labels from a trained network."""
-    return isinstance(task, AsksTeacher) and any(map(task.judging_teacher, judges))
 
 
 JUDGING = ("epochs", "batch", "precision", "protocol", "testing")
@@ -308,14 +258,87 @@ def overrides_of(task: Task) -> Judging:
     return task.judging_chosen if isinstance(task, KeepsJudging) else {}
 
 
+class JudgeFacts(Protocol):
+    """What a task tells of one of its judges."""
+
+    @property
+    def name(self) -> str:
+        """The judge's name in its one spelling; raises if there is no such judge."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """The judge's name for the scores, which may say more, such as its training protocol."""
+        ...
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """The settings of :data:`JUDGING` that it uses; ``epochs`` only if it trains."""
+        ...
+
+    @property
+    def teacher(self) -> str:
+        """In words, which network labels its minibatches and whether that must train first; empty if none does."""
+        ...
+
+    def epochs(self, samples: int | None) -> int | None:
+        """Return its epochs on ``samples`` samples (None: on all); None if it does not train or nobody knows."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainJudge:
+    """The facts of a judge as plain values; by default nothing is known but its name.
+
+    Args:
+        name: in its one spelling, and for the scores.
+        reads: the settings of :data:`JUDGING` that it uses; ``epochs`` only if it trains.
+        teacher: in words, the network that labels its minibatches.
+        passes: returns its epochs on a number of samples (None: on all).
+    """
+
+    name: str = field(kw_only=False)
+    reads: Sequence[str] = JUDGING
+    teacher: str = ""
+    passes: Callable[[int | None], int | None] = lambda samples: None
+
+    @property
+    def title(self) -> str:
+        """The same name."""
+        return self.name
+
+    def epochs(self, samples: int | None) -> int | None:
+        """Return its epochs on ``samples`` samples (None: on all)."""
+        return self.passes(samples)
+
+
+@runtime_checkable
+class DescribesJudges(Protocol):
+    """A task that tells more of its judges than their names, or that has more of them than it lists."""
+
+    def describe_judge(self, judge: str) -> JudgeFacts:
+        """Return the facts of a judge, given by name or title; an unknown one raises here or at its ``name``."""
+        ...
+
+
+def judge_facts(task: Task, judge: str) -> JudgeFacts:
+    """Return what a task tells of a judge."""
+    return task.describe_judge(judge) if isinstance(task, DescribesJudges) else PlainJudge(judge)
+
+
 def judge_title(task: Task, judge: str) -> str:
     """Return a judge's title in scores, by default its name."""
-    return task.judge_title(judge) if isinstance(task, TitlesJudges) else judge
+    return judge_facts(task, judge).title
 
 
 def is_solved(task: Task, judge: str) -> bool:
     """Return whether a task's judge is solved in closed form, without training for epochs."""
-    return isinstance(task, LimitsJudging) and "epochs" not in task.judging_read(judge)
+    return "epochs" not in judge_facts(task, judge).reads
+
+
+def ask_teacher(task: Task, judges: Iterable[str]) -> bool:
+    """Return whether any of the judges trains on labels from a trained network."""
+    return any(judge_facts(task, judge).teacher for judge in judges)
 
 
 ROBUST_METRICS = (

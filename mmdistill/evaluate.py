@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mmdistill.abilities import NamesJudges, Selects
+from mmdistill.abilities import DescribesJudges, Selects, judge_facts
 from mmdistill.checks import require_kind, require_size, require_sizes
 from mmdistill.choices import known_coresets
 from mmdistill.distilled import DistilledSet
@@ -40,7 +40,7 @@ def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[
         ConfigError: an unknown judge.
         UnsupportedError: a judge cannot read such data.
     """
-    return list(dict.fromkeys(_spelled(task, judge) for judge in _requested(task, names, own)))
+    return list(dict.fromkeys(judge_facts(task, judge).name for judge in _requested(task, names, own)))
 
 
 def readable_judges(task: Task, names: Sequence[str] | None, own: str = "") -> tuple[list[str], dict[str, str]]:
@@ -58,7 +58,7 @@ def readable_judges(task: Task, names: Sequence[str] | None, own: str = "") -> t
     refused: dict[str, UnsupportedError] = {}
     for judge in _requested(task, names, own):
         try:
-            readable.append(_spelled(task, judge))
+            readable.append(judge_facts(task, judge).name)
         except UnsupportedError as error:
             refused[judge] = error
     if refused and not readable:
@@ -71,13 +71,9 @@ def _requested(task: Task, names: Sequence[str] | None, own: str) -> Iterator[st
     known = {canonical(judge): judge for judge in task.judges}
     for name in names or [own or task.judges[0]]:
         key = canonical(name)
-        if key != "all" and key not in known and not isinstance(task, NamesJudges):
+        if key != "all" and key not in known and not isinstance(task, DescribesJudges):
             raise unknown_name("judge", name, task.judges)
         yield from task.judges if key == "all" else (known.get(key, name),)
-
-
-def _spelled(task: Task, judge: str) -> str:
-    return task.judge_name(judge) if isinstance(task, NamesJudges) else judge
 
 
 def find_baselines(task: Task, requested: str | Sequence[str]) -> list[str]:

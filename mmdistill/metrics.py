@@ -5,7 +5,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
-from mmdistill.abilities import JUDGING, Judging, LimitsJudging, ask_teacher, given_teacher, overrides_of
+from mmdistill.abilities import Judging, ask_teacher, given_teacher, judge_facts, overrides_of
 from mmdistill.distilled import DistilledSet, is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
@@ -137,7 +137,7 @@ def judging_record(task: Task, judge: str, judging: Judging | None = None) -> di
         judge: by name or title.
         judging: the user's settings beside those that the task keeps.
     """
-    read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
+    read = judge_facts(task, judge).reads
     record = {name: value for name, value in {**overrides_of(task), **(judging or {})}.items() if name in read}
     network = own_network(task) if judge.partition(" [")[0] == OWN else ""
     record |= {NETWORK: network} if network else {}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import PlainJudge
 from mmdistill.allocation import subset_bytes
 from mmdistill.choices import CORESETS
 from mmdistill.classification import pooled, scored
@@ -105,8 +106,8 @@ class Solved(Recorded):
         super().evaluate(synthetic, judge, draws, n, learned)
         return Scores(judge, {"accuracy": (0.5,)})
 
-    def judging_read(self, judge: str) -> tuple[str, ...]:
-        return ()
+    def describe_judge(self, judge: str) -> PlainJudge:
+        return PlainJudge(judge, reads=())
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
@@ -513,7 +514,7 @@ def test_out_of_memory_says_what_to_lower() -> None:
 
 def test_a_task_may_name_judges_by_a_grammar() -> None:
     task = BlobTask()
-    task.judge_name = lambda name: name.lower()  # type: ignore[attr-defined]
+    task.describe_judge = lambda name: PlainJudge(name.lower())  # type: ignore[attr-defined]
     assert find_judges(task, ["MLP", "mlp-w9", "MLP-W9"]) == ["mlp", "mlp-w9"]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from mmdistill import distill, evaluate, graph_set_task, graph_task, image_task, recsys_task, text_task
-from mmdistill.abilities import KeepsJudging, LimitsJudging, TellsEpochs
+from mmdistill.abilities import DescribesJudges, KeepsJudging
 from mmdistill.errors import ConfigError, MmdistillWarning
 from mmdistill.graph import GraphTask, load_graph
 from mmdistill.graph.judges import JudgeProtocol, protocol_for
@@ -251,8 +251,9 @@ def test_tasks_that_are_constructed_without_a_builder_keep_what_was_set_of_judgi
     assert isinstance(unset, KeepsJudging)
     assert task.judging_chosen == {"epochs": 4, **({"batch": 8} if sizes else {})}
     assert unset.judging_chosen == {}
-    for judge in task.judges if isinstance(task, LimitsJudging) and isinstance(task, TellsEpochs) else ():
-        assert "epochs" not in task.judging_read(judge) or task.judging_epochs(judge, 1) == 4
+    assert isinstance(task, DescribesJudges)
+    told = [(judge.reads, judge.epochs(1)) for judge in map(task.describe_judge, task.judges)]
+    assert all(epochs == (4 if "epochs" in reads else None) for reads, epochs in told)
     given = construct(protocol=protocol)
     assert isinstance(given, KeepsJudging)
     assert given.judging_chosen == {"testing" if kind == "recsys" else "protocol": SAID.get(kind, "lr 0.5")}

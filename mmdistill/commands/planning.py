@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from mmdistill.abilities import AsksTeacher, TellsEpochs, is_solved, judge_title
+from mmdistill.abilities import is_solved, judge_facts, judge_title
 from mmdistill.allocation import allocate
 from mmdistill.composition import asked_teacher
 from mmdistill.config import DistillConfig
@@ -131,7 +131,7 @@ def _baselines_in_words(config: DistillConfig, task: Task, judges: list[str]) ->
 
 def _epochs(task: Task, judge: str, samples: int | None) -> str:
     """Return how many epochs a judge trains on ``samples`` (None: all real data), in words; empty if unknown."""
-    epochs = task.judging_epochs(judge, samples) if isinstance(task, TellsEpochs) else None
+    epochs = judge_facts(task, judge).epochs(samples)
     return "" if epochs is None else counted(epochs, "epoch")
 
 
@@ -143,7 +143,7 @@ def _experts(distiller: Distiller) -> str:
 
 def _judges_teacher(task: Task, judges: list[str]) -> str:
     """Return which teacher labels the judges' samples, and whether it trains first, in words; empty without one."""
-    teachers = [task.judging_teacher(judge) for judge in judges] if isinstance(task, AsksTeacher) else []
+    teachers = (judge_facts(task, judge).teacher for judge in judges)
     return ", ".join(dict.fromkeys(filter(None, teachers)))
 
 

@@ -8,11 +8,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, in_place_of, judging_overrides
+from mmdistill.abilities import Judging, PlainJudge, in_place_of, judging_overrides
 from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.models import GraphNetwork
 from mmdistill.graph.sampling import ClassMembers
 from mmdistill.labels import target_loss, weighted_mean
+from mmdistill.names import known_name
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.statistics import BY_CLASS, has_statistics
 from mmdistill.runtime import Draws
@@ -105,13 +106,10 @@ class GraphClassification(ABC, Generic[Training]):
         """Return the batch unchanged: graph condensation uses no augmentation."""
         return batch
 
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return the judging settings that a judge reads; no ``batch``, since each step takes all samples."""
-        return ("epochs", "protocol")
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int:
-        """Return a judge's number of epochs, whatever the number of samples."""
-        return self.protocol.epochs
+    def describe_judge(self, judge: str) -> PlainJudge:
+        """Return the facts of a judge: the same epochs on any samples, of which each step takes all."""
+        name = known_name("judge", judge, self.judges)
+        return PlainJudge(name, reads=("epochs", "protocol"), passes=lambda samples: self.protocol.epochs)
 
     @property
     def validation_protocol(self) -> Training:

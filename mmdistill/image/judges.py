@@ -4,13 +4,13 @@ Judges that are not networks are entries of :data:`JUDGES`; a user's code can ad
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING
+from mmdistill.abilities import JUDGING, JudgeFacts, PlainJudge
 from mmdistill.image.judge_networks import JudgeNetworks
 from mmdistill.image.judge_training import JudgeTraining, with_learned
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
@@ -27,32 +27,8 @@ if TYPE_CHECKING:  # that module imports this one
     from mmdistill.image.task import ImageTask
 
 
-class ImageJudge(Protocol):
-    """A judge of one task's images. Each kind of judge is a class with these members."""
-
-    @property
-    def name(self) -> str:
-        """The judge's name in its one spelling; raises if there is no such judge."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """The judge's name for the scores; it begins with its entry's name."""
-        ...
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """The settings of :data:`~mmdistill.abilities.JUDGING` that it uses; ``epochs`` only if it trains."""
-        ...
-
-    @property
-    def teacher(self) -> str:
-        """In words, which network labels its minibatches and whether that must train first; empty if none does."""
-        ...
-
-    def epochs(self, samples: int | None) -> int | None:
-        """Return for how many epochs it trains on ``samples`` images (None: on all); None if it does not train."""
-        ...
+class ImageJudge(JudgeFacts, Protocol):
+    """A judge of one task's images, whose title begins with its entry's name. Each kind of judge has these members."""
 
     def require(self, samples: int) -> None:
         """Check that it can judge ``samples`` images, before these are made."""
@@ -64,7 +40,7 @@ class ImageJudge(Protocol):
 
 
 @dataclass(frozen=True)
-class ClosedFormJudge:
+class ClosedFormJudge(PlainJudge):
     """A judge without a protocol, judging settings or learned rates, such as a kernel's ridge regression.
 
     Args:
@@ -74,20 +50,9 @@ class ClosedFormJudge:
         limit: raises if it cannot judge this many images; called before these are made.
     """
 
-    name: str
     solve: Callable[[Batch, Draws, int], Scores]
     limit: Callable[[int], object] = lambda samples: None
-    reads: Sequence[str] = ()
-    teacher: str = ""
-
-    @property
-    def title(self) -> str:
-        """The same name, without a protocol."""
-        return self.name
-
-    def epochs(self, samples: int | None) -> int | None:
-        """Return None: it does not train."""
-        return None
+    reads: Sequence[str] = field(default=(), kw_only=True)
 
     def require(self, samples: int) -> None:
         """Check that it takes ``samples`` images."""

@@ -100,7 +100,7 @@ def robust_scores(
         with_hard_labels = accuracy(augmented, hard, key, learned) if soft else distilled
         return accuracy(augmented, None, key, {}) - with_hard_labels
 
-    keys, title = [draws.fold("network", index) for index in range(n)], task.judge_title(judge)
+    keys, title = [draws.fold("network", index) for index in range(n)], task.describe_judge(judge).title
     if subset is None:
         gaps = [hard_label_gap(key, accuracy(augmented, synthetic, key, learned)) for key in keys]
         return Scores(title, {"hard-label gap": tuple(gaps)})

@@ -8,7 +8,7 @@ from typing import Self, get_args
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, MapReader, NormReader, judging_overrides
+from mmdistill.abilities import Judging, MapReader, NormReader, is_solved, judging_overrides
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
@@ -203,7 +203,7 @@ class ImageTask:
         Raises:
             UnsupportedError: the whole training set is too large to hold in normalised units.
         """
-        whole, scorer = synthetic is None, self._judge(judge)
+        whole, scorer = synthetic is None, self.describe_judge(judge)
         if whole and (size := 4 * self.data.train_images.numel()) > WHOLE_MOST:
             raise UnsupportedError(
                 f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
@@ -213,18 +213,10 @@ class ImageTask:
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._prepare(synthetic)
         return scorer.score(batch, draws, n, learned, whole=whole)
 
-    def _judge(self, name: str) -> ImageJudge:
+    def describe_judge(self, judge: str) -> ImageJudge:
         """Return a judge by its name or the title of its scores; an unknown name raises when it is first used."""
-        make = JUDGES.get(entry_of(name))
-        return NetworkJudge(self, self._networks, name) if make is None else make(self, name)
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return for how many epochs a judge trains on ``samples`` images (None: on all); None for a kernel."""
-        return self._judge(judge).epochs(samples)
-
-    def judging_teacher(self, judge: str) -> str:
-        """Return which network labels a judge's minibatches, and whether it must train first; empty if none does."""
-        return self._judge(judge).teacher
+        make = JUDGES.get(entry_of(judge))
+        return NetworkJudge(self, self._networks, judge) if make is None else make(self, judge)
 
     def robust(
         self,
@@ -241,7 +233,7 @@ class ImageTask:
         Raises:
             UnsupportedError: a judge that does not train.
         """
-        if "epochs" not in self.judging_read(judge):
+        if is_solved(self, judge):
             raise UnsupportedError(
                 f"robust scores compare trainings with and without augmentation, and {judge} does not train"
             )
@@ -259,18 +251,6 @@ class ImageTask:
             raise ShapeError(f"images of {self.data.name} are {self.data.shape}, got {tuple(images.shape[1:])}")
         require_targets(targets, len(images), len(self.data.class_names), self.data.name)
         return counted(Batch(images, targets, batch.weight)).map(lambda tensor: tensor.to(self.device))
-
-    def judge_name(self, name: str) -> str:
-        """Return a judge's name in its one spelling; see :class:`~mmdistill.image.judge_networks.JudgeNetworks`."""
-        return self._judge(name).name
-
-    def judge_title(self, judge: str) -> str:
-        """Return a judge's name for the scores, followed by the protocol's unless that is the default."""
-        return self._judge(judge).title
-
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return the names of the judging settings that a judge uses; a kernel uses none."""
-        return self._judge(judge).reads
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; ``preprocessing`` has all that is needed to use a set elsewhere."""

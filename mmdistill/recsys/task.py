@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, in_place_of, judging_overrides
+from mmdistill.abilities import Judging, PlainJudge, in_place_of, judging_overrides
 from mmdistill.checks import require_below_one, require_kind, require_no_features
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, known_name
@@ -220,16 +220,21 @@ class RecsysTask:
             return kind.of_all(self, draws)
         return kind.of_rows(self, self._rows_to_fit(synthetic), draws)
 
-    def judge_name(self, name: str) -> str:
-        """Return a judge's canonical name, also if the judge was added after the task was made.
+    def describe_judge(self, judge: str) -> PlainJudge:
+        """Return the facts of a judge, also if it was added after the task was made.
 
         Raises:
             ConfigError: an unknown judge.
         """
-        return known_name("judge", name, self.judge_kinds)
+        kind = self._kind(judge)
+
+        def passes(samples: int | None) -> int | None:
+            return None if kind.epochs is None else kind.epochs(self, samples or self.data.num_users)
+
+        return PlainJudge(canonical(judge), reads=kind.reads, passes=passes)
 
     def _kind(self, name: str) -> RecommenderJudge:
-        return self.judge_kinds[self.judge_name(name)]
+        return self.judge_kinds[known_name("judge", name, self.judge_kinds)]
 
     def chosen_ridge(self, synthetic: Batch) -> float:
         """Return the best of the ridges of Distill-CF's code on validation data; without such data the middle one."""
@@ -285,15 +290,6 @@ class RecsysTask:
                 f"half of the users have at most {left} items left to rank, so metrics at {too_large[0]} say little",
             )
         return notes
-
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return the judging settings that a judge reads: only the trained one reads more than the testing protocol."""
-        return self._kind(judge).reads
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return a judge's number of passes over ``samples`` users (None: all real ones); None for closed forms."""
-        passes = self._kind(judge).epochs
-        return None if passes is None else passes(self, samples or self.data.num_users)
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the validation NDCG@10 of the inner model on synthetic users; None without validation data.

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING, Judging
+from mmdistill.abilities import Judging, PlainJudge
 from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import known_name
@@ -184,13 +184,12 @@ class TextClassification(ABC):
         remark = partial(collapse_note, classes=self.class_count, least=self.class_count)
         return scored(judge, predicted == truth, truth, notes, seen=classes_seen(predicted), remark=remark)
 
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return the judging settings that a judge reads; one that does not train reads none."""
-        return () if judge in self._solved else JUDGING
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return a judge's number of epochs on ``samples`` texts (None: all); None if it does not train."""
-        return self.epochs_on(judge, samples or len(self._classes)) if self.judging_read(judge) else None
+    def describe_judge(self, judge: str) -> PlainJudge:
+        """Return the facts of a judge; one that does not train reads no settings."""
+        name = known_name("judge", judge, self.judges)
+        if name in self._solved:
+            return PlainJudge(name, reads=())
+        return PlainJudge(name, passes=lambda samples: self.epochs_on(name, samples or len(self._classes)))
 
     def described(
         self,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING
+from mmdistill.abilities import JUDGING, ask_teacher, is_solved, judge_title
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.evaluate import evaluate
+from mmdistill.evaluate import evaluate, find_judges
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.judges import JUDGES
 from mmdistill.image.kernel_judge import NOTE, KernelJudge, kernel_judge
@@ -71,9 +71,9 @@ def test_the_unit_of_a_kernel_moves_no_prediction() -> None:
 
 
 def test_names_say_the_kernel(digits: ImageTask) -> None:
-    assert digits.judge_name("NTK") == digits.judge_name("ntk-d1") == "ntk"
-    assert digits.judge_name("nngp_conv-d3") == "nngp-conv"
-    assert digits.judge_name("ntk-conv-d5") == "ntk-conv-d5"
+    assert digits.describe_judge("NTK").name == digits.describe_judge("ntk-d1").name == "ntk"
+    assert digits.describe_judge("nngp_conv-d3").name == "nngp-conv"
+    assert digits.describe_judge("ntk-conv-d5").name == "ntk-conv-d5"
     kinds = {name: kernel_judge(name) for name in ("ntk-d4", "nngp", "ntk-conv", "nngp-conv-d2")}
     found = {name: (type(j.kernel), j.kernel.kind, j.kernel.depth) for name, j in kinds.items() if j is not None}
     assert found == {
@@ -84,7 +84,7 @@ def test_names_say_the_kernel(digits: ImageTask) -> None:
     }
     assert kernel_judge("ntk-d0") is kernel_judge("ntkk") is kernel_judge("convnet") is None
     with pytest.raises(ConfigError, match="unknown judge 'ntk-cnv'; did you mean 'ntk-conv'"):
-        digits.judge_name("ntk-cnv")
+        find_judges(digits, ["ntk-cnv"])
 
 
 def test_another_sort_of_judge_is_one_class(digits: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +101,11 @@ def test_another_sort_of_judge_is_one_class(digits: ImageTask, monkeypatch: pyte
             return Scores(self.title, {"accuracy": (len(batch.weight) / 100,) * n})
 
     monkeypatch.setitem(JUDGES, "guess", lambda task, name: Guess())
-    assert (digits.judge_name("Guess"), digits.judge_title("guess")) == ("guess", "guess [always 3]")
-    assert (digits.judging_read("guess"), digits.judging_epochs("guess", 7)) == (("epochs",), 7)
-    assert digits.judging_teacher("guess") == "nobody, who trains first"
+    assert isinstance(digits.describe_judge("Guess"), Guess)
+    assert judge_title(digits, "guess") == "guess [always 3]"
+    assert not is_solved(digits, "guess")
+    assert ask_teacher(digits, ["mlp", "guess"])
+    assert not ask_teacher(digits, ["mlp", "ntk"])
     assert digits.evaluate(digits.select(torch.arange(30)), "guess", KEY, 2, {}).values == {"accuracy": (0.3, 0.3)}
     with pytest.raises(UnsupportedError, match="1297 are too many"):
         digits.evaluate(None, "guess", KEY, 1, {})
@@ -111,16 +113,17 @@ def test_another_sort_of_judge_is_one_class(digits: ImageTask, monkeypatch: pyte
 
 def test_both_sorts_tell_what_they_read_by_name_and_by_title(digits: ImageTask) -> None:
     kip = image_task("digits", width=8, protocol="kip")
-    assert [kip.judging_read(name) for name in ("mlp", "mlp [kip]", "ntk", "NNGP-d2")] == [JUDGING, JUDGING, (), ()]
-    assert [digits.judging_epochs(name, 10) for name in ("mlp", "ntk")] == [3, None]
+    names = ("mlp", "mlp [kip]", "ntk", "NNGP-d2")
+    assert [kip.describe_judge(name).reads for name in names] == [JUDGING, JUDGING, (), ()]
+    assert [digits.describe_judge(name).epochs(10) for name in ("mlp", "ntk")] == [3, None]
 
 
 def test_no_protocol_and_no_learned_rate_moves_them(digits: ImageTask) -> None:
     batch = digits.select(torch.arange(30))
     rate = {"inner_lr": torch.tensor(-1.0)}
     other = image_task("digits", width=8, judge_epochs=7, protocol="kip")
-    assert other.judge_title("ntk") == "ntk"
-    assert other.judge_title("mlp") == "mlp [kip]"
+    assert other.describe_judge("ntk").title == "ntk"
+    assert other.describe_judge("mlp").title == "mlp [kip]"
     assert digits.evaluate(batch, "ntk", KEY, 2, rate) == other.evaluate(batch, "ntk", KEY.fold("other"), 2, {})
 
 

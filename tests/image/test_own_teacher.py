@@ -231,7 +231,7 @@ def test_judges_ask_the_given_one(teacher: nn.Module, monkeypatch: pytest.Monkey
 
 def test_scores_say_whose_teacher_they_were_made_with(teacher: nn.Module, other: nn.Module) -> None:
     asking = [digits(given, protocol="rded") for given in (teacher, teacher.state_dict(), other, None)]
-    own = [judging_record(task, task.judge_title(task.judges[0]), {}).get("teacher") for task in asking]
+    own = [judging_record(task, task.describe_judge(task.judges[0]).title, {}).get("teacher") for task in asking]
     assert own[0] == own[1] == asking[0].given_teacher.digest[:8]  # type: ignore[union-attr]
     assert own[2] not in (own[0], None)
     assert own[3] is None

@@ -340,9 +340,9 @@ def test_a_whole_set_says_how_long_it_trained_where_small_sets_train_otherwise(d
     data = replace(digits.data, whole_epochs=2)
     task = ImageTask(data, digits.network, "own", digits.device)
     updates = 2 * -(-len(data.train_labels) // 256)
-    assert task.judging_epochs("own", None) == 2
-    assert task.judging_epochs("own", 10) == data.judge_epochs
-    assert task.judging_epochs("ntk", None) is None
+    assert task.describe_judge("own").epochs(None) == 2
+    assert task.describe_judge("own").epochs(10) == data.judge_epochs
+    assert task.describe_judge("ntk").epochs(None) is None
     assert task.evaluate(None, "own", KEY, 1, {}).notes[0] == f"trained for 2 epochs ({updates} updates)"
     alike = ImageTask(data, digits.network, "own", digits.device, judge_epochs=2)
     assert not [note for note in alike.evaluate(None, "own", KEY, 1, {}).notes if "trained" in note]
@@ -383,15 +383,15 @@ def test_idcs_judges_colour_and_warp_each_minibatch(digits: ImageTask) -> None:
 
 
 def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
-    assert digits.judge_name("ConvNet") == "convnet"
-    assert digits.judge_name("MLP-w8-d1") == "mlp-d1-w8"
-    assert digits.judge_name("mlp-w128-d2") == "mlp"
+    assert digits.describe_judge("ConvNet").name == "convnet"
+    assert digits.describe_judge("MLP-w8-d1").name == "mlp-d1-w8"
+    assert digits.describe_judge("mlp-w128-d2").name == "mlp"
     with pytest.raises(UnsupportedError, match="resnet18 cannot judge digits: needs images of at least 16 x 16"):
-        digits.judge_name("resnet18")
+        find_judges(digits, ["resnet18"])
     with pytest.raises(UnsupportedError, match="convnet-d9 cannot judge digits: images of 8 x 8 vanish in 9 poolings"):
-        digits.judge_name("convnet-d9")
+        find_judges(digits, ["convnet-d9"])
     with pytest.raises(ConfigError, match="unknown judge"):
-        digits.judge_name("resnet17")
+        find_judges(digits, ["resnet17"])
 
 
 @pytest.mark.parametrize(
@@ -410,8 +410,8 @@ def test_a_judge_that_is_the_network_distilled_with_has_its_name(
     model: str, width: int | None, own: list[str], others: dict[str, str]
 ) -> None:
     task = image_task("digits", model=model, width=width)
-    assert {task.judge_name(name) for name in own} == {task.judges[0]}
-    assert {name: task.judge_name(name) for name in others} == others
+    assert {task.describe_judge(name).name for name in own} == {task.judges[0]}
+    assert {name: task.describe_judge(name).name for name in others} == others
     for name in own:
         assert task._networks.network(name) is task.network
     for name in others:
@@ -466,7 +466,7 @@ def test_judges_that_cannot_read_the_images_are_told_before_the_run() -> None:
 @pytest.mark.parametrize("protocol", ["frepo", "rfad", "kip"])
 def test_a_protocols_network_keeps_the_depth_that_the_model_names(protocol: str) -> None:
     task = narrow("convnet-d1", protocol)
-    title = task.judge_title("convnet-d1")
+    title = task.describe_judge("convnet-d1").title
     assert title.startswith("convnet-d1-w")
     assert title.endswith(f" [{protocol}]")
     scores = task.evaluate(task.select(torch.arange(4)), "convnet-d1", KEY, 1, {})

@@ -81,8 +81,9 @@ def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatc
 def test_a_task_that_is_judged_otherwise_says_so() -> None:
     task = image_task("digits", model="mlp", width=8, judge_epochs=3, judge_augment=True)
     other = task.judged_by(replace(task.chosen, epochs=5, augment=False))
-    assert (task.judging_chosen, task.judging_epochs("mlp", 10)) == ({"epochs": 3, "protocol": "augmentation on"}, 3)
-    assert (other.judging_chosen, other.judging_epochs("mlp", 10)) == ({"epochs": 5, "protocol": "augmentation off"}, 5)
+    assert task.judging_chosen == {"epochs": 3, "protocol": "augmentation on"}
+    assert other.judging_chosen == {"epochs": 5, "protocol": "augmentation off"}
+    assert [of.describe_judge("mlp").epochs(10) for of in (task, other)] == [3, 5]
     assert other.network is task.network
     with pytest.raises(ConfigError, match="judge_epochs is a whole number of at least 1, got 0"):
         task.judged_by(replace(task.chosen, epochs=0))

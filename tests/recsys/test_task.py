@@ -192,10 +192,10 @@ def test_how_the_trained_judge_trains_is_chosen_with_the_task(interactions):
 def test_the_task_tells_for_how_many_passes_the_trained_judge_trains(interactions):
     batches = -(-interactions.num_users // 50)
     task = recsys_task(interactions, judge_epochs=3, judge_batch=50)
-    assert task.judging_epochs("mult-vae", None) == 3
-    assert task.judging_epochs("mult-vae", 50) == 3 * batches  # as many updates on few users
-    assert task.judging_epochs("ease", None) is None
-    assert recsys_task(interactions).judging_epochs("mult-vae", 40) == 800
+    assert task.describe_judge("mult-vae").epochs(None) == 3
+    assert task.describe_judge("mult-vae").epochs(50) == 3 * batches  # as many updates on few users
+    assert task.describe_judge("ease").epochs(None) is None
+    assert recsys_task(interactions).describe_judge("mult-vae").epochs(40) == 800
 
 
 def test_wrong_arguments_are_refused_before_a_log_is_read():
@@ -633,7 +633,7 @@ def test_runs_that_patience_ended_are_read_again_and_are_repetitions(tmp_path, c
 
 
 def test_only_the_trained_judge_reads_epochs_and_minibatches(task):
-    assert [judge for judge in task.judges if "epochs" in task.judging_read(judge)] == ["mult-vae"]
+    assert [judge for judge in task.judges if "epochs" in task.describe_judge(judge).reads] == ["mult-vae"]
 
 
 def test_a_judge_of_which_nothing_is_known_is_refused(interactions):
@@ -642,8 +642,7 @@ def test_a_judge_of_which_nothing_is_known_is_refused(interactions):
         lambda: task.evaluate(task.select(torch.arange(4)), "slim", key, 1, {}),
         lambda: task.evaluate(None, "slim", key, 1, {}),
         lambda: task.judge(None, "slim"),
-        lambda: task.judging_read("slim"),
-        lambda: task.judging_epochs("slim", 4),
+        lambda: task.describe_judge("slim"),
     ):
         with pytest.raises(ConfigError, match="unknown judge 'slim'"):
             ask()
@@ -665,7 +664,8 @@ def test_one_entry_is_all_that_another_judge_takes(interactions):
 
     task, batch, key = Wider(interactions), RecsysTask(interactions).select(torch.arange(6)), Draws(0)
     assert torch.equal(task.judge(batch, "popular-twice").counts, 2 * task.judge(batch, "popularity").counts)
-    assert (task.judging_read("popular-twice"), task.judging_epochs("popular-twice", 6)) == (("epochs",), 12)
+    facts = task.describe_judge("popular-twice")
+    assert (facts.reads, facts.epochs(6)) == (("epochs",), 12)
     scores = task.evaluate(batch._replace(inputs=batch.inputs / 2), "popular-twice", key, 2, {})
     assert "weights count twice" in scores.notes
     single = task.evaluate(batch, "popularity", key.fold("run", 1), 1, {})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmdistill.abilities import judge_title
+from mmdistill.abilities import PlainJudge, judge_title
 from mmdistill.cli import main
 from mmdistill.image import ImageTask
 from mmdistill.runs.judging import JudgingRequest, missing
@@ -47,14 +47,22 @@ def test_a_number_that_was_made_otherwise_lacks_no_baselines() -> None:
 
 def test_what_a_judge_does_not_read_makes_no_difference() -> None:
     task = chosen(epochs=20)
-    task.judging_read = lambda judge: ()  # type: ignore[attr-defined]
+    task.describe_judge = lambda judge: PlainJudge(judge, reads=())  # type: ignore[attr-defined]
     metrics = {"results": [entry("mlp")], "baselines": {}}
     assert missing(task, ["mlp"], ["random"], metrics) == [JudgingRequest(["mlp"], ["random"], True)]
 
 
+class Titled(PlainJudge):
+    """A judge whose scores say more than its name."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} [frepo]"
+
+
 def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     task = BlobTask()
-    task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]
+    task.describe_judge = Titled  # type: ignore[attr-defined]
     asked = ["mlp"], ["random"]
     assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}) == [JudgingRequest(*asked, False)]
     assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}) == [JudgingRequest(*asked, True)]
@@ -63,7 +71,7 @@ def test_judges_are_found_by_the_titles_of_their_scores() -> None:
 def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> None:
     task = BlobTask()
     assert judge_title(task, "mlp") == "mlp"
-    task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]
+    task.describe_judge = Titled  # type: ignore[attr-defined]
     assert judge_title(task, "mlp") == "mlp [frepo]"
 
 

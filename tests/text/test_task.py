@@ -506,7 +506,7 @@ def test_a_network_that_takes_one_class_at_a_time_is_told_apart() -> None:
 
 
 def test_only_networks_read_epochs_and_minibatches(task: TextTask) -> None:
-    read = {judge: tuple(task.judging_read(judge)) for judge in task.judges}
+    read = {judge: tuple(task.describe_judge(judge).reads) for judge in task.judges}
     assert [judge for judge, names in read.items() if names] == ["mlp"]
 
 

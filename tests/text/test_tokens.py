@@ -335,8 +335,8 @@ def trained_by(task: TokenTask, judge: str, samples: int | None) -> FitProtocol:
 def test_the_task_tells_for_how_many_epochs_judges_train(folder: Path, judge: str) -> None:
     task = token_corpus_task(folder, judge_epochs=None)
     for samples in (6, None):
-        assert trained_by(task, judge, samples).epochs == task.judging_epochs(judge, samples)
-    assert task.judging_epochs("read-alone", 6) is None
+        assert trained_by(task, judge, samples).epochs == task.describe_judge(judge).epochs(samples)
+    assert task.describe_judge("read-alone").epochs(6) is None
 
 
 @pytest.mark.usefixtures("untrained")
