@@ -38,7 +38,7 @@ from mmdistill.execution.capture import CudaGraph, Function, Graph, Replay
 from mmdistill.execution.compilation import CompileMode, operations
 from mmdistill.execution.precision import Precision, matrix_products, resolved
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.judge_training import training_loss
+from mmdistill.image.judge_training import judge_loss
 from mmdistill.method import Method
 from mmdistill.methods import fresh
 from mmdistill.networks import stacked
@@ -249,7 +249,7 @@ def always_compile() -> None:
 
 def path_of(judge: ImageTask, ways: set[str], precision: TrainingPrecision) -> str:
     """Return how judges' steps ran, by what was compiled and captured in fact."""
-    program = compilation.compiled_once(training_loss(judge.network, None, precision))
+    program = compilation.compiled_once(judge_loss(judge.network, None, precision))
     return " and ".join(["compiled"] * (program.seconds > 0) + sorted(ways)) or "eager"
 
 

@@ -27,7 +27,7 @@ from mmdistill.samples import checked_samples, require_forms
 from mmdistill.store import detached
 from mmdistill.task import Batch, Task, require_task
 
-IMPORTED = "imported"
+DEFAULT_NAME = "imported"
 """The default name of an imported set's method."""
 IN_PYTHON = "values in Python"
 """The origin of a set that comes from no file."""
@@ -40,7 +40,7 @@ def import_set(
     task: Task,
     source: str | Path | Sequence[str | Path] | Mapping[str, Any] | Batch | Any,
     *,
-    name: str = IMPORTED,
+    name: str = DEFAULT_NAME,
     units: Units | None = None,
     which: int | None = None,
     logits: bool = False,

@@ -351,7 +351,7 @@ def test_what_is_judged_when_judging_ends_early_is_handed_over(
 
 
 def test_functions_that_show_progress_may_return_something() -> None:
-    for kind in (StepProgress, import_module("mmdistill.evaluate").Progress, clock.Progress):
+    for kind in (StepProgress, import_module("mmdistill.evaluate").Progress, clock.TrainingProgress):
         assert get_args(kind)[1] is object
 
 

@@ -16,7 +16,7 @@ from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
 from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
 from mmdistill.files.decoding import HEAD_BYTES, decoded
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 JSON, BY_PANDAS = (".jsonl", ".ndjson", ".json"), (".parquet", ".feather")
 UNDELIMITED = (*JSON, *BY_PANDAS)
 SUFFIXES = (".tsv", ".csv", ".txt", *UNDELIMITED)
@@ -155,18 +155,18 @@ def _read_by_pandas(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} cannot be read as a {kind} table: {first_line(error)}") from error
 
 
-def is_rows(source: object) -> TypeGuard[list[Row]]:
+def is_rows(source: object) -> TypeGuard[list[TableRow]]:
     """Return whether a source is a non-empty list of dictionaries, one per row."""
     return isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
 
-def _json_rows(path: Path) -> list[Row]:
+def _json_rows(path: Path) -> list[TableRow]:
     """Return the objects of JSON lines, without blank lines, or of one JSON array.
 
     Raises:
         DataError: a line or an entry is not an object; it is named.
     """
-    content, rows = decoded(path), list[Row]()
+    content, rows = decoded(path), list[TableRow]()
     array, expected = content.lstrip().startswith("["), "expected one object per line, or one array of objects"
     lines = enumerate([content] if array else content.split("\n"), start=1)
     for line, part in ((line, part) for line, part in lines if part.strip()):

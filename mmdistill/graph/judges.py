@@ -25,9 +25,9 @@ from mmdistill.graph.propagation import constant_product
 from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import target_loss, weighted_mean
+from mmdistill.networks.best_state import Selection, is_scored
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.networks.selection import Selection, is_scored
 from mmdistill.networks.stacked import state_at
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws

@@ -13,7 +13,7 @@ from mmdistill.graph.models import glorot
 from mmdistill.graph.propagation import propagate, propagate_columns, sparse_entries
 from mmdistill.graph.scene import Part, Scene, compact
 from mmdistill.labels import one_hot
-from mmdistill.networks.selection import is_scored
+from mmdistill.networks.best_state import is_scored
 from mmdistill.runtime import Draws
 
 BATCH = 8192

@@ -14,7 +14,7 @@ from mmdistill.image.methods.generative import DIGITS_LATENTS, generated, of_gen
 from mmdistill.image.methods.taxonomy import TABLE_1
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT, is_added
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.image.storage import FAMILIES, PARAMETERIZATIONS
+from mmdistill.image.storage import NUMBERED, PARAMETERIZATIONS
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.image.units import normalised, to_pixels
 from mmdistill.registry import Domain
@@ -43,7 +43,7 @@ DOMAIN = Domain(
     shortcoming=shortcoming,
     network_added=lambda name: is_added(name) or is_added_judge(name),
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
-    families=FAMILIES,
+    families=NUMBERED,
     storages={"digits": {"gan-latents": DIGITS_LATENTS}},
 )
 

@@ -86,7 +86,7 @@ def with_learned(
     return replace(plan, fit=fit, squared=squared), steps, notes
 
 
-def training_loss(
+def judge_loss(
     network: FunctionalModule,
     scale: float | None,
     precision: TrainingPrecision = "float32",
@@ -102,12 +102,12 @@ def training_loss(
     """
     key = (scale, precision, temperature)
     if key not in network.losses:
-        network.losses[key] = _make_training_loss(network, scale, precision, temperature)
+        network.losses[key] = _make_judge_loss(network, scale, precision, temperature)
     loss: Loss = network.losses[key]
     return loss
 
 
-def _make_training_loss(
+def _make_judge_loss(
     network: FunctionalModule, scale: float | None, precision: TrainingPrecision, temperature: float | None
 ) -> Loss:
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
@@ -181,7 +181,7 @@ class JudgeTraining:
         """Train n networks by the learned steps, if there are any, else by the protocol."""
         scale = self.plan.label_scale if self.plan.squared else None
         temperature = None if self.plan.teacher is None else self.plan.teacher.temperature
-        loss = training_loss(self.network, scale, self.plan.precision, temperature)
+        loss = judge_loss(self.network, scale, self.plan.precision, temperature)
         if self.steps is not None:
             batches, rates, momentum, sizes = self.steps
             return fit_steps(self._start, loss, batches, rates, momentum, n, draws, mode=mode, sizes=sizes)

@@ -152,7 +152,7 @@ A full name is an entry's name, then any options after a hyphen.
 """
 
 
-def default_judges(model: str, shape: tuple[int, int, int]) -> tuple[str, ...]:
+def listed_judges(model: str, shape: tuple[int, int, int]) -> tuple[str, ...]:
     """Return the judges of images of a shape that ``all`` stands for: first the distillation network's, ``model``."""
     return (*dict.fromkeys((model, *fitting_models(shape), "ntk", *filter(JUDGES.added, JUDGES))),)
 

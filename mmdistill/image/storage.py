@@ -139,7 +139,7 @@ def _with_tiles(make: Callable[..., Storage], tiles: int) -> Storage:
     return make(tiles=tiles)
 
 
-FAMILIES: dict[str, StorageFamily] = {
+NUMBERED: dict[str, StorageFamily] = {
     "upsample": StorageFamily(tiled, "images of N x N tiles, for any N"),
     **{
         f"{name}-upsample": StorageFamily(partial(_with_tiles, make), f"as {name}, of images of N x N tiles")

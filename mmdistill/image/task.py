@@ -18,7 +18,7 @@ from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentatio
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.judge_networks import JudgeNetworks
-from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, default_judges, entry_of
+from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, entry_of, listed_judges
 from mmdistill.image.known import DATASETS
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.pixels import Pixels
@@ -99,7 +99,7 @@ class ImageTask:
         self.protocol = find_protocol(protocol)
         self._choose(JudgingChoices(judge_epochs, judge_batch, judge_augment, judge_precision))
         self._networks = JudgeNetworks(data, network, model, self.protocol, device, width, JUDGES)
-        self.judges: Sequence[str] = default_judges(model, data.shape)
+        self.judges: Sequence[str] = listed_judges(model, data.shape)
         self._pixels = Pixels(data, device)
         self._beside_pixels = Elsewhere()
         self._classes = data.train_labels.to(device)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, float], object]
+TrainingProgress = Callable[[int, int, float], object]
 """Called with (steps done, all steps, estimated seconds left); networks that train together count as one."""
 
 FIRST_REPORT = 10.0
@@ -29,7 +29,7 @@ class TrainingClock:
         progress: called after each step.
     """
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, progress: TrainingProgress | None) -> None:
         self.total = total
         self.done = 0
         self.progress = progress

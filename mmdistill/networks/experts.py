@@ -23,7 +23,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
-from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock, describe_training
+from mmdistill.networks.clock import LoggedProgress, TrainingClock, TrainingProgress, describe_training
 from mmdistill.networks.curriculum import CurriculumRows, epoch_offsets
 from mmdistill.networks.difficulty import cached_scores, difficulty_of, scored_classes
 from mmdistill.networks.expert_group import (
@@ -186,7 +186,7 @@ def train_experts(
     *,
     together: int = TOGETHER,
     mode: Mode | None = None,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
 ) -> Experts:
     """Train the experts that a folder lacks and keep their state after every epoch.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.execution.allocator import keep_freed_memory
+from mmdistill.networks.best_state import Best, Selection, better_of, is_scored
 from mmdistill.networks.curriculum import CurriculumRows, epoch_offsets
 from mmdistill.networks.fit_protocol import (
     FitProtocol,
@@ -18,7 +19,6 @@ from mmdistill.networks.fit_protocol import (
     rate_factor,
     visits_and_size,
 )
-from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
 from mmdistill.networks.statistics import has_statistics

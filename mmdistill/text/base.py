@@ -22,7 +22,7 @@ from mmdistill.text.attention import class_labels
 from mmdistill.text.data import TextData
 from mmdistill.text.encoder import SentenceEncoder
 from mmdistill.text.reading import READERS, Reader
-from mmdistill.text.sampling import ClassRows
+from mmdistill.text.sampling import TextRows
 
 
 class TextClassification(ABC):
@@ -64,7 +64,7 @@ class TextClassification(ABC):
         self.judging_chosen = judging
         self._solved = (*solved, *READERS)
         self._classes = data.train.labels.to(self.device)
-        self._rows = ClassRows(data.train.labels, self.class_count, self.device)
+        self._rows = TextRows(data.train.labels, self.class_count, self.device)
         self._reader = Reader(data, self.device)
 
     @abstractmethod

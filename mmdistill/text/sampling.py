@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from mmdistill import class_rows
+from mmdistill.class_rows import ClassRows
 from mmdistill.runtime import Draws
 
 
-class ClassRows(class_rows.ClassRows):
+class TextRows(ClassRows):
     """The training texts of each class; batches are padded with the class's own first text."""
 
     def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import ImageTask, image_task, judge_training, judges
-from mmdistill.image.judge_training import JudgeTraining, training_loss, with_learned_rate
+from mmdistill.image.judge_training import JudgeTraining, judge_loss, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
 from mmdistill.labels import weighted_mean
 from mmdistill.methods import CORE_METHODS
@@ -92,7 +92,7 @@ def test_judges_train_by_the_statistics_of_their_minibatches() -> None:
     task = image_task("digits", model="convnet-bn-w4")
     state, batch = task.network.init(KEY), task.select(torch.arange(20))
     one, other = (NetworkState(state.params, copied(state.buffers)) for _ in range(2))
-    loss, buffers = training_loss(task.network, None)(one, batch, {})
+    loss, buffers = judge_loss(task.network, None)(one, batch, {})
     logits, moved = task.network(other, batch.inputs, train=True)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, one_tensor(batch.targets)))
     for name, tensor in moved.items():
@@ -171,7 +171,7 @@ def test_judges_train_in_bfloat16_with_a_loss_in_float32(
     )
     state, gradients = task.init(KEY), {}
     for precision in ("float32", "bf16"):
-        loss = training_loss(task.network, scale, precision)  # type: ignore[arg-type]
+        loss = judge_loss(task.network, scale, precision)  # type: ignore[arg-type]
         (gradient, _) = torch.func.grad(lambda p, loss=loss: loss(NetworkState(p, {}), batch, {}), has_aux=True)(
             state.params
         )

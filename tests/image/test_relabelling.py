@@ -16,7 +16,7 @@ from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task, relabelling
 from mmdistill.image import views as views_module
-from mmdistill.image.judge_training import training_loss
+from mmdistill.image.judge_training import judge_loss
 from mmdistill.image.protocols import PROTOCOLS, JudgingCase, JudgingChoices, Protocol, plan_for
 from mmdistill.image.relabelling import Relabelling
 from mmdistill.image.views import Views
@@ -66,7 +66,7 @@ def test_the_loss_of_a_minibatch_is_the_divergence_from_the_teachers_view_of_it(
     student = FunctionalModule(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double())
     state = student.init(KEY)
     mine = found.map(lambda tensor: tensor[4:])
-    loss, _ = training_loss(student, None, temperature=temperature)(state, mine, {})
+    loss, _ = judge_loss(student, None, temperature=temperature)(state, mine, {})
     teacher = untrained(task, 1)
     with torch.no_grad():
         images = seen.inputs[4:]  # type: ignore[index]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.execution.precision import Precision
 from mmdistill.networks.architecture import described_module
+from mmdistill.networks.best_state import Selection
 from mmdistill.networks.fit import LiveTraining, SavedTraining, fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol, epoch_rate
 from mmdistill.networks.module import FunctionalModule, record_initial_values
@@ -29,7 +30,6 @@ from mmdistill.networks.schedules import (
     accuracy,
     sgd_step,
 )
-from mmdistill.networks.selection import Selection
 from mmdistill.networks.stacked import Loss
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from

@@ -11,7 +11,7 @@ from mmdistill.coresets import choose_repeatedly
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.storage import FAMILIES, addressed, addressed_latent, canvas, coefficients, hallucinated, latent
+from mmdistill.image.storage import NUMBERED, addressed, addressed_latent, canvas, coefficients, hallucinated, latent
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels
 from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.budget import ImageBudget
@@ -183,7 +183,7 @@ def test_haba_compares_the_styles_of_tiles(task: ImageTask) -> None:
 
 
 def test_names_of_cut_storages() -> None:
-    for stem in FAMILIES:
+    for stem in NUMBERED:
         named = get_parameterization(DOMAIN, f"{stem}-3")
         assert named.name == f"{stem}-3"
         assert "3 x 3 tiles" in named.summary

@@ -41,7 +41,7 @@ from mmdistill.text.judges import (
     ridge_weights,
 )
 from mmdistill.text.reading import Reader
-from mmdistill.text.sampling import ClassRows
+from mmdistill.text.sampling import TextRows
 from mmdistill.text.task import TextTask, text_task
 from mmdistill.text.tfidf import TOKENS
 from tests.oracles import text as oracle
@@ -102,7 +102,7 @@ def test_class_gradients_against_loops(task: TextTask, at_once: int) -> None:
 def test_a_long_tail_of_texts_needs_no_table_of_all_classes_by_the_largest() -> None:
     labels = torch.cat([torch.zeros(400, dtype=torch.long), torch.arange(1, 40).repeat_interleave(2)])
     with Sizes() as sizes:
-        rows, weight = ClassRows(labels, 40, torch.device("cpu")).draw(Draws(0), torch.arange(40), 3)
+        rows, weight = TextRows(labels, 40, torch.device("cpu")).draw(Draws(0), torch.arange(40), 3)
     assert sizes.largest <= len(labels)
     assert weight.sum(1).tolist() == [3] + [2] * 39
     assert torch.equal(labels[rows], torch.arange(40)[:, None].expand(40, 3))  # padded by texts of the own class

@@ -22,10 +22,10 @@ from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import called, known_name
 from mmdistill.networks.architecture import OWN, task_line
+from mmdistill.networks.best_state import Selection
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.module import ModuleFactory
-from mmdistill.networks.selection import Selection
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization

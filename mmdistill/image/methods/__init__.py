@@ -19,7 +19,7 @@ from mmdistill.image.methods.unrolled import UNROLLED
 from mmdistill.method import Method, MethodTable
 from mmdistill.methods import CORE_METHODS
 
-FAMILIES: tuple[MethodFamily, ...] = (
+METHOD_FAMILIES: tuple[MethodFamily, ...] = (
     MATCHING,
     ATTENTION,
     GENERATIVE,
@@ -40,17 +40,17 @@ def _merge(tables: Iterable[Mapping[str, Method]]) -> dict[str, Method]:
     return {name: method for table in tables for name, method in table.items()}
 
 
-METHODS = MethodTable(CORE_METHODS | _merge(family.methods for family in FAMILIES))
+METHODS = MethodTable(CORE_METHODS | _merge(family.methods for family in METHOD_FAMILIES))
 """All methods of the image domain."""
 
 PRESETS = {
-    data: _merge(family.presets.get(data, {}) for family in FAMILIES)
-    for data in chain.from_iterable(family.presets for family in FAMILIES)
+    data: _merge(family.presets.get(data, {}) for family in METHOD_FAMILIES)
+    for data in chain.from_iterable(family.presets for family in METHOD_FAMILIES)
 }
 """By data set name, the methods whose settings differ there."""
 
-_GREYSCALE = _merge(family.reduced for family in FAMILIES)
-_COLOUR = {**_GREYSCALE, **_merge(family.reduced_colour for family in FAMILIES)}
+_GREYSCALE = _merge(family.reduced for family in METHOD_FAMILIES)
+_COLOUR = {**_GREYSCALE, **_merge(family.reduced_colour for family in METHOD_FAMILIES)}
 REDUCED = {"mnist": _GREYSCALE, "fashion-mnist": _GREYSCALE, "cifar10": _COLOUR, "svhn": _COLOUR}
 """Reduced schedules by data set name.
 
@@ -59,7 +59,7 @@ training images only; each family says which. Colour data take MNIST's steps and
 """
 
 CONDITIONS: dict[str, Conditions] = {
-    name: own_conditions for family in FAMILIES for name, own_conditions in family.conditions.items()
+    name: own_conditions for family in METHOD_FAMILIES for name, own_conditions in family.conditions.items()
 }
 """By method name, the conditions of published numbers beside the settings."""
 
