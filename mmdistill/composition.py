@@ -21,11 +21,11 @@ from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.teacher import describe_teacher
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
-from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
+from mmdistill.parameterizations.base import Parameterization, takes_some
 from mmdistill.rehearsal import rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, Task, require_task
+from mmdistill.task import Task, require_task
 
 NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
@@ -207,7 +207,7 @@ def check_and_build_optimizers(
         raise ConfigError(
             f"{method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
         )
-    if takes_some(settings, parameterization) and not may_take_some(parameterization, objective):
+    if takes_some(parameterization, settings.syn_batch) and not may_take_some(parameterization, objective):
         raise ConfigError(
             f"a step can take {settings.syn_batch} samples of each class where a method matches class by "
             f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
@@ -341,34 +341,6 @@ def may_take_some(parameterization: Parameterization, objective: Objective) -> b
     """Return whether steps can take only some samples of each class (``syn_batch``)."""
     has_teacher = isinstance(parameterization.labels, TeacherLabels)
     return objective.view == "classes" and parameterization.divisible and not has_teacher
-
-
-def takes_some(settings: Settings, parameterization: Parameterization) -> bool:
-    """Return whether steps take only some samples of each class (``syn_batch``)."""
-    return 0 < settings.syn_batch < parameterization.largest_class
-
-
-def decode_for_step(
-    objective: Objective, samples: Parameterization, settings: Settings, real: Batch | ClassBatch, key: Draws
-) -> tuple[Batch, Chosen | None]:
-    """Decode the synthetic samples that one step reads.
-
-    They are ``syn_batch`` samples of each class, or the number that a flat objective reads, or all.
-
-    Returns:
-        The samples, and which of each class they are; None where they were not drawn by class.
-    Raises:
-        ShapeError: their shapes differ from the real samples'.
-    """
-    draws, chosen = key.fold("synthetic"), None
-    if takes_some(settings, samples):
-        chosen = samples.choose(key.fold("chosen"), settings.syn_batch)
-        rows: torch.Tensor | None = chosen.rows.flatten()
-    else:
-        rows = samples.drawn(key.fold("drawn"), objective.samples_read if objective.view == "flat" else None)
-    decoded: Batch = samples(draws) if rows is None else samples.part(rows, draws)
-    require_alike(samples, decoded, real, None if rows is None else len(rows))
-    return decoded, chosen
 
 
 def describe_parts(

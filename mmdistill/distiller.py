@@ -32,7 +32,7 @@ from mmdistill.objectives.checks import require_given, require_gradients, requir
 from mmdistill.objectives.compiled import Compiled
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import anneal, is_active
-from mmdistill.parameterizations.base import Chosen, Parameterization
+from mmdistill.parameterizations.base import Chosen, Parameterization, decode_for_step
 from mmdistill.rehearsal import rehearsal
 from mmdistill.runs.first_step import require_real_weights, require_start
 from mmdistill.runs.state import RunState, follow, out_of_patience
@@ -320,11 +320,11 @@ class Distiller:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in group order."""
         network, samples = self._network(run, schedule), run.parameterization
-        decoded, chosen = composition.decode_for_step(run.objective, samples, self.settings, real, key)
+        most = run.objective.samples_read if run.objective.view == "flat" else None
+        decoded, chosen = decode_for_step(samples, self.settings.syn_batch, most, real, key)
         syn, real = self.batches(run, schedule, decoded, real, key, chosen)
         loss = run.objective(network, syn, real, key.fold("objective"))
-        penalty = samples.penalty(network.features, decoded.inputs, chosen)
-        if penalty is not None:
+        if (penalty := samples.penalty(network.features, decoded.inputs, chosen)) is not None:
             loss = loss + penalty
         tensors = self._active_parameters(run)
         require_loss(run.objective, loss, learns=bool(tensors))

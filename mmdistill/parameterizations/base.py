@@ -202,6 +202,38 @@ def require_alike(made: Parameterization, decoded: Batch, real: Batch | ClassBat
         )
 
 
+def takes_some(samples: Parameterization, syn_batch: int) -> bool:
+    """Return whether steps take only some samples of each class: ``syn_batch``, which is 0 if they take all."""
+    return 0 < syn_batch < samples.largest_class
+
+
+def decode_for_step(
+    samples: Parameterization, syn_batch: int, most: int | None, real: Batch | ClassBatch, key: Draws
+) -> tuple[Batch, Chosen | None]:
+    """Decode the synthetic samples that one step reads.
+
+    Args:
+        samples: all of them.
+        syn_batch: how many of each class; 0: all.
+        most: the most samples that a flat objective reads, if all classes come whole; None: all.
+        real: real samples, which have the same shape.
+        key: of the step.
+    Returns:
+        The samples, and which of each class they are; None where they were not drawn by class.
+    Raises:
+        ShapeError: their shapes differ from the real samples'.
+    """
+    draws, chosen = key.fold("synthetic"), None
+    if takes_some(samples, syn_batch):
+        chosen = samples.choose(key.fold("chosen"), syn_batch)
+        rows: Tensor | None = chosen.rows.flatten()
+    else:
+        rows = samples.drawn(key.fold("drawn"), most)
+    decoded: Batch = samples(draws) if rows is None else samples.part(rows, draws)
+    require_alike(samples, decoded, real, None if rows is None else len(rows))
+    return decoded, chosen
+
+
 def stored_tensor_bytes(tensor: Tensor) -> int:
     """Return the bytes that a tensor takes in storage; whole numbers count as the smallest type that holds them."""
     if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() == 0:
