@@ -31,7 +31,7 @@ class JudgeNetworks:
         protocol: how networks train; it may name a judging ConvNet of its own.
         device: where they train.
         width: the distillation network's width, if its name does not say it.
-        others: names of judges that are not networks, for messages.
+        other_judges: names of judges that are not networks, for messages.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class JudgeNetworks:
         protocol: Protocol,
         device: torch.device,
         width: int | None = None,
-        others: Iterable[str] = (),
+        other_judges: Iterable[str] = (),
     ) -> None:
         self.data = data
         self.own = network
@@ -50,7 +50,7 @@ class JudgeNetworks:
         self.protocol = protocol
         self.device = device
         self.width = width
-        self.others = others
+        self.other_judges = other_judges
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
 
@@ -68,7 +68,7 @@ class JudgeNetworks:
                 )
             return self.model
         if canonical(name).split("-")[0] not in FAMILIES:
-            raise unknown_name("judge", name, {*FAMILIES, *KERNELS, *self.others}, scripts="a judge")
+            raise unknown_name("judge", name, {*FAMILIES, *KERNELS, *self.other_judges}, scripts="a judge")
         spelled = self._spell(name)
         reason = refusal(spelled, self.data.shape)
         if reason:
