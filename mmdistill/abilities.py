@@ -294,13 +294,13 @@ class PlainJudge:
         name: in its one spelling, and for the scores.
         reads: the settings of :data:`JUDGING` that it uses; ``epochs`` only if it trains.
         teacher: in words, the network that labels its minibatches.
-        passes: returns its epochs on a number of samples (None: on all).
+        epochs_on: returns its epochs on a number of samples (None: on all).
     """
 
     name: str = field(kw_only=False)
     reads: Sequence[str] = JUDGING
     teacher: str = ""
-    passes: Callable[[int | None], int | None] = lambda samples: None
+    epochs_on: Callable[[int | None], int | None] = lambda samples: None
 
     @property
     def title(self) -> str:
@@ -309,7 +309,7 @@ class PlainJudge:
 
     def epochs(self, samples: int | None) -> int | None:
         """Return its epochs on ``samples`` samples (None: on all)."""
-        return self.passes(samples)
+        return self.epochs_on(samples)
 
 
 @runtime_checkable

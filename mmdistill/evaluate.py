@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from mmdistill.abilities import DescribesJudges, Selects, judge_facts
 from mmdistill.checks import require_kind, require_size, require_sizes
@@ -27,6 +28,28 @@ NAMED = {
     "baselines": "rules of your own have them in mmdistill.rules.RULES",
 }
 """Where a user's code registers judges and baselines, for messages."""
+
+
+class JudgingRequest(NamedTuple):
+    """A request to judge a set: arguments of :func:`evaluate`.
+
+    Args:
+        judges: their names; none: the default judge.
+        baselines: to judge beside the set.
+        n: networks per judge.
+        at_once: networks of a judge trained together; None: all.
+        seed: of judging.
+        baselines_only: judge only these, since the judges have judged the set.
+        robust: whether to compute the robust scores.
+    """
+
+    judges: list[str]
+    baselines: list[str]
+    n: int
+    at_once: int | None
+    seed: int
+    baselines_only: bool = False
+    robust: bool = False
 
 
 def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[str]:

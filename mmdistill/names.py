@@ -58,15 +58,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str], scripts: str = "") 
 
 
 def known_name(kind: str, name: str, known: Collection[str]) -> str:
-    """Return the canonical spelling of a known name.
+    """Return a known name as it is listed.
 
     Raises:
         UnknownNameError: the name is not known.
     """
-    key = canonical(name)
-    if key not in known:
+    listed = {canonical(entry): entry for entry in known}
+    if canonical(name) not in listed:
         raise unknown_name(kind, name, known)
-    return key
+    return listed[canonical(name)]
 
 
 def called(data: Data, name: str | None, source: object, known: Collection[str]) -> Data:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from mmdistill import coresets, runtime
-from mmdistill.image import judge
+from mmdistill.image import judge_training
 
 NAME = "elsewhere"
 aten = torch.ops.aten
@@ -210,7 +210,7 @@ def elsewhere() -> Iterator[torch.device]:
         for name, module in sys.modules.items()
         if name.startswith("mmdistill") and vars(module).get("choose_device") is choose
     ]
-    chunks = patch.dict(coresets.EMBED_CHUNK, {NAME: 128}), patch.dict(judge.TEST_CHUNK, {NAME: 100})
+    chunks = patch.dict(coresets.EMBED_CHUNK, {NAME: 128}), patch.dict(judge_training.TEST_CHUNK, {NAME: 100})
     makers = (
         patch.object(torch, "Generator", _Generator),
         patch.object(torch, "tensor", _made(torch.tensor)),

@@ -19,7 +19,7 @@ from mmdistill.commands.assembly import (
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, first_line
-from mmdistill.evaluate import find_baselines, readable_judges
+from mmdistill.evaluate import JudgingRequest, find_baselines, readable_judges
 from mmdistill.export import export
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
@@ -32,7 +32,7 @@ from mmdistill.reporting.report import summary, write_report
 from mmdistill.runs.damaged import load_whole
 from mmdistill.runs.folder import CONFIG, EXPORT, METRICS, require_free
 from mmdistill.runs.how_to_continue import how_to_finish, require_finished
-from mmdistill.runs.judging import JudgingRequest, judge_and_keep
+from mmdistill.runs.judging import judge_and_keep
 from mmdistill.runs.kept_baselines import KeptBaselines, package_digest
 from mmdistill.runs.saving import draw, require_held
 from mmdistill.runtime import deterministic_kernels, prepare_deterministic_kernels
@@ -188,16 +188,15 @@ def _judge(folder: Path, request: EvaluateConfig, config: DistillConfig, distill
         previous = of_same_test(recorded, task)
         if recorded and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        seed = config.seed if request.seed is None else request.seed
         judging = JudgingRequest(
             config.judge_names(),
             find_baselines(task, config.baselines),
-            robust=request.scores == "robust",
             n=config.networks,
             at_once=config.networks_at_once,
-            seed=seed,
+            seed=config.seed if request.seed is None else request.seed,
+            robust=request.scores == "robust",
         )
-        cache = KeptBaselines(config, task, seed)
+        cache = KeptBaselines(config, task, judging)
         evaluation = judge_and_keep(task, distilled, judging, cache, folder, previous)
     dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:

@@ -27,7 +27,7 @@ from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, require_free
-from mmdistill.runs.judging import missing
+from mmdistill.runs.judging import missing, wanted_scores
 from mmdistill.runtime import choose_device
 from mmdistill.task import Task
 
@@ -273,9 +273,7 @@ def _state(config: DistillConfig, distilled: DistilledSet, task: Task) -> str:
     if note_of_more_steps(config, distilled, folder):
         return "unfinished"
     metrics = of_same_test(former_metrics(folder / METRICS), task)
-    judges = find_judges(task, config.judge_names(), distilled.judge)
-    lacking = missing(task, judges, find_baselines(task, config.baselines), metrics)
-    return "not judged" if lacking else FINISHED
+    return "not judged" if missing(task, wanted_scores(config, task, distilled), metrics) else FINISHED
 
 
 def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int) -> list[DistillConfig]:

@@ -109,7 +109,7 @@ class GraphClassification(ABC, Generic[Training]):
     def describe_judge(self, judge: str) -> PlainJudge:
         """Return the facts of a judge: the same epochs on any samples, of which each step takes all."""
         name = known_name("judge", judge, self.judges)
-        return PlainJudge(name, reads=("epochs", "protocol"), passes=lambda samples: self.protocol.epochs)
+        return PlainJudge(name, reads=("epochs", "protocol"), epochs_on=lambda samples: self.protocol.epochs)
 
     @property
     def validation_protocol(self) -> Training:

@@ -228,10 +228,10 @@ class RecsysTask:
         """
         kind = self._kind(judge)
 
-        def passes(samples: int | None) -> int | None:
+        def epochs_on(samples: int | None) -> int | None:
             return None if kind.epochs is None else kind.epochs(self, samples or self.data.num_users)
 
-        return PlainJudge(canonical(judge), reads=kind.reads, passes=passes)
+        return PlainJudge(canonical(judge), reads=kind.reads, epochs_on=epochs_on)
 
     def _kind(self, name: str) -> RecommenderJudge:
         return self.judge_kinds[known_name("judge", name, self.judge_kinds)]

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmdistill.abilities import ROBUST_METRICS, judge_title
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.evaluate import evaluate, find_baselines, find_judges
+from mmdistill.evaluate import JudgingRequest, evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Evaluation
 from mmdistill.metrics import former_metrics, judging_record, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.progress import judging_bar
@@ -16,28 +16,6 @@ from mmdistill.runs.folder import METRICS
 from mmdistill.runs.kept_baselines import KeptBaselines
 from mmdistill.store import write_json
 from mmdistill.task import Task
-
-
-class JudgingRequest(NamedTuple):
-    """A request to judge a set: the arguments of :func:`~mmdistill.evaluate.evaluate`.
-
-    Args:
-        judges: their names; none: the default judge.
-        baselines: to judge beside the set.
-        baselines_only: judge only these, since the judges have judged the set.
-        robust: whether to compute the robust scores.
-        n: networks per judge.
-        at_once: networks of a judge trained together; None: all.
-        seed: of judging; None: the set's.
-    """
-
-    judges: list[str]
-    baselines: list[str]
-    baselines_only: bool = False
-    robust: bool = False
-    n: int = 5
-    at_once: int | None = None
-    seed: int | None = None
 
 
 def judge_and_keep(
@@ -54,7 +32,7 @@ def judge_and_keep(
         task: the task.
         distilled: the set.
         request: who judges what, and how.
-        cache: of baselines that are judged so.
+        cache: of baselines, judged as the request says.
         folder: of the run.
         previous: the content of ``metrics.json``; empty without one.
     """
@@ -74,32 +52,46 @@ def judge_and_keep(
     return evaluation
 
 
-def missing(
-    task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any]
-) -> list[JudgingRequest]:
-    """Return requests for the scores by these judges, and of these baselines, that metrics lack.
+def wanted_scores(config: DistillConfig, task: Task, distilled: DistilledSet) -> JudgingRequest:
+    """Return the request for all scores that a run's options name.
+
+    Raises:
+        ConfigError: an unknown judge or baseline.
+        UnsupportedError: a judge cannot read such data.
+    """
+    return JudgingRequest(
+        find_judges(task, config.judge_names(), distilled.judge),
+        find_baselines(task, config.baselines),
+        n=config.networks,
+        at_once=config.networks_at_once,
+        seed=config.seed,
+    )
+
+
+def missing(task: Task, wanted: JudgingRequest, metrics: Mapping[str, Any]) -> list[JudgingRequest]:
+    """Return requests for those of the wanted scores that metrics lack.
 
     Nothing is missing of a judge that has since judged the set otherwise (``mmdistill evaluate --judge-epochs``):
     baselines judged as the run's options say would not be comparable with its score.
 
     Args:
         task: the task.
-        judges: names in the task's spelling.
-        baselines: names.
+        wanted: all scores, by judges in the task's spelling.
         metrics: the content of ``metrics.json``; empty without one.
     """
     title = partial(judge_title, task)
     results = [entry for entry in metrics.get("results", ()) if entry["metric"] not in ROBUST_METRICS]
     judged_how = {entry["judge"]: entry.get("judging", {}) for entry in results}
     recorded_baselines = metrics.get("baselines", {})
-    judges_of = {name: {entry["judge"] for entry in recorded_baselines.get(name, ())} for name in baselines}
-    new_judges = [judge for judge in judges if title(judge) not in judged_how]
-    beside_new = [name for name in baselines if not judges_of[name].issuperset(map(title, new_judges))]
-    requests = [JudgingRequest(new_judges, beside_new)] if new_judges else []
-    judged_alike = [judge for judge in judges if judged_how.get(title(judge)) == judging_record(task, title(judge))]
-    for name in baselines:
-        lacking = [judge for judge in judged_alike if title(judge) not in judges_of[name]]
-        requests += [JudgingRequest(lacking, [name], baselines_only=True)] if lacking else []
+    judges_of = {name: {entry["judge"] for entry in recorded_baselines.get(name, ())} for name in wanted.baselines}
+    new_judges = [judge for judge in wanted.judges if title(judge) not in judged_how]
+    beside_new = [name for name in wanted.baselines if not judges_of[name].issuperset(map(title, new_judges))]
+    requests = [wanted._replace(judges=new_judges, baselines=beside_new)] if new_judges else []
+    alike = [judge for judge in wanted.judges if judged_how.get(title(judge)) == judging_record(task, title(judge))]
+    for name in wanted.baselines:
+        lacking = [judge for judge in alike if title(judge) not in judges_of[name]]
+        beside = wanted._replace(judges=lacking, baselines=[name], baselines_only=True)
+        requests += [beside] if lacking else []
     return requests
 
 
@@ -110,18 +102,17 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     """
     path = folder / METRICS
     metrics = of_same_test(former_metrics(path), task)
-    judges, baselines = find_judges(task, config.judge_names(), distilled.judge), find_baselines(task, config.baselines)
-    cache = KeptBaselines(config, task, config.seed)
+    wanted = wanted_scores(config, task, distilled)
+    cache = KeptBaselines(config, task, wanted)
     former = metrics
-    metrics = _with_cached(metrics, task, cache, missing(task, judges, baselines, metrics), distilled.budget)
-    lacking = missing(task, judges, baselines, metrics)
+    metrics = _with_cached(metrics, task, cache, missing(task, wanted, metrics), distilled.budget)
+    lacking = missing(task, wanted, metrics)
     if former and metrics != former:
         write_json(path, metrics_document(task, distilled, Evaluation([]), metrics))
     if lacking:
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
     for request in lacking:
-        request = request._replace(n=config.networks, at_once=config.networks_at_once, seed=config.seed)
         failures |= judge_and_keep(task, distilled, request, cache, folder, metrics).failures
         metrics = read_metrics(path)
     return recorded(metrics, failures)

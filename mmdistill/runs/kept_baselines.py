@@ -15,6 +15,7 @@ import mmdistill
 from mmdistill.abilities import NamesNetwork
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.evaluate import JudgingRequest
 from mmdistill.metrics import ENTRY, fits, judging_record
 from mmdistill.registry import TASK_OPTIONS, get_domain
 from mmdistill.rules import RULES
@@ -44,10 +45,10 @@ class KeptBaselines:
     Args:
         config: the options of the run.
         task: of these options.
-        seed: of judging.
+        request: how they are judged.
     """
 
-    def __init__(self, config: DistillConfig, task: Task, seed: int) -> None:
+    def __init__(self, config: DistillConfig, task: Task, request: JudgingRequest) -> None:
         info = task.describe()
         self._task = task
         self._cacheable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
@@ -55,7 +56,7 @@ class KeptBaselines:
         self._shared_key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},
-            "judged": [config.networks, config.networks_at_once, seed],
+            "judged": [request.n, request.at_once, request.seed],
             "code": [package_digest(), torch.__version__, package_versions()],
         }
 

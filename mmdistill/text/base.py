@@ -189,7 +189,7 @@ class TextClassification(ABC):
         name = known_name("judge", judge, self.judges)
         if name in self._solved:
             return PlainJudge(name, reads=())
-        return PlainJudge(name, passes=lambda samples: self.epochs_on(name, samples or len(self._classes)))
+        return PlainJudge(name, epochs_on=lambda samples: self.epochs_on(name, samples or len(self._classes)))
 
     def described(
         self,

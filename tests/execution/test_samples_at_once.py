@@ -12,7 +12,7 @@ from mmdistill import coresets
 from mmdistill.coresets import last_layer_gradients
 from mmdistill.execution import portions
 from mmdistill.execution.portions import samples_at_once
-from mmdistill.image import ImageTask, image_task, judge, kernel_judge, pixels, repeated
+from mmdistill.image import ImageTask, image_task, judge_training, kernel_judge, pixels, repeated
 from mmdistill.image.repeated import alike_images
 from mmdistill.networks import difficulty, teacher
 from mmdistill.networks.difficulty import el2n
@@ -70,7 +70,7 @@ CONVNET, KERNEL = partial(judged, name="convnet"), partial(judged, name="ntk")
 def test_large_images_go_through_networks_a_few_at_a_time(
     compute: Callable[[ImageTask], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for counts in (coresets.EMBED_CHUNK, judge.TEST_CHUNK):
+    for counts in (coresets.EMBED_CHUNK, judge_training.TEST_CHUNK):
         monkeypatch.setitem(counts, "cpu", USUAL)
     monkeypatch.setattr(difficulty, "SCORE_BATCH", USUAL)
     monkeypatch.setattr(teacher, "LABEL_BATCH", USUAL)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.models import (
-    LISTED_JUDGES,
+    JUDGING_NETWORKS,
     MLP,
     ConvNet,
     LeNet,
@@ -118,7 +118,7 @@ def test_a_network_has_one_name() -> None:
     assert model_name("convnet-in") == model_name("convnet-avgpool-relu") == "convnet"
     assert model_name("alexnet-nn") == "alexnet"
     assert parse_model("resnet18-bn") == ("resnet18", {"norm": "batch"})
-    assert [model_name(name) for name in LISTED_JUDGES] == list(LISTED_JUDGES)
+    assert [model_name(name) for name in JUDGING_NETWORKS] == list(JUDGING_NETWORKS)
 
 
 @pytest.mark.parametrize("name", ["mlp-d2-w128", "vit-w128-d4", "lenet-w6", "alexnet-w128-nn", "vgg11-in-w64"])
@@ -172,7 +172,7 @@ def test_bad_input() -> None:
 
 def test_judges_that_fit_the_images() -> None:
     assert fitting_models((1, 8, 8)) == ("convnet", "convnet-nn", "mlp", "vit")
-    assert fitting_models((1, 28, 28)) == fitting_models((3, 32, 32)) == LISTED_JUDGES
+    assert fitting_models((1, 28, 28)) == fitting_models((3, 32, 32)) == JUDGING_NETWORKS
     assert "vgg11" not in fitting_models((3, 28, 28))
     assert "vit" not in fitting_models((3, 30, 30))
 

@@ -10,8 +10,9 @@ import torch
 
 from mmdistill.abilities import PlainJudge, judge_title
 from mmdistill.cli import main
+from mmdistill.evaluate import JudgingRequest
 from mmdistill.image import ImageTask
-from mmdistill.runs.judging import JudgingRequest, missing
+from mmdistill.runs.judging import missing
 from mmdistill.task import Batch, Scores
 from tests.graph.toy import planted_fields
 from tests.toys import BlobTask
@@ -19,6 +20,10 @@ from tests.toys import BlobTask
 
 def entry(judge: str, **more: object) -> dict[str, object]:
     return {"judge": judge, "metric": "accuracy", "mean": 0.5, "sd": 0.0, "n": 1, **more}
+
+
+def request(judges: list[str], baselines: list[str], only: bool = False) -> JudgingRequest:
+    return JudgingRequest(judges, baselines, n=2, at_once=None, seed=0, baselines_only=only)
 
 
 def chosen(**judging: int) -> BlobTask:
@@ -30,26 +35,26 @@ def chosen(**judging: int) -> BlobTask:
 
 def test_what_was_never_judged_is_missing() -> None:
     both = ["random", "whole"]
-    assert missing(BlobTask(), ["mlp"], both, {}) == [JudgingRequest(["mlp"], both, False)]
+    assert missing(BlobTask(), request(["mlp"], both), {}) == [request(["mlp"], both)]
     metrics = {"results": [entry("mlp")], "baselines": {"random": [entry("mlp")]}}
-    assert missing(BlobTask(), ["mlp", "other"], both, metrics) == [
-        JudgingRequest(["other"], both, False),
-        JudgingRequest(["mlp"], ["whole"], True),
+    assert missing(BlobTask(), request(["mlp", "other"], both), metrics) == [
+        request(["other"], both, False),
+        request(["mlp"], ["whole"], True),
     ]
-    assert missing(BlobTask(), ["mlp"], ["random"], metrics) == []
+    assert missing(BlobTask(), request(["mlp"], ["random"]), metrics) == []
 
 
 def test_a_number_that_was_made_otherwise_lacks_no_baselines() -> None:
     metrics = {"results": [entry("mlp", judging={"epochs": 20})], "baselines": {}}
-    assert missing(chosen(epochs=2), ["mlp"], ["random"], metrics) == []
-    assert missing(chosen(epochs=20), ["mlp"], ["random"], metrics) == [JudgingRequest(["mlp"], ["random"], True)]
+    assert missing(chosen(epochs=2), request(["mlp"], ["random"]), metrics) == []
+    assert missing(chosen(epochs=20), request(["mlp"], ["random"]), metrics) == [request(["mlp"], ["random"], True)]
 
 
 def test_what_a_judge_does_not_read_makes_no_difference() -> None:
     task = chosen(epochs=20)
     task.describe_judge = lambda judge: PlainJudge(judge, reads=())  # type: ignore[attr-defined]
     metrics = {"results": [entry("mlp")], "baselines": {}}
-    assert missing(task, ["mlp"], ["random"], metrics) == [JudgingRequest(["mlp"], ["random"], True)]
+    assert missing(task, request(["mlp"], ["random"]), metrics) == [request(["mlp"], ["random"], True)]
 
 
 class Titled(PlainJudge):
@@ -64,8 +69,10 @@ def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     task = BlobTask()
     task.describe_judge = Titled  # type: ignore[attr-defined]
     asked = ["mlp"], ["random"]
-    assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}) == [JudgingRequest(*asked, False)]
-    assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}) == [JudgingRequest(*asked, True)]
+    assert missing(task, request(*asked), {"results": [entry("mlp")], "baselines": {}}) == [request(*asked, False)]
+    assert missing(task, request(*asked), {"results": [entry("mlp [frepo]")], "baselines": {}}) == [
+        request(*asked, True)
+    ]
 
 
 def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> None:
@@ -77,7 +84,7 @@ def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> N
 
 def test_robust_scores_are_no_judgement() -> None:
     metrics = {"results": [entry("mlp", metric="label-robust score")], "baselines": {}}
-    assert missing(BlobTask(), ["mlp"], ["random"], metrics) == [JudgingRequest(["mlp"], ["random"], False)]
+    assert missing(BlobTask(), request(["mlp"], ["random"]), metrics) == [request(["mlp"], ["random"], False)]
 
 
 def test_what_a_judge_has_found_is_kept_when_the_next_is_interrupted(

@@ -104,7 +104,7 @@ FAMILIES: OpenTable[Family] = OpenTable(
     }
 )
 """Networks by name."""
-LISTED_JUDGES = (
+JUDGING_NETWORKS = (
     "convnet",
     "convnet-nn",
     "mlp",
@@ -222,13 +222,13 @@ def refusal(name: str, shape: ImageShape) -> str:
 
 
 def fitting_models(shape: ImageShape) -> tuple[str, ...]:
-    """Return the networks of :data:`LISTED_JUDGES` that take images of this shape, the ConvNet first."""
-    return tuple(name for name in LISTED_JUDGES if not refusal(name, shape))
+    """Return the networks of :data:`JUDGING_NETWORKS` that take images of this shape, the ConvNet first."""
+    return tuple(name for name in JUDGING_NETWORKS if not refusal(name, shape))
 
 
 __all__ = [
     "FAMILIES",
-    "LISTED_JUDGES",
+    "JUDGING_NETWORKS",
     "MLP",
     "VGG11",
     "AlexNet",
