@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
 
 from mmdistill.abilities import StoresSamples
 from mmdistill.errors import MmdistillError
@@ -16,6 +17,9 @@ from mmdistill.task import Batch, ClassBatch, Task, map_inputs, shares_inputs, t
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """Relative error allowed between two computations of one quantity, by dtype."""
+
+MANY = 500
+"""Numbers of a synthetic batch above which gradients are compared along one direction, not number by number."""
 
 SINGLE = 1e-3
 """Relative error allowed in an objective's value and gradient in float32, which cancellation enlarges."""
@@ -211,3 +215,21 @@ def to_float64(batch: Batch | ClassBatch) -> Batch | ClassBatch:
 def doubled(tensor: Tensor) -> Tensor:
     """Return a float tensor in float64, others unchanged."""
     return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def check_gradient(at: Callable[[Tensor], Tensor], leaf: Tensor) -> None:
+    """Compare an objective's gradient with finite differences.
+
+    Args:
+        at: the objective as a function of the synthetic samples.
+        leaf: these samples, which require a gradient.
+    Raises:
+        ConformanceError: they differ.
+    """
+    try:
+        torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=leaf.numel() > MANY)
+    except GradcheckError as error:
+        raise ConformanceError(
+            "objective: finite differences do not confirm the gradient; what is detached counts as a constant (if it "
+            f"should, name it by detached), and at the kink of a ReLU there is none: {error}"
+        ) from error

@@ -131,6 +131,9 @@ def test_an_objective_is_checked_on_a_task_alone(task: BlobTask, build: Callable
         check_objective_on(task, build, oracle=lambda network, syn, real: -1.0)
     with pytest.raises(ConformanceError, match="finite differences do not confirm the gradient"):
         check_objective_on(task, lambda: Drifting(wrong=True))
+    check_objective_on(task, lambda: Drifting(wrong=True), detached="the mean's gap")
+    with pytest.raises(ConformanceError, match="differs from the oracle"):
+        check_objective_on(task, lambda: Drifting(wrong=True), oracle=lambda *sides: -1.0, detached="the mean's gap")
 
 
 class Ordered(Drifting):
