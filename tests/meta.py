@@ -79,7 +79,7 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
     assert isinstance(task, ImageTask)
     # Moments are brought to a device once and kept.
     moments = patch(
-        "mmdistill.image.data.moments_on", lambda mean, std, device: (torch.ones(1, 1, 1, device=META),) * 2
+        "mmdistill.image.moments.moments_on", lambda mean, std, device: (torch.ones(1, 1, 1, device=META),) * 2
     )
     with moments, patch.object(runtime.Draws, "generator", lambda key: None):  # it has none
         task.device = task.network.device = META

@@ -1,7 +1,5 @@
 """Image data sets as tensors: their contents, normalisation and validation."""
 
-import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, did_you_mean
-from mmdistill.execution.portions import samples_at_once
 from mmdistill.files.classes import missing_like, untested
 from mmdistill.files.columns import repeated_note
+from mmdistill.image.moments import channel_moments, destandardised, standardised
 from mmdistill.image.repeated import alike_images, held_out
 from mmdistill.labels import from_one
 from mmdistill.parameterizations.base import index_bytes
@@ -23,32 +21,12 @@ from mmdistill.runtime import Draws, tensor_digest
 if TYPE_CHECKING:
     from mmdistill.image.whitening import Whitening
 
-MOMENTS_CHUNK = 1000
-"""Images per chunk when the channel moments are computed; fewer if they are large."""
 SCALES_APART = 100
 """Ratio of the largest training and test values above which the two sets are taken to have different scales."""
 WHOLE_EPOCHS, WHOLE_UPDATES, WHOLE_BATCH = 30, 1000, 256
 """Least epochs, least updates and minibatch size of judges on a whole training set, if the data state no epochs."""
 TEST_SHARE = 0.2
 """Share of each class held out for testing, if the data have no test split."""
-
-
-@functools.lru_cache
-def moments_on(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation per channel, ``(channels, 1, 1)``; cached, since a host copy waits for the device."""
-    return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
-
-
-def standardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract the mean from each channel of ``(..., channels, height, width)`` and divide by its deviation."""
-    shift, spread = moments_on(mean, std, images.device)
-    return (images - shift) / spread
-
-
-def destandardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Undo :func:`standardised`."""
-    shift, spread = moments_on(mean, std, images.device)
-    return images * spread + shift
 
 
 def to_unit_range(images: Tensor, value_range: tuple[float, float]) -> Tensor:
@@ -379,42 +357,3 @@ def split(
     if not test.any():
         raise DataError(f"{name} has no test split, and too few different images to hold one out; give test images")
     return images[~test], labels[~test], images[test], labels[test]
-
-
-def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of scaled images; a constant channel gets deviation 1.
-
-    Shapes:
-        images ``(N, channels, height, width)`` on the CPU, not yet divided by ``scale``; returns two tuples of one
-        number per channel.
-    """
-    chunks = torch.split(images, samples_at_once(MOMENTS_CHUNK, images))
-    means, deviations = _moments_of_bytes(chunks) if images.dtype == torch.uint8 else _moments_of_floats(chunks, scale)
-    unit = scale if images.dtype == torch.uint8 else 1.0
-    rounded = [round(deviation / unit, 6) or 1.0 for deviation in deviations]
-    return tuple(round(mean / unit, 6) for mean in means), tuple(rounded)
-
-
-def _moments_of_bytes(chunks: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel of byte images, exactly, from a histogram of bytes."""
-    counts = sum(
-        torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)]) for chunk in chunks
-    )
-    assert isinstance(counts, Tensor)
-    values = torch.arange(256)
-    n = int(counts[0].sum())
-    sums, squares = (counts @ values).tolist(), (counts @ values.square()).tolist()
-    deviations = [math.sqrt((n * square - total**2) / n**2) for total, square in zip(sums, squares, strict=True)]
-    return [total / n for total in sums], deviations
-
-
-def _moments_of_floats(chunks: Sequence[Tensor], scale: float) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel of scaled images."""
-    shift = (chunks[0].double() / scale).mean((0, 2, 3), keepdim=True)  # near the mean, which limits cancellation
-    sums = torch.zeros(2, chunks[0].shape[1], dtype=torch.float64)
-    for chunk in chunks:
-        gaps = chunk.double() / scale - shift
-        sums += torch.stack([gaps.sum((0, 2, 3)), gaps.square().sum((0, 2, 3))])
-    mean, mean_square = sums / sum(chunk[:, 0].numel() for chunk in chunks)
-    deviations: list[float] = (mean_square - mean.square()).clamp_min(0).sqrt().tolist()
-    return (mean + shift.flatten()).tolist(), deviations

@@ -16,7 +16,8 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.exporters import PREPROCESSING, exporter, task_exporter
 from mmdistill.image.augment import strengths_in_use
-from mmdistill.image.data import destandardised, to_unit_range
+from mmdistill.image.data import to_unit_range
+from mmdistill.image.moments import destandardised
 from mmdistill.image.task import ImageTask
 from mmdistill.image.units import stored_units
 from mmdistill.labels import classes_of

@@ -13,7 +13,8 @@ from mmdistill.checks import are_numbers
 from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.execution.isolation import isolated, recordable
-from mmdistill.image.data import SCALES_APART, destandardised, standardised
+from mmdistill.image.data import SCALES_APART
+from mmdistill.image.moments import destandardised, standardised
 from mmdistill.image.whitening import Whitening
 from mmdistill.task import TaskInfo, one_tensor
 

@@ -26,9 +26,10 @@ from torchvision import datasets as published
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.sources import load_graph
 from mmdistill.image import files, folders, image_task, known
-from mmdistill.image.data import build, channel_moments
+from mmdistill.image.data import build
 from mmdistill.image.data import split as held_out
 from mmdistill.image.datasets import accepts, load
+from mmdistill.image.moments import channel_moments
 from mmdistill.image.task import MIRRORED
 from mmdistill.registry import domain_of
 from mmdistill.runtime import Draws, data_root
@@ -612,7 +613,7 @@ def test_moments_do_not_cancel() -> None:
 
 @pytest.mark.parametrize(("shape", "scale"), [((1, 28, 28), 255.0), ((3, 32, 32), 255.0), ((2, 8, 8), 16.0)])
 def test_moments_of_bytes_are_exact(shape: tuple[int, ...], scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdistill.image.data.MOMENTS_CHUNK", 70)
+    monkeypatch.setattr("mmdistill.image.moments.MOMENTS_CHUNK", 70)
     images = bytes_like(300, *shape)
     images[:, -1] //= 3
     for found in (images, torch.full_like(images, 7)):
