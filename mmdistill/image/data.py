@@ -304,9 +304,10 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
             f"{what}: labels are class indices (N,), got {tuple(labels.shape)}; of one-hot rows give labels.argmax(1)"
         )
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
+        hint = "; vectors belong to a task of your own (PointTask in CONTRIBUTING.md)" if images.ndim == 2 else ""
         raise DataError(
             f"{what}: expected images (N, channels, height, width) and labels (N,) with N > 0, got "
-            f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            f"{tuple(images.shape)} and {tuple(labels.shape)}{hint}"
         )
     channels, height, width = images.shape[1:]
     if not channels * height * width:

@@ -20,7 +20,7 @@ from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
 from mmdistill.image.samples import MapDataset, find_splits, read_labelled
-from mmdistill.names import canonical, unknown_data
+from mmdistill.names import called, canonical, unknown_data
 from mmdistill.runtime import checked_seed
 
 LARGEST_SIDE = 4096
@@ -48,6 +48,7 @@ def load(
     mirror: bool | None = None,
     size: int | None = None,
     seed: int = 0,
+    name: str | None = None,
 ) -> ImageData:
     """Load image data from any source.
 
@@ -60,13 +61,15 @@ def load(
             other data.
         size: resize the images of a folder, or the pictures of a data set, to ``size`` x ``size``.
         seed: of the test split, for data without one.
+        name: what to call data in memory.
 
     Raises:
-        ConfigError: an unknown name; test data or class names beside a name or path; or a size for tensors, arrays or
-            known data sets.
+        ConfigError: an unknown name; test data, class names or another name beside a name or path; or a size for
+            tensors, arrays or known data sets.
         DataError: missing, damaged or unusable data; the message says which and what to do.
     """
-    data = _load_any(source, test, class_names, size, checked_seed(seed))
+    data = _load_any(source, test, class_names, size, checked_seed(seed), name or "custom")
+    data = called(data, name, source, DATASETS)
     if mirror is not None:
         return replace(data, mirror=mirror)
     return data if _is_known(source) else replace(data, mirror_known=False)
@@ -78,9 +81,8 @@ def _is_known(source: Source) -> bool:
 
 
 def _load_any(
-    source: Source, test: Source | None, class_names: Sequence[str] | None, size: int | None, seed: int
+    source: Source, test: Source | None, class_names: Sequence[str] | None, size: int | None, seed: int, name: str
 ) -> ImageData:
-    name = "custom"
     require_sizes(LARGEST_SIDE, size=size)
     if isinstance(source, str | Path):
         if test is not None:

@@ -353,9 +353,9 @@ def image_task(
         refusal = "image data that are loaded have their test images, names and size"
         require_left_out(refusal, test=test, class_names=class_names, size=size)
         loaded = data if mirror is None else replace(data, mirror=mirror, mirror_known=True)
+        loaded = called(loaded, name, data, DATASETS)
     else:
-        loaded = load(data, test, class_names=class_names, mirror=mirror, size=size, seed=seed)
-    loaded = called(loaded, name, data, DATASETS)
+        loaded = load(data, test, class_names=class_names, mirror=mirror, size=size, seed=seed, name=name)
     if whiten is not None:
         loaded = whitened(loaded, whiten)
     if model is None or isinstance(model, str):

@@ -981,6 +981,26 @@ def test_unknown_names_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load(tmp_path / "nothing")
 
 
+def test_refusals_of_data_in_memory_use_the_users_name_and_say_where_vectors_belong() -> None:
+    vectors = torch.rand(60, 30), labels_of(60, 2)
+    with pytest.raises(
+        DataError, match=r"training images of cancer: .* got \(60, 30\) .* vectors .* a task of your own"
+    ):
+        image_task(vectors, name="cancer")
+    with pytest.raises(DataError, match=r"training images of custom: .* a task of your own"):
+        load(vectors)
+    with pytest.raises(DataError, match=r"got \(1, 60, 1, 1, 1\) and \(60,\)$"):
+        load((vectors[0][None, :, :1, None, None], vectors[1]))
+    images = torch.rand(60, 1, 4, 4)
+    assert (
+        load((images, vectors[1]), name="cells").name
+        == image_task((images, vectors[1]), name="cells", model="mlp").data.name
+        == "cells"
+    )
+    with pytest.raises(ConfigError, match="'Digits' is a known data set"):
+        load((images, vectors[1]), name="Digits")
+
+
 def test_arrays_and_tensors_of_a_graph_are_taken_as_they_are() -> None:
     images, labels = torch.rand(10, 1, 4, 4), labels_of(10, 2)
     expected = load((images, labels)).fingerprint
