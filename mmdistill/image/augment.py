@@ -171,6 +171,8 @@ class SiameseAugmentation:
     def augmented(self, draws: Draws, images: Tensor, groups: int = 1, *, shared: bool) -> Tensor:
         """Augment images; each group of consecutive ones gets an operation of its own.
 
+        Images with a side of one pixel are returned as they are, since they may be vectors.
+
         Args:
             draws: the key.
             images: ``(N, channels, height, width)``, flat.
@@ -178,6 +180,8 @@ class SiameseAugmentation:
             shared: one strength for all images of a group (siamese matching) instead of one for each.
         """
         members, (height, width) = 1 if shared else len(images) // groups, images.shape[-2:]
+        if min(height, width) == 1:
+            return images
         return self.apply(images, self.draw(draws.to(images.device), height, width, groups, members))
 
     def _shift(self, active: Tensor, down: Tensor, right: Tensor, height: int, width: int) -> Tensor:

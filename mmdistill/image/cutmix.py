@@ -34,7 +34,7 @@ class MixedMinibatches:
             raise ConfigError(f"cutmix is a probability, got {self.cutmix}")
 
     def __call__(self, task: Task, draws: Draws, batch: Batch) -> Batch:
-        """Return the minibatch to train on.
+        """Return the minibatch to train on, as it is if its images have a side of one pixel.
 
         Raises:
             ConfigError: CutMix in a task without classes.
@@ -43,7 +43,7 @@ class MixedMinibatches:
         if self.augmentation is not None:
             images = self.augmentation.augmented(draws.fold("augment"), images, shared=False)
         batch = Batch(images, batch.targets, batch.weight)
-        if not self.cutmix:
+        if not self.cutmix or min(images.shape[-2:]) == 1:
             return batch
         if task.num_classes is None:
             raise ConfigError("CutMix mixes the labels of classes, which this task does not have")

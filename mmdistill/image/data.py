@@ -87,6 +87,11 @@ class ImageData:
         return channels, height, width
 
     @property
+    def planar(self) -> bool:
+        """Whether both sides of an image have several pixels; others are not augmented, like vectors."""
+        return min(self.shape[1:]) > 1
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the stored training set: its pixels, and one byte (two above 256 classes) per label."""
         label = index_bytes(len(self.class_names))

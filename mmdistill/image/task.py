@@ -45,6 +45,8 @@ MIRRORED = (
     "false (mirror=False in Python)"
 )
 """Note on images if neither the data set nor the user says whether they may be mirrored."""
+NOT_AUGMENTED = "images with a side of one pixel may be vectors, so neither methods nor judges augment them"
+"""Note on such images."""
 
 
 class ImageTask:
@@ -107,7 +109,15 @@ class ImageTask:
         self._rows = ClassRows(data.train_labels, len(data.class_names), self._pixels.place)
 
     def _choose(self, chosen: JudgingChoices) -> None:
-        """Set the judging choices, and the overrides that are saved with results."""
+        """Set the judging choices, and the overrides that are saved with results.
+
+        Raises:
+            UnsupportedError: augmentation of images with a side of one pixel.
+        """
+        if not self.data.planar:
+            if chosen.augment:
+                raise UnsupportedError(f"{NOT_AUGMENTED}: leave out judge_augment, and scores that need augmentation")
+            chosen = replace(chosen, augment=False)
         self.chosen = chosen
         own_settings = self.protocol.own_settings(chosen.augment)
         self.judging_chosen: Judging = judging_overrides(chosen.epochs, chosen.batch, chosen.precision, own_settings)
@@ -187,7 +197,9 @@ class ImageTask:
         return ClassBatch(batch._replace(weight=weight.to(self.device, non_blocking=True)), Dims(0, 0))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        """Apply DSA's augmentation: one operation per call, or per class of a class batch."""
+        """Apply DSA's augmentation, one operation per call or class, except to images with a side of one pixel."""
+        if not self.data.planar:
+            return batch
         if isinstance(batch, ClassBatch):
             return self.augmentation.of_classes(draws, batch, shared=shared)
         images = self.augmentation.augmented(draws, image_inputs(batch.inputs), shared=shared)
@@ -259,6 +271,8 @@ class ImageTask:
         units: dict[str, object] = {**moments, "range": list(data.value_range)}
         if data.whitening is not None:  # whitened units are not pixels and have no bounds
             units = {"whitening": {"kind": data.whitening.kind, **(moments if data.whitening.standardises else {})}}
+        mirrored = [MIRRORED] if data.mirror and not data.mirror_known else []
+        notes = mirrored if data.planar else [NOT_AUGMENTED]
         return TaskInfo(
             domain="image",
             data=data.name,
@@ -273,8 +287,8 @@ class ImageTask:
                 "scale": data.scale,
                 **units,
                 **({"splits": list(data.notes)} if data.notes else {}),
-                **({"notes": [MIRRORED]} if data.mirror and not data.mirror_known else {}),
-                "augmentation": self.augmentation.describe(),
+                **({"notes": notes} if notes else {}),
+                **({"augmentation": self.augmentation.describe()} if data.planar else {}),
             },
             tensors={} if data.whitening is None else data.whitening.tensors(),
             forms={"inputs": data.shape},
@@ -322,7 +336,8 @@ def image_task(
         device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
-        judge_augment: whether judges train with augmentation; None is the protocol's own choice.
+        judge_augment: whether judges train with augmentation; None is the protocol's own choice, and False for images
+            with a side of one pixel.
         judge_precision: number format of judges' training, ``float32`` (None) or ``bf16``; tests are in float32.
         protocol: how judges train: ``default``, a paper's (``dc``, ``cafe``, ``dsa``, ``dm``, ``mtt``, ``frepo``,
             ``rfad``, ``kip``, ``idc``, ``addmem``, ``rded``, ...), or one of your own.
@@ -341,7 +356,7 @@ def image_task(
         ConfigError: an unknown name or submodule, a network that does not take these images, or a teacher of another
             network.
         DataError: missing, damaged or unusable data, or such a teacher.
-        UnsupportedError: the network needs larger images.
+        UnsupportedError: the network needs larger images, or augmentation of images with a side of one pixel.
     """
     seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)

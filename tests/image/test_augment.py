@@ -11,6 +11,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image import augment
 from mmdistill.image.augment import OPERATIONS, WARPS, Operation, Parameters, SiameseAugmentation
 from mmdistill.image.cutmix import MixedMinibatches, cut_and_mix, cutmix_box
+from mmdistill.image.methods.inversion import Shaken
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
 from tests.oracles import augment as oracle
@@ -260,6 +261,17 @@ def test_cutmix_takes_partners_from_the_own_group_and_draws_them_for_each() -> N
         assert all(len(row.unique()) == size for row in partner)
         alike += bool((partner % size == partner[0] % size).all())
     assert alike < 5
+
+
+@pytest.mark.parametrize("shape", [(1, 30), (30, 1)])
+def test_vectors_are_neither_augmented_nor_mixed(shape: tuple[int, int]) -> None:
+    vectors = Draws(0).normal(12, 1, *shape)
+    for augmentation in (SiameseAugmentation(), SiameseAugmentation(("crop",), ("color", "cutout"))):
+        assert augmentation.augmented(Draws(1), vectors, 3, shared=False) is vectors
+    assert Shaken(share=0.5)(Draws(1), vectors) is vectors
+    batch = Batch(vectors, torch.arange(12) % 3, torch.ones(12))
+    mixed = MixedMinibatches(SiameseAugmentation(), cutmix=1.0)(Classes(), Draws(0), batch)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(mixed, batch, strict=True))  # type: ignore[arg-type]
 
 
 def test_unmixed_minibatches_keep_their_labels() -> None:

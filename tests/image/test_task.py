@@ -21,6 +21,7 @@ from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.data import build
 from mmdistill.image.datasets import load
 from mmdistill.image.draw import folder_name
+from mmdistill.image.task import MIRRORED, NOT_AUGMENTED
 from mmdistill.labels import centred_one_hot, is_distribution, target_loss
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
@@ -119,6 +120,28 @@ def test_siamese_augmentation_is_shared_by_a_class_and_by_both_sides(digits: Ima
 def test_digits_are_never_mirrored() -> None:
     assert "flip" not in image_task("digits").augmentation.operations
     assert "flip" in image_task(tiny()).augmentation.operations
+
+
+def test_images_with_a_side_of_one_pixel_are_augmented_neither_by_methods_nor_by_judges() -> None:
+    images, labels = torch.rand(40, 1, 1, 6), torch.arange(40) % 4
+    task, plain = (
+        image_task((images, labels), model="mlp", width=4, judge_epochs=2, protocol="rded", teacher=teacher, **chosen)
+        for teacher in [image_task((images, labels), model="mlp", width=4).network.module.state_dict()]
+        for chosen in ({}, {"judge_augment": False})
+    )
+    flat, of_classes = task.select(torch.arange(8)), task.sample_real(Draws(0), torch.arange(4), 2)
+    assert task.augment(Draws(0), flat, shared=False) is flat
+    assert task.augment(Draws(0), of_classes, shared=True) is of_classes
+    assert task.describe().preprocessing["notes"] == [NOT_AUGMENTED]
+    assert "augmentation" not in task.describe().preprocessing
+    assert task.judging_chosen == {"epochs": 2, "protocol": "augmentation off"}
+    assert task.evaluate(flat, "mlp", Draws(0), 1, {}) == plain.evaluate(flat, "mlp", Draws(0), 1, {})
+    with pytest.raises(UnsupportedError, match=r"a side of one pixel may be vectors.* leave out judge_augment"):
+        image_task((images, labels), model="mlp", judge_augment=True)
+    task = image_task((images, labels), model="mlp", judge_epochs=1)
+    with pytest.raises(UnsupportedError, match=r"a side of one pixel .* scores that need augmentation"):
+        task.robust(flat, "mlp", Draws(0), 1, {}, None)
+    assert image_task(tiny()).describe().preprocessing["notes"] == [MIRRORED]
 
 
 def test_loss_is_cross_entropy_for_distributions_and_squared_error_otherwise() -> None:

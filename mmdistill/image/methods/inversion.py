@@ -74,8 +74,10 @@ class Shaken:
             raise ConfigError(f"a crop has a share of an image between 0 and 1 (crop_share), got {self.share:g}")
 
     def __call__(self, draws: Draws, images: Tensor) -> Tensor:
-        """Crop and shift images ``(n, channels, height, width)``."""
+        """Crop and shift images ``(n, channels, height, width)``; those with a side of one pixel stay as they are."""
         key, (height, width) = draws.to(images.device), images.shape[2:]
+        if min(height, width) == 1:
+            return images
         if self.share:
             box = draw_boxes(key.fold("crop"), (1, 1), height, width, self.share, RATIO)
             images = resized_crops(images, box, height, width)[:, 0]
