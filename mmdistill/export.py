@@ -37,7 +37,8 @@ def export(
         The files' paths.
 
     Raises:
-        ConfigError: not a set, an unknown format, a missing task, or a folder that holds exports of another set.
+        ConfigError: not a set, data without exports, an unknown format, a missing task, or a folder that holds exports
+            of another set.
         ShapeError: samples of other axes than the task's, or whole numbers instead of floats.
         UnsupportedError: a set that the format cannot hold.
     """
@@ -47,6 +48,11 @@ def export(
         )
     require_forms(distilled.batch, distilled.info.forms)
     domain, folder = get_domain(distilled.info.domain), users_path(folder)
+    if not domain.exports:
+        raise ConfigError(
+            f"{domain.name} data have no exports: a saved set's tensors are in its distilled.safetensors, and formats "
+            "for other tools are the exports of its Domain, by name, each made by mmdistill.exporters.exporter"
+        )
     key = known_name(f"export format for {domain.name} data", format, domain.exports)
     identity = digest_of(distilled.tensors())
     with sole_writer(folder) as alone:

@@ -54,7 +54,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], scripts: str = "") 
         "Python"
     )
     suffix = advice if scripts and not hint else ""
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)}){suffix}")
+    listed = f"there are: {', '.join(names)}" if names else "there are none"
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} ({listed}){suffix}")
 
 
 def known_name(kind: str, name: str, known: Collection[str]) -> str:

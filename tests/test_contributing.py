@@ -8,13 +8,14 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import replace
 from inspect import isabstract
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
-from mmdistill import cli, image_task, selection
+from mmdistill import cli, export, image_task, selection
 from mmdistill.cli import main
 from mmdistill.coresets import coreset
 from mmdistill.distill import distill
@@ -32,7 +33,7 @@ from mmdistill.objectives import base
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.wrapper import FLAGS
 from mmdistill.parameterizations.codes import KINDS, load_codes
-from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
 from mmdistill.rules import RULES
 from mmdistill.runtime import Draws
 from mmdistill.task import TaskInfo
@@ -303,3 +304,21 @@ def test_a_script_registers_a_domain_as_the_page_says(
     assert distill(series, "dm", ipc=1, settings=few).steps == 2
     with pytest.raises(ConfigError, match=r"krr is a method for .*series data"):
         distill(series, "krr", ipc=1, settings=few)
+
+
+def test_a_domain_has_the_exports_that_it_lists(
+    shown: dict[str, Any], task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = distill(task, CORE_METHODS["dm"], ipc=1, settings={"steps": 2, "real_batch": 8})
+    found = replace(found, info=replace(found.info, domain="series"))
+    domain = Domain("series", "ipc", {}, lambda path: False, lambda **_: None, {}, lambda *_: [])  # type: ignore[arg-type,return-value]
+    own = SimpleNamespace(DOMAIN=domain)
+    monkeypatch.setitem(sys.modules, "own_series", own)
+    monkeypatch.setitem(DOMAIN_PACKAGES, "series", "own_series")
+    with pytest.raises(ConfigError, match=r"series data have no exports: .*distilled.safetensors.* mmdistill.exp"):
+        export(found, "tensors", tmp_path)
+    own.DOMAIN = replace(domain, exports={"pt": shown["export_pt"]})
+    assert export(found, "pt", tmp_path / "made") == [tmp_path / "made" / "points.pt"]
+    assert torch.equal(torch.load(tmp_path / "made" / "points.pt")["points"], found.batch.inputs)
+    with pytest.raises(ConfigError, match=r"unknown export format for series data 'tensors' \(there are: pt\)"):
+        export(found, "tensors", tmp_path)

@@ -5,7 +5,8 @@ from pathlib import PureWindowsPath
 import pytest
 
 from mmdistill import names
-from mmdistill.names import as_argument, as_file_name
+from mmdistill.errors import UnknownNameError
+from mmdistill.names import as_argument, as_file_name, known_name
 from mmdistill.reporting.report import Page, _markdown
 
 
@@ -27,3 +28,8 @@ def test_links_of_a_page_have_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [folder / "pictures" / "loss.png"]
     page = _markdown(Page("t", [["a"]], "c", [], shown), [], folder)  # type: ignore[arg-type]
     assert "](pictures/loss.png)" in page
+
+
+def test_a_table_without_names_says_so() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown method 'dm' \(there are none\)"):
+        known_name("method", "dm", {})
