@@ -15,7 +15,8 @@ from mmdistill.abilities import overrides_of
 from mmdistill.errors import ConfigError
 from mmdistill.image.models import model_name
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.registry import DOMAIN_PACKAGES, get_domain
+from mmdistill.method import Method
+from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
 from mmdistill.store import write_json
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -68,6 +69,66 @@ def test_the_page_of_methods_has_the_accuracies_of_the_tables() -> None:
     assert set(shown) == {"*random real images*", "*herding real images*", *get_domain("image").methods}
     for name, row in shown.items():
         assert row == [measured.get((data, name, ipc), "-") for data, ipc in columns], name
+
+
+def words(page: Path) -> str:
+    """Return a page's text in one line."""
+    return " ".join(page.read_text().split())
+
+
+def listed(pattern: str, text: str) -> list[str]:
+    """Return the names of a list like "DANCE, NCFM and IDM" or "`ld` and `rded`" that a pattern finds, sorted."""
+    found = re.search(pattern, text)
+    assert found is not None, pattern
+    return sorted(name.strip("`") for name in re.split(", | and ", found[1]))
+
+
+def of_images() -> dict[str, Method]:
+    """Return the methods for images with their settings for CIFAR-10, by name."""
+    domain = get_domain("image")
+    return {name: get_method(domain, name, "cifar10") for name in domain.methods}
+
+
+def test_the_page_of_methods_describes_each_once() -> None:
+    page = (DOCS / "methods.md").read_text()
+    headings = re.findall(r"^### (.+)$", page, re.MULTILINE)
+    assert sorted(name for heading in headings for name in re.findall("`(.+?)`", heading)) == sorted(of_images())
+
+
+def test_the_page_of_methods_tells_which_decode_several_samples() -> None:
+    page, domain = words(DOCS / "methods.md"), get_domain("image")
+    tiled = {name for name, method in of_images().items() if "2 x 2 tiles" in method.storage}
+    filled = {name for name, method in of_images().items() if getattr(method.parameterization, "fills", False)}
+    titles = sorted(domain.methods[name].title for name in tiled | filled)
+    assert listed(r"\. ([^.]+) decode several samples from the bytes of one image", page) == titles
+    on_digits = {name: get_method(domain, name, "digits") for name in tiled}
+    plain = {name for name, method in on_digits.items() if "1 x 1 tiles" in method.storage}
+    assert not any(on_digits[name].settings(10).augment for name in plain)
+    titles = sorted(domain.methods[name].title for name in plain)
+    assert listed(r"\(8 x 8 pixels\), ([^.]+) store plain images and do not augment", page) == titles
+
+
+def test_the_page_of_methods_tells_which_labels_each_takes() -> None:
+    page, methods = words(DOCS / "methods.md"), of_images()
+    solved = {name for name, method in methods.items() if method.solve is not None}
+    learn = {n for n in methods.keys() - solved if methods[n].make_objective(methods[n].settings(10)).reads_labels}
+    matching = page.partition("## Matching distributions ")[2].partition(" ## ")[0]
+    distributions = {name for heading in re.findall("### (`[^#]+?) - ", matching) for name in heading.split("`")[1::2]}
+    assert listed(r"\| `soft` \| learned probabilities \| gradient matching, (.+?);", page) == sorted(
+        distributions & learn
+    )
+    pattern = r"Other distribution matching \((.+?)\) and `sre2l` take `hard` and `teacher` alone"
+    assert listed(pattern, page) == sorted(distributions - learn)
+    assert methods.keys() - learn - solved - distributions == {"sre2l"}
+    assert listed(r"alone; (.+?) have a teacher's labels", page) == sorted(solved)
+
+
+def test_lists_of_methods_elsewhere_are_whole() -> None:
+    later = of_images().keys() - get_domain("image").taxonomy.keys()
+    assert {name for name in later if f"`{name}`" not in (DOCS.parent / "CHANGELOG.md").read_text()} == set()
+    unnamed = {"bptt", "cafe+dsa", "kip-conv", "krr", "ld", "random-soft"}  # variants, baselines and what is older
+    titles = sorted(get_domain("image").methods[name].title for name in later - unnamed)
+    assert listed(r"and later ones: ([^.]+)\.", words(DOCS.parent / "README.md")) == titles
 
 
 def test_rows_of_all_data_sets_are_read(scripts: Any) -> None:
