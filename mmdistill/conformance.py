@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from mmdistill.abilities import StoresSamples
+from mmdistill.abilities import DescribesJudges, StoresSamples, judge_facts
 from mmdistill.errors import MmdistillError
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.runtime import Draws
@@ -215,6 +215,22 @@ def to_float64(batch: Batch | ClassBatch) -> Batch | ClassBatch:
 def doubled(tensor: Tensor) -> Tensor:
     """Return a float tensor in float64, others unchanged."""
     return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def check_judges(task: Task) -> None:
+    """Check that a task that describes its judges refuses unknown ones, which commands and ``evaluate`` leave to it.
+
+    Raises:
+        ConformanceError: it gives a name to an unknown judge.
+    """
+    try:
+        name = judge_facts(task, "no such judge").name
+    except MmdistillError:
+        return
+    require(
+        not isinstance(task, DescribesJudges),
+        f"describe_judge: an unknown judge must raise, as in names.known_name, got the judge {name!r}",
+    )
 
 
 def check_gradient(at: Callable[[Tensor], Tensor], leaf: Tensor) -> None:

@@ -14,6 +14,7 @@ from mmdistill.conformance import (
     as_conformance_error,
     change_first_sample,
     check_gradient,
+    check_judges,
     check_single,
     check_weights,
     doubled,
@@ -84,6 +85,7 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     _check_flat(task, state, key, n)
     if task.num_classes is not None:
         _check_classes(task, state, key, n)
+    check_judges(task)
     if judge is not None:
         _check_evaluation(task, judge, key)
 

@@ -34,6 +34,7 @@ from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document, read_metrics, recorded
+from mmdistill.names import known_name
 from mmdistill.reporting.report import result_rows, summary, write_report
 from mmdistill.runtime import Draws
 from mmdistill.selections import known_bytes
@@ -146,6 +147,15 @@ def test_what_a_task_returns_in_place_of_scores_is_named(result: DistilledSet, f
         evaluate(Reporting(found), result, n=1, baselines=())
     with pytest.raises(ConformanceError, match=f"evaluate of Reporting {message}"):
         check_task(Reporting(found), judge="mlp")
+
+
+def test_a_task_that_describes_judges_refuses_unknown_ones() -> None:
+    task = BlobTask()
+    task.describe_judge = lambda name: PlainJudge(known_name("judge", name, task.judges))  # type: ignore[attr-defined]
+    check_task(task)
+    task.describe_judge = PlainJudge  # type: ignore[attr-defined]
+    with pytest.raises(ConformanceError, match="describe_judge: an unknown judge must raise"):
+        check_task(task)
 
 
 def test_a_sum_that_rounds_to_above_one_is_a_score(result: DistilledSet) -> None:
