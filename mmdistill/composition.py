@@ -87,6 +87,13 @@ def asked_teacher(
     return ", ".join(filter(None, teachers))
 
 
+def trains_first(task: Task, method: Method, settings: Settings) -> bool:
+    """Return whether networks train before a run's first step: a generator, or the teacher of its objective."""
+    objective = None if method.solve is not None else method.make_objective(settings)
+    teacher = objective.describe_teacher(task) if isinstance(objective, TrainsTeacher) else ""
+    return bool(method.describe_pretraining(task) or teacher)
+
+
 def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[str]) -> bool:
     """Return whether the task has a given teacher that neither the method nor the judges use.
 

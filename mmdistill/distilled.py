@@ -386,18 +386,14 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
 
 
 def _damage_of_budget(loaded: DistilledSet) -> str:
-    """Return in words why a set's budget is none: an unknown unit, or a count that no such set has; else empty.
+    """Return in words why a set's budget is none: an unknown unit, or no count; else empty.
 
-    A set may hold more samples than its budget says (a storage that decodes several of one), and a merged graph fewer
-    nodes; what a storage makes of bytes has no fixed number.
+    The number of samples says nothing of it: some storages and closed forms hold more than their budget, others fewer.
     """
-    unit, budget, count = loaded.info.budget, loaded.budget, len(loaded.batch.weight)
+    unit, budget = loaded.info.budget, loaded.budget
     if unit not in get_args(BudgetKind):
         return f"info.budget is {unit!r}, and none of {', '.join(get_args(BudgetKind))}"
-    most = MOST if unit == "nodes" or loaded.settings.get("stored_bytes") else count
-    if is_of(budget, int) and 1 <= budget <= most:
-        return ""
-    return f"budget is {budget!r}, and no number of {unit} of a set of {count:,} samples: 1 to {most:,}"
+    return "" if is_of(budget, int) and 1 <= budget <= MOST else f"budget is {budget!r}, and no number of {unit}"
 
 
 def _same(inputs: Inputs, targets: Targets) -> bool:

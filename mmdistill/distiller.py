@@ -116,7 +116,7 @@ class Distiller:
 
     def start(self) -> RunState:
         """Build the initial state: initialised samples, new optimizers; refuse parts that do not go together."""
-        if self.method.describe_pretraining(self.task):
+        if composition.trains_first(self.task, self.method, self.settings):
             self.rehearse()
         objective, parameterization, optimizers = self._compose()
         if composition.needs_teacher(parameterization, self.schedule):

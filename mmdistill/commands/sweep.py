@@ -233,12 +233,13 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
     Args:
         configs: of the runs.
         task: of the first run. Others have tasks of their own where their seeds hold out other samples, or where their
-            methods have networks that read the data otherwise; such are built for finished runs of other data alone.
+            methods have networks that read the data otherwise; such are built for finished runs of other data alone,
+            one at a time.
     Raises:
         CheckpointError: a finished run's training data were others than this sweep's.
     """
     networks = get_domain(task.describe().domain).networks
-    tasks = {_task_key(configs[0], networks): task}
+    key, own = _task_key(configs[0], networks), task
     states = {}
     for config in configs:
         folder = config.folder()
@@ -246,9 +247,11 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
         if distilled is None:
             states[config] = "unfinished" if holds_work(folder) else "new"
             continue
-        own, key = task, _task_key(config, networks)
-        if distilled.info.fingerprint != task.describe().fingerprint:
-            own = tasks[key] if key in tasks else tasks.setdefault(key, make_task(config, "cpu")[1])
+        if distilled.info.fingerprint == task.describe().fingerprint:
+            states[config] = _state(config, distilled, task)
+            continue
+        if (asked := _task_key(config, networks)) != key:
+            key, own = asked, make_task(config, "cpu")[1]
         states[config] = _state(config, distilled, own)
     return states
 

@@ -398,7 +398,6 @@ time.sleep(60)
 """
 FOLLOWER = """
 import os, signal, sys, time
-from mmdistill.commands.making import distill_command
 from mmdistill.commands.processes import follow_starter
 def stopped(*_):
     print(f"kept {sys.argv[1]}", flush=True)

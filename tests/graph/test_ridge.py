@@ -8,7 +8,7 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
-from mmdistill.graph import teacher
+from mmdistill.graph import ridge, teacher
 from mmdistill.graph.data import graph_from_fields
 from mmdistill.graph.models import glorot
 from mmdistill.graph.ridge import PropagatedRidge
@@ -110,6 +110,15 @@ def test_a_teacher_is_trained_when_a_run_begins_but_not_in_a_rehearsal() -> None
     assert taught is not None
     objective(Network(own, own.init(Draws(0))), synthetic(), own.training_batch(), Draws(1).fold("step", 0))
     assert objective._taught is taught
+
+
+@pytest.mark.parametrize("settings", [{"init": "herding"}, {"syn_batch": 1}])
+def test_what_a_run_refuses_is_refused_before_the_teacher_trains(
+    settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ridge, "teach", None)
+    with pytest.raises(ConfigError):
+        distill(task(), "krr", nodes=6, settings=settings)
 
 
 def test_a_teacher_is_kept_for_its_task_and_seed_alone() -> None:

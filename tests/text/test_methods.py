@@ -1,9 +1,11 @@
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import SoftmaxLabels
@@ -37,9 +39,10 @@ def test_exact_distillation_returns_the_full_ridge(classes: int, ridge: float) -
     torch.testing.assert_close(ridge_weights(points, targets, ridge), full, rtol=0, atol=1e-10)
 
 
-def test_exact_distillation_is_judged_like_all_texts(task: TextTask) -> None:
+def test_exact_distillation_is_judged_like_all_texts(task: TextTask, tmp_path: Path) -> None:
     for ipc in (1, 10):
-        found = distill(task, "ridge-exact", ipc=ipc)
+        distill(task, "ridge-exact", ipc=ipc, out=tmp_path / str(ipc))
+        found = DistilledSet.load(tmp_path / str(ipc))
         assert len(found.batch.weight) == 2
         judged = evaluate(task, found, judges=["ridge"], baselines=("whole",))
         assert judged.headline().mean == judged.baselines["whole"][0].mean
