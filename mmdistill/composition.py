@@ -40,11 +40,11 @@ GROUPS = ("codes", "decoder", "labels", "objective")
 def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, object]) -> dict[str, str]:
     """Return the given settings that the run does not read, each with the reason, where ``{}`` stands for its name."""
     ignored = method.ignored_settings(budget, given)
+    reasons = dict.fromkeys(ignored, f"{method.title} does not read {{}}, which changes nothing")
     if given.get("augment") and "augment" not in ignored:
         sample = task.select(torch.tensor([0]))
-        if task.augment(Draws(0), sample, shared=False) is sample:  # there is no augmentation of such data
-            ignored.append("augment")
-    reasons = dict.fromkeys(ignored, f"{method.title} does not read {{}}, which changes nothing")
+        if task.augment(Draws(0), sample, shared=False) is sample:
+            reasons["augment"] = "{} changes nothing, since such data are not augmented"
     settings = method.settings(budget)
     for name, other in OF_ANOTHER.items():
         if name in given and name not in reasons and not getattr(settings, other):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from mmdistill.abilities import DescribesJudges, StoresSamples, judge_facts
+from mmdistill.abilities import DescribesJudges, StoresSamples
 from mmdistill.errors import MmdistillError
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.runtime import Draws
@@ -221,16 +221,17 @@ def check_judges(task: Task) -> None:
     """Check that a task that describes its judges refuses unknown ones, which commands and ``evaluate`` leave to it.
 
     Raises:
-        ConformanceError: it gives a name to an unknown judge.
+        ConformanceError: it gives a name to an unknown judge, or fails otherwise than by an error of the library.
     """
+    if not isinstance(task, DescribesJudges):
+        return
     try:
-        name = judge_facts(task, "no such judge").name
+        outcome = f"got the judge {task.describe_judge('no such judge').name!r}"
     except MmdistillError:
         return
-    require(
-        not isinstance(task, DescribesJudges),
-        f"describe_judge: an unknown judge must raise, as in names.known_name, got the judge {name!r}",
-    )
+    except Exception as error:
+        outcome = f"got a {type(error).__name__}"
+    raise ConformanceError(f"describe_judge: an unknown judge must raise a ConfigError, as names.known_name, {outcome}")
 
 
 def check_gradient(at: Callable[[Tensor], Tensor], leaf: Tensor) -> None:

@@ -153,9 +153,10 @@ def test_a_task_that_describes_judges_refuses_unknown_ones() -> None:
     task = BlobTask()
     task.describe_judge = lambda name: PlainJudge(known_name("judge", name, task.judges))  # type: ignore[attr-defined]
     check_task(task)
-    task.describe_judge = PlainJudge  # type: ignore[attr-defined]
-    with pytest.raises(ConformanceError, match="describe_judge: an unknown judge must raise"):
-        check_task(task)
+    for lenient, outcome in ((PlainJudge, "the judge 'no such judge'"), ({}.__getitem__, "a KeyError")):
+        task.describe_judge = lenient  # type: ignore[attr-defined]
+        with pytest.raises(ConformanceError, match=f"an unknown judge must raise a ConfigError, .*got {outcome}"):
+            check_task(task)
 
 
 def test_a_sum_that_rounds_to_above_one_is_a_score(result: DistilledSet) -> None:

@@ -20,7 +20,8 @@ class MixedMinibatches:
         augmentation: of each image; None: none.
         cutmix: the probability that a minibatch is mixed.
     Shapes:
-        batches of images ``(n, channels, height, width)``; targets come back as ``(n, C)`` soft labels if ``cutmix``.
+        batches of images ``(n, channels, height, width)``; targets come back as ``(n, C)`` soft labels if
+        ``cutmix`` and both sides have several pixels.
     Raises:
         ConfigError: ``cutmix`` is not a probability.
     Source: Kim et al., ICML 2022.

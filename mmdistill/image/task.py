@@ -116,7 +116,7 @@ class ImageTask:
         """
         if not self.data.planar:
             if chosen.augment:
-                raise UnsupportedError(f"{NOT_AUGMENTED}: leave out judge_augment, and scores that need augmentation")
+                raise UnsupportedError(f"{NOT_AUGMENTED}: leave out judge_augment")
             chosen = replace(chosen, augment=False)
         self.chosen = chosen
         own_settings = self.protocol.own_settings(chosen.augment)
@@ -243,8 +243,10 @@ class ImageTask:
         """Return the label-robust and the augmentation-robust score, see :mod:`mmdistill.image.robust`.
 
         Raises:
-            UnsupportedError: a judge that does not train.
+            UnsupportedError: a judge that does not train, or images with a side of one pixel.
         """
+        if not self.data.planar:
+            raise UnsupportedError(f"{NOT_AUGMENTED}; robust scores compare trainings with and without augmentation")
         if is_solved(self, judge):
             raise UnsupportedError(
                 f"robust scores compare trainings with and without augmentation, and {judge} does not train"

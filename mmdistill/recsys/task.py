@@ -226,12 +226,13 @@ class RecsysTask:
         Raises:
             ConfigError: an unknown judge.
         """
-        kind = self._kind(judge)
+        name = known_name("judge", judge, self.judge_kinds)
+        kind = self.judge_kinds[name]
 
         def epochs_on(samples: int | None) -> int | None:
             return None if kind.epochs is None else kind.epochs(self, samples or self.data.num_users)
 
-        return PlainJudge(canonical(judge), reads=kind.reads, epochs_on=epochs_on)
+        return PlainJudge(name, reads=kind.reads, epochs_on=epochs_on)
 
     def _kind(self, name: str) -> RecommenderJudge:
         return self.judge_kinds[known_name("judge", name, self.judge_kinds)]

@@ -444,7 +444,7 @@ def test_an_ignored_option_is_noted(
     masks = {f"{part}_mask": torch.arange(6) // 2 == index for index, part in enumerate(("train", "val", "test"))}
     settings = {"steps": 1, "outer_steps": 1, "inner_steps": 1, "augment": True}
     distill(graph_task({**graph, **masks}), "gcond-x", nodes=2, settings=settings)
-    assert "does not read augment, which changes nothing" in caplog.text
+    assert "augment changes nothing, since such data are not augmented" in caplog.text
     idle = "note: KIP reads no network, nor does its judge: --width changes nothing\n"
     given = ["--method", "kip", "--steps", "1", "--baselines", "none", "--width", "8"]
     others = (("--judges", "convnet"), ("--label", "teacher", "--teacher-epochs", "1"), ("--init", "herding"))

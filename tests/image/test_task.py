@@ -21,6 +21,7 @@ from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.data import build
 from mmdistill.image.datasets import load
 from mmdistill.image.draw import folder_name
+from mmdistill.image.methods.ridge import may_mirror
 from mmdistill.image.task import MIRRORED, NOT_AUGMENTED
 from mmdistill.labels import centred_one_hot, is_distribution, target_loss
 from mmdistill.registry import get_method
@@ -139,9 +140,11 @@ def test_images_with_a_side_of_one_pixel_are_augmented_neither_by_methods_nor_by
     with pytest.raises(UnsupportedError, match=r"a side of one pixel may be vectors.* leave out judge_augment"):
         image_task((images, labels), model="mlp", judge_augment=True)
     task = image_task((images, labels), model="mlp", judge_epochs=1)
-    with pytest.raises(UnsupportedError, match=r"a side of one pixel .* scores that need augmentation"):
+    with pytest.raises(UnsupportedError, match=r"a side of one pixel .*; robust scores compare"):
         task.robust(flat, "mlp", Draws(0), 1, {}, None)
     assert image_task(tiny()).describe().preprocessing["notes"] == [MIRRORED]
+    coloured = [image_task((torch.rand(40, 3, *sides), labels), model="mlp") for sides in ((1, 6), (2, 3))]
+    assert [may_mirror(task) for task in coloured] == [False, True]
 
 
 def test_loss_is_cross_entropy_for_distributions_and_squared_error_otherwise() -> None:

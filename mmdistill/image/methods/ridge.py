@@ -60,8 +60,8 @@ def with_its_mirror(task: Task, syn: Batch, limit: int = MIRRORED) -> Batch:
 
 
 def may_mirror(task: Task) -> bool:
-    """Return whether a task's images are in colour and keep their class when mirrored."""
-    return isinstance(task, ImageTask) and task.data.mirror and task.data.shape[0] == 3
+    """Return whether a task's images are in colour, keep their class when mirrored, and may be augmented at all."""
+    return isinstance(task, ImageTask) and task.data.mirror and task.data.shape[0] == 3 and task.data.planar
 
 
 def with_mirror_images(batch: Batch) -> Batch:
