@@ -44,10 +44,8 @@ def distiller_of(
         changes["syn_batch"] = 1
     if masked:
         changes |= {"masked": masked, "masked_by": masked_by}
-    method = get_method(
-        get_domain("image"), name, "digits" if name in ("datm", "pad") else ""
-    )  # whose experts are quick
-    method = method.with_settings(**changes)
+    data = "digits" if name in ("datm", "pad") else ""  # for quick experts, which label the start
+    method = get_method(get_domain("image"), name, data).with_settings(**changes)
     if name in WITH_EXPERTS:  # reading these from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())
     budget = 4 if name in ("kfs", "haba") else 2  # what their codes share takes the bytes of three
