@@ -77,8 +77,7 @@ def asked_teacher(
         schedule: of the run.
         samples: the run's samples, or others of the same kind; None: they are built in a rehearsal.
     """
-    parts = [schedule] if method.solve is not None else [method.make_objective(settings), schedule]
-    teachers = [part.describe_teacher(task) for part in parts if isinstance(part, TrainsTeacher)]
+    teachers = _own_teachers(task, method, settings, schedule)
     if samples is None and not any(teachers):
         with rehearsal(), suggest_noise(task, method, budget, settings):
             samples = method.make_parameterization(task, budget, settings, Draws(0, device=task.device).fold("start"))
@@ -89,9 +88,13 @@ def asked_teacher(
 
 def trains_first(task: Task, method: Method, settings: Settings) -> bool:
     """Return whether networks train before a run's first step: a generator, or the teacher of its objective."""
-    objective = None if method.solve is not None else method.make_objective(settings)
-    teacher = objective.describe_teacher(task) if isinstance(objective, TrainsTeacher) else ""
-    return bool(method.describe_pretraining(task) or teacher)
+    return bool(method.describe_pretraining(task)) or any(_own_teachers(task, method, settings))
+
+
+def _own_teachers(task: Task, method: Method, settings: Settings, *parts: object) -> list[str]:
+    """Describe the teachers that a run's objective and other parts train; "" for one that is not needed."""
+    objective = () if method.solve is not None else (method.make_objective(settings),)
+    return [part.describe_teacher(task) for part in (*objective, *parts) if isinstance(part, TrainsTeacher)]
 
 
 def is_teacher_idle(task: Task, method: Method, budget: int, judges: Iterable[str]) -> bool:

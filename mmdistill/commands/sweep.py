@@ -238,7 +238,8 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
     Raises:
         CheckpointError: a finished run's training data were others than this sweep's.
     """
-    networks = get_domain(task.describe().domain).networks
+    info = task.describe()
+    networks = get_domain(info.domain).networks
     key, own = _task_key(configs[0], networks), task
     states = {}
     for config in configs:
@@ -247,7 +248,7 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
         if distilled is None:
             states[config] = "unfinished" if holds_work(folder) else "new"
             continue
-        if distilled.info.fingerprint == task.describe().fingerprint:
+        if distilled.info.fingerprint == info.fingerprint:
             states[config] = _state(config, distilled, task)
             continue
         if (asked := _task_key(config, networks)) != key:

@@ -74,7 +74,7 @@ def robust_scores(
         classes: the images' hard labels; None: from their labels.
     Raises:
         ShapeError: labels that are a named dict.
-        UnsupportedError: judges that relabel the images, or images that are not augmented.
+        UnsupportedError: judges that relabel the images.
 
     Differs from:
         the published package, which chooses each set's learning rate on test data and reports the best epoch; here
@@ -89,9 +89,9 @@ def robust_scores(
     soft = targets.is_floating_point()
     hard_labels = classes_of(targets, len(task.data.class_names)) if classes is None else classes.to(targets.device)
     hard = synthetic._replace(targets=hard_labels)
-    augmented, plain = (task.judged_by(replace(task.chosen, augment=augment)) for augment in (True, False))
     teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
     given = given_teacher(task)
+    augmented, plain = (task.judged_by(replace(task.chosen, augment=augment)) for augment in (True, False))
 
     def accuracy(of: "ImageTask", batch: Batch | None, key: Draws, carried: Mapping[str, Tensor]) -> float:
         return of.evaluate(batch, judge, key, 1, carried).values["accuracy"][0]

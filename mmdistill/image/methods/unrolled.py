@@ -304,21 +304,7 @@ def _reduced_dd(ipc: int) -> Settings:
     Now and then a student's gradient is ten times as long as usual. Rates that grow fast lower the loss sooner, but
     then some students diverge.
     """
-    return Settings(
-        steps=150,
-        real_batch=256,
-        optimizers={
-            "codes": OptimizerSpec("adam", 0.1, cosine=True),
-            "objective": OptimizerSpec("adam", 0.01, cosine=True),
-        },
-        init="herding",
-        inner_steps=30,
-        inner_lr=0.05,
-        inner_batch=0,
-        inner_momentum=0.5,
-        inner_parts=1 if ipc < 10 else 5,
-        clip=0.3,
-    )
+    return replace(_digits_dd(ipc), steps=150, inner_steps=30, inner_parts=1 if ipc < 10 else 5)
 
 
 def _reduced_rat(ipc: int) -> Settings:
