@@ -202,12 +202,17 @@ def test_labels_of_any_kind(task: Task) -> None:
             import_set(task, {"images": images, "labels": given})
 
 
+def test_channels_that_stand_last_are_brought_forward(task: Task) -> None:
+    images, labels = ten()
+    first, last = (import_set(task, {"images": way, "labels": labels}) for way in (images, images.permute(0, 2, 3, 1)))
+    assert torch.equal(parts(first.batch)["inputs"], parts(last.batch)["inputs"])
+
+
 def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
     images, labels = ten()
     for given, message in (
         (images[:, :, :7], r"images of digits are \(n, 1, 8, 8\), got \(10, 1, 7, 8\)"),
         (images.expand(-1, 3, -1, -1) * torch.arange(3).view(3, 1, 1), r"got \(10, 3, 8, 8\)"),
-        (images.permute(0, 2, 3, 1), "bring the channels forward"),
         (images.long(), "bytes .uint8. or floats"),
         (images / 0, "NaN or infinite"),
         ("none", "is a str, and a tensor of numbers is expected"),

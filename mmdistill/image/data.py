@@ -192,7 +192,8 @@ def build(
 
     Args:
         name: the data set's name or path.
-        train: images ``(N, channels, height, width)`` or ``(N, height, width)``, and labels ``(N,)``.
+        train: images ``(N, channels, height, width)``, ``(N, height, width)`` or, where :func:`channels_last` holds,
+            ``(N, height, width, channels)``, and labels ``(N,)``.
         test: the same for testing; None holds out a fifth of each class, drawn from the seed; copies stay together.
         class_names: by class index; None numbers the classes.
         scale: divides raw values; None is 255 for bytes and 1 for floats.
@@ -208,6 +209,7 @@ def build(
             training and test images of two types or scales.
     """
     num_classes = None if class_names is None else len(class_names)
+    notes += axes_note("training images", train[0])
     images, labels = check(f"training images of {name}", *train, num_classes=num_classes)
     names = _class_names(name, labels, class_names)
     if test is None:
@@ -217,6 +219,7 @@ def build(
         notes += tuple(repeated_note(repeats, len(first_alike), "images"))
         images, labels, test_images, test_labels = split(name, images, labels, first_alike, seed, class_names)
     else:
+        notes += axes_note("test images", test[0])
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=len(names))
     _require_comparable(name, images, test_images)
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
@@ -292,18 +295,37 @@ def enough_epochs(images: int) -> int:
     return max(WHOLE_EPOCHS, -(-WHOLE_UPDATES // -(-images // WHOLE_BATCH)))
 
 
+def channels_last(images: Tensor) -> bool:
+    """Return whether images are ``(N, height, width, channels)``, as NumPy's mostly are, and can hardly be otherwise.
+
+    So are 3 or 4 values per pixel of sides above 4, and one value per pixel of a square.
+    """
+    if images.ndim != 4 or min(images.shape[1:3]) <= 4:
+        return False
+    height, width, channels = images.shape[1:]
+    return channels in (3, 4) or (channels == 1 and height == width)
+
+
+def axes_note(what: str, images: Tensor) -> tuple[str, ...]:
+    """Return a note that the channels of images are read from the last axis, if they are."""
+    return (f"{what}: {tuple(images.shape)} is read as (N, height, width, channels)",) * channels_last(images)
+
+
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
     """Return images with a channel axis and int64 labels once both are valid.
 
     Shapes:
-        images ``(N, channels, height, width)`` or ``(N, height, width)``, bytes or floats; labels ``(N,)``; returns
-        ``(N, channels, height, width)``, uint8 or float32, and ``(N,)``.
+        images ``(N, channels, height, width)``, ``(N, height, width)`` or, where :func:`channels_last` holds, ``(N,
+        height, width, channels)``, bytes or floats; labels ``(N,)``; returns ``(N, channels, height, width)``, uint8 or
+        float32, and ``(N,)``.
     Raises:
         DataError: see :func:`build`.
     """
     images, labels = images.detach(), labels.detach()
     if images.ndim == 3:
         images = images[:, None]
+    elif channels_last(images):
+        images = images.movedim(-1, 1).contiguous()
     if labels.ndim == 2 and len(labels) == len(images):
         raise DataError(
             f"{what}: labels are class indices (N,), got {tuple(labels.shape)}; of one-hot rows give labels.argmax(1)"
@@ -317,11 +339,6 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     channels, height, width = images.shape[1:]
     if not channels * height * width:
         raise DataError(f"{what}: images of shape {tuple(images.shape[1:])} have no pixels")
-    if channels > 4 and (width in (3, 4) or (width == 1 and channels == height)):
-        raise DataError(
-            f"{what}: {tuple(images.shape)} looks like (N, height, width, channels), and (N, channels, height, width) "
-            "is expected: give images.permute(0, 3, 1, 2) of a tensor, images.transpose(0, 3, 1, 2) of an array"
-        )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(
             f"{what}: labels must be integer class indices, got {labels.dtype}; whole numbers become such by "

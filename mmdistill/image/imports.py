@@ -135,7 +135,9 @@ def _require_whitening(matrix: Tensor, data: ImageData) -> None:
 
 
 def _to_data_shape(images: Tensor, data: ImageData) -> Tensor:
-    """Return images in the data's shape; converts grey to colour, and colour with equal channels to grey, if needed.
+    """Return images in the data's shape, the channels brought forward if they stand last.
+
+    Grey becomes colour, and colour with equal channels grey, if needed.
 
     Raises:
         DataError: another shape, another type, or NaN.
@@ -143,17 +145,15 @@ def _to_data_shape(images: Tensor, data: ImageData) -> Tensor:
     channels = data.shape[0]
     if images.ndim == 3 and channels == 1:
         images = images[:, None]
+    elif images.ndim == 4 and images.shape[1:] == (*data.shape[1:], channels) != data.shape:
+        images = images.movedim(-1, 1)
     if images.ndim == 4 and images.shape[2:] == data.shape[1:] and images.shape[1] != channels:
         if images.shape[1] == 1:
             images = images.expand(-1, channels, -1, -1)
         elif channels == 1 and bool((images == images[:, :1]).all()):
             images = images[:, :1]
     if images.ndim != 4 or images.shape[1:] != data.shape or not len(images):
-        channels_last = images.ndim == 4 and images.shape[1:] == (*data.shape[1:], channels)
-        hint = "; bring the channels forward: images.permute(0, 3, 1, 2)" if channels_last else ""
-        raise DataError(
-            f"images of {data.name} are (n, {', '.join(map(str, data.shape))}), got {tuple(images.shape)}{hint}"
-        )
+        raise DataError(f"images of {data.name} are (n, {', '.join(map(str, data.shape))}), got {tuple(images.shape)}")
     if images.is_floating_point():
         if not bool(images.isfinite().all()):
             raise DataError("images hold NaN or infinite values")

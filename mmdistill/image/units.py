@@ -33,8 +33,8 @@ def normalised(images: Any, found: DistilledSet) -> Tensor:
         found: the set.
 
     Shapes:
-        images ``(..., channels, height, width)``, or ``(n, height, width)`` with one channel; returns them with a
-        channel axis, float32.
+        images ``(..., channels, height, width)``, ``(..., height, width, channels)``, or ``(n, height, width)`` with
+        one channel; returns ``(..., channels, height, width)``, float32.
     Raises:
         UnsupportedError: the set is not of images.
         ShapeError: the images' shape is not the set's.
@@ -43,12 +43,12 @@ def normalised(images: Any, found: DistilledSet) -> Tensor:
     units, whitening, mean, std = _units(found)
     raw = recordable(_as_tensor(images).detach())
     shape = tuple(units["shape"])
+    raw = raw.movedim(-1, -3) if raw.shape[-3:] == (*shape[1:], shape[0]) != shape else raw
     raw = raw[:, None] if raw.ndim == 3 and raw.shape[-3:] != shape and shape[0] == 1 else raw
     if raw.shape[-3:] != shape:
-        hint = "; give images.permute(0, 3, 1, 2)" if raw.shape[1:] == (*shape[1:], shape[0]) else ""
         raise ShapeError(
             f"images of {found.info.data} are (..., channels, height, width) and end with {shape}, got "
-            f"{tuple(raw.shape)}{hint}"
+            f"{tuple(raw.shape)}"
         )
     _require_scale(raw, units, found)
     scaled = raw.to(torch.float32) / units["scale"]

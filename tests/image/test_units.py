@@ -66,6 +66,14 @@ def test_what_a_host_has_set_changes_no_units(
     assert not normalised(test.float().requires_grad_(), found).requires_grad
 
 
+def test_channels_may_stand_last(tmp_path: Path) -> None:
+    task = image_task("digits", width=4)
+    test = task.data.test_images[:20]
+    found = saved(task, test, tmp_path)
+    assert torch.equal(normalised(np.transpose(test.numpy(), (0, 2, 3, 1)), found), task.data.normalise(test))
+    assert torch.equal(normalised(test[0].movedim(0, -1), found), task.data.normalise(test[0]))
+
+
 def test_images_in_other_units_or_forms_are_refused(tmp_path: Path) -> None:
     task = image_task("digits", width=4)
     test = task.data.test_images[:20]
@@ -76,8 +84,6 @@ def test_images_in_other_units_or_forms_are_refused(tmp_path: Path) -> None:
     assert torch.equal(normalised(test.float(), found), task.data.normalise(test))
     with pytest.raises(ShapeError, match=r"end with \(1, 8, 8\), got \(20, 1, 7, 8\)$"):
         normalised(test[:, :, 1:], found)
-    with pytest.raises(ShapeError, match="permute"):
-        normalised(np.transpose(test.numpy(), (0, 2, 3, 1)), found)
     for odd, given in ((test > 3, r"pixels are .* got torch.bool"), ("digits", "a tensor or an array, got str")):
         with pytest.raises(DataError, match=given):
             normalised(odd, found)
