@@ -15,12 +15,15 @@ import pandas as pd
 from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
 from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
 from mmdistill.files.decoding import HEAD_BYTES, decoded
+from mmdistill.names import brief_repr, first_few
 
 TableRow = dict[str, Any]
 JSON, BY_PANDAS = (".jsonl", ".ndjson", ".json"), (".parquet", ".feather")
 UNDELIMITED = (*JSON, *BY_PANDAS)
 SUFFIXES = (".tsv", ".csv", ".txt", *UNDELIMITED)
 """File name endings of tables; ``.gz`` may follow."""
+LISTED = 20
+"""How many columns of a table an error names."""
 
 
 def suffix(path: Path) -> str:
@@ -213,7 +216,12 @@ def named(columns: Iterable[object], given: object, source: object) -> int:
         if given in spellings:
             return spellings.index(given)
     hint = did_you_mean(given, without_types)
-    raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {', '.join(map(repr, without_types))})")
+    raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {listed(without_types)})")
+
+
+def listed(columns: Iterable[object]) -> str:
+    """Return the names of columns for messages, without the rest of many and of long ones, which may be texts."""
+    return first_few([brief_repr(str(column)) for column in columns], LISTED)
 
 
 def guessed(columns: Iterable[object], guesses: Iterable[str]) -> int | None:

@@ -14,6 +14,7 @@ from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import ClassNames
 from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
@@ -305,7 +306,7 @@ def image_task(
     width: int | None = None,
     features: str | Sequence[str] = (),
     test: Source | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     name: str | None = None,
     mirror: bool | None = None,
     size: int | None = None,

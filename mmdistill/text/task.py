@@ -14,6 +14,7 @@ from mmdistill.abilities import in_place_of, judging_overrides
 from mmdistill.checks import require_at_least, require_kind, require_sizes
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import ClassNames
 from mmdistill.labels import are_probabilities, require_targets
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
@@ -266,7 +267,7 @@ def text_task(
     noise: float = 0.0,
     text_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     name: str | None = None,
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,

@@ -12,6 +12,7 @@ from mmdistill.abilities import in_place_of, judging_overrides
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import ClassNames
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
@@ -294,7 +295,7 @@ def token_task(
     test: Pair | Table | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     name: str | None = None,
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
