@@ -138,9 +138,9 @@ def _digest(*parts: TextSplit) -> str:
     return digest.hexdigest()
 
 
-TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table]
+TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table | str | Path]
 """Data as a user may give them: a name, a path, ``(texts, labels)``, a table, or a mapping from split names to such
-pairs or tables; each text may be a pair of texts."""
+pairs, tables or files of tables; each text may be a pair of texts."""
 
 
 @isolated
@@ -186,7 +186,7 @@ def load_text(
     return _finish(name, raw if names is None else raw._replace(class_names=names), seed)
 
 
-def _read_values(source: Pair | Table | Mapping[str, Pair | Table], columns: Columns) -> Raw:
+def _read_values(source: Pair | Table | Mapping[str, Pair | Table | str | Path], columns: Columns) -> Raw:
     """Read in-memory data."""
     if isinstance(source, tuple):
         columns.require_none(UNNAMED)
@@ -201,6 +201,11 @@ def _read_values(source: Pair | Table | Mapping[str, Pair | Table], columns: Col
         "with a list per column, or a list with a dictionary per row) or a mapping of split names to such, got "
         f"{type(source).__name__}"
     )
+
+
+def is_known(source: str | Path) -> bool:
+    """Return whether a source is the name of a known data set, or of one on the hub."""
+    return isinstance(source, str) and (on_hub(source) or canonical(source) in SOURCES)
 
 
 def _read_named(source: str | Path, columns: Columns) -> tuple[str, Raw]:

@@ -102,6 +102,12 @@ def pair_split(name: str, pair: Pair) -> RawSplit:
     texts, labels = pair
     if isinstance(texts, str):
         raise DataError(f"{name}: expected a list of texts, got one text")
+    if isinstance(texts, Tensor) or (isinstance(texts, np.ndarray) and texts.dtype.kind in "fiu"):
+        raise DataError(
+            f"{name}: expected a list of texts, got numbers of shape {tuple(texts.shape)}; give points of your own "
+            "beside their texts: points = dict(zip(texts, embeddings)), and then text_task((texts, labels), "
+            "encoder=lambda texts: [points[text] for text in texts])"
+        )
     for what, part in (("texts", texts), ("labels", labels)):
         if not isinstance(part, Iterable) or not hasattr(part, "__len__"):
             raise DataError(f"{name}: expected a list of {what}, got {type(part).__name__}")

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -263,7 +264,7 @@ def text_task(
     model: ModelLike = "mlp",
     width: int | None = None,
     features: str | Sequence[str] = (),
-    test: Pair | Table | None = None,
+    test: Pair | Table | str | Path | None = None,
     noise: float = 0.0,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -289,8 +290,8 @@ def text_task(
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
         features: for your own network, the submodules whose activations are its features.
-        test: a pair or a table to test on, with ``data`` a pair ``(texts, labels)`` or a table; a fifth is held out by
-            default.
+        test: a pair, a table or a file of one to test on, with ``data`` a pair ``(texts, labels)``, a table or a file
+            of one; a fifth is held out by default. Files with test data are data in memory, which ``name`` may name.
         noise: the strength of the noise that siamese augmentation adds; 0 is none.
         text_column: the text column; guessed by default.
         label_column: the label column; guessed by default.
@@ -318,7 +319,7 @@ def text_task(
     device = choose_device(device)
     source = with_test(data, test)
     loaded = load_text(source, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
-    loaded = called(loaded, name, data, SOURCES)
+    loaded = called(loaded, name, source, SOURCES)
     sentence_encoder = make_encoder(encoder, device)
     encoded = encode_splits(sentence_encoder, loaded)
     loaded = replace(loaded, notes=(*loaded.notes, *sentence_encoder.notes))
