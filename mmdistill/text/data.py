@@ -23,6 +23,7 @@ from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
 from mmdistill.text.checks import WHOLE, checked_rows, row_name
+from mmdistill.text.folders import is_text_folder, read_text_folder
 from mmdistill.text.inputs import (
     UNNAMED,
     Pair,
@@ -154,15 +155,16 @@ def load_text(
 ) -> TextData:
     """Load, check and split labelled texts.
 
-    If the source has no development split, it is a stratified 10 % of the training split. If a single table or pair has
-    no test split, it is a stratified 20 %, and repeats of a text stay in one split. A folder must hold its own test
-    file. If a Hugging Face set has no test labels, its validation split serves as the test split.
+    Without a test split with labels, the validation split is tested on; without both, a stratified 20 % of the data
+    is, and repeats of a text stay in one split. Without a development split, it is a stratified 10 % of the training
+    split.
 
     Args:
-        source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
-            ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list
-            with a dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs
-            or tables by split name.
+        source: ``sst2`` or ``trec`` under the data root, a file, a folder with train and test files (and dev) or with a
+            subfolder of text files for each class (perhaps under ``train``, ``dev`` and ``test``), ``hf:NAME`` or
+            ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list with a
+            dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs, tables
+            or files of tables by split name.
         text_column: the text column, or two comma-separated columns of text pairs; guessed by default.
         label_column: the label column; guessed by default.
         class_names: names by class index, see :data:`~mmdistill.files.classes.ClassNames`; labels are then indices into
@@ -218,17 +220,20 @@ def _read_named(source: str | Path, columns: Columns) -> tuple[str, Raw]:
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a path looks like a table of texts or a folder with such a training table."""
+    """Return whether a path looks like a table of texts, or a folder with such a training table or texts by class."""
     if path.is_dir():
         files = _split_files(path)
-        return "train" in files and may_hold_texts(files["train"])
+        return may_hold_texts(files["train"]) if "train" in files else is_text_folder(path)
     return path.is_file() and may_hold_texts(path)
 
 
 def _read_path(source: str | Path, columns: Columns) -> Raw:
     path = users_path(source)
     if path.is_dir():
-        return _read_folder(path, columns, str(path))
+        if "train" in _split_files(path) or not is_text_folder(path):
+            return _read_folder(path, columns, str(path), ("train",), "a subfolder of text files for each class")
+        columns.require_none(f"{path} holds a text in each file, so there are no columns")
+        return read_text_folder(path)
     if not path.exists():
         if suffix(path) not in SUFFIXES:
             raise unknown_data("text data set", str(source), SOURCES)
@@ -260,9 +265,18 @@ def _read_source(name: str, columns: Columns) -> Raw:
     return raw._replace(class_names=source.class_names)
 
 
-def _read_folder(
-    folder: Path, columns: Columns, name: str, needed: Sequence[str] = ("train",), published: str = ""
-) -> Raw:
+def _read_folder(folder: Path, columns: Columns, name: str, needed: Sequence[str], instead: str) -> Raw:
+    """Read a folder with a table for each split.
+
+    Args:
+        folder: with the tables.
+        columns: those that the user named.
+        name: of the data, for messages.
+        needed: the splits that it must have.
+        instead: what else could be there, in words, for messages.
+    Raises:
+        DataError: a split is missing or cannot be read.
+    """
     files = _split_files(folder)
     missing = [split for split in needed if split not in files]
     if missing:
@@ -271,7 +285,7 @@ def _read_folder(
         raise DataError(
             f"{name}: expected {' and '.join(f'{split}.tsv' for split in missing)} (or .csv, .jsonl) in {folder}, but "
             f"{contents}; put the files there, each with a header and the columns 'label' and 'text'"
-            f"{published and f', or {published}'} (MMDISTILL_DATA sets the data root)"
+            f"{instead and f', or {instead}'} (MMDISTILL_DATA sets the data root)"
         )
     return read_splits(files, columns)
 
