@@ -37,7 +37,8 @@ def read_text_folder(folder: Path) -> Raw:
     splits: dict[str, RawSplit] = {}
     for split, part in (parts or {WHOLE: folder}).items():
         classes = [sub for sub in class_folders(part) if sub.name.lower() not in UNLABELLED]
-        notes += [f"{part.name}/{sub.name}/ is not read" for sub in class_folders(part) if sub not in classes]
+        unlabelled = [sub for sub in class_folders(part) if sub not in classes]
+        notes += [f"the texts of {part.name}/{sub.name}/ have no class and are not read" for sub in unlabelled]
         notes += loose_note(part, _is_text, "text")
         if classes:
             splits[split], unread = _read_classes(classes)

@@ -284,9 +284,9 @@ def text_task(
             dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs or
             tables by split name, ``{"train": ..., "dev": ..., "test": ...}``.
         encoder: ``minilm``, ``tfidf``, ``average``, a transformers model's name or folder, or a function from a list
-            of n texts to an ``(n, d)`` tensor, or a model with such a method called ``encode``. A function is
-            identified by its name and some training points. ``CallableEncoder(function, name)`` identifies it by your
-            name instead, and then its points are cached.
+            of n texts to an ``(n, d)`` tensor, or a model with such a method called ``encode`` or ``transform``. A
+            function is identified by its name and some training points. ``CallableEncoder(function, name)`` identifies
+            it by your name instead, and then its points are cached.
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
         features: for your own network, the submodules whose activations are its features.
@@ -295,7 +295,7 @@ def text_task(
         noise: the strength of the noise that siamese augmentation adds; 0 is none.
         text_column: the text column; guessed by default.
         label_column: the label column; guessed by default.
-        class_names: names by class index.
+        class_names: names by class index: a list, an array, or a mapping as transformers' ``id2label``.
         name: name of in-memory data in reports and run comparisons.
         device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
         judge_epochs: epochs of trained judges; None keeps the protocol's number.

@@ -320,7 +320,7 @@ def token_task(
             of one; a fifth is held out by default. Files with test data are data in memory, which ``name`` may name.
         text_column: the text column; guessed by default.
         label_column: the label column; guessed by default.
-        class_names: names by class index.
+        class_names: names by class index: a list, an array, or a mapping as transformers' ``id2label``.
         name: name of in-memory data in reports and run comparisons.
         device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
         judge_epochs: epochs of trained judges, for sets without learned steps; None keeps the protocol's number.

@@ -66,7 +66,7 @@ def test_what_is_beside_the_classes_is_said(tmp_path: Path) -> None:
     assert unread(found) == [
         "more/ beside the splits is not read",
         f"{tmp_path.name}/: 1 texts beside the subfolders are not read",
-        "train/unsup/ is not read",
+        "the texts of train/unsup/ have no class and are not read",
         "train/: 1 texts beside the subfolders are not read",
         "train/: files of other kinds are not read: 1 .feat",
     ]
