@@ -60,7 +60,7 @@ class DistillConfig:
         length: tokens kept of each text, for networks that read tokens; by default what 95 % of them need, at most 128
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
-        user_column: column of the users in a table of interactions
+        user_column: column of the users in a table of interactions; its position from 0 in a file without a header
         item_column: column of the items in a table of interactions
         rating_column: column of the ratings in a table of interactions
         time_column: column of the times in a table of interactions

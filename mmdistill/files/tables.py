@@ -24,6 +24,8 @@ SUFFIXES = (".tsv", ".csv", ".txt", *UNDELIMITED)
 """File name endings of tables; ``.gz`` may follow."""
 LISTED = 20
 """How many columns of a table an error names."""
+SHOWN = 8
+"""How many names of unread columns a note lists."""
 
 
 def suffix(path: Path) -> str:

@@ -41,7 +41,7 @@ DOMAIN = Domain(
     accepted=ACCEPTED,
     parameterizations=STORAGES,
     reduced=REDUCED,
-    tables=SUFFIXES,
+    tables=(*SUFFIXES, ".dat"),
     network_added=JUDGES.added,
     options=(*READING_OPTIONS, "interactions_per_user", "model", "judge_batch"),
 )

@@ -34,10 +34,10 @@ def recsys_task(
     features: str | Sequence[str] = (),
     width: int | None = None,
     hold_out: float = 0.0,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    rating_column: str | None = None,
-    time_column: str | None = None,
+    user_column: str | int | None = None,
+    item_column: str | int | None = None,
+    rating_column: str | int | None = None,
+    time_column: str | int | None = None,
     min_rating: float | None = None,
     split_by: SplitBy | None = None,
     name: str | None = None,
@@ -60,7 +60,8 @@ def recsys_task(
         features: names of the module's submodules whose features are matched.
         width: hidden units of ``autoencoder``; 600 by default.
         hold_out: see :class:`RecsysTask`.
-        user_column: name of a table's user column; guessed by default, like the next three.
+        user_column: name of a table's user column, or its position from 0 in a file without a header; guessed by
+            default, like the next three.
         item_column: name of the item column.
         rating_column: name of the rating column.
         time_column: name of the time column.

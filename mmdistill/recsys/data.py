@@ -199,10 +199,10 @@ class Reading:
 def load_interactions(
     source: Source,
     *,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    rating_column: str | None = None,
-    time_column: str | None = None,
+    user_column: str | int | None = None,
+    item_column: str | int | None = None,
+    rating_column: str | int | None = None,
+    time_column: str | int | None = None,
     min_interactions: int = 3,
     min_rating: float | None = None,
     split_by: SplitBy | None = None,
@@ -219,7 +219,8 @@ def load_interactions(
         source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), a tuple
             ``(users, items)``, ``(users, items, ratings)`` or ``(users, items, ratings, times)`` of arrays or lists
             with one entry per interaction, or a matrix (scipy sparse, numpy, torch).
-        user_column: name of a table's user column; guessed by default, like the others.
+        user_column: name of a table's user column, or its position from 0 in a file without a header; guessed by
+            default, like the others.
         item_column: name of the item column.
         rating_column: name of the rating column.
         time_column: name of the time column (numbers or dates), which a split by time reads.
