@@ -65,8 +65,8 @@ class DistillConfig:
         rating_column: column of the ratings in a table of interactions
         time_column: column of the times in a table of interactions
         min_rating: lowest rating that counts as an interaction; any above 0 by default
-        split_by: time tests with each user's latest interactions, random with any; by default a column of splits is
-            heeded, and without one the split is random
+        split_by: time tests with each user's latest tenth of interactions, leave-one-out with the latest one, random
+            with any; by default a split of the data is heeded, and without one the split is random
         schedule: published settings, or reduced ones that a CPU finishes in minutes (images: with --width 32 or less);
             reduced ones exist for mnist, fashion-mnist, cifar10, svhn and, on any interactions, for distill-cf
         steps: updates of the synthetic data

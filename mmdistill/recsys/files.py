@@ -16,7 +16,7 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.files import tables
 from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, USER_COLUMNS
 from mmdistill.files.decoding import HEAD_BYTES, decoded
-from mmdistill.files.tables import BY_PANDAS, SHOWN, SUFFIXES, UNDELIMITED, guessed, spelt, suffix
+from mmdistill.files.tables import SHOWN, SUFFIXES, UNDELIMITED, guessed, spelt, suffix
 from mmdistill.names import first_few
 from mmdistill.recsys.cleaning import feedback
 from mmdistill.recsys.splits import SPLITS
@@ -38,68 +38,32 @@ ALIASES = {
 ACCEPTED = (
     "user,item[,rating][,split] tables (.csv, .tsv, .txt, .jsonl, .json, plain or .gz; .parquet and .feather with "
     "pyarrow), MovieLens ratings.dat and u.data, RecBole .inter (plain or .gz), scipy sparse .npz, or a folder with "
-    "one of them"
+    "one of them, or with train, valid and test tables (train.csv, NAME.train.inter, ...) or LightGCN's train.txt and "
+    "test.txt"
 )
-FOLDER_FILES = (
-    "interactions.csv.gz",
-    "interactions.csv",
-    "interactions.npz",
-    "ratings.dat",
-    "ratings.dat.gz",
-    "u.data",
-    "u.data.gz",
-    "ratings.csv.gz",
-    "ratings.csv",
-)
-"""Files to look for in a folder, in this order; after them a single ``.inter`` file."""
-
 MOVIELENS_100K = re.compile(r"u[1-5ab]?\.(data|base|test)")
 """The file names of MovieLens 100K, whose lines are user, item, rating and time, between tabs."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+NCF = ".rating"
+"""The ending of the files of neural collaborative filtering, in the same layout."""
 COLONS, SPACES = "::", r"\s+"
 """Separators of MovieLens and of other files without a header."""
 
 MISSING = ("", "nan", "NaN", "null", "NULL", "None")
 
 
-def find_file(folder: Path) -> Path:
-    """Return the interaction file of a data set's folder, or of a subfolder that an archive was unpacked into.
+def names_users_and_items(path: Path) -> bool:
+    """Return whether the header of a table names users and items.
 
     Raises:
-        DataError: there is no such file, or more than one ``.inter`` file.
+        DataError: damaged or empty file.
     """
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))]
-    for place in [folder, *inner]:
-        for name in FOLDER_FILES:
-            if (place / name).is_file():
-                return place / name
-        recbole = sorted(place.glob("*.inter"))
-        if len(recbole) > 1:
-            raise DataError(f"{place} has {len(recbole)} .inter files; name the one to read")
-        if recbole:
-            return recbole[0]
-    raise DataError(f"{folder} has no interactions: expected one of {', '.join(FOLDER_FILES)} or an .inter file in it")
-
-
-def looks_like_interactions(path: Path) -> bool:
-    """Return whether a file or folder looks readable as interactions, by its name and header line."""
-    if path.is_dir():
-        try:
-            path = find_file(path)
-        except DataError:
-            return False
-    name = path.name.removesuffix(".gz")
-    if suffix(path) == ".inter" or MOVIELENS_100K.fullmatch(name) or name == "ratings.dat":
-        return True
-    if path.suffix.lower() == ".npz":  # may hold images too, but those are checked first
-        return path.is_file()
-    try:
-        if not path.is_file() or suffix(path) not in (*SUFFIXES, ".dat"):
-            return False
-        fields, separator = (tables.header(path), "") if suffix(path) in UNDELIMITED else _first_line(path)
-        return separator != SPACES and tables.of_interactions(fields)  # words of prose are between spaces too
-    except DataError:
-        return suffix(path) in BY_PANDAS  # let the loader report what is wrong
+    if suffix(path) in UNDELIMITED:
+        return tables.of_interactions(tables.header(path))
+    if suffix(path) not in (*SUFFIXES, ".dat"):
+        return False
+    fields, separator = _first_line(path)
+    return separator != SPACES and tables.of_interactions(fields)  # prose may have such words between spaces
 
 
 @dataclass(frozen=True)
@@ -149,7 +113,7 @@ def read_table(
     if not path.is_file():
         raise DataError(f"there is no file {path}; put the interactions there or name another file")
     is_known = MOVIELENS_100K.fullmatch(path.name.removesuffix(".gz"))
-    if not is_known and suffix(path) not in (*SUFFIXES, ".inter", ".dat"):
+    if not is_known and suffix(path) not in (*SUFFIXES, ".inter", ".dat", NCF):
         raise DataError(f"{path} is no table of interactions; read are {ACCEPTED}")
     if suffix(path) in UNDELIMITED:
         table, notes = tables.read(path, MISSING), tuple[str, ...]()
@@ -167,7 +131,7 @@ def _read_delimited(path: Path, requested: Columns, by_time: bool) -> tuple[pd.D
     The columns of a file without a header are called by their positions.
     """
     fields, separator = _first_line(path)
-    published = separator == COLONS or (separator == "\t" and suffix(path) in (".dat", ".data", ".base", ".test"))
+    published = separator == COLONS or (separator == "\t" and suffix(path) in (".dat", ".data", ".base", ".test", NCF))
     notes, names = tuple[str, ...](), fields
     is_headed, numbered = _has_header(fields, requested, path, published), [str(i) for i in range(len(fields))]
     if not is_headed:

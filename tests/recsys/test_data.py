@@ -9,7 +9,7 @@ from scipy import sparse
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.recsys import DOMAIN, load_interactions, recsys_task
-from mmdistill.recsys.data import resolve
+from mmdistill.recsys.sources import resolve
 from mmdistill.recsys.splits import SPLITS
 from tests.recsys.conftest import ML1M
 
@@ -289,7 +289,7 @@ def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
     (tmp_path / "ml-1m").mkdir()
     path = write_csv(tmp_path / "ml-1m" / "interactions.csv")
-    assert resolve("ML_1M") == path
+    assert resolve("ML_1M") == {"all": path}
     (tmp_path / "two").mkdir()
     for name in ("a.inter", "b.inter"):
         (tmp_path / "two" / name).write_text("x")
@@ -298,7 +298,7 @@ def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
     inner = tmp_path / "ml-20m" / "ml-20m"
     inner.mkdir(parents=True)
     path = write_csv(inner / "ratings.csv")
-    assert resolve("ml-20m") == path
+    assert resolve("ml-20m") == {"all": path}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image.datasets import load
 from mmdistill.recsys import load_interactions, recsys_task
-from mmdistill.recsys.files import looks_like_interactions, read_table
+from mmdistill.recsys.files import read_table
+from mmdistill.recsys.folders import looks_like_interactions
 from mmdistill.recsys.splits import SPLITS, _ranks, by_time
 from mmdistill.registry import domain_of
 from tests.recsys.conftest import taste_matrix
