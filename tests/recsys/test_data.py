@@ -369,6 +369,17 @@ def test_users_and_items_may_come_as_a_tuple():
     assert load_interactions(names).user_ids[0] == "user 1"
 
 
+def test_a_list_of_tuples_is_a_table():
+    table = pd.DataFrame(ROWS, columns=["user", "item", "rating"]).assign(time=range(len(ROWS)))
+    for count in (2, 3, 4):
+        columns = table.iloc[:, :count]
+        found = load_interactions([*columns.itertuples(index=False, name=None)])
+        assert found.fingerprint == load_interactions(columns).fingerprint
+        assert found.notes[0] == f"tuples are read as {', '.join(table.columns[:count])}"
+    with pytest.raises(ConfigError, match="has no names of columns"):
+        load_interactions([(1, 2)] * 5, user_column="user")
+
+
 def test_what_is_no_tuple_of_columns_is_refused():
     users, items, _ = (np.array(column) for column in zip(*ROWS, strict=True))
     with pytest.raises(DataError, match="36 users, 35 items"):
