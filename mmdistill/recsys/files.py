@@ -36,10 +36,10 @@ ALIASES = {
     "time": TIME_COLUMNS,
 }
 ACCEPTED = (
-    "user,item[,rating][,split] tables (.csv, .tsv, .txt, .jsonl, .json, plain or .gz; .parquet and .feather with "
-    "pyarrow), MovieLens ratings.dat and u.data, RecBole .inter (plain or .gz), scipy sparse .npz, or a folder with "
-    "one of them, or with train, valid and test tables (train.csv, NAME.train.inter, ...) or LightGCN's train.txt and "
-    "test.txt"
+    "user,item[,rating][,split] tables (.csv, .tsv, .txt, .dat, .jsonl, .json, plain or .gz; .parquet and .feather "
+    "with pyarrow), MovieLens ratings.dat and u.data, RecBole .inter (plain or .gz), scipy sparse .npz, or a folder "
+    "with one of them, with train, valid and test tables (train.csv, NAME.train.inter, ...), or with LightGCN's "
+    "train.txt and test.txt"
 )
 MOVIELENS_100K = re.compile(r"u[1-5ab]?\.(data|base|test)")
 """The file names of MovieLens 100K, whose lines are user, item, rating and time, between tabs."""
@@ -309,6 +309,7 @@ def _read_rows(path: Path, separator: str, numbers: Collection[int], *, header: 
                 keep_default_na=False,
                 na_values=list(MISSING),
                 index_col=False,
+                skipinitialspace=True,
                 quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL,
             )
     except (ValueError, pd.errors.ParserWarning) as error:

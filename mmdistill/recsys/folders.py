@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmdistill.errors import DataError
-from mmdistill.files.columns import known_split
+from mmdistill.files.columns import SPLIT_NAMES, known_split
 from mmdistill.files.decoding import HEAD_BYTES, decoded
 from mmdistill.files.tables import BY_PANDAS, SUFFIXES, suffix
 from mmdistill.names import first_few
@@ -32,10 +32,10 @@ OF_LISTS = ("train.txt", "test.txt")
 def find_files(folder: Path) -> dict[str, Path]:
     """Return the interaction files of a data set's folder, or of a subfolder that an archive was unpacked into.
 
-    They are a single file under :data:`WHOLE`, or those of a split by train, dev and test.
+    They are a single file under :data:`WHOLE`, or those of a split by train, dev and test; or there are none.
 
     Raises:
-        DataError: there is no such file, more than one ``.inter`` file, or several files for a part or several splits.
+        DataError: more than one ``.inter`` file, several files for a part, or several splits.
     """
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))]
     for place in [folder, *inner]:
@@ -52,10 +52,7 @@ def find_files(folder: Path) -> dict[str, Path]:
             raise DataError(f"{place} has {len(recbole)} .inter files; name the one to read")
         if recbole:
             return {WHOLE: recbole[0]}
-    raise DataError(
-        f"{folder} has no interactions: expected one of {', '.join(FOLDER_FILES)}, an .inter file, or train.csv and "
-        "test.csv in it (or with other endings of tables; NAME.train.inter and NAME.test.inter)"
-    )
+    return {}
 
 
 def _splits(folder: Path) -> dict[str, dict[str, Path]]:
@@ -77,7 +74,11 @@ def _splits(folder: Path) -> dict[str, dict[str, Path]]:
             if split in parts:
                 raise DataError(f"{parts[split]} and {path.name} both name the {split} split; keep one of them")
             parts[split] = path
-    return {name: parts for name, parts in splits.items() if {"train", "test"} <= {*parts}}
+    return {
+        name: {split: parts[split] for split in SPLIT_NAMES if split in parts}
+        for name, parts in splits.items()
+        if {"train", "test"} <= {*parts}
+    }
 
 
 def unread_note(path: Path) -> list[str]:
@@ -94,7 +95,7 @@ def unread_note(path: Path) -> list[str]:
         for other in parts.values()
         if other != path
     ]
-    hint = 'a folder of only these, or in Python {"train": ..., "test": ...}, keeps their split'
+    hint = 'to keep their split, give a folder of only these files, or in Python {"train": ..., "test": ...}'
     return [f"not read: {first_few(unread)}, beside {path.name}; {hint}"] if unread else []
 
 
@@ -104,6 +105,8 @@ def looks_like_interactions(path: Path) -> bool:
         try:
             files = find_files(path)
         except DataError:
+            return True  # let the loader report what is wrong
+        if not files:
             return False
         path = files.get(WHOLE) or files["train"]
     name = path.name.removesuffix(".gz")
@@ -114,7 +117,7 @@ def looks_like_interactions(path: Path) -> bool:
     try:
         return path.is_file() and (holds_lists(path) or names_users_and_items(path))
     except DataError:
-        return suffix(path) in BY_PANDAS  # let the loader report what is wrong
+        return suffix(path) in BY_PANDAS
 
 
 def holds_lists(path: Path) -> bool:

@@ -16,7 +16,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.files.tables import is_rows, splits_of
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.files import Columns, read_table, select_columns
-from mmdistill.recsys.folders import WHOLE, find_files, holds_lists, read_lists, unread_note
+from mmdistill.recsys.folders import FOLDER_FILES, WHOLE, find_files, holds_lists, read_lists, unread_note
 from mmdistill.recsys.matrices import ROLES, as_sparse, is_columns, is_tuples, read_sparse, table_of_columns
 from mmdistill.runtime import data_root
 
@@ -168,7 +168,7 @@ def resolve(source: str | Path) -> dict[str, Path]:
 
     Raises:
         ConfigError: an unknown name.
-        DataError: a known data set whose files are missing.
+        DataError: a known data set whose files are missing, or a folder with no or too many files.
     """
     path = users_path(source)
     if _is_known(source):
@@ -179,7 +179,12 @@ def resolve(source: str | Path) -> dict[str, Path]:
                 f"(user_id,item_id,rating,split), into {path}"
             )
     if path.is_dir():
-        return find_files(path)
+        if files := find_files(path):
+            return files
+        raise DataError(
+            f"{path} has no interactions: expected one of {', '.join(FOLDER_FILES)}, an .inter file, or train.csv and "
+            "test.csv (or with other endings of tables; NAME.train.inter and NAME.test.inter) in it"
+        )
     if not path.exists() and not path.suffix:
         raise unknown_data("data set", str(source), DATASETS)
     return {WHOLE: path}

@@ -106,7 +106,8 @@ def has_training(part: Numbers, users: Numbers, name: str) -> npt.NDArray[np.boo
     """
     if not (part == TEST).any() or not (part == TRAIN).any():
         raise DataError(
-            f"the split column of {name} needs both train and test rows; without the column, rows are split"
+            f"the split of {name} needs both train and test rows, and a pair of user and item in several parts counts "
+            "in the first of train, valid and test; without a column of splits, rows are split"
         )
     keep: npt.NDArray[np.bool_] = np.bincount(users[part == TRAIN], minlength=int(users.max()) + 1)[users] > 0
     if not (part[keep] == TEST).any():

@@ -47,13 +47,13 @@ def test_a_folder_of_parts_is_a_split(tmp_path, name, separator, header, capsys)
     assert looks_like_interactions(tmp_path)
     data = load_interactions(tmp_path)
     assert same(data, wanted())
-    assert data.notes == (f"splits: {', '.join(name.format(split) for split in ('test', 'train', 'valid'))}",)
+    assert data.notes == (f"splits: {', '.join(name.format(split) for split in ('train', 'valid', 'test'))}",)
     run = ["distill", "--data", str(tmp_path), "--method", "distill-cf-meanfield", "--users", "2", "--dry-run"]
     assert main(run) == 0
     assert "note: splits: " in capsys.readouterr().out
     alone = load_interactions(tmp_path / name.format("train"))
-    others = ", ".join(name.format(split) for split in ("test", "valid"))
-    assert f"not read: {others}, beside {name.format('train')}; a folder of only these" in alone.notes[0]
+    others = ", ".join(name.format(split) for split in ("valid", "test"))
+    assert f"not read: {others}, beside {name.format('train')}; to keep their split, give a folder" in alone.notes[0]
 
 
 def test_own_columns_and_another_way_of_splitting_are_for_all_parts_of_a_folder(tmp_path, capsys):
@@ -97,6 +97,7 @@ def test_parts_in_memory(tmp_path):
         ({"train": LOG.assign(rating=5), "test": LOG}, {}, "only train has ratings"),
         ({"train": np.eye(4), "test": np.eye(3)}, {}, r"same users and items, got train \(4, 4\), test \(3, 3\)"),
         ({"train": LOG, "test": LOG.assign(split="train")}, {}, "the test part has a column of other splits"),
+        ({"train": LOG, "valid": LOG, "test": LOG}, {}, "a pair of user and item in several parts counts in the first"),
         (load_interactions(LOG), {"test": LOG}, "loaded are read and divided; leave test out"),
     ],
 )
@@ -105,11 +106,13 @@ def test_parts_that_do_not_fit(data, given, message):
         recsys_task(data, **given)
 
 
-def test_folders_with_several_splits_or_two_files_of_a_part(tmp_path):
+def test_folders_with_several_splits_or_two_files_of_a_part(tmp_path, capsys):
     write(tmp_path, "a.{}.inter", "\t")
     write(tmp_path, "b.{}.inter", "\t")
     with pytest.raises(DataError, match="has the splits of several data, a, b; keep one"):
         load_interactions(tmp_path)
+    assert main(["distill", "--data", str(tmp_path), "--method", "distill-ease", "--users", "2"]) == 2
+    assert "has the splits of several data" in capsys.readouterr().err
     for path in tmp_path.glob("b.*"):
         path.unlink()
     (tmp_path / "a.dev.inter").write_text("")
@@ -119,7 +122,7 @@ def test_folders_with_several_splits_or_two_files_of_a_part(tmp_path):
     (tmp_path / "a.dev.inter").unlink()
     whole = load_interactions(tmp_path)
     assert same(whole, load_interactions(LOG))
-    assert "not read: a.test.inter, a.train.inter, a.valid.inter, beside ratings.csv" in whole.notes[0]
+    assert "not read: a.train.inter, a.valid.inter, a.test.inter, beside ratings.csv" in whole.notes[0]
 
 
 def test_movielens_parts_beside_each_other(tmp_path):
@@ -151,8 +154,8 @@ def test_rows_of_a_user_and_their_items(tmp_path):
     pairs = [(user, item, "train") for user in range(6) for item in range(5 + user % 3)]
     pairs += [(user, item, "test") for user in range(6) for item in (8, 9)]
     assert same(data, load_interactions(pd.DataFrame(pairs, columns=["user", "item", "split"])))
-    rows = [f"each row of {part}.txt is read as a user and their items" for part in ("test", "train")]
-    assert data.notes == ("splits: test.txt, train.txt", *rows)
+    rows = [f"each row of {part}.txt is read as a user and their items" for part in ("train", "test")]
+    assert data.notes == ("splits: train.txt, test.txt", *rows)
     with pytest.raises(ConfigError, match="with a user and their items in each row, has no names of columns"):
         load_interactions(tmp_path, user_column=0)
     (tmp_path / "test.txt").write_text("0 8 9\n1 8 a\n")

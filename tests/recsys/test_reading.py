@@ -409,3 +409,16 @@ def test_messages_list_few_columns_and_say_what_a_frame_becomes():
     ):
         load_interactions(indexed)
     assert load_interactions(indexed.reset_index()).num_users == 4
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_run_on_a_file_without_a_header_is_judged_again(tmp_path, capsys):
+    path, out = tmp_path / "log.csv", tmp_path / "run"
+    shop(users=40).to_csv(path, index=False, header=False)
+    columns = ["--user-column", "0", "--item-column", "1", "--time-column", "3", "--split-by", "leave-one-out"]
+    run = ["--method", "distill-cf-meanfield", "--users", "3", "--steps", "2", "--networks", "1", "--out", str(out)]
+    assert main(["distill", "--data", str(path), *columns, *run, "--baselines", "none"]) == 0
+    said = capsys.readouterr().out
+    assert "log.csv is read without a header; its first line: c" in said
+    assert "each user's last interaction by time" in said
+    assert main(["evaluate", str(out), "--judges", "ease", "--baselines", "none"]) == 0
