@@ -29,8 +29,6 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "sentiment", "intent", "c
 ROW_COLUMNS = ("", "id", "idx", "index", "unnamed: 0")
 """Names of columns that number the rows, in lower case; no note says that they are not read."""
 KNOWN_COLUMNS = (*TEXT_COLUMNS, *LABEL_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair))
-UNREAD_SHOWN = 8
-"""How many names of unread columns a note lists."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ def _guess_note(columns: Sequence[str], texts: tuple[str, ...], label: str, whos
     unread = [name for name in columns if name not in (*texts, label) and spelt(name).lower() not in silent]
     if not unread and not whose:
         return ()
-    left = f"; not read: {first_few([repr(name) for name in unread], UNREAD_SHOWN)}" if unread else ""
+    left = f"; not read: {first_few([repr(name) for name in unread], tables.SHOWN)}" if unread else ""
     return (
         f"{whose}texts from {' and '.join(map(repr, texts))}, classes from {label!r}{left}; text_column "
         "(--text-column) and label_column (--label-column) name others",
