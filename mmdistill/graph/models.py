@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.checks import require_at_least
+from mmdistill.described import described_module
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.graph.propagation import Operator, by_rows, operator
 from mmdistill.labels import is_distribution
-from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
 from mmdistill.task import Inputs, NetworkState, Tensors

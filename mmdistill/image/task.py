@@ -12,6 +12,7 @@ from mmdistill.abilities import Judging, MapReader, NormReader, is_solved, judgi
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
+from mmdistill.described import described_module
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.classes import ClassNames
@@ -29,7 +30,7 @@ from mmdistill.image.views import Views
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
-from mmdistill.networks.architecture import OWN, described_module, task_line
+from mmdistill.networks.architecture import OWN, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
 from mmdistill.networks.pretrained import GivenTeacher, TeacherLike, given_as_teacher
