@@ -180,6 +180,11 @@ def _described_once(value: object) -> str:
     return json.dumps(described(value))
 
 
+def digest_in_words(part: object) -> str:
+    """Return an object's class with a digest of its description."""
+    return f"{type(part).__name__} {_short_digest(json.dumps(described(part)))}"
+
+
 def is_own(part: object) -> bool:
     """Return whether a function, its partial or method, or a callable object is a user's."""
     if isinstance(part, partial):

@@ -275,11 +275,8 @@ def test_values_that_are_equal_are_described_alike_and_others_are_not() -> None:
         (with_default(Widened(1.0)), with_default(Widened(2.0))),
     ]
     for one, other in pairs:
-        assert (
-            described_value(one)
-            == described_value(one.clone() if isinstance(one, Tensor) else copy.deepcopy(one))
-            != described_value(other)
-        )
+        again = one.clone() if isinstance(one, Tensor) else copy.deepcopy(one)
+        assert described_value(one) == described_value(again) != described_value(other)
         assert json.loads(json.dumps(described_value(one))) == described_value(one)
         assert "0x" not in json.dumps(described_value(one))
 
