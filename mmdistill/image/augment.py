@@ -134,7 +134,7 @@ class SiameseAugmentation:
             )
 
     def describe(self) -> dict[str, object]:
-        """Return the strategy and its ranges as plain values; of a user's subclass also its name and its code's digest."""
+        """Return the strategy and its ranges as plain values; of a user's subclass also its name and code."""
         operations = {"operations": list(self.operations), "always": list(self.always)}
         ranges = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in operations}
         own = described(self) if is_users(type(self)) else {}  # a subclass may compute otherwise
