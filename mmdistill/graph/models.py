@@ -254,8 +254,8 @@ class ModuleNetwork(GraphNetwork):
     A synthetic graph without structure has no edges. With structure, the module gets all ordered pairs of nodes while
     their weights learn; to train on the graph (:meth:`precomputed`), it gets the pairs of weight above 0. A module that
     takes no weights, which torch-geometric's models state in ``supports_edge_weight``, trains on the pairs of weight
-    0.5 or more, and no weights learn through it. Layers that keep what they compute of a graph (``cached=True``) compute
-    it anew each time, since a network here reads several graphs.
+    0.5 or more, and no weights learn through it. Layers that keep what they compute of a graph (``cached=True``)
+    compute it anew each time, since a network here reads several graphs.
 
     Args:
         factory: makes a freshly initialised module.
