@@ -228,7 +228,7 @@ def _with_masks(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Mappi
         if key.endswith("_mask") or numbers.dtype == torch.bool:
             masks[mask] = numbers
             continue
-        is_numbers = numbers.ndim == 1 and numbers.dtype in INTEGERS and len(numbers.unique()) == len(numbers)
+        is_numbers = numbers.ndim == 1 and numbers.dtype in INTEGERS and len(torch.unique(numbers)) == len(numbers)
         if not is_numbers or bool((numbers < 0).any()) or bool((numbers >= nodes).any()):
             raise DataError(
                 f"{name}: {key} must hold different node numbers from 0 to {nodes - 1}, got {numbers.dtype} "
