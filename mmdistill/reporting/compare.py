@@ -64,7 +64,8 @@ class Comparison:
 
         ``mean``, ``sd``, ``values`` (a list, one of each run) and each baseline's ``NAME_mean`` and ``NAME_sd`` are
         fractions, ``stored_bytes`` bytes, ``seconds`` and ``seconds_per_step`` seconds, ``notes`` a list of texts.
-        Missing values are None.
+        Settings in which rows of one method, data and budget differ have a key each, such as ``codes_lr``. Missing
+        values are None.
         """
         return records(self.results)
 

@@ -11,7 +11,7 @@ from mmdistill.settings import MEMORY_ONLY
 
 RECORDED = ("parameterization", "network", "label")
 """The entries of ``distilled.json`` that, beside the method, tell runs apart."""
-TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
+TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label")
 """Options and settings that other columns of a comparison show."""
 NOT_TOLD_APART = (*HOW_IT_RUNS, "data", "mirror", "seed", "teacher", *BUDGETS, *JUDGING_OPTIONS)
 """Options in which repetitions of a run may differ; sets record their data, budget and teacher themselves, and results

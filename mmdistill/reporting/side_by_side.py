@@ -1,9 +1,10 @@
 """Compared runs as a table for the terminal, a table for other programs, and pictures of scores by budget."""
 
+import ast
 import csv
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmdistill.names import as_file_name, encodable
@@ -47,11 +48,16 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
 
 def _title(row: Repetitions, rows: Sequence[Repetitions]) -> str:
     """Return a row's method, with the values that tell it from the other rows of its method and data in brackets."""
-    alike = [other for other in rows if (other.data, other.method) == (row.data, row.method)]
+    alike = _alike(row, rows)
     details = [getattr(row, name) for name in RECORDED if len({getattr(other, name) for other in alike}) > 1]
     details += [*_unusual_values(row, alike, "options"), *_unusual_values(row, alike, "settings")]
     words = ", ".join(filter(None, details))
     return f"{row.method} ({words})" if words else row.method
+
+
+def _alike(row: Repetitions, rows: Sequence[Repetitions]) -> list[Repetitions]:
+    """Return the rows of a row's method and data."""
+    return [other for other in rows if (other.data, other.method) == (row.data, row.method)]
 
 
 def _unusual_values(row: Repetitions, alike: Sequence[Repetitions], kind: str) -> list[str]:
@@ -139,7 +145,7 @@ def records(rows: Sequence[Repetitions]) -> list[dict[str, object]]:
     Scores are fractions in full precision, ``values`` the scores of the runs. Missing values are None.
     """
     names = _baseline_names(rows)
-    return [
+    fixed: list[dict[str, object]] = [
         {
             "data": row.data,
             "method": row.method,
@@ -163,6 +169,33 @@ def records(rows: Sequence[Repetitions]) -> list[dict[str, object]]:
         }
         for row, title in zip(rows, titles(rows), strict=True)
     ]
+    return [{**record, **_varied_columns(row, rows, record)} for row, record in zip(rows, fixed, strict=True)]
+
+
+def _varied_columns(row: Repetitions, rows: Sequence[Repetitions], taken: Collection[str]) -> dict[str, object]:
+    """Return a row's values of what tells rows of the same method, data and budget apart, numbers as numbers.
+
+    Args:
+        row: the row.
+        rows: all rows, which get the same keys.
+        taken: the keys of other columns; a setting of such a name gets ``setting_`` before it.
+    """
+    values: dict[str, object] = {}
+    for kind in ("options", "settings"):
+        for name in dict.fromkeys(name for other in rows for name in _differing(_alike(other, rows), kind)):
+            key = name.replace(" ", "_").replace("-", "_")
+            values[f"setting_{key}" if key in taken else key] = _as_value((getattr(row, kind) or {}).get(name))
+    recorded = [name for name in RECORDED if any(len({getattr(o, name) for o in _alike(r, rows)}) > 1 for r in rows)]
+    return values | {name: getattr(row, name) or None for name in recorded}
+
+
+def _as_value(text: str | None) -> object:
+    """Return the number, truth value or None that a text spells, else the text."""
+    try:
+        value: object = ast.literal_eval(text or "None")
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text
 
 
 def _baseline_columns(name: str, score: Score | None) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from mmdistill.cli import main
 from mmdistill.errors import ConfigError
 from mmdistill.reporting import comparison
+from mmdistill.reporting.compare import compare
 from mmdistill.reporting.comparison import Repetitions, judged_runs, read_runs, repeated
 from mmdistill.reporting.figures import literal
 from mmdistill.reporting.pivot import pivot, write_latex
@@ -309,8 +310,9 @@ def test_data_of_one_file_name_have_pictures_of_their_own(tmp_path: Path) -> Non
 def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [finished(tmp_path / f"{index}", 0.7 + 0.1 * index) for index in range(3)]
     for run, stored in zip(runs, ("raw", "upsample-2", "upsample-2"), strict=True):
-        document = {"settings": {"steps": run.name}, "parameterization": stored, "network": "convnet", "label": "hard"}
+        document = {"settings": {"steps": 10}, "parameterization": stored, "network": "convnet", "label": "hard"}
         (run / "distilled.json").write_text(json.dumps(document))
+        (run / "config.yaml").write_text(f"width: 1{run.name}\n")  # which the network's title would say
     rows = rows_of(runs)
     assert titles(rows) == ["dm (raw)", "dm (upsample-2)", "dm (upsample-2)"]
     assert titles(rows[1:]) == ["dm", "dm"]
@@ -341,6 +343,39 @@ def test_rows_say_by_which_options_they_differ_at_one_budget(tmp_path: Path) -> 
         "dm (codes lr 0.2, init real)",
     ]
     assert titles([rows[0], rows[2]]) == ["dm", "dm"]
+
+
+def test_runs_of_other_steps_are_rows_and_points_of_their_own(tmp_path: Path) -> None:
+    rows = rows_of([finished(tmp_path / str(steps), 0.8, steps=steps) for steps in (10, 20)])
+    assert titles(rows) == ["dm (steps 10)", "dm (steps 20)"]
+    assert [*pivot(rows).methods] == titles(rows)
+
+
+def test_what_rows_differ_in_is_a_column_of_numbers_or_words(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / str(index), 0.8, ipc) for index, ipc in enumerate((1, 1, 1, 10, 1))]
+    kinds = (("adam", 0.1, "real", True), ("adam", 2.0, "noise", False), ("adam", 1e-7, "real", None))
+    for run, (name, rate, init, own) in zip(runs, (*kinds, ("sgd", 5.0, "real", None)), strict=False):
+        settings = {"steps": 10, "optimizers": {"codes": {"name": name, "lr": rate}}, "init": init}
+        settings |= {} if own is None else {"augment": own, "mean": 3}
+        described = {"schedule": {"class": f"Networks{run.name}"}}
+        label = "soft" if run.name == "1" else "hard"
+        document = {"settings": settings, "seed": 0, "described": described, "label": label}
+        (run / "distilled.json").write_text(json.dumps(document))
+    changed(runs[4], method="dc")
+    records = compare(*runs).records()
+    assert len({tuple(record) for record in records}) == 1
+    values = {record["folder"]: record for record in records}
+    assert [values[name]["codes_lr"] for name in "01234"] == [0.1, 2.0, 1e-7, 5.0, None]
+    assert [values[name]["init"] for name in "01234"] == ["real", "noise", "real", "real", None]
+    assert [values[name]["augment"] for name in "012"] == [True, False, None]
+    assert [values[name]["label"] for name in "014"] == ["hard", "soft", None]
+    assert [values[name]["setting_mean"] for name in "012"] == [3, 3, None]
+    assert values["0"]["mean"] == 0.8
+    assert (values["0"]["networks"], values["1"]["setting_networks"]) == (5, "Networks1")
+    assert "codes_name" not in records[0]  # which differs between budgets alone
+    frame = compare(*runs[:3]).frame()
+    assert frame.sort_values("codes_lr")["folder"].tolist() == ["2", "0", "1"]
+    assert "codes_lr" not in compare(runs[0], runs[3]).records()[0]
 
 
 def test_runs_whose_samples_were_changed_otherwise_are_told_apart_by_number(tmp_path: Path) -> None:
@@ -690,7 +725,7 @@ def test_a_run_that_does_not_record_its_settings_makes_no_titles_long(tmp_path: 
         (run / "config.yaml").write_text((run / "config.yaml").read_text() + "encoder: minilm\n")
     (runs[0] / "distilled.json").unlink()
     (runs[1] / "config.yaml").unlink()
-    assert titles(rows_of(runs)) == ["dm", "dm", "dm"]
+    assert titles(rows_of(runs)) == ["dm", "dm (steps 11)", "dm (steps 12)"]
 
 
 def test_published_and_reduced_schedules_are_told_apart_beside_what_sets_say_of_theirs(tmp_path: Path) -> None:
