@@ -18,12 +18,13 @@ from mmdistill.commands.wording import (
     EXAMPLES,
     GROUPS,
     IMPORT_OPTIONS,
-    ConfigFile,
     Parser,
+    add_file_and_plan,
     add_set,
     import_parser,
     in_groups,
     name_values,
+    sweep_parser,
     warnings_as_notes,
 )
 from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
@@ -58,7 +59,7 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(dest="command", title="commands", description=more, prog="mmdistill")
     for name, make, line in (
         ("distill", _distill_parser, "distil a data set, judge the result beside its baselines, and draw it"),
-        ("sweep", _sweep_parser, "distil by several methods, with several budgets and seeds, and compare"),
+        ("sweep", sweep_parser, "distil by several methods, with several budgets and seeds, and compare"),
         ("experts", _experts_parser, "train the experts of mtt and its relatives, ahead of distilling"),
         ("import", import_parser, "judge a set that another tool made, and keep it as a run"),
         ("evaluate", _evaluate_parser, "judge distilled sets again, by other judges or more networks"),
@@ -88,7 +89,7 @@ def _distill_parser() -> Parser:
         "which takes a run further, finished or not, or ends an unfinished one earlier (none whose rates are annealed "
         "over its steps), and --classes-at-once and --kept-steps, which bound memory",
     )
-    _add_file_and_plan(
+    add_file_and_plan(
         parser,
         "a YAML file of options, such as a run's config.yaml; options on the command line override those in it",
         "print what the run would do (its settings, network, judges and folder) and do nothing",
@@ -97,35 +98,6 @@ def _distill_parser() -> Parser:
     name_values(parser)
     in_groups(parser, GROUPS)
     return parser
-
-
-def _sweep_parser() -> Parser:
-    parser = Parser(
-        usage="mmdistill sweep --data NAME --methods NAME,NAME\n"
-        "           (--ipc N,N | --nodes N,N | --users N,N | --bytes SIZE,SIZE) [--seeds N,N] --out FOLDER [options]",
-        description="Distil by each of several methods with each of several budgets and seeds, every run in a process "
-        "of its own, and put all runs in the folder side by side, as 'compare' does. The other options are those of "
-        "'distill', and of every run. The same command called again goes on: it makes what is missing.",
-    )
-    _add_file_and_plan(
-        parser,
-        "a YAML file of options, in which several names or numbers may be a list; options on the command line override "
-        "those in it",
-        "print which runs are finished, not judged, unfinished or new; do nothing",
-    )
-    parser.add_class_arguments(SweepConfig, as_group=False)
-    skipped = {"method", "seed", "device", "overwrite", "set", *SweepConfig.__dataclass_fields__}
-    parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
-    name_values(parser)
-    in_groups(parser, GROUPS)
-    return parser
-
-
-def _add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
-    """Add ``--config`` with the help text ``file``, ``--dry-run`` with ``plan``, and ``--set``."""
-    parser.add_argument("--config", action=ConfigFile, help=file)
-    parser.add_argument("--dry_run", action="store_true", help=plan)
-    add_set(parser)
 
 
 def _experts_parser() -> Parser:

@@ -9,7 +9,7 @@ import yaml
 
 from mmdistill.checks import has_type, require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
-from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
+from mmdistill.errors import CheckpointError, did_you_mean
 from mmdistill.files.paths import users_path
 from mmdistill.files.plain_yaml import settings_by_name
 from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
@@ -208,8 +208,8 @@ class DistillConfig:
             given = (f"{name}={text}" for name, text in sorted(assignments(self.set).items()))
             object.__setattr__(self, "set", tuple(given) or None)
 
-    def folder(self) -> Path:
-        """Return the run folder."""
+    def folder(self, varied: str = "") -> Path:
+        """Return the run folder; without ``out`` its name has the text ``varied`` before the seed."""
         if self.out:
             return users_path(self.out)
         budget = next(iter(self.budgets().values()), 0)
@@ -217,7 +217,7 @@ class DistillConfig:
         seed = f"-seed{self.seed}" if self.seed else ""
         data = Path(str(self.data))
         stem = data.stem if data.name not in ("", "..") else data.resolve().stem  # "./" has no name
-        return Path("runs") / as_file_name(f"{stem}-{name}-{budget}{seed}")
+        return Path("runs") / as_file_name(f"{stem}-{name}-{budget}{varied}{seed}")
 
     def budgets(self) -> dict[str, Any]:
         """Return the budget by its unit, ``{"ipc": 10}``; if several are given, all of them."""
@@ -324,6 +324,13 @@ class SweepConfig:
 
 SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in Settings.__dataclass_fields__)
 """Options that replace a method's own settings."""
+_CONSTANT = ("expert_folder", *HOW_IT_RUNS)
+VARIED = tuple(
+    entry.name
+    for entry in fields(DistillConfig)
+    if entry.name in ("lr", "label", "parameterization", *SETTINGS) and entry.name not in _CONSTANT
+)
+"""Options of which a sweep takes several values."""
 
 
 def assignable() -> set[str]:
@@ -375,7 +382,7 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
             content[name] = "on" if content[name] else "off"
         if isinstance(content[name], str):
             content[name] = canonical(content[name])
-    for name in LISTED & set(content):
+    for name in (LISTED | ({*VARIED} if "seeds" in kinds else set())) & set(content):
         if isinstance(listed := content[name], list):
             content[name] = ",".join(map(str, listed)) or ("none" if name == "baselines" else None)
     return {name: value for name, value in content.items() if value is not None}
@@ -406,15 +413,3 @@ def _no_configuration(path: Path) -> str:
         "(or the file was removed). There distill(task, ..., out=folder, resume=True) goes on with it, "
         "evaluate(task, DistilledSet.load(folder)) judges it, save_evaluation writes its report, and export exports it"
     )
-
-
-def require_data_and_method(config: DistillConfig) -> tuple[str, str]:
-    """Return the data and method names.
-
-    Raises:
-        ConfigError: one is missing.
-    """
-    if config.data is None or config.method is None:
-        missing = "--data" if config.data is None else "--method"
-        raise ConfigError(f"{missing} is needed; see 'mmdistill data' and 'mmdistill methods' for what there is")
-    return config.data, config.method

@@ -11,7 +11,7 @@ from typing import get_args
 
 from mmdistill.checks import require_sizes
 from mmdistill.commands.assigned import parse_assignments
-from mmdistill.config import DistillConfig, require_data_and_method
+from mmdistill.config import DistillConfig
 from mmdistill.distill import find_method, find_parameterization
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError
@@ -105,6 +105,18 @@ def _split_digest(file: str) -> tuple[Path, str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=8)).hexdigest()
+
+
+def require_data_and_method(config: DistillConfig) -> tuple[str, str]:
+    """Return the data and method names.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if config.data is None or config.method is None:
+        missing = "--data" if config.data is None else "--method"
+        raise ConfigError(f"{missing} is needed; see 'mmdistill data' and 'mmdistill methods' for what there is")
+    return config.data, config.method
 
 
 def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:

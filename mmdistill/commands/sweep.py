@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 from mmdistill.allocation import allocate
@@ -14,6 +15,7 @@ from mmdistill.budget import GivenBudget, given_count, parse_bytes
 from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, with_absolute_paths
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
+from mmdistill.commands.varied import combinations, require_effect
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
@@ -92,8 +94,11 @@ def plan_runs(sweep: SweepConfig, common: DistillConfig) -> list[DistillConfig]:
 
     So a whole table of methods and budgets is there early.
 
+    Args:
+        sweep: what the runs differ in.
+        common: the options of every run, some with several values, see :func:`combinations`.
     Raises:
-        ConfigError: an option is missing, given twice or not a number.
+        ConfigError: an option is missing, given twice or of another type, or two runs would have the same folder.
     """
     methods = [canonical(name) for name in split_names(sweep.methods)]
     given_budgets = {unit: str(value) for unit in BUDGETS if (value := getattr(sweep, unit)) is not None}
@@ -106,14 +111,17 @@ def plan_runs(sweep: SweepConfig, common: DistillConfig) -> list[DistillConfig]:
     ((unit, text),) = given_budgets.items()
     budgets = split_names(text) if unit == "bytes" else _parse_numbers(unit, text)
     common = with_absolute_paths(replace(common, data=located(str(common.data))))
+    seeds = _parse_numbers("seeds", str(sweep.seeds))
     configs = []
-    for seed in _parse_numbers("seeds", str(sweep.seeds)):
-        for budget in budgets:
-            for method in methods:
-                options: dict[str, Any] = {"method": method, unit: budget, "seed": seed}
-                config = replace(common, **options)
-                configs.append(replace(config, out=str(users_path(str(sweep.out)) / config.folder().name)))
-    return list(dict.fromkeys(configs))
+    for seed, budget, (settings, mark), method in product(seeds, budgets, combinations(common), methods):
+        options: dict[str, Any] = {**settings, "method": method, unit: budget, "seed": seed}
+        config = replace(common, **options)
+        configs.append(replace(config, out=str(users_path(str(sweep.out)) / config.folder(mark).name)))
+    configs = list(dict.fromkeys(configs))
+    (folder, count), *_ = Counter(config.out for config in configs).most_common(1)
+    if count > 1:
+        raise ConfigError(f"two runs would be in {folder}; sweep them apart")
+    return configs
 
 
 def _parse_numbers(option: str, text: str) -> list[int]:
@@ -186,22 +194,27 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
 
 
 def _require_settings(task: Task, configs: Sequence[DistillConfig]) -> None:
-    """Refuse settings that some of the methods do not take, since all runs of a sweep share their options.
+    """Refuse settings that some of the methods do not take or that are varied and not read.
+
+    All runs of a sweep share their options and what these vary.
 
     Raises:
         ConfigError: some methods refuse them, which it names; or all do.
     """
     refused: dict[str, ConfigError] = {}
-    config_of = {str(config.method): config for config in configs}
-    for name, config in config_of.items():
+    for config in configs:
+        if config.seed != configs[0].seed:
+            continue
         try:
-            chosen_method(config, task).settings(config.count)
+            method = chosen_method(config, task)
+            method.settings(config.count)
+            require_effect(method, task, config, configs)
         except ConfigError as error:
-            refused[name] = error
+            refused.setdefault(str(config.method), error)
     if not refused:
         return
     first = next(iter(refused.values()))
-    if len(refused) == len(config_of):
+    if len(refused) == len({config.method for config in configs}):
         raise first
     apart = f"sweep {', '.join(refused)} apart, perhaps into the same --out"
     raise ConfigError(f"{first}; all runs of a sweep have the same options: {apart}") from first
@@ -331,9 +344,11 @@ def _start_run(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
 
 
 def _title(config: DistillConfig) -> str:
-    """Return a run's method, budget and seed, which tell it from the others of its sweep."""
+    """Return a run's method, budget, varied settings and seed, which tell it from the others of its sweep."""
     unit, budget = next(iter(config.budgets().items()))
-    return f"{config.method} {unit} {budget} seed {config.seed}"
+    without = replace(config, out=None, seed=0).folder().name
+    varied = config.folder().name.removeprefix(without).removesuffix(f"-seed{config.seed}").replace("-", " ")
+    return f"{config.method} {unit} {budget}{varied} seed {config.seed}"
 
 
 def _outcome(run: Running) -> tuple[str, bool]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from mmdistill.choices import Units, starts
-from mmdistill.config import JUDGING_OPTIONS, DistillConfig, SweepConfig, assignable, read_settings
+from mmdistill.config import JUDGING_OPTIONS, VARIED, DistillConfig, SweepConfig, assignable, read_settings
 from mmdistill.errors import MmdistillWarning, did_you_mean
 from mmdistill.names import as_option
 
@@ -224,6 +224,44 @@ def add_set(parser: ArgumentParser) -> None:
     """Add ``--set``, which may come several times, for settings without an option of their own."""
     line = "a setting that has no option, such as inner_parts=2, or that a method of yours adds; as often as needed"
     parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=line)
+
+
+def sweep_parser() -> Parser:
+    """Return the parser of ``sweep``: what its runs differ in, and the options of ``distill``, some as lists."""
+    parser = Parser(
+        usage="mmdistill sweep --data NAME --methods NAME,NAME\n"
+        "           (--ipc N,N | --nodes N,N | --users N,N | --bytes SIZE,SIZE) [--seeds N,N] --out FOLDER [options]",
+        description="Distil by each of several methods with each of several budgets and seeds, every run in a process "
+        "of its own, and put all runs in the folder side by side, as 'compare' does. The other options are those of "
+        "'distill', and of every run; of those in place of a method's settings, of --label and --parameterization "
+        "several values may be given, comma-separated (--lr 1,3,10), each of which every method is run with. The same "
+        "command called again goes on: it makes what is missing.",
+    )
+    add_file_and_plan(
+        parser,
+        "a YAML file of options, in which several names or numbers may be a list; options on the command line override "
+        "those in it",
+        "print which runs are finished, not judged, unfinished or new; do nothing",
+    )
+    parser.add_class_arguments(SweepConfig, as_group=False)
+    skipped = {"method", "seed", "device", "overwrite", "set", *SweepConfig.__dataclass_fields__}
+    parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped | {*VARIED})
+    single = Parser()
+    single.add_class_arguments(DistillConfig, as_group=False, skip={*DistillConfig.__dataclass_fields__} - {*VARIED})
+    for action in single._actions:
+        if action.dest in VARIED:  # lists of values are texts
+            kind = str | int | float | bool | None
+            parser.add_argument(f"--{action.dest}", type=kind, default=None, help=action.help)
+    name_values(parser)
+    in_groups(parser, GROUPS)
+    return parser
+
+
+def add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
+    """Add ``--config`` with the help text ``file``, ``--dry-run`` with ``plan``, and ``--set``."""
+    parser.add_argument("--config", action=ConfigFile, help=file)
+    parser.add_argument("--dry_run", action="store_true", help=plan)
+    add_set(parser)
 
 
 def import_parser() -> Parser:
