@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -34,17 +35,22 @@ from mmdistill.runtime import choose_device
 from mmdistill.task import Task
 
 FINISHED = "finished"
+COMPARISON = "comparison"
+"""The folder of a sweep's tables and pictures."""
+CLAIM = ".sweep"
+"""The folder in a run's folder that a sweep locks while the run's process, which locks the run's folder, is at work."""
 PAUSE = 0.2
 """Seconds between two polls of the runs' processes."""
 
 
 class Running(NamedTuple):
-    """A run in progress: its options, its process, when that started, and the run's title in the sweep's output."""
+    """A run in progress: its options, its process, when that started, its title in the output, and its claim."""
 
     config: DistillConfig
     process: "subprocess.Popen[bytes]"
     began: float
     title: str
+    claim: ExitStack
 
 
 def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> None:
@@ -77,13 +83,12 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
         print(aligned([[str(config.folder()), status] for config, status in states.items()]))
         return
     folder = users_path(str(sweep.out))
-    with sole_writer(folder):
-        counts = Counter(states.values())
-        print(f"runs in {folder}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
-        unfinished = [config for config, status in states.items() if status != FINISHED]
-        failed = run_all(unfinished, devices, len(configs))
-        if any((config.folder() / METRICS).is_file() for config in configs):
-            compare_command([str(folder)], "all" if common.judges else None, None, str(folder / "comparison"))
+    counts = Counter(states.values())
+    print(f"runs in {folder}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+    failed = run_all([config for config, status in states.items() if status != FINISHED], devices, len(configs))
+    if any((config.folder() / METRICS).is_file() for config in configs):
+        with sole_writer(folder / COMPARISON, wait="compare the runs of a sweep"):
+            compare_command([str(folder)], "all" if common.judges else None, None, str(folder / COMPARISON))
     if failed:
         names = ", ".join(config.folder().name for config in failed)
         raise MmdistillError(f"{len(failed)} of {len(configs)} runs failed ({LOG} in their folders says how): {names}")
@@ -296,6 +301,8 @@ def _state(config: DistillConfig, distilled: DistilledSet, task: Task) -> str:
 def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int) -> list[DistillConfig]:
     """Make or continue runs, one at a time on each device, and print a line for each; returns those that failed.
 
+    Runs that another process is at work on, or has judged since this was called, are left to it.
+
     Args:
         configs: of the runs.
         devices: where they run; a device that is named twice runs two at a time.
@@ -306,6 +313,7 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
     waiting = deque(enumerate(configs, total - len(configs) + 1))
     running: dict[int, Running] = {}
     failed: list[DistillConfig] = []
+    judged_before = {config: _judged_at(config) for config in configs}
     alone = len(devices) == 1  # then a run's line can stay open until the run ends
     interrupted = False
     try:
@@ -313,15 +321,23 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
             for place, device in enumerate(devices):
                 if place in running and running[place].process.poll() is not None:
                     run = running.pop(place)
+                    run.claim.close()
                     outcome, succeeded = _outcome(run)
                     print(outcome if alone else f"{run.title} {outcome}", flush=True)
                     failed += [] if succeeded else [run.config]
                 if place not in running and waiting:
                     number, config = waiting.popleft()
                     title = f"{number} of {total}: {_title(config)} ..."
+                    if (claim := _claimed(config)) is None:
+                        print(f"{title} skipped: another process is at work on it", flush=True)
+                        continue
+                    if _judged_at(config) != judged_before[config]:
+                        claim.close()
+                        print(f"{title} judged by another process meanwhile", flush=True)
+                        continue
                     if alone:
                         print(title, end=" ", flush=True)
-                    running[place] = Running(config, _start_run(config, device), time.monotonic(), title)
+                    running[place] = Running(config, _start_run(config, device), time.monotonic(), title, claim)
             time.sleep(PAUSE)
     except KeyboardInterrupt:
         interrupted = True
@@ -329,8 +345,27 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
         print(f"\nmmdistill: {ending}", file=sys.stderr)
         raise
     finally:
-        stop([run.process for run in running.values()], interrupted)
+        try:
+            stop([run.process for run in running.values()], interrupted)
+        finally:
+            for run in running.values():
+                run.claim.close()
     return failed
+
+
+def _claimed(config: DistillConfig) -> ExitStack | None:
+    """Keep other sweeps from a run until the result is closed; None if another process is at work on it."""
+    with ExitStack() as claim, suppress(ConfigError):
+        claim.enter_context(sole_writer(config.folder() / CLAIM))
+        with sole_writer(config.folder()):  # held by a distillation that no sweep started, or whose sweep was killed
+            return claim.pop_all()
+    return None
+
+
+def _judged_at(config: DistillConfig) -> int:
+    """Return when a run's scores were written, in ns; 0 without any."""
+    path = config.folder() / METRICS
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _start_run(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":

@@ -495,13 +495,60 @@ def test_a_log_is_utf_8_whatever_the_systems_encoding_is(tmp_path: Path, monkeyp
     assert (tmp_path / "log.txt").read_text(encoding="utf-8").strip() == "é"
 
 
-def test_one_sweep_at_a_time_is_at_work_in_a_folder(
+def test_runs_that_other_processes_are_at_work_on_are_left_to_them(
     tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake("")
-    with sole_writer(tmp_path / "out"), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(swept, tmp_path / "out", "--ipc", "1").result() == 2
-    assert "another process is at work in" in capsys.readouterr().err
+    out = tmp_path / "out"
+    with sole_writer(out / "digits-dm-1"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(swept, out, "--ipc", "1", "--seeds", "0,1").result() == 0
+        said = capsys.readouterr().out
+        assert "1 of 2: dm ipc 1 seed 0 ... skipped: another process is at work on it\n2 of 2: " in said
+        assert said.endswith(f"compared {out}\n")
+        assert not (out / "digits-dm-1" / "config.yaml").exists()
+    assert swept(out, "--ipc", "1", "--seeds", "0,1") == 0
+    assert calls(out) == ["digits-dm-1-seed1 auto False", "digits-dm-1 auto False"]
+    assert not list(out.rglob(".*"))
+
+
+def test_sweeps_of_the_same_runs_share_them(
+    tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one begins while the first is at work on the first run, and the first finds the second run made."""
+    fake(
+        "until = time.time() + 60\n"
+        "second = folder.parent / 'digits-dm-1-seed1' / 'metrics.json'\n"
+        "while not second.exists() and folder.name == 'digits-dm-1' and time.time() < until: time.sleep(0.01)\n"
+    )
+    out = tmp_path / "out"
+    asked = (out, "--ipc", "1", "--seeds", "0,1")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(swept, *asked)
+        until = time.time() + 60
+        while not (out / "calls").exists() and time.time() < until:
+            time.sleep(0.01)
+        assert pool.submit(swept, *asked).result() == 0
+        assert first.result() == 0
+    assert calls(out) == ["digits-dm-1 auto False", "digits-dm-1-seed1 auto False"]
+    said = capsys.readouterr().out
+    assert "1 of 2: dm ipc 1 seed 0 ... skipped: another process is at work on it" in said
+    assert "2 of 2: dm ipc 1 seed 1 ... judged by another process meanwhile" in said
+
+
+def test_one_sweep_at_a_time_writes_the_comparison(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake("")
+    out = tmp_path / "out"
+    assert swept(out, "--ipc", "1") == 0
+    with ThreadPoolExecutor(1) as pool:
+        with sole_writer(out / "comparison"):
+            waiting = pool.submit(swept, out, "--ipc", "1")
+            until = time.time() + 60
+            while "compare the runs of a sweep" not in caplog.text and time.time() < until:
+                time.sleep(0.01)
+            assert not waiting.done()
+        assert waiting.result() == 0
 
 
 def test_a_file_may_hold_lists_and_the_options_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
