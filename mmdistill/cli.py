@@ -44,6 +44,8 @@ FORMATS = (
     "text: tensors, embeds or texts; recsys: csr, csv, binary, recbole or tensors"
 )
 """Names of export formats by domain, written here since --help imports no domain."""
+MOVED = "where the run's data are now, if they have moved; other data are refused"
+"""What ``--data`` is in commands on finished runs."""
 
 
 def build_parser() -> Parser:
@@ -158,10 +160,11 @@ def _evaluate_parser() -> Parser:
 
 def _report_parser() -> Parser:
     parser = Parser(
-        usage="mmdistill report RUN [RUN ...]",
+        usage="mmdistill report RUN [RUN ...] [--data FILE]",
         description="Write report.md and report.html with tables and pictures into run folders.",
     )
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of them")
+    parser.add_argument("--data", type=str | None, default=None, help=MOVED)
     return parser
 
 
@@ -202,6 +205,7 @@ def _export_parser() -> Parser:
     parser.add_argument(
         "--to", type=str | None, default=None, metavar="FOLDER", help="where it is written; RUN/export by default"
     )
+    parser.add_argument("--data", type=str | None, default=None, help=MOVED)
     return parser
 
 
@@ -307,11 +311,11 @@ def _dispatch(options: Namespace) -> None:
     elif options.command == "evaluate":
         finished.evaluate_command(values.pop("runs"), EvaluateConfig(**values))
     elif options.command == "report":
-        finished.report_command(values["runs"])
+        finished.report_command(values["runs"], values["data"])
     elif options.command == "compare":
         finished.compare_command(**values)
     elif options.command == "export":
-        finished.export_command(values["run"], values["format"], values["to"])
+        finished.export_command(**values)
     elif options.command == "methods":
         listings.methods_command(**values)
     else:

@@ -270,6 +270,7 @@ class EvaluateConfig:
         judge_batch: minibatch size of judges; that of the run by default, with --protocol the protocol's
         judge_precision: number formats that judges of images train in, float32 or bf16; that of the run by default
         teacher: file of the network that judges ask for labels, as for distill; that of the run by default
+        data: where the runs' data are now, if they have moved; other data are refused
         scores: 'accuracy' (or what the data have instead), or 'robust' for the two robust scores of images
     """
 
@@ -284,6 +285,7 @@ class EvaluateConfig:
     judge_batch: int | None = None
     judge_precision: TrainingPrecision | None = None
     teacher: str | None = None
+    data: str | None = None
     scores: str = "accuracy"
 
     def replaced(self, config: DistillConfig) -> DistillConfig:

@@ -45,7 +45,7 @@ def test_every_option_tells_runs_apart_or_does_not() -> None:
 def test_how_a_run_is_judged_is_said_by_each_result() -> None:
     asked_again = {entry.name for entry in fields(EvaluateConfig)} & {*OPTIONS}
     by_name = {"protocol", "teacher"}  # scores are called by the one, and say which of the other
-    assert {*JUDGING_OPTIONS} == asked_again - by_name - {"seed", *HOW_IT_RUNS}
+    assert {*JUDGING_OPTIONS} == asked_again - by_name - {"seed", "data", *HOW_IT_RUNS}
 
 
 def test_judging_again_takes_the_runs_training_where_none_is_given() -> None:

@@ -26,6 +26,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.metrics import dropped_baselines, former_metrics, of_same_test, read_metrics
 from mmdistill.names import canonical, first_few, unknown_name
 from mmdistill.networks.minibatches import carries_steps
+from mmdistill.registry import located
 from mmdistill.reporting.compare import compare
 from mmdistill.reporting.comparison import runs_in
 from mmdistill.reporting.report import summary, write_report
@@ -52,9 +53,12 @@ def _finished_set(folder: Path) -> DistilledSet:
     return load_whole(folder)
 
 
-def _read_run(folder: Path) -> tuple[DistillConfig, DistilledSet]:
+def _read_run(folder: Path, data: str | None) -> tuple[DistillConfig, DistilledSet]:
     """Return a finished run's configuration and set; print a note if the run is being extended.
 
+    Args:
+        folder: of the run.
+        data: where its data are now; None: where its configuration says.
     Raises:
         CheckpointError: the folder holds no finished run, or its set is damaged or of another run than its options.
     """
@@ -63,7 +67,7 @@ def _read_run(folder: Path) -> tuple[DistillConfig, DistilledSet]:
     require_own_config(config, distilled, folder)
     if note := note_of_more_steps(config, distilled, folder):
         print(f"note: {note}")
-    return config, distilled
+    return (replace(config, data=located(data)) if data else config), distilled
 
 
 def _make_task_of(config: DistillConfig, distilled: DistilledSet, device: str = "cpu") -> Task:
@@ -163,7 +167,7 @@ def _evaluate(folder: Path, request: EvaluateConfig) -> None:
         raise ConfigError(
             f"{folder} cannot be written to, where the results belong; copy the folder and judge the copy"
         )
-    config, distilled = _read_run(folder)
+    config, distilled = _read_run(folder, request.data)
     config = request.replaced(config)
     with deterministic_kernels(config.deterministic):
         _judge(folder, request, config, distilled)
@@ -204,18 +208,19 @@ def _judge(folder: Path, request: EvaluateConfig, config: DistillConfig, distill
     print(summary(distilled, evaluation, known_bytes(task, distilled.budget)))
 
 
-def report_command(folders: Sequence[str]) -> None:
+def report_command(folders: Sequence[str], data: str | None) -> None:
     """Draw finished runs and write their reports.
 
     Args:
         folders: run folders, or folders of them.
+        data: where their data are now; None: where their configurations say.
     """
-    for_each_run(folders, _report)
+    for_each_run(folders, lambda folder: _report(folder, data))
 
 
-def _report(folder: Path) -> None:
-    """Draw a finished run and write its report."""
-    config, distilled = _read_run(folder)
+def _report(folder: Path, data: str | None) -> None:
+    """Draw a finished run, whose data may have moved, and write its report."""
+    config, distilled = _read_run(folder, data)
     task = _make_task_of(replace(config, teacher=None), distilled)  # only the set's record of it is reported
     pictures = draw(task, distilled, folder)
     metrics = former_metrics(folder / METRICS)
@@ -238,11 +243,16 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         print(*comparison.write(to), sep="\n")
 
 
-def export_command(run: str, format: str, to: str | None) -> None:
+def export_command(run: str, format: str, to: str | None, data: str | None) -> None:
     """Write a finished run's set for other tools, with what was learned beside the samples, such as learning rates.
 
     Reads the real data only for formats that hold more of them than the set does.
 
+    Args:
+        run: the run's folder.
+        format: one of the domain's exports.
+        to: the folder to write into; None is the run's own for exports.
+        data: where the run's data are now; None: where its configuration says.
     Raises:
         ConfigError: the domain has no such format, or ``to`` is the run's own folder.
     """
@@ -256,10 +266,15 @@ def export_command(run: str, format: str, to: str | None) -> None:
     if to is None:
         require_free(run_folder, other="another folder (--to)")
 
+    tasks: list[Task] = []
+
     def make_task_once_needed() -> Task:
-        return _make_task_of(replace(_read_run(run_folder)[0], teacher=None), distilled)
+        tasks.append(_make_task_of(replace(_read_run(run_folder, data)[0], teacher=None), distilled))
+        return tasks[0]
 
     written = export(distilled, format, folder, make_task_once_needed)
+    if data and not tasks:
+        print("note: this export reads no real data: --data changes nothing")
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
         note = "; pictures have no soft labels, but the class that each stands for" if soft else ""

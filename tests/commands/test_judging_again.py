@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -121,6 +122,37 @@ def test_nothing_stays_that_was_judged_on_other_test_data(
     resumed = json.loads((folder / "metrics.json").read_text())
     assert {entry["judge"] for entry in resumed["results"]} == {"mlp", "convnet"}
     assert set(resumed["baselines"]) == set(before["baselines"])
+
+
+def test_data_that_have_moved_are_named_and_others_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(name: str, seed: int) -> str:
+        images = np.random.default_rng(seed).random((40, 1, 8, 8)).astype(np.float32)
+        np.savez(tmp_path / name, images=images, labels=np.arange(40) % 2)
+        return str(tmp_path / name)
+
+    monkeypatch.chdir(tmp_path)
+    run, data = tmp_path / "run", save("own.npz", 0)
+    assert distil(run, "--data", data, "--baselines", "none", "--model", "mlp") == 0
+    Path(data).rename(tmp_path / "moved.npz")
+    judged = ["evaluate", str(run), "--judges", "mlp-w16", "--networks", "1", "--baselines", "none"]
+    before = (run / "metrics.json").read_text()
+    for command in (judged, ["report", str(run)]):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "evaluate, report and export take their place by --data" in capsys.readouterr().err
+        assert main([*command, "--data", save("others.npz", 1)]) == 2
+        assert "was distilled from" in capsys.readouterr().err
+        assert (run / "metrics.json").read_text() == before
+    for command in (judged, ["report", str(run)]):
+        assert main([*command, "--data", "moved.npz"]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert [entry["judge"] for entry in metrics["results"]] == ["mlp", "mlp-w16"]
+    assert metrics["data"] == json.loads(before)["data"]
+    assert main(["export", str(run), "--data", "moved.npz", "--to", str(tmp_path / "tensors")]) == 0
+    assert "note: this export reads no real data: --data changes nothing\n" in capsys.readouterr().out
+    assert f"data: {data}\n" in (run / "config.yaml").read_text()
 
 
 def test_a_judge_in_closed_form_has_no_epochs(run: Path, tmp_path: Path) -> None:
