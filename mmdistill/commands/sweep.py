@@ -16,7 +16,7 @@ from mmdistill.budget import GivenBudget, given_count, parse_bytes
 from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, with_absolute_paths
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
-from mmdistill.commands.varied import combinations, require_effect
+from mmdistill.commands.varied import combinations, require_effect, varied_settings
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
@@ -207,13 +207,14 @@ def _require_settings(task: Task, configs: Sequence[DistillConfig]) -> None:
         ConfigError: some methods refuse them, which it names; or all do.
     """
     refused: dict[str, ConfigError] = {}
+    varied = varied_settings(configs)
     for config in configs:
         if config.seed != configs[0].seed:
             continue
         try:
             method = chosen_method(config, task)
             method.settings(config.count)
-            require_effect(method, task, config, configs)
+            require_effect(method, task, config, varied)
         except ConfigError as error:
             refused.setdefault(str(config.method), error)
     if not refused:

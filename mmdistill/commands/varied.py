@@ -1,7 +1,7 @@
 """The settings in which the runs of a sweep differ, beside their methods, budgets and seeds."""
 
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from itertools import product
 from typing import Any
@@ -69,20 +69,31 @@ def _mark(name: str, value: object) -> str:
     return f"-{name.removeprefix('set ').replace('_', '-')}{'' if text[:1].isdigit() else '-'}{text}"
 
 
-def require_effect(method: Method, task: Task, config: DistillConfig, configs: Sequence[DistillConfig]) -> None:
-    """Refuse settings that the runs of a sweep vary and one of its methods does not read.
+def varied_settings(configs: Sequence[DistillConfig]) -> set[str]:
+    """Return the names of the settings in which runs differ."""
+    given = [_given(config) for config in configs]
+    return {name for settings in given for name, value in settings.items() if given[0].get(name) != value}
+
+
+def _given(config: DistillConfig) -> dict[str, object]:
+    """Return the settings that a run's options and ``set`` name."""
+    return {**config.overrides(), **assignments(config.set or ())}
+
+
+def require_effect(method: Method, task: Task, config: DistillConfig, varied: Collection[str]) -> None:
+    """Refuse varied settings that a method does not read.
 
     Args:
         method: of a run, with its settings.
         task: of the run.
         config: of the run.
-        configs: of all runs.
+        varied: the names of the settings in which the runs of the sweep differ.
     Raises:
         ConfigError: names the setting and the reason.
     """
-    given = [{**each.overrides(), **assignments(each.set or ())} for each in configs]
-    own = {**config.overrides(), **assignments(config.set or ())}
-    varied = {name: value for name, value in own.items() if any(other.get(name) != value for other in given)}
-    for name, why in without_effect(task, method, config.count, varied).items():
+    if not varied:  # the method's parts, which need not fit, are left to its run
+        return
+    given = {name: value for name, value in _given(config).items() if name in varied}
+    for name, why in without_effect(task, method, config.count, given).items():
         option = as_option(name) if name in VARIED else f"--set {name}"
         raise ConfigError(f"{why.format(option)}; what a sweep varies concerns all of its methods")
