@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -144,16 +144,19 @@ def _parse_numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
-def require_own_folder(config: DistillConfig) -> None:
+def require_own_folder(config: DistillConfig, at_work: bool = False) -> None:
     """Refuse a run whose folder holds work of another run; options of how it runs, such as the device, do not count.
 
+    Args:
+        config: of the run.
+        at_work: whether another process is at work there, so that options without work count too.
     Raises:
         ConfigError: it does; names the options that differ and the ways out.
         CheckpointError: the options of the work there are missing or damaged.
     """
     folder = config.folder()
     require_free(folder, other="another --out")
-    if not holds_work(folder):
+    if not holds_work(folder) and not (at_work and (folder / CONFIG).is_file()):
         return
     saved_config = DistillConfig.load(folder / CONFIG)
     wanted, saved = asdict(config), asdict(saved_config)
@@ -329,12 +332,13 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
                 if place not in running and waiting:
                     number, config = waiting.popleft()
                     title = f"{number} of {total}: {_title(config)} ..."
-                    if (claim := _claimed(config)) is None:
-                        print(f"{title} skipped: another process is at work on it", flush=True)
-                        continue
-                    if _judged_at(config) != judged_before[config]:
-                        claim.close()
-                        print(f"{title} judged by another process meanwhile", flush=True)
+                    try:
+                        claim, why_left = _claim(config, judged_before[config])
+                    except MmdistillError as error:  # another process has begun another run there
+                        claim, why_left = ExitStack(), f"failed: {error}"
+                        failed.append(config)
+                    if why_left:
+                        print(f"{title} {why_left}", flush=True)
                         continue
                     if alone:
                         print(title, end=" ", flush=True)
@@ -354,13 +358,29 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
     return failed
 
 
-def _claimed(config: DistillConfig) -> ExitStack | None:
-    """Keep other sweeps from a run until the result is closed; None if another process is at work on it."""
-    with ExitStack() as claim, suppress(ConfigError):
-        claim.enter_context(sole_writer(config.folder() / CLAIM))
-        with sole_writer(config.folder()):  # held by a distillation that no sweep started, or whose sweep was killed
-            return claim.pop_all()
-    return None
+def _claim(config: DistillConfig, judged_before: int) -> tuple[ExitStack, str]:
+    """Keep other sweeps from a run.
+
+    Args:
+        config: of the run.
+        judged_before: when its scores had been written as the sweep began, as :func:`_judged_at` says.
+    Returns:
+        What gives the run free once it is closed, and why the run is left to another process, in words; empty if not.
+    Raises:
+        ConfigError: another run is in its folder now.
+    """
+    with ExitStack() as claim:
+        try:
+            claim.enter_context(sole_writer(config.folder() / CLAIM))
+            with sole_writer(config.folder()):  # held by a process that no sweep started, or whose sweep was killed
+                pass
+        except ConfigError:
+            require_own_folder(config, at_work=True)
+            return ExitStack(), "skipped: another process is at work on it"
+        require_own_folder(config)
+        if _judged_at(config) != judged_before:
+            return ExitStack(), "judged by another process meanwhile"
+        return claim.pop_all(), ""
 
 
 def _judged_at(config: DistillConfig) -> int:

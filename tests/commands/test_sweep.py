@@ -511,6 +511,25 @@ def test_runs_that_other_processes_are_at_work_on_are_left_to_them(
     assert not list(out.rglob(".*"))
 
 
+def test_a_run_of_other_options_that_another_sweep_has_begun_is_no_run_of_this_one(
+    tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as jobs of an array that each have a rate of their own, all named like runs of one rate."""
+    fake("while not (folder.parent / 'go').exists(): time.sleep(0.01)\n")
+    out = tmp_path / "out"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(swept, out, "--ipc", "1", "--lr", "1")
+        until = time.time() + 60
+        while not (out / "calls").exists() and time.time() < until:
+            time.sleep(0.01)
+        assert pool.submit(swept, out, "--ipc", "1", "--lr", "3").result() == 2
+        (out / "go").touch()
+        assert first.result() == 0
+    assert calls(out) == ["digits-dm-1 auto False"]
+    assert "1 of 1: dm ipc 1 seed 0 ... failed: " in (said := capsys.readouterr()).out
+    assert "holds another run, of lr 1.0 in place of 3.0" in said.out
+
+
 def test_sweeps_of_the_same_runs_share_them(
     tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
