@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Task
 
 if TYPE_CHECKING:  # these modules import tasks themselves
     from mmdistill.labels import LabelKind
+    from mmdistill.networks.module import ModuleFactory
     from mmdistill.networks.pretrained import GivenTeacher
     from mmdistill.parameterizations.base import Parameterization
     from mmdistill.settings import Settings
@@ -281,6 +282,11 @@ class JudgeFacts(Protocol):
         """In words, which network labels its minibatches and whether that must train first; empty if none does."""
         ...
 
+    @property
+    def network(self) -> str:
+        """The identity of a network that the user gave as this judge; empty for all other judges."""
+        ...
+
     def epochs(self, samples: int | None) -> int | None:
         """Return its epochs on ``samples`` samples (None: on all); None if it does not train or nobody knows."""
         ...
@@ -294,12 +300,14 @@ class PlainJudge:
         name: in its one spelling, and for the scores.
         reads: the settings of :data:`JUDGING` that it uses; ``epochs`` only if it trains.
         teacher: in words, the network that labels its minibatches.
+        network: the identity of a network that the user gave as this judge.
         epochs_on: returns its epochs on a number of samples (None: on all).
     """
 
     name: str = field(kw_only=False)
     reads: Sequence[str] = JUDGING
     teacher: str = ""
+    network: str = ""
     epochs_on: Callable[[int | None], int | None] = lambda samples: None
 
     @property
@@ -318,6 +326,20 @@ class DescribesJudges(Protocol):
 
     def describe_judge(self, judge: str) -> JudgeFacts:
         """Return the facts of a judge, given by name or title; an unknown one raises here or at its ``name``."""
+        ...
+
+
+@runtime_checkable
+class TakesJudges(Protocol):
+    """A task that networks of the user's can judge beside its own judges; their facts identify them."""
+
+    def with_judge(self, name: str, factory: "ModuleFactory") -> Self:
+        """Return a copy of the task that also has this judge, last in ``judges``; it shares the data.
+
+        Raises:
+            ConfigError: a network that cannot run on the task's samples, see
+                :func:`~mmdistill.networks.trial.try_network`.
+        """
         ...
 
 

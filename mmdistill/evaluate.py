@@ -1,11 +1,11 @@
 """Train on S, test on T: judge a set and the baselines beside it."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mmdistill.abilities import DescribesJudges, Selects, judge_facts
+from mmdistill.abilities import DescribesJudges, Selects, TakesJudges, judge_facts
 from mmdistill.checks import require_kind, require_size, require_sizes
 from mmdistill.choices import known_coresets
 from mmdistill.distilled import DistilledSet
@@ -15,6 +15,8 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.judgements import EvaluationRun, SetToJudge
 from mmdistill.judgements import Progress as Progress
 from mmdistill.names import baseline_names, canonical, in_words, split_names, unknown_name
+from mmdistill.networks.architecture import OWN
+from mmdistill.networks.module import ModuleFactory
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.samples import checked_samples, in_float32
@@ -23,8 +25,8 @@ from mmdistill.task import Batch, Task, require_task
 BASELINES = ("random", "herding", "whole")
 """The default baselines."""
 NAMED = {
-    "judges": "those of your own have them in mmdistill.image.models.FAMILIES (networks) or in JUDGES of "
-    "mmdistill.image.judges and mmdistill.recsys.judges",
+    "judges": "those of your own have them in a mapping, {'mine': lambda: Mine()}, in mmdistill.image.models.FAMILIES "
+    "(networks) or in JUDGES of mmdistill.image.judges and mmdistill.recsys.judges",
     "baselines": "rules of your own have them in mmdistill.rules.RULES",
 }
 """Where a user's code registers judges and baselines, for messages."""
@@ -99,6 +101,43 @@ def _requested(task: Task, names: Sequence[str] | None, own: str) -> Iterator[st
         yield from task.judges if key == "all" else (known.get(key, name),)
 
 
+def _with_networks(task: Task, judges: Mapping[str, ModuleFactory | None]) -> Task:
+    """Return the task, or a copy that has a mapping's networks as judges.
+
+    Raises:
+        ConfigError: a name that no judge may get, or a network that does not fit.
+        UnsupportedError: a task that takes no networks as judges.
+    """
+    for name, factory in judges.items():
+        if factory is None:
+            continue
+        if not callable(factory):
+            kind = type(factory).__name__
+            raise ConfigError(f"the judge {name!r} is a function that makes a network, or None if known, got {kind}")
+        if not isinstance(task, TakesJudges):
+            raise UnsupportedError(f"{task.describe().domain} data are judged by name alone: {', '.join(task.judges)}")
+        if not name.strip() or not name.isprintable() or set(name) & set(",[]"):
+            raise ConfigError(f"a judge's name is a text of some letters without commas and brackets, got {name!r}")
+        if canonical(name) == OWN or _is_judge(task, name):
+            raise ConfigError(f"{name!r} is the name of another judge; call your network otherwise")
+        try:
+            task = task.with_judge(name, factory)
+        except ConfigError as error:
+            raise ConfigError(f"the judge {name!r}: {error}") from error
+    return task
+
+
+def _is_judge(task: Task, name: str) -> bool:
+    """Return whether a task knows a judge of a name, even if it cannot read such data."""
+    try:
+        find_judges(task, [name])
+    except UnsupportedError:
+        return True
+    except ConfigError:
+        return False
+    return True
+
+
 def find_baselines(task: Task, requested: str | Sequence[str]) -> list[str]:
     """Return the baselines to judge, each once, from names, comma-separated or in a list; ``all`` are the task's.
 
@@ -128,7 +167,7 @@ def evaluate(
     task: Task,
     distilled: DistilledSet | Batch,
     *,
-    judges: Sequence[str] | None = None,
+    judges: Sequence[str] | Mapping[str, ModuleFactory | None] | None = None,
     n: int = 5,
     at_once: int | None = None,
     seed: int | None = None,
@@ -147,7 +186,9 @@ def evaluate(
         task: the task.
         distilled: a set; or a bare batch of samples, which has no budget and so no baseline but ``whole``.
         judges: names, ``["all"]``, or None for the default: the judge that the set's method names (``ntk`` of KIP), or
-            the task's first; one text may name several, as on the command line (``"mlp,vit"``).
+            the task's first; one text may name several, as on the command line (``"mlp,vit"``). Networks of your own
+            are a mapping from names, which no judge has, to functions that make them, as for a task's ``model``:
+            ``{"tv": lambda: resnet18(num_classes=10), "mlp": None}``; with None the name is a known judge's.
         n: networks per judge.
         at_once: networks of a judge trained together, which bounds the memory; None: all. Another number means other
             networks. Networks for robust scores train one at a time.
@@ -162,8 +203,9 @@ def evaluate(
     Returns:
         The scores of the set and of its baselines by judge and metric, as fractions; ``print`` shows them as a table.
     Raises:
-        ConfigError: an unknown judge or baseline, or n below 1.
-        UnsupportedError: robust scores of a task that has none.
+        ConfigError: an unknown judge or baseline, a network that does not fit or goes by another judge's name, or n
+            below 1.
+        UnsupportedError: robust scores or networks as judges of a task that takes none.
         CheckpointError: the set belongs to another task.
         MmdistillError: no judge can judge; the message is the last one's.
 
@@ -174,16 +216,19 @@ def evaluate(
     require_kind(bool, robust=robust, baselines_only=baselines_only)
     if robust and baselines_only:
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
-    judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
+    networks = judges if isinstance(judges, Mapping) else {}
+    listed = split_names(judges) if isinstance(judges, str) else list(networks) or judges or ()
+    requested = _names("judges", listed)
     require_networks(n, at_once)
     beside = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
     given = _set_to_judge(task, distilled)
+    task = _with_networks(task, networks)
     key = Draws(checked_seed(given.seed if seed is None else seed), ("evaluate",), task.device)
     sized = [name for name in beside if name != "whole"]
     if given.budget is None and baselines is not BASELINES and sized:
         message = f"a bare batch has no budget at which {in_words(sized)} could be chosen, so it is judged without"
         warnings.warn(message, MmdistillWarning, stacklevel=2)
-    names, unfit = readable_judges(task, judges, given.judge)
+    names, unfit = readable_judges(task, requested, given.judge)
     judging = EvaluationRun(task, names, n, at_once, key, unfit, 1 if robust else 1 + len(beside))
     with _attach_so_far(judging.so_far), _shown_progress(progress) as judging.progress:
         if robust:
@@ -235,8 +280,15 @@ def _names(what: str, given: object) -> Sequence[str]:
         ConfigError: something else than a list of names.
     """
     if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"{what} are names, got {given!r:.200}; {NAMED[what]}")
+        raise ConfigError(f"{what} are names, got {_in_brief(given)}; {NAMED[what]}")
     return list(dict.fromkeys(given))
+
+
+def _in_brief(given: object) -> str:
+    """Return a value in words, networks and functions by their class, since those of networks take pages."""
+    if isinstance(given, list | tuple):
+        return f"[{', '.join(map(_in_brief, given))}]"
+    return f"a {type(given).__name__}" if callable(given) else f"{given!r:.200}"
 
 
 def _set_to_judge(task: Task, distilled: DistilledSet | Batch) -> SetToJudge:

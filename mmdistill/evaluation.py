@@ -36,6 +36,8 @@ class Entry:
         n: runs.
         notes: warnings that belong to the number.
         by_class: beside an accuracy, each class's by name, a mean over the runs; empty if not known.
+        judging: of a network that the user gave as the judge, what ``metrics.json`` records of its judging; empty for
+            other judges, which the task knows by name.
         said: whether ``str`` names the judge; not part of the entry's value.
     """
 
@@ -46,6 +48,7 @@ class Entry:
     n: int
     notes: tuple[str, ...] = ()
     by_class: Mapping[str, float] = field(default_factory=dict, hash=False)
+    judging: Mapping[str, int | str] = field(default_factory=dict, hash=False)
     said: bool = field(default=False, repr=False, compare=False)
 
     def plain(self) -> dict[str, object]:

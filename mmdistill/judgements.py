@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mmdistill.abilities import ScoresRobustness, is_solved, judge_title
+from mmdistill.abilities import ScoresRobustness, is_solved, judge_facts, judge_title
 from mmdistill.allocation import allocate, available, short_classes
 from mmdistill.classification import pooled
 from mmdistill.coresets import choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
-from mmdistill.evaluation import Evaluation, checked_scores, summarise
+from mmdistill.evaluation import Entry, Evaluation, checked_scores, summarise
 from mmdistill.execution.memory import out_of_memory_advice
+from mmdistill.metrics import judging_record
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores, Task
 
@@ -78,12 +79,21 @@ class EvaluationRun:
 
     def so_far(self) -> Evaluation:
         """Return the results so far."""
-        class_names, usual = self.task.describe().class_names, self.task.judges[0]
-        results = summarise(self.results, class_names)
-        baselines = {name: summarise(scores, class_names) for name, scores in self.baselines.items() if scores}
+        usual, results = self.task.judges[0], self._entries(self.results)
+        baselines = {name: self._entries(scores) for name, scores in self.baselines.items() if scores}
         if usual in self.judges:  # otherwise no score is its own, and it may not fit the data at all
             usual = judge_title(self.task, usual)
         return Evaluation(results, baselines, time.perf_counter() - self.began, dict(self.failures), usual)
+
+    def _entries(self, scores: Sequence[Scores]) -> list[Entry]:
+        """Summarise scores; entries of a network that the user gave as a judge say which one it is."""
+        records = {
+            judge_title(self.task, judge): judging_record(self.task, judge)
+            for judge in self.judges
+            if judge_facts(self.task, judge).network
+        }
+        entries = summarise(scores, self.task.describe().class_names)
+        return [replace(entry, judging=records.get(entry.judge, {})) for entry in entries]
 
     def finish(self) -> Evaluation:
         """Report that all is judged, and return the results."""

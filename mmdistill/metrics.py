@@ -1,6 +1,7 @@
 """The content of ``metrics.json``: the results of a set and its baselines."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
@@ -42,8 +43,13 @@ def metrics_document(
     """
     previous = of_same_test(previous or {}, task)
 
+    record_of = partial(judging_record, task, judging=judging)
+
     def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
-        records = [(entry.plain(), judging_record(task, entry.judge, judging)) for entry in entries]
+        records = [
+            (entry.plain(), {**(judging or {}), **entry.judging} if entry.judging else record_of(entry.judge))
+            for entry in entries
+        ]
         return [values | ({"judging": record} if record else {}) for values, record in records]
 
     results = _merged(previous.get("results", []), plain(evaluation.results))
@@ -137,9 +143,9 @@ def judging_record(task: Task, judge: str, judging: Judging | None = None) -> di
         judge: by name or title.
         judging: the user's settings beside those that the task keeps.
     """
-    read = judge_facts(task, judge).reads
-    record = {name: value for name, value in {**overrides_of(task), **(judging or {})}.items() if name in read}
-    network = own_network(task) if judge.partition(" [")[0] == OWN else ""
+    facts = judge_facts(task, judge)
+    record = {name: value for name, value in {**overrides_of(task), **(judging or {})}.items() if name in facts.reads}
+    network = facts.network or (own_network(task) if judge.partition(" [")[0] == OWN else "")
     record |= {NETWORK: network} if network else {}
     if (teacher := given_teacher(task)) is not None and ask_teacher(task, [judge]):
         record[TEACHER] = teacher.digest[:8]

@@ -1,20 +1,23 @@
 """The base class of graph tasks, whose samples are the nodes of one graph or the graphs of a set."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmdistill.abilities import Judging, PlainJudge, in_place_of, judging_overrides
 from mmdistill.graph.judges import JudgeProtocol
-from mmdistill.graph.models import GraphNetwork
+from mmdistill.graph.models import GraphNetwork, ModuleNetwork
 from mmdistill.graph.sampling import ClassMembers
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import known_name
+from mmdistill.networks.architecture import OWN, identified
 from mmdistill.networks.fit_protocol import FitProtocol
+from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS, has_statistics
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Tensors, one_tensor
@@ -39,9 +42,13 @@ class GraphClassification(ABC, Generic[Training]):
         device: where everything lies.
     Raises:
         ConfigError: ``judge_epochs`` is no whole number of at least 1.
+
+    Attributes:
+        given: the user's modules that judge, by name.
     """
 
     judges: Sequence[str]
+    module_kind: type[ModuleNetwork] = ModuleNetwork
 
     def __init__(
         self,
@@ -54,6 +61,7 @@ class GraphClassification(ABC, Generic[Training]):
         device: torch.device | str,
     ) -> None:
         self.network, self.network_name = network, network.name
+        self.given: Mapping[str, ModuleNetwork] = {OWN: network} if isinstance(network, ModuleNetwork) else {}
         self.num_classes: int | None = class_count
         self.labels: Tensor | None = labels
         self.device = torch.device(device)
@@ -66,6 +74,10 @@ class GraphClassification(ABC, Generic[Training]):
     @abstractmethod
     def network_inputs(self, inputs: Inputs) -> Tensors:
         """Return the network's inputs by name; refuse those of other samples."""
+
+    @abstractmethod
+    def try_network(self) -> None:
+        """Run the network once on a few real samples, see :func:`~mmdistill.networks.trial.try_network`."""
 
     @abstractmethod
     def predict(
@@ -109,7 +121,17 @@ class GraphClassification(ABC, Generic[Training]):
     def describe_judge(self, judge: str) -> PlainJudge:
         """Return the facts of a judge: the same epochs on any samples, of which each step takes all."""
         name = known_name("judge", judge, self.judges)
-        return PlainJudge(name, reads=("epochs", "protocol"), epochs_on=lambda samples: self.protocol.epochs)
+        network = identified(self.given[name].description) if name in self.given else ""
+        epochs = self.protocol.epochs
+        return PlainJudge(name, reads=("epochs", "protocol"), network=network, epochs_on=lambda samples: epochs)
+
+    def with_judge(self, name: str, factory: ModuleFactory) -> Self:
+        """Return a copy with a module of the user's as a judge, see :class:`~mmdistill.abilities.TakesJudges`."""
+        trial, other = copy.copy(self), copy.copy(self)
+        trial.network = network = self.module_kind(factory, (), self.device)
+        trial.try_network()
+        other.given, other.judges = {**self.given, name: network}, (*self.judges, name)
+        return other
 
     @property
     def validation_protocol(self) -> Training:

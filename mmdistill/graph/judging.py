@@ -10,7 +10,6 @@ from mmdistill.graph.judges import JudgeProtocol, Sample, Seen, StackedJudges, f
 from mmdistill.graph.models import HOPS, ModuleNetwork, make_network, named
 from mmdistill.graph.propagation import normalised_matrix, operator
 from mmdistill.graph.scene import Part, View
-from mmdistill.networks.architecture import OWN
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Tensors, one_tensor
 
@@ -25,21 +24,21 @@ class GraphJudges:
     Args:
         parts: training, validation and test nodes by name.
         num_classes: C.
-        own: the user's module, if any; it is the first and so the default judge.
     """
 
-    def __init__(self, parts: Mapping[str, Part], num_classes: int, own: ModuleNetwork | None = None) -> None:
-        self.parts, self.num_classes, self.own = parts, num_classes, own
-        self.names = (OWN, *JUDGES) if own is not None else JUDGES
+    def __init__(self, parts: Mapping[str, Part], num_classes: int) -> None:
+        self.parts, self.num_classes = parts, num_classes
         self._views: dict[tuple[str, str], View] = {}
 
-    def fit(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
+    def fit(
+        self, synthetic: Batch | None, judge: str | ModuleNetwork, draws: Draws, n: int, protocol: JudgeProtocol
+    ) -> Tensor:
         """Train n judges, as many side by side as memory allows, and return their logits of the test nodes.
 
         Args:
             synthetic: the condensed graph, as :func:`~mmdistill.graph.placing.placed_set` returns it; None: the
                 training nodes in the real graph.
-            name: one of ``names``.
+            judge: one of :data:`JUDGES`, or a module of the user's.
             draws: the key.
             n: networks.
             protocol: how they train.
@@ -47,10 +46,12 @@ class GraphJudges:
         Shapes:
             Returns ``(n, m, C)`` for m test nodes, each network's at its best validation epoch.
         """
-        if name == OWN or name in ARCHITECTURES:
-            return self._fit_apart(synthetic, name, draws, n, protocol)
-        test = self._real_view(name, "test")
-        groups = self._train(synthetic, name, draws, n, protocol)
+        if judge in ARCHITECTURES:
+            judge = self._architecture(str(judge), protocol)
+        if isinstance(judge, ModuleNetwork):
+            return self._fit_apart(synthetic, judge, draws, n, protocol)
+        test = self._real_view(judge, "test")
+        groups = self._train(synthetic, judge, draws, n, protocol)
         return torch.cat([judges.read(params, test) for judges, params, _ in groups])
 
     def validation(self, synthetic: Batch, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
@@ -77,9 +78,10 @@ class GraphJudges:
             judges = StackedJudges(network, draws.to(scene.device), range(first, min(first + group_size, n)))
             yield judges, *judges.fit(sample, validation, protocol)
 
-    def _fit_apart(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
+    def _fit_apart(
+        self, synthetic: Batch | None, network: ModuleNetwork, draws: Draws, n: int, protocol: JudgeProtocol
+    ) -> Tensor:
         """Train n judges of any architecture one after the other, and return their logits of the test nodes."""
-        network = self._network(name, protocol)
 
         def seen(part: Part) -> Seen:
             return Seen(part.scene.inputs(network.normalised), part.nodes, part.classes)
@@ -89,9 +91,7 @@ class GraphJudges:
         states = fit_apart(network, sample, seen(val) if len(val.nodes) else None, protocol, draws, n)
         return read_apart(network, states, seen(self.parts["test"]))
 
-    def _network(self, name: str, protocol: JudgeProtocol) -> ModuleNetwork:
-        if name == OWN and self.own is not None:
-            return self.own
+    def _architecture(self, name: str, protocol: JudgeProtocol) -> ModuleNetwork:
         scene = self.parts["train"].scene
         return make_architecture(
             name, scene.x.shape[1], self.num_classes, protocol.width, protocol.dropout, scene.device

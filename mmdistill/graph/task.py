@@ -15,7 +15,7 @@ from mmdistill.graph.base import VALIDATION_JUDGES, GraphClassification
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.difficulty import neighbourhood_entropy
 from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
-from mmdistill.graph.judging import GraphJudges
+from mmdistill.graph.judging import JUDGES, GraphJudges
 from mmdistill.graph.models import HOPS, MODELS, SGC, GraphNetwork, ModuleNetwork, make_network, named
 from mmdistill.graph.placing import placed_set
 from mmdistill.graph.sampling import padded_rows
@@ -80,9 +80,8 @@ class GraphTask(GraphClassification[JudgeProtocol]):
         self.parts = parts_of(graph, self.device)
         self.scene = self.parts["train"].scene
         self._nodes = self.parts["train"].nodes
-        module = network if isinstance(network, ModuleNetwork) else None
-        self.judging = GraphJudges(self.parts, graph.num_classes, module)
-        self.judges: Sequence[str] = self.judging.names
+        self.judging = GraphJudges(self.parts, graph.num_classes)
+        self.judges: Sequence[str] = (*self.given, *JUDGES)
         self.selections: Sequence[str] = SELECTIONS
 
     def __repr__(self) -> str:
@@ -92,6 +91,11 @@ class GraphTask(GraphClassification[JudgeProtocol]):
     def network_inputs(self, inputs: Inputs) -> Tensors:
         """Return a graph's inputs by name, see :func:`~mmdistill.graph.models.named`."""
         return named(inputs)
+
+    def try_network(self) -> None:
+        """Run the network once on two nodes."""
+        nodes = {"x": self.scene.x[:2]}
+        try_network(self, nodes, f"nodes of {self.graph.x.shape[1]} features", self.graph.num_classes)
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
@@ -254,7 +258,7 @@ class GraphTask(GraphClassification[JudgeProtocol]):
         """
         name = known_name("judge", judge, self.judges)
         sample = None if synthetic is None else placed_set(synthetic, self.graph, self.device)
-        logits = self.judging.fit(sample, name, draws, n, self.protocol)
+        logits = self.judging.fit(sample, self.given.get(name, name), draws, n, self.protocol)
         truth = self.parts["test"].classes
         hits = (logits.argmax(-1) == truth).double()
         return scores_of(name, hits, truth, self.graph.class_names)
@@ -359,5 +363,5 @@ def graph_task(
         hops = HOPS if hops is None else hops
         network = make_network(kind, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.0, hops, device)
     task = GraphTask(graph, network, protocol, device, judge_epochs=judge_epochs)
-    try_network(task, {"x": task.scene.x[:2]}, f"nodes of {graph.x.shape[1]} features", graph.num_classes)
+    task.try_network()
     return task

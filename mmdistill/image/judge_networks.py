@@ -1,6 +1,8 @@
 """The networks that judge a task's images, by name: the distillation network and those of other families."""
 
+import copy
 from collections.abc import Iterable
+from typing import Self
 
 import torch
 
@@ -32,6 +34,9 @@ class JudgeNetworks:
         device: where they train.
         width: the distillation network's width, if its name does not say it.
         other_judges: names of judges that are not networks, for messages.
+
+    Attributes:
+        given: networks of the user's that judge beside these, by name.
     """
 
     def __init__(
@@ -51,8 +56,19 @@ class JudgeNetworks:
         self.device = device
         self.width = width
         self.other_judges = other_judges
+        self.given: dict[str, FunctionalModule] = {}
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
+
+    def with_given(self, name: str, network: FunctionalModule) -> Self:
+        """Return a copy with one more network of the user's; the others are shared."""
+        other = copy.copy(self)
+        other.given = {**self.given, name: network}
+        return other
+
+    def given_as(self, judge: str) -> FunctionalModule | None:
+        """Return the user's network of a judge, by name or title; None for other judges."""
+        return self.given.get(judge.partition(" [")[0])
 
     def spelled(self, name: str) -> str:
         """Return a network's name in its one spelling; the distillation network's is :attr:`model`.
@@ -61,6 +77,8 @@ class JudgeNetworks:
             ConfigError: an unknown network.
             UnsupportedError: a network that does not take these images.
         """
+        if name in self.given:
+            return name
         if canonical(name) == self.model:
             if (judging := self._first_judge()) != self.model and (reason := refusal(judging, self.data.shape)):
                 raise UnsupportedError(
@@ -96,7 +114,7 @@ class JudgeNetworks:
 
     def kind(self, name: str) -> NetworkKind:
         """Return the kind of a judge's network, which sets its learning rate; a user's own network is shallow."""
-        family = FAMILIES.get(self.spelled(name).split("-")[0])
+        family = None if name in self.given else FAMILIES.get(self.spelled(name).split("-")[0])
         return "shallow" if family is None else family.kind
 
     def judging_case(self, name: str, images: int, *, scores: bool = False, whole: bool = False) -> JudgingCase:
@@ -123,6 +141,8 @@ class JudgeNetworks:
 
         A network other than the distillation network has its default width.
         """
+        if name in self.given:
+            return self.given[name]
         network_name = self.network_name(name)
         if network_name == self.model:
             return self.own

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING, JudgeFacts, PlainJudge
+from mmdistill.described import described_module
 from mmdistill.image.judge_networks import JudgeNetworks
 from mmdistill.image.judge_training import JudgeTraining, with_learned
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
@@ -18,6 +19,7 @@ from mmdistill.image.models import FAMILIES, fitting_models
 from mmdistill.image.protocols import JudgingCase, Plan, plan_for, whole_note
 from mmdistill.labels import are_probabilities
 from mmdistill.names import canonical, unknown_name
+from mmdistill.networks.architecture import identified
 from mmdistill.networks.fit import Augment
 from mmdistill.open_table import OpenTable
 from mmdistill.runtime import Draws
@@ -70,7 +72,7 @@ class NetworkJudge:
     Args:
         task: the task whose images they judge.
         networks: the task's networks by name.
-        judge: the network's name. If only ``reads`` is needed, the title of their scores will do.
+        judge: the network's name. If only ``reads`` or ``network`` is needed, the title of their scores will do.
     """
 
     task: "ImageTask"
@@ -88,6 +90,12 @@ class NetworkJudge:
         """Their name, followed by the protocol's unless that is the default."""
         network, protocol = self.networks.network_name(self.judge), self.task.protocol.name
         return network if protocol == "default" else f"{network} [{protocol}]"
+
+    @property
+    def network(self) -> str:
+        """The identity of a network of the user's; empty for named ones."""
+        given = self.networks.given_as(self.judge)
+        return "" if given is None else identified(described_module(given.module))
 
     @property
     def teacher(self) -> str:

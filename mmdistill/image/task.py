@@ -240,7 +240,23 @@ class ImageTask:
     def describe_judge(self, judge: str) -> ImageJudge:
         """Return a judge by its name or the title of its scores; an unknown name raises when it is first used."""
         make = JUDGES.get(entry_of(judge))
-        return NetworkJudge(self, self._networks, judge) if make is None else make(self, judge)
+        if make is None or self._networks.given_as(judge) is not None:
+            return NetworkJudge(self, self._networks, judge)
+        return make(self, judge)
+
+    def with_judge(self, name: str, factory: ModuleFactory) -> Self:
+        """Return a copy with a network of the user's as a judge, see :class:`~mmdistill.abilities.TakesJudges`."""
+        trial, other = copy.copy(self), copy.copy(self)
+        trial.network = FunctionalModule(factory, device=self.device)
+        trial.try_network()
+        other._networks = self._networks.with_given(name, trial.network)
+        other.judges = (*self.judges, name)
+        return other
+
+    def try_network(self) -> None:
+        """Run the network once on two training images, see :func:`~mmdistill.networks.trial.try_network`."""
+        images = self.data.normalise(self.data.train_images[:2].to(self.device))
+        try_network(self, images, f"images of shape {self.data.shape}", len(self.data.class_names))
 
     def robust(
         self,
@@ -411,7 +427,6 @@ def image_task(
         width=width,
         augmentation=augmentation,
     )
-    images = loaded.normalise(loaded.train_images[:2].to(chosen_device))
-    try_network(task, images, f"images of shape {loaded.shape}", len(loaded.class_names))
+    task.try_network()
     task.given_teacher = None if teacher is None else given_as_teacher(teacher, task.network)
     return task

@@ -24,7 +24,17 @@ def own_network(task: Task) -> str:
     layers = described_layers(task) if OWN in task.judges else ""
     if not layers:
         return ""
-    return f"{_network_name(task)} {hashlib.blake2b(layers.encode(), digest_size=4).hexdigest()}"
+    return identified(layers, _network_name(task))
+
+
+def identified(description: str, name: str = "") -> str:
+    """Return what tells networks apart: a name, by default the class's, and a digest of its description."""
+    digest = hashlib.blake2b(description.encode(), digest_size=4).hexdigest()
+    return f"{name or _class_name(description)} {digest}"
+
+
+def _class_name(description: str) -> str:
+    return description.partition("\n")[0].removesuffix("(")
 
 
 def network_title(task: Task) -> str:
@@ -43,7 +53,7 @@ def task_line(task: Task, data: str, sizes: str) -> str:
 def _network_name(task: Task) -> str:
     """Return the name that a task gives its network, or else the class name in the network's description."""
     name = task.network_name if isinstance(task, NamesNetwork) else ""
-    return name or described_layers(task).partition("\n")[0].removesuffix("(")
+    return name or _class_name(described_layers(task))
 
 
 def differing_lines(old: str, new: str) -> tuple[str, str]:

@@ -37,17 +37,17 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     """
     if isinstance(factory, nn.Module):
         raise ConfigError(
-            f"model is a function that makes a fresh network each time it is called, such as "
+            "give a function that makes a fresh network each time it is called, such as "
             f"lambda: {type(factory).__name__}(...), and not one network"
         )
     if not callable(factory):
         raise ConfigError(
-            f"model is the name of a network or a function that makes one, got {factory!r:.80}, which is "
+            f"a network is given by its name or as a function that makes one, got {factory!r:.80}, which is "
             f"{type(factory).__name__}"
         )
     module = factory()
     if not isinstance(module, nn.Module):
-        raise ConfigError(f"the function given as model must return an nn.Module, and returned {module!r:.80}")
+        raise ConfigError(f"the function that makes the network must return an nn.Module, and returned {module!r:.80}")
     if next(module.parameters(), None) is None:
         raise ConfigError(
             "the network has no parameters that torch knows of; layers in a plain list are none, keep them in an "
@@ -78,14 +78,14 @@ def _require_fresh(factory: ModuleFactory, module: nn.Module) -> None:
     if other is module:
         name = type(module).__name__
         raise ConfigError(
-            "the function given as model returned one and the same network twice, and each network starts from "
+            "the function that makes the network returned one and the same network twice, and each network starts from "
             f"weights of its own; let it make a new one each time, such as lambda: {name}(...) or the class itself"
         )
     first = dict(module.named_parameters())
     second = dict(other.named_parameters())
     if first.keys() == second.keys() and all(torch.equal(first[name].cpu(), second[name].cpu()) for name in first):
         warnings.warn(
-            "all networks begin alike: the function given as model returned equal weights twice, as of a copy, of a "
+            "all networks begin alike: the function that makes them returned equal weights twice, as of a copy, of a "
             "seed that it sets or of pretrained weights; several networks then differ by what training draws alone",
             MmdistillWarning,
             stacklevel=3,

@@ -1,9 +1,11 @@
 """The base class of text tasks: class batches, judges by name, identity."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ from mmdistill.classification import classes_seen, collapse_note, scored
 from mmdistill.described import described_module
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import known_name
-from mmdistill.networks.architecture import task_line
-from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.architecture import identified, task_line
+from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.pretrained import GivenTeacher
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.runtime import Draws
@@ -40,6 +42,7 @@ class TextClassification(ABC):
     Attributes:
         given_teacher: a trained network to use instead of training a teacher.
         encoder: the encoder that gives the points or tokens of samples.
+        given: networks of the user's that judge beside the task's own judges, by name.
         space_in_words: the space of :meth:`points`, as figures and tables describe it.
     """
 
@@ -62,11 +65,16 @@ class TextClassification(ABC):
         self.class_count = len(data.class_names)
         self.num_classes: int | None = self.class_count
         self.judges: Sequence[str] = (*judges, *READERS)
+        self.given: dict[str, FunctionalModule] = {}
         self.judging_chosen = judging
         self._solved = (*solved, *READERS)
         self._classes = data.train.labels.to(self.device)
         self._rows = TextRows(data.train.labels, self.class_count, self.device)
         self._reader = Reader(data, self.device)
+
+    @abstractmethod
+    def try_network(self) -> None:
+        """Run the network once on two training texts, see :func:`~mmdistill.networks.trial.try_network`."""
 
     @abstractmethod
     def network_inputs(self, inputs: Inputs) -> Inputs:
@@ -190,7 +198,17 @@ class TextClassification(ABC):
         name = known_name("judge", judge, self.judges)
         if name in self._solved:
             return PlainJudge(name, reads=())
-        return PlainJudge(name, epochs_on=lambda samples: self.epochs_on(name, samples or len(self._classes)))
+        network = identified(described_module(self.given[name].module)) if name in self.given else ""
+        whole = len(self._classes)
+        return PlainJudge(name, network=network, epochs_on=lambda samples: self.epochs_on(name, samples or whole))
+
+    def with_judge(self, name: str, factory: ModuleFactory) -> Self:
+        """Return a copy with a network of the user's as a judge, see :class:`~mmdistill.abilities.TakesJudges`."""
+        trial, other = copy.copy(self), copy.copy(self)
+        trial.model = FunctionalModule(factory, device=self.device)
+        trial.try_network()
+        other.given, other.judges = {**self.given, name: trial.model}, (*self.judges, name)
+        return other
 
     def described(
         self,

@@ -122,14 +122,18 @@ class TextTask(TextClassification):
         require_at_least(self, {"noise": 0.0})
         self.dim = encoded.train.shape[1]
         self._mlp = point_module("mlp", self.dim, self.class_count, device=self.device)
-        points = f"points of shape (n, {self.dim}) of the encoder {self.encoder.name!r}"
-        try_network(self, self.train.inputs[:2], points, self.class_count)
+        self.try_network()
 
     @functools.cached_property
     def ridge(self) -> float:
         """The ridge with the best development accuracy when fitted to the whole training set."""
         targets = centred_targets(self.train.labels, self.class_count)
         return choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
+
+    def try_network(self) -> None:
+        """Run the network once on two points."""
+        points = f"points of shape (n, {self.dim}) of the encoder {self.encoder.name!r}"
+        try_network(self, self.train.inputs[:2], points, self.class_count)
 
     def network_inputs(self, inputs: Inputs) -> Tensor:
         """Return points unchanged."""
@@ -226,7 +230,7 @@ class TextTask(TextClassification):
 
     def _predict_trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
         """Fit n networks to a batch and return their ``(n, m)`` predictions for queries."""
-        module = self._mlp if judge == "mlp" else self.model
+        module = self._mlp if judge == "mlp" else self.given.get(judge, self.model)
         protocol = replace(self.protocol, epochs=self.epochs_on(judge, len(batch.weight)))
         loss = judge_loss(module, one_tensor, one_tensor(batch.targets))
         # A user's network may do what vmap cannot: dropout, running statistics, recurrent layers.

@@ -104,6 +104,10 @@ class TokenTask(TextClassification):
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
         self.judge_epochs, self.judge_batch = judge_epochs, judge_batch
         self._ids, self._mask = tokens.train.ids.to(self.device), tokens.train.mask.to(self.device)
+        self.try_network()
+
+    def try_network(self) -> None:
+        """Run the network once on a text, twice."""
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs
         shapes = (2, self.length, self.vocabulary.dim), (2, self.length)
         try_network(self, inputs, f"a dict of vectors {shapes[0]} and a mask {shapes[1]}", self.class_count)
@@ -212,7 +216,7 @@ class TokenTask(TextClassification):
 
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
         is_own = key in (self.judges[0], PROJECTED)
-        model = self.model if is_own else self._build_network(key)
+        model = self.model if is_own else self.given.get(key) or self._build_network(key)
         base = self.protocol or protocol_for(model)
         protocol = replace(base, epochs=self.judge_epochs or base.epochs, batch=self.judge_batch or base.batch)
         return TokenJudge(self, model, key, protocol, learned if is_own else {})

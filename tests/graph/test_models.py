@@ -227,7 +227,7 @@ def test_a_judge_that_ignores_weights_trains_on_the_edges_that_there_are() -> No
     assert isinstance(chosen.inputs, dict)
     unlinked = chosen._replace(inputs={"x": chosen.inputs["x"]})
     without = chosen._replace(inputs={"x": chosen.inputs["x"], "adjacency": torch.zeros(6, 6)})
-    one, same = (own.judging.fit(part, "model", Draws(0), 1, own.protocol) for part in (unlinked, without))  # type: ignore[arg-type]
+    one, same = (own.judging.fit(part, own.network, Draws(0), 1, own.protocol) for part in (unlinked, without))  # type: ignore[arg-type]
     assert torch.equal(one, same)
 
 

@@ -481,3 +481,20 @@ def test_a_module_of_ones_own_is_the_default_judge_and_named_ones_stand_beside_i
     assert [entry.judge for entry in kept.results] == ["gcn", "model"]
     assert kept.results[0] == named.results[0]
     assert [entry.judge for entry in kept.baselines["random"]] == ["gcn", "model"]
+
+
+def test_given_modules_judge_as_the_module_distilled_with_does(tmp_path: Path) -> None:
+    usual, own = task(), task(pyg_gcn)
+    batch = usual.select(torch.arange(6))
+    beside = usual.with_judge("pyg-gcn", pyg_gcn)
+    scores = [t.evaluate(batch, judge, Draws(0), 2, {}) for t, judge in ((own, "model"), (beside, "pyg-gcn"))]
+    assert scores[0].values == scores[1].values
+    found = distill(usual, "gcdm-x", nodes=6, settings={"steps": 1})
+    judges = {"gcn": None, "pyg-gcn": pyg_gcn, "sage": lambda: basic_gnn.GraphSAGE(12, 8, 2, 3)}
+    save_evaluation(usual, found, evaluate(usual, found, judges=judges, n=1, baselines=["random"]), tmp_path)
+    kept = read_metrics(tmp_path / METRICS)
+    assert [entry["judge"] for entry in kept["results"]] == list(judges)
+    names = [entry["judging"].get("network", "").split("(")[0] for entry in kept["results"]]
+    assert names == ["", "GCN", "GraphSAGE"]
+    with pytest.raises(ConfigError, match="the judge 'mine': the network cannot run on nodes of 12 features"):
+        evaluate(usual, found, judges={"mine": lambda: basic_gnn.GCN(5, 8, 2, 3)}, n=1)

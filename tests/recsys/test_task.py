@@ -794,3 +794,9 @@ def test_other_cut_offs_are_reported_with_the_first_one_s_ndcg_as_the_headline()
     noted = evaluate(task, Batch(rows, rows, torch.arange(1.0, 11)), judges=["ease"], baselines=[])
     assert "judges count each of them once" in " ".join(noted.results[0].notes)
     assert "judges count each of them once" not in " ".join(found.results[0].notes)
+
+
+def test_recommenders_are_judged_by_names_alone(task):
+    batch = task.select(torch.arange(4))
+    with pytest.raises(UnsupportedError, match="recsys data are judged by name alone: "):
+        evaluate(task, batch, judges={"mine": lambda: nn.Linear(2, 2)}, n=1)

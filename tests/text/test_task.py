@@ -559,3 +559,24 @@ def test_points_without_weight_are_as_if_they_were_not_there(judge: str) -> None
     assert one.values == other.values
     with pytest.raises(DataError, match="no sample of the set has a weight"):
         task.evaluate(wrong, judge, Draws(1), 1, {})
+
+
+def test_given_networks_judge_as_the_network_distilled_with_does() -> None:
+    usual = small_task()
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(usual.dim, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    own = text_task(corpus(), encoder="tfidf", model=network)
+    batch = own.select(torch.arange(12))
+    beside = own.with_judge("tanh", network)
+    scores = [beside.evaluate(batch, judge, Draws(0), 2, {}).values for judge in ("model", "tanh")]
+    assert scores[0] == scores[1]
+    assert beside.describe_judge("tanh").epochs(12) == beside.describe_judge("model").epochs(12)
+    judges = {"tanh": network, "knn": None, "linear": lambda: nn.Linear(usual.dim, 3)}
+    found = evaluate(usual, batch, judges=judges, n=1)
+    assert [entry.judge for entry in found.results if entry.metric == "accuracy"] == list(judges)
+    identities = [str(entry.judging.get("network", "")).split("(")[0].split(" ")[0] for entry in found.results]
+    assert identities == ["Sequential", "", "Linear"]
+    with pytest.raises(ConfigError, match=r"the judge 'mine': the network returned \(2, 5\)"):
+        evaluate(usual, batch, judges={"mine": lambda: nn.Linear(usual.dim, 5)}, n=1)

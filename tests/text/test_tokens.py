@@ -22,7 +22,7 @@ from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.kernel_ridge import KernelRidgeMatching
 from mmdistill.registry import get_domain, get_method, method_names
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, one_tensor
+from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors, one_tensor
 from mmdistill.testing import as_float64, check_objective, check_task
 from mmdistill.text import token_judges
 from mmdistill.text.attention import AttentionLabels, attention_loss
@@ -632,3 +632,29 @@ def test_the_bilstm_has_the_gradient_of_finite_differences() -> None:
     mask = torch.tensor([[True] * 4, [True] * 3 + [False]])
     assert torch.autograd.gradcheck(lambda x: net({"vectors": x, "mask": mask}), (vectors,))
     assert torch.autograd.gradgradcheck(lambda x: net({"vectors": x, "mask": mask}), (vectors,))
+
+
+class Averaging(nn.Module):
+    """A classifier of the mean token vector."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(dim, 3)
+
+    def forward(self, inputs: Tensors) -> torch.Tensor:
+        mask = inputs["mask"][..., None].float()
+        return self.head((inputs["vectors"] * mask).sum(1) / mask.sum(1).clamp(min=1))
+
+
+def test_given_networks_of_tokens_judge_and_take_no_steps_that_others_learned(
+    task: TokenTask, unrolled: DistilledSet
+) -> None:
+    judges = {"averaging": lambda: Averaging(task.vocabulary.dim), "bigru": None}
+    found = evaluate(task, unrolled, judges=judges, n=1, baselines=())
+    assert [entry.judge for entry in found.results if entry.metric == "accuracy"] == list(judges)
+    assert str(found.results[0].judging["network"]).startswith("Averaging ")
+    beside = task.with_judge("averaging", judges["averaging"])
+    trained = [
+        beside.evaluate(unrolled.batch, "averaging", Draws(0), 1, learned).values for learned in (unrolled.learned, {})
+    ]
+    assert trained[0] == trained[1]

@@ -21,7 +21,7 @@ from mmdistill.graph.sets.own import GraphModule
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import called, known_name
-from mmdistill.networks.architecture import OWN, task_line
+from mmdistill.networks.architecture import task_line
 from mmdistill.networks.best_state import Selection
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.fit_protocol import FitProtocol
@@ -74,6 +74,8 @@ class GraphSetTask(GraphClassification[FitProtocol]):
         ConfigError: a protocol of minibatches, or epochs that are no whole number of at least 1.
     """
 
+    module_kind = GraphModule
+
     def __init__(
         self,
         graphs: GraphSet,
@@ -89,11 +91,9 @@ class GraphSetTask(GraphClassification[FitProtocol]):
             raise ConfigError("judges of graphs train on all of them in each step; leave batch and visits None")
         features, labels = graphs.x.shape[1], graphs.y[graphs.train]
         classifier = GraphClassifier(features, graphs.num_classes, width, device=device)
-        self.networks: dict[str, GraphNetwork] = {GCN: classifier} if own is None else {OWN: own, GCN: classifier}
-        self.judges = tuple(self.networks)
-        network = self.networks[self.judges[0]]
-        super().__init__(network, labels, graphs.num_classes, PROTOCOL, protocol, judge_epochs, device)
-        self.graphs, self.width = graphs, width
+        super().__init__(own or classifier, labels, graphs.num_classes, PROTOCOL, protocol, judge_epochs, device)
+        self.judges: Sequence[str] = (*self.given, GCN)
+        self.graphs, self.width, self.classifier = graphs, width, classifier
         self._largest = int(graphs.sizes[graphs.train].max())
 
     def __repr__(self) -> str:
@@ -103,6 +103,12 @@ class GraphSetTask(GraphClassification[FitProtocol]):
     def network_inputs(self, inputs: Inputs) -> Tensors:
         """Return the inputs of graphs by name, see :func:`~mmdistill.graph.sets.models.graph_inputs`."""
         return graph_inputs(inputs)
+
+    def try_network(self) -> None:
+        """Run the network once on two graphs."""
+        graphs = self.graphs
+        inputs = {name: tensor.to(self.device) for name, tensor in graphs.joined(graphs.train[:2]).items()}
+        try_network(self, inputs, f"graphs whose nodes have {graphs.x.shape[1]} features", graphs.num_classes)
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
@@ -201,7 +207,7 @@ class GraphSetTask(GraphClassification[FitProtocol]):
         name = known_name("judge", judge, self.judges)
         if synthetic is None:
             synthetic = self.training_batch()
-        network = self.networks[name]
+        network = self.given.get(name, self.classifier)
         states = self._fit(network, synthetic, draws, n, self.protocol)
         hits = self._hits(network, states, self.graphs.test)
         truth = self.graphs.y[self.graphs.test].to(self.device)
@@ -339,6 +345,5 @@ def graph_set_task(
     else:
         require_no_features(features, known_name("network of graphs", model, (GCN,)))
     task = GraphSetTask(graphs, width or WIDTH, protocol, device, judge_epochs=judge_epochs, own=own)
-    two_graphs = {name: tensor.to(task.device) for name, tensor in graphs.joined(graphs.train[:2]).items()}
-    try_network(task, two_graphs, f"graphs whose nodes have {graphs.x.shape[1]} features", graphs.num_classes)
+    task.try_network()
     return task

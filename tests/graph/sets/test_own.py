@@ -235,3 +235,18 @@ def test_modules_that_cannot_work_are_refused_in_words(graphs: GraphSet) -> None
     ):
         with pytest.raises(ConfigError, match=said):
             graph_set_task(graphs, **options)  # type: ignore[arg-type]
+
+
+def test_given_modules_judge_as_the_module_distilled_with_does(graphs: GraphSet) -> None:
+    usual, mine = graph_set_task(graphs, protocol=FAST), own(graphs, Isomorphism)
+    batch = usual.training_batch()
+    beside = usual.with_judge("gin", Isomorphism)
+    scores = [task.evaluate(batch, judge, Draws(0), 1, {}) for task, judge in ((mine, "model"), (beside, "gin"))]
+    assert scores[0].values == scores[1].values
+    judges = {"gin": Isomorphism, "weighted": Weighted, "gcn": None}
+    found = evaluate(usual, batch, judges=judges, n=1)
+    assert [entry.judge for entry in found.results] == list(judges)
+    identities = [str(entry.judging.get("network", "")).split(" ")[0] for entry in found.results]
+    assert identities == ["Isomorphism", "Weighted", ""]
+    with pytest.raises(ConfigError, match=r"the judge 'conv': GCNConv\.forward takes x, edge_index"):
+        evaluate(usual, batch, judges={"conv": lambda: GCNConv(8, 2)}, n=1)
