@@ -55,8 +55,10 @@ def import_set(
     Args:
         task: the task whose data the set was distilled from.
         source: the set's file, files or folder; or its values by name, such as ``{"images": images, "labels":
-            labels}``; a torch-geometric ``Data``, of sets of graphs a list of them; a matrix or a table of users; or
-            samples in the task's units as a batch.
+            labels}``; of images also a pair ``(images, labels)`` or a data set of such (a ``Subset``, say), read as
+            :func:`~mmdistill.image_task` reads them; a torch-geometric ``Data``, of sets of graphs a list of them; a
+            matrix or a table of users; or samples in the task's units as a batch, such as chosen training samples of
+            any task, ``task.select(torch.tensor(indices))``.
         name: the name of the set's method in reports and tables.
         units: of images: ``normalised``, as the task's networks read them (whitened, if the task whitens), or
             ``pixels``. Bytes are pixels. Floats are normalised if some lie outside the range of pixels; if none does,
@@ -140,7 +142,7 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
     if not isinstance(source, Sequence) or not source or not all(isinstance(entry, str | Path) for entry in source):
         raise ConfigError(
             f"a set is read from files, values by name or a Batch, got {type(source).__name__}; such data are: "
-            f"{importer.accepted}"
+            f"{importer.accepted}; chosen training samples are task.select(torch.tensor(indices))"
         )
     paths = [Path(entry) for entry in source]
     files = _files(paths)

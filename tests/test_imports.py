@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import Subset, TensorDataset
 
-from mmdistill import DistilledSet, evaluate, export, image_task, import_set
+from mmdistill import DistilledSet, evaluate, export, graph_task, image_task, import_set
 from mmdistill.cli import main
 from mmdistill.commands.assembly import make_task
 from mmdistill.config import DistillConfig
@@ -18,7 +21,7 @@ from mmdistill.errors import ConfigError, DataError, MmdistillWarning, ShapeErro
 from mmdistill.files.saved import array_names, metadata, read_saved
 from mmdistill.importers import LABELS, class_targets, names_by_role
 from mmdistill.task import Batch, Task, named_tensors
-from tests.graph.toy import planted_fields
+from tests.graph.toy import planted_fields, planted_graph
 from tests.test_exports import distilled
 from tests.toys import BlobTask
 
@@ -232,12 +235,12 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
     (tmp_path / "run" / "deep").mkdir(parents=True)
     with pytest.raises(DataError, match=r"no subfolder of pictures for each class; of tensors name the files"):
         import_set(task, tmp_path / "run")
-    with pytest.raises(ConfigError, match="files, values by name or a Batch, got int"):
+    with pytest.raises(ConfigError, match=r"files, values by name or a Batch, got int; .* are task\.select\(torch"):
         import_set(task, 3)
     for empty in ("", [""], [images, ""]):
         with pytest.raises(ConfigError, match="the name of a file is empty"):
             import_set(task, empty)
-    for other in (images, [images, labels], pd.DataFrame({"images": [1]}), []):
+    for other in (images, pd.DataFrame({"images": [1]}), []):
         with pytest.raises(ConfigError, match="files, values by name or a Batch, got"):
             import_set(task, other)
     with pytest.raises(ConfigError, match="chooses among the sets of a file"):
@@ -479,3 +482,79 @@ def test_an_option_of_other_data_is_refused(tmp_path: Path, capsys: pytest.Captu
     order = ["import", str(tmp_path / "graph.pt"), "--data", str(tmp_path / "graph.pt"), "--units", "pixels"]
     assert main(order) == 2
     assert "units is not for graph data" in capsys.readouterr().err
+
+
+class Samples(torch.utils.data.Dataset[Any]):
+    """A data set of digits whose samples are tensors, as after ``ToTensor``, or PIL images."""
+
+    classes: tuple[str, ...] = tuple(map(str, range(10)))
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.pixels = torch.randint(0, 256, (30, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        pixels = self.pixels[index]
+        return Image.fromarray(pixels.numpy()) if self.kind == "pictures" else pixels[None] / 255, index % 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda pixels: (pixels.numpy(), np.arange(10)),
+        lambda pixels: [pixels, torch.arange(10)],
+        lambda pixels: ([Image.fromarray(image.numpy()) for image in pixels], [str(index) for index in range(10)]),
+        lambda pixels: {"images": [image[None] for image in pixels], "labels": pd.Series(map(str, range(10)))},
+        lambda pixels: {"images": [Image.fromarray(image.numpy()) for image in pixels], "labels": torch.eye(10)},
+        lambda pixels: [(Image.fromarray(image.numpy()), index) for index, image in enumerate(pixels)],
+        lambda pixels: TensorDataset(pixels[:, None], torch.arange(10)),
+        lambda pixels: Subset(Samples("pictures"), range(10, 20)),
+        lambda pixels: Subset(Samples("floats"), range(10, 20)),
+    ],
+    ids=["pair", "list", "pictures", "names", "soft", "rows", "tensors", "subset", "floats"],
+)
+def test_chosen_images_are_read_as_a_task_reads_data(task: Task, source: Callable[[torch.Tensor], Any]) -> None:
+    pixels = Samples("pictures").pixels[10:20]
+    wanted = import_set(task, {"images": pixels, "labels": torch.arange(10)})
+    found = import_set(task, source(pixels), name="mine")
+    torch.testing.assert_close(parts(found.batch)["inputs"], parts(wanted.batch)["inputs"])
+    assert torch.equal(parts(found.batch)["targets"], torch.arange(10))
+    assert (found.budget, found.method, found.origin) == (1, "mine", "values in Python")
+    assert found.stored_bytes in (pixels.numel() + 10, 4 * pixels.numel() + 10)
+
+
+def test_chosen_images_that_cannot_be_read_say_why(task: Task) -> None:
+    pictures = [Image.fromarray(image.numpy()) for image in Samples("pictures").pixels[:10]]
+    for source, message in (
+        ((pictures, [*"012345678", "ten"]), "the set: label 9 is 'ten', which is no class"),
+        ((pictures, list("012345678")), r"got \(9,\)"),
+        (([*pictures, 3], torch.arange(11)), "the set: item 10 holds a int"),
+        (TensorDataset(ten()[0], ten()[1], ten()[1]), r"the set: item 0 is no \(sample, label\) pair"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_set(task, source)
+    with pytest.raises(ConfigError, match="they are no pixels"):
+        import_set(task, TensorDataset(*ten()))
+    normalised = import_set(task, TensorDataset(*ten()), units="normalised")
+    assert torch.equal(parts(normalised.batch)["inputs"], ten()[0])
+    with pytest.raises(ConfigError, match="a set is read from files, values by name or a Batch, got DataLoader"):
+        import_set(task, torch.utils.data.DataLoader(Samples("floats")))
+
+
+def test_a_data_set_that_numbers_the_same_classes_otherwise_is_refused(task: Task) -> None:
+    samples = Samples("floats")
+    samples.classes = samples.classes[::-1]
+    with pytest.raises(DataError, match="the set numbers its classes 9, 8, 7, 6, 5 and 5 more, and the task 0, 1"):
+        import_set(task, samples)
+
+
+def test_samples_chosen_by_their_indices_are_a_set_of_any_task() -> None:
+    for own in (image_task("digits", model="mlp", width=8), graph_task(planted_graph())):
+        assert own.labels is not None
+        chosen = torch.cat([(own.labels == label).nonzero()[:2, 0] for label in own.labels.unique()])
+        found = import_set(own, own.select(chosen), name="mine")
+        assert found.budget == (2 if found.info.budget == "ipc" else len(chosen))
+        assert torch.equal(parts(found.batch)["targets"], own.labels[chosen])

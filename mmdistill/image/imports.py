@@ -13,6 +13,7 @@ from mmdistill.image.draw import class_folders
 from mmdistill.image.files import read_image_folder
 from mmdistill.image.folders import is_image_folder
 from mmdistill.image.task import ImageTask
+from mmdistill.image.values import DATASET, tensors_by_name, values_by_name
 from mmdistill.importers import (
     LABELS,
     Imported,
@@ -21,6 +22,7 @@ from mmdistill.importers import (
     by_role,
     class_targets,
     float_bytes,
+    names_by_role,
     noted,
     weighed,
 )
@@ -44,7 +46,8 @@ def read_images(task: ImageTask, source: ImportSource) -> Imported:
     """Read images and labels, and convert them to the task's units.
 
     A source is one file or one each of ``images`` and ``labels``; a file as DC, DSA and DM save it, a dict whose
-    ``data`` is a list of [images, labels]; or a folder of pictures for each class. ``lr`` is a learned rate.
+    ``data`` is a list of [images, labels]; or a folder of pictures for each class. ``lr`` is a learned rate. In
+    Python a pair or a data set too; samples of a data set are pixels, unless the user says otherwise.
 
     Raises:
         ConfigError: the units cannot be those of the images, or are needed and not given.
@@ -64,7 +67,10 @@ def read_images(task: ImageTask, source: ImportSource) -> Imported:
             noted(note)
         parts = {"images": contents.images, "labels": _classes_by_folder(contents.labels, contents.classes, data)}
     else:
-        parts = by_role(_choose_set(source.values(), source.which), ROLES, ("images", "labels"), OTHER_RATES)
+        values = _choose_set(source.values(), source.which)
+        names = names_by_role(values, ROLES, OTHER_RATES)
+        values = tensors_by_name(values, names.get("images", ""), names.get("labels", ""), data.class_names)
+        parts = by_role(values, ROLES, ("images", "labels"), OTHER_RATES)
     if "whitening" in parts:
         _require_whitening(parts["whitening"], data)
     images = _to_data_shape(parts["images"], data)
@@ -75,7 +81,8 @@ def read_images(task: ImageTask, source: ImportSource) -> Imported:
     stored = weighed(images.float(), targets)
     # A stored byte takes one byte, not the four of a float.
     size = float_bytes(stored, len(data.class_names)) - 3 * images.numel() * (images.dtype == torch.uint8)
-    return Imported(stored._replace(inputs=_to_task_units(images, data, source.units)), size, learned)
+    units = source.units or ("pixels" if DATASET in source.given else None)
+    return Imported(stored._replace(inputs=_to_task_units(images, data, units)), size, learned)
 
 
 def _choose_set(values: dict[str, Any], which: int | None) -> Mapping[str, Any]:
@@ -206,5 +213,6 @@ IMPORTS = Importer(
     ".pt, .npz or .safetensors with images and labels, in one file or one each; what DC, DSA and DM save; or a folder "
     "with one subfolder of pictures per class",
     ("units", "which", "logits", "inner_lr"),
+    values_by_name,
 )
 """Reads sets of images."""
