@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -21,6 +21,17 @@ from mmdistill.image.models import (
 from mmdistill.image.protocols import JudgingCase, Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.trial import try_network
+
+if TYPE_CHECKING:  # that module imports this one
+    from mmdistill.image.task import ImageTask
+
+
+def try_on_images(task: "ImageTask") -> None:
+    """Run a task's network once on two training images, see :func:`~mmdistill.networks.trial.try_network`."""
+    data = task.data
+    images = data.normalise(data.train_images[:2].to(task.device))
+    try_network(task, images, f"images of shape {data.shape}", len(data.class_names))
 
 
 class JudgeNetworks:

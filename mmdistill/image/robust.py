@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mmdistill.abilities import ROBUST_METRICS, given_teacher
+from mmdistill.abilities import ROBUST_METRICS, given_teacher, is_solved
 from mmdistill.errors import UnsupportedError
 from mmdistill.labels import classes_of
 from mmdistill.networks.teacher import soft_labels, trained_teacher
@@ -74,7 +74,7 @@ def robust_scores(
         classes: the images' hard labels; None: from their labels.
     Raises:
         ShapeError: labels that are a named dict.
-        UnsupportedError: judges that relabel the images.
+        UnsupportedError: judges that relabel the images, or do not train.
 
     Differs from:
         the published package, which chooses each set's learning rate on test data and reports the best epoch; here
@@ -84,6 +84,10 @@ def robust_scores(
         raise UnsupportedError(
             f"robust scores tell what a set's own labels add, and judges of the protocol {task.protocol.name} ask a "
             "teacher for others; choose another protocol"
+        )
+    if is_solved(task, judge):
+        raise UnsupportedError(
+            f"robust scores compare trainings with and without augmentation, and {judge} does not train"
         )
     targets = one_tensor(synthetic.targets, "a robust score")
     soft = targets.is_floating_point()

@@ -8,7 +8,7 @@ from typing import Self, get_args
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import Judging, MapReader, NormReader, is_solved, judging_overrides
+from mmdistill.abilities import Judging, MapReader, NormReader, judging_overrides
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
@@ -19,7 +19,7 @@ from mmdistill.files.classes import ClassNames
 from mmdistill.image.augment import SiameseAugmentation, image_inputs, task_augmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
-from mmdistill.image.judge_networks import JudgeNetworks
+from mmdistill.image.judge_networks import JudgeNetworks, try_on_images
 from mmdistill.image.judges import JUDGES, ImageJudge, NetworkJudge, entry_of, listed_judges
 from mmdistill.image.known import DATASETS
 from mmdistill.image.models import model_factory, model_name
@@ -35,7 +35,6 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
 from mmdistill.networks.pretrained import GivenTeacher, TeacherLike, given_as_teacher
 from mmdistill.networks.statistics import settled_by_class
-from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
 from mmdistill.samples import counted
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
@@ -239,24 +238,16 @@ class ImageTask:
 
     def describe_judge(self, judge: str) -> ImageJudge:
         """Return a judge by its name or the title of its scores; an unknown name raises when it is first used."""
-        make = JUDGES.get(entry_of(judge))
-        if make is None or self._networks.given_as(judge) is not None:
-            return NetworkJudge(self, self._networks, judge)
-        return make(self, judge)
+        make = JUDGES.get(entry_of(judge)) if self._networks.given_as(judge) is None else None
+        return NetworkJudge(self, self._networks, judge) if make is None else make(self, judge)
 
     def with_judge(self, name: str, factory: ModuleFactory) -> Self:
         """Return a copy with a network of the user's as a judge, see :class:`~mmdistill.abilities.TakesJudges`."""
-        trial, other = copy.copy(self), copy.copy(self)
+        other, trial = copy.copy(self), copy.copy(self)
         trial.network = FunctionalModule(factory, device=self.device)
-        trial.try_network()
-        other._networks = self._networks.with_given(name, trial.network)
-        other.judges = (*self.judges, name)
+        try_on_images(trial)
+        other._networks, other.judges = self._networks.with_given(name, trial.network), (*self.judges, name)
         return other
-
-    def try_network(self) -> None:
-        """Run the network once on two training images, see :func:`~mmdistill.networks.trial.try_network`."""
-        images = self.data.normalise(self.data.train_images[:2].to(self.device))
-        try_network(self, images, f"images of shape {self.data.shape}", len(self.data.class_names))
 
     def robust(
         self,
@@ -275,10 +266,6 @@ class ImageTask:
         """
         if not self.data.planar:
             raise UnsupportedError(f"{NOT_AUGMENTED}; robust scores compare trainings with and without augmentation")
-        if is_solved(self, judge):
-            raise UnsupportedError(
-                f"robust scores compare trainings with and without augmentation, and {judge} does not train"
-            )
         return robust_scores(self, self._prepare(synthetic), judge, draws, n, learned, subset, classes)
 
     def _prepare(self, batch: Batch) -> Batch:
@@ -427,6 +414,6 @@ def image_task(
         width=width,
         augmentation=augmentation,
     )
-    task.try_network()
+    try_on_images(task)
     task.given_teacher = None if teacher is None else given_as_teacher(teacher, task.network)
     return task
