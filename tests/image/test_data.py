@@ -376,7 +376,12 @@ def test_loose_images_beside_classes_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "test"), [("Training", "Testing"), ("TRAIN", "Test"), ("train", "valid"), ("training", "Validation")]
+    ("train", "test"),
+    [
+        *[("Training", "Testing"), ("TRAIN", "Test"), ("train", "valid"), ("training", "Validation")],
+        *[("training_set", "test_set"), ("train_data", "test-data"), ("trainset", "testset"), ("train", "validate")],
+        *[("Train_Set", "Validation_Set"), ("seg_train/seg_train", "seg_test/seg_test"), ("images train", "eval")],
+    ],
 )
 def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, test: str) -> None:
     write_images(tmp_path / train)
@@ -384,6 +389,20 @@ def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, t
     data = load(tmp_path)
     assert data.class_names == ("cat", "dog")
     assert data.test_labels.tolist() == [1, 1]
+
+
+def test_folders_beside_which_nothing_tests_are_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, names=("seg_train", "mail_train", "test1"))
+    assert load(tmp_path).class_names == ("mail_train", "seg_train", "test1")
+
+
+def test_folders_of_the_same_subfolders_may_be_splits(tmp_path: Path) -> None:
+    for part in ("first", "second"):
+        write_images(tmp_path / part)
+    with pytest.raises(DataError, match=r"first/ and second/ hold the same subfolders \(cat, dog\). If these are the "):
+        load(tmp_path)
+    shutil.rmtree(tmp_path / "first" / "cat")
+    assert load(tmp_path).class_names == ("first", "second")
 
 
 def test_bad_image_folders(tmp_path: Path) -> None:
