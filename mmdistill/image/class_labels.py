@@ -14,6 +14,9 @@ from mmdistill.names import class_numbers, class_order, first_few
 BOOLEAN = ("False", "True")
 """Class names of boolean labels; texts have the same."""
 
+ONE_CLASS = "an image has one class: choose one for each, or leave the others out"
+"""What to do with several labels for an image, in words."""
+
 
 class ClassLabels(NamedTuple):
     """Labels as class indices.
@@ -22,11 +25,13 @@ class ClassLabels(NamedTuple):
         indices: ``(N,)``.
         names: by class index, if the labels do not already count classes from 0.
         numbers: by class index, the labels that were renumbered, if ``names`` come from them.
+        notes: in words, how they were read.
     """
 
     indices: Tensor
     names: tuple[str, ...] | None = None
     numbers: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def class_labels(
@@ -35,7 +40,7 @@ def class_labels(
     """Return labels as class indices; labels are all whole numbers, all booleans or all words.
 
     Words are sorted and numbered. So are numbers that do not run from 0 to C - 1, and they name their classes. If
-    ``names`` are given, numbers are class indices already.
+    ``names`` are given, numbers are class indices already. Of one-hot rows, the place of the 1 is the label.
 
     Args:
         labels: a tensor, an array, a list or a column of a table.
@@ -43,7 +48,8 @@ def class_labels(
         names: class names by index; empty: words are refused; None: the labels themselves name the classes.
         numbers: for data other than the training data, the training labels that were renumbered, by class index.
     Raises:
-        DataError: other labels, a word that is not in ``names``, or a number that is not in ``numbers``.
+        DataError: other labels, several for an image, a word that is not in ``names``, or a number that is not in
+            ``numbers``.
     """
     if hasattr(labels, "to_list"):  # a column of a table
         labels = labels.to_list()
@@ -51,6 +57,10 @@ def class_labels(
         labels = labels.tolist() if labels.dtype.kind in "OUT" else from_array(labels, what)
     if not isinstance(labels, Tensor | list | tuple):
         raise DataError(f"{what}: labels are a tensor, an array, a list or a column, got {type(labels).__name__}")
+    labels = _joined_rows(labels, what)
+    if isinstance(labels, Tensor) and labels.ndim == 2 and labels.shape[1] > 1:
+        found = class_labels(_places_of_ones(labels, what), what, names, numbers)
+        return found._replace(notes=(f"{what}: one-hot labels are read as classes",))
     if not isinstance(labels, Tensor):
         word = next((label for label in labels if isinstance(label, str)), None)
         if word is not None:
@@ -63,6 +73,46 @@ def class_labels(
     if numbers is not None:
         return ClassLabels(_index_numbers(integers, what, numbers))
     return ClassLabels(integers) if names is not None else _renumber(integers, boolean)
+
+
+def _joined_rows(labels: Any, what: str) -> Any:
+    """Return listed rows of numbers as a tensor, listed rows of one label as these, and other labels as they are.
+
+    Raises:
+        DataError: rows of several lengths, or of several words.
+    """
+    if isinstance(labels, Tensor):
+        return labels
+    rows: list[Any] = [label for label in labels if isinstance(label, list | tuple) or np.ndim(label)]
+    if not rows:
+        return labels
+    if len(rows) == len(labels) and all(len(row) == 1 for row in rows):
+        return [row[0] for row in rows]
+    try:
+        return torch.tensor(np.array([np.asarray(label) for label in labels]))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: a label is a {type(rows[0]).__name__} of {len(rows[0])}; {ONE_CLASS}") from error
+
+
+def _places_of_ones(rows: Tensor, what: str) -> Tensor:
+    """Return the class indices of one-hot rows.
+
+    Raises:
+        DataError: a row with several ones, none, or other numbers.
+    """
+    ones = rows == 1
+    if not bool((ones | (rows == 0)).all()):
+        raise DataError(
+            f"{what}: labels are class indices (N,), got {tuple(rows.shape)} of numbers other than 0 and 1; of a "
+            "probability for each class give labels.argmax(1)"
+        )
+    others = (ones.sum(1) != 1).nonzero().flatten()
+    if len(others):
+        first = int(others[0])
+        raise DataError(
+            f"{what}: row {first} of the labels has {int(ones[first].sum())} ones (multi-label); {ONE_CLASS}"
+        )
+    return ones.int().argmax(1)
 
 
 def _renumber(labels: Tensor, boolean: bool) -> ClassLabels:

@@ -326,10 +326,6 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
         images = images[:, None]
     elif channels_last(images):
         images = images.movedim(-1, 1).contiguous()
-    if labels.ndim == 2 and len(labels) == len(images):
-        raise DataError(
-            f"{what}: labels are class indices (N,), got {tuple(labels.shape)}; of one-hot rows give labels.argmax(1)"
-        )
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
         hint = "; vectors belong to a task of your own (PointTask in CONTRIBUTING.md)" if images.ndim == 2 else ""
         raise DataError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
 from mmdistill.image.samples import MapDataset, find_splits, read_labelled
-from mmdistill.names import called, canonical, unknown_data
+from mmdistill.names import called, canonical, first_few, unknown_data
 from mmdistill.runtime import checked_seed
 
 LARGEST_SIDE = 4096
@@ -144,15 +145,23 @@ def _build_labelled(
     """
     images, labels, own_names, changes, numbers = read_labelled(source, whose[0], given, size)
     names, notes = given or own_names, (*notes, *changes)
-    if test is None:
-        return build(name, (images, labels), None, class_names=names, seed=seed, notes=notes)
-    # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
-    words = () if numbers else names or ()
-    test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
-    if numbers is None and own_names is not None and test_names not in (None, own_names, names):
-        test_labels = _renumber(test_labels, test_names, own_names)
-    train, held_out, notes = (images, labels), (test_images, test_labels), (*notes, *changes)
-    return note_shared(build(name, train, held_out, class_names=names, seed=seed, notes=notes))
+    held_out = None
+    if test is not None:
+        # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
+        words = () if numbers else names or ()
+        test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
+        if numbers is None and names is not None and test_names not in (None, own_names, names):
+            test_labels = _renumber(test_labels, test_names, own_names or names)
+        held_out, notes = (test_images, test_labels), (*notes, *changes)
+    present, is_part = set(labels.flatten().tolist()), isinstance(source, Subset | ConcatDataset)
+    if is_part and given is None and names is not None and present < {*range(len(names))}:
+        kept = tuple(names[index] for index in torch.unique(labels).tolist())
+        notes += (f"classes without a training image are left out: {first_few([n for n in names if n not in kept])}",)
+        labels = _renumber(labels, names, kept)
+        held_out = held_out and (held_out[0], _renumber(held_out[1], names, kept))
+        names = kept
+    data = build(name, (images, labels), held_out, class_names=names, seed=seed, notes=notes)
+    return data if held_out is None else note_shared(data)
 
 
 def _where_test_data_go(source: str | Path) -> str:
@@ -184,14 +193,14 @@ def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...
     Raises:
         DataError: a class that the training set lacks, or a label out of range.
     """
-    unknown = sorted(set(test_names) - set(names))
-    if unknown:
-        raise DataError(f"the test data have a class {unknown[0]!r} that the training data lack")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(test_names):
         raise DataError(
             f"the test data name {len(test_names)} classes and have labels from {labels.min()} to {labels.max()}"
         )
-    return torch.tensor([names.index(name) for name in test_names])[labels.long()]
+    unknown = sorted({test_names[index] for index in torch.unique(labels).tolist()} - set(names))
+    if unknown:
+        raise DataError(f"the test data have a class {unknown[0]!r} that the training data lack")
+    return torch.tensor([names.index(name) if name in names else -1 for name in test_names])[labels.long()]
 
 
 def accepts(path: Path) -> bool:

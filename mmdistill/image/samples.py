@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
@@ -42,7 +43,7 @@ class Labelled(NamedTuple):
         images: ``(N, ...)``.
         labels: ``(N,)`` class indices.
         names: by class index, if the source tells them.
-        notes: in words, what was done to the images.
+        notes: in words, what was done to the images and labels.
         numbers: by class index, the labels that were renumbered, if ``names`` come from them.
     """
 
@@ -121,10 +122,10 @@ def read_labelled(
         if len(images) != len(labels.indices):
             raise DataError(f"{what}: {len(images)} images and {len(labels.indices)} labels")
         stacked, notes = _stack(images, what, size)
-        return Labelled(stacked, labels.indices, labels.names, notes, labels.numbers)
+        return Labelled(stacked, labels.indices, labels.names, notes + labels.notes, labels.numbers)
     if size is not None:
         raise _size_error(what)
-    return Labelled(_array_of_images(images, what), labels.indices, labels.names, (), labels.numbers)
+    return Labelled(_array_of_images(images, what), labels.indices, labels.names, labels.notes, labels.numbers)
 
 
 def _size_error(what: str) -> ConfigError:
@@ -134,7 +135,7 @@ def _size_error(what: str) -> ConfigError:
 def _require_map_style(source: object, what: str) -> None:
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "keys"):
         return
-    hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""
+    hint = "; give the data set that it loads" if isinstance(source, DataLoader) else ""
     if hasattr(source, "keys"):
         hint = "; give its images and labels as a pair, (data['images'], data['labels'])"
     raise DataError(f"{what}: {type(source).__name__} is no map-style data set, which has a length and an index{hint}")
@@ -170,9 +171,9 @@ def _read_dataset(
                 _require_equal(sample, _sample_and_label(dataset[index], item)[0], item)
 
     images, notes = _stack(read_samples(), what, size)
-    dataset_names = _class_names(dataset)
+    dataset_names = _class_names(dataset, what)
     labels = class_labels(item_labels, what, dataset_names if names is None else names, numbers)
-    return Labelled(images, labels.indices, labels.names or dataset_names, notes, labels.numbers)
+    return Labelled(images, labels.indices, labels.names or dataset_names, notes + labels.notes, labels.numbers)
 
 
 def _require_equal(sample: Any, again: Any, what: str) -> None:
@@ -203,8 +204,24 @@ def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _class_names(dataset: object) -> tuple[str, ...] | None:
-    """Return a data set's ``classes``, or the class names of its column of labels; None without either."""
+def _class_names(dataset: object, what: str) -> tuple[str, ...] | None:
+    """Return a data set's ``classes``, or the class names of its column of labels; None without either.
+
+    Those of a ``Subset`` or ``ConcatDataset`` of torch are in the data sets that it was made of.
+
+    Raises:
+        DataError: the parts of a ``ConcatDataset`` name different classes.
+    """
+    if isinstance(dataset, Subset):
+        return _class_names(dataset.dataset, what)
+    if isinstance(dataset, ConcatDataset):
+        named = {_class_names(part, what) for part in dataset.datasets}
+        if len(named - {None}) > 1:
+            several = " and ".join(f"({first_few(names)})" for names in named if names is not None)
+            raise DataError(
+                f"{what} join data sets of the classes {several}, whose labels differ: give all the same classes"
+            )
+        return named.pop() if len(named) == 1 else None
     names = getattr(dataset, "classes", None)
     if names is None:
         names = next(filter(None, (class_names_of(dataset, column) for column in LABEL_COLUMNS)), None)

@@ -20,7 +20,7 @@ import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
@@ -884,6 +884,29 @@ def test_the_classes_of_test_data_are_told_by_name() -> None:
     assert load(train, test).class_names == ("0", "1", "2")
 
 
+def test_parts_of_a_data_set_have_its_classes(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", names=("ant", "bee", "cat", "dog"))
+    write_images(tmp_path / "test", names=("bee", "dog"), n=2)
+    whole, test = (published.ImageFolder(str(tmp_path / part)) for part in ("train", "test"))
+    for train in (Subset(whole, range(20)), ConcatDataset([whole, Subset(whole, [0])])):
+        for names in (None, whole.classes):
+            read = load(train, test, class_names=names)
+            assert read.class_names == ("ant", "bee", "cat", "dog")
+            assert read.test_labels.tolist() == [1, 1, 3, 3]
+    images = bytes_like(20, 3, 8, 8)
+    assert load((images, labels_of(20, 4)), test, class_names=whole.classes).test_labels.tolist() == [1, 1, 3, 3]
+    without_ant = Subset(whole, range(5, 20))
+    read = load(without_ant, test)
+    assert (read.class_names, read.test_labels.tolist()) == (("bee", "cat", "dog"), [0, 0, 2, 2])
+    assert "classes without a training image are left out: ant" in read.notes
+    assert load(without_ant, Subset(whole, [5, 19])).test_labels.tolist() == [0, 2]
+    assert load(without_ant, Pairs(list(images[:2]), [1, 3])).test_labels.tolist() == [0, 2]
+    with pytest.raises(DataError, match="have a class 'ant' that the training data lack"):
+        load(without_ant, whole)
+    with pytest.raises(DataError, match=r"join data sets of the classes \(.*\) and \(.*\), whose labels differ"):
+        load(ConcatDataset([whole, test]))
+
+
 class Flipped(Pairs):
     """A data set whose samples a random transform changes at each reading."""
 
@@ -981,7 +1004,6 @@ def test_bad_tensors() -> None:
         ((images, labels[:9]), "expected images"),
         ((images, labels + 0.5), "the training data: label 0 is no class index but 0.5"),
         ((images, labels / 0.0), "label 0 is no class index but nan"),
-        ((images, torch.eye(2)[labels]), r"got \(10, 2\); of one-hot rows give labels.argmax\(1\)"),
         ((broken, labels), "1 hold NaN or infinite pixels, the first at index 3"),
         ((images.long(), labels), "must be bytes"),
     ]
