@@ -51,10 +51,9 @@ def class_labels(
         DataError: other labels, several for an image, a word that is not in ``names``, or a number that is not in
             ``numbers``.
     """
-    if hasattr(labels, "to_list"):  # a column of a table
-        labels = labels.to_list()
+    labels = listed(labels)
     if isinstance(labels, np.ndarray):
-        labels = labels.tolist() if labels.dtype.kind in "OUT" else from_array(labels, what)
+        labels = from_array(labels, what)
     if not isinstance(labels, Tensor | list | tuple):
         raise DataError(f"{what}: labels are a tensor, an array, a list or a column, got {type(labels).__name__}")
     labels = _joined_rows(labels, what)
@@ -73,6 +72,16 @@ def class_labels(
     if numbers is not None:
         return ClassLabels(_index_numbers(integers, what, numbers))
     return ClassLabels(integers) if names is not None else _renumber(integers, boolean)
+
+
+def listed(values: Any) -> Any:
+    """Return a column of a table, an array of objects or words, or another sequence as a list; others as they are."""
+    if hasattr(values, "to_list"):
+        return values.to_list()
+    if isinstance(values, np.ndarray) and values.dtype.kind in "OUT":
+        return list(values)
+    is_plain = not isinstance(values, Sequence) or isinstance(values, list | tuple | str | bytes)
+    return values if is_plain else list(values)
 
 
 def _joined_rows(labels: Any, what: str) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy.typing as npt
 import torch
@@ -17,6 +17,7 @@ from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, folders, tensor_files
+from mmdistill.image.class_labels import listed
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
@@ -34,10 +35,11 @@ Pair = tuple[
     Tensor | npt.NDArray[Any] | Sequence[Any], "Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[str] | Series[Any]"
 ]
 Source = str | Path | Pair | MapDataset | Mapping[str, Any]
-"""A known name; a file or folder; (images, labels); a map-style data set of (sample, label) pairs or of rows with named
-values; or a mapping, either of splits (``train``, ``test``) to such sources, or of ``images``, ``labels``,
-``test_images``, ``test_labels`` to tensors. Labels are all whole numbers, all booleans or all names; numbers that do
-not run from 0 to C - 1 are renumbered in order, and name the classes."""
+"""A known name; a file or folder; (images, labels), where images may be paths of image files; two such pairs, to train
+and to test on; a map-style data set of (sample, label) pairs or of rows with named values; or a mapping, either of
+splits (``train``, ``test``) to such sources, or of ``images``, ``labels``, ``test_images``, ``test_labels`` to tensors.
+Labels are all whole numbers, all booleans or all names; numbers that do not run from 0 to C - 1 are renumbered in
+order, and name the classes."""
 
 
 @isolated
@@ -95,14 +97,25 @@ def _load_any(
         name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
-    names = None if class_names is None else _require_names(class_names)
+    names = None if class_names is None else _require_names(listed(class_names))
     notes: tuple[str, ...] = ()
+    if _are_pairs(source):
+        source = dict(zip(("train", "test"), source, strict=True))
     if isinstance(source, Mapping):
         source, own_test, notes = find_splits(source)
         if test is not None and own_test is not None:
             raise ConfigError("the data bring their own test data: leave out those beside them, or give data['train']")
         test = own_test if test is None else test
     return _build_labelled(name, source, test, names, seed, notes, size=size)
+
+
+def _are_pairs(source: Any) -> TypeGuard[tuple[Any, Any]]:
+    """Return whether a source is two pairs of images and labels, as Keras' ``load_data()`` returns them."""
+    if not isinstance(source, list | tuple) or len(source) != 2:
+        return False
+    pairs = [part for part in source if isinstance(part, list | tuple) and len(part) == 2]
+    dims = [[getattr(part, "ndim", 0) for part in pair] for pair in pairs]
+    return len(pairs) == 2 and all(images >= 3 > labels > 0 for images, labels in dims)
 
 
 def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
@@ -181,7 +194,7 @@ def _require_names(given: object) -> tuple[str, ...]:
         ConfigError: not a list of different names.
     """
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"class_names are a list of names, got {given!r}")
+        raise ConfigError(f"class_names are a list of names, got {type(given).__name__}")
     if len(set(given)) < len(given):
         raise ConfigError(f"class_names differ from one another, got {list(given)}")
     return tuple(given)

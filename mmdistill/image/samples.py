@@ -1,9 +1,12 @@
 """Read samples of torch data sets, data sets with columns, arrays and lists into tensors."""
 
+import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,9 +14,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
+from mmdistill.files.paths import users_path
 from mmdistill.files.saved import from_array
-from mmdistill.image.class_labels import class_labels
-from mmdistill.image.pictures import pixels_of, require_bytes, resized, resizing_notes
+from mmdistill.image.class_labels import class_labels, listed
+from mmdistill.image.pictures import decode, pixels_of, require_bytes, resized, resizing_notes
 from mmdistill.image.tensor_files import NAMES, by_split
 from mmdistill.names import first_few
 
@@ -99,8 +103,8 @@ def read_labelled(
     """Read images and labels of a pair, or of a map-style data set.
 
     Args:
-        source: a pair of images (a tensor, an array or a list of samples) and labels (a tensor, an array, a list or a
-            column of a table), or a map-style data set.
+        source: a pair of images (a tensor, an array, or a list or column of samples) and labels (a tensor, an array, a
+            list or a column), or a map-style data set.
         what: names the source in messages.
         names: class names by index, for labels in words; None: the labels themselves, sorted.
         size: resize pictures to ``size`` x ``size``; None keeps them.
@@ -115,8 +119,9 @@ def read_labelled(
         _require_map_style(source, what)
         return _read_dataset(source, what, names, size, numbers)
     if len(source) != 2:
-        raise DataError(f"{what}: expected (images, labels), got {len(source)} of them")
-    images, given_labels = source
+        hint = "; of four give two pairs, (train_images, train_labels) and test=(test_images, test_labels)"
+        raise DataError(f"{what}: expected (images, labels), got {len(source)} of them{hint * (len(source) == 4)}")
+    images, given_labels = listed(source[0]), source[1]
     labels = class_labels(given_labels, what, names, numbers)
     if isinstance(images, list | tuple):
         if len(images) != len(labels.indices):
@@ -231,8 +236,9 @@ def _class_names(dataset: object, what: str) -> tuple[str, ...] | None:
 def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
     """Stack samples to one tensor ``(N, channels, height, width)``, and return it with notes.
 
-    Samples may be tensors, PIL images or arrays (``(channels, height, width)``, or ``(height, width)``). PIL images are
-    turned upright; if some but not all are grey, all get three channels.
+    Samples may be pictures (PIL images, paths of image files, dictionaries of ``bytes`` as in Hugging Face's columns),
+    or tensors, arrays and nested lists (``(channels, height, width)``, or ``(height, width)``). Pictures are turned
+    upright; if some but not all are grey, all get three channels.
 
     Raises:
         ConfigError: a size for tensors or arrays.
@@ -243,11 +249,11 @@ def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[
     for index, sample in enumerate(samples):
         image = as_tensor(sample, f"{what}: item {index}")
         if size is not None:
-            if not isinstance(sample, Image.Image):
+            if not _is_picture(sample):
                 raise _size_error(what)
             if image.shape[1:] != (size, size):
                 image, resized_count = resized(image, size, size), resized_count + 1
-        only_pictures &= isinstance(sample, Image.Image)
+        only_pictures &= _is_picture(sample)
         first = images[0] if images else image
         # Pictures may differ in their channels: grey ones are expanded below.
         compared_from = 1 if only_pictures and len(image) != len(first) else 0
@@ -265,21 +271,48 @@ def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[
     return stacked, resizing_notes(what, resized_count, size)
 
 
+def _is_picture(sample: object) -> bool:
+    """Return whether a sample is a picture, whose pixels are read as bytes and may be resized."""
+    return isinstance(sample, Image.Image | str | os.PathLike | Mapping)
+
+
 def as_tensor(sample: object, what: str) -> Tensor:
     """Return a sample as a tensor ``(channels, height, width)``.
 
     Raises:
-        DataError: a sample of another type or shape.
+        DataError: a sample of another type or shape, or a file that is no image.
     """
-    if isinstance(sample, Image.Image):
+    if isinstance(sample, Mapping):
+        content, name = sample.get("bytes"), sample.get("path")
+        sample = decode(f"{what} ({name})" if name else what, io.BytesIO(content)) if content else name
+    if isinstance(sample, str | os.PathLike):
+        path = users_path(sample)
+        if not path.is_file():
+            raise DataError(f"{what} is the path {str(sample)!r}, and there is no such file")
+        sample = decode(str(path))
+    elif isinstance(sample, Image.Image):
         require_bytes(sample, what)
         sample = pixels_of(sample)
-    elif isinstance(sample, np.ndarray):
-        sample = from_array(sample, what)
+    elif isinstance(sample, np.ndarray | list):
+        sample = _from_numbers(sample, what)
     if not isinstance(sample, Tensor):
-        raise DataError(f"{what} holds a {type(sample).__name__}; expected a tensor, a PIL image or an array")
+        raise DataError(
+            f"{what} holds a {type(sample).__name__}; expected a tensor, an array, a PIL image or the path of one"
+        )
     if sample.ndim == 2:
         sample = sample[None]
     if sample.ndim != 3:
         raise DataError(f"{what} has shape {tuple(sample.shape)}; expected (channels, height, width)")
     return sample
+
+
+def _from_numbers(values: npt.NDArray[Any] | list[Any], what: str) -> Tensor:
+    """Return an array, or nested lists of numbers, as a tensor.
+
+    Raises:
+        DataError: not of numbers, or lists of several lengths.
+    """
+    try:
+        return from_array(np.asarray(values), what)
+    except ValueError as error:
+        raise DataError(f"{what} is a list whose rows have several lengths") from error

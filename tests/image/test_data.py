@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import zipfile
+from collections import UserList
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -940,13 +941,53 @@ def test_labels_may_be_a_column_of_a_table() -> None:
         load((images[:2], pd.Series([0, None])))
 
 
+def test_samples_are_listed_in_columns_of_tables_and_arrays_of_objects(tmp_path: Path) -> None:
+    pixels, labels = bytes_like(10, 6, 5).numpy(), labels_of(10, 2).tolist()
+    expected = load((pixels, labels))
+    pictures = [Image.fromarray(part) for part in pixels]
+    files = [tmp_path / f"{index}.png" for index in range(10)]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    coded = [{"bytes": file.read_bytes(), "path": "0.png"} for file in files]
+    for samples in (pictures, list(pixels), pixels.tolist(), files, list(map(str, files)), coded):
+        objects = np.empty(10, dtype=object)
+        for index, sample in enumerate(samples):
+            objects[index] = sample
+        columns = (samples, objects, pd.DataFrame({"images": samples})["images"], UserList(samples))
+        for column in columns:
+            assert load((column, pd.Series(labels))).fingerprint == expected.fingerprint
+        assert load((samples, UserList(labels))).fingerprint == expected.fingerprint
+        assert load(Pairs(list(samples), labels)).fingerprint == expected.fingerprint
+    for samples in (pictures, files, coded):
+        assert load((samples, labels), size=4).shape == (1, 4, 4)
+        assert load(Pairs(list(samples), labels), size=4).shape == (1, 4, 4)
+
+
+def test_two_pairs_are_to_train_and_to_test_on() -> None:
+    images, labels = bytes_like(10, 6, 5), labels_of(10, 2)
+    train, test = (images[:6].numpy(), labels[:6, None].numpy()), (images[6:].numpy(), labels[6:, None].numpy())
+    expected = load(train, test)
+    for pairs in ((train, test), [train, list(test)]):
+        read = load(pairs)  # type: ignore[arg-type]
+        assert (read.fingerprint, read.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    with pytest.raises(ConfigError, match="the data bring their own test data"):
+        load((train, test), test)
+    alone = load(([images[0].numpy(), images[1].numpy()] * 2, [0, 1] * 2), train)
+    assert len(alone.train_images) == 4
+
+
 def test_bad_samples() -> None:
     pixel = torch.zeros(1, 4, 4)
     cases = [
         (Pairs([], []), "is empty"),
         (Pairs([pixel, torch.zeros(1, 4, 5)], [0, 1]), "item 1 is"),
         (Pairs([torch.zeros(4)], [0]), "expected \\(channels, height, width\\)"),
-        (Pairs(["a"], [0]), "holds a str"),
+        (Pairs(["a"], [0]), "item 0 is the path 'a', and there is no such file"),
+        (Pairs([{"path": None}], [0]), "holds a NoneType; expected a tensor, an array, a PIL image or the path of one"),
+        (Pairs([{"bytes": b"?"}], [0]), "item 0 cannot be read as an image"),
+        (Pairs([[[0], [0, 1]]], [0]), "item 0 is a list whose rows have several lengths"),
+        ((pixel, pixel, [0], [0]), r"got 4 of them; of four give two pairs, \(train_images, .* test=\(test_images"),
+        (([0, 1], [pixel[0], pixel[0]]), r"expected images|item 0 holds a int; expected a tensor, an array"),
         (Pairs([pixel] * 2, ["cat", 0]), "label 1 is 0, others are names such as 'cat'"),
         (Pairs([pixel], ["cat"]), "the single class 'cat'"),
         (Pairs([pixel], [0.5]), "no class index but 0.5"),
@@ -963,6 +1004,8 @@ def test_bad_samples() -> None:
     for source, message in cases:
         with pytest.raises(DataError, match=message):
             load(source)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a list of names, got Tensor"):
+        load((pixel, [0]), class_names=pixel)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -985,6 +1028,20 @@ def test_channels_that_stand_last_are_brought_forward(channels: int, tmp_path: P
     assert samples.shape == images.shape[1:]
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.uint16])
+def test_whole_numbers_up_to_255_are_bytes(kind: torch.dtype) -> None:
+    images, labels = bytes_like(10, 6, 5), labels_of(10, 2)
+    read, expected = (
+        load((images.to(kind), labels), (images.to(kind), labels)),
+        load((images, labels), (images, labels)),
+    )
+    assert (read.fingerprint, read.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    notes = [f"{part} images: whole numbers from 0 to 255 are read as bytes" for part in ("training", "test")]
+    assert [note for note in read.notes if note not in expected.notes] == notes
+    with pytest.raises(DataError, match=r"test images of .* got torch.*int.* from 0 to 257"):
+        load((images.to(kind), labels), ((torch.arange(30).view(1, 6, 5) * 257 // 29).to(kind), labels[:1]))
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 4, 4), (12, 100, 1), (5, 6, 7)])
 def test_channels_stay_where_they_may_stand_first(shape: tuple[int, ...]) -> None:
     images, labels = torch.rand(10, *shape), labels_of(10, 2)
@@ -1005,7 +1062,7 @@ def test_bad_tensors() -> None:
         ((images, labels + 0.5), "the training data: label 0 is no class index but 0.5"),
         ((images, labels / 0.0), "label 0 is no class index but nan"),
         ((broken, labels), "1 hold NaN or infinite pixels, the first at index 3"),
-        ((images.long(), labels), "must be bytes"),
+        ((images.long() - 1, labels), r"must be bytes \(0 to 255\) or floats, got torch.int64 from -1 to -1"),
     ]
     for source, message in cases:
         with pytest.raises(DataError, match=message):
