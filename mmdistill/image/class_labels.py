@@ -51,7 +51,7 @@ def class_labels(
         DataError: other labels, several for an image, a word that is not in ``names``, or a number that is not in
             ``numbers``.
     """
-    labels = listed(labels)
+    labels = as_list(labels)
     if isinstance(labels, np.ndarray):
         labels = from_array(labels, what)
     if not isinstance(labels, Tensor | list | tuple):
@@ -74,7 +74,7 @@ def class_labels(
     return ClassLabels(integers) if names is not None else _renumber(integers, boolean)
 
 
-def listed(values: Any) -> Any:
+def as_list(values: Any) -> Any:
     """Return a column of a table, an array of objects or words, or another sequence as a list; others as they are."""
     if hasattr(values, "to_list"):
         return values.to_list()

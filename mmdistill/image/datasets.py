@@ -16,8 +16,8 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
-from mmdistill.image import files, folders, tensor_files
-from mmdistill.image.class_labels import listed
+from mmdistill.image import files, folders, listed, tensor_files
+from mmdistill.image.class_labels import as_list
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
@@ -97,7 +97,7 @@ def _load_any(
         name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
-    names = None if class_names is None else _require_names(listed(class_names))
+    names = None if class_names is None else _require_names(as_list(class_names))
     notes: tuple[str, ...] = ()
     if _are_pairs(source):
         source = dict(zip(("train", "test"), source, strict=True))
@@ -125,7 +125,7 @@ def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageDat
         ConfigError: an unknown name, or a size for data other than a folder of images.
     """
     path = users_path(source)
-    if size is not None and (_is_known(source) or not folders.is_image_folder(path)):
+    if size is not None and (_is_known(source) or not _lists_images(path)):
         raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
     if _is_known(source):
         return LOADERS[canonical(str(source))]()
@@ -217,18 +217,25 @@ def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a path looks like image data: a folder, IDX or CIFAR files, or a file of images and labels."""
-    return published_layout(path) is not None or folders.is_image_folder(path) or tensor_files.holds_images(path)
+    """Return whether a path looks like image data: a folder, IDX or CIFAR files, a table, or a file of tensors."""
+    return published_layout(path) is not None or _lists_images(path) or tensor_files.holds_images(path)
+
+
+def _lists_images(path: Path) -> bool:
+    """Return whether a path is a table of images, or a folder of images with one or with classes."""
+    return folders.is_image_folder(path) or listed.table_at(path) is not None
 
 
 def load_path(path: Path, size: int | None, seed: int) -> ImageData:
-    """Load a user's image folder, IDX files, CIFAR binary files, or file of tensors.
+    """Load a user's image folder, table of images, IDX files, CIFAR binary files, or file of tensors.
 
     Raises:
         DataError: a path without image data.
     """
     if (read := published_layout(path)) is not None:
         return read(path)
+    if (table := listed.table_at(path)) is not None:
+        return _build_read(path, *listed.read_table(table, size), seed)
     if folders.is_image_folder(path):
         return _load_folder(path, size, seed)
     if path.is_file() and path.suffix.lower() in tensor_files.SUFFIXES:
@@ -256,22 +263,30 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images if it has a folder for them."""
     folder, held_out, split_notes = folders.split_folders(path)
     folders.require_classes(path, folder, held_out)
-    images, labels, names, notes = files.read_image_folder(folder, size, held_out=held_out is None)
-    if held_out is None:
-        notes = (*split_notes, *notes)
-        return build(str(path), (images, labels), None, class_names=names, seed=seed, notes=notes)
-    test_images, test_labels, test_names, test_notes = files.read_image_folder(held_out, size)
-    unknown = sorted(set(test_names) - set(names))
-    if unknown:
-        raise DataError(f"{held_out} has a class {unknown[0]!r} that {folder} lacks")
-    test_labels = _renumber(test_labels, tuple(test_names), tuple(names))
-    channels = max(images.shape[1], test_images.shape[1])
-    images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
-    notes = (*split_notes, *notes, *test_notes)
-    train = images.contiguous()
-    data = build(str(path), (train, labels), (test_images, test_labels), class_names=names, notes=notes)
+    train = files.read_image_folder(folder, size, held_out=held_out is None)
+    unread = (f"{table.name} is not read, since the subfolders are the classes" for table in listed.tables_in(path))
+    train = train._replace(notes=(*split_notes, *unread, *train.notes))
+    test = None if held_out is None else files.read_image_folder(held_out, size)
+    if test is not None:
+        unknown = sorted(set(test.classes) - set(train.classes))
+        if unknown:
+            raise DataError(f"{held_out} has a class {unknown[0]!r} that {folder} lacks")
+        test = test._replace(labels=_renumber(test.labels, tuple(test.classes), tuple(train.classes)))
+    return _build_read(path, train, test, seed)
+
+
+def _build_read(path: Path, train: files.FolderImages, test: files.FolderImages | None, seed: int) -> ImageData:
+    """Build image data from images of folders or tables; if some but not all are grey, all get three channels."""
+    if test is None:
+        held_out, notes = None, train.notes
+        images = train.images
+    else:
+        channels, notes = max(train.images.shape[1], test.images.shape[1]), train.notes + test.notes
+        images, test_images = (part.images.expand(-1, channels, -1, -1) for part in (train, test))
+        held_out, images = (test_images, test.labels), images.contiguous()
+    data = build(str(path), (images, train.labels), held_out, class_names=train.classes, seed=seed, notes=notes)
     # Mapped images would have to be read from disk a second time.
-    return data if train.numel() > files.IN_MEMORY else note_shared(data)
+    return data if test is None or images.numel() > files.IN_MEMORY else note_shared(data)
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:

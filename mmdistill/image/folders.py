@@ -31,11 +31,11 @@ def is_image_folder(folder: Path) -> bool:
         return False
     start = split_folders(folder)[0]
     classes = class_folders(start)
-    if any(map(_has_images, classes)):
+    if any(map(has_images, classes)):
         return True
     # One level deeper every class must have images, so that a stray picture does not make other data an image folder.
     deeper = list(map(class_folders, classes))
-    return bool(deeper) and all(any(map(_has_images, subfolders)) for subfolders in deeper)
+    return bool(deeper) and all(any(map(has_images, subfolders)) for subfolders in deeper)
 
 
 def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -45,25 +45,25 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     when validation images are the test images.
     """
     subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir())
-    train_folders, test_folders = _folders_of(subfolders, TRAIN), _folders_of(subfolders, TEST)
+    train_folders, test_folders = folders_of(subfolders, TRAIN), folders_of(subfolders, TEST)
     if not train_folders or not (test_folders or train_folders[0].name.lower() in TRAIN):
         return folder, None, ()
     train = _unpacked(train_folders[0])
     others = [sub for sub in subfolders if sub not in (train_folders[0], *test_folders) and _holds_images(sub)]
-    if not test_folders and others and _has_images(train):  # "train" is a class, e.g. of vehicles
+    if not test_folders and others and has_images(train):  # "train" is a class, e.g. of vehicles
         return folder, None, ()
     unread = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in others] + loose_note(folder)
     if not test_folders:
         return train, None, tuple(unread)
     named = next(filter(class_folders, test_folders), test_folders[0])  # images outside of class folders have no labels
     why = f"those of {test_folders[0].name}/ are of no class" if named != test_folders[0] else "there is no test/"
-    is_validation = named in _folders_of([named], VALIDATION)
+    is_validation = named in folders_of([named], VALIDATION)
     notes = [f"test: the images of {named.name}/, as {why}"] if is_validation else []
     notes += [f"the images of {other.name}/ are not read" for other in test_folders if other != named]
     return train, _unpacked(named), (*notes, *unread)
 
 
-def _folders_of(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+def folders_of(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
     """Return the folders of a split by its ``names``, in their order; those with further words in a name come last."""
     exact = [folder for name in names for folder in folders if folder.name.lower() == name]
     spellings = [re.compile(rf"({OF_DATA})*{name}({OF_DATA})*") for name in names]
@@ -84,7 +84,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 def loose_note(folder: Path) -> list[str]:
     """Return a note if images lie directly in a folder of which only the subfolders are read."""
-    count = sum(_is_image(file.name) and file.is_file() for file in folder.iterdir())
+    count = len(images_in(folder))
     return [f"{folder.name}/: {count} images beside the subfolders are not read"] if count else []
 
 
@@ -96,7 +96,7 @@ def require_classes(folder: Path, train: Path, test: Path | None) -> None:
             may be the classes.
     """
     if test is not None and not class_folders(test):
-        contents = "pictures but no subfolders of them" if _has_images(test) else "no pictures"
+        contents = "pictures but no subfolders of them" if has_images(test) else "no pictures"
         raise DataError(
             f"{test} holds {contents}; put pictures of each class into a subfolder, or move {test.name}/ away: then a "
             "fifth of each class is held out for testing"
@@ -155,12 +155,22 @@ def _holds_images(folder: Path) -> bool:
     """Return whether a folder that is not hidden, or a direct subfolder, holds an image."""
     if is_hidden(folder.name):
         return False
-    return _has_images(folder) or any(_has_images(sub) for sub in folder.iterdir() if sub.is_dir())
+    return has_images(folder) or any(has_images(sub) for sub in folder.iterdir() if sub.is_dir())
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     """Return whether an image lies directly in a folder."""
     return any(_is_image(file.name) for file in folder.iterdir())
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images that lie directly in a folder."""
+    return [file for file in folder.iterdir() if _is_image(file.name) and file.is_file()]
+
+
+def has_classes(folder: Path) -> bool:
+    """Return whether a folder, or its folder for training, has two subfolders with images."""
+    return sum(map(_holds_images, class_folders(split_folders(folder)[0]))) > 1
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:

@@ -16,7 +16,7 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import from_array
-from mmdistill.image.class_labels import class_labels, listed
+from mmdistill.image.class_labels import as_list, class_labels
 from mmdistill.image.pictures import decode, pixels_of, require_bytes, resized, resizing_notes
 from mmdistill.image.tensor_files import NAMES, by_split
 from mmdistill.names import first_few
@@ -121,7 +121,7 @@ def read_labelled(
     if len(source) != 2:
         hint = "; of four give two pairs, (train_images, train_labels) and test=(test_images, test_labels)"
         raise DataError(f"{what}: expected (images, labels), got {len(source)} of them{hint * (len(source) == 4)}")
-    images, given_labels = listed(source[0]), source[1]
+    images, given_labels = as_list(source[0]), source[1]
     labels = class_labels(given_labels, what, names, numbers)
     if isinstance(images, list | tuple):
         if len(images) != len(labels.indices):
