@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Subset
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
+from mmdistill.files.hub import HUB_PREFIX, load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, folders, listed, tensor_files
@@ -25,6 +25,8 @@ from mmdistill.image.samples import MapDataset, find_splits, read_labelled
 from mmdistill.names import called, canonical, first_few, unknown_data
 from mmdistill.runtime import checked_seed
 
+HUB_FILES = ("*.arrow", "*.parquet", "*/*.arrow", "*/*.parquet")
+"""Files in a folder that a data set of Hugging Face consists of."""
 LARGEST_SIDE = 4096
 """The largest side, in pixels, to which images are resized; no method's network takes larger ones."""
 
@@ -256,6 +258,8 @@ def shortcoming(path: Path) -> str:
             f"{path} holds one array, and images need labels: numpy.savez('data.npz', images=images, labels=labels) "
             "keeps both in one file"
         )
+    if path.is_dir() and any(next(path.glob(files), None) for files in HUB_FILES):
+        return f"{path} holds files of Hugging Face's datasets: give {HUB_PREFIX}{path}"
     return folders.missing_classes(path)
 
 

@@ -449,6 +449,9 @@ def test_arrays_of_any_strides_and_byte_order(tmp_path: Path) -> None:
     expected = load((images[..., ::-1].copy(), labels)).fingerprint
     assert load((images[..., ::-1], labels)).fingerprint == expected
     assert load((images[..., ::-1].astype(">f4"), labels.astype(">i8"))).fingerprint == expected
+    fixed = images[..., ::-1].copy()
+    fixed.setflags(write=False)
+    assert load((fixed, labels)).fingerprint == expected
     for same in (labels.astype(object), labels.astype(str)):
         assert load((images[..., ::-1], same)).fingerprint == expected
     with pytest.raises(DataError, match=r"holds an array of .*; expected one of numbers"):
