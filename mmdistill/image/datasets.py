@@ -260,7 +260,7 @@ def shortcoming(path: Path) -> str:
         )
     if path.is_dir() and any(next(path.glob(files), None) for files in HUB_FILES):
         return f"{path} holds files of Hugging Face's datasets: give {HUB_PREFIX}{path}"
-    return folders.missing_classes(path)
+    return folders.missing_classes(path) or folders.folder_inside(path)
 
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:

@@ -55,6 +55,9 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     unread = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in others] + loose_note(folder)
     if not test_folders:
         return train, None, tuple(unread)
+    flat = [sub for sub in test_folders if has_images(sub)]
+    if flat and not any(map(class_folders, test_folders)):
+        return train, None, (*(f"the images of {sub.name}/ are of no class and are not read" for sub in flat), *unread)
     named = next(filter(class_folders, test_folders), test_folders[0])  # images outside of class folders have no labels
     why = f"those of {test_folders[0].name}/ are of no class" if named != test_folders[0] else "there is no test/"
     is_validation = named in folders_of([named], VALIDATION)
@@ -96,9 +99,8 @@ def require_classes(folder: Path, train: Path, test: Path | None) -> None:
             may be the classes.
     """
     if test is not None and not class_folders(test):
-        contents = "pictures but no subfolders of them" if has_images(test) else "no pictures"
         raise DataError(
-            f"{test} holds {contents}; put pictures of each class into a subfolder, or move {test.name}/ away: then a "
+            f"{test} holds no pictures; put pictures of each class into a subfolder, or move {test.name}/ away: then a "
             "fifth of each class is held out for testing"
         )
     classes = class_folders(train)
@@ -129,7 +131,22 @@ def missing_classes(folder: Path) -> str:
     start = split_folders(folder)[0]
     if not any(file.suffix.lower() in SUFFIXES for file in start.iterdir()):
         return ""
-    return f"{start} holds pictures but no subfolders of them; put them into one subfolder per class"
+    return (
+        f"{start} holds pictures but no subfolders of them; put them into one subfolder per class, or a table of their "
+        "names and labels beside them (labels.csv)"
+    )
+
+
+def folder_inside(folder: Path) -> str:
+    """Return in words where the only image folder one or two levels down is; empty without one, or with several."""
+    for level in ("*", "*/*"):
+        subfolders = (sub for sub in sorted(folder.glob(level)) if os.access(sub, os.R_OK) and not is_hidden(sub.name))
+        found = list(filter(is_image_folder, subfolders)) if folder.is_dir() else []
+        if len(found) == 1:
+            return f"{folder} holds no images of classes, and {found[0]} does: give that folder"
+        if found:
+            break
+    return ""
 
 
 def images_under(folder: Path, unread: Counter[str]) -> list[str]:

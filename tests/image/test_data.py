@@ -317,21 +317,40 @@ def test_an_image_folder_with_its_own_test_images(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("flat", [True, False])
-def test_a_folder_for_testing_without_classes_is_refused_before_images_are_read(tmp_path: Path, flat: bool) -> None:
-    """As published competitions have it, whose test images have no labels; and an empty one."""
+def test_a_folder_for_testing_without_images_is_refused_before_images_are_read(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"broken")
     (tmp_path / "test").mkdir()
-    if flat:
-        Image.new("RGB", (8, 8)).save(tmp_path / "test" / "0.png")
-    held = "pictures but no subfolders of them" if flat else "no pictures"
-    said = f"test holds {held}; put pictures of each class into a subfolder, or move test/ away: then a fifth of each"
+    said = (
+        "test holds no pictures; put pictures of each class into a subfolder, or move test/ away: then a fifth of each"
+    )
     with pytest.raises(DataError, match=said):
         load(tmp_path)
     shutil.rmtree(tmp_path / "test")
     (tmp_path / "train" / "cat" / "0.png").unlink()
     assert len(load(tmp_path).test_labels) == 2
+
+
+def test_images_to_test_on_without_classes_are_not_read(tmp_path: Path) -> None:
+    """As published competitions have them, without labels."""
+    write_images(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "0.png")
+    data = load(tmp_path)
+    assert len(data.test_labels) == 2
+    assert data.notes[0] == "the images of test/ are of no class and are not read"
+
+
+def test_the_image_folder_in_a_folder_is_named(tmp_path: Path) -> None:
+    for place in ("train", "test"):
+        write_images(tmp_path / "archive" / "data" / place)
+    for path in (tmp_path, tmp_path / "archive"):
+        for read in (load, domain_of):
+            with pytest.raises((ConfigError, DataError), match=f"and {tmp_path / 'archive' / 'data'} does: give that"):
+                read(str(path))
+    shutil.copytree(tmp_path / "archive" / "data", tmp_path / "archive" / "more")
+    with pytest.raises(DataError, match="holds no image data"):
+        load(tmp_path)
 
 
 def test_validation_images_of_classes_are_tested_on_where_those_for_testing_have_none(tmp_path: Path) -> None:
