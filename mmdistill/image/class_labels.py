@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError, did_you_mean
 from mmdistill.files.saved import from_array
+from mmdistill.labels import classes_of_one_hot
 from mmdistill.names import class_numbers, class_order, first_few
 
 BOOLEAN = ("False", "True")
@@ -109,19 +110,17 @@ def _places_of_ones(rows: Tensor, what: str) -> Tensor:
     Raises:
         DataError: a row with several ones, none, or other numbers.
     """
+    classes = classes_of_one_hot(rows)
+    if classes is not None:
+        return classes
     ones = rows == 1
     if not bool((ones | (rows == 0)).all()):
         raise DataError(
             f"{what}: labels are class indices (N,), got {tuple(rows.shape)} of numbers other than 0 and 1; of a "
             "probability for each class give labels.argmax(1)"
         )
-    others = (ones.sum(1) != 1).nonzero().flatten()
-    if len(others):
-        first = int(others[0])
-        raise DataError(
-            f"{what}: row {first} of the labels has {int(ones[first].sum())} ones (multi-label); {ONE_CLASS}"
-        )
-    return ones.int().argmax(1)
+    first = int((ones.sum(1) != 1).nonzero()[0])
+    raise DataError(f"{what}: row {first} of the labels has {int(ones[first].sum())} ones (multi-label); {ONE_CLASS}")
 
 
 def _renumber(labels: Tensor, boolean: bool) -> ClassLabels:

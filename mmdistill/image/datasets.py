@@ -13,11 +13,11 @@ from torch.utils.data import ConcatDataset, Subset
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import ClassNames, checked_class_names
 from mmdistill.files.hub import HUB_PREFIX, load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, folders, listed, tensor_files
-from mmdistill.image.class_labels import as_list
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
@@ -49,7 +49,7 @@ def load(
     source: Source,
     test: Source | None = None,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     mirror: bool | None = None,
     size: int | None = None,
     seed: int = 0,
@@ -86,7 +86,7 @@ def _is_known(source: Source) -> bool:
 
 
 def _load_any(
-    source: Source, test: Source | None, class_names: Sequence[str] | None, size: int | None, seed: int, name: str
+    source: Source, test: Source | None, class_names: ClassNames | None, size: int | None, seed: int, name: str
 ) -> ImageData:
     require_sizes(LARGEST_SIDE, size=size)
     if isinstance(source, str | Path):
@@ -99,7 +99,7 @@ def _load_any(
         name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
-    names = None if class_names is None else _require_names(as_list(class_names))
+    names = None if class_names is None else checked_class_names(class_names)
     notes: tuple[str, ...] = ()
     if _are_pairs(source):
         source = dict(zip(("train", "test"), source, strict=True))
@@ -187,19 +187,6 @@ def _where_test_data_go(source: str | Path) -> str:
     if path.suffix.lower() in tensor_files.SUFFIXES:
         return f": they go into the file, as {tensor_files.NAMES[2]} and {tensor_files.NAMES[3]}"
     return ": of a folder of images they lie in test/, beside train/" if path.is_dir() else ""
-
-
-def _require_names(given: object) -> tuple[str, ...]:
-    """Return the user's class names once they are valid.
-
-    Raises:
-        ConfigError: not a list of different names.
-    """
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"class_names are a list of names, got {type(given).__name__}")
-    if len(set(given)) < len(given):
-        raise ConfigError(f"class_names differ from one another, got {list(given)}")
-    return tuple(given)
 
 
 def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...]) -> Tensor:

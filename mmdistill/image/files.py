@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
+from mmdistill.files.class_folders import class_folders, unread_notes
 from mmdistill.files.locks import sole_writer
-from mmdistill.image.folders import class_folders, images_under, loose_note
+from mmdistill.image.folders import images_under, loose_images
 from mmdistill.image.pictures import (
     GREY,
     TRANSPARENT,
@@ -155,10 +156,7 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     unread = Counter[str]()
     listing = [(path, label) for label, name in enumerate(classes) for path in images_under(folder / name, unread)]
     images, notes = read_listing(folder, [path for path, _ in listing], size, held_out)
-    notes = (*loose_note(folder), *notes)
-    if unread:
-        kinds = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))
-        notes = (*notes, f"{folder.name}/: files of other kinds are not read: {kinds}")
+    notes = (*loose_images(folder), *notes, *unread_notes(folder, unread))
     return FolderImages(images, torch.tensor([label for _, label in listing]), classes, notes)
 
 

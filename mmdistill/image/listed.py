@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files import tables
+from mmdistill.files.class_folders import class_folders
 from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, known_split
 from mmdistill.files.decoding import HEAD_BYTES, decoded
 from mmdistill.image import folders
@@ -213,7 +214,7 @@ def _columns(table: Path) -> Columns | None:
 
 def _places(table: Path) -> list[Path]:
     """Return the folders in which a table's files may be: its own, those of its split, and others with images."""
-    tests, subfolders = _split(table) == "test", folders.class_folders(table.parent)
+    tests, subfolders = _split(table) == "test", class_folders(table.parent)
     splits = [folders.folders_of(subfolders, names) for names in (folders.TRAIN, folders.TEST)]
     others = [sub for sub in subfolders if sub not in (*splits[0], *splits[1]) and folders.has_images(sub)]
     return [table.parent, *splits[tests], *others]
@@ -248,7 +249,7 @@ def _unlisted(folder: Path, paths: list[str]) -> list[str]:
     if not paths:
         return []
     used, notes = set(paths), list[str]()
-    for place in sorted({folder, *folders.class_folders(folder), *(Path(path).parent for path in used)}):
+    for place in sorted({folder, *class_folders(folder), *(Path(path).parent for path in used)}):
         count = sum(str(file) not in used for file in folders.images_in(place))
         notes += [f"{place.name}/: {count} images are in no row and are not read"] * (count > 0)
     return notes

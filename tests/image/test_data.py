@@ -1026,7 +1026,7 @@ def test_bad_samples() -> None:
     for source, message in cases:
         with pytest.raises(DataError, match=message):
             load(source)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="a list of names, got Tensor"):
+    with pytest.raises(ConfigError, match="a list of texts in the order of the class indices, got tensor"):
         load((pixel, [0]), class_names=pixel)  # type: ignore[arg-type]
 
 

@@ -36,8 +36,9 @@ def test_a_table_beside_images_names_their_classes(tmp_path: Path, place: str, c
     path = {"whole": "{}.png", "stem": "{}", "path": f"{place}/{{}}.png".removeprefix("/")}[called]
     write_table(tmp_path / "labels.csv", id=[path.format(name) for name in names], breed=NAMES)
     expected = load((pixels, NAMES))
+    assert domain_of(str(tmp_path / "labels.csv"), ("text_column",)).name == "text"
     for source in (tmp_path, tmp_path / "labels.csv"):
-        assert domain_of(str(source)).name == "image"
+        assert domain_of(str(source)).name == domain_of(str(source), ("model",), "ipc", "dm").name == "image"
         read = load(source)
         assert (read.fingerprint, read.class_names) == (expected.fingerprint, ("cat", "dog"))
         assert read.notes[0] == "labels.csv: image files by the column 'id', labels by 'breed'"
