@@ -194,12 +194,14 @@ def domain_of(
     accepting = [domain for domain in domains if domain.accepts(path)]
     columns = {option for option in options if option.endswith("_column")}
     by_options = [domain for domain in domains if columns and columns <= {*domain.options}]
+    # A table that names images is told from others by what it holds.
+    by_content = any(domain.name in SHIPPED and not domain.tables for domain in accepting)
     if path.is_file():
-        of_tables = [domain for domain in domains if domain.tables]
+        of_tables = [domain for domain in domains if domain.tables and not by_content]
         by_options = (
             by_options
             or _only([domain for domain in of_tables if options and {*options} <= {*domain.options}])
-            or _only([domain for domain in domains if domain.budget == budget])
+            or _only([domain for domain in domains if domain.budget == budget and not by_content])
             or by_method
             or _only([domain for domain in of_tables if domain.budget == budget])
         )

@@ -127,6 +127,7 @@ def test_pixels_of_any_kind_are_normalised(task: Task, tmp_path: Path) -> None:
     assert (found.budget, found.stored_bytes) == (2, pixels.numel() + 20)
     wanted = task.data.normalise(pixels.float() / 255 * task.data.scale)  # type: ignore[attr-defined]
     torch.testing.assert_close(parts(found.batch)["inputs"], wanted)
+    assert import_set(task, {"images": pixels.long(), "labels": labels}).stored_bytes == pixels.numel() + 20
     floats = import_set(task, {"images": (pixels / 255)[:, 0], "labels": labels}, units="pixels")
     torch.testing.assert_close(parts(floats.batch)["inputs"], wanted)
     assert floats.origin == "values in Python"
@@ -216,7 +217,7 @@ def test_what_is_no_such_set_is_refused(task: Task, tmp_path: Path) -> None:
     for given, message in (
         (images[:, :, :7], r"images of digits are \(n, 1, 8, 8\), got \(10, 1, 7, 8\)"),
         (images.expand(-1, 3, -1, -1) * torch.arange(3).view(3, 1, 1), r"got \(10, 3, 8, 8\)"),
-        (images.long(), "bytes .uint8. or floats"),
+        (300 * images.long(), r"bytes \(0 to 255\) or floats, got torch.int64 from -"),
         (images / 0, "NaN or infinite"),
         ("none", "is a str, and a tensor of numbers is expected"),
     ):

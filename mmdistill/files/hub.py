@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by name."""
+"""Data sets of Hugging Face: of the hub by name, or in a folder."""
 
 import functools
 from collections.abc import Mapping
@@ -9,6 +9,8 @@ from mmdistill.files.paths import users_path
 
 HUB_PREFIX = "hf:"
 """Prefix of such names: ``hf:NAME`` or ``hf:NAME:CONFIGURATION``."""
+SAVED_TO_DISK = ("dataset_dict.json", "state.json")
+"""Files that ``save_to_disk`` writes: beside the folders of splits, or into that of a single one."""
 
 
 def on_hub(name: str) -> bool:
@@ -40,6 +42,8 @@ def _parse_name(name: str) -> tuple[str, str]:
 def load_from_hub(name: str) -> Mapping[str, Any]:
     """Return the splits of a data set, each with columns; the package datasets downloads it where not cached.
 
+    A single split in a folder, as its ``save_to_disk`` writes it, is the training split.
+
     Args:
         name: as :func:`located_on_hub` takes it.
     Raises:
@@ -52,6 +56,9 @@ def load_from_hub(name: str) -> Mapping[str, Any]:
         raise ConfigError(f"the data set {name} needs the package datasets: {to_install('hub')}") from error
     path, config = _parse_name(located_on_hub(name))
     try:
+        if not config and any(users_path(path).joinpath(file).is_file() for file in SAVED_TO_DISK):
+            saved = datasets.load_from_disk(path)
+            return saved if isinstance(saved, Mapping) else {"train": saved}
         loaded: Mapping[str, Any] = datasets.load_dataset(path, config or None)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"Hugging Face datasets cannot load {name[len(HUB_PREFIX) :]!r}: {error}") from error

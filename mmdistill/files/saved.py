@@ -33,7 +33,7 @@ def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
         DataError: the array is not of numbers.
     """
     try:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+        return torch.from_numpy(np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "W"]))
     except TypeError as error:
         raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers") from error
 

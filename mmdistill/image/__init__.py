@@ -30,8 +30,9 @@ DOMAIN = Domain(
     first="dm",
     exports=EXPORTS,
     imports=IMPORTS,
-    accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), IDX or CIFAR binary "
-    "files, a .safetensors, .pt or .npz file with images and labels (and test_images and test_labels), or "
+    accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), a CSV or TSV table of "
+    "labels and of image files beside it or pixels, IDX or CIFAR binary files, a .safetensors, .pt or .npz file with "
+    "images and labels (and test_images and test_labels), or "
     f"{HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub with a column of images",
     claims=lambda data: on_hub(data) and has_images(data),
     presets=PRESETS,

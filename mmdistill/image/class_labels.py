@@ -9,10 +9,14 @@ from torch import Tensor
 
 from mmdistill.errors import DataError, did_you_mean
 from mmdistill.files.saved import from_array
+from mmdistill.labels import classes_of_one_hot
 from mmdistill.names import class_numbers, class_order, first_few
 
 BOOLEAN = ("False", "True")
 """Class names of boolean labels; texts have the same."""
+
+ONE_CLASS = "an image has one class: choose one for each, or leave the others out"
+"""What to do with several labels for an image, in words."""
 
 
 class ClassLabels(NamedTuple):
@@ -22,11 +26,13 @@ class ClassLabels(NamedTuple):
         indices: ``(N,)``.
         names: by class index, if the labels do not already count classes from 0.
         numbers: by class index, the labels that were renumbered, if ``names`` come from them.
+        notes: in words, how they were read.
     """
 
     indices: Tensor
     names: tuple[str, ...] | None = None
     numbers: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def class_labels(
@@ -35,7 +41,7 @@ def class_labels(
     """Return labels as class indices; labels are all whole numbers, all booleans or all words.
 
     Words are sorted and numbered. So are numbers that do not run from 0 to C - 1, and they name their classes. If
-    ``names`` are given, numbers are class indices already.
+    ``names`` are given, numbers are class indices already. Of one-hot rows, the place of the 1 is the label.
 
     Args:
         labels: a tensor, an array, a list or a column of a table.
@@ -43,14 +49,18 @@ def class_labels(
         names: class names by index; empty: words are refused; None: the labels themselves name the classes.
         numbers: for data other than the training data, the training labels that were renumbered, by class index.
     Raises:
-        DataError: other labels, a word that is not in ``names``, or a number that is not in ``numbers``.
+        DataError: other labels, several for an image, a word that is not in ``names``, or a number that is not in
+            ``numbers``.
     """
-    if hasattr(labels, "to_list"):  # a column of a table
-        labels = labels.to_list()
+    labels = as_list(labels)
     if isinstance(labels, np.ndarray):
-        labels = labels.tolist() if labels.dtype.kind in "OUT" else from_array(labels, what)
+        labels = from_array(labels, what)
     if not isinstance(labels, Tensor | list | tuple):
         raise DataError(f"{what}: labels are a tensor, an array, a list or a column, got {type(labels).__name__}")
+    labels = _joined_rows(labels, what)
+    if isinstance(labels, Tensor) and labels.ndim == 2 and labels.shape[1] > 1:
+        found = class_labels(_places_of_ones(labels, what), what, names, numbers)
+        return found._replace(notes=(f"{what}: one-hot labels are read as classes",))
     if not isinstance(labels, Tensor):
         word = next((label for label in labels if isinstance(label, str)), None)
         if word is not None:
@@ -63,6 +73,54 @@ def class_labels(
     if numbers is not None:
         return ClassLabels(_index_numbers(integers, what, numbers))
     return ClassLabels(integers) if names is not None else _renumber(integers, boolean)
+
+
+def as_list(values: Any) -> Any:
+    """Return a column of a table, an array of objects or words, or another sequence as a list; others as they are."""
+    if hasattr(values, "to_list"):
+        return values.to_list()
+    if isinstance(values, np.ndarray) and values.dtype.kind in "OUT":
+        return list(values)
+    is_plain = not isinstance(values, Sequence) or isinstance(values, list | tuple | str | bytes)
+    return values if is_plain else list(values)
+
+
+def _joined_rows(labels: Any, what: str) -> Any:
+    """Return listed rows of numbers as a tensor, listed rows of one label as these, and other labels as they are.
+
+    Raises:
+        DataError: rows of several lengths, or of several words.
+    """
+    if isinstance(labels, Tensor):
+        return labels
+    rows: list[Any] = [label for label in labels if isinstance(label, list | tuple) or np.ndim(label)]
+    if not rows:
+        return labels
+    if len(rows) == len(labels) and all(len(row) == 1 for row in rows):
+        return [row[0] for row in rows]
+    try:
+        return torch.tensor(np.array([np.asarray(label) for label in labels]))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: a label is a {type(rows[0]).__name__} of {len(rows[0])}; {ONE_CLASS}") from error
+
+
+def _places_of_ones(rows: Tensor, what: str) -> Tensor:
+    """Return the class indices of one-hot rows.
+
+    Raises:
+        DataError: a row with several ones, none, or other numbers.
+    """
+    classes = classes_of_one_hot(rows)
+    if classes is not None:
+        return classes
+    ones = rows == 1
+    if not bool((ones | (rows == 0)).all()):
+        raise DataError(
+            f"{what}: labels are class indices (N,), got {tuple(rows.shape)} of numbers other than 0 and 1; of a "
+            "probability for each class give labels.argmax(1)"
+        )
+    first = int((ones.sum(1) != 1).nonzero()[0])
+    raise DataError(f"{what}: row {first} of the labels has {int(ones[first].sum())} ones (multi-label); {ONE_CLASS}")
 
 
 def _renumber(labels: Tensor, boolean: bool) -> ClassLabels:

@@ -25,6 +25,8 @@ SCALES_APART = 100
 """Ratio of the largest training and test values above which the two sets are taken to have different scales."""
 WHOLE_EPOCHS, WHOLE_UPDATES, WHOLE_BATCH = 30, 1000, 256
 """Least epochs, least updates and minibatch size of judges on a whole training set, if the data state no epochs."""
+BYTE = 255
+"""The largest byte."""
 TEST_SHARE = 0.2
 """Share of each class held out for testing, if the data have no test split."""
 
@@ -209,7 +211,7 @@ def build(
             training and test images of two types or scales.
     """
     num_classes = None if class_names is None else len(class_names)
-    notes += axes_note("training images", train[0])
+    notes += reading_notes("training images", train[0])
     images, labels = check(f"training images of {name}", *train, num_classes=num_classes)
     names = _class_names(name, labels, class_names)
     if test is None:
@@ -219,7 +221,7 @@ def build(
         notes += tuple(repeated_note(repeats, len(first_alike), "images"))
         images, labels, test_images, test_labels = split(name, images, labels, first_alike, seed, class_names)
     else:
-        notes += axes_note("test images", test[0])
+        notes += reading_notes("test images", test[0])
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=len(names))
     _require_comparable(name, images, test_images)
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
@@ -274,8 +276,8 @@ def _require_comparable(name: str, images: Tensor, test_images: Tensor) -> None:
             f"test images of {name} are {tuple(test_images.shape[1:])} and training images {tuple(images.shape[1:])} "
             "(channels, height, width); they must agree"
         )
-    ranges = [tuple(float(value) for value in torch.aminmax(part)) for part in (images, test_images)]
-    largest = [max(map(abs, extremes)) for extremes in ranges]
+    ranges = [extremes(part) for part in (images, test_images)]
+    largest = [max(map(abs, ends)) for ends in ranges]
     scales_differ = min(largest) > 0 and max(largest) > SCALES_APART * min(largest)  # e.g. [0, 1] and [0, 255]
     if images.dtype != test_images.dtype or scales_differ:
         train_range, test_range = (
@@ -306,9 +308,27 @@ def channels_last(images: Tensor) -> bool:
     return channels in (3, 4) or (channels == 1 and height == width)
 
 
-def axes_note(what: str, images: Tensor) -> tuple[str, ...]:
-    """Return a note that the channels of images are read from the last axis, if they are."""
-    return (f"{what}: {tuple(images.shape)} is read as (N, height, width, channels)",) * channels_last(images)
+def reading_notes(what: str, images: Tensor) -> tuple[str, ...]:
+    """Return notes that channels are read from the last axis, and whole numbers as bytes, if they are."""
+    axes = (f"{what}: {tuple(images.shape)} is read as (N, height, width, channels)",) * channels_last(images)
+    is_converted = as_bytes(images).dtype != images.dtype
+    return axes + (f"{what}: whole numbers from 0 to 255 are read as bytes",) * is_converted
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Return whole numbers from 0 to 255, of any integer type, as bytes; other images as they are."""
+    if images.is_floating_point() or images.is_complex() or images.dtype in (torch.uint8, torch.bool):
+        return images
+    low, high = extremes(images)
+    return images.to(torch.uint8) if low >= 0 and high <= BYTE else images
+
+
+def extremes(images: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest value of images; 0 and 0 if there are none."""
+    if not images.numel():
+        return 0.0, 0.0
+    low, high = torch.aminmax(images if images.is_floating_point() else images.real.long())
+    return float(low), float(high)
 
 
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
@@ -316,20 +336,16 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
 
     Shapes:
         images ``(N, channels, height, width)``, ``(N, height, width)`` or, where :func:`channels_last` holds, ``(N,
-        height, width, channels)``, bytes or floats; labels ``(N,)``; returns ``(N, channels, height, width)``, uint8 or
-        float32, and ``(N,)``.
+        height, width, channels)``, floats, bytes or other integers from 0 to 255; labels ``(N,)``; returns ``(N,
+        channels, height, width)``, uint8 or float32, and ``(N,)``.
     Raises:
         DataError: see :func:`build`.
     """
-    images, labels = images.detach(), labels.detach()
+    images, labels = as_bytes(images.detach()), labels.detach()
     if images.ndim == 3:
         images = images[:, None]
     elif channels_last(images):
         images = images.movedim(-1, 1).contiguous()
-    if labels.ndim == 2 and len(labels) == len(images):
-        raise DataError(
-            f"{what}: labels are class indices (N,), got {tuple(labels.shape)}; of one-hot rows give labels.argmax(1)"
-        )
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
         hint = "; vectors belong to a task of your own (PointTask in CONTRIBUTING.md)" if images.ndim == 2 else ""
         raise DataError(
@@ -350,7 +366,10 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
         if len(broken):
             raise DataError(f"{what}: {len(broken)} hold NaN or infinite pixels, the first at index {int(broken[0])}")
     elif images.dtype != torch.uint8:
-        raise DataError(f"{what}: pixels must be bytes (uint8) or floats, got {images.dtype}")
+        low, high = extremes(images)
+        raise DataError(
+            f"{what}: pixels must be bytes (0 to 255) or floats, got {images.dtype} from {low:g} to {high:g}"
+        )
     labels = labels.long()
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high >= num_classes):

@@ -3,27 +3,30 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.classes import ClassNames, checked_class_names
-from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
+from mmdistill.files.hub import HUB_PREFIX, load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
-from mmdistill.image import files, folders, tensor_files
+from mmdistill.image import files, folders, listed, tensor_files
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
 from mmdistill.image.samples import MapDataset, find_splits, read_labelled
-from mmdistill.names import called, canonical, unknown_data
+from mmdistill.names import called, canonical, first_few, unknown_data
 from mmdistill.runtime import checked_seed
 
+HUB_FILES = ("*.arrow", "*.parquet", "*/*.arrow", "*/*.parquet")
+"""Files in a folder that a data set of Hugging Face consists of."""
 LARGEST_SIDE = 4096
 """The largest side, in pixels, to which images are resized; no method's network takes larger ones."""
 
@@ -34,10 +37,11 @@ Pair = tuple[
     Tensor | npt.NDArray[Any] | Sequence[Any], "Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[str] | Series[Any]"
 ]
 Source = str | Path | Pair | MapDataset | Mapping[str, Any]
-"""A known name; a file or folder; (images, labels); a map-style data set of (sample, label) pairs or of rows with named
-values; or a mapping, either of splits (``train``, ``test``) to such sources, or of ``images``, ``labels``,
-``test_images``, ``test_labels`` to tensors. Labels are all whole numbers, all booleans or all names; numbers that do
-not run from 0 to C - 1 are renumbered in order, and name the classes."""
+"""A known name; a file or folder; (images, labels), where images may be paths of image files; two such pairs, to train
+and to test on; a map-style data set of (sample, label) pairs or of rows with named values; or a mapping, either of
+splits (``train``, ``test``) to such sources, or of ``images``, ``labels``, ``test_images``, ``test_labels`` to tensors.
+Labels are all whole numbers, all booleans or all names; numbers that do not run from 0 to C - 1 are renumbered in
+order, and name the classes."""
 
 
 @isolated
@@ -97,12 +101,23 @@ def _load_any(
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     names = None if class_names is None else checked_class_names(class_names)
     notes: tuple[str, ...] = ()
+    if _are_pairs(source):
+        source = dict(zip(("train", "test"), source, strict=True))
     if isinstance(source, Mapping):
         source, own_test, notes = find_splits(source)
         if test is not None and own_test is not None:
             raise ConfigError("the data bring their own test data: leave out those beside them, or give data['train']")
         test = own_test if test is None else test
     return _build_labelled(name, source, test, names, seed, notes, size=size)
+
+
+def _are_pairs(source: Any) -> TypeGuard[tuple[Any, Any]]:
+    """Return whether a source is two pairs of images and labels, as Keras' ``load_data()`` returns them."""
+    if not isinstance(source, list | tuple) or len(source) != 2:
+        return False
+    pairs = [part for part in source if isinstance(part, list | tuple) and len(part) == 2]
+    dims = [[getattr(part, "ndim", 0) for part in pair] for pair in pairs]
+    return len(pairs) == 2 and all(images >= 3 > labels > 0 for images, labels in dims)
 
 
 def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
@@ -112,7 +127,7 @@ def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageDat
         ConfigError: an unknown name, or a size for data other than a folder of images.
     """
     path = users_path(source)
-    if size is not None and (_is_known(source) or not folders.is_image_folder(path)):
+    if size is not None and (_is_known(source) or not _lists_images(path)):
         raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
     if _is_known(source):
         return LOADERS[canonical(str(source))]()
@@ -145,15 +160,23 @@ def _build_labelled(
     """
     images, labels, own_names, changes, numbers = read_labelled(source, whose[0], given, size)
     names, notes = given or own_names, (*notes, *changes)
-    if test is None:
-        return build(name, (images, labels), None, class_names=names, seed=seed, notes=notes)
-    # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
-    words = () if numbers else names or ()
-    test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
-    if numbers is None and own_names is not None and test_names not in (None, own_names, names):
-        test_labels = _renumber(test_labels, test_names, own_names)
-    train, held_out, notes = (images, labels), (test_images, test_labels), (*notes, *changes)
-    return note_shared(build(name, train, held_out, class_names=names, seed=seed, notes=notes))
+    held_out = None
+    if test is not None:
+        # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
+        words = () if numbers else names or ()
+        test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
+        if numbers is None and names is not None and test_names not in (None, own_names, names):
+            test_labels = _renumber(test_labels, test_names, own_names or names)
+        held_out, notes = (test_images, test_labels), (*notes, *changes)
+    present, is_part = set(labels.flatten().tolist()), isinstance(source, Subset | ConcatDataset)
+    if is_part and given is None and names is not None and present < {*range(len(names))}:
+        kept = tuple(names[index] for index in torch.unique(labels).tolist())
+        notes += (f"classes without a training image are left out: {first_few([n for n in names if n not in kept])}",)
+        labels = _renumber(labels, names, kept)
+        held_out = held_out and (held_out[0], _renumber(held_out[1], names, kept))
+        names = kept
+    data = build(name, (images, labels), held_out, class_names=names, seed=seed, notes=notes)
+    return data if held_out is None else note_shared(data)
 
 
 def _where_test_data_go(source: str | Path) -> str:
@@ -172,29 +195,36 @@ def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...
     Raises:
         DataError: a class that the training set lacks, or a label out of range.
     """
-    unknown = sorted(set(test_names) - set(names))
-    if unknown:
-        raise DataError(f"the test data have a class {unknown[0]!r} that the training data lack")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(test_names):
         raise DataError(
             f"the test data name {len(test_names)} classes and have labels from {labels.min()} to {labels.max()}"
         )
-    return torch.tensor([names.index(name) for name in test_names])[labels.long()]
+    unknown = sorted({test_names[index] for index in torch.unique(labels).tolist()} - set(names))
+    if unknown:
+        raise DataError(f"the test data have a class {unknown[0]!r} that the training data lack")
+    return torch.tensor([names.index(name) if name in names else -1 for name in test_names])[labels.long()]
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a path looks like image data: a folder, IDX or CIFAR files, or a file of images and labels."""
-    return published_layout(path) is not None or folders.is_image_folder(path) or tensor_files.holds_images(path)
+    """Return whether a path looks like image data: a folder, IDX or CIFAR files, a table, or a file of tensors."""
+    return published_layout(path) is not None or _lists_images(path) or tensor_files.holds_images(path)
+
+
+def _lists_images(path: Path) -> bool:
+    """Return whether a path is a table of images, or a folder of images with one or with classes."""
+    return folders.is_image_folder(path) or listed.table_at(path) is not None
 
 
 def load_path(path: Path, size: int | None, seed: int) -> ImageData:
-    """Load a user's image folder, IDX files, CIFAR binary files, or file of tensors.
+    """Load a user's image folder, table of images, IDX files, CIFAR binary files, or file of tensors.
 
     Raises:
         DataError: a path without image data.
     """
     if (read := published_layout(path)) is not None:
         return read(path)
+    if (table := listed.table_at(path)) is not None:
+        return _build_read(path, *listed.read_table(table, size), seed)
     if folders.is_image_folder(path):
         return _load_folder(path, size, seed)
     if path.is_file() and path.suffix.lower() in tensor_files.SUFFIXES:
@@ -215,29 +245,39 @@ def shortcoming(path: Path) -> str:
             f"{path} holds one array, and images need labels: numpy.savez('data.npz', images=images, labels=labels) "
             "keeps both in one file"
         )
-    return folders.missing_classes(path)
+    if path.is_dir() and any(next(path.glob(files), None) for files in HUB_FILES):
+        return f"{path} holds files of Hugging Face's datasets: give {HUB_PREFIX}{path}"
+    return folders.missing_classes(path) or folders.folder_inside(path)
 
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images if it has a folder for them."""
     folder, held_out, split_notes = folders.split_folders(path)
     folders.require_classes(path, folder, held_out)
-    images, labels, names, notes = files.read_image_folder(folder, size, held_out=held_out is None)
-    if held_out is None:
-        notes = (*split_notes, *notes)
-        return build(str(path), (images, labels), None, class_names=names, seed=seed, notes=notes)
-    test_images, test_labels, test_names, test_notes = files.read_image_folder(held_out, size)
-    unknown = sorted(set(test_names) - set(names))
-    if unknown:
-        raise DataError(f"{held_out} has a class {unknown[0]!r} that {folder} lacks")
-    test_labels = _renumber(test_labels, tuple(test_names), tuple(names))
-    channels = max(images.shape[1], test_images.shape[1])
-    images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
-    notes = (*split_notes, *notes, *test_notes)
-    train = images.contiguous()
-    data = build(str(path), (train, labels), (test_images, test_labels), class_names=names, notes=notes)
+    train = files.read_image_folder(folder, size, held_out=held_out is None)
+    unread = (f"{table.name} is not read, since the subfolders are the classes" for table in listed.tables_in(path))
+    train = train._replace(notes=(*split_notes, *unread, *train.notes))
+    test = None if held_out is None else files.read_image_folder(held_out, size)
+    if test is not None:
+        unknown = sorted(set(test.classes) - set(train.classes))
+        if unknown:
+            raise DataError(f"{held_out} has a class {unknown[0]!r} that {folder} lacks")
+        test = test._replace(labels=_renumber(test.labels, tuple(test.classes), tuple(train.classes)))
+    return _build_read(path, train, test, seed)
+
+
+def _build_read(path: Path, train: files.FolderImages, test: files.FolderImages | None, seed: int) -> ImageData:
+    """Build image data from images of folders or tables; if some but not all are grey, all get three channels."""
+    if test is None:
+        held_out, notes = None, train.notes
+        images = train.images
+    else:
+        channels, notes = max(train.images.shape[1], test.images.shape[1]), train.notes + test.notes
+        images, test_images = (part.images.expand(-1, channels, -1, -1) for part in (train, test))
+        held_out, images = (test_images, test.labels), images.contiguous()
+    data = build(str(path), (images, train.labels), held_out, class_names=train.classes, seed=seed, notes=notes)
     # Mapped images would have to be read from disk a second time.
-    return data if train.numel() > files.IN_MEMORY else note_shared(data)
+    return data if test is None or images.numel() > files.IN_MEMORY else note_shared(data)
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:

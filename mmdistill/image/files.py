@@ -155,12 +155,26 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     classes = [sub.name for sub in class_folders(folder)]
     unread = Counter[str]()
     listing = [(path, label) for label, name in enumerate(classes) for path in images_under(folder / name, unread)]
-    paths = [path for path, _ in listing]
-    shape, resized_count, unread_parts = _common_shape(folder, paths, size)
+    images, notes = read_listing(folder, [path for path, _ in listing], size, held_out)
+    notes = (*loose_images(folder), *notes, *unread_notes(folder, unread))
+    return FolderImages(images, torch.tensor([label for _, label in listing]), classes, notes)
+
+
+def read_listing(source: Path, paths: list[str], size: int | None, held_out: bool) -> tuple[Tensor, tuple[str, ...]]:
+    """Read image files in order, as :func:`read_image_folder` does, and return the images with notes.
+
+    Args:
+        source: the folder or table that lists the files, for messages.
+        paths: of the files.
+        size: see :func:`read_image_folder`.
+        held_out: see :func:`read_image_folder`.
+    """
+    called = f"{source.name}/" if source.is_dir() else source.name
+    shape, resized_count, unread_parts = _common_shape(source, paths, size)
     count = len(paths) * math.prod(shape)
     if held_out and count > IN_MEMORY:  # refuse before anything is decoded
         raise DataError(
-            f"{folder} holds {len(paths):,} images, {count:,} bytes, of which no part can be held out in memory (up to "
+            f"{source} holds {len(paths):,} images, {count:,} bytes, of which no part can be held out in memory (up to "
             f"{IN_MEMORY:,} bytes); move the test images to a folder test/ beside train/, or ask for a smaller size "
             "(--size 64, or size=64 for image_task)"
         )
@@ -168,12 +182,8 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
         images = _map_decoded(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
         images = torch.stack(list(each_readable(paths, partial(_decode_to_shape, shape=shape))))
-    notes = [*loose_images(folder), *resizing_notes(f"{folder.name}/", resized_count, size)]
-    notes += [
-        f"{folder.name}/: {note.format(unread_parts[part])}" for part, note in UNREAD.items() if unread_parts[part]
-    ]
-    notes += unread_notes(folder, unread)
-    return FolderImages(images, torch.tensor([label for _, label in listing]), classes, tuple(notes))
+    notes = [f"{called}: {note.format(unread_parts[part])}" for part, note in UNREAD.items() if unread_parts[part]]
+    return images, (*resizing_notes(called, resized_count, size), *notes)
 
 
 def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int, Counter[str]]:

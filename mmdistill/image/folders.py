@@ -1,17 +1,22 @@
 """The layout of image folders: their classes, their splits, and the files that count as images."""
 
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
 from mmdistill.errors import DataError
 from mmdistill.files.class_folders import class_folders, is_hidden, loose_note, samples_under
+from mmdistill.names import first_few
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of image files."""
 TRAIN = ("train", "training")
-VALIDATION = ("val", "valid", "validation")
+VALIDATION = ("val", "valid", "validation", "validate", "eval")
 TEST = ("test", "testing", *VALIDATION)
 """Names of training and test folders, in any case; the first existing one counts."""
+OF_DATA = "dataset|data|set|images|imgs|seg"
+"""Words that may stand beside these in a folder's name, as in ``training_set`` and ``seg_test``."""
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
 """Endings of files that may hold the labels of images beside them."""
@@ -26,11 +31,11 @@ def is_image_folder(folder: Path) -> bool:
         return False
     start = split_folders(folder)[0]
     classes = class_folders(start)
-    if any(map(_has_images, classes)):
+    if any(map(has_images, classes)):
         return True
     # One level deeper every class must have images, so that a stray picture does not make other data an image folder.
     deeper = list(map(class_folders, classes))
-    return bool(deeper) and all(any(map(_has_images, subfolders)) for subfolders in deeper)
+    return bool(deeper) and all(any(map(has_images, subfolders)) for subfolders in deeper)
 
 
 def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -39,23 +44,41 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     Without a folder for training the classes lie in ``folder`` itself. The notes say which images are not read, and
     when validation images are the test images.
     """
-    subfolders = {sub.name.lower(): sub for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    train = next((subfolders[name] for name in TRAIN if name in subfolders), None)
-    if train is None:
+    subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    train_folders, test_folders = folders_of(subfolders, TRAIN), folders_of(subfolders, TEST)
+    if not train_folders or not (test_folders or train_folders[0].name.lower() in TRAIN):
         return folder, None, ()
-    test_folders = [subfolders[name] for name in TEST if name in subfolders]
-    others = [sub for name, sub in subfolders.items() if name not in (*TRAIN, *TEST) and _holds_images(sub)]
-    if not test_folders and others and _has_images(train):  # "train" is a class, e.g. of vehicles
+    train = _unpacked(train_folders[0])
+    others = [sub for sub in subfolders if sub not in (train_folders[0], *test_folders) and _holds_images(sub)]
+    if not test_folders and others and has_images(train):  # "train" is a class, e.g. of vehicles
         return folder, None, ()
     unread = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in others]
     unread += loose_images(folder)
     if not test_folders:
         return train, None, tuple(unread)
-    test = next(filter(class_folders, test_folders), test_folders[0])  # images outside of class folders have no labels
-    why = f"those of {test_folders[0].name}/ are of no class" if test != test_folders[0] else "there is no test/"
-    notes = [f"test: the images of {test.name}/, as {why}"] if test.name.lower() in VALIDATION else []
-    notes += [f"the images of {other.name}/ are not read" for other in test_folders if other != test]
-    return train, test, (*notes, *unread)
+    flat = [sub for sub in test_folders if has_images(sub)]
+    if flat and not any(map(class_folders, test_folders)):
+        return train, None, (*(f"the images of {sub.name}/ are of no class and are not read" for sub in flat), *unread)
+    named = next(filter(class_folders, test_folders), test_folders[0])  # images outside of class folders have no labels
+    why = f"those of {test_folders[0].name}/ are of no class" if named != test_folders[0] else "there is no test/"
+    is_validation = named in folders_of([named], VALIDATION)
+    notes = [f"test: the images of {named.name}/, as {why}"] if is_validation else []
+    notes += [f"the images of {other.name}/ are not read" for other in test_folders if other != named]
+    return train, _unpacked(named), (*notes, *unread)
+
+
+def folders_of(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+    """Return the folders of a split by its ``names``, in their order; those with further words in a name come last."""
+    exact = [folder for name in names for folder in folders if folder.name.lower() == name]
+    spellings = [re.compile(rf"({OF_DATA})*{name}({OF_DATA})*") for name in names]
+    joined = {folder: re.sub(r"[ _.-]", "", folder.name.lower()) for folder in folders if folder not in exact}
+    return exact + [folder for spelling in spellings for folder in joined if spelling.fullmatch(joined[folder])]
+
+
+def _unpacked(folder: Path) -> Path:
+    """Return the folder, or the only one in it if that has the same name, as archives are often unpacked."""
+    inside = class_folders(folder)
+    return inside[0] if len(inside) == 1 and inside[0].name == folder.name else folder
 
 
 def loose_images(folder: Path) -> list[str]:
@@ -67,15 +90,22 @@ def require_classes(folder: Path, train: Path, test: Path | None) -> None:
     """Check, before images are read, that the folders from :func:`split_folders` have enough subfolders.
 
     Raises:
-        DataError: a single training class, or a test folder without subfolders.
+        DataError: a single training class, a test folder without subfolders, or classes with the same subfolders, which
+            may be the classes.
     """
     if test is not None and not class_folders(test):
-        contents = "pictures but no subfolders of them" if _has_images(test) else "no pictures"
         raise DataError(
-            f"{test} holds {contents}; put pictures of each class into a subfolder, or move {test.name}/ away: then a "
+            f"{test} holds no pictures; put pictures of each class into a subfolder, or move {test.name}/ away: then a "
             "fifth of each class is held out for testing"
         )
     classes = class_folders(train)
+    inside = [[sub.name for sub in class_folders(sub)] for sub in classes]
+    if len(classes) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        folders = " and ".join(f"{sub.name}/" for sub in classes[:2])
+        raise DataError(
+            f"{train}: {folders} hold the same subfolders ({first_few(inside[0])}). If these are the classes, call "
+            "the folder to train on train/ and that to test on test/; if not, put all pictures of a class into one"
+        )
     if len(classes) == 1 and is_image_folder(classes[0]):
         raise DataError(f"{train} holds {classes[0].name}/ alone, which holds folders of images: give {classes[0]}")
     if len(classes) == 1:
@@ -96,7 +126,22 @@ def missing_classes(folder: Path) -> str:
     start = split_folders(folder)[0]
     if not any(file.suffix.lower() in SUFFIXES for file in start.iterdir()):
         return ""
-    return f"{start} holds pictures but no subfolders of them; put them into one subfolder per class"
+    return (
+        f"{start} holds pictures but no subfolders of them; put them into one subfolder per class, or a table of their "
+        "names and labels beside them (labels.csv)"
+    )
+
+
+def folder_inside(folder: Path) -> str:
+    """Return in words where the only image folder one or two levels down is; empty without one, or with several."""
+    for level in ("*", "*/*"):
+        subfolders = (sub for sub in sorted(folder.glob(level)) if os.access(sub, os.R_OK) and not is_hidden(sub.name))
+        found = list(filter(is_image_folder, subfolders)) if folder.is_dir() else []
+        if len(found) == 1:
+            return f"{folder} holds no images of classes, and {found[0]} does: give that folder"
+        if found:
+            break
+    return ""
 
 
 def images_under(folder: Path, unread: Counter[str]) -> list[str]:
@@ -108,12 +153,22 @@ def _holds_images(folder: Path) -> bool:
     """Return whether a folder that is not hidden, or a direct subfolder, holds an image."""
     if is_hidden(folder.name):
         return False
-    return _has_images(folder) or any(_has_images(sub) for sub in folder.iterdir() if sub.is_dir())
+    return has_images(folder) or any(has_images(sub) for sub in folder.iterdir() if sub.is_dir())
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     """Return whether an image lies directly in a folder."""
     return any(_is_image(file.name) for file in folder.iterdir())
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images that lie directly in a folder."""
+    return [file for file in folder.iterdir() if _is_image(file.name) and file.is_file()]
+
+
+def has_classes(folder: Path) -> bool:
+    """Return whether a folder, or its folder for training, has two subfolders with images."""
+    return sum(map(_holds_images, class_folders(split_folders(folder)[0]))) > 1
 
 
 def _is_image(name: str) -> bool:

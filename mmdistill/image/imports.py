@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.image.data import ImageData
+from mmdistill.image.data import ImageData, as_bytes, extremes
 from mmdistill.image.draw import class_folders
 from mmdistill.image.files import read_image_folder
 from mmdistill.image.folders import is_image_folder
@@ -165,8 +165,10 @@ def _to_data_shape(images: Tensor, data: ImageData) -> Tensor:
         if not bool(images.isfinite().all()):
             raise DataError("images hold NaN or infinite values")
         return images.float()
+    images = as_bytes(images)
     if images.dtype != torch.uint8:
-        raise DataError(f"images are bytes (uint8) or floats, got {images.dtype}")
+        low, high = extremes(images)
+        raise DataError(f"images are bytes (0 to 255) or floats, got {images.dtype} from {low:g} to {high:g}")
     return images
 
 

@@ -5,7 +5,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -102,16 +102,19 @@ def each_readable(paths: Iterable[str], read: Callable[[str], Found]) -> Iterato
 
 
 @contextmanager
-def open_image(path: str) -> Iterator[Image.Image]:
+def open_image(path: str, file: BinaryIO | None = None) -> Iterator[Image.Image]:
     """Open an image file.
 
+    Args:
+        path: of the file.
+        file: its bytes, if they are in memory; ``path`` then names them in messages.
     Raises:
         DataError: it cannot be read, or its values do not fit into bytes.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?i).*exif")  # with damaged EXIF the pixels may still be fine
-            with Image.open(path) as image:
+            with Image.open(file or path) as image:
                 require_bytes(image, path)
                 yield image
     except (DataError, MemoryError):
@@ -160,13 +163,16 @@ def has_more_frames(image: Image.Image) -> bool:
     return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
-def decode(path: str) -> Tensor:
+def decode(path: str, file: BinaryIO | None = None) -> Tensor:
     """Return the bytes of an image file, upright: ``(1, height, width)`` if it is grey, else ``(3, height, width)``.
 
+    Args:
+        path: of the file.
+        file: its bytes, if they are in memory; ``path`` then names them in messages.
     Raises:
         DataError: it cannot be read, or its values do not fit into bytes.
     """
-    with open_image(path) as image:
+    with open_image(path, file) as image:
         return pixels_of(image)
 
 

@@ -1,18 +1,23 @@
 """Read samples of torch data sets, data sets with columns, arrays and lists into tensors."""
 
+import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
+from mmdistill.files.paths import users_path
 from mmdistill.files.saved import from_array
-from mmdistill.image.class_labels import class_labels
-from mmdistill.image.pictures import pixels_of, require_bytes, resized, resizing_notes
+from mmdistill.image.class_labels import as_list, class_labels
+from mmdistill.image.pictures import decode, pixels_of, require_bytes, resized, resizing_notes
 from mmdistill.image.tensor_files import NAMES, by_split
 from mmdistill.names import first_few
 
@@ -42,7 +47,7 @@ class Labelled(NamedTuple):
         images: ``(N, ...)``.
         labels: ``(N,)`` class indices.
         names: by class index, if the source tells them.
-        notes: in words, what was done to the images.
+        notes: in words, what was done to the images and labels.
         numbers: by class index, the labels that were renumbered, if ``names`` come from them.
     """
 
@@ -98,8 +103,8 @@ def read_labelled(
     """Read images and labels of a pair, or of a map-style data set.
 
     Args:
-        source: a pair of images (a tensor, an array or a list of samples) and labels (a tensor, an array, a list or a
-            column of a table), or a map-style data set.
+        source: a pair of images (a tensor, an array, or a list or column of samples) and labels (a tensor, an array, a
+            list or a column), or a map-style data set.
         what: names the source in messages.
         names: class names by index, for labels in words; None: the labels themselves, sorted.
         size: resize pictures to ``size`` x ``size``; None keeps them.
@@ -114,17 +119,18 @@ def read_labelled(
         _require_map_style(source, what)
         return _read_dataset(source, what, names, size, numbers)
     if len(source) != 2:
-        raise DataError(f"{what}: expected (images, labels), got {len(source)} of them")
-    images, given_labels = source
+        hint = "; of four give two pairs, (train_images, train_labels) and test=(test_images, test_labels)"
+        raise DataError(f"{what}: expected (images, labels), got {len(source)} of them{hint * (len(source) == 4)}")
+    images, given_labels = as_list(source[0]), source[1]
     labels = class_labels(given_labels, what, names, numbers)
     if isinstance(images, list | tuple):
         if len(images) != len(labels.indices):
             raise DataError(f"{what}: {len(images)} images and {len(labels.indices)} labels")
         stacked, notes = _stack(images, what, size)
-        return Labelled(stacked, labels.indices, labels.names, notes, labels.numbers)
+        return Labelled(stacked, labels.indices, labels.names, notes + labels.notes, labels.numbers)
     if size is not None:
         raise _size_error(what)
-    return Labelled(_array_of_images(images, what), labels.indices, labels.names, (), labels.numbers)
+    return Labelled(_array_of_images(images, what), labels.indices, labels.names, labels.notes, labels.numbers)
 
 
 def _size_error(what: str) -> ConfigError:
@@ -134,7 +140,7 @@ def _size_error(what: str) -> ConfigError:
 def _require_map_style(source: object, what: str) -> None:
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "keys"):
         return
-    hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""
+    hint = "; give the data set that it loads" if isinstance(source, DataLoader) else ""
     if hasattr(source, "keys"):
         hint = "; give its images and labels as a pair, (data['images'], data['labels'])"
     raise DataError(f"{what}: {type(source).__name__} is no map-style data set, which has a length and an index{hint}")
@@ -170,9 +176,9 @@ def _read_dataset(
                 _require_equal(sample, _sample_and_label(dataset[index], item)[0], item)
 
     images, notes = _stack(read_samples(), what, size)
-    dataset_names = _class_names(dataset)
+    dataset_names = _class_names(dataset, what)
     labels = class_labels(item_labels, what, dataset_names if names is None else names, numbers)
-    return Labelled(images, labels.indices, labels.names or dataset_names, notes, labels.numbers)
+    return Labelled(images, labels.indices, labels.names or dataset_names, notes + labels.notes, labels.numbers)
 
 
 def _require_equal(sample: Any, again: Any, what: str) -> None:
@@ -203,8 +209,24 @@ def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _class_names(dataset: object) -> tuple[str, ...] | None:
-    """Return a data set's ``classes``, or the class names of its column of labels; None without either."""
+def _class_names(dataset: object, what: str) -> tuple[str, ...] | None:
+    """Return a data set's ``classes``, or the class names of its column of labels; None without either.
+
+    Those of a ``Subset`` or ``ConcatDataset`` of torch are in the data sets that it was made of.
+
+    Raises:
+        DataError: the parts of a ``ConcatDataset`` name different classes.
+    """
+    if isinstance(dataset, Subset):
+        return _class_names(dataset.dataset, what)
+    if isinstance(dataset, ConcatDataset):
+        named = {_class_names(part, what) for part in dataset.datasets}
+        if len(named - {None}) > 1:
+            several = " and ".join(f"({first_few(names)})" for names in named if names is not None)
+            raise DataError(
+                f"{what} join data sets of the classes {several}, whose labels differ: give all the same classes"
+            )
+        return named.pop() if len(named) == 1 else None
     names = getattr(dataset, "classes", None)
     if names is None:
         names = next(filter(None, (class_names_of(dataset, column) for column in LABEL_COLUMNS)), None)
@@ -214,8 +236,9 @@ def _class_names(dataset: object) -> tuple[str, ...] | None:
 def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
     """Stack samples to one tensor ``(N, channels, height, width)``, and return it with notes.
 
-    Samples may be tensors, PIL images or arrays (``(channels, height, width)``, or ``(height, width)``). PIL images are
-    turned upright; if some but not all are grey, all get three channels.
+    Samples may be pictures (PIL images, paths of image files, dictionaries of ``bytes`` as in Hugging Face's columns),
+    or tensors, arrays and nested lists (``(channels, height, width)``, or ``(height, width)``). Pictures are turned
+    upright; if some but not all are grey, all get three channels.
 
     Raises:
         ConfigError: a size for tensors or arrays.
@@ -226,11 +249,11 @@ def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[
     for index, sample in enumerate(samples):
         image = as_tensor(sample, f"{what}: item {index}")
         if size is not None:
-            if not isinstance(sample, Image.Image):
+            if not _is_picture(sample):
                 raise _size_error(what)
             if image.shape[1:] != (size, size):
                 image, resized_count = resized(image, size, size), resized_count + 1
-        only_pictures &= isinstance(sample, Image.Image)
+        only_pictures &= _is_picture(sample)
         first = images[0] if images else image
         # Pictures may differ in their channels: grey ones are expanded below.
         compared_from = 1 if only_pictures and len(image) != len(first) else 0
@@ -248,21 +271,48 @@ def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[
     return stacked, resizing_notes(what, resized_count, size)
 
 
+def _is_picture(sample: object) -> bool:
+    """Return whether a sample is a picture, whose pixels are read as bytes and may be resized."""
+    return isinstance(sample, Image.Image | str | os.PathLike | Mapping)
+
+
 def as_tensor(sample: object, what: str) -> Tensor:
     """Return a sample as a tensor ``(channels, height, width)``.
 
     Raises:
-        DataError: a sample of another type or shape.
+        DataError: a sample of another type or shape, or a file that is no image.
     """
-    if isinstance(sample, Image.Image):
+    if isinstance(sample, Mapping):
+        content, name = sample.get("bytes"), sample.get("path")
+        sample = decode(f"{what} ({name})" if name else what, io.BytesIO(content)) if content else name
+    if isinstance(sample, str | os.PathLike):
+        path = users_path(sample)
+        if not path.is_file():
+            raise DataError(f"{what} is the path {str(sample)!r}, and there is no such file")
+        sample = decode(str(path))
+    elif isinstance(sample, Image.Image):
         require_bytes(sample, what)
         sample = pixels_of(sample)
-    elif isinstance(sample, np.ndarray):
-        sample = from_array(sample, what)
+    elif isinstance(sample, np.ndarray | list):
+        sample = _from_numbers(sample, what)
     if not isinstance(sample, Tensor):
-        raise DataError(f"{what} holds a {type(sample).__name__}; expected a tensor, a PIL image or an array")
+        raise DataError(
+            f"{what} holds a {type(sample).__name__}; expected a tensor, an array, a PIL image or the path of one"
+        )
     if sample.ndim == 2:
         sample = sample[None]
     if sample.ndim != 3:
         raise DataError(f"{what} has shape {tuple(sample.shape)}; expected (channels, height, width)")
     return sample
+
+
+def _from_numbers(values: npt.NDArray[Any] | list[Any], what: str) -> Tensor:
+    """Return an array, or nested lists of numbers, as a tensor.
+
+    Raises:
+        DataError: not of numbers, or lists of several lengths.
+    """
+    try:
+        return from_array(np.asarray(values), what)
+    except ValueError as error:
+        raise DataError(f"{what} is a list whose rows have several lengths") from error

@@ -338,9 +338,10 @@ def image_task(
     """Build the task of distilling images.
 
     Args:
-        data: a known name, a file or folder, (images, labels) as tensors or arrays, a map-style torch data set of
-            (sample, label), or :class:`ImageData`. Images are ``(N, channels, height, width)`` or
-            ``(N, height, width)``, bytes or floats; labels ``(N,)`` whole numbers, or names.
+        data: :class:`ImageData` or any :data:`~mmdistill.image.datasets.Source`: a known name, a file or folder,
+            (images, labels) as tensors, arrays or lists (also of paths), or a map-style torch data set of (sample,
+            label). Images are ``(N, channels, height, width)`` or ``(N, height, width)``; labels ``(N,)`` are whole
+            numbers, or names.
         model: a network's name with options, such as ``convnet`` (the default), ``convnet-d4-w64-bn`` or ``resnet18``
             (see :mod:`mmdistill.image.models`), or a function that returns an ``nn.Module``.
         width: of a named model; None is its own default.

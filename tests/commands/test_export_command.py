@@ -125,7 +125,10 @@ def test_a_folder_of_pictures_without_classes_says_what_it_lacks(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(run / "pictures" / "images.png", tmp_path)
-    lacking = f"{tmp_path} holds pictures but no subfolders of them; put them into one subfolder per class"
+    lacking = (
+        f"{tmp_path} holds pictures but no subfolders of them; put them into one subfolder per class, or a table of "
+        "their names and labels beside them (labels.csv)"
+    )
     given = ["distill", "--data", str(tmp_path), "--method", "dm", "--ipc", "1", "--out", str(tmp_path / "run")]
     assert main(given) == 2
     assert capsys.readouterr().err == f"mmdistill: error: {lacking}\n"

@@ -55,6 +55,30 @@ def test_labels_are_numbered_alike_in_every_container(
     assert load(data_set).class_names == names
 
 
+def test_one_hot_labels_are_read_as_classes_and_several_for_an_image_are_refused() -> None:
+    images, order = bytes_like(12, 4, 4), labels_of(12, 3)
+    rows = torch.eye(3)[order]
+    for one_hot in (rows, rows.long(), rows.bool(), rows.numpy(), rows.tolist(), list(rows), list(rows.int().numpy())):
+        for given in ((images, one_hot), Pairs(list(images), list(one_hot))):
+            found = load(given, (images, order))
+            assert torch.equal(found.train_labels, order)
+            assert "the training data: one-hot labels are read as classes" in found.notes
+    for column in (order[:, None].numpy(), order[:, None].tolist(), np.array([["a"], ["b"], ["c"]])[order]):
+        assert torch.equal(load((images, column), (images, column)).train_labels, order)
+    several = rows.clone()
+    several[4] = torch.tensor([1, 0, 1])
+    cases = [
+        (several, r"row 4 of the labels has 2 ones \(multi-label\); an image has one class: choose one"),
+        (rows.roll(1) * 0.9, r"got \(12, 3\) of numbers other than 0 and 1; of a probability for each class give lab"),
+        ([["a", "b"]] * 12, "a label is a list of 2; an image has one class"),
+        ([[1, 2], [1]] * 6, "a label is a list of 2; an image has one class"),
+    ]
+    for labels, said in cases:
+        for given in ((images, labels), Pairs(list(images), list(labels))):
+            with pytest.raises(DataError, match=said):
+                load(given)  # type: ignore[arg-type]
+
+
 def test_labels_in_files_are_numbered_alike(tmp_path: Path) -> None:
     images, order = bytes_like(12, 4, 4), labels_of(12, 2)
     for labels in (torch.tensor([3, 5])[order], torch.tensor([3.0, 5.0])[order]):

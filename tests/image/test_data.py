@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import zipfile
+from collections import UserList
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
@@ -316,21 +317,40 @@ def test_an_image_folder_with_its_own_test_images(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("flat", [True, False])
-def test_a_folder_for_testing_without_classes_is_refused_before_images_are_read(tmp_path: Path, flat: bool) -> None:
-    """As published competitions have it, whose test images have no labels; and an empty one."""
+def test_a_folder_for_testing_without_images_is_refused_before_images_are_read(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"broken")
     (tmp_path / "test").mkdir()
-    if flat:
-        Image.new("RGB", (8, 8)).save(tmp_path / "test" / "0.png")
-    held = "pictures but no subfolders of them" if flat else "no pictures"
-    said = f"test holds {held}; put pictures of each class into a subfolder, or move test/ away: then a fifth of each"
+    said = (
+        "test holds no pictures; put pictures of each class into a subfolder, or move test/ away: then a fifth of each"
+    )
     with pytest.raises(DataError, match=said):
         load(tmp_path)
     shutil.rmtree(tmp_path / "test")
     (tmp_path / "train" / "cat" / "0.png").unlink()
     assert len(load(tmp_path).test_labels) == 2
+
+
+def test_images_to_test_on_without_classes_are_not_read(tmp_path: Path) -> None:
+    """As published competitions have them, without labels."""
+    write_images(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "0.png")
+    data = load(tmp_path)
+    assert len(data.test_labels) == 2
+    assert data.notes[0] == "the images of test/ are of no class and are not read"
+
+
+def test_the_image_folder_in_a_folder_is_named(tmp_path: Path) -> None:
+    for place in ("train", "test"):
+        write_images(tmp_path / "archive" / "data" / place)
+    for path in (tmp_path, tmp_path / "archive"):
+        for read in (load, domain_of):
+            with pytest.raises((ConfigError, DataError), match=f"and {tmp_path / 'archive' / 'data'} does: give that"):
+                read(str(path))
+    shutil.copytree(tmp_path / "archive" / "data", tmp_path / "archive" / "more")
+    with pytest.raises(DataError, match="holds no image data"):
+        load(tmp_path)
 
 
 def test_validation_images_of_classes_are_tested_on_where_those_for_testing_have_none(tmp_path: Path) -> None:
@@ -376,7 +396,12 @@ def test_loose_images_beside_classes_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "test"), [("Training", "Testing"), ("TRAIN", "Test"), ("train", "valid"), ("training", "Validation")]
+    ("train", "test"),
+    [
+        *[("Training", "Testing"), ("TRAIN", "Test"), ("train", "valid"), ("training", "Validation")],
+        *[("training_set", "test_set"), ("train_data", "test-data"), ("trainset", "testset"), ("train", "validate")],
+        *[("Train_Set", "Validation_Set"), ("seg_train/seg_train", "seg_test/seg_test"), ("images train", "eval")],
+    ],
 )
 def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, test: str) -> None:
     write_images(tmp_path / train)
@@ -384,6 +409,20 @@ def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, t
     data = load(tmp_path)
     assert data.class_names == ("cat", "dog")
     assert data.test_labels.tolist() == [1, 1]
+
+
+def test_folders_beside_which_nothing_tests_are_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, names=("seg_train", "mail_train", "test1"))
+    assert load(tmp_path).class_names == ("mail_train", "seg_train", "test1")
+
+
+def test_folders_of_the_same_subfolders_may_be_splits(tmp_path: Path) -> None:
+    for part in ("first", "second"):
+        write_images(tmp_path / part)
+    with pytest.raises(DataError, match=r"first/ and second/ hold the same subfolders \(cat, dog\). If these are the "):
+        load(tmp_path)
+    shutil.rmtree(tmp_path / "first" / "cat")
+    assert load(tmp_path).class_names == ("first", "second")
 
 
 def test_bad_image_folders(tmp_path: Path) -> None:
@@ -429,6 +468,9 @@ def test_arrays_of_any_strides_and_byte_order(tmp_path: Path) -> None:
     expected = load((images[..., ::-1].copy(), labels)).fingerprint
     assert load((images[..., ::-1], labels)).fingerprint == expected
     assert load((images[..., ::-1].astype(">f4"), labels.astype(">i8"))).fingerprint == expected
+    fixed = images[..., ::-1].copy()
+    fixed.setflags(write=False)
+    assert load((fixed, labels)).fingerprint == expected
     for same in (labels.astype(object), labels.astype(str)):
         assert load((images[..., ::-1], same)).fingerprint == expected
     with pytest.raises(DataError, match=r"holds an array of .*; expected one of numbers"):
@@ -865,6 +907,29 @@ def test_the_classes_of_test_data_are_told_by_name() -> None:
     assert load(train, test).class_names == ("0", "1", "2")
 
 
+def test_parts_of_a_data_set_have_its_classes(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", names=("ant", "bee", "cat", "dog"))
+    write_images(tmp_path / "test", names=("bee", "dog"), n=2)
+    whole, test = (published.ImageFolder(str(tmp_path / part)) for part in ("train", "test"))
+    for train in (Subset(whole, range(20)), ConcatDataset([whole, Subset(whole, [0])])):
+        for names in (None, whole.classes):
+            read = load(train, test, class_names=names)
+            assert read.class_names == ("ant", "bee", "cat", "dog")
+            assert read.test_labels.tolist() == [1, 1, 3, 3]
+    images = bytes_like(20, 3, 8, 8)
+    assert load((images, labels_of(20, 4)), test, class_names=whole.classes).test_labels.tolist() == [1, 1, 3, 3]
+    without_ant = Subset(whole, range(5, 20))
+    read = load(without_ant, test)
+    assert (read.class_names, read.test_labels.tolist()) == (("bee", "cat", "dog"), [0, 0, 2, 2])
+    assert "classes without a training image are left out: ant" in read.notes
+    assert load(without_ant, Subset(whole, [5, 19])).test_labels.tolist() == [0, 2]
+    assert load(without_ant, Pairs(list(images[:2]), [1, 3])).test_labels.tolist() == [0, 2]
+    with pytest.raises(DataError, match="have a class 'ant' that the training data lack"):
+        load(without_ant, whole)
+    with pytest.raises(DataError, match=r"join data sets of the classes \(.*\) and \(.*\), whose labels differ"):
+        load(ConcatDataset([whole, test]))
+
+
 class Flipped(Pairs):
     """A data set whose samples a random transform changes at each reading."""
 
@@ -898,13 +963,53 @@ def test_labels_may_be_a_column_of_a_table() -> None:
         load((images[:2], pd.Series([0, None])))
 
 
+def test_samples_are_listed_in_columns_of_tables_and_arrays_of_objects(tmp_path: Path) -> None:
+    pixels, labels = bytes_like(10, 6, 5).numpy(), labels_of(10, 2).tolist()
+    expected = load((pixels, labels))
+    pictures = [Image.fromarray(part) for part in pixels]
+    files = [tmp_path / f"{index}.png" for index in range(10)]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    coded = [{"bytes": file.read_bytes(), "path": "0.png"} for file in files]
+    for samples in (pictures, list(pixels), pixels.tolist(), files, list(map(str, files)), coded):
+        objects = np.empty(10, dtype=object)
+        for index, sample in enumerate(samples):
+            objects[index] = sample
+        columns = (samples, objects, pd.DataFrame({"images": samples})["images"], UserList(samples))
+        for column in columns:
+            assert load((column, pd.Series(labels))).fingerprint == expected.fingerprint
+        assert load((samples, UserList(labels))).fingerprint == expected.fingerprint
+        assert load(Pairs(list(samples), labels)).fingerprint == expected.fingerprint
+    for samples in (pictures, files, coded):
+        assert load((samples, labels), size=4).shape == (1, 4, 4)
+        assert load(Pairs(list(samples), labels), size=4).shape == (1, 4, 4)
+
+
+def test_two_pairs_are_to_train_and_to_test_on() -> None:
+    images, labels = bytes_like(10, 6, 5), labels_of(10, 2)
+    train, test = (images[:6].numpy(), labels[:6, None].numpy()), (images[6:].numpy(), labels[6:, None].numpy())
+    expected = load(train, test)
+    for pairs in ((train, test), [train, list(test)]):
+        read = load(pairs)  # type: ignore[arg-type]
+        assert (read.fingerprint, read.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    with pytest.raises(ConfigError, match="the data bring their own test data"):
+        load((train, test), test)
+    alone = load(([images[0].numpy(), images[1].numpy()] * 2, [0, 1] * 2), train)
+    assert len(alone.train_images) == 4
+
+
 def test_bad_samples() -> None:
     pixel = torch.zeros(1, 4, 4)
     cases = [
         (Pairs([], []), "is empty"),
         (Pairs([pixel, torch.zeros(1, 4, 5)], [0, 1]), "item 1 is"),
         (Pairs([torch.zeros(4)], [0]), "expected \\(channels, height, width\\)"),
-        (Pairs(["a"], [0]), "holds a str"),
+        (Pairs(["a"], [0]), "item 0 is the path 'a', and there is no such file"),
+        (Pairs([{"path": None}], [0]), "holds a NoneType; expected a tensor, an array, a PIL image or the path of one"),
+        (Pairs([{"bytes": b"?"}], [0]), "item 0 cannot be read as an image"),
+        (Pairs([[[0], [0, 1]]], [0]), "item 0 is a list whose rows have several lengths"),
+        ((pixel, pixel, [0], [0]), r"got 4 of them; of four give two pairs, \(train_images, .* test=\(test_images"),
+        (([0, 1], [pixel[0], pixel[0]]), r"expected images|item 0 holds a int; expected a tensor, an array"),
         (Pairs([pixel] * 2, ["cat", 0]), "label 1 is 0, others are names such as 'cat'"),
         (Pairs([pixel], ["cat"]), "the single class 'cat'"),
         (Pairs([pixel], [0.5]), "no class index but 0.5"),
@@ -921,6 +1026,8 @@ def test_bad_samples() -> None:
     for source, message in cases:
         with pytest.raises(DataError, match=message):
             load(source)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a list of texts in the order of the class indices, got tensor"):
+        load((pixel, [0]), class_names=pixel)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -943,6 +1050,20 @@ def test_channels_that_stand_last_are_brought_forward(channels: int, tmp_path: P
     assert samples.shape == images.shape[1:]
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.uint16])
+def test_whole_numbers_up_to_255_are_bytes(kind: torch.dtype) -> None:
+    images, labels = bytes_like(10, 6, 5), labels_of(10, 2)
+    read, expected = (
+        load((images.to(kind), labels), (images.to(kind), labels)),
+        load((images, labels), (images, labels)),
+    )
+    assert (read.fingerprint, read.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    notes = [f"{part} images: whole numbers from 0 to 255 are read as bytes" for part in ("training", "test")]
+    assert [note for note in read.notes if note not in expected.notes] == notes
+    with pytest.raises(DataError, match=r"test images of .* got torch.*int.* from 0 to 257"):
+        load((images.to(kind), labels), ((torch.arange(30).view(1, 6, 5) * 257 // 29).to(kind), labels[:1]))
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 4, 4), (12, 100, 1), (5, 6, 7)])
 def test_channels_stay_where_they_may_stand_first(shape: tuple[int, ...]) -> None:
     images, labels = torch.rand(10, *shape), labels_of(10, 2)
@@ -962,9 +1083,8 @@ def test_bad_tensors() -> None:
         ((images, labels[:9]), "expected images"),
         ((images, labels + 0.5), "the training data: label 0 is no class index but 0.5"),
         ((images, labels / 0.0), "label 0 is no class index but nan"),
-        ((images, torch.eye(2)[labels]), r"got \(10, 2\); of one-hot rows give labels.argmax\(1\)"),
         ((broken, labels), "1 hold NaN or infinite pixels, the first at index 3"),
-        ((images.long(), labels), "must be bytes"),
+        ((images.long() - 1, labels), r"must be bytes \(0 to 255\) or floats, got torch.int64 from -1 to -1"),
     ]
     for source, message in cases:
         with pytest.raises(DataError, match=message):

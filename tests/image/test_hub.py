@@ -48,7 +48,10 @@ class Split:
 def sets(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What the hub has, by name."""
     found: dict[str, Any] = {}
-    module = SimpleNamespace(load_dataset=lambda name, config: found[name if config is None else f"{name}:{config}"])
+    module = SimpleNamespace(
+        load_dataset=lambda name, config: found[name if config is None else f"{name}:{config}"],
+        load_from_disk=lambda name: found[f"saved {name}"],
+    )
     monkeypatch.setitem(sys.modules, "datasets", module)
     hub.has_images.cache_clear()
     yield found
@@ -89,6 +92,28 @@ def test_a_folder_of_the_hubs_files_is_found_from_anywhere(
         again = load(found)
         assert again.fingerprint == data.fingerprint
         assert len(again.train_labels) + len(again.test_labels) == images
+
+
+def test_folders_that_were_saved_to_disk_are_read_and_others_told_of_their_prefix(
+    sets: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, single = tmp_path / "whole", tmp_path / "single"
+    for folder, file in ((whole, "dataset_dict.json"), (single, "state.json")):
+        folder.mkdir()
+        (folder / file).touch()
+    one = (SIZES[0],)
+    sets[f"saved {single}"] = Split([0, 1] * 4, one)
+    sets[f"saved {whole}"] = {"train": sets[f"saved {single}"], "test": Split([0, 1], one)}
+    assert load(f"hf:{single}").class_names == ("cat", "dog")
+    assert len(load(f"hf:{whole}").test_labels) == 2
+    assert registry.domain_of(f"hf:{single}").name == "image"
+    (single / "data-00000-of-00001.arrow").touch()
+    (whole / "data").mkdir()
+    (whole / "data" / "train-0.parquet").touch()
+    for folder in (single, whole):
+        for read in (load, registry.domain_of):
+            with pytest.raises((ConfigError, DataError), match=f"files of Hugging Face's datasets: give hf:{folder}"):
+                read(str(folder))
 
 
 def test_images_of_the_hub_come_with_their_splits_and_classes(sets: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ def test_test_images_are_normalised_as_the_task_does_it(whiten: str | None, tmp_
     assert torch.equal(normalised(test, found), task.data.normalise(test))
     assert torch.equal(normalised(test[:, 0].numpy(), found), task.data.normalise(test))
     assert torch.equal(normalised(test[3], found), task.data.normalise(test[3]))
+    assert torch.equal(normalised(test.long(), found), task.data.normalise(test))
     if whiten == "kip":
         with pytest.raises(UnsupportedError, match="brightness and contrast"):
             to_pixels(found)
@@ -84,7 +85,11 @@ def test_images_in_other_units_or_forms_are_refused(tmp_path: Path) -> None:
     assert torch.equal(normalised(test.float(), found), task.data.normalise(test))
     with pytest.raises(ShapeError, match=r"end with \(1, 8, 8\), got \(20, 1, 7, 8\)$"):
         normalised(test[:, :, 1:], found)
-    for odd, given in ((test > 3, r"pixels are .* got torch.bool"), ("digits", "a tensor or an array, got str")):
+    for odd, given in (
+        (test > 3, r"pixels are .* got torch.bool"),
+        (test.int() - 300, "int32 from -300"),
+        ("digits", "a tensor or an array, got str"),
+    ):
         with pytest.raises(DataError, match=given):
             normalised(odd, found)
     with pytest.raises(UnsupportedError, match="of text data"):

@@ -1,0 +1,255 @@
+"""Tables of images with labels: a row names an image file, or holds the pixels of one image."""
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.files import tables
+from mmdistill.files.class_folders import class_folders
+from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, known_split
+from mmdistill.files.decoding import HEAD_BYTES, decoded
+from mmdistill.image import folders
+from mmdistill.image.class_labels import ONE_CLASS
+from mmdistill.image.files import FolderImages, read_listing
+from mmdistill.image.samples import LABEL_COLUMNS
+from mmdistill.names import class_order, first_few
+
+ENDINGS = (".csv", ".tsv")
+"""Endings of such tables."""
+LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name", "category", "y")
+"""Names of a column of labels; otherwise it is the only column that is left."""
+PIXEL = re.compile(r"(pixel|pix|px)[ _]?\d+|\d+x\d+", re.IGNORECASE)
+"""The name of a column of pixels."""
+HEAD_ROWS = 20
+"""First rows in which image files are looked for."""
+
+
+class Columns(NamedTuple):
+    """The places of a table's columns.
+
+    Args:
+        image: of the column that names image files; None: the pixels are in the table.
+        pixels: of the columns of pixels.
+        label: of the labels; None: there are none, or several columns may be.
+    """
+
+    image: int | None
+    pixels: tuple[int, ...]
+    label: int | None
+
+
+class Row(NamedTuple):
+    """A row of a table of images.
+
+    Args:
+        sample: the path of an image file, or the image.
+        label: its class.
+        split: train, dev or test.
+    """
+
+    sample: Any
+    label: str
+    split: str
+
+
+def table_at(path: Path) -> Path | None:
+    """Return the table of images that a path is, or that lies in a folder without classes; None if there is none.
+
+    Raises:
+        DataError: the folder has several.
+    """
+    if path.is_file():
+        return path if _columns(path) is not None else None
+    if not path.is_dir() or folders.has_classes(path):
+        return None
+    found = tables_in(path)
+    chosen = [table for table in found if _split(table) == "train"] or [table for table in found if not _split(table)]
+    if len(chosen) > 1:
+        raise DataError(f"{path} has several tables of images: {first_few([table.name for table in chosen])}; give one")
+    return chosen[0] if chosen else None
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables of images that lie in a folder."""
+    return [file for file in sorted(folder.iterdir()) if file.is_file() and _columns(file) is not None]
+
+
+def read_table(table: Path, size: int | None) -> tuple[FolderImages, FolderImages | None]:
+    """Read the images of a table, and those to test on (None: there are none).
+
+    These are the rows of such a split, or a table beside it of the same name but for ``test`` in place of ``train``.
+
+    Args:
+        table: from :func:`table_at`.
+        size: resize image files to ``size`` x ``size``; None: all must have one size.
+    Raises:
+        ConfigError: a size for a table of pixels.
+        DataError: no column of labels, no or several labels of an image, a test label that is no class, or unreadable
+            images.
+    """
+    rows, notes = _read_rows(table)
+    by_split = {split: [row for row in rows if row.split == split] for split in SPLIT_NAMES}
+    test_rows, where = by_split["test"], table
+    if not test_rows and by_split["dev"]:
+        test_rows, notes = by_split["dev"], [*notes, f"test: the rows for validation of {table.name}"]
+    elif by_split["dev"]:
+        notes.append(f"the rows for validation of {table.name} are not read")
+    for other in _test_tables(table) if not test_rows else ():
+        columns = _columns(other)
+        if columns is None or columns.label is None:
+            notes.append(f"{other.name} is not read, since it has no labels of images")
+        elif not test_rows:
+            (test_rows, more), where = _read_rows(other), other
+            notes += more
+    if not by_split["train"]:
+        raise DataError(f"{table} has no row to train on")
+    notes += _unlisted(table.parent, [str(row.sample) for row in (*rows, *test_rows) if isinstance(row.sample, str)])
+    classes = class_order(row.label for row in by_split["train"])
+    train = _read_images(table, by_split["train"], classes, size, held_out=not test_rows)
+    train = train._replace(notes=(*notes, *train.notes))
+    return train, _read_images(where, test_rows, classes, size) if test_rows else None
+
+
+def _read_images(
+    table: Path, rows: list[Row], classes: Sequence[str], size: int | None, held_out: bool = False
+) -> FolderImages:
+    index = {name: number for number, name in enumerate(classes)}
+    if unknown := next((row.label for row in rows if row.label not in index), None):
+        raise DataError(f"{table} tests on the class {unknown!r}, which has no row to train on")
+    samples = [row.sample for row in rows]
+    paths = [sample for sample in samples if isinstance(sample, str)]
+    if size is not None and not paths:
+        raise ConfigError(f"a size is for image files, and {table} holds pixels: leave it out")
+    images, notes = read_listing(table, paths, size, held_out) if paths else (torch.stack(samples), ())
+    return FolderImages(images, torch.tensor([index[row.label] for row in rows]), list(classes), notes)
+
+
+def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
+    """Read a table's rows, without those whose file is missing, and notes on how they were read."""
+    columns = _columns(table)
+    if columns is None or columns.label is None:
+        raise DataError(
+            f"{table} has no column of labels, or several may be it (there are: {first_few(tables.header(table))}); "
+            "call it 'label'"
+        )
+    content = tables.read(table, numbers=columns.pixels)
+    labels = content.iloc[:, columns.label].str.strip().tolist()
+    if "" in labels:
+        raise DataError(f"{table}: row {labels.index('') + 1} has no label; give it one, or take it out")
+    place, notes = tables.split_column(content, SPLIT_NAMES, {columns.label})
+    splits = ["train"] * len(labels)
+    if place is not None:
+        splits = tables.splits_of(content.iloc[:, place], f"the column {content.columns[place]!r}", table).tolist()
+    if columns.image is None:
+        samples: list[Any] = list(_pixels(table, content.iloc[:, list(columns.pixels)]))
+        read_as = f"rows are images of {' x '.join(map(str, samples[0].shape))}"
+    else:
+        named, places = content.iloc[:, columns.image].str.strip().tolist(), _places(table)
+        samples = [_file(value, places) for value in named]
+        read_as = f"image files by the column {content.columns[columns.image]!r}"
+        if absent := [value for value, path in zip(named, samples, strict=True) if path is None]:
+            notes += (f"{table.name}: rows whose file is missing are not read: {first_few(absent)}",)
+        label_of = dict(zip(samples, labels, strict=True))
+        if several := [path for path, label in zip(samples, labels, strict=True) if path and label_of[path] != label]:
+            raise DataError(f"{table} has rows of {several[0]} with different labels; {ONE_CLASS}")
+    rows = [Row(*row) for row in zip(samples, labels, splits, strict=True) if row[0] is not None]
+    return rows, [f"{table.name}: {read_as}, labels by {content.columns[columns.label]!r}", *notes]
+
+
+def _pixels(table: Path, values: pd.DataFrame) -> Tensor:
+    """Return rows of pixels as bytes ``(N, channels, k, k)``; the channels of a pixel stand beside one another.
+
+    Raises:
+        DataError: values that are no bytes.
+    """
+    pixels = values.to_numpy()
+    if pixels.dtype.kind not in "iuf" or not ((pixels >= 0) & (pixels <= 255) & (pixels == pixels.round())).all():
+        raise DataError(f"{table}: pixels are whole numbers from 0 to 255, and some of these are none")
+    channels, side = _shape(pixels.shape[1])
+    return torch.from_numpy(pixels.astype("uint8")).view(-1, side, side, channels).movedim(-1, 1).contiguous()
+
+
+def _shape(count: int) -> tuple[int, int]:
+    """Return the channels and the side of square images of so many values; 0 and 0 if there are none such."""
+    sides = {channels: math.isqrt(count // channels) for channels in (1, 3)}
+    return next((item for item in sides.items() if item[1] > 1 and item[0] * item[1] ** 2 == count), (0, 0))
+
+
+def _columns(table: Path) -> Columns | None:
+    """Return the columns of a table of images; None for other files."""
+    if table.suffix.lower() not in ENDINGS:
+        return None
+    try:
+        start = io.StringIO(decoded(table, HEAD_BYTES), newline="")
+        lines = csv.reader(start, delimiter=tables.separator(table), skipinitialspace=True)
+        places = _places(table)
+        names, *rows = [[value.strip() for value in line] for line in islice(lines, HEAD_ROWS + 1)]
+    except (DataError, OSError, ValueError, csv.Error):
+        return None
+    pixels = tuple(index for index, name in enumerate(names) if PIXEL.fullmatch(name))
+    whole_rows = [row for row in rows if len(row) == len(names)]
+    files = []
+    if not _shape(len(pixels))[0]:
+        counts = [sum(_file(row[index], places) is not None for row in whole_rows) for index in range(len(names))]
+        pixels, files = (), [index for index, count in enumerate(counts) if 2 * count > len(rows)]
+    if not pixels and not files:
+        return None
+    others = [name for index, name in enumerate(names) if index not in (*pixels, *files)]
+    known = tables.guessed(others, LABELS)
+    left = [name for name in others if name and name.lower() not in (*SPLIT_COLUMNS, "unnamed: 0", "index")]
+    label = others[known] if known is not None else left[0] if len(left) == 1 else None
+    return Columns(files[0] if files else None, pixels, None if label is None else names.index(label))
+
+
+def _places(table: Path) -> list[Path]:
+    """Return the folders in which a table's files may be: its own, those of its split, and others with images."""
+    tests, subfolders = _split(table) == "test", class_folders(table.parent)
+    splits = [folders.folders_of(subfolders, names) for names in (folders.TRAIN, folders.TEST)]
+    others = [sub for sub in subfolders if sub not in (*splits[0], *splits[1]) and folders.has_images(sub)]
+    return [table.parent, *splits[tests], *others]
+
+
+def _file(value: str, places: list[Path]) -> str | None:
+    """Return the path of an image file, which may be named without its ending; None if it is in none of the places."""
+    endings = ("",) if value.lower().endswith(folders.SUFFIXES) else folders.SUFFIXES
+    paths = (os.path.normpath(place / f"{value}{ending}") for place in places for ending in endings)
+    return next(filter(os.path.isfile, paths), None)
+
+
+def _words(table: Path) -> list[str]:
+    return re.findall(r"[a-z0-9]+", table.stem.lower())
+
+
+def _split(table: Path) -> str | None:
+    """Return the split in a table's name (``mnist_train.csv``, ``Test.csv``); None without one."""
+    return next(filter(None, map(known_split, _words(table))), None)
+
+
+def _test_tables(table: Path) -> list[Path]:
+    """Return the tables beside one to train on whose names differ in the split alone."""
+    rest = [word for word in _words(table) if known_split(word) != "train"]
+    candidates = sorted(table.parent.iterdir()) if _split(table) == "train" else []
+    tests = [file for file in candidates if file.suffix.lower() in ENDINGS and _split(file) == "test"]
+    return [file for file in tests if [word for word in _words(file) if known_split(word) != "test"] == rest]
+
+
+def _unlisted(folder: Path, paths: list[str]) -> list[str]:
+    """Return notes on the images that no row names, in a table's folder, its subfolders and those of its images."""
+    if not paths:
+        return []
+    used, notes = set(paths), list[str]()
+    for place in sorted({folder, *class_folders(folder), *(Path(path).parent for path in used)}):
+        count = sum(str(file) not in used for file in folders.images_in(place))
+        notes += [f"{place.name}/: {count} images are in no row and are not read"] * (count > 0)
+    return notes
