@@ -42,7 +42,7 @@ def read_values(path: Path) -> Any:
     Raises:
         DataError: it cannot be read without running code.
     """
-    content = files.unwrap_dataset(files.read_graphs(path))
+    content = files.read_graphs(path)
     return content if isinstance(content, Tensor | np.ndarray | list) else files.fields_of(content)
 
 

@@ -141,4 +141,5 @@ def _check(graph: object, name: str) -> dict[str, Any]:
     if highest > nodes or (edges.numel() and int(edges.min()) < 0):
         raise DataError(f"{name} has {nodes} nodes, and edges of nodes {int(edges.min())} to {highest - 1}")
     unread = [name for name in UNREAD if name in fields]
+    x = x if x is None or x.layout == torch.strided else x.to_dense()
     return {"x": x, "edge_index": edges.long(), "y": label, "nodes": nodes, "unread": unread}
