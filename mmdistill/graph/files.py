@@ -14,14 +14,12 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
-import safetensors
 from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.columns import known_split
-from mmdistill.files.saved import SAFETENSORS, TORCH, from_array, read_saved, safe_classes, unpickling
+from mmdistill.files.saved import TORCH, from_array, read_saved, safe_classes, unpickling
 from mmdistill.graph.data import FIELDS
-from mmdistill.store import opened_tensors
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """While this environment variable is set, torch runs no code from files, even where a caller asks for it."""
@@ -49,23 +47,6 @@ def holds_list(path: Path) -> bool:
         return False  # NotImplementedError of an unknown zip version is a RuntimeError
     except DataError:
         return False  # reading says what is wrong
-
-
-def looks_like_graph(path: Path) -> bool:
-    """Return whether a file could hold a graph, without reading all of it.
-
-    Of other kinds of data only images come in torch files, and these are recognised first. So all other torch files
-    without a list count as graphs, and reading one says what is wrong with it.
-    """
-    if path.suffix.lower() in TORCH:
-        return path.is_file() and not holds_list(path)
-    if path.suffix.lower() == SAFETENSORS and path.is_file():
-        try:
-            with opened_tensors(path) as handle:
-                return "edge_index" in handle.keys()  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError):
-            return False
-    return False
 
 
 def plain_dict(*_: object) -> dict[Any, Any]:
