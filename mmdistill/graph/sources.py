@@ -254,7 +254,7 @@ def _load_named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
     notes: tuple[str, ...] = ()
     if "train_mask" not in fields:
         masks, notes = _random_masks(fields, seed)
-        fields, split = fields | masks, 0
+        fields |= masks
     scaling: dict[str, Tensor] = {}
     if source.scale == "rows":
         fields["x"] = divided_by_row_sum(_dense(fields["x"]))
