@@ -336,7 +336,10 @@ def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
     counts = torch.bincount(y[y >= 0]).tolist()
     for index, count in enumerate(counts):
         if count <= sum(PER_CLASS.values()):
-            raise DataError(f"class {index} has {count} nodes, too few for a split of {PER_CLASS} and a rest")
+            raise DataError(
+                f"class {index} has {count} nodes, too few for the random split into {PER_CLASS['train']} training and "
+                f"{PER_CLASS['val']} validation nodes a class and a rest; a graph with masks of its own is not split"
+            )
     parts = split_by_class(y, seed, [[PER_CLASS["train"], sum(PER_CLASS.values())]] * len(counts))
     return {f"{name}_mask": _mask(len(y), ids) for name, ids in zip(("train", "val", "test"), parts, strict=True)}
 

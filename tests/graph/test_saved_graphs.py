@@ -12,6 +12,7 @@ from torch_geometric.data import Batch, Data, InMemoryDataset
 
 from mmdistill.errors import DataError
 from mmdistill.graph.files import holds_list, read_graphs
+from mmdistill.graph.imports import read_values
 from mmdistill.graph.sets import load_graph_set
 from mmdistill.graph.sources import load_graph
 from mmdistill.registry import domain_of
@@ -39,6 +40,7 @@ USES: dict[str, Callable[[Data], Data]] = {
 def test_graphs_are_read_after_use(use: str, tmp_path: Path) -> None:
     torch.save(USES[use](Data(**planted_fields())), tmp_path / "graph.pt")
     assert load_graph(tmp_path / "graph.pt").fingerprint == load_graph(Data(**planted_fields())).fingerprint
+    assert {*planted_fields()} <= {*read_values(tmp_path / "graph.pt")}  # where a set of another tool is imported
 
 
 @pytest.mark.parametrize("use", USES)
