@@ -34,7 +34,7 @@ Pacing = Literal["linear", "root", "geometric"]
 """What grows linearly over epochs: the share that experts train on, its square or its logarithm."""
 TrainingPrecision = Literal["float32", "bf16"]
 """Number formats in training experts and judges: float32 (on CUDA, with convolutions in TF32) or bfloat16."""
-SplitBy = Literal["random", "time"]
+SplitBy = Literal["random", "time", "leave-one-out"]
 """How interactions are split into training and test data."""
 Units = Literal["normalised", "pixels"]
 """Units of imported images: as networks read them, or between black and white."""

@@ -378,7 +378,7 @@ def _log_on_terminal() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0 done, 2 bad input, 130 interrupted, also by SIGTERM or SIGHUP."""
+    """Run the command line; return the exit code: 0 done, 2 bad input, 130 interrupted, by Ctrl-C or a signal."""
     _prepare_streams()
     with ending_as_ctrl_c():
         follow_starter()

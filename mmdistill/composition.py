@@ -11,11 +11,11 @@ from torch import nn
 from mmdistill.abilities import TrainsTeacher, Validates, ask_teacher, given_teacher
 from mmdistill.allocation import ShortClassError, allocate
 from mmdistill.checks import require_size
-from mmdistill.described import described
+from mmdistill.described import described, described_value, is_own
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 from mmdistill.execution.precision import Precision
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
-from mmdistill.method import Method
+from mmdistill.method import Method, Storage
 from mmdistill.networks.architecture import own_network
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.teacher import describe_teacher
@@ -23,7 +23,7 @@ from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization, takes_some
 from mmdistill.rehearsal import rehearsal
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.settings import Settings
 from mmdistill.task import Task, require_task
 
@@ -31,6 +31,8 @@ NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
 TEACHER = "teacher"
 """The key of a given teacher's digest in a run's description."""
+SOLVE, STORAGE = "solve", "storage"
+"""The keys of a user's closed form and builder of samples in a run's description."""
 OF_ANOTHER = {"ema_start": "ema", "masked_by": "masked"}
 """Settings that say how another one acts, and do nothing where that is 0."""
 GROUPS = ("codes", "decoder", "labels", "objective")
@@ -231,7 +233,8 @@ def check_and_build_optimizers(
 
 def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
     """Return the learned parameters of samples and an objective, by optimizer group."""
-    groups, parameters = parameterization.groups(), list(objective.parameters())
+    groups = parameterization.groups()
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     return {**groups, "objective": parameters} if parameters else groups
 
 
@@ -358,7 +361,8 @@ def describe_parts(
 ) -> dict[str, object]:
     """Return a run's objective, schedule and user-defined network as plain values, with a digest of its given teacher.
 
-    The teacher counts only if the run uses it.
+    The teacher counts only if the run uses it. A user's closed form and way of storing are described by their code.
+    What the objective draws when it is made is drawn from one seed here, so that it does not tell runs apart.
 
     Raises:
         ConfigError: the method makes no objective.
@@ -366,7 +370,11 @@ def describe_parts(
     network = "" if method.reads_no_network(budget) else own_network(task)
     parts: dict[str, object] = {"network": network} if network else {}
     if method.solve is None:
-        parts |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
+        with host_draws_from(0):
+            parts |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
+    builder = method.parameterization.build if isinstance(method.parameterization, Storage) else method.parameterization
+    own_functions = {SOLVE: method.solve, STORAGE: builder}
+    parts |= {name: described_value(function) for name, function in own_functions.items() if is_own(function)}
     if (teacher := given_teacher(task)) is not None and asked_teacher(task, method, budget, settings, schedule):
         parts[TEACHER] = teacher.digest
     return parts

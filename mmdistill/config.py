@@ -60,13 +60,13 @@ class DistillConfig:
         length: tokens kept of each text, for networks that read tokens; by default what 95 % of them need, at most 128
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
-        user_column: column of the users in a table of interactions
+        user_column: column of the users in a table of interactions; its position from 0 in a file without a header
         item_column: column of the items in a table of interactions
         rating_column: column of the ratings in a table of interactions
         time_column: column of the times in a table of interactions
         min_rating: lowest rating that counts as an interaction; any above 0 by default
-        split_by: time tests with each user's latest interactions, random with any; by default a column of splits is
-            heeded, and without one the split is random
+        split_by: time tests with each user's latest tenth of interactions, leave-one-out with the latest one, random
+            with any; by default a split of the data is heeded, and without one the split is random
         schedule: published settings, or reduced ones that a CPU finishes in minutes (images: with --width 32 or less);
             reduced ones exist for mnist, fashion-mnist, cifar10, svhn and, on any interactions, for distill-cf
         steps: updates of the synthetic data

@@ -89,8 +89,9 @@ class DistilledSet:
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``; for numbers that are not learned, ``fixed
             probabilities`` or ``fixed scores``; empty without labels.
         judge: the judge that the method makes sets for; empty: the task's first.
-        described: the objective and the network schedule with their settings, as plain values; of a user's own network,
-            its name and a digest of its content; of a given ``teacher``, its digest.
+        described: the objective and the network schedule with their settings, as plain values, and what a user made of
+            them with digests of its code and tensors; of a user's own network, its name and a digest of its content; of
+            a user's closed form or builder of samples, its code's; of a given ``teacher``, its digest.
         taken: updates made, which patience may have ended early; 0 without steps.
         classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not tell; else None.
         teacher: the given teacher that the run used, by its name and a digest's first digits; empty without one.

@@ -36,7 +36,7 @@ from mmdistill.parameterizations.base import Chosen, Parameterization, decode_fo
 from mmdistill.rehearsal import rehearsal
 from mmdistill.runs.first_step import require_real_weights, require_start
 from mmdistill.runs.state import RunState, follow, out_of_patience
-from mmdistill.runtime import Draws, describe_device, peak_memory_bytes
+from mmdistill.runtime import Draws, describe_device, host_draws_from, peak_memory_bytes
 from mmdistill.settings import Settings, require_plain
 from mmdistill.store import detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, augmented, real_classes, real_samples
@@ -147,10 +147,10 @@ class Distiller:
         Raises:
             ConfigError: bf16 for an objective that computes nothing in it, or parts that do not go together.
         """
-        closed_form = self.method.solve is not None
-        objective = Solved() if closed_form else self.method.make_objective(self.settings)
+        with host_draws_from(self.draws.fold("made").integer()):  # the weights of an objective's own networks
+            objective = Solved() if self.method.solve else self.method.make_objective(self.settings)
         composition.require_precision(self.method, self.precision, objective)
-        if not closed_form:
+        if self.method.solve is None:
             objective.check(self.task)
             require_given(objective, self.schedule)
         return objective

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mmdistill.checks import are_numbers
 from mmdistill.classification import is_of_samples
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.names import brief_repr
 from mmdistill.reporting.tabular import aligned, html_table
 from mmdistill.task import Scores
 
@@ -246,22 +247,14 @@ def checked_scores(scores: object, task: object) -> Scores:
     """
     owner = f"evaluate of {type(task).__name__}"
     if not isinstance(scores, Scores) or not isinstance(scores.values, Mapping) or not scores.values:
-        raise ShapeError(f"{owner} must return Scores with a metric, and returned {_brief_repr(scores)}")
+        raise ShapeError(f"{owner} must return Scores with a metric, and returned {brief_repr(scores)}")
     for metric, values in scores.values.items():
         if not are_numbers(values, Real) or not values:
             raise ShapeError(
-                f"{owner} must give {metric} as a tuple of numbers, one for each network, and gave "
-                f"{_brief_repr(values)}"
+                f"{owner} must give {metric} as a tuple of numbers, one for each network, and gave {brief_repr(values)}"
             )
         if any(value > 1 + 1e-5 for value in values):  # sums in float32 round
             raise ShapeError(
-                f"{owner} must give {metric} as fractions (0.97, which is shown as 97.0), and gave "
-                f"{_brief_repr(values)}"
+                f"{owner} must give {metric} as fractions (0.97, which is shown as 97.0), and gave {brief_repr(values)}"
             )
     return scores
-
-
-def _brief_repr(value: object) -> str:
-    """Return a value's ``repr``, cut to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

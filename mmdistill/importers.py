@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mmdistill.choices import Units
@@ -114,11 +115,14 @@ def noted(text: str) -> None:
 
 
 def as_tensor(value: object, what: str) -> Tensor:
-    """Convert a tensor, an array or numbers to a dense, detached tensor on the CPU.
+    """Convert a tensor, an array, a matrix of scipy's or numbers to a dense, detached tensor on the CPU.
 
     Raises:
         DataError: something else.
     """
+    if sparse.issparse(value):
+        matrix: Any = value
+        value = matrix.toarray()
     if isinstance(value, np.ndarray):
         value = from_array(value, what)
     if isinstance(value, int | float | list | tuple | np.number):

@@ -159,6 +159,18 @@ def one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torch.float3
     return (classes[..., None] == torch.arange(num_classes, device=classes.device)).to(dtype)
 
 
+def classes_of_one_hot(rows: Tensor) -> Tensor | None:
+    """Return the class of each one-hot row; None for rows that are not all 0 but for a single 1.
+
+    Shapes:
+        rows ``(n, C)`` with C > 1, of any type; returns ``(n,)`` int64.
+    """
+    if rows.ndim != 2 or rows.shape[1] < 2 or not bool(((rows == 0) | (rows == 1)).all()):
+        return None
+    ones = rows == 1
+    return ones.int().argmax(1) if bool((ones.sum(1) == 1).all()) else None
+
+
 def centred_one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return one-hot targets minus 1/C, the regression targets of the kernel ridge family, ``(..., C)``."""
     return one_hot(classes, num_classes, dtype) - 1.0 / num_classes

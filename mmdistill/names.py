@@ -135,6 +135,12 @@ def first_few(names: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
+def brief_repr(value: object) -> str:
+    """Return a value's ``repr``, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def as_argument(value: object) -> str:
     """Return a value quoted as one argument of a shell command."""
     return subprocess.list2cmdline([str(value)]) if WINDOWS else shlex.quote(str(value))

@@ -168,14 +168,15 @@ def takers(option: str) -> list[str]:
 
 
 def domain_of(
-    data: str, columns: Collection[str] = (), budget: BudgetKind | None = None, method: str | None = None
+    data: str, options: Collection[str] = (), budget: BudgetKind | None = None, method: str | None = None
 ) -> Domain:
     """Return the domain of a data set name or of a path.
 
     Args:
         data: the name or path.
-        columns: the given options that name columns: a table belongs to the domain with these options.
-        budget: the unit of the given budget: without columns, a table belongs to the only domain with this unit.
+        options: the given options of some domains: a table, or a folder of tables, belongs to the domain that takes
+            those that name columns; without these, a table belongs to the only domain of tables that takes all.
+        budget: the unit of the given budget: failing that, a table belongs to the only domain with this unit.
         method: the given method: failing that, a table, or a path that several domains accept, belongs to the only
             domain with this method. Otherwise a domain from a user's code comes first, as the more special one.
     Raises:
@@ -191,12 +192,20 @@ def domain_of(
         raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
     by_method = _only([domain for domain in domains if canonical(method or "") in domain.methods])
     accepting = [domain for domain in domains if domain.accepts(path)]
-    by_options = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
+    columns = {option for option in options if option.endswith("_column")}
+    by_options = [domain for domain in domains if columns and columns <= {*domain.options}]
     if path.is_file():
-        by_options = by_options or _only([domain for domain in domains if domain.budget == budget]) or by_method
+        of_tables = [domain for domain in domains if domain.tables]
+        by_options = (
+            by_options
+            or _only([domain for domain in of_tables if options and {*options} <= {*domain.options}])
+            or _only([domain for domain in domains if domain.budget == budget])
+            or by_method
+            or _only([domain for domain in of_tables if domain.budget == budget])
+        )
         if by_options and path.name.lower().removesuffix(".gz").endswith(by_options[0].tables):
             return by_options[0]
-    elif by_options and not accepting:
+    elif by_options and all(domain.tables for domain in accepting):
         return by_options[0]
     if accepting:
         return min(accepting, key=lambda domain: (domain not in by_method, domain.name in SHIPPED))

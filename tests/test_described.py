@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.described import described
+from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS, described, described_value
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
@@ -30,7 +30,7 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.reporting.comparison import judged_runs, read_runs
 from mmdistill.reporting.side_by_side import titles
 from mmdistill.runs.checkpoints import require_same
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Task
@@ -100,17 +100,30 @@ def serving(steps: int) -> Method:
 
 
 def test_a_description_says_what_is_set_and_nothing_of_memory() -> None:
-    found = described(Composed(3, Options(1.5)))
+    with host_draws_from(0):
+        found = described(Composed(3, Options(1.5)))
     assert found["class"] == "Composed"
     assert (found["factor"], found["offset"], found["measure"], found["names"]) == (3, 0.5, "sum", ["a", None, True])
-    assert found["options"] == {"class": "Options", "power": 1.5}
+    assert found["options"] == {"class": "Options", OWN_CODE: code_of(Options), "power": 1.5}
     assert found["inner"] == described(Powered(1.0))
     assert isinstance(layer := found["layer"], dict)
-    assert layer["in_features"] == 2
-    assert (found["stack"], found["cache"]) == ("Sequential", {"1": "Tensor"})
+    assert set(layer) == {"class", OWN_LAYERS, OWN_TENSORS}
+    assert isinstance(cache := found["cache"], dict)
+    assert set(cache["1"]) == {"class", OWN_TENSORS}
     assert not {"scale", "training", "reads_labels", "view"} & set(found)
     assert "0x" not in json.dumps(found)
-    assert json.loads(json.dumps(found)) == described(Composed(3, Options(1.5)))
+    with host_draws_from(0):
+        assert json.loads(json.dumps(found)) == described(Composed(3, Options(1.5)))
+    with host_draws_from(1):
+        other = described(Composed(3, Options(1.5)))
+    assert {name for name in found if found[name] != other[name]} == {"layer", "stack"}
+
+
+def code_of(kind: type) -> object:
+    """The digest of a class's code in a description of one of its objects."""
+    value = described_value(kind)
+    assert isinstance(value, dict)
+    return value[OWN_CODE]
 
 
 def scaled(factor: float) -> Callable[[Tensor], Tensor]:
@@ -123,7 +136,7 @@ def test_methods_and_functions_without_a_name_are_told_apart_by_what_they_hold()
         made.measure = measure  # type: ignore[assignment]
         return described(made)["measure"]
 
-    assert own(Options(1.5).taken) == [{"class": "Options", "power": 1.5}, "taken"]
+    assert own(Options(1.5).taken) == [{"class": "Options", OWN_CODE: code_of(Options), "power": 1.5}, "taken"]
     assert own(Options(1.5).taken) != own(Options(2.5).taken)
     assert own(lambda x: x.abs()) != own(lambda x: x.square())
     assert own(scaled(2.0)) == own(scaled(2.0)) != own(scaled(3.0))
@@ -197,7 +210,8 @@ def test_compared_runs_of_one_name_are_told_apart_by_what_is_set(tmp_path: Path)
         "powered (objective factor 1.0)",
         "powered (objective factor 8.0)",
     ]
-    assert "powered (objective factor 1.0, networks Serving, networks steps 3)" in titles(rows)
+    code = f"networks own code {code_of(Serving)}"
+    assert f"powered (objective factor 1.0, networks Serving, {code}, networks steps 3)" in titles(rows)
     assert DistilledSet.load(runs[2]).described["objective"]["factor"] == 8.0  # type: ignore[index]
 
 

@@ -19,6 +19,7 @@ def test_what_the_page_shows_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     names = {"folder": str(tmp_path), "images": data.test_images, "labels": data.test_labels}
     names |= {"test_images": data.test_images, "test_labels": data.test_labels}
     short = {'"steps": 1000': '"steps": 2', "judge_epochs=300": "judge_epochs=1, width=8"}
+    short |= {"(250, 500, 1000)": "(1, 2)", "steps > 250": "steps > 1"}
     short["evaluate(task, distilled, "] = 'evaluate(task, distilled, n=1, baselines=["random"], '
     for block in re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL):
         for shown, run in short.items():

@@ -117,7 +117,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     data, method = require_data_and_method(config)
     options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]
     budget = next((kind for kind in get_args(BudgetKind) if getattr(config, kind) is not None), None)
-    domain = domain_of(data, [option for option in options if option.endswith("_column")], budget, method)
+    domain = domain_of(data, options, budget, method)
     for option in options:
         if option not in domain.options:
             raise ConfigError(

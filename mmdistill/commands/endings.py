@@ -71,10 +71,10 @@ def folder_of(options: Namespace) -> Path:
 
 @contextmanager
 def ending_as_ctrl_c() -> Iterator[None]:
-    """Within this context SIGTERM and SIGHUP end a command as Ctrl-C does: half-written files are removed.
+    """Within this context SIGTERM, SIGHUP and SIGUSR1 end a command as Ctrl-C does: half-written files are removed.
 
-    SIGTERM gets Python's own handler of Ctrl-C; a run replaces both handlers while it steps. A signal that is ignored
-    (as under nohup) or has a handler already is left alone, and so are both outside the main thread.
+    All but SIGHUP get Python's own handler of Ctrl-C; a run replaces the handlers while it steps. A signal that is
+    ignored (as under nohup) or has a handler already is left alone, and so are all outside the main thread.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     unhandled = [number for number in ENDING if in_main_thread and signal.getsignal(number) == signal.SIG_DFL]

@@ -1,17 +1,60 @@
 """Notes on the classes of any kind of data, and the choice of classes that give validation samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mmdistill.names import first_few
+from mmdistill.errors import ConfigError
+from mmdistill.names import brief_repr, first_few
+
+
+class WithValues(Protocol):
+    """An array of NumPy, or an index or a column of pandas."""
+
+    def tolist(self) -> Any:
+        """Return the values."""
+        ...
+
+
+ClassNames = Sequence[str] | Mapping[Any, Any] | WithValues
+"""Names by class index as a user may give them: a list, an array or an index of pandas, or a mapping between names and
+indices, as transformers' ``id2label`` and ``label2id``."""
 
 EMPTY = ("nan", "null", "<na>")
 """How tables write missing values, in lower case."""
 
 FEW = 5
 """Classes with fewer training samples hold none out for validation, where most classes have at least as many."""
+
+
+def checked_class_names(given: object) -> tuple[str, ...]:
+    """Return the user's class names, see :data:`ClassNames`, in the order of the class indices.
+
+    Raises:
+        ConfigError: not different texts, or a mapping whose indices are not 0 to C - 1.
+    """
+    names: Any = _by_index(given) if isinstance(given, Mapping) else given
+    names = names.tolist() if hasattr(names, "tolist") else names
+    if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"class_names are a list of texts in the order of the class indices, got {brief_repr(given)}; of another "
+            'form are {0: "negative", 1: "positive"} and {"negative": 0, "positive": 1}'
+        )
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"class_names differ from one another, got {brief_repr(given)}")
+    return tuple(names)
+
+
+def _by_index(names: Mapping[Any, Any]) -> list[Any] | None:
+    """Return the names of a mapping from or to class indices by index; None if it maps no indices from 0 on."""
+    for indexed in (names, {index: name for name, index in names.items() if isinstance(index, Integral)}):
+        numbered = {str(index): name for index, name in indexed.items()}
+        if [*sorted(numbered, key=lambda index: (len(index), index))] == [*map(str, range(len(names)))]:
+            return [numbered[str(index)] for index in range(len(names))]
+    return None
 
 
 def spelt(name: str) -> str:

@@ -7,7 +7,7 @@ from mmdistill.names import unknown_name
 
 USER_COLUMNS = ("user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid")
 ITEM_COLUMNS = (
-    *("item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id"),
+    *("item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "parent_asin", "asin", "product_id"),
     "business_id",
 )
 SPLIT_COLUMNS = ("split", "fold", "set", "subset")

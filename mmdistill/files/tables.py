@@ -13,14 +13,19 @@ from typing import Any, TypeGuard
 import pandas as pd
 
 from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
-from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
+from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS, known_split
 from mmdistill.files.decoding import HEAD_BYTES, decoded
+from mmdistill.names import brief_repr, first_few
 
 TableRow = dict[str, Any]
 JSON, BY_PANDAS = (".jsonl", ".ndjson", ".json"), (".parquet", ".feather")
 UNDELIMITED = (*JSON, *BY_PANDAS)
 SUFFIXES = (".tsv", ".csv", ".txt", *UNDELIMITED)
 """File name endings of tables; ``.gz`` may follow."""
+LISTED = 20
+"""How many columns of a table an error names."""
+SHOWN = 8
+"""How many names of unread columns a note lists."""
 
 
 def suffix(path: Path) -> str:
@@ -45,7 +50,7 @@ def read(
     if suffix(path) in BY_PANDAS:
         return _read_by_pandas(path)
     if suffix(path) in JSON:
-        return pd.DataFrame(_json_rows(path), dtype=object)
+        return _json_table(path)
     names, mark = header(path), separator(path)
     quoted = not (verbatim and mark == "\t")
     try:
@@ -160,14 +165,67 @@ def is_rows(source: object) -> TypeGuard[list[TableRow]]:
     return isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
 
-def _json_rows(path: Path) -> list[TableRow]:
+def _json_table(path: Path) -> pd.DataFrame:
+    """Read JSON lines, without blank lines, one JSON array of objects, or one object of columns or of splits.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    content = decoded(path)
+    one = _only_object(content)
+    if one and all(isinstance(values, list | dict) for values in one.values()):
+        return _table_of_splits(one, path) if all(map(known_split, one)) else _table_of_columns(one, path)
+    return pd.DataFrame(_json_rows(content, path), dtype=object)
+
+
+def _only_object(content: str) -> TableRow | None:
+    """Return the object that is all of a text of JSON; None for lines, arrays and what is no JSON."""
+    start = content.lstrip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(start)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and not start[end:].strip() else None
+
+
+def _table_of_columns(columns: TableRow, source: object) -> pd.DataFrame:
+    """Return the table of an object of columns, each a list, or an object by row as pandas writes it.
+
+    Raises:
+        DataError: columns of different lengths or kinds.
+    """
+    if {*map(type, columns.values())} not in ({list}, {dict}) or len({*map(len, columns.values())}) > 1:
+        counts = [f"{brief_repr(name)}: {brief_repr(values)}" for name, values in columns.items()]
+        raise DataError(
+            f"{source}: an object of columns holds arrays, or objects by row, of one length; it holds "
+            f"{first_few(counts)}"
+        )
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _table_of_splits(splits: TableRow, source: object) -> pd.DataFrame:
+    """Return the table of an object of splits, each an array of objects or an object of columns, with their names.
+
+    Raises:
+        DataError: a split that is neither.
+    """
+    parts = []
+    for split, rows in splits.items():
+        if isinstance(rows, list) and not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{source}: the split {split!r} is no array of objects, each a row")
+        part = pd.DataFrame(rows, dtype=object) if isinstance(rows, list) else _table_of_columns(rows, source)
+        parts += [part.assign(**{SPLIT_COLUMNS[0]: split})] if len(part) else []
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _json_rows(content: str, path: Path) -> list[TableRow]:
     """Return the objects of JSON lines, without blank lines, or of one JSON array.
 
     Raises:
         DataError: a line or an entry is not an object; it is named.
     """
-    content, rows = decoded(path), list[TableRow]()
-    array, expected = content.lstrip().startswith("["), "expected one object per line, or one array of objects"
+    rows, array = list[TableRow](), content.lstrip().startswith("[")
+    expected = "expected one object per line, one array of objects, or one object of columns"
     lines = enumerate([content] if array else content.split("\n"), start=1)
     for line, part in ((line, part) for line, part in lines if part.strip()):
         try:
@@ -184,16 +242,20 @@ def _json_rows(path: Path) -> list[TableRow]:
 
 
 def _json_names(path: Path) -> list[str]:
-    """Return the keys of the first object of JSON lines or of an array.
+    """Return the keys of the first object of JSON lines or of an array, or the names of an object's columns.
 
     Raises:
         DataError: the file does not start with an object.
     """
+    start = decoded(path, HEAD_BYTES).lstrip()
     try:
-        row, _ = json.JSONDecoder().raw_decode(decoded(path, HEAD_BYTES).lstrip(" \t\r\n["))
-        return [*row.keys()]
+        row, end = json.JSONDecoder().raw_decode(start.lstrip(" \t\r\n["))
+        if start.startswith("[") or start[end:].strip():
+            return [*row.keys()]
     except (ValueError, RecursionError, AttributeError) as error:
-        raise DataError(f"{path} starts with no JSON object ({error})") from error
+        if not start.startswith("{"):
+            raise DataError(f"{path} starts with no JSON object ({error})") from error
+    return [str(name) for name in _json_table(path).columns]  # one object is all of the file, or longer than its start
 
 
 def spelt(name: object) -> str:
@@ -213,7 +275,12 @@ def named(columns: Iterable[object], given: object, source: object) -> int:
         if given in spellings:
             return spellings.index(given)
     hint = did_you_mean(given, without_types)
-    raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {', '.join(map(repr, without_types))})")
+    raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {listed(without_types)})")
+
+
+def listed(columns: Iterable[object]) -> str:
+    """Return the names of columns for messages, without the rest of many and of long ones, which may be texts."""
+    return first_few([brief_repr(str(column)) for column in columns], LISTED)
 
 
 def guessed(columns: Iterable[object], guesses: Iterable[str]) -> int | None:

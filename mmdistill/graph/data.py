@@ -15,6 +15,7 @@ from mmdistill.execution.isolation import recordable
 from mmdistill.files.classes import untested, unvalidated
 from mmdistill.files.saved import from_array
 from mmdistill.graph.adjacency import Adjacency, undirected
+from mmdistill.labels import classes_of_one_hot
 from mmdistill.names import first_few
 from mmdistill.runtime import tensor_digest
 
@@ -23,6 +24,14 @@ LARGE = 50_000
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MASKS = ("train_mask", "val_mask", "test_mask")
 FIELDS = ("x", "edge_index", "y", *MASKS)
+SPLIT_NAMES = {
+    "train_mask": ("train_idx", "idx_train"),
+    "val_mask": ("valid_mask", "val_idx", "valid_idx", "idx_val"),
+    "test_mask": ("test_idx", "idx_test"),
+}
+"""Other names of the masks; those with ``idx`` hold node numbers."""
+WEIGHT_FIELDS = ("weight", "edge_attr")
+"""Other names of edge_weight: networkx's, and that of torch-geometric's transforms."""
 SPLITTING = 'T.RandomNodeSplit("train_rest", num_val=0.2, num_test=0.2)(data) of torch_geometric.transforms'
 """The transform that gives a graph without masks some, whatever its size; messages name it."""
 DEGREES = "T.OneHotDegree(max_degree)(data) of torch_geometric.transforms"
@@ -121,7 +130,8 @@ def graph_from_fields(
     since every network adds its own; nodes without edges keep only that self-loop. Each change is noted.
 
     Args:
-        fields: x, edge_index, y and the masks by name, as tensors or arrays; edge_weight is optional.
+        fields: x, edge_index, y and the masks by name, as tensors or arrays; edge_weight is optional. Masks and weights
+            may have one of :data:`SPLIT_NAMES` and :data:`WEIGHT_FIELDS`, and y may be one-hot; each is noted.
         name: the data set's name, for messages.
         split: the column of masks that hold several splits.
         inductive: see :class:`GraphData`.
@@ -132,8 +142,13 @@ def graph_from_fields(
     """
     _require_homogeneous(fields, name)
     x = _read_features(fields, name)
+    fields, readings = _with_masks(fields, name, len(x))
     splits, remarks = _read_splits(fields, name, len(x), split)
+    fields, reading = _with_class_indices(fields, name)
+    readings += reading
     y, labels = _read_labels(fields, name, len(x), splits)
+    fields, reading = with_edge_weight(fields, name)
+    readings += reading
     adjacency, changes = undirected(*checked_edges(fields, name, len(x)), len(x))
     names = tuple(map(str, labels))
     if labels != tuple(range(len(labels))):
@@ -149,7 +164,7 @@ def graph_from_fields(
         splits["test"],
         len(labels),
         inductive,
-        notes + _notes_on_unread(fields, split) + changes + remarks,
+        notes + readings + _notes_on_unread(fields, split) + changes + remarks,
         labels=labels,
     )
 
@@ -158,9 +173,8 @@ def _notes_on_unread(fields: Mapping[str, Any], split: int) -> tuple[str, ...]:
     """Return notes on what is not read of a graph: other splits and edge attributes."""
     masks = {key: fields[key].shape[1] for key in MASKS if fields.get(key) is not None and fields[key].ndim == 2}
     notes = [f"{key}: split {split} of {splits} is read" for key, splits in masks.items() if splits > 1]
-    if fields.get("edge_attr") is not None:
-        notes.append("edge_attr is not read (weights of edges are read from edge_weight)")
-    return tuple(notes)
+    unread = [key for key in WEIGHT_FIELDS if fields.get(key) is not None]
+    return (*notes, *(f"{key} is not read (weights of edges are read from edge_weight)" for key in unread))
 
 
 def _require_homogeneous(fields: Mapping[str, Any], name: str) -> None:
@@ -170,6 +184,67 @@ def _require_homogeneous(fields: Mapping[str, Any], name: str) -> None:
             f"{name} is heterogeneous (several kinds of nodes or edges), and one kind is expected: make it one graph "
             "with data.to_homogeneous(), or give the subgraph of one kind"
         )
+
+
+def with_edge_weight(fields: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Return fields with edge_weight under that name, and a note if it has one of :data:`WEIGHT_FIELDS`.
+
+    These count as weights if they hold one finite number of at least 0 for each edge; edge_attr if these are floats,
+    since whole numbers are mostly kinds of edges.
+    """
+    if fields.get("edge_weight") is not None:
+        return fields, ()
+    edges = _shape(fields, "edge_index")[1:]
+    for key in WEIGHT_FIELDS:
+        if not edges or _shape(fields, key) not in (edges, (*edges, 1)):
+            continue
+        weight = _read_tensor(fields, key, name)
+        is_kind = key != "weight" and not weight.is_floating_point()
+        if not is_kind and not weight.is_complex() and bool((torch.isfinite(weight) & (weight >= 0)).all()):
+            others = {other: value for other, value in fields.items() if other != key}
+            return others | {"edge_weight": weight}, (f"weights of edges are read from {key}",)
+    return fields, ()
+
+
+def _shape(fields: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Return the shape of a field; an empty one for what is no tensor or array."""
+    return tuple(getattr(fields.get(key), "shape", ()))
+
+
+def _with_masks(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Return fields with the masks under their names, and notes on those that have one of :data:`SPLIT_NAMES`.
+
+    Raises:
+        DataError: node numbers that are not unique whole numbers of nodes.
+    """
+    masks, notes = dict[str, Tensor](), list[str]()
+    for mask, names in SPLIT_NAMES.items():
+        given = [key for key in names if fields.get(key) is not None and fields.get(mask) is None]
+        if not given:
+            continue
+        key = given[0]
+        numbers = _read_tensor(fields, key, name)
+        notes.append(f"{mask} is read from {key}")
+        if key.endswith("_mask") or numbers.dtype == torch.bool:
+            masks[mask] = numbers
+            continue
+        is_numbers = numbers.ndim == 1 and numbers.dtype in INTEGERS and len(torch.unique(numbers)) == len(numbers)
+        if not is_numbers or bool((numbers < 0).any()) or bool((numbers >= nodes).any()):
+            raise DataError(
+                f"{name}: {key} must hold different node numbers from 0 to {nodes - 1}, got {numbers.dtype} "
+                f"{tuple(numbers.shape)}; or give a boolean {mask} ({nodes},)"
+            )
+        masks[mask] = torch.zeros(nodes, dtype=torch.bool).index_fill_(0, numbers.long(), True)
+    return {**fields, **masks}, tuple(notes)
+
+
+def _with_class_indices(fields: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Return fields with classes in place of one-hot labels, and a note on it; other labels stay."""
+    y = _read_tensor(fields, "y", name)
+    classes = classes_of_one_hot(y.to_dense())
+    if classes is None:
+        return fields, ()
+    return {**fields, "y": classes}, (f"labels y are one-hot: classes are its {y.shape[1]} columns",)
 
 
 def _read_splits(

@@ -1,5 +1,6 @@
 """Pictures of a distilled graph, and exports for other tools."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -198,11 +199,18 @@ def graph_tensors(batch: Batch) -> Tensors:
 
 
 def write_preprocessing(info: TaskInfo, folder: Path) -> Path:
-    """Write ``preprocessing.json``: class names, and how real features were preprocessed, with the numbers."""
+    """Write ``preprocessing.json``: class names, and how real features were preprocessed, with the numbers.
+
+    Where the data's own labels are other numbers than class indices, ``labels`` says what exports hold.
+    """
     path = folder / PREPROCESSING
     names = sorted(info.tensors, reverse=True)  # the mean first, also for sets read from files in another order
     numbers = {name: info.tensors[name].tolist() for name in names}
-    write_json(path, {"data": info.data, "class_names": info.class_names, "notes": info.notes, **numbers})
+    told: dict[str, object] = {"data": info.data, "class_names": info.class_names}
+    if info.class_names != tuple(map(str, range(len(info.class_names)))):
+        first = ", ".join(f"{index} is {name}" for index, name in enumerate(info.class_names[:2]))
+        told["labels"] = f"y holds class indices, not the data's labels: {first}; see class_names"
+    write_json(path, {**told, "notes": info.notes, **numbers})
     return path
 
 
@@ -219,7 +227,7 @@ def export_pyg(distilled: DistilledSet, folder: Path) -> list[Path]:
 
 @exporter
 def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
-    """Write ``graph.safetensors`` with the same fields."""
+    """Write ``graph.safetensors`` with the same fields, and class names as metadata."""
     fields, path = graph_tensors(distilled.batch), folder / "graph.safetensors"
-    write_tensors(path, fields)
+    write_tensors(path, fields, {"class_names": json.dumps(distilled.info.class_names)})
     return [path, write_preprocessing(distilled.info, folder)]

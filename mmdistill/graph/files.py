@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from mmdistill.errors import DataError
@@ -139,7 +140,10 @@ def plainly_unpickled(module: Any) -> Iterator[None]:
     """Within this context a library's module reads by :class:`PlainUnpickler` where it calls ``pickle.load``."""
 
     def load(handle: IO[bytes], encoding: str = "ASCII") -> Any:
-        return PlainUnpickler(handle, encoding=encoding).load()
+        content = PlainUnpickler(handle, encoding=encoding).load()
+        if isinstance(content, csr_matrix):
+            content.check_format(full_check=True)  # indices out of range would be written beside the dense matrix
+        return content
 
     with unpickling:
         former = module.pickle

@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.files.saved import array_names
 from mmdistill.graph import files
 from mmdistill.graph.adjacency import Adjacency, undirected
-from mmdistill.graph.data import checked_edges
+from mmdistill.graph.data import checked_edges, with_edge_weight
 from mmdistill.graph.task import GraphTask
 from mmdistill.importers import (
     LABELS,
     Imported,
     Importer,
     ImportSource,
+    as_tensor,
     by_role,
     class_targets,
     float_bytes,
@@ -34,29 +37,52 @@ ROLES = {
     "train_mask": ("train_mask",),
 }
 """The parts of a condensed graph, and the names under which other tools save them."""
+SPARSE_FIELDS = {"data", "format", "shape"}
+"""What all files of ``scipy.sparse.save_npz`` hold."""
 
 
 def read_values(path: Path) -> Any:
-    """Read a file: an array, a list of graphs, or the fields of one graph.
+    """Read a file: an array, a sparse matrix, a list of graphs, or the fields of one graph.
 
     Raises:
         DataError: it cannot be read without running code.
     """
+    if set(array_names(path)) >= SPARSE_FIELDS:
+        return read_sparse(path)
     content = files.read_graphs(path)
     return content if isinstance(content, Tensor | np.ndarray | list) else files.fields_of(content)
+
+
+def read_sparse(path: Path) -> Tensor:
+    """Read the matrix in a file of ``scipy.sparse.save_npz``.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        matrix: Any = sparse.load_npz(path)
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)  # indices out of range would be written beside the dense matrix
+        return as_tensor(matrix, path.stem)
+    except Exception as error:  # a damaged file makes its readers raise anything
+        raise DataError(f"{path} cannot be read: it is damaged, or no sparse matrix of scipy's: {error}") from error
 
 
 def read_nodes(task: GraphTask, source: ImportSource) -> Imported:
     """Read the nodes of a condensed graph, with edge weights where it has edges.
 
     Fields are ``x``, ``y``, ``edge_index`` and ``edge_weight`` as torch-geometric names them, or ``feat``, ``label``
-    and ``adj`` ``(n, n)``, dense or sparse, as GCond and its successors save them. Edges become undirected and lose
+    and ``adj`` ``(n, n)``, dense or sparse, as GCond and its successors save them. Weights have the same other names as
+    those of real graphs. Edges become undirected and lose
     self-loops, like those of real graphs; all judges add self-loops.
 
     Raises:
         DataError: other files, another number of features, labels of other classes, or impossible edges.
     """
-    parts = by_role(source.values(read_values), ROLES, ("features", "labels"))
+    values, readings = with_edge_weight(source.values(read_values), "the set")
+    for reading in readings:
+        noted(reading)
+    parts = by_role(values, ROLES, ("features", "labels"))
     x = parts["features"].float()
     if x.ndim != 2 or x.shape[1] != task.graph.x.shape[1]:
         raise DataError(f"nodes of {task.graph.name} are (n, {task.graph.x.shape[1]}) features, got {tuple(x.shape)}")

@@ -135,7 +135,9 @@ def read_layout(layout: Layout, place: Path) -> Fields:
 
 def _matrix(arrays: Fields, prefix: str) -> sp.csr_matrix:
     data, indices, pointer, shape = (arrays[f"{prefix}{name}"] for name in ("data", "indices", "indptr", "shape"))
-    return sp.csr_matrix((data, indices, pointer), tuple(shape))
+    matrix = sp.csr_matrix((data, indices, pointer), tuple(shape))
+    matrix.check_format(full_check=True)  # indices out of range would be written beside the dense matrix
+    return matrix
 
 
 def edges_of(matrix: sp.csr_matrix) -> Fields:

@@ -8,6 +8,7 @@ Inputs are a named dict: node features ``x (n, d)`` and, where there is structur
 import inspect
 import logging
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.checks import require_at_least
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.described import described_module
+from mmdistill.errors import ConfigError, MmdistillWarning, ShapeError, UnsupportedError
 from mmdistill.graph.propagation import Operator, by_rows, operator
 from mmdistill.labels import is_distribution
-from mmdistill.networks.architecture import described_module
+from mmdistill.names import first_few
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
 from mmdistill.task import Inputs, NetworkState, Tensors
@@ -252,7 +254,8 @@ class ModuleNetwork(GraphNetwork):
     A synthetic graph without structure has no edges. With structure, the module gets all ordered pairs of nodes while
     their weights learn; to train on the graph (:meth:`precomputed`), it gets the pairs of weight above 0. A module that
     takes no weights, which torch-geometric's models state in ``supports_edge_weight``, trains on the pairs of weight
-    0.5 or more, and no weights learn through it.
+    0.5 or more, and no weights learn through it. Layers that keep what they compute of a graph (``cached=True``)
+    compute it anew each time, since a network here reads several graphs.
 
     Args:
         factory: makes a freshly initialised module.
@@ -271,6 +274,7 @@ class ModuleNetwork(GraphNetwork):
             module = made_by(factory)
         names = features or _head(module)
         self.functional = FunctionalModule(factory, names, device)
+        stop_caching(self.functional.module)
         self.takes_weight = _takes_weight(module)
 
     @property
@@ -345,6 +349,22 @@ def make_network(
     if name == "sgc":
         return SGC(features, classes, hops, device)
     return GCN(features, classes, width, dropout, propagates=name == "gcn", device=device)
+
+
+def stop_caching(module: nn.Module) -> None:
+    """Have layers compute of each graph anew what torch-geometric's keep of the first one (``cached=True``); warn."""
+    caching = [(name, layer) for name, layer in module.named_modules() if getattr(layer, "cached", None) is True]
+    for _, layer in caching:
+        layer.cached = False
+        for kept in [name for name in vars(layer) if name.startswith("_cached_")]:
+            setattr(layer, kept, None)  # the factory may have run the module on some graph
+    if caching:
+        warnings.warn(
+            f"{first_few([name or type(layer).__name__ for name, layer in caching])}: cached=True is taken as False, "
+            "since the network reads several graphs, and would read the first one's edges in all of them",
+            MmdistillWarning,
+            stacklevel=3,
+        )
 
 
 def _takes_weight(module: nn.Module) -> bool:

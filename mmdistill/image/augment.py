@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.checks import require_kind
+from mmdistill.described import described, is_users
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.precision import matrix_products
 from mmdistill.runtime import Draws
@@ -62,6 +64,26 @@ def strengths_in_use(described: Mapping[str, Any]) -> dict[str, Any]:
     colour = dict.fromkeys(("brightness", "saturation", "contrast"), "color")
     unused = [name for name in (*OPERATIONS, *colour) if colour.get(name, name) not in applied]
     return {name: value for name, value in described.items() if name not in unused}
+
+
+def task_augmentation(given: "SiameseAugmentation | None", mirror: bool) -> "SiameseAugmentation":
+    """Return a user's augmentation of a task, or DSA's.
+
+    Args:
+        given: the user's; None: DSA's with its published ranges.
+        mirror: whether a mirror image keeps its class.
+    Raises:
+        ConfigError: another type, or one that mirrors images which must not be. (A subclass may draw what it likes.)
+    """
+    if given is None:
+        return SiameseAugmentation(OPERATIONS if mirror else WITHOUT_FLIP)
+    require_kind(SiameseAugmentation, augmentation=given)
+    if not mirror and type(given) is SiameseAugmentation and "flip" in (*given.operations, *given.always):
+        raise ConfigError(
+            "the augmentation mirrors images (flip), and a mirror image of these data may mean something else; leave "
+            "flip out of its operations (mmdistill.image.augment.WITHOUT_FLIP), or give mirror=True"
+        )
+    return given
 
 
 @dataclass(frozen=True)
@@ -112,10 +134,11 @@ class SiameseAugmentation:
             )
 
     def describe(self) -> dict[str, object]:
-        """Return the strategy and its ranges as plain values, for a distilled set's description."""
+        """Return the strategy and its ranges as plain values; of a user's subclass also its name and code."""
         operations = {"operations": list(self.operations), "always": list(self.always)}
         ranges = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in operations}
-        return {name: listed for name, listed in operations.items() if listed} | ranges
+        own = described(self) if is_users(type(self)) else {}  # a subclass may compute otherwise
+        return own | {name: listed for name, listed in operations.items() if listed} | ranges
 
     def draw(self, draws: Draws, height: int, width: int, groups: int, per_group: int = 1) -> Parameters:
         """Draw parameters: one operation for each group, and its strength for each of the group's members.

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import ClassNames, checked_class_names
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
@@ -44,7 +45,7 @@ def load(
     source: Source,
     test: Source | None = None,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     mirror: bool | None = None,
     size: int | None = None,
     seed: int = 0,
@@ -81,7 +82,7 @@ def _is_known(source: Source) -> bool:
 
 
 def _load_any(
-    source: Source, test: Source | None, class_names: Sequence[str] | None, size: int | None, seed: int, name: str
+    source: Source, test: Source | None, class_names: ClassNames | None, size: int | None, seed: int, name: str
 ) -> ImageData:
     require_sizes(LARGEST_SIDE, size=size)
     if isinstance(source, str | Path):
@@ -94,7 +95,7 @@ def _load_any(
         name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
-    names = None if class_names is None else _require_names(class_names)
+    names = None if class_names is None else checked_class_names(class_names)
     notes: tuple[str, ...] = ()
     if isinstance(source, Mapping):
         source, own_test, notes = find_splits(source)
@@ -163,19 +164,6 @@ def _where_test_data_go(source: str | Path) -> str:
     if path.suffix.lower() in tensor_files.SUFFIXES:
         return f": they go into the file, as {tensor_files.NAMES[2]} and {tensor_files.NAMES[3]}"
     return ": of a folder of images they lie in test/, beside train/" if path.is_dir() else ""
-
-
-def _require_names(given: object) -> tuple[str, ...]:
-    """Return the user's class names once they are valid.
-
-    Raises:
-        ConfigError: not a list of different names.
-    """
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"class_names are a list of names, got {given!r}")
-    if len(set(given)) < len(given):
-        raise ConfigError(f"class_names differ from one another, got {list(given)}")
-    return tuple(given)
 
 
 def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...]) -> Tensor:

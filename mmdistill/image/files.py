@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
+from mmdistill.files.class_folders import class_folders, unread_notes
 from mmdistill.files.locks import sole_writer
-from mmdistill.image.folders import class_folders, images_under, loose_note
+from mmdistill.image.folders import images_under, loose_images
 from mmdistill.image.pictures import (
     GREY,
     TRANSPARENT,
@@ -167,13 +168,11 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
         images = _map_decoded(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
         images = torch.stack(list(each_readable(paths, partial(_decode_to_shape, shape=shape))))
-    notes = [*loose_note(folder), *resizing_notes(f"{folder.name}/", resized_count, size)]
+    notes = [*loose_images(folder), *resizing_notes(f"{folder.name}/", resized_count, size)]
     notes += [
         f"{folder.name}/: {note.format(unread_parts[part])}" for part, note in UNREAD.items() if unread_parts[part]
     ]
-    if unread:
-        kinds = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))
-        notes.append(f"{folder.name}/: files of other kinds are not read: {kinds}")
+    notes += unread_notes(folder, unread)
     return FolderImages(images, torch.tensor([label for _, label in listing]), classes, tuple(notes))
 
 

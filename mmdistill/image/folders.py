@@ -1,11 +1,10 @@
 """The layout of image folders: their classes, their splits, and the files that count as images."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmdistill.errors import DataError
+from mmdistill.files.class_folders import class_folders, is_hidden, loose_note, samples_under
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of image files."""
@@ -48,7 +47,8 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     others = [sub for name, sub in subfolders.items() if name not in (*TRAIN, *TEST) and _holds_images(sub)]
     if not test_folders and others and _has_images(train):  # "train" is a class, e.g. of vehicles
         return folder, None, ()
-    unread = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in others] + loose_note(folder)
+    unread = [f"the images of {other.name}/ beside {train.name}/ are not read" for other in others]
+    unread += loose_images(folder)
     if not test_folders:
         return train, None, tuple(unread)
     test = next(filter(class_folders, test_folders), test_folders[0])  # images outside of class folders have no labels
@@ -58,15 +58,9 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     return train, test, (*notes, *unread)
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """Return a folder's subfolders by name, each a class; hidden ones are ignored."""
-    return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not is_hidden(sub.name))
-
-
-def loose_note(folder: Path) -> list[str]:
+def loose_images(folder: Path) -> list[str]:
     """Return a note if images lie directly in a folder of which only the subfolders are read."""
-    count = sum(_is_image(file.name) and file.is_file() for file in folder.iterdir())
-    return [f"{folder.name}/: {count} images beside the subfolders are not read"] if count else []
+    return loose_note(folder, _is_image, "image")
 
 
 def require_classes(folder: Path, train: Path, test: Path | None) -> None:
@@ -106,22 +100,8 @@ def missing_classes(folder: Path) -> str:
 
 
 def images_under(folder: Path, unread: Counter[str]) -> list[str]:
-    """Return the image files of a class, in a fixed order.
-
-    Args:
-        folder: of the class; its images may lie deeper.
-        unread: is updated with the endings of files that are not images; hidden files are ignored.
-    Raises:
-        DataError: there are none.
-    """
-    paths = []
-    for subfolder, names in sorted(_walk(folder)):
-        paths += [os.path.join(subfolder, name) for name in sorted(filter(_is_image, names))]
-        others = (name for name in names if not name.startswith(".") and not _is_image(name))
-        unread.update(os.path.splitext(name)[1].lower() for name in others)
-    if not paths:
-        raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
-    return paths
+    """Return the image files of a class, see :func:`~mmdistill.files.class_folders.samples_under`."""
+    return samples_under(folder, _is_image, unread, noun="image", endings=", ".join(SUFFIXES))
 
 
 def _holds_images(folder: Path) -> bool:
@@ -136,24 +116,6 @@ def _has_images(folder: Path) -> bool:
     return any(_is_image(file.name) for file in folder.iterdir())
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield a folder and its nested subfolders, without hidden ones, each with the names of its files."""
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not is_hidden(name) and not _leads_back(parent, name)]
-        yield parent, names
-
-
-def _leads_back(parent: str, name: str) -> bool:
-    """Return whether a subfolder is a link to a folder that contains it, so that a walk would not end."""
-    path = os.path.join(parent, name)
-    return os.path.islink(path) and (os.path.realpath(parent) + os.sep).startswith(os.path.realpath(path) + os.sep)
-
-
 def _is_image(name: str) -> bool:
     """Return whether a file's name is that of an image and not hidden."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a folder is not part of the data, such as a notebook's checkpoints or an archiver's metadata."""
-    return name.startswith((".", "__"))

@@ -12,9 +12,11 @@ from mmdistill.abilities import Judging, MapReader, NormReader, is_solved, judgi
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.class_rows import ClassRows
+from mmdistill.described import described_module, digest_in_words
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import isolated
-from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
+from mmdistill.files.classes import ClassNames
+from mmdistill.image.augment import SiameseAugmentation, image_inputs, task_augmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.judge_networks import JudgeNetworks
@@ -28,7 +30,7 @@ from mmdistill.image.views import Views
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
-from mmdistill.networks.architecture import OWN, described_module, task_line
+from mmdistill.networks.architecture import OWN, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.norms import norms_read
 from mmdistill.networks.pretrained import GivenTeacher, TeacherLike, given_as_teacher
@@ -65,9 +67,11 @@ class ImageTask:
         judge_precision: number format of judges' training; None is float32, in which they are always tested.
         protocol: how judges train, or its name in :data:`~mmdistill.image.protocols.PROTOCOLS`.
         width: the width of a named network, if its name does not say it.
+        augmentation: of methods and of judges that train with DSA's; None is DSA's.
 
     Raises:
-        ConfigError: an unknown protocol, or epochs or a batch size that is not a whole number of at least 1.
+        ConfigError: an unknown protocol, epochs or a batch size that is not a whole number of at least 1, or an
+            augmentation that mirrors images which must not be.
 
     Attributes:
         given_teacher: a trained network to use as the teacher; None trains one when it is needed.
@@ -88,6 +92,7 @@ class ImageTask:
         judge_precision: TrainingPrecision | None = None,
         protocol: str | Protocol | None = None,
         width: int | None = None,
+        augmentation: SiameseAugmentation | None = None,
     ) -> None:
         self.data = data
         self.network = network
@@ -96,8 +101,8 @@ class ImageTask:
         self.device = device
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
-        self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
-        self.views = Views(self.augmentation, data.mirror, len(data.class_names))
+        self.views = Views(task_augmentation(augmentation, data.mirror), data.mirror, len(data.class_names))
+        self._own_augmentation = augmentation is not None
         self.protocol = find_protocol(protocol)
         self._choose(JudgingChoices(judge_epochs, judge_batch, judge_augment, judge_precision))
         self._networks = JudgeNetworks(data, network, model, self.protocol, device, width, JUDGES)
@@ -115,12 +120,19 @@ class ImageTask:
             UnsupportedError: augmentation of images with a side of one pixel.
         """
         if not self.data.planar:
-            if chosen.augment:
-                raise UnsupportedError(f"{NOT_AUGMENTED}: leave out judge_augment")
+            if chosen.augment or self._own_augmentation:
+                raise UnsupportedError(f"{NOT_AUGMENTED}: leave out judge_augment and augmentation")
             chosen = replace(chosen, augment=False)
         self.chosen = chosen
         own_settings = self.protocol.own_settings(chosen.augment)
+        if self._own_augmentation and chosen.augment is not False:
+            own_settings = ", ".join(filter(None, (own_settings, f"augmentation {digest_in_words(self.augmentation)}")))
         self.judging_chosen: Judging = judging_overrides(chosen.epochs, chosen.batch, chosen.precision, own_settings)
+
+    @property
+    def augmentation(self) -> SiameseAugmentation:
+        """The augmentation of methods, and of judges that train with DSA's; it is given when the task is built."""
+        return self.views.dsa
 
     def judged_by(self, chosen: JudgingChoices) -> Self:
         """Return a copy of this task with other judging choices; it shares the network and the data."""
@@ -305,7 +317,7 @@ def image_task(
     width: int | None = None,
     features: str | Sequence[str] = (),
     test: Source | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     name: str | None = None,
     mirror: bool | None = None,
     size: int | None = None,
@@ -317,6 +329,7 @@ def image_task(
     protocol: str | Protocol | None = None,
     whiten: str | None = None,
     teacher: TeacherLike | None = None,
+    augmentation: SiameseAugmentation | None = None,
     seed: int = 0,
 ) -> ImageTask:
     """Build the task of distilling images.
@@ -349,6 +362,7 @@ def image_task(
             ``.pth`` file, which is read without running code. It must have the parameter names and shapes of the
             task's ``model``, and gets the same input: images normalised (and whitened) by the data's moments. If it
             needs another normalisation, give a ``model`` whose first layer converts (docs/images.md).
+        augmentation: of methods that augment, and of judges that train with DSA's; None is DSA's.
         seed: of the test split, for data without one.
 
     Returns:
@@ -395,6 +409,7 @@ def image_task(
         judge_precision=judge_precision,
         protocol=protocol,
         width=width,
+        augmentation=augmentation,
     )
     images = loaded.normalise(loaded.train_images[:2].to(chosen_device))
     try_network(task, images, f"images of shape {loaded.shape}", len(loaded.class_names))

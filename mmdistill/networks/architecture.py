@@ -3,29 +3,12 @@
 import hashlib
 from itertools import zip_longest
 
-from torch import nn
-
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
-from mmdistill.described import code_digest, code_value, is_users
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
 OWN = "model"
 """The name of the user's own network as a judge."""
-
-
-def described_module(module: nn.Module) -> str:
-    """Return a module's own description and, of classes that users wrote, digests of the code and their attributes."""
-    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
-    codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in classes)
-    attributes = [
-        f"{name or 'network'}.{attribute} = {code_value(value)!r}"
-        for name, part in module.named_modules()
-        if is_users(type(part))
-        for attribute, value in sorted(vars(part).items())
-        if not attribute.startswith("_") and attribute != "training"
-    ]
-    return "\n".join([str(module), *codes, *attributes])
 
 
 def described_layers(task: Task) -> str:

@@ -5,7 +5,8 @@ from mmdistill.recsys.builders import READING_OPTIONS, recsys_task
 from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
-from mmdistill.recsys.files import ACCEPTED, looks_like_interactions
+from mmdistill.recsys.files import ACCEPTED
+from mmdistill.recsys.folders import looks_like_interactions
 from mmdistill.recsys.imports import IMPORTS
 from mmdistill.recsys.judges import JUDGES
 from mmdistill.recsys.methods import METHODS, REDUCED
@@ -41,7 +42,7 @@ DOMAIN = Domain(
     accepted=ACCEPTED,
     parameterizations=STORAGES,
     reduced=REDUCED,
-    tables=SUFFIXES,
+    tables=(*SUFFIXES, ".dat"),
     network_added=JUDGES.added,
     options=(*READING_OPTIONS, "interactions_per_user", "model", "judge_batch"),
 )

@@ -1,6 +1,6 @@
 """Build recommendation tasks from the user's data and options."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,16 +28,17 @@ READING_OPTIONS = ("user_column", "item_column", "rating_column", "time_column",
 
 @isolated
 def recsys_task(
-    data: Source | Interactions,
+    data: Source | Mapping[str, Source] | Interactions,
     *,
+    test: Source | None = None,
     model: ModuleFactory | str | None = None,
     features: str | Sequence[str] = (),
     width: int | None = None,
     hold_out: float = 0.0,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    rating_column: str | None = None,
-    time_column: str | None = None,
+    user_column: str | int | None = None,
+    item_column: str | int | None = None,
+    rating_column: str | int | None = None,
+    time_column: str | int | None = None,
     min_rating: float | None = None,
     split_by: SplitBy | None = None,
     name: str | None = None,
@@ -54,18 +55,21 @@ def recsys_task(
 
     Args:
         data: a data set's name, a file or folder, a data frame, a list with a dictionary per row, a tuple of users and
-            items (and ratings, and times) with one entry per interaction, a users x items matrix, or loaded
+            items (and ratings, and times) with one entry per interaction, a list with such a tuple per interaction, a
+            users x items matrix, a dictionary of these by split (train, test and perhaps valid), or loaded
             interactions.
+        test: the test part, in any of these forms, if ``data`` is the training part.
         model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
         features: names of the module's submodules whose features are matched.
         width: hidden units of ``autoencoder``; 600 by default.
         hold_out: see :class:`RecsysTask`.
-        user_column: name of a table's user column; guessed by default, like the next three.
+        user_column: name of a table's user column, or its position from 0 in a file without a header; guessed by
+            default, like the next three.
         item_column: name of the item column.
         rating_column: name of the rating column.
         time_column: name of the time column.
         min_rating: the lowest rating that counts as an interaction; by default any above 0.
-        split_by: ``random`` or ``time``; see :func:`~mmdistill.recsys.data.load_interactions`.
+        split_by: ``random``, ``time`` or ``leave-one-out``; see :func:`~mmdistill.recsys.data.load_interactions`.
         name: name of in-memory data in reports and run comparisons.
         max_users: judge on this many users, drawn at random; None is all.
         candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
@@ -104,8 +108,8 @@ def recsys_task(
         "split_by": split_by,
     }
     if isinstance(data, Interactions):
-        require_left_out("interactions that are loaded are read and divided", **reading)
-    interactions = data if isinstance(data, Interactions) else load_interactions(data, **reading, seed=seed)
+        require_left_out("interactions that are loaded are read and divided", **reading, test=test)
+    interactions = data if isinstance(data, Interactions) else load_interactions(data, test=test, **reading, seed=seed)
     data = called(interactions, name, data, DATASETS)
     factory = None if isinstance(model, str) else model
     wide_autoencoder = None if units is None else partial(autoencoder, data.num_items, units)

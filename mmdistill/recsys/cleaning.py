@@ -74,7 +74,7 @@ def codes(column: "pd.Series[Any]", name: str) -> tuple[Numbers, npt.NDArray[Any
         codes, values = pd.factorize(column)
     except TypeError as error:
         raise DataError(f"{name} has {column.name} ids that are no numbers or texts ({error})") from error
-    merged, texts = pd.factorize(np.array([_spelt(value) for value in values], dtype=object))
+    merged, texts = pd.factorize(np.array([spelt_id(value) for value in values], dtype=object))
     codes = merged[codes]  # ids of different types with the same spelling are one id
     try:
         numbers = [int(text) for text in texts]
@@ -88,7 +88,7 @@ def codes(column: "pd.Series[Any]", name: str) -> tuple[Numbers, npt.NDArray[Any
     return rank[codes], ids[order]
 
 
-def _spelt(value: object) -> str:
+def spelt_id(value: object) -> str:
     """Return an id as text; whole floats as integers, since pandas turns integers beside missing values into floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

@@ -4,7 +4,6 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.paths import users_path
-from mmdistill.files.tables import is_rows
-from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import Log, Numbers, codes, deduplicate, disputed, feedback, positive, taken_back
-from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
-from mmdistill.recsys.matrices import as_sparse, is_columns, read_sparse, table_of_columns
+from mmdistill.recsys.files import Columns
+from mmdistill.recsys.sources import DATASETS as DATASETS
+from mmdistill.recsys.sources import Source as Source
+from mmdistill.recsys.sources import read_source
 from mmdistill.recsys.splits import (
+    BY_TIME,
     SPLITS,
     Split,
     SplitBy,
@@ -35,39 +35,13 @@ from mmdistill.recsys.splits import (
     require_split_by,
     split_note,
 )
-from mmdistill.runtime import Draws, checked_seed, data_root
-
-_FILES = {
-    "ml-100k": ("MovieLens 100K: 943 users, 1,682 films", "u.data"),
-    "ml-1m": ("MovieLens 1M: 6,040 users, 3,706 films", "ratings.dat, or interactions.csv.gz with a split"),
-    "ml-10m": ("MovieLens 10M: 69,878 users, 10,677 films", "ratings.dat"),
-    "ml-20m": ("MovieLens 20M: 138,493 users, 26,744 films", "ratings.csv"),
-    "ml-25m": ("MovieLens 25M: 162,541 users, 59,047 films", "ratings.csv"),
-}
-DATASETS = {
-    name: f"{line}; bring {name}/ ({files}), unpacked from grouplens.org/datasets/movielens"
-    for name, (line, files) in _FILES.items()
-}
+from mmdistill.runtime import Draws, checked_seed
 
 UNVALIDATED = (
     "no validation rows, and too few training rows a user to take some: runs keep their last step, and judges do not "
     "choose their ridges; a column that names valid rows, or --split-by random (split_by), gives some"
 )
 """The note on a split without validation rows, by which neither steps nor ridges can be chosen."""
-
-Source = (
-    str
-    | Path
-    | pd.DataFrame
-    | Sequence[Mapping[str, Any]]
-    | tuple[Any, ...]
-    | sparse.sparray
-    | sparse.spmatrix
-    | npt.NDArray[Any]
-    | Tensor
-)
-"""Data as a user may give them: a name, a path, a table (a data frame, or a list with a dictionary per row), a tuple
-of users and items (and ratings, and times), a matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,12 +171,13 @@ class Reading:
 
 @isolated
 def load_interactions(
-    source: Source,
+    source: Source | Mapping[str, Source],
     *,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    rating_column: str | None = None,
-    time_column: str | None = None,
+    test: Source | None = None,
+    user_column: str | int | None = None,
+    item_column: str | int | None = None,
+    rating_column: str | int | None = None,
+    time_column: str | int | None = None,
     min_interactions: int = 3,
     min_rating: float | None = None,
     split_by: SplitBy | None = None,
@@ -218,15 +193,19 @@ def load_interactions(
     Args:
         source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), a tuple
             ``(users, items)``, ``(users, items, ratings)`` or ``(users, items, ratings, times)`` of arrays or lists
-            with one entry per interaction, or a matrix (scipy sparse, numpy, torch).
-        user_column: name of a table's user column; guessed by default, like the others.
+            with one entry per interaction, a list of such tuples with one per interaction, a matrix (scipy sparse,
+            numpy, torch), or a dictionary of such sources by split: train, test and perhaps valid.
+        test: the test part in such a form, if ``source`` is the training part.
+        user_column: name of a table's user column, or its position from 0 in a file without a header; guessed by
+            default, like the others.
         item_column: name of the item column.
         rating_column: name of the rating column.
         time_column: name of the time column (numbers or dates), which a split by time reads.
         min_interactions: users with fewer are dropped.
         min_rating: the lowest rating that counts.
-        split_by: ``time`` tests on each user's latest interactions, ``random`` on random ones; both ignore a split
-            column. By default a split column is used, and without one the split is random.
+        split_by: ``time`` tests on each user's latest tenth of interactions, ``leave-one-out`` on the latest and
+            validates on the one before it, ``random`` tests on random ones; all ignore a split column. By default a
+            split column is used, and without one the split is random.
         seed: seed of a random split.
 
     Raises:
@@ -235,52 +214,18 @@ def load_interactions(
     """
     reading = Reading(min_interactions, min_rating, split_by, checked_seed(seed))
     columns = Columns(user_column, item_column, rating_column, time_column)
-    if isinstance(source, (str, Path)):
-        path = resolve(source)
-        name = str(source) if _is_known(source) else str(users_path(source).absolute())
-        if path.suffix.lower() == ".npz":
-            columns.require_none(f"{path}, a matrix,")
-            return _from_matrix(read_sparse(path), name, reading)
-        frame, notes = read_table(path, columns, by_time=split_by == "time")
-    elif isinstance(source, pd.DataFrame) or is_rows(source):
-        name = "table"
-        table = source if isinstance(source, pd.DataFrame) else pd.DataFrame(source, dtype=object)
-        frame, notes = select_columns(table, "the table", columns)
-    elif is_columns(source):
-        columns.require_none("a tuple of users and items")
-        name, frame, notes = "table", table_of_columns(source), ()
+    if isinstance(source, Mapping):
+        require_left_out("a dictionary of splits brings its own test part", test=test)
+    elif test is not None:
+        source = {"train": source, "test": test}
+    if isinstance(source, Mapping):
+        require_left_out("the splits are given", split_by=split_by)
+    table = read_source(source, columns, by_time=split_by in BY_TIME)
+    if table.shape is None:
+        result = build(table.frame, table.name, reading)
     else:
-        columns.require_none("a matrix")
-        return _from_matrix(as_sparse(source), "matrix", reading)
-    interactions = build(frame, name, reading)
-    return replace(interactions, notes=(*notes, *interactions.notes))
-
-
-def _is_known(source: str | Path) -> bool:
-    """Return whether a source is the name of a data set rather than a path."""
-    return isinstance(source, str) and canonical(source) in DATASETS
-
-
-def resolve(source: str | Path) -> Path:
-    """Return the file for a data set's name, a folder or a path.
-
-    Raises:
-        ConfigError: an unknown name.
-        DataError: a known data set whose files are missing.
-    """
-    path = users_path(source)
-    if _is_known(source):
-        path = data_root() / canonical(str(source))
-        if not path.is_dir():
-            raise DataError(
-                f"{source!r} is not there: unpack the MovieLens archive, or put interactions.csv.gz "
-                f"(user_id,item_id,rating,split), into {path}"
-            )
-    if path.is_dir():
-        return find_file(path)
-    if not path.exists() and not path.suffix:
-        raise unknown_data("data set", str(source), DATASETS)
-    return path
+        result = _of_matrix(table.frame, table.shape, table.name, reading)
+    return replace(result, notes=(*table.notes, *result.notes))
 
 
 def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Interactions:
@@ -298,7 +243,7 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     """
     if frame.empty:
         raise DataError(f"{name} has no interactions")
-    if reading.split_by == "time":
+    if reading.split_by in BY_TIME:
         frame = by_time(frame, name)
     notes: tuple[str, ...] = ()
     counts = dict.fromkeys(("not_positive", "duplicates", "overlaps", "short_users", "unused_items", "cold_items"), 0)
@@ -398,16 +343,8 @@ def _assemble(
     return Interactions(name, parts, user_ids[used_users], item_ids[used_items], counts, min_rating=reading.min_rating)
 
 
-def _from_matrix(matrix: sparse.csr_array, name: str, reading: Reading) -> Interactions:
-    """Build from a matrix: row and column numbers are the ids; empty rows and columns are dropped and counted."""
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise DataError(f"{name} has shape {matrix.shape}; a users x items matrix was expected")
-    if not np.isfinite(matrix.data.astype(np.float64)).all():
-        raise DataError(f"{name} has NaN or infinite entries; every entry must be a finite number")
-    entries = matrix.tocoo()
-    users, items = entries.coords
-    frame = pd.DataFrame({"user": users, "item": items, "rating": entries.data.astype(np.float64)})
-    frame = frame[frame["rating"] != 0]
+def _of_matrix(frame: pd.DataFrame, shape: tuple[int, ...], name: str, reading: Reading) -> Interactions:
+    """Build from a matrix's entries: row and column numbers are the ids; empty rows and columns are counted too."""
     result = build(frame, name, reading)
-    dropped = {"short_users": matrix.shape[0] - result.num_users, "unused_items": matrix.shape[1] - result.num_items}
+    dropped = {"short_users": shape[0] - result.num_users, "unused_items": shape[1] - result.num_items}
     return replace(result, counts={**result.counts, **dropped})

@@ -1,6 +1,10 @@
-"""Read interaction tables as they are published: MovieLens, RecBole, delimited files with a header."""
+"""Read interaction tables as they are published: MovieLens, RecBole, delimited files with or without a header."""
 
+import csv
 import io
+import re
+import warnings
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ import pandas as pd
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files import tables
 from mmdistill.files.columns import ITEM_COLUMNS, SPLIT_COLUMNS, USER_COLUMNS
-from mmdistill.files.decoding import decoded
-from mmdistill.files.tables import BY_PANDAS, SUFFIXES, UNDELIMITED, guessed, spelt, suffix
+from mmdistill.files.decoding import HEAD_BYTES, decoded
+from mmdistill.files.tables import SHOWN, SUFFIXES, UNDELIMITED, guessed, spelt, suffix
+from mmdistill.names import first_few
 from mmdistill.recsys.cleaning import feedback
 from mmdistill.recsys.splits import SPLITS
 
@@ -31,67 +36,39 @@ ALIASES = {
     "time": TIME_COLUMNS,
 }
 ACCEPTED = (
-    "user,item[,rating][,split] tables (.csv, .tsv, .txt, .jsonl, .json, plain or .gz; .parquet and .feather with "
-    "pyarrow), MovieLens ratings.dat and u.data, RecBole .inter (plain or .gz), scipy sparse .npz, or a folder with "
-    "one of them"
+    "user,item[,rating][,split] tables (.csv, .tsv, .txt, .dat, .jsonl, .json, plain or .gz; .parquet and .feather "
+    "with pyarrow), MovieLens ratings.dat and u.data, RecBole .inter (plain or .gz), scipy sparse .npz, or a folder "
+    "with one of them, with train, valid and test tables (train.csv, NAME.train.inter, ...), or with LightGCN's "
+    "train.txt and test.txt"
 )
-UNREAD_SHOWN = 8
-"""How many names of unread columns a note lists."""
-FOLDER_FILES = (
-    "interactions.csv.gz",
-    "interactions.csv",
-    "interactions.npz",
-    "ratings.dat",
-    "ratings.dat.gz",
-    "u.data",
-    "u.data.gz",
-    "ratings.csv.gz",
-    "ratings.csv",
-)
-"""Files to look for in a folder, in this order; after them a single ``.inter`` file."""
+MOVIELENS_100K = re.compile(r"u[1-5ab]?\.(data|base|test)")
+"""The file names of MovieLens 100K, whose lines are user, item, rating and time, between tabs."""
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+NCF = ".rating"
+"""The ending of the files of neural collaborative filtering, in the same layout."""
+COLONS, SPACES = "::", r"\s+"
+"""Separators of MovieLens and of other files without a header."""
 
 MISSING = ("", "nan", "NaN", "null", "NULL", "None")
 
 
-def find_file(folder: Path) -> Path:
-    """Return the interaction file of a data set's folder, or of a subfolder that an archive was unpacked into.
+def names_users_and_items(path: Path) -> bool:
+    """Return whether the header of a table names users and items.
 
     Raises:
-        DataError: there is no such file, or more than one ``.inter`` file.
+        DataError: damaged or empty file.
     """
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))]
-    for place in [folder, *inner]:
-        for name in FOLDER_FILES:
-            if (place / name).is_file():
-                return place / name
-        recbole = sorted(place.glob("*.inter"))
-        if len(recbole) > 1:
-            raise DataError(f"{place} has {len(recbole)} .inter files; name the one to read")
-        if recbole:
-            return recbole[0]
-    raise DataError(f"{folder} has no interactions: expected one of {', '.join(FOLDER_FILES)} or an .inter file in it")
-
-
-def looks_like_interactions(path: Path) -> bool:
-    """Return whether a file or folder looks readable as interactions, by its name and header line."""
-    if path.is_dir():
-        try:
-            path = find_file(path)
-        except DataError:
-            return False
-    if suffix(path) == ".inter" or path.name.removesuffix(".gz") in ("u.data", "ratings.dat"):
-        return True
-    if path.suffix.lower() == ".npz":  # may hold images too, but those are checked first
-        return path.is_file()
-    try:
-        return path.is_file() and suffix(path) in SUFFIXES and tables.of_interactions(tables.header(path))
-    except DataError:
-        return suffix(path) in BY_PANDAS  # let the loader report what is wrong
+    if suffix(path) in UNDELIMITED:
+        return tables.of_interactions(tables.header(path))
+    if suffix(path) not in (*SUFFIXES, ".dat"):
+        return False
+    fields, separator = _first_line(path)
+    return separator != SPACES and tables.of_interactions(fields)  # prose may have such words between spaces
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column names of a table; None is guessed.
+    """The column names of a table, or their positions from 0 in a file without a header; None is guessed.
 
     Args:
         user: name of the user column.
@@ -100,10 +77,15 @@ class Columns:
         time: name of the time column.
     """
 
-    user: str | None = None
-    item: str | None = None
-    rating: str | None = None
-    time: str | None = None
+    user: str | int | None = None
+    item: str | int | None = None
+    rating: str | int | None = None
+    time: str | int | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The given names and positions by role."""
+        return {role: str(name) for role, name in asdict(self).items() if name is not None}
 
     def require_none(self, what: str) -> None:
         """Refuse column names for data without a header.
@@ -111,9 +93,8 @@ class Columns:
         Raises:
             ConfigError: a name is given; the message quotes the first.
         """
-        for name in asdict(self).values():
-            if name is not None:
-                raise ConfigError(f"{what} has no names of columns, so none is called {name!r}; leave it out")
+        for name in self.given.values():
+            raise ConfigError(f"{what} has no names of columns, so none is called {name!r}; leave it out")
 
 
 def read_table(
@@ -122,28 +103,91 @@ def read_table(
     """Read any accepted file but ``.npz`` as text columns ``user``, ``item`` and, if present, the optional ones.
 
     These are ``rating``, ``time`` and ``split``. Numeric times are read as numbers, unless rows are split by them
-    (``by_time``): errors then quote them as written. Returns the table and notes on columns that are not read.
+    (``by_time``): errors then quote them as written. Returns the table, and notes on a missing header and on columns
+    that are not read.
 
     Raises:
         ConfigError: a requested column does not exist.
-        DataError: missing, empty, damaged or undecodable file, or no user or item column.
+        DataError: missing, empty, damaged or undecodable file, no header, or no user or item column.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}; put the interactions there or name another file")
-    if suffix(path) not in (*SUFFIXES, ".inter", ".dat", ".data"):
+    is_known = MOVIELENS_100K.fullmatch(path.name.removesuffix(".gz"))
+    if not is_known and suffix(path) not in (*SUFFIXES, ".inter", ".dat", NCF):
         raise DataError(f"{path} is no table of interactions; read are {ACCEPTED}")
-    tabs = path.name.removesuffix(".gz") == "u.data"
-    if tabs or suffix(path) == ".dat" or (suffix(path) not in UNDELIMITED and "::" in "".join(tables.header(path))):
-        requested.require_none(f"{path}, which has no header,")
-        return _read_headerless(path, "\t" if tabs else "::", by_time), ()
-    names = [] if suffix(path) in UNDELIMITED else tables.header(path)
-    roles = _column_indices(names, requested, path)[1] if names else {}
-    written = {index for role, index in roles.items() if role != "time" or by_time}
-    numbers = [i for i, name in enumerate(names) if i not in written and spelt(name).lower() not in SPLIT_COLUMNS]
-    table = tables.read(path, MISSING, numbers=numbers)
+    if suffix(path) in UNDELIMITED:
+        table, notes = tables.read(path, MISSING), tuple[str, ...]()
+    else:
+        table, requested, notes = _read_delimited(path, requested, by_time)
     if table.empty:
         raise DataError(f"{path} has no interactions")
-    return select_columns(table, str(path), requested)
+    selected, further = select_columns(table, str(path), requested)
+    return selected, (*notes, *further)
+
+
+def _read_delimited(path: Path, requested: Columns, by_time: bool) -> tuple[pd.DataFrame, Columns, tuple[str, ...]]:
+    """Read delimited text; return the table, the columns to take from it, and notes on a missing header.
+
+    The columns of a file without a header are called by their positions.
+    """
+    fields, separator = _first_line(path)
+    published = separator == COLONS or (separator == "\t" and suffix(path) in (".dat", ".data", ".base", ".test", NCF))
+    notes, names = tuple[str, ...](), fields
+    is_headed, numbered = _has_header(fields, requested, path, published), [str(i) for i in range(len(fields))]
+    if not is_headed:
+        names = numbered
+        if published and not requested.given:
+            requested = Columns(*numbered[: len(ALIASES)])
+        else:
+            notes = (f"{path.name} is read without a header; its first line: {first_few(fields)}",)
+    elif requested.given and fields == numbered:
+        notes = (f"the first line of {path.name} is read as a header, with the columns {first_few(fields)}",)
+    roles = _column_indices(names, requested, path)[1]
+    written = {index for role, index in roles.items() if role != "time" or by_time}
+    numbers = [i for i, name in enumerate(names) if i not in written and spelt(name).lower() not in SPLIT_COLUMNS]
+    if is_headed and separator not in (COLONS, SPACES):
+        return tables.read(path, MISSING, numbers=numbers), requested, notes
+    return _read_rows(path, separator, numbers, header=is_headed).set_axis(names, axis=1), requested, notes
+
+
+def _first_line(path: Path) -> tuple[list[str], str]:
+    """Return the fields of the first line of delimited text, and what separates them."""
+    fields = tables.header(path)
+    if COLONS in "".join(fields):
+        line = decoded(path, HEAD_BYTES).lstrip("\r\n ").partition("\n")[0]
+        return [field.strip() for field in line.split(COLONS)], COLONS
+    if len(fields) == 1 and len(words := fields[0].split()) > 1:
+        return words, SPACES
+    return fields, tables.separator(path)
+
+
+def _has_header(fields: list[str], requested: Columns, path: Path, published: bool) -> bool:
+    """Return whether the first line of delimited text is a header rather than an interaction.
+
+    Args:
+        fields: the fields of the first line.
+        requested: the columns that the user named; positions mean that there is no header.
+        path: the file.
+        published: whether the file looks like one of MovieLens, whose lines are user, item, rating and time.
+    Raises:
+        ConfigError: names of columns for a file of MovieLens.
+        DataError: the line looks like an interaction, and no positions are given.
+    """
+    if guessed(fields, USER_COLUMNS) is not None or guessed(fields, ITEM_COLUMNS) is not None:
+        return True
+    if requested.given and all(name.isdecimal() for name in requested.given.values()):
+        return fields == [str(i) for i in range(len(fields))]  # as pandas writes a table that had no header
+    holds_numbers = any(NUMBER.fullmatch(field) for field in fields)
+    if published and holds_numbers:
+        requested.require_none(f"{path}, which has no header,")
+        return False
+    if holds_numbers:
+        raise DataError(
+            f"{path} seems to have no header: its first line holds numbers ({first_few(fields)}). Name columns by "
+            "their positions from 0, --user-column 0 --item-column 1 (user_column=0, item_column=1) and so on, or "
+            "write a header above it"
+        )
+    return True
 
 
 def select_columns(
@@ -175,7 +219,8 @@ def select_columns(
         elif role in ("user", "item"):
             raise DataError(
                 f"{origin} has no {role} column: expected a header with one of {', '.join(aliases)}; "
-                f"found {', '.join(columns) or 'nothing'}. Name it with --{role}-column ({role}_column)"
+                f"found {first_few(columns, SHOWN) or 'nothing'}. Name it with --{role}-column ({role}_column)"
+                f"{_hint(frame)}"
             )
     split, notes = tables.split_column(frame, SPLITS, used)
     if split is not None:
@@ -183,6 +228,14 @@ def select_columns(
     expected = (*TIME_COLUMNS, *SPLIT_COLUMNS)
     unread = [i for i, name in enumerate(columns) if i not in used and spelt(name).lower() not in expected]
     return pd.DataFrame(series), (*notes, *_unread_notes(frame, columns, unread, rated="rating" in series))
+
+
+def _hint(frame: pd.DataFrame) -> str:
+    """Return how to turn a data frame with ids in its index, or a matrix of users x items, into a table of both."""
+    if frame.columns.name is not None:
+        return '; a users x items frame becomes such a table by frame.stack().reset_index(name="rating")'
+    indexed = [str(name) for name in frame.index.names if name is not None]
+    return f"; {' and '.join(indexed)} of the index becomes a column by frame.reset_index()" if indexed else ""
 
 
 def _column_indices(
@@ -193,7 +246,7 @@ def _column_indices(
     Raises:
         ConfigError: a requested column does not exist.
     """
-    given = {role: tables.named(columns, name, origin) for role, name in asdict(requested).items() if name is not None}
+    given = {role: tables.named(columns, name, origin) for role, name in requested.given.items()}
     # An optional role must not be guessed from a column that the user named for another role.
     unclaimed = ["" if index in given.values() else name for index, name in enumerate(columns)]
     return given, {
@@ -214,8 +267,7 @@ def _unread_notes(frame: pd.DataFrame, columns: list[str], unread: list[int], *,
     """
     if not unread:
         return []
-    names = [repr(columns[index]) for index in unread]
-    shown = ", ".join(names[:UNREAD_SHOWN]) + f" and {len(names) - UNREAD_SHOWN} more" * (len(names) > UNREAD_SHOWN)
+    shown = first_few([repr(columns[index]) for index in unread], SHOWN)
     zeros = [] if rated else [repr(columns[index]) for index in unread if _has_zeros(frame.iloc[:, index])]
     hint = (
         f"; {zeros[0]} holds zeros: if these are no interactions, name it with --rating-column (rating_column)"
@@ -232,22 +284,34 @@ def _has_zeros(column: "pd.Series[Any]") -> bool:
     return bool(np.isfinite(values).all()) and 1 < zeros < len(values)
 
 
-def _read_headerless(path: Path, separator: str, by_time: bool) -> pd.DataFrame:
-    """Read MovieLens' user, item, rating, timestamp lines."""
-    text = decoded(path).replace(separator, "\t")  # pandas' fast parser needs a one-character separator
-    names = ["user", "item", "rating", "time"][: max(3, text.partition("\n")[0].count("\t") + 1)]
+def _read_rows(path: Path, separator: str, numbers: Collection[int], *, header: bool) -> pd.DataFrame:
+    """Read delimited text without its header, if it has one; columns are called by their positions.
+
+    Quotation marks between tabs are part of an id.
+
+    Raises:
+        DataError: damaged or undecodable file, or rows of more fields than the first.
+    """
+    text = decoded(path).lstrip("\r\n ")
+    count = len(_first_line(path)[0])
+    if separator == COLONS:  # pandas' fast parser needs a one-character separator
+        text = text.replace(COLONS, "\t")
     try:
-        return tables.as_text(
-            io.StringIO(text),
-            names,
-            () if by_time else {"time"}.intersection(names),
-            sep="\t",
-            header=None,
-            usecols=range(len(names)),
-            keep_default_na=False,
-            na_values=list(MISSING),
-        )
-    except ValueError as error:
-        raise DataError(
-            f"{path} cannot be read as user{separator}item{separator}rating{separator}timestamp lines: {error}"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the first would lose values
+            return tables.as_text(
+                io.StringIO(text),
+                range(count),
+                numbers,
+                sep="\t" if separator == COLONS else separator,
+                header=None,
+                skiprows=int(header),
+                keep_default_na=False,
+                na_values=list(MISSING),
+                index_col=False,
+                skipinitialspace=True,
+                quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL,
+            )
+    except (ValueError, pd.errors.ParserWarning) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read as lines of {count} fields, as the first is: {reason}") from error

@@ -15,7 +15,7 @@ from mmdistill.files.saved import SUFFIXES, array_names, from_array, read_saved
 from mmdistill.importers import Imported, Importer, ImportSource, as_tensor, noted, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
-from mmdistill.recsys.cleaning import feedback
+from mmdistill.recsys.cleaning import feedback, spelt_id
 from mmdistill.recsys.factorisation import is_binary
 from mmdistill.recsys.files import read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, read_sparse
@@ -102,10 +102,10 @@ def _rows_of_table(table: pd.DataFrame, notes: tuple[str, ...], ids: list[str], 
     """Return a table's users as rows, in order of first appearance; pass on the notes of its reader."""
     for note in notes:
         noted(note)
-    users, _ = pd.factorize(table["user"].astype(str))
+    users, _ = pd.factorize(table["user"].map(spelt_id))
     weights = feedback(table["rating"]) if "rating" in table else np.ones(len(table))
     rows = torch.zeros(int(users.max()) + 1 if len(users) else 0, len(ids))
-    places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].astype(str).tolist(), ids, name)
+    places = torch.from_numpy(users.astype(np.int64)), _positions(table["item"].map(spelt_id).tolist(), ids, name)
     return rows.index_put(places, torch.tensor(np.asarray(weights), dtype=torch.float32))
 
 

@@ -61,6 +61,16 @@ def is_columns(source: object) -> TypeGuard[tuple[Any, ...]]:
     return isinstance(source, tuple) and len(source) in TABLE_COLUMNS and all(map(_has_one_axis, source))
 
 
+def is_tuples(source: object) -> TypeGuard[list[tuple[Any, ...]]]:
+    """Return whether a source is a non-empty list of tuples ``(user, item)``, with a rating or a rating and a time."""
+    return (
+        isinstance(source, list)
+        and bool(source)
+        and all(isinstance(row, tuple) and len(row) in TABLE_COLUMNS for row in source)
+        and len({len(row) for row in source}) == 1
+    )
+
+
 def _has_one_axis(values: object) -> bool:
     if isinstance(values, str | bytes):
         return False

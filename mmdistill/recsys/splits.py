@@ -20,6 +20,8 @@ from mmdistill.runtime import Draws
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TRAIN, VALID, TEST = range(len(SPLITS))
+BY_TIME: tuple[SplitBy, ...] = ("time", "leave-one-out")
+"""Ways of splitting that need times."""
 NUMERIC_DATE = re.compile(r"\d{1,2}([/.-])\d{1,2}\1(\d{4}|\d{2})(?!\d)")
 """A numeric date that ends with the year."""
 TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
@@ -31,6 +33,8 @@ def split_note(split_by: SplitBy, seed: int) -> str:
     """Return the note on how interactions were split."""
     if split_by == "time":
         return "test and validation: each user's last tenth by time, and the tenth before it"
+    if split_by == "leave-one-out":
+        return "test and validation: each user's last interaction by time, and the one before it"
     tenths = "a tenth of a user's interactions for validation, and one more than a tenth for test"
     return f"{tenths}, at random and not by time, seed {seed}"
 
@@ -60,19 +64,19 @@ def divide(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:
 
     Of a user's n interactions, a random split takes floor(9n/10) - floor(8n/10) for validation and n - floor(9n/10) + 1
     for test; if the former is 0, one of the latter goes to validation. A split by time takes max(1, floor(n/10)) for
-    each.
+    each, and ``leave-one-out`` one.
 
     Args:
-        users: the user of each interaction, in order of time for a split by time; each user has three or more.
-        split_by: ``random``, or ``time``: the latest are for test, those before them for validation.
+        users: the user of each interaction, in order of time unless the split is random; each user has three or more.
+        split_by: ``random``, or ``time`` or ``leave-one-out``: the latest are for test, those before for validation.
         draws: the key of the random split.
 
     Source: the code of Sachdeva et al., NeurIPS 2022, whose numbers leave users with three to five interactions
         without validation.
     """
     sizes = np.bincount(users)
-    if split_by == "time":
-        valid = test = np.maximum(1, sizes // 10)
+    if split_by in BY_TIME:
+        valid = test = np.maximum(1, sizes // 10) if split_by == "time" else np.ones_like(sizes)
         rank = _ranks(users, np.arange(len(users)))
     else:
         tenth = 9 * sizes // 10 - 8 * sizes // 10
@@ -102,7 +106,8 @@ def has_training(part: Numbers, users: Numbers, name: str) -> npt.NDArray[np.boo
     """
     if not (part == TEST).any() or not (part == TRAIN).any():
         raise DataError(
-            f"the split column of {name} needs both train and test rows; without the column, rows are split"
+            f"the split of {name} needs both train and test rows, and a pair of user and item in several parts counts "
+            "in the first of train, valid and test; without a column of splits, rows are split"
         )
     keep: npt.NDArray[np.bool_] = np.bincount(users[part == TRAIN], minlength=int(users.max()) + 1)[users] > 0
     if not (part[keep] == TEST).any():

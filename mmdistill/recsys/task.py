@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mmdistill.abilities import Judging, PlainJudge, in_place_of, judging_overrides
 from mmdistill.checks import require_below_one, require_kind, require_no_features
+from mmdistill.described import described_module
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, known_name
-from mmdistill.networks.architecture import described_module, task_line
+from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.infinite_width import FullyConnectedKernel
 from mmdistill.objectives.kernel_ridge import multinomial

@@ -94,8 +94,9 @@ class JudgedRun(NamedTuple):
         return self._augmentation_in_words() | self._described_in_words() | shown
 
     def _augmentation_in_words(self) -> dict[str, str]:
-        """Return the numbers of the augmentation, as texts."""
-        return {name: str(value) for name, value in self.augmentation.items() if isinstance(value, int | float)}
+        """Return the values of the augmentation, as texts."""
+        texts = {name: " ".join(value) for name, value in self.augmentation.items() if isinstance(value, list)}
+        return texts | {n: str(value) for n, value in self.augmentation.items() if isinstance(value, int | float | str)}
 
     def _described_in_words(self) -> dict[str, str]:
         """Return the values of the run's objective and schedule that no setting repeats, as texts by their path."""

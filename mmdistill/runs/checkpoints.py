@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import torch
 
+from mmdistill.composition import SOLVE, STORAGE
+from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.names import in_words
@@ -23,6 +25,14 @@ DESCRIBED = "described"
 """The key of an identity under which the objective and the schedule are described."""
 AUGMENTATION = "augmentation"
 """The key of an identity under which the task's random augmentation is described; None there: no augmentation."""
+DIGESTS = {
+    OWN_CODE: "ran other code",
+    OWN_LAYERS: "had other layers",
+    OWN_TENSORS: "began with other tensors, which must be the same each time they are made",
+}
+"""Digests in descriptions of what users made, with what a difference says of the saved run."""
+LATER = (SOLVE, STORAGE, *DIGESTS)
+"""Entries that descriptions by earlier versions lack, where they count as equal."""
 ABSENT = "absent"
 """Stands in messages for an entry that one of two mappings lacks."""
 BEGIN_ANEW = "choose another folder, or leave resume out with overwrite=True (--overwrite)"
@@ -244,8 +254,8 @@ def require_begun_alike(
     annealed_groups = [group for group in annealed(saved["settings"]) if group in learned]
     if annealed_groups:
         reason = f"the rate of its {in_words(annealed_groups)} is annealed over its steps"
-    elif saved[DESCRIBED] != current[DESCRIBED]:
-        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], current[DESCRIBED])}"
+    elif saved[DESCRIBED] != (expected := _as_recorded(current[DESCRIBED], saved[DESCRIBED])):
+        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], expected)}"
     else:
         return
     raise CheckpointError(
@@ -269,9 +279,21 @@ def require_same(
     """
     saved = _without_memory_settings(saved)
     for key, value in _without_memory_settings(current).items():
-        if (saved_value := saved.get(key, ABSENT)) != value:
-            difference = _difference(key, saved_value, value)
+        saved_value = saved.get(key, ABSENT)
+        expected = _as_recorded(value, saved_value) if key == DESCRIBED else value
+        if saved_value != expected:
+            difference = _difference(key, saved_value, expected)
             raise CheckpointError(f"{path} belongs to another run: its {difference}; {advice}")
+
+
+def _as_recorded(current: object, saved: object) -> object:
+    """Return a description without the digests of users' code and tensors that one by an earlier version lacks."""
+    if not isinstance(current, Mapping):
+        return current
+    if not isinstance(saved, Mapping):
+        return saved if saved == current.get("class") else current
+    kept = {name: value for name, value in current.items() if name in saved or name not in LATER}
+    return {name: _as_recorded(value, saved.get(name)) for name, value in kept.items()}
 
 
 def _without_memory_settings(identity: Mapping[str, object]) -> Mapping[str, object]:
@@ -297,4 +319,7 @@ def _difference(name: str, saved: object, current: object) -> str:
         return f"training data are others, or {made} (fingerprint {saved}, not {current})"
     if name == "layers":
         return f"network has {saved}, not {current}"
+    part, _, last = name.rpartition(".")
+    if last in DIGESTS:
+        return f"{part} {DIGESTS[last]} ({saved}, not {current})"
     return f"{name} is {saved}, not {current}"

@@ -46,7 +46,7 @@ OF_STUDENTS = "(--inner-lr, or inner_lr among the settings)"
 def take_steps(
     distiller: Distiller, stepper: Stepper, run: RunState, keeper: Keeper | None, progress: StepProgress | None
 ) -> bool:
-    """Step a run to its end; on Ctrl-C, SIGTERM and SIGHUP write a checkpoint after the step and stop.
+    """Step a run to its end; on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint after the step and stop.
 
     If the program has its own handler of such a signal, it is called after the checkpoint; if it returns, the run goes
     on.

@@ -12,7 +12,9 @@ from mmdistill.errors import MmdistillError
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
 """The signal that the terminal is gone, by a closed window or a lost connection; None on Windows."""
-ENDING = (signal.SIGTERM, *([] if HANGUP is None else [signal.Signals(HANGUP)]))
+WARNING: int | None = getattr(signal, "SIGUSR1", None)
+"""The signal by which schedulers warn of the end of a job's time (SLURM's ``--signal``); None on Windows."""
+ENDING = (signal.SIGTERM, *(signal.Signals(number) for number in (HANGUP, WARNING) if number is not None))
 """The signals that end a command as Ctrl-C does."""
 
 Handler = Callable[[int, FrameType | None], object]
@@ -112,15 +114,18 @@ class Signals:
 
 @contextmanager
 def deferred_signals() -> Iterator[Signals]:
-    """Within this context Ctrl-C, SIGTERM and SIGHUP are only noted, so that steps end whole.
+    """Within this context Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 are only noted, so that steps end whole.
 
-    Signals that are ignored, or handled outside Python, stay so. Outside the main thread nothing is noted.
+    Signals that are ignored, or handled outside Python, stay so, and so does a SIGUSR1 that the program handles, which
+    need not end it. Outside the main thread nothing is noted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Signals({})
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     previous = {number: handler for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)}
+    ends = (signal.SIG_DFL, signal.default_int_handler)
+    previous = {number: handler for number, handler in previous.items() if number != WARNING or handler in ends}
     own: dict[int, Handler] = {
         number: handler
         for number, handler in previous.items()

@@ -52,7 +52,8 @@ DOMAIN = Domain(
     exports={"tensors": export_tensors, "embeds": export_embeds, "texts": export_texts},
     imports=IMPORTS,
     accepted="a TSV, CSV, JSON or Parquet file with a text and a label column, a folder with such train and test "
-    f"files, or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
+    "files, a folder with one subfolder of text files per class (perhaps under train/ and test/), or "
+    f"{HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     claims=on_hub,
     tables=SUFFIXES,
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch", "teacher"),

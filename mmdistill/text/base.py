@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mmdistill.abilities import Judging, PlainJudge
 from mmdistill.classification import classes_seen, collapse_note, scored
+from mmdistill.described import described_module
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import known_name
-from mmdistill.networks.architecture import described_module, task_line
+from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.pretrained import GivenTeacher
 from mmdistill.networks.statistics import settled_by_class

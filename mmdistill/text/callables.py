@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,18 @@ def sketch(points: Tensor) -> str:
     return hashlib.blake2b(repr(steps.tolist()).encode(), digest_size=8).hexdigest()
 
 
+def _as_tensor(output: Any) -> Tensor:
+    """Return a tensor, an array, a data frame, or a list of rows as one tensor."""
+    if isinstance(output, list | tuple):
+        tensors = bool(output) and all(isinstance(row, Tensor) for row in output)
+        return torch.stack([*output]) if tensors else torch.as_tensor(np.asarray(output))
+    return torch.as_tensor(output.to_numpy() if hasattr(output, "to_numpy") else output)
+
+
 class CallableEncoder(SentenceEncoder):
-    """A user's function from a list of n texts to an ``(n, d)`` tensor or array; it gets a pair of texts as two lines.
+    """A user's function from a list of n texts to an ``(n, d)`` tensor, array or data frame, or a list of n tensors.
+
+    It gets a pair of texts as two lines.
 
     Functions cannot be told apart before they are called, so the output is cached only if the user gives a name.
     Without one, some of the training points identify the space.
@@ -83,8 +94,8 @@ class CallableEncoder(SentenceEncoder):
                 "a projection to a few hundred dimensions (sklearn's TruncatedSVD)"
             )
         try:
-            points = recordable(torch.as_tensor(output).detach().float().cpu())
-        except (TypeError, ValueError, RuntimeError) as error:
+            points = recordable(_as_tensor(output).detach().float().cpu())
+        except (TypeError, ValueError, RuntimeError, KeyError) as error:
             raise ConfigError(
                 f"the encoder {self.name!r} returned {type(output).__name__}, which is no array of numbers: {error}"
             ) from error

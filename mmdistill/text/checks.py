@@ -1,6 +1,6 @@
 """Check texts and labels as users give them."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from numbers import Integral, Real
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.names import brief_repr
 
 MISSING = (None, pd.NA, pd.NaT)
 WHOLE = "all"
@@ -73,7 +74,7 @@ def _check_text(text: object, row: int, split: str, problems: Problems) -> str:
     if _is_missing(text):
         problems.add("has no text", row, split)
     elif not isinstance(text, str):
-        problems.add("no string", row, split, f"has no text but {text!r}")
+        problems.add("no string", row, split, f"has no text but {brief_repr(text)}")
     elif half := half_character(text):
         problems.add("half in text", row, split, f"holds {half!r} in its text, which is half of a character")
     return str(text)
@@ -81,13 +82,12 @@ def _check_text(text: object, row: int, split: str, problems: Problems) -> str:
 
 def _check_label(label: object, row: int, split: str, problems: Problems) -> str:
     """Return a label as a string; add one that is no class to the problems."""
-    if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
-        label = label.item()
+    label = _plain(label)
     if _is_missing(label):
         problems.add("has no label", row, split)
         return ""
     if not isinstance(label, Hashable) or isinstance(label, Tensor):
-        problems.add("several", row, split, f"has the label {label!r}, where one class per text is expected")
+        problems.add("several", row, split, f"has the label {brief_repr(label)}, where one class per text is expected")
         return ""
     if isinstance(label, Real) and not isinstance(label, Integral):
         value = float(label)
@@ -99,6 +99,16 @@ def _check_label(label: object, row: int, split: str, problems: Problems) -> str
     if half := half_character(written):
         problems.add("half in label", row, split, f"holds {half!r} in its label, which is half of a character")
     return written
+
+
+def are_withheld(labels: Collection[object]) -> bool:
+    """Return whether all labels of a split are missing or -1, as in published test splits."""
+    return all(_is_missing(label) or str(label) in ("-1", "-1.0") for label in map(_plain, labels))
+
+
+def _plain(label: object) -> object:
+    """Return a label without the tensor or array of no dimensions that it may come in."""
+    return label.item() if isinstance(label, Tensor | np.ndarray) and label.ndim == 0 else label
 
 
 def _is_missing(value: object) -> bool:

@@ -12,33 +12,33 @@ from torch import Tensor
 from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.classes import missing_like, untested, unvalidated, validating
+from mmdistill.files.classes import ClassNames, checked_class_names, missing_like, untested, unvalidated, validating
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
-from mmdistill.files.tables import SUFFIXES, suffix
+from mmdistill.files.tables import SUFFIXES, listed, suffix
 from mmdistill.labels import from_one
-from mmdistill.names import canonical, class_numbers, class_order, unknown_data
+from mmdistill.names import brief_repr, canonical, class_numbers, class_order, unknown_data
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
 from mmdistill.text.checks import WHOLE, checked_rows, row_name
+from mmdistill.text.folders import is_text_folder, read_text_folder
 from mmdistill.text.inputs import (
     UNNAMED,
-    Columns,
     Pair,
     Raw,
     Table,
-    columns_split,
     divide,
     frame_of,
-    from_data_sets,
     from_parts,
     is_table,
     pair_split,
+    read_splits,
+    without_withheld,
 )
 from mmdistill.text.remarks import alike_classes, leaks, missing_texts, quoted, repeats
-from mmdistill.text.tables import may_hold_texts, read_table
+from mmdistill.text.tables import Columns, may_hold_texts, read_table
 
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
@@ -139,9 +139,9 @@ def _digest(*parts: TextSplit) -> str:
     return digest.hexdigest()
 
 
-TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table]
+TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table | str | Path]
 """Data as a user may give them: a name, a path, ``(texts, labels)``, a table, or a mapping from split names to such
-pairs or tables; each text may be a pair of texts."""
+pairs, tables or files of tables; each text may be a pair of texts."""
 
 
 @isolated
@@ -150,29 +150,32 @@ def load_text(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     seed: int = 0,
 ) -> TextData:
     """Load, check and split labelled texts.
 
-    If the source has no development split, it is a stratified 10 % of the training split. If a single table or pair has
-    no test split, it is a stratified 20 %, and repeats of a text stay in one split. A folder must hold its own test
-    file. If a Hugging Face set has no test labels, its validation split serves as the test split.
+    Without a test split with labels, the validation split is tested on; without both, a stratified 20 % of the data
+    is, and repeats of a text stay in one split. Without a development split, it is a stratified 10 % of the training
+    split.
 
     Args:
-        source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
-            ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list
-            with a dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs
-            or tables by split name.
+        source: ``sst2`` or ``trec`` under the data root, a file, a folder with train and test files (and dev) or with a
+            subfolder of text files for each class (perhaps under ``train``, ``dev`` and ``test``), ``hf:NAME`` or
+            ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list with a
+            dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs, tables
+            or files of tables by split name.
         text_column: the text column, or two comma-separated columns of text pairs; guessed by default.
         label_column: the label column; guessed by default.
-        class_names: names by class index; labels are then indices into them or the names themselves.
+        class_names: names by class index, see :data:`~mmdistill.files.classes.ClassNames`; labels are then indices into
+            them or the names themselves.
         seed: seed of the splits made here.
     Raises:
         ConfigError: an unknown name or column, or names of columns or classes for data that have none or their own.
         DataError: missing or unreadable files, empty texts, missing or unknown labels, fewer than two classes.
     """
     seed = checked_seed(seed)
+    names = None if class_names is None else checked_class_names(class_names)
     columns = Columns(text_column, label_column)
     if isinstance(source, TextData):
         reason = "text data that are loaded are read, with their classes"
@@ -182,10 +185,10 @@ def load_text(
         name, raw = _read_named(source, columns)
     else:
         name, raw = "texts", _read_values(source, columns)
-    return _finish(name, raw._replace(class_names=tuple(class_names)) if class_names else raw, seed)
+    return _finish(name, raw if names is None else raw._replace(class_names=names), seed)
 
 
-def _read_values(source: Pair | Table | Mapping[str, Pair | Table], columns: Columns) -> Raw:
+def _read_values(source: Pair | Table | Mapping[str, Pair | Table | str | Path], columns: Columns) -> Raw:
     """Read in-memory data."""
     if isinstance(source, tuple):
         columns.require_none(UNNAMED)
@@ -202,27 +205,35 @@ def _read_values(source: Pair | Table | Mapping[str, Pair | Table], columns: Col
     )
 
 
+def is_known(source: str | Path) -> bool:
+    """Return whether a source is the name of a known data set, or of one on the hub."""
+    return isinstance(source, str) and (on_hub(source) or canonical(source) in SOURCES)
+
+
 def _read_named(source: str | Path, columns: Columns) -> tuple[str, Raw]:
     """Read data by name or path; return their display name and the data."""
     if isinstance(source, str) and on_hub(source):
-        return located_on_hub(source), from_data_sets(load_from_hub(source), columns, source)
+        return located_on_hub(source), from_parts(load_from_hub(source), columns, source)
     if isinstance(source, str) and canonical(source) in SOURCES:
         return source, _read_source(canonical(source), columns)
     return str(users_path(source).absolute()), _read_path(source, columns)
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a path looks like a table of texts or a folder with such a training table."""
+    """Return whether a path looks like a table of texts, or a folder with such a training table or texts by class."""
     if path.is_dir():
         files = _split_files(path)
-        return "train" in files and may_hold_texts(files["train"])
+        return may_hold_texts(files["train"]) if "train" in files else is_text_folder(path)
     return path.is_file() and may_hold_texts(path)
 
 
 def _read_path(source: str | Path, columns: Columns) -> Raw:
     path = users_path(source)
     if path.is_dir():
-        return _read_folder(path, columns, str(path))
+        if "train" in _split_files(path) or not is_text_folder(path):
+            return _read_folder(path, columns, str(path), ("train",), "a subfolder of text files for each class")
+        columns.require_none(f"{path} holds a text in each file, so there are no columns")
+        return read_text_folder(path)
     if not path.exists():
         if suffix(path) not in SUFFIXES:
             raise unknown_data("text data set", str(source), SOURCES)
@@ -250,28 +261,38 @@ def _read_source(name: str, columns: Columns) -> Raw:
         columns.require_none("the published files of TREC have no columns")
         raw = Raw(trec.read_published(folder))
     else:
-        raw = _read_folder(folder, columns, name, source.published)
+        raw = _read_folder(folder, columns, name, ("train", "test"), source.published)
     return raw._replace(class_names=source.class_names)
 
 
-def _read_folder(folder: Path, columns: Columns, name: str, published: str = "") -> Raw:
+def _read_folder(folder: Path, columns: Columns, name: str, needed: Sequence[str], instead: str) -> Raw:
+    """Read a folder with a table for each split.
+
+    Args:
+        folder: with the tables.
+        columns: those that the user named.
+        name: of the data, for messages.
+        needed: the splits that it must have.
+        instead: what else could be there, in words, for messages.
+    Raises:
+        DataError: a split is missing or cannot be read.
+    """
     files = _split_files(folder)
-    missing = [split for split in ("train", "test") if split not in files]
+    missing = [split for split in needed if split not in files]
     if missing:
         names = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
         contents = f"it holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "there is no such folder"
         raise DataError(
             f"{name}: expected {' and '.join(f'{split}.tsv' for split in missing)} (or .csv, .jsonl) in {folder}, but "
             f"{contents}; put the files there, each with a header and the columns 'label' and 'text'"
-            f"{published and f', or {published}'} (MMDISTILL_DATA sets the data root)"
+            f"{instead and f', or {instead}'} (MMDISTILL_DATA sets the data root)"
         )
-    splits = {split: columns_split(read_table(path), columns, path) for split, path in files.items()}
-    doubts = [note for split, path in files.items() for note in quoted(splits[split][0], path)]
-    return Raw(splits, notes=tuple(doubts))
+    return read_splits(files, columns)
 
 
 def _finish(name: str, raw: Raw, seed: int) -> TextData:
     """Check data, number their classes, and hold out missing splits."""
+    raw = without_withheld(raw)
     given, names = _number_classes(name, raw)
     train = given.pop(WHOLE if WHOLE in given else "train")
     doubtful = repeats(train.texts) + (leaks(train.texts, given["test"].texts) if "test" in given else [])
@@ -307,7 +328,9 @@ def _number_classes(name: str, raw: Raw) -> tuple[dict[str, TextSplit], tuple[st
     texts, labels = checked_rows(name, raw.splits)
     names = raw.class_names or class_order(labels[first])
     if len(names) < 2:
-        raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
+        raise DataError(
+            f"{name} has the single class {brief_repr(', '.join(names))}; a classification set needs at least two"
+        )
     distinct = set().union(*labels.values())
     if raw.class_names and str(len(names)) in distinct <= {str(number) for number in range(1, len(names) + 1)} - {
         *names
@@ -319,7 +342,9 @@ def _number_classes(name: str, raw: Raw) -> tuple[dict[str, TextSplit], tuple[st
     }
     missing = sorted(set(range(len(names))) - set(splits[first].labels.tolist()))
     if missing:
-        raise DataError(f"{name}: the class {names[missing[0]]!r} has no training text; remove it or add some")
+        raise DataError(
+            f"{name}: the class {brief_repr(names[missing[0]])} has no training text; remove it or add some"
+        )
     return splits, names
 
 
@@ -343,8 +368,8 @@ def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], n
     unknown = next((row for row, label in enumerate(labels, start=1) if label not in numbers), None)
     if unknown is not None:
         raise DataError(
-            f"{name}: {row_name(unknown, split)} has the label {labels[unknown - 1]!r}, which is no class of the "
-            f"training split (there are: {', '.join(names[:20])})"
+            f"{name}: {row_name(unknown, split)} has the label {brief_repr(labels[unknown - 1])}, which is no class of "
+            f"the training split (there are: {listed(names)})"
         )
     return torch.tensor([numbers[label] for label in labels])
 

@@ -29,7 +29,15 @@ class WithEncode(Protocol):
         ...
 
 
-EncoderLike = str | Path | SentenceEncoder | Callable[[list[str]], Any] | WithEncode
+class WithTransform(Protocol):
+    """A fitted model that transforms a list of n texts to ``(n, d)``, as pipelines of scikit-learn do."""
+
+    def transform(self, texts: list[str], /) -> Any:
+        """Return one point per text, in order."""
+        ...
+
+
+EncoderLike = str | Path | SentenceEncoder | Callable[[list[str]], Any] | WithEncode | WithTransform
 """An encoder as a user may give it."""
 
 
@@ -52,7 +60,7 @@ def minilm_folder() -> Path:
 
 
 def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> SentenceEncoder:
-    """Make an encoder from a name, a path, a function or a model with ``encode``.
+    """Make an encoder from a name, a path, a function or a model with ``encode`` or ``transform``.
 
     Raises:
         ConfigError: something else, or a misspelt name of one of this package's encoders.
@@ -77,7 +85,9 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
         return CallableEncoder(method, label=type(encoder).__name__)
     if callable(encoder):
         return CallableEncoder(encoder)
+    if callable(method := getattr(encoder, "transform", None)):
+        return CallableEncoder(method, label=type(encoder).__name__)
     raise ConfigError(
-        "an encoder is a name, a path, a function from texts to points or a model that has one called encode, got "
-        f"{type(encoder).__name__}"
+        "an encoder is a name, a path, a function from texts to points or a model that has one called encode or "
+        f"transform, got {type(encoder).__name__}"
     )

@@ -1,7 +1,6 @@
 """Read texts and labels as users give them: pairs of lists, tables, and data sets with columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
@@ -10,19 +9,14 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
-from mmdistill.checks import require_left_out
-from mmdistill.errors import ConfigError, DataError
-from mmdistill.files.columns import (
-    SPLIT_COLUMNS,
-    are_hidden,
-    class_names_of,
-    known_split,
-    require_one_each,
-    split_name,
-)
+from mmdistill.errors import DataError
+from mmdistill.files.columns import SPLIT_COLUMNS, class_names_of, known_split, require_one_each, split_name
+from mmdistill.files.paths import users_path
 from mmdistill.files.tables import is_rows, spelt, split_column
+from mmdistill.text.checks import WHOLE, are_withheld
 from mmdistill.text.encoder import PAIR
-from mmdistill.text.tables import LABEL_COLUMNS, column, is_unquoted, splits_of_rows, text_columns
+from mmdistill.text.remarks import quoted
+from mmdistill.text.tables import Columns, Roles, is_unquoted, read_table, roles_of, splits_of_rows
 
 
 class WithColumns(Protocol):
@@ -54,29 +48,6 @@ class Raw(NamedTuple):
     splits: Mapping[str, RawSplit]
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The column names of a table; None is guessed.
-
-    Args:
-        text: the text column, or two comma-separated columns of text pairs.
-        label: the label column.
-    """
-
-    text: str | None = None
-    label: str | None = None
-
-    def require_none(self, reason: str) -> None:
-        """Refuse column names for data whose columns are not read by name.
-
-        Args:
-            reason: why not, for the message.
-        Raises:
-            ConfigError: a name is given; the message lists the arguments.
-        """
-        require_left_out(reason, text_column=self.text, label_column=self.label)
 
 
 if TYPE_CHECKING:
@@ -131,6 +102,12 @@ def pair_split(name: str, pair: Pair) -> RawSplit:
     texts, labels = pair
     if isinstance(texts, str):
         raise DataError(f"{name}: expected a list of texts, got one text")
+    if isinstance(texts, Tensor) or (isinstance(texts, np.ndarray) and texts.dtype.kind in "fiu"):
+        raise DataError(
+            f"{name}: expected a list of texts, got numbers of shape {tuple(texts.shape)}; give points of your own "
+            "beside their texts: points = dict(zip(texts, embeddings)), and then text_task((texts, labels), "
+            "encoder=lambda texts: [points[text] for text in texts])"
+        )
     for what, part in (("texts", texts), ("labels", labels)):
         if not isinstance(part, Iterable) or not hasattr(part, "__len__"):
             raise DataError(f"{name}: expected a list of {what}, got {type(part).__name__}")
@@ -149,27 +126,20 @@ def _as_list(values: Column | Tensor) -> list[Any]:
     return list(values.tolist() if isinstance(values, Tensor | np.ndarray | pd.Series) else values)
 
 
-def columns_split(table: pd.DataFrame, requested: Columns, source: object) -> RawSplit:
-    """Return the texts and labels of a table.
+def _columns_split(table: pd.DataFrame, roles: Roles, source: object) -> RawSplit:
+    """Return the texts and labels of a table; where there is no label column, all labels are missing.
 
     Raises:
-        ConfigError: a requested column does not exist, or one column is both text and label.
-        DataError: no column looks like texts or labels, or a text of a tab-separated file seems to span two lines.
+        DataError: several columns of one name, or a text of a tab-separated file seems to span two lines.
     """
-    columns = list(table.columns)
-    texts = text_columns(columns, requested.text, source)
-    label = column(columns, requested.label, LABEL_COLUMNS, "label", source)
-    if label in texts:
-        raise ConfigError(
-            f"the column {label!r} of {source} would be text and label at once; name another with text_column "
-            "(--text-column) or label_column (--label-column)"
-        )
-    if repeated := [name for name in (*texts, label) if columns.count(name) > 1]:
+    columns: list[Any] = list(table.columns)
+    if repeated := [name for name in (*roles.texts, roles.label) if columns.count(name) > 1]:
         raise DataError(
             f"{source} has {columns.count(repeated[0])} columns {repeated[0]!r}; keep or rename one of them"
         )
-    split = join_pairs([table[name].tolist() for name in texts]), table[label].tolist()
-    if isinstance(source, Path) and is_unquoted(source):
+    labels = [None] * len(table) if roles.label is None else table[roles.label].tolist()
+    split = join_pairs([table[name].tolist() for name in roles.texts]), labels
+    if roles.label is not None and isinstance(source, Path) and is_unquoted(source):
         _require_one_line_texts(split, source)
     return split
 
@@ -206,17 +176,22 @@ def divide(table: pd.DataFrame, requested: Columns, source: object) -> Raw:
     """Divide a table by its split column; without one, all rows are the split ``all``."""
     splits, notes = splits_of_rows(table, source)
     parts = {split: table[[row_split == split for row_split in splits]] for split in dict.fromkeys(splits)}
-    return Raw({split: columns_split(part, requested, source) for split, part in parts.items()}, notes=notes)
+    raw = read_splits(parts, requested, source)
+    return raw._replace(notes=(*notes, *raw.notes))
 
 
-def frame_of(source: Table, requested: Columns, name: str) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
-    """Return a table as a data frame, and its class names if it has any.
+def frame_of(
+    source: Table | Path, requested: Columns, name: object, like: Roles | None = None
+) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
+    """Return a table, or a file of one, as a data frame, and its class names if it has any.
 
-    Only the text, label and split columns of a Hugging Face data set are read.
+    Only the text, label and split columns of a Hugging Face data set are read; its other columns are empty.
 
     Raises:
-        DataError: columns of different lengths.
+        DataError: columns of different lengths, or an unreadable file.
     """
+    if isinstance(source, Path):
+        return read_table(source), None
     if isinstance(source, pd.DataFrame):
         return source, None
     if isinstance(source, list):
@@ -224,11 +199,10 @@ def frame_of(source: Table, requested: Columns, name: str) -> tuple[pd.DataFrame
     if isinstance(source, Mapping):
         return _frame_of_columns(source, name), None
     columns = [str(column_name) for column_name in source.column_names]
-    label = column(columns, requested.label, LABEL_COLUMNS, "label", name)
-    texts = text_columns(columns, requested.text, name)
-    to_read = dict.fromkeys((*texts, label, *_split_columns(columns)))
-    frame = pd.DataFrame({key: pd.Series(list(source[key]), dtype=object) for key in to_read})
-    return frame, class_names_of(source, label)
+    texts, label, _ = roles_of(columns, requested, name, like)
+    to_read = {*texts, label, *_split_columns(columns)}
+    read = {key: pd.Series(list(source[key]) if key in to_read else None, dtype=object) for key in columns}
+    return pd.DataFrame(read), None if label is None else class_names_of(source, label)
 
 
 def _split_columns(columns: Iterable[str]) -> list[str]:
@@ -242,7 +216,7 @@ def names_splits(table: Table) -> bool:
     return split_column(frame_of(table, Columns(), "the table")[0], ())[0] is not None
 
 
-def _frame_of_columns(columns: Mapping[str, Column | Tensor], name: str) -> pd.DataFrame:
+def _frame_of_columns(columns: Mapping[str, Column | Tensor], name: object) -> pd.DataFrame:
     """Return a dictionary of columns as a data frame.
 
     Raises:
@@ -255,49 +229,69 @@ def _frame_of_columns(columns: Mapping[str, Column | Tensor], name: str) -> pd.D
     return pd.DataFrame({str(key): pd.Series(_as_list(values), dtype=object) for key, values in columns.items()})
 
 
-def from_parts(parts: Mapping[Any, Any], requested: Columns) -> Raw:
-    """Return the splits of a mapping from split names to pairs or tables.
+def from_parts(parts: Mapping[Any, Any], requested: Columns, source: object = None) -> Raw:
+    """Return the splits of a mapping from split names to pairs, tables or files of tables.
 
+    Splits of Hugging Face data sets with other names are left out.
+
+    Args:
+        parts: the mapping.
+        requested: the columns that the user named.
+        source: the origin of all splits, for messages; by default each file, or the split's name.
     Raises:
         ConfigError: column names though no split is a table, or an unknown split name.
         DataError: two names for one split, or an unusable split.
     """
-    if parts and all(_has_columns(part) for part in parts.values()):
-        return from_data_sets(parts, requested, "the data set")
-    splits: dict[str, RawSplit] = {}
-    names: tuple[str, ...] | None = None
     require_one_each(parts)
-    if not any(is_table(part) for part in parts.values()):
+    if parts and all(_has_columns(part) for part in parts.values()):
+        known = {split: part for key, part in parts.items() if (split := known_split(key))}
+        return read_splits(known, requested, source)
+    parts = {split_name(key): users_path(part) if isinstance(part, str) else part for key, part in parts.items()}
+    if not any(is_table(part) or isinstance(part, Path) for part in parts.values()):
         requested.require_none(UNNAMED)
-    for key, part in parts.items():
-        split = split_name(key)
-        if is_table(part):
-            frame, frame_names = frame_of(part, requested, str(key))
-            splits[split], names = columns_split(frame, requested, str(key)), frame_names or names
-        else:
-            splits[split] = pair_split(str(key), part)
-    return Raw(splits, names)
+    return read_splits(parts, requested)
 
 
-def from_data_sets(loaded: Mapping[Any, WithColumns], requested: Columns, name: str) -> Raw:
-    """Return the splits of Hugging Face data sets by name.
+def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = None) -> Raw:
+    """Return the texts and labels of splits.
 
-    Splits with other names are left out, and so are those with hidden labels (-1, as in GLUE). Without a test split,
-    the validation split is tested on.
+    Columns that the user does not name are those of the training split, where a split has them.
+
+    Args:
+        parts: by split, a pair, a table or a file of one.
+        requested: the columns that the user named.
+        source: the origin of all of them, for messages; by default each file, or the split's name.
+    Raises:
+        ConfigError: a requested column does not exist, or one column is both text and label.
+        DataError: a split that cannot be read.
     """
     splits: dict[str, RawSplit] = {}
-    names: tuple[str, ...] | None = None
-    require_one_each(loaded)
-    for key, part in loaded.items():
-        split = known_split(key)
-        if split is None:
+    names, notes, like = None, list[str](), None
+    for split in sorted(parts, key=lambda split: split not in (WHOLE, "train")):
+        part, origin = parts[split], source or split
+        if not (is_table(part) or isinstance(part, Path)):
+            splits[split] = pair_split(split, part)
             continue
-        frame, frame_names = frame_of(part, requested, name)
-        names = frame_names or names
-        texts, labels = columns_split(frame, requested, name)
-        if not are_hidden(labels):
-            splits[split] = texts, labels
-    notes: tuple[str, ...] = ()
+        origin = part if isinstance(part, Path) else origin
+        frame, own_names = frame_of(part, requested, origin, like)
+        roles = roles_of(list(frame.columns), requested, origin, like)
+        splits[split], names, like = _columns_split(frame, roles, origin), names or own_names, like or roles
+        notes += roles.notes
+        if isinstance(part, Path):
+            notes += quoted(splits[split][0], part)
+    return Raw({split: splits[split] for split in parts}, names, tuple(notes))
+
+
+def without_withheld(raw: Raw) -> Raw:
+    """Leave out splits whose labels are withheld; if no test split is left, the validation split is tested on."""
+    splits = dict(raw.splits)
+    hidden = [
+        split for split in ("dev", "test") if split in splits and splits[split][1] and are_withheld(splits[split][1])
+    ]
+    notes = [f"the {split} split has no labels and is left out" for split in hidden]
+    for split in hidden:
+        del splits[split]
     if "test" not in splits and "dev" in splits:
-        splits["test"], notes = splits.pop("dev"), ("test: the published validation split",)
-    return Raw(splits, names, notes)
+        splits["test"] = splits.pop("dev")
+        notes.append("test: the validation split, as there is no test split with labels")
+    return raw._replace(splits=splits, notes=(*raw.notes, *notes))

@@ -2,20 +2,23 @@
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmdistill.classification import scored
 from mmdistill.errors import ConfigError
+from mmdistill.files.paths import users_path
 from mmdistill.task import Batch, Scores
-from mmdistill.text.data import TextData, TextInput
+from mmdistill.text.data import TextData, TextInput, is_known
 from mmdistill.text.embeddings import encode
 from mmdistill.text.encoder import SentenceEncoder
 from mmdistill.text.encoders import make_encoder
 from mmdistill.text.inputs import Pair, Table, is_table, names_splits
 from mmdistill.text.judges import logistic_predictions
+from mmdistill.text.tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -27,26 +30,30 @@ READERS = {ALONE: "tfidf", "read-tfidf": "tfidf", "read-average": "average", "re
 """Judges that see a set only through its texts, and the encoder that each reads with."""
 
 
-def with_test(data: TextInput, test: Pair | Table | None) -> TextInput:
+def with_test(data: TextInput, test: Pair | Table | str | Path | None) -> TextInput:
     """Return data with a separate test split; unchanged if ``test`` is None.
 
     Raises:
-        ConfigError: data other than ``(texts, labels)`` or a table, or a table with a split column: these bring their
-            own test split.
+        ConfigError: data other than ``(texts, labels)``, a table or a file of one, or a table with a split column:
+            these bring their own test split.
+        DataError: an unreadable file.
     """
     if test is None:
         return data
-    if not isinstance(data, tuple) and not is_table(data):
+    is_file = isinstance(data, str | Path) and not is_known(data) and users_path(data).is_file()
+    if not isinstance(data, tuple) and not is_table(data) and not is_file:
         raise ConfigError(
-            "test data go with (texts, labels) or a table; other sources bring their own, as a dictionary of splits "
-            'does: {"train": (texts, labels), "dev": ..., "test": ...}'
+            "test data go with (texts, labels), a table or a file of one; other sources bring their own, as a "
+            'dictionary of splits does: {"train": (texts, labels), "dev": ..., "test": ...}'
         )
-    if is_table(data) and names_splits(data):
+    table = read_table(users_path(data)) if isinstance(data, str | Path) else data
+    if is_table(table) and names_splits(table):
         raise ConfigError(
             "a column of the table names its splits; leave test out, or take the column away and give test the rows "
             "that test"
         )
-    return {"train": data, "test": test}
+    parts: dict[str, Any] = {"train": data, "test": test}
+    return parts
 
 
 class Encoded(NamedTuple):

@@ -1,15 +1,19 @@
 """Tables of labelled texts: find the text, label and split columns."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
+from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files import tables
-from mmdistill.files.columns import SPLIT_NAMES
-from mmdistill.files.tables import SUFFIXES, UNDELIMITED, suffix
+from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF
+from mmdistill.files.tables import SUFFIXES, UNDELIMITED, spelt, suffix
+from mmdistill.names import first_few
 
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
 PAIR_COLUMNS = (
@@ -20,7 +24,48 @@ PAIR_COLUMNS = (
     ("text1", "text2"),
     ("text_a", "text_b"),
 )
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "coarse_label", "y")
+LABEL_COLUMNS = ("label", "labels", "class", "target", "sentiment", "intent", "coarse_label", "y", "category", "topic")
+"""Names of label columns, those first that hardly mean anything else."""
+ROW_COLUMNS = ("", "id", "idx", "index", "unnamed: 0")
+"""Names of columns that number the rows, in lower case; no note says that they are not read."""
+KNOWN_COLUMNS = (*TEXT_COLUMNS, *LABEL_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The column names of a table that the user gave; None is guessed.
+
+    Args:
+        text: the text column, or two comma-separated columns of text pairs.
+        label: the label column.
+    """
+
+    text: str | None = None
+    label: str | None = None
+
+    def require_none(self, reason: str) -> None:
+        """Refuse column names for data whose columns are not read by name.
+
+        Args:
+            reason: why not, for the message.
+        Raises:
+            ConfigError: a name is given; the message lists the arguments.
+        """
+        require_left_out(reason, text_column=self.text, label_column=self.label)
+
+
+class Roles(NamedTuple):
+    """The columns of a table that are read.
+
+    Args:
+        texts: the text column, or the two columns of text pairs.
+        label: the label column; None where a split to test on has none.
+        notes: a note on the other columns, if a column was guessed.
+    """
+
+    texts: tuple[str, ...]
+    label: str | None
+    notes: tuple[str, ...] = ()
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -56,12 +101,12 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     place = tables.guessed(columns, guesses) if given is None else tables.named(columns, given, source)
     if place is not None:
         return columns[place]
-    names = [str(name) for name in columns]
+    unknown = [name for name in map(str, columns) if name.strip().lower() not in (*KNOWN_COLUMNS, *SPLIT_OF)]
     # Column names are no typing errors, so they must be close to a guess: "time" must not match "sentiment".
-    near = [name for name in names if get_close_matches(name.strip().lower(), guesses, n=1, cutoff=0.7)]
+    near = [name for name in unknown if get_close_matches(name.strip().lower(), guesses, n=1, cutoff=0.7)]
     hint = f" (is it {near[0]!r}?)" if near else ""
     raise DataError(
-        f"{source} has no column that looks like the {role}{hint}; there are: {', '.join(map(repr, names))}. Name it "
+        f"{source} has no column that looks like the {role}{hint}; there are: {tables.listed(columns)}. Name it "
         f"with {role}_column (--{role}-column); or, if these are interactions, name their columns with --user-column "
         "and --item-column (in Python recsys_task(data, user_column=..., item_column=...)). The first line must be a "
         "header"
@@ -92,6 +137,60 @@ def text_columns(columns: Sequence[str], given: str | None, source: object) -> t
     return (column(columns, given, TEXT_COLUMNS, "text", source),)
 
 
+def roles_of(columns: Sequence[str], requested: Columns, source: object, like: Roles | None = None) -> Roles:
+    """Return the columns to read.
+
+    Args:
+        columns: the names of all columns.
+        requested: those that the user named.
+        source: the table's origin, for messages.
+        like: the columns of the training split, if the table is another one; it may then lack labels.
+    Raises:
+        ConfigError: a requested column does not exist, or one column is both text and label.
+        DataError: no column looks like texts or labels.
+    """
+    texts, label = (like.texts, like.label) if like is not None else ((), None)
+    if not texts or requested.text is not None or not {*texts} <= {*columns}:
+        texts = text_columns(columns, requested.text, source)
+    if label is None or requested.label is not None or label not in columns:
+        try:
+            label = column(columns, requested.label, LABEL_COLUMNS, "label", source)
+        except (ConfigError, DataError):
+            if like is None:
+                raise
+            label = None
+    if label in texts:
+        raise ConfigError(
+            f"the column {label!r} of {source} would be text and label at once; name another with text_column "
+            "(--text-column) or label_column (--label-column)"
+        )
+    is_guessed = requested.text is None or requested.label is None
+    if not is_guessed or label is None or (like is not None and (texts, label) == (like.texts, like.label)):
+        return Roles(texts, label)
+    return Roles(texts, label, _guess_note(columns, texts, label, "" if like is None else f"{source}: "))
+
+
+def _guess_note(columns: Sequence[str], texts: tuple[str, ...], label: str, whose: str) -> tuple[str, ...]:
+    """Return a note on what is read where columns are left over, so that no guess is silent.
+
+    Args:
+        columns: the names of all columns.
+        texts: the text columns.
+        label: the label column.
+        whose: the start of the note for a split whose columns are not those of the training split, which is always
+            noted; else empty.
+    """
+    silent = (*SPLIT_COLUMNS, *ROW_COLUMNS)
+    unread = [name for name in columns if name not in (*texts, label) and spelt(name).lower() not in silent]
+    if not unread and not whose:
+        return ()
+    left = f"; not read: {first_few([repr(name) for name in unread], tables.SHOWN)}" if unread else ""
+    return (
+        f"{whose}texts from {' and '.join(map(repr, texts))}, classes from {label!r}{left}; text_column "
+        "(--text-column) and label_column (--label-column) name others",
+    )
+
+
 def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tuple[str, ...]]:
     """Return the split of each row (``all`` without a split column), and notes.
 
@@ -119,6 +218,5 @@ def may_hold_texts(path: Path) -> bool:
     except DataError:
         return True  # damaged: let the loader report what is wrong
     is_numeric = all(name.replace(".", "", 1).isdigit() for name in columns)  # no header
-    likely_names = (*TEXT_COLUMNS, *LABEL_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair))
-    is_prose = suffix(path) == ".txt" and tables.guessed(columns, likely_names) is None
+    is_prose = suffix(path) == ".txt" and tables.guessed(columns, KNOWN_COLUMNS) is None
     return not (tables.of_interactions(columns) or is_numeric or is_prose)

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -14,6 +15,7 @@ from mmdistill.abilities import in_place_of, judging_overrides
 from mmdistill.checks import require_at_least, require_kind, require_sizes
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import ClassNames
 from mmdistill.labels import are_probabilities, require_targets
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
@@ -262,11 +264,11 @@ def text_task(
     model: ModelLike = "mlp",
     width: int | None = None,
     features: str | Sequence[str] = (),
-    test: Pair | Table | None = None,
+    test: Pair | Table | str | Path | None = None,
     noise: float = 0.0,
     text_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     name: str | None = None,
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
@@ -282,18 +284,18 @@ def text_task(
             dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs or
             tables by split name, ``{"train": ..., "dev": ..., "test": ...}``.
         encoder: ``minilm``, ``tfidf``, ``average``, a transformers model's name or folder, or a function from a list
-            of n texts to an ``(n, d)`` tensor, or a model with such a method called ``encode``. A function is
-            identified by its name and some training points. ``CallableEncoder(function, name)`` identifies it by your
-            name instead, and then its points are cached.
+            of n texts to an ``(n, d)`` tensor, or a model with such a method called ``encode`` or ``transform``. A
+            function is identified by its name and some training points. ``CallableEncoder(function, name)`` identifies
+            it by your name instead, and then its points are cached.
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
         features: for your own network, the submodules whose activations are its features.
-        test: a pair or a table to test on, with ``data`` a pair ``(texts, labels)`` or a table; a fifth is held out by
-            default.
+        test: a pair, a table or a file of one to test on, with ``data`` a pair ``(texts, labels)``, a table or a file
+            of one; a fifth is held out by default. Files with test data are data in memory, which ``name`` may name.
         noise: the strength of the noise that siamese augmentation adds; 0 is none.
         text_column: the text column; guessed by default.
         label_column: the label column; guessed by default.
-        class_names: names by class index.
+        class_names: names by class index: a list, an array, or a mapping as transformers' ``id2label``.
         name: name of in-memory data in reports and run comparisons.
         device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
         judge_epochs: epochs of trained judges; None keeps the protocol's number.
@@ -317,7 +319,7 @@ def text_task(
     device = choose_device(device)
     source = with_test(data, test)
     loaded = load_text(source, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
-    loaded = called(loaded, name, data, SOURCES)
+    loaded = called(loaded, name, source, SOURCES)
     sentence_encoder = make_encoder(encoder, device)
     encoded = encode_splits(sentence_encoder, loaded)
     loaded = replace(loaded, notes=(*loaded.notes, *sentence_encoder.notes))

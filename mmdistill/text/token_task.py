@@ -12,6 +12,7 @@ from mmdistill.abilities import in_place_of, judging_overrides
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.isolation import isolated
+from mmdistill.files.classes import ClassNames
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import called
 from mmdistill.networks.architecture import OWN
@@ -291,10 +292,10 @@ def token_task(
     length: int | None = None,
     width: int | None = None,
     features: str | Sequence[str] = (),
-    test: Pair | Table | None = None,
+    test: Pair | Table | str | Path | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     name: str | None = None,
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
@@ -315,11 +316,11 @@ def token_task(
         length: tokens kept of each text, special ones included; by default as many as 95 % of the training texts have.
         width: filters of each window or units of each direction; 64 by default.
         features: for your own network, the submodules whose activations are its features.
-        test: a pair or a table to test on, with ``data`` a pair ``(texts, labels)`` or a table; a fifth is held out by
-            default.
+        test: a pair, a table or a file of one to test on, with ``data`` a pair ``(texts, labels)``, a table or a file
+            of one; a fifth is held out by default. Files with test data are data in memory, which ``name`` may name.
         text_column: the text column; guessed by default.
         label_column: the label column; guessed by default.
-        class_names: names by class index.
+        class_names: names by class index: a list, an array, or a mapping as transformers' ``id2label``.
         name: name of in-memory data in reports and run comparisons.
         device: where everything runs; ``auto`` is a CUDA device if there is one, else the CPU.
         judge_epochs: epochs of trained judges, for sets without learned steps; None keeps the protocol's number.
@@ -341,7 +342,7 @@ def token_task(
     device = choose_device(device)
     source = with_test(data, test)
     loaded = load_text(source, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
-    loaded = called(loaded, name, data, SOURCES)
+    loaded = called(loaded, name, source, SOURCES)
     token_encoder = make_encoder(encoder, device)
     if not isinstance(token_encoder, TransformerEncoder):
         raise ConfigError(

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch_geometric.data import Data
 
-from mmdistill.files.classes import missing_like, untested, unvalidated, validating
+from mmdistill.errors import ConfigError
+from mmdistill.files.classes import checked_class_names, missing_like, untested, unvalidated, validating
 from mmdistill.graph.data import graph_from_fields
 from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.image import image_task
@@ -16,6 +19,46 @@ from tests.graph.toy import planted_fields, planted_graph
 
 UNTESTED = "no test {} is of class {}, so scores say nothing of it"
 UNVALIDATED = "no validation {} is of class {}, so what validation chooses takes no account of it"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["b", "a", "c"],
+        ("b", "a", "c"),
+        np.array(["b", "a", "c"]),
+        np.array(["b", "a", "c"], dtype=object),
+        pd.Index(["b", "a", "c"]),
+        pd.Series(["b", "a", "c"]),
+        {2: "c", 0: "b", 1: "a"},
+        {"2": "c", "0": "b", "1": "a"},
+        {"a": 1, "b": 0, "c": 2},
+        {"a": np.int64(1), "b": np.int64(0), "c": np.int64(2)},
+    ],
+)
+def test_class_names_in_the_forms_that_tools_give(given: Any) -> None:
+    assert checked_class_names(given) == ("b", "a", "c")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("abc", 3, [], {}, ["a", "a"], [5, 6], np.arange(2), torch.arange(2), {"a", "b"}, {1: "a", 2: "b"}),
+        *({0: "a", 2: "b"}, {0: 5, 1: 6}, {"a": 0, "b": 0}, {"a": "b", "b": "a"}, {"a": 1.0, "b": 0.0}, [["a"], ["b"]]),
+        *({0: "a", "0": "b"}, [None, "a"], np.array([["a", "b"]]), {0: "a", 1: "a"}),
+    ],
+)
+def test_other_class_names_are_refused_by_images_and_texts_alike(given: Any) -> None:
+    for load_data in (
+        lambda: load_text(([f"text {row}" for row in range(20)], [0, 1] * 10), class_names=given),
+        lambda: image_task((torch.rand(8, 1, 4, 4), torch.arange(8) % 2), class_names=given),
+    ):
+        with pytest.raises(ConfigError, match="class_names "):
+            load_data()
+
+
+def test_twelve_class_names_by_number_keep_their_order() -> None:
+    assert checked_class_names({str(row): f"n{row}" for row in range(12)}) == tuple(f"n{row}" for row in range(12))
 
 
 def test_absent_classes_are_named_once_each() -> None:

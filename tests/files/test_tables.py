@@ -52,6 +52,53 @@ def test_typed_quoted_and_late_headers(kind: str, ending: str, tmp_path: Path) -
         assert domain_of(str(path)).name == kind
 
 
+def columns_of(table: pd.DataFrame) -> dict[str, list[object]]:
+    return {str(name): table[name].tolist() for name in table}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("form", ["columns", "pandas", "padded"])
+def test_one_object_of_columns_is_a_table(kind: str, indent: int | None, form: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    columns = columns_of(NAMES[kind]) | ({"note": ["long " * 2000] * 20} if form == "padded" else {})
+    content = json.loads(NAMES[kind].to_json()) if form == "pandas" else columns
+    path.write_text(json.dumps(content, indent=indent))
+    assert fingerprint(kind, path) == fingerprint(kind, NAMES[kind])
+    assert domain_of(str(path)).name == kind
+    assert header(path) == [*columns]
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_one_object_of_splits_is_a_table_with_splits(kind: str, by_columns: bool, tmp_path: Path) -> None:
+    divided = NAMES[kind].assign(split=(["train"] * 3 + ["val", "test"]) * 4)
+    parts = {name: divided[divided["split"] == name].drop(columns="split") for name in ("train", "val", "test")}
+    path = tmp_path / "a.json"
+    content = {name: columns_of(part) if by_columns else part.to_dict("records") for name, part in parts.items()}
+    path.write_text(json.dumps(content | {"testing": []}))
+    assert fingerprint(kind, path) == fingerprint(kind, divided)
+    assert domain_of(str(path)).name == kind
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"text": ["a", "b"], "label": ["x"]},
+        {"text": {"0": "a", "1": "b"}, "label": ["x", "y"]},
+        {"train": [["a", "x"], ["b", "y"]], "test": [["c", "x"]]},
+        {"train": {"text": "so", "label": "x"}, "test": {"text": ["c"], "label": ["x"]}},
+        {"text": ["so " * 500] * 4, "label": ["x"]},
+        {str(row): {"text": "so " * 500, "label": row % 2} for row in range(200)},
+    ],
+)
+def test_an_object_that_is_no_table_is_told_in_short(content: object, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"an object of columns holds arrays|no array of objects|looks like") as found:
+        load_text(tmp_path / "a.json")
+    assert len(str(found.value)) < 800
+
+
 def test_a_separator_in_quotation_marks_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('"a;b;c\nand more",text,label\n1,one,x\n2,"so; say",y\n')

@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import OneHotDegree
+from torch_geometric.utils import dense_to_sparse, from_networkx
 
 from mmdistill.cli import main
 from mmdistill.distilled import DistilledSet
@@ -99,8 +101,76 @@ def test_missing_validation_nodes_are_stated() -> None:
 
 def test_attributes_of_edges_that_are_not_read_are_stated() -> None:
     edges = planted_fields()["edge_index"].shape[1]
-    [note] = load_graph(as_data(edge_attr=torch.rand(edges))).notes
-    assert note == "edge_attr is not read (weights of edges are read from edge_weight)"
+    told = "edge_attr is not read (weights of edges are read from edge_weight)"
+    attributes: list[torch.Tensor] = [torch.rand(edges, 3), torch.rand(edges) - 0.5, torch.arange(edges) % 4]
+    for attribute in (*attributes, torch.full((edges,), torch.nan), torch.rand(edges - 1)):
+        graph = load_graph(as_data(edge_attr=attribute))
+        assert graph.notes == (told,)
+        assert graph.edge_weight.unique().tolist() == [1]
+    both = load_graph(as_data(edge_attr=torch.rand(edges), edge_weight=torch.full((edges,), 2.0)))
+    assert (both.notes, both.edge_weight.unique().tolist()) == ((told,), [2])
+    assert load_graph(as_data(weight=torch.rand(120))).notes == (told.replace("edge_attr", "weight"),)
+
+
+@pytest.mark.parametrize("key", ["weight", "edge_attr"])
+def test_weights_of_edges_are_read_from_their_usual_names(key: str) -> None:
+    ends = planted_fields()["edge_index"]
+    weight = (ends.sum(0) % 5 + 1) / 4
+    expected = load_graph(as_data(edge_weight=weight))
+    for given in (weight, weight[:, None].double(), weight.numpy()):
+        graph = load_graph({**planted_fields(), key: given})
+        assert graph.fingerprint == expected.fingerprint
+        assert graph.notes == (f"weights of edges are read from {key}",)
+
+
+def test_weights_that_tools_leave_are_read() -> None:
+    fields = planted_fields()
+    nodes = nx.Graph()
+    nodes.add_nodes_from((node, {"x": fields["x"][node].tolist()}) for node in range(120))
+    nodes.add_edges_from((*ends, {"weight": 3}) for ends in fields["edge_index"].T.tolist())
+    data = from_networkx(nodes)
+    for key in ("y", "train_mask", "val_mask", "test_mask"):
+        data[key] = fields[key]
+    assert load_graph(data).edge_weight.unique().tolist() == [3]
+    ends, weight = dense_to_sparse(torch.full((120, 120), 0.5))
+    assert load_graph(as_data(edge_index=ends, edge_attr=weight)).edge_weight.unique().tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_idx", "val_idx", "test_idx"),
+        ("train_idx", "valid_idx", "test_idx"),
+        ("idx_train", "idx_val", "idx_test"),
+        ("train_mask", "valid_mask", "test_mask"),
+    ],
+)
+def test_splits_are_read_from_their_usual_names(names: tuple[str, ...]) -> None:
+    fields, given = planted_fields(), planted_fields()
+    for mask, key in zip(("train_mask", "val_mask", "test_mask"), names, strict=True):
+        del given[mask]
+        given[key] = fields[mask] if key.endswith("mask") else fields[mask].nonzero()[:, 0].flip(0).int()
+    graph = load_graph(given)
+    assert graph.fingerprint == load_graph(fields).fingerprint
+    assert graph.test_fingerprint == load_graph(fields).test_fingerprint
+    changed = [key for key in names if key not in fields]
+    masks = [mask for mask in ("train_mask", "val_mask", "test_mask") if mask not in names]
+    assert graph.notes == tuple(f"{mask} is read from {key}" for mask, key in zip(masks, changed, strict=True))
+    assert load_graph(fields | {key: given[key] for key in changed}).notes == ()
+    arrays = {key: value.numpy() for key, value in given.items()}
+    assert load_graph(arrays).fingerprint == graph.fingerprint
+
+
+def test_one_hot_labels_are_classes() -> None:
+    fields = planted_fields()
+    for kind in (torch.float32, torch.int64, torch.bool):
+        graph = planted_graph(y=torch.nn.functional.one_hot(fields["y"]).to(kind))
+        assert graph.fingerprint == planted_graph().fingerprint
+        assert graph.notes == ("labels y are one-hot: classes are its 3 columns",)
+    two = torch.nn.functional.one_hot(fields["y"])
+    two[3, :2] = 1
+    with pytest.raises(DataError, match="multi-label graphs cannot be condensed"):
+        planted_graph(y=two)
 
 
 def test_several_splits_are_columns() -> None:
@@ -161,6 +231,14 @@ def labels(**at: int) -> torch.Tensor:
         ({"edge_index": planted_fields()["edge_index"] + 0j}, "integer \\(2, edges\\)"),
         ({"train_mask": torch.arange(120)}, r"must be boolean .*index_fill_\(0, ids, True\) makes one of node numbers"),
         ({"test_mask": torch.arange(120) % 2}, r"must be boolean .*test_mask\.bool\(\) makes one of zeros and ones"),
+        (
+            {"train_mask": None, "train_idx": torch.tensor([0, 120])},
+            "train_idx must hold different node numbers from 0 to",
+        ),
+        ({"train_mask": None, "train_idx": torch.tensor([-1, 3])}, r"or give a boolean train_mask \(120,\)"),
+        ({"train_mask": None, "train_idx": torch.tensor([1, 1])}, "must hold different node numbers"),
+        ({"train_mask": None, "train_idx": torch.tensor([0.0])}, r"got torch.float32 \(1,\)"),
+        ({"train_mask": None, "train_idx": torch.tensor([[0]])}, r"got torch.int64 \(1, 1\)"),
         ({"test_mask": torch.ones(120, dtype=torch.bool)}, "both the training and the test mask"),
     ],
 )

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mmdistill import evaluate, graph_set_task, graph_task, import_set
@@ -94,6 +96,46 @@ def test_arrays_of_numpy_in_files_of_torch(task: GraphTask, tmp_path: Path) -> N
         torch.save(value.numpy(), tmp_path / f"{name}_cora.pt")
     for source in (tmp_path / "graph.pt", sorted(tmp_path.glob("*cora.pt"))):
         torch.testing.assert_close(inputs(import_set(task, source).batch)["adjacency"], weights)
+
+
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "coo_matrix", "bsr_matrix", "dia_array"])
+def test_sparse_matrices_of_scipy(task: GraphTask, kind: str, tmp_path: Path) -> None:
+    x, y, weights = condensed()
+    matrix = getattr(sparse, kind)(weights.numpy())
+    given = import_set(task, {"adj": matrix, "feat": sparse.csr_matrix(x.numpy()), "label": y})
+    torch.testing.assert_close(inputs(given.batch)["adjacency"], weights)
+    torch.testing.assert_close(inputs(given.batch)["x"], x)
+    sparse.save_npz(tmp_path / "adj.npz", matrix)
+    np.save(tmp_path / "feat.npy", x.numpy())
+    np.save(tmp_path / "label.npy", y.numpy())
+    read = import_set(task, sorted(tmp_path.iterdir()))
+    torch.testing.assert_close(inputs(read.batch)["adjacency"], weights)
+    torch.testing.assert_close(inputs(import_set(task, tmp_path).batch)["adjacency"], weights)
+
+
+def test_damaged_matrices_of_scipy_are_refused(task: GraphTask, tmp_path: Path) -> None:
+    x, y, weights = condensed()
+    whole = sparse.csr_matrix(weights.numpy())
+    parts = {"format": b"csr", "shape": whole.shape, "data": whole.data, "indptr": whole.indptr}
+    beyond = np.where(np.arange(len(whole.indices)) == 3, 10**6, whole.indices)
+    for indices in ({"indices": beyond}, {}):
+        np.savez(tmp_path / "adj.npz", **parts, **indices)  # type: ignore[arg-type]
+        torch.save({"x": x, "y": y}, tmp_path / "nodes.pt")
+        with pytest.raises(DataError, match=r"adj\.npz cannot be read: it is damaged, or no sparse matrix of scipy's"):
+            import_set(task, [tmp_path / "adj.npz", tmp_path / "nodes.pt"])
+
+
+@pytest.mark.parametrize("key", ["weight", "edge_attr"])
+def test_weights_go_by_their_usual_names(task: GraphTask, key: str) -> None:
+    x, y, weights = condensed()
+    ends = weights.nonzero().T
+    given = {"x": x, "y": y, "edge_index": ends}
+    with pytest.warns(MmdistillWarning, match=f"weights of edges are read from {key}"):
+        read = import_set(task, given | {key: weights[ends[0], ends[1]][:, None]})
+    torch.testing.assert_close(inputs(read.batch)["adjacency"], weights)
+    with pytest.warns(MmdistillWarning, match=f"not read: {key}"):
+        bare = import_set(task, given | {key: torch.randn(ends.shape[1], 3)})
+    torch.testing.assert_close(inputs(bare.batch)["adjacency"], (weights > 0).float())
 
 
 def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:

@@ -155,11 +155,22 @@ def test_no_code_in_these_folders_is_run(tmp_path: Path, capsys: pytest.CaptureF
     assert not capsys.readouterr().out
 
 
+def test_matrices_in_these_folders_are_checked(tmp_path: Path) -> None:
+    write_planetoid(tmp_path / "mine", "mine")
+    x = sp.csr_matrix(np.eye(12, dtype=np.float32))
+    x.indices[:] = 10**6
+    (tmp_path / "mine" / "ind.mine.x").write_bytes(pickle.dumps(x, protocol=2))
+    with pytest.raises(DataError, match=r"mine cannot be read as a graph \(ValueError"):
+        load_graph(tmp_path / "mine")
+
+
 def test_damage_in_these_layouts_is_said(tmp_path: Path) -> None:
     write_npz(tmp_path / "rows", "one.npz")
     with np.load(tmp_path / "rows" / "one.npz") as saved:
         parts = dict(saved)
-    for change in ({"adj_indptr": parts["adj_indptr"][:3]}, {"attr_shape": np.array([2])}):
+    outside = np.full_like(parts["attr_indices"], 10**6)
+    changes = {"adj_indptr": parts["adj_indptr"][:3]}, {"attr_shape": np.array([2])}, {"attr_indices": outside}
+    for change in changes:
         np.savez(tmp_path / "rows" / "two.npz", **{**parts, **change})
         with pytest.raises(DataError, match=r"two.npz cannot be read as a graph \("):
             load_graph(tmp_path / "rows" / "two.npz")

@@ -17,6 +17,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.evaluate import evaluate
+from mmdistill.files.saved import metadata
 from mmdistill.graph import DOMAIN, load_graph
 from mmdistill.graph.draw import graph_tensors
 from mmdistill.graph.task import GraphTask, graph_task
@@ -95,11 +96,23 @@ def test_exports_are_read_by_torch_geometric_and_by_this_package(tmp_path: Path)
         assert data.validate()
         assert data.num_nodes == 6
         assert torch.equal(data.y, batch.targets)
-        assert json.loads(preprocessing.read_text())["notes"] == list(own.graph.notes)
+        told = json.loads(preprocessing.read_text())
+        assert told["notes"] == list(own.graph.notes)
+        assert "labels" not in told
         path, _ = DOMAIN.exports["tensors"](held(own, batch), tmp_path)
         found = safetensors.torch.load_file(path)
         assert all(torch.equal(found[name], tensor) for name, tensor in graph_tensors(batch).items())
     assert graph_tensors(structured)["edge_index"].shape[1] == int((structured.inputs["adjacency"] > 0).sum())  # type: ignore[call-overload]
+
+
+def test_exports_say_which_labels_their_class_indices_stand_for(tmp_path: Path) -> None:
+    own = graph_task(planted_graph(y=planted_fields()["y"] * 5 + 1))
+    batch = own.select(torch.arange(6))
+    for format in ("pyg", "tensors"):
+        path, preprocessing = DOMAIN.exports[format](held(own, batch), tmp_path)
+        told = json.loads(preprocessing.read_text())
+        assert told["labels"] == "y holds class indices, not the data's labels: 0 is 1, 1 is 6; see class_names"
+    assert json.loads(metadata(path)["class_names"]) == told["class_names"] == ["1", "6", "11"]
 
 
 def test_what_features_were_standardised_by_is_written_alike_from_a_set_that_was_read(tmp_path: Path) -> None:

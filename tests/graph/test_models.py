@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GCNConv
+from torch_geometric.nn import APPNP, GCN2Conv, GCNConv, SGConv, SSGConv
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.distill import distill
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.graph import teacher
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.judges import JudgeProtocol, Seen, fit_apart, read_apart
@@ -293,6 +293,38 @@ def test_weights_go_by_any_usual_name_and_are_never_left_out_unsaid(caplog: pyte
     assert "the third argument of Attributes.forward is 'edge_attr', so it gets no weights" in caplog.text
     with pytest.raises(ConfigError, match=r"third argument of Unknown\.forward is 'positions': call it edge_weight"):
         ModuleNetwork(Unknown)
+
+
+class Cached(nn.Module):
+    """A layer of torch-geometric's, and APPNP, both of which may keep what they compute of the first graph."""
+
+    def __init__(self, layer: type[nn.Module], cached: bool, runs: bool) -> None:
+        super().__init__()
+        sizes = (12,) if layer is GCN2Conv else (12, 12)
+        self.conv = (
+            layer(*sizes, alpha=0.1, cached=cached) if layer in (GCN2Conv, SSGConv) else layer(*sizes, cached=cached)
+        )
+        self.head, self.appnp = nn.Linear(12, 3), APPNP(2, 0.1, cached=cached)
+        if runs:
+            self(torch.randn(9, 12), torch.tensor([[0, 8], [8, 0]]))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        first = (x,) if isinstance(self.conv, GCN2Conv) else ()
+        hidden = self.conv(x, *first, edge_index, edge_weight)
+        out: Tensor = self.appnp(self.head(hidden), edge_index, edge_weight)
+        return out
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["fresh", "run before"])
+@pytest.mark.parametrize("layer", [GCNConv, SGConv, SSGConv, GCN2Conv])
+def test_layers_keep_nothing_of_the_first_graph(layer: type[nn.Module], runs: bool) -> None:
+    with pytest.warns(MmdistillWarning, match="conv, appnp: cached=True is taken as False, since the network reads"):
+        caching = ModuleNetwork(lambda: Cached(layer, True, runs))
+    plain = ModuleNetwork(lambda: Cached(layer, False, False))
+    state = plain.init(Draws(0))
+    raw = {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight}
+    for inputs in (raw, {"x": GRAPH.x[:6]}, {"x": GRAPH.x[:6], "adjacency": dense_weights()[:6, :6]}, raw):
+        assert torch.equal(caching.logits(state, inputs)[0], plain.logits(state, inputs)[0])
 
 
 def test_a_module_without_layers_to_read_has_no_features() -> None:

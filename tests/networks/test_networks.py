@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmdistill.described import described_module
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.execution.precision import Precision
-from mmdistill.networks.architecture import described_module
 from mmdistill.networks.best_state import Selection
 from mmdistill.networks.fit import LiveTraining, SavedTraining, fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol, epoch_rate

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.recsys import DOMAIN, load_interactions, recsys_task
-from mmdistill.recsys.data import resolve
+from mmdistill.recsys.sources import resolve
 from mmdistill.recsys.splits import SPLITS
 from tests.recsys.conftest import ML1M
 
@@ -289,7 +289,7 @@ def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
     (tmp_path / "ml-1m").mkdir()
     path = write_csv(tmp_path / "ml-1m" / "interactions.csv")
-    assert resolve("ML_1M") == path
+    assert resolve("ML_1M") == {"all": path}
     (tmp_path / "two").mkdir()
     for name in ("a.inter", "b.inter"):
         (tmp_path / "two" / name).write_text("x")
@@ -298,7 +298,7 @@ def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
     inner = tmp_path / "ml-20m" / "ml-20m"
     inner.mkdir(parents=True)
     path = write_csv(inner / "ratings.csv")
-    assert resolve("ml-20m") == path
+    assert resolve("ml-20m") == {"all": path}
 
 
 @pytest.mark.parametrize(
@@ -367,6 +367,17 @@ def test_users_and_items_may_come_as_a_tuple():
     assert timed.coords[1].tolist() == [int(item) - 10 for item in latest]
     names = ([f"user {user}" for user in users], [f"item {item}" for item in items])
     assert load_interactions(names).user_ids[0] == "user 1"
+
+
+def test_a_list_of_tuples_is_a_table():
+    table = pd.DataFrame(ROWS, columns=["user", "item", "rating"]).assign(time=range(len(ROWS)))
+    for count in (2, 3, 4):
+        columns = table.iloc[:, :count]
+        found = load_interactions([*columns.itertuples(index=False, name=None)])
+        assert found.fingerprint == load_interactions(columns).fingerprint
+        assert found.notes[0] == f"tuples are read as {', '.join(table.columns[:count])}"
+    with pytest.raises(ConfigError, match="has no names of columns"):
+        load_interactions([(1, 2)] * 5, user_column="user")
 
 
 def test_what_is_no_tuple_of_columns_is_refused():

@@ -29,7 +29,7 @@ def test_matrices_and_tables(task: RecsysTask, tmp_path: Path) -> None:
     table = pd.DataFrame({"user": user, "item": names, "rating": rows[user, item]})
     table.to_csv(tmp_path / "weights.csv", index=False)
     sources = [*sorted(tmp_path.iterdir()), {"users": rows}, {"users": sparse.csr_array(rows)}]
-    sources += [rows, torch.from_numpy(rows), sparse.csr_array(rows), table, {"mine": table}]
+    sources += [rows, torch.from_numpy(rows), sparse.csr_array(rows), table, {"mine": table}, table.astype(float)]
     for source in sources:
         found = import_set(task, source, name="theirs")
         assert torch.equal(torch.as_tensor(found.batch.inputs), torch.from_numpy(rows))

@@ -11,6 +11,7 @@ from mmdistill.cli import main
 from mmdistill.errors import DataError
 from mmdistill.recsys import DOMAIN, load_interactions, recsys_task
 from mmdistill.recsys.splits import SPLITS
+from mmdistill.registry import domain_of
 
 USERS, ITEMS = 12, 10
 
@@ -63,7 +64,7 @@ def test_a_list_with_a_dictionary_per_row_is_a_table():
         load_interactions(named)
     with pytest.raises(DataError, match="row 1 of table has no item id"):
         load_interactions([{"user": 1}, *rows])
-    for wrong in ([], [*rows, 3], [("a", "b")] * 4):
+    for wrong in ([], [*rows, 3], [("a", "b"), ("c",)]):
         with pytest.raises(DataError, match=r"expected a users x items matrix|list with a dictionary per row"):
             load_interactions(wrong)
 
@@ -268,3 +269,31 @@ def test_an_impression_takes_no_click_back():
     assert "taken_back" not in data.counts
     assert data.num_users == USERS
     assert not [note for note in data.notes if "pairs" in note]
+
+
+def test_reviews_of_products_and_their_variants_are_of_the_product_and_may_be_texts(tmp_path, capsys):
+    """As Amazon Reviews 2023 has them; its authors advise to take ``parent_asin``."""
+    rows = [
+        {"rating": 5.0, "text": f"good {item}", "asin": f"v{item}", "parent_asin": f"p{item}", "user_id": f"u{user}"}
+        for user in range(8)
+        for item in range(6)
+    ]
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = load_interactions(path)
+    assert data.item_ids.tolist() == [f"p{item}" for item in range(6)]
+    assert "columns that are not read: 'text', 'asin'" in data.notes
+    for given, name in (
+        ((), "recsys"),
+        (["encoder"], "text"),
+        (["split_by"], "recsys"),
+        (["min_rating", "model"], "recsys"),
+        (["model"], "recsys"),
+        (["encoder", "min_rating"], "recsys"),
+    ):
+        assert domain_of(str(path), given).name == name
+    assert domain_of(str(path), budget="ipc").name == "text"
+    assert domain_of(str(path), budget="ipc", method="distill-cf").name == "recsys"
+    assert domain_of(str(path), ["encoder"], "users").name == "text"
+    assert main(["distill", "--data", str(path), "--method", "distill-cf", "--ipc", "1", "--dry-run"]) == 2
+    assert "--users" in capsys.readouterr().err

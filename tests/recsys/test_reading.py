@@ -13,7 +13,8 @@ from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image.datasets import load
 from mmdistill.recsys import load_interactions, recsys_task
-from mmdistill.recsys.files import looks_like_interactions, read_table
+from mmdistill.recsys.files import read_table
+from mmdistill.recsys.folders import looks_like_interactions
 from mmdistill.recsys.splits import SPLITS, _ranks, by_time
 from mmdistill.registry import domain_of
 from tests.recsys.conftest import taste_matrix
@@ -315,3 +316,109 @@ def test_later_interactions_have_lower_ranks_and_equal_ones_keep_their_order():
         for row, (user, own) in enumerate(zip(users, late, strict=True))
     ]
     assert _ranks(users, late).tolist() == wanted
+
+
+PLACES = {"user_column": 0, "item_column": 1, "rating_column": 2, "time_column": 3}
+
+
+@pytest.mark.parametrize("separator", [",", "\t", " ", ";", "::"])
+@pytest.mark.parametrize("name", ["ratings_Beauty.csv", "log.txt", "log.tsv"])
+def test_a_file_without_a_header_is_refused_and_then_read_by_positions(tmp_path, name, separator):
+    rows = [
+        (f"A{user}", f"B{item}", f"{1 + (user + item) % 5}.0", 100 - item) for user in range(4) for item in range(6)
+    ]
+    path = tmp_path / name
+    path.write_text("\n".join(separator.join(map(str, row)) for row in rows))
+    wanted = load_interactions(pd.DataFrame(rows, columns=["user", "item", "rating", "time"]), split_by="time")
+    if separator == "::":  # as MovieLens has it
+        assert load_interactions(path, split_by="time").fingerprint == wanted.fingerprint
+    else:
+        for given in ({}, {"user_column": "A0", "item_column": "B0"}):
+            with pytest.raises(
+                DataError, match=r"no header: its first line holds numbers \(A0, B0, 1.0, 100\).*-column 0"
+            ):
+                load_interactions(path, **given)
+    for places in (PLACES, {role: str(place) for role, place in PLACES.items()}):
+        data = load_interactions(path, **places, split_by="time")
+        assert (data.fingerprint, data.test_fingerprint) == (wanted.fingerprint, wanted.test_fingerprint)
+        assert data.notes[0] == f"{name} is read without a header; its first line: A0, B0, 1.0, 100"
+    swapped = load_interactions(path, user_column=1, item_column=0)
+    assert set(swapped.user_ids.tolist()) == {f"B{item}" for item in range(6)}
+    assert "columns that are not read: '2', '3'" in swapped.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("user,item\n1,2\n", {"user_column": 0, "item_column": 1}, r"no column '0' \(there are: 'user', 'item'\)"),
+        ("7,8,9\n1,2,3\n", {"user_column": 0, "item_column": 3}, r"no column '3' \(there are: '0', '1', '2'\)"),
+        ("7,8,9\n1,2,3\n", {"user_column": 0}, r"no item column: .*Name it with --item-column"),
+        ("7,8,9\n1,2,3\n", {"user_column": 0, "item_column": 0}, "one column is to be user and item"),
+        ("7,8,9\n1,2,3\n", {"user_column": 0, "item_column": "who"}, "seems to have no header"),
+        ("7 8\n1 2\n1 2 3\n", {"user_column": 0, "item_column": 1}, "cannot be read as lines of 2 fields"),
+    ],
+)
+def test_positions_that_cannot_be(tmp_path, text, given, message):
+    (tmp_path / "log.txt").write_text(text)
+    with pytest.raises((ConfigError, DataError), match=message):
+        load_interactions(tmp_path / "log.txt", **given)
+
+
+def test_a_header_of_positions_is_read_as_a_header_and_said(tmp_path):
+    pd.DataFrame([(user, item) for user in range(4) for item in range(5)]).to_csv(tmp_path / "a.csv", index=False)
+    data = load_interactions(tmp_path / "a.csv", user_column=0, item_column=1)
+    assert data.notes[0] == "the first line of a.csv is read as a header, with the columns 0, 1"
+    assert sum(data.parts[part].nnz for part in SPLITS) == 20
+
+
+@pytest.mark.parametrize("separator", ["\t", "::", " "])
+def test_a_dat_file_with_a_header_is_a_table(tmp_path, separator, capsys):
+    rows = [(user, item, 100 * item) for user in range(4) for item in range(6)]
+    path = tmp_path / "user_artists.dat"
+    path.write_text("\n".join(separator.join(map(str, row)) for row in [("userID", "artistID", "weight"), *rows]))
+    with pytest.raises(DataError, match=r"no item column.* found userID, artistID, weight"):
+        load_interactions(path)
+    wanted = load_interactions(pd.DataFrame(rows, columns=["user", "item", "weight"]))
+    assert load_interactions(path, item_column="artistID").fingerprint == wanted.fingerprint
+    run = ["distill", "--data", str(path), "--item-column", "artistID", "--users", "2", "--method", "distill-ease"]
+    assert main([*run, "--dry-run"]) == 0
+    assert "recsys" in capsys.readouterr().out
+    path.write_text(path.read_text().replace("artistID", "movieID", 1))
+    assert looks_like_interactions(path) == (separator != " ")  # prose has such words too
+    assert load_interactions(path).fingerprint == wanted.fingerprint
+
+
+@pytest.mark.parametrize("name", ["u1.base", "u5.test", "ua.base"])
+def test_parts_of_movielens_100k_are_read_by_their_names(tmp_path, name):
+    (tmp_path / name).write_text("\n".join(f"{user}\t{item}\t5\t1" for user in range(4) for item in range(5)))
+    assert looks_like_interactions(tmp_path / name)
+    assert load_interactions(tmp_path / name).num_users == 4
+
+
+def test_messages_list_few_columns_and_say_what_a_frame_becomes():
+    log = pd.DataFrame([(user, item, 5) for user in range(4) for item in range(20)], columns=["user", "item", "rating"])
+    wide = log.pivot(index="user", columns="item", values="rating")
+    with pytest.raises(DataError, match=r"found 0, 1, 2, 3, 4, 5, 6, 7 and 12 more.*stack\(\).reset_index\(name"):
+        load_interactions(wide)
+    assert load_interactions(wide.stack().reset_index(name="rating")).num_items == 20
+    with pytest.raises(ConfigError, match=r"there are: '0', .* '7' and 12 more"):
+        load_interactions(wide, user_column="user")
+    indexed = log.set_index("user")
+    with pytest.raises(
+        DataError, match=r"no user column.*; user of the index becomes a column by frame.reset_index\(\)"
+    ):
+        load_interactions(indexed)
+    assert load_interactions(indexed.reset_index()).num_users == 4
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_run_on_a_file_without_a_header_is_judged_again(tmp_path, capsys):
+    path, out = tmp_path / "log.csv", tmp_path / "run"
+    shop(users=40).to_csv(path, index=False, header=False)
+    columns = ["--user-column", "0", "--item-column", "1", "--time-column", "3", "--split-by", "leave-one-out"]
+    run = ["--method", "distill-cf-meanfield", "--users", "3", "--steps", "2", "--networks", "1", "--out", str(out)]
+    assert main(["distill", "--data", str(path), *columns, *run, "--baselines", "none"]) == 0
+    said = capsys.readouterr().out
+    assert "log.csv is read without a header; its first line: c" in said
+    assert "each user's last interaction by time" in said
+    assert main(["evaluate", str(out), "--judges", "ease", "--baselines", "none"]) == 0

@@ -120,6 +120,35 @@ def test_a_terminal_that_is_gone_stops_a_run_after_its_step_however_often_it_is_
     assert torch.equal(samples(resumed), samples(distill(BlobTask(), method("dm"), ipc=1)))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_a_warning_of_the_end_of_a_jobs_time_stops_a_run_with_a_checkpoint(tmp_path: Path) -> None:
+    def warned(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with handled_by(signal.SIG_DFL, signal.SIGUSR1):
+        with pytest.raises(KeyboardInterrupt):
+            distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, checkpoint_every=1000, progress=warned)
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert checkpointed(tmp_path) == {"step-00000004.safetensors"}
+    resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True)
+    assert torch.equal(samples(resumed), samples(distill(BlobTask(), method("dm"), ipc=1)))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_a_programs_own_handler_of_a_warning_is_called_at_once(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def warned(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            signal.raise_signal(signal.SIGUSR1)
+            assert len(steps) == 1
+
+    with handled_by(lambda *_: steps.append(1), signal.SIGUSR1):
+        distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, checkpoint_every=1000, progress=warned)
+    assert len(steps) == 1
+
+
 def test_a_signal_during_the_last_step_ends_what_comes_after_the_run(tmp_path: Path) -> None:
     def at_the_end(done: int, total: int, loss: float) -> None:
         if done == total:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -55,6 +56,10 @@ def test_class_names_take_indices_or_names() -> None:
     by_name = load_text((TEXTS, ["bad", "good"] * 10), class_names=("bad", "good"))
     assert by_index.class_names == by_name.class_names
     assert torch.equal(by_index.train.labels, by_name.train.labels)
+    for given in ({0: "bad", 1: "good"}, {"good": 1, "bad": 0}, np.array(["bad", "good"])):
+        assert load_text((TEXTS, [0, 1] * 10), class_names=given).fingerprint == by_index.fingerprint
+    with pytest.raises(ConfigError, match=r"class_names are a list of texts in the order .*, got 'np'; "):
+        load_text((TEXTS, LABELS), class_names="np")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,7 @@ def test_label_out_of_range_and_empty_class() -> None:
         load_text((TEXTS, [0, 2] * 10), class_names=("bad", "good"))
     with pytest.raises(DataError, match="'fine' has no training text"):
         load_text((TEXTS, [0, 1] * 10), class_names=("bad", "good", "fine"))
-    with pytest.raises(DataError, match=r"row 1 of test has the label 'maybe'.*no, yes"):
+    with pytest.raises(DataError, match=r"row 1 of test has the label 'maybe'.*'no', 'yes'"):
         load_text({"train": (TEXTS, LABELS), "test": (["x"], ["maybe"])})
 
 
@@ -358,7 +363,8 @@ def test_hub_data_with_hidden_test_labels(monkeypatch: pytest.MonkeyPatch) -> No
     assert data.class_names == ("bad", "good")
     assert data.test.texts == ("x", "y")
     assert data.notes == (
-        "test: the published validation split",
+        "the test split has no labels and is left out",
+        "test: the validation split, as there is no test split with labels",
         "dev: 10% of the training split, stratified, seed 0",
     )
     with pytest.raises(DataError, match="cannot load 'nowhere'"):
@@ -436,7 +442,7 @@ def test_fingerprint_follows_texts_and_labels() -> None:
     ends = [labels[0], labels[-1]]
     assert ends[0] != ends[1]
     one, other = (
-        load_text({"train": (texts, labels), "dev": ([texts[0], texts[-1]], dev)}).fingerprint
+        load_text({"train": (texts, labels), "dev": (["a", "b"], dev), "test": (["c", "d"], ends)}).fingerprint
         for dev in (ends, ends[::-1])
     )
     assert one != other  # since development texts choose the step

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save
@@ -240,6 +241,16 @@ def test_an_encoder_of_something_else_than_dense_numbers_is_refused() -> None:
         CallableEncoder(lambda texts: sparse.eye(len(texts), format="csr"), "counts").encode(TEXTS)
     with pytest.raises(ConfigError, match=r"'same' returned list, which is no array of numbers"):
         CallableEncoder(lambda texts: texts, "same").encode(TEXTS)
+    for output in ({"points": torch.eye(4)}, pd.DataFrame({"a": TEXTS}), [torch.zeros(2), torch.zeros(3)]):
+        with pytest.raises(ConfigError, match=rf"'it' returned {type(output).__name__}, which is no array of numbers"):
+            CallableEncoder(lambda texts, output=output: output, "it").encode(TEXTS)
+
+
+def test_points_may_be_a_list_of_tensors_or_a_data_frame() -> None:
+    points = torch.randn(4, 3)
+    for output in ([*points], tuple(points), pd.DataFrame(points.numpy()), pd.DataFrame(points, index=[7, 8, 9, 6])):
+        found = CallableEncoder(lambda texts, output=output: output).encode(TEXTS).points
+        torch.testing.assert_close(found, points)
 
 
 def test_a_model_is_asked_for_no_more_places_than_it_has(tmp_path: Path) -> None:
@@ -357,6 +368,17 @@ def test_a_model_with_a_function_encode_is_an_encoder() -> None:
     encoder = make_encoder(model)
     assert encoder.name == "Letters"
     torch.testing.assert_close(encoder.encode(TEXTS).points, model.encode(TEXTS))
+
+
+def test_a_fitted_pipeline_is_an_encoder() -> None:
+    pipeline = make_pipeline(TfidfVectorizer(), TruncatedSVD(2, random_state=0)).fit(TEXTS)
+    expected = torch.as_tensor(pipeline.transform(TEXTS)).float()
+    assert make_encoder(pipeline).name == "Pipeline"
+    torch.testing.assert_close(make_encoder(pipeline).encode(TEXTS).points, expected)
+    with pytest.raises(ConfigError, match=r"'TfidfVectorizer' returned a sparse matrix, .*TruncatedSVD"):
+        make_encoder(TfidfVectorizer().fit(TEXTS)).encode(TEXTS)
+    with pytest.raises(ConfigError, match=r"'TfidfVectorizer' failed: .*not fitted"):
+        make_encoder(TfidfVectorizer()).encode(TEXTS)
 
 
 def test_functions_of_one_name_are_told_apart_by_their_points() -> None:

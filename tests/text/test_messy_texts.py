@@ -81,6 +81,96 @@ def test_tables_of_python_go_by_name_of_split() -> None:
         load_text({"trian": train, "test": test})
 
 
+READ = "text_column (--text-column) and label_column (--label-column) name others"
+
+
+def test_guessed_columns_beside_others_are_said() -> None:
+    frame = table().assign(category=["toys", "books"] * 10, title="t", id=range(20))
+    for source in (frame, rows(frame), Columns({name: frame[name].tolist() for name in frame})):
+        found = load_text(source)
+        assert found.class_names == ("no", "yes")  # a category is a class where nothing is called more clearly
+        assert found.notes[0] == f"texts from 'review', classes from 'sentiment'; not read: 'category', 'title'; {READ}"
+    assert load_text(frame, label_column="category").notes[0].startswith("texts from 'review', classes from 'category'")
+    assert not notes_about(load_text(frame, text_column="title,review", label_column="category"), "not read")
+    assert not notes_about(load_text(table().assign(id=range(20), split=["train"] * 16 + ["test"] * 4)), "not read")
+    pairs = load_text(frame.assign(premise="p", hypothesis=TEXTS), label_column="sentiment")
+    assert pairs.notes[0].startswith("texts from 'premise' and 'hypothesis', classes from 'sentiment'; not read: 'rev")
+
+
+def test_other_splits_are_read_by_the_columns_of_the_training_split() -> None:
+    test = pd.DataFrame({"category": ["toys"] * 4, "sentiment": LABELS[:4], "text": "?", "review": list("abcd")})
+    found = load_text({"test": test.assign(label=1), "train": table()})
+    assert (found.test.texts, found.test.labels.tolist()) == (("a", "b", "c", "d"), [1, 0, 1, 0])
+    assert not notes_about(found, "not read")
+    other = test[["review"]].assign(Class=LABELS[:4])
+    (note,) = notes_about(load_text({"train": table(), "test": other}), "classes from")
+    assert note == f"test: texts from 'review', classes from 'Class'; {READ}"
+
+
+def write_split(folder: Path, parts: dict[str, pd.DataFrame]) -> Path:
+    for name, part in parts.items():
+        part.to_csv(folder / f"{name}.csv", index=False)
+    return folder
+
+
+def as_data_sets(parts: dict[str, pd.DataFrame]) -> dict[str, Columns]:
+    return {name: Columns({str(key): part[key].tolist() for key in part}) for name, part in parts.items()}
+
+
+def as_rows(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([part.assign(split=name) for name, part in parts.items()])
+
+
+LEFT_OUT = "the test split has no labels and is left out"
+VALIDATED = "test: the validation split, as there is no test split with labels"
+
+
+@pytest.mark.parametrize("layout", ["folder", "tables", "data sets", "split column"])
+@pytest.mark.parametrize("hidden", [-1, "", "no column"])
+def test_a_test_split_without_labels_is_left_out_in_every_layout(tmp_path: Path, layout: str, hidden: object) -> None:
+    unlabelled = pd.DataFrame({"review": ["x", "y"], "sentiment": hidden})
+    if hidden == "no column":
+        unlabelled = unlabelled[["review"]]
+    parts = {"test": unlabelled, "train": table()}
+
+    def read(parts: dict[str, pd.DataFrame]) -> TextData:
+        makers = {"folder": lambda: write_split(tmp_path, parts), "tables": lambda: parts}
+        makers |= {"data sets": lambda: as_data_sets(parts), "split column": lambda: as_rows(parts)}
+        return load_text(makers[layout]())
+
+    found = read(parts)
+    assert found.notes[:2] == (LEFT_OUT, "test: 20% of the data, stratified, seed 0")
+    assert sum(len(part.texts) for part in (found.train, found.dev, found.test)) == 20
+    validated = read({**parts, "val": table(["a", "b"], ["no", "yes"])})
+    assert validated.notes[:2] == (LEFT_OUT, VALIDATED)
+    assert validated.test.texts == ("a", "b")
+
+
+def test_a_validation_split_alone_is_tested_on(tmp_path: Path) -> None:
+    parts = {"train": table(), "validation": table(["a", "b"], ["no", "yes"])}
+    for source in (parts, write_split(tmp_path, parts), {"train": (TEXTS, LABELS), "dev": (["a", "b"], ["no", "yes"])}):
+        found = load_text(source)
+        assert (found.test.texts, found.notes[0]) == (("a", "b"), VALIDATED)
+
+
+def test_a_column_of_the_other_role_is_not_suggested() -> None:
+    with pytest.raises(DataError, match=r"looks like the label; there are: 'index', 'sentence'\. Name it"):
+        load_text(pd.DataFrame({"index": range(20), "sentence": TEXTS}))
+    with pytest.raises(DataError, match=r"looks like the label \(is it 'labels_'\?\)"):
+        load_text(pd.DataFrame({"labels_": LABELS, "sentence": TEXTS}))
+
+
+def test_errors_show_little_of_long_texts_and_labels() -> None:
+    long = ["so " * 300] * 20
+    for columns in ({"text": [long] * 20, "label": LABELS}, {"text": TEXTS, "label": [long] * 20}, {long[0]: LABELS}):
+        with pytest.raises(DataError) as found:
+            load_text(pd.DataFrame(columns))
+        assert len(str(found.value)) < 600
+    with pytest.raises(DataError) as found:
+        load_text({"train": (TEXTS, LABELS), "test": (["x"], [long[0]])})
+    assert len(str(found.value)) < 300
+
+
 def test_data_sets_with_columns_bring_class_names_and_hidden_labels() -> None:
     names = ["bad", "good"]
     train = Columns({"sentence": TEXTS, "label": [1, 0] * 10}, names)
@@ -94,7 +184,7 @@ def test_data_sets_with_columns_bring_class_names_and_hidden_labels() -> None:
     found = load_text(parts)
     assert found.class_names == ("bad", "good")
     assert found.test.texts == ("x", "y")
-    assert notes_about(found, "the published validation split")
+    assert notes_about(found, "the validation split, as there is no test split with labels")
     assert load_text(parts, class_names=("low", "high")).class_names == ("low", "high")
 
 

@@ -2,8 +2,10 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -197,7 +199,9 @@ def test_a_pair_may_bring_its_test_split() -> None:
     assert task.data.test.texts == tuple(held_out[0])
     assert len(task.data.train.texts) + len(task.data.dev.texts) == len(texts)
     assert [note.partition(":")[0] for note in task.data.notes] == ["dev"]
-    with pytest.raises(ConfigError, match=r'test data go with .* a table; .*: \{"train": \(texts, labels\), "dev":'):
+    with pytest.raises(
+        ConfigError, match=r'test data go with .* a file of one; .*: \{"train": \(texts, labels\), "dev":'
+    ):
         text_task("trec", encoder="tfidf", test=held_out)
 
 
@@ -216,6 +220,41 @@ def test_a_table_may_bring_its_test_split() -> None:
     for data in (divided, divided.to_dict("records"), divided.to_dict("list")):
         with pytest.raises(ConfigError, match="a column of the table names its splits; leave test out"):
             text_task(data, encoder="tfidf", test=tested)
+
+
+def test_a_file_may_bring_its_test_split(tmp_path: Path) -> None:
+    (texts, labels), held_out = sentences(20), sentences(8, seed=2)
+    frame, tested = pd.DataFrame({"text": texts, "label": labels}), pd.DataFrame(zip(*held_out, strict=True))
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    tested.set_axis(["sentence", "class"], axis=1).to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    make = partial(text_task, model="linear", encoder="tfidf")
+    wanted = make((texts, labels), test=held_out).data
+    for test in (tmp_path / "b.jsonl", str(tmp_path / "b.jsonl"), held_out):
+        for data in (str(tmp_path / "a.csv"), tmp_path / "a.csv", frame):
+            found = make(data, test=test).data
+            assert (found.fingerprint, found.test_fingerprint, found.name) == (
+                *(wanted.fingerprint, wanted.test_fingerprint),
+                "texts",  # a command would read the first file alone, so the data do not go by its name
+            )
+    assert make(tmp_path / "a.csv", test=held_out, name="mine").data.name == "mine"
+    with pytest.raises(DataError, match="nowhere"):
+        make(tmp_path / "a.csv", test=tmp_path / "nowhere.csv")
+    frame.assign(split=["train"] * 50 + ["test"] * 10).to_csv(tmp_path / "c.csv")
+    with pytest.raises(ConfigError, match="a column of the table names its splits; leave test out"):
+        make(tmp_path / "c.csv", test=held_out)
+    with pytest.raises(ConfigError, match="test data go with"):
+        make(tmp_path, test=held_out)
+
+
+def test_embeddings_in_place_of_texts_are_told_how_to_come_beside_them() -> None:
+    points = np.eye(20, dtype="float32")
+    for given in (points, torch.from_numpy(points)):
+        with pytest.raises(DataError, match=r"numbers of shape \(20, 20\); give points of your own beside their texts"):
+            text_task((given, [0, 1] * 10))
+    texts = [f"text {row}" for row in range(20)]
+    look_up = dict(zip(texts, points, strict=True))
+    task = text_task((texts, [0, 1] * 10), encoder=lambda texts: [look_up[text] for text in texts], width=4)
+    assert task.train.inputs.sum(1).eq(1).all()
 
 
 def test_networks_that_do_not_fit() -> None:

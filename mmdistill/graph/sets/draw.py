@@ -1,5 +1,6 @@
 """Pictures of synthetic graphs, and exports for other tools."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``graphs.safetensors``, all graphs as one with the fields of torch-geometric's ``Batch``.
 
     ``x`` holds the nodes graph after graph, ``batch`` each node's graph, ``edge_index`` nodes numbered through all
-    graphs, and ``y`` one target per graph.
+    graphs, and ``y`` one target per graph. Class names are metadata.
     """
     graphs = graph_list(distilled.batch)
     sizes = torch.tensor([len(fields["x"]) for fields in graphs])
@@ -87,5 +88,5 @@ def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
         "y": torch.cat([fields["y"] for fields in graphs]),
     }
     path = folder / "graphs.safetensors"
-    write_tensors(path, whole)
+    write_tensors(path, whole, {"class_names": json.dumps(distilled.info.class_names)})
     return [path, write_preprocessing(distilled.info, folder)]

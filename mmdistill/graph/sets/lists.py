@@ -11,8 +11,9 @@ from mmdistill.errors import DataError
 from mmdistill.files.columns import SPLIT_NAMES, require_one_each, split_name
 from mmdistill.graph.files import fields_of
 from mmdistill.graph.propagation import offsets
+from mmdistill.labels import classes_of_one_hot
 
-UNREAD = ("edge_attr", "edge_weight")
+UNREAD = ("edge_attr", "edge_weight", "weight")
 """Edge fields that graphs may have and no method reads."""
 
 
@@ -45,7 +46,7 @@ def side_by_side(graphs: object, name: str) -> Listed:
     Args:
         graphs: a list of ``Data`` or of mappings, each with ``edge_index (2, E)``, a class ``y`` of one number and, in
             all of them or in none, node features ``x (n, d)``. Without features ``num_nodes`` counts the nodes, else
-            the largest node in ``edge_index`` does.
+            the largest node in ``edge_index`` does. In all of them ``y`` may be one-hot, ``(1, C)``.
         name: the list's name in errors.
 
     Raises:
@@ -102,6 +103,9 @@ def _join(graphs: list[dict[str, Any]], name: str) -> Listed:
     if len(columns) > 1:
         widths = ", ".join("none" if width is None else str(width) for width in sorted(columns, key=str))
         raise DataError(f"{name}: graphs have different numbers of node features ({widths}); they must agree")
+    label_sizes = {graph["label_size"] for graph in graphs}
+    if len(label_sizes) > 1:
+        raise DataError(f"{name}: classes y are one-hot rows in some graphs, or of several lengths; they must agree")
     sizes = torch.tensor([graph["nodes"] for graph in graphs])
     start = offsets(sizes)
     edges = [graph["edge_index"] + first for graph, first in zip(graphs, start.tolist(), strict=False)]
@@ -111,7 +115,10 @@ def _join(graphs: list[dict[str, Any]], name: str) -> Listed:
         torch.cat(edges, 1),
         start,
         torch.cat([graph["y"] for graph in graphs]),
-        tuple(f"{name} of {count} graphs is not read" for name, count in unread.items() if count),
+        (
+            *(f"{name} of {count} graphs is not read" for name, count in unread.items() if count),
+            *(f"labels y are one-hot: classes are its {size} columns" for size in label_sizes if size > 1),
+        ),
     )
 
 
@@ -127,8 +134,13 @@ def _check(graph: object, name: str) -> dict[str, Any]:
         raise DataError(f"{name} needs edge_index (2, E) of whole numbers")
     if x is not None and (not isinstance(x, Tensor) or x.ndim != 2):
         raise DataError(f"{name} needs node features x (n, d), or none")
-    label = torch.as_tensor(y).flatten() if isinstance(y, Tensor | Real) else None
-    if label is None or label.numel() != 1:
+    if x is not None:
+        x = x.to_dense()
+    label = torch.as_tensor(y) if isinstance(y, Tensor | Real) else torch.empty(0)
+    label_size = label.numel()
+    classes = classes_of_one_hot(label)
+    label = (label if classes is None else classes).flatten()
+    if label.numel() != 1:
         raise DataError(f"{name} needs a class, one whole number y")
     if label.is_floating_point():
         if not float(label).is_integer():
@@ -141,5 +153,5 @@ def _check(graph: object, name: str) -> dict[str, Any]:
     if highest > nodes or (edges.numel() and int(edges.min()) < 0):
         raise DataError(f"{name} has {nodes} nodes, and edges of nodes {int(edges.min())} to {highest - 1}")
     unread = [name for name in UNREAD if name in fields]
-    x = x if x is None or x.layout == torch.strided else x.to_dense()
-    return {"x": x, "edge_index": edges.long(), "y": label, "nodes": nodes, "unread": unread}
+    read = {"x": x, "edge_index": edges.long(), "y": label, "nodes": nodes}
+    return {**read, "label_size": label_size, "unread": unread}

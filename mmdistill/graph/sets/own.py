@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.graph.models import STRONG, WEIGHT_NAMES, ModuleNetwork
+from mmdistill.graph.models import STRONG, WEIGHT_NAMES, ModuleNetwork, stop_caching
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.task import NetworkState, Tensors
 
@@ -36,6 +36,7 @@ class GraphModule(ModuleNetwork):
         self, factory: ModuleFactory, features: str | Sequence[str] = (), device: torch.device | str = "cpu"
     ) -> None:
         self.functional = FunctionalModule(factory, features, device)
+        stop_caching(self.functional.module)
         self._further_arguments = _further_arguments(self.functional.module)
         self.takes_weight = any(name in WEIGHT_NAMES for name, _ in self._further_arguments)
 

@@ -81,6 +81,9 @@ def test_graphs_without_features_get_their_degree_and_attributes_are_left_out(gr
     ("changes", "message"),
     [
         ({"y": None}, "the list: graph 1 needs a class, one whole number y"),
+        ({"y": torch.tensor([[1.0, 1.0]])}, "graph 1 needs a class, one whole number y"),
+        ({"y": torch.eye(2)}, "graph 1 needs a class, one whole number y"),
+        ({"y": torch.tensor([[0, 1]])}, "classes y are one-hot rows in some graphs, or of several lengths"),
         ({"y": torch.tensor([0, 1])}, "graph 1 needs a class, one whole number y"),
         ({"y": torch.tensor([0.5])}, "graph 1 needs a class, one whole number y, and has 0.5"),
         ({"y": torch.tensor([[float("nan")]])}, "graph 1 needs a class, one whole number y, and has nan"),
@@ -103,6 +106,17 @@ def test_classes_in_floats_and_in_a_row_of_their_own_are_taken(graphs: GraphSet)
     assert (found.fingerprint, found.names) == (load_graph_set(one).fingerprint, ("0", "1"))
     some = [Data(x=each.x, edge_index=each.edge_index, y=float(each.y)) for each in one[:7]]
     assert load_graph_set([*some, *one[7:]]).fingerprint == found.fingerprint
+
+
+def test_one_hot_classes_and_sparse_features_are_taken(graphs: GraphSet) -> None:
+    one = listed(graphs)
+    rows = [torch.eye(2)[each.y] for each in one]
+    found = load_graph_set([Data(x=each.x, edge_index=each.edge_index, y=y) for each, y in zip(one, rows, strict=True)])
+    assert found.fingerprint == graphs.fingerprint
+    assert found.notes[0] == "labels y are one-hot: classes are its 2 columns"
+    for layout in (torch.sparse_coo, torch.sparse_csr):
+        thin = [Data(x=each.x.to_sparse(layout=layout), edge_index=each.edge_index, y=each.y) for each in one]
+        assert load_graph_set(thin).fingerprint == graphs.fingerprint
 
 
 @pytest.mark.parametrize(

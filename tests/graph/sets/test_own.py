@@ -44,6 +44,14 @@ class Weighted(nn.Module):
         return self.head(global_mean_pool(x, batch))
 
 
+class Cached(Weighted):
+    """The same, whose layers would keep the edges of the first graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([GCNConv(size, 16, cached=True) for size in (8, 16, 16)])
+
+
 class Isomorphism(nn.Module):
     """A GIN with a batch norm and dropout, which takes no weights; another argument has a default."""
 
@@ -111,6 +119,16 @@ def test_a_module_gets_what_the_own_network_reads(graphs: GraphSet) -> None:
     for mine, theirs in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     assert all(float(gradient.abs().max()) > 0 for gradient in found[0][2])
+
+
+def test_layers_keep_nothing_of_the_first_graphs(graphs: GraphSet) -> None:
+    plain = own(graphs)
+    with pytest.warns(MmdistillWarning, match=r"convs\.0, convs\.1, convs\.2: cached=True is taken as False"):
+        caching = own(graphs, Cached)
+    state = plain.init(Draws(0))
+    for chosen in (torch.tensor([7, 3]), torch.tensor([0, 39, 5])):
+        inputs = graphs.joined(chosen)
+        assert torch.equal(caching.predict(state, inputs)[0], plain.predict(state, inputs)[0])
 
 
 def test_a_module_distils_and_judges(graphs: GraphSet) -> None:

@@ -15,6 +15,7 @@ from mmdistill.allocation import subset_bytes
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
+from mmdistill.files.saved import metadata
 from mmdistill.graph.sets import DOMAIN, GraphSet, GraphSetTask, graph_set_task, load_graph_set
 from mmdistill.graph.sets.draw import graph_list
 from mmdistill.graph.sets.synthetic import SyntheticGraphs
@@ -384,6 +385,7 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
     path, preprocessing = DOMAIN.exports["pyg"](held(own, batch), tmp_path)
     told = json.loads(preprocessing.read_text())
     assert told["class_names"] == list(own.describe().class_names)
+    assert told["labels"] == "y holds class indices, not the data's labels: 0 is -1, 1 is 1; see class_names"
     assert told["notes"] == list(graphs.notes) == list(own.describe().notes)
     loaded = [Data.from_dict(fields) for fields in torch.load(path, weights_only=True)]
     assert [int(data.y) for data in loaded] == batch.targets.tolist()  # type: ignore[union-attr]
@@ -392,6 +394,7 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
         assert torch.equal(data.x, fields["x"])
         assert data.is_undirected()
     path, _ = DOMAIN.exports["tensors"](held(own, batch), tmp_path)
+    assert json.loads(metadata(path)["class_names"]) == ["-1", "1"]
     stored = load_file(path)
     together = Collated.from_data_list(loaded)
     assert {name: tensor.tolist() for name, tensor in stored.items()} == {
