@@ -36,7 +36,7 @@ from mmdistill.settings import AT_RESUME
 EXPERT_OPTIONS = (
     *("data", "method", "ipc", "nodes", "schedule", "model", "width", "seed", "device", "augment", "expert_steps"),
     *("start_epochs", "expert_folder", "expert_precision", "text_column", "label_column", "encoder", "length"),
-    *("size", "mirror", "whiten", "inductive", "split_seed"),
+    *("size", "mirror", "whiten", "inductive", "split", "split_seed"),
 )
 """The options of ``distill`` that experts depend on, with those for their device and folder."""
 FORMATS = (

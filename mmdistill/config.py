@@ -92,8 +92,7 @@ class DistillConfig:
         ridge: lambda of kernel ridge matching (krr of any data, frepo, rfad, kip and their like); raise it where a
             narrow network has hardly more features than the set has samples; 0 is the method's own
         classes_at_once: classes computed together, where a method matches class by class; fewer need less memory
-        kept_steps: last steps of an unrolled training whose activations are kept, not computed again; fewer need less
-            memory and more time
+        kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory, more time
         experts: number of experts whose trajectories are matched (mtt and its relatives); missing ones are trained
         expert_steps: epochs of an expert's training that a student must follow
         start_epochs: students start at a random one of an expert's first N epochs, the first being its initialisation
@@ -118,6 +117,7 @@ class DistillConfig:
         protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, datm, frepo, rcig, rfad, kip, idc,
             dance, ncfm, addmem, rded or sre2l (see 'mmdistill methods')
         whiten: ZCA whitening of images, in one paper's version: mtt, frepo or kip; none by default
+        split: which split of a graph whose masks have several columns, from 0; the first by default
         inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
         mirror: whether augmentation mirrors images; false is right for digits, letters and signs, which a mirror image
             changes; by default all are mirrored but the known sets of digits
@@ -194,6 +194,7 @@ class DistillConfig:
     whiten: str | None = None
     mirror: bool | None = None
     size: int | None = None
+    split: int | None = None
     inductive: bool | None = None
     baselines: str = "random,herding,whole"
 
@@ -349,7 +350,6 @@ NAMED = {"method", "methods", "model", "parameterization", "init", "protocol", "
 """Options whose values are names of this package."""
 CHOICES = {entry.name for kind in (DistillConfig, EvaluateConfig) for entry in fields(kind) if _chooses(entry.type)}
 CHOICES |= NAMED  # in any spelling; the canonical one is recorded
-
 LISTED = {field.name for field in fields(SweepConfig)} - {"out"} | {"judges", "baselines", "text_column"}
 """Options that take a comma-separated list, or a list in YAML."""
 

@@ -34,7 +34,7 @@ EVERYWHERE = ("width", "device", "judge_epochs", "seed")
 OF_SOME_TASKS = (
     *("model", "text_column", "label_column", "user_column", "item_column", "rating_column", "time_column"),
     *("min_rating", "split_by", "encoder", "length", "judge_batch", "judge_precision", "protocol", "whiten"),
-    *("mirror", "size", "inductive", "teacher"),
+    *("mirror", "size", "split", "inductive", "teacher"),
 )
 """Options of tasks of the domains whose ``options`` name them."""
 TASK_OPTIONS = (*EVERYWHERE, *OF_SOME_TASKS)

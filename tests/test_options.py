@@ -23,7 +23,8 @@ from mmdistill.text import text_task, token_task
 OPTIONS = [entry.name for entry in fields(DistillConfig)]
 APART = (
     *("method", "parameterization", "label", "schedule", "lr", "set", "precision", "deterministic", "split_seed"),
-    *("model", "width", "encoder", "length", "protocol", "whiten", "size", "inductive", "split_by", "min_rating"),
+    *("model", "width", "encoder", "length", "protocol", "whiten", "size", "inductive", "split", "split_by"),
+    "min_rating",
     *("text_column", "label_column", "user_column", "item_column", "rating_column", "time_column"),
 )
 """What tells runs apart though no setting says it. A new option goes here, or to those that tell none apart."""

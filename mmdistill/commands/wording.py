@@ -32,7 +32,8 @@ GROUPS = {
     ),
     "reading the data": (
         *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),
-        *("time_column", "min_rating", "split_by", "split_seed", "size", "mirror", "whiten", "inductive"),
+        *("time_column", "min_rating", "split_by", "split_seed", "size", "mirror", "whiten", "split"),
+        "inductive",
     ),
     "judging": (*JUDGING_OPTIONS, "protocol"),
     "settings in place of the method's own": (

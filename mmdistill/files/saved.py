@@ -4,7 +4,7 @@ import pickle
 import re
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,33 @@ def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
         return torch.from_numpy(np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "W"]))
     except TypeError as error:
         raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers") from error
+
+
+@contextmanager
+def safe_classes(classes: Sequence[Any]) -> Iterator[None]:
+    """Within this context torch reads further classes from files; ``(stand_in, name)`` is read for the class of a name.
+
+    Torch's own ``safe_globals`` reads either of two of one name, and afterwards refuses what was safe before.
+    """
+    former = {_name_in_files(entry): entry for entry in torch.serialization.get_safe_globals()}
+    further = {_name_in_files(entry): entry for entry in classes}
+    _read_only(former | further)
+    try:
+        yield
+    finally:
+        now = {_name_in_files(entry): entry for entry in torch.serialization.get_safe_globals()}
+        _read_only({name: entry for name, entry in now.items() if name not in further} | former)
+
+
+def _name_in_files(entry: Any) -> str:
+    """Return the name by which files refer to a class or stand-in."""
+    return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
+
+
+def _read_only(entries: Mapping[str, Any]) -> None:
+    """Let torch read some classes from files, and no further ones."""
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(entries.values()))
 
 
 def read_saved(
@@ -73,7 +100,7 @@ def read_saved(
                 return {name: content[name] for name in content.files if only is None or name in only}
         with unpickling, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of pickle protocols: a refusal explains them better
-            with torch.serialization.safe_globals([*_numpy_globals(), *classes]):
+            with safe_classes([*_numpy_globals(), *classes]):
                 return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -49,7 +49,7 @@ def read_values(path: Path) -> Any:
     """
     if set(array_names(path)) >= SPARSE_FIELDS:
         return read_sparse(path)
-    content = files.unwrap_dataset(files.read_graphs(path))
+    content = files.read_graphs(path)
     return content if isinstance(content, Tensor | np.ndarray | list) else files.fields_of(content)
 
 

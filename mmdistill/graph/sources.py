@@ -17,6 +17,7 @@ from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS, TORCH
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
+from mmdistill.graph.layouts import ARCHIVES, FOLDERS, densified, layout_of, read_layout, shortcoming
 from mmdistill.graph.sampling import split_by_class
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import cache_folder, checked_seed, data_root
@@ -25,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 PER_CLASS = {"train": 20, "val": 30}
 """Nodes of each class in the random splits of data sets that come without one (Shchur et al., 2018)."""
+EXPECTED = "expected .pt (a torch-geometric Data), .safetensors, " + " or ".join(
+    f"{kind} with {', '.join(layout.names)}"
+    for kind, layouts in ((".npz", ARCHIVES), ("a folder", FOLDERS))
+    for layout in layouts
+)
 OGB_FILES = ("edge", "node-feat", "node-label", "num-node-list", "num-edge-list")
 PLANETOID_FILES = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
@@ -192,10 +198,11 @@ def load_graph(
     """Return a graph from a data set name, a file, or a torch-geometric ``Data`` object.
 
     Args:
-        source: a name in ``DATASETS``; a ``.pt`` or ``.safetensors`` file; or an object with the attributes of a
-            ``Data``: x, edge_index, y, train_mask, val_mask, test_mask (edge_weight is optional).
+        source: a name in ``DATASETS``; a ``.pt`` or ``.safetensors`` file; a file or folder in a layout of
+            :mod:`~mmdistill.graph.layouts`; or an object with the attributes of a ``Data``: x, edge_index, y,
+            train_mask, val_mask, test_mask (edge_weight is optional).
         split: the column of masks that hold several splits.
-        seed: of the random split of named data sets that come without one; a file or a ``Data`` has its own masks.
+        seed: of the random split of named data sets that come without one, and of files in their layout.
         inductive: see :class:`~mmdistill.graph.data.GraphData`; None: as the field uses the data set, and
             transductive for a user's graph.
 
@@ -206,18 +213,31 @@ def load_graph(
     """
     seed = checked_seed(seed)
     if not isinstance(source, str | Path):
-        return graph_from_fields(fields_of(source), "user graph", split, inductive=bool(inductive))
+        return _from_user(fields_of(source), "user graph", split, inductive)
     key = canonical(str(source))
     if key in SOURCES:
         return _load_named(key, split, seed, SOURCES[key].inductive if inductive is None else inductive)
     path = users_path(source)
+    name = str(path.absolute())
+    if (known := layout_of(path)) is not None:
+        fields = read_layout(*known)
+        added, notes = ({}, ()) if known[0].is_split else _random_masks(fields, seed)
+        return _from_user({**fields, **added}, name, split, inductive, notes)
     if path.suffix.lower() not in (*TORCH, SAFETENSORS):
         if not path.exists():
             raise unknown_data("graph", str(source), SOURCES)
-        raise DataError(f"{path} is no graph file: expected .pt (a torch-geometric Data) or .safetensors")
+        raise DataError(shortcoming(path) or f"{path} is no graph file: {EXPECTED}")
     if not path.is_file():
         raise DataError(f"there is no file {path}; expected a saved torch-geometric Data or a .safetensors graph")
-    return graph_from_fields(read_fields(path), str(path.absolute()), split, inductive=bool(inductive))
+    return _from_user(read_fields(path), name, split, inductive)
+
+
+def _from_user(
+    fields: Mapping[str, Any], name: str, split: int, inductive: bool | None, notes: tuple[str, ...] = ()
+) -> GraphData:
+    """Check a user's graph, whose features stay as they are."""
+    fields, changes = densified(fields)
+    return graph_from_fields(fields, name, split, inductive=bool(inductive), notes=notes + changes)
 
 
 def _load_named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
@@ -233,9 +253,8 @@ def _load_named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
         raise DataError(f"{key}: {_explain_failure(source, root, f'{type(error).__name__}: {error}')}") from error
     notes: tuple[str, ...] = ()
     if "train_mask" not in fields:
-        fields |= random_split(fields["y"], seed)
-        notes = (f"random split {seed}: {PER_CLASS['train']} training and {PER_CLASS['val']} validation nodes a class",)
-        split = 0
+        masks, notes = _random_masks(fields, seed)
+        fields |= masks
     scaling: dict[str, Tensor] = {}
     if source.scale == "rows":
         fields["x"] = divided_by_row_sum(_dense(fields["x"]))
@@ -244,6 +263,12 @@ def _load_named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
         fields["x"], scaling = standardised(_dense(fields["x"]), fields["train_mask"])
         notes += ("features standardised on the training nodes",)
     return replace(graph_from_fields(fields, key, split, inductive=inductive, notes=notes), scaling=scaling)
+
+
+def _random_masks(fields: Mapping[str, Any], seed: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the masks of a random split, and a note."""
+    words = f"{PER_CLASS['train']} training and {PER_CLASS['val']} validation nodes a class"
+    return random_split(torch.as_tensor(fields["y"]).long(), seed), (f"random split {seed}: {words}",)
 
 
 def _explain_failure(source: GraphSource, root: Path, error: str) -> str:
@@ -311,7 +336,10 @@ def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
     counts = torch.bincount(y[y >= 0]).tolist()
     for index, count in enumerate(counts):
         if count <= sum(PER_CLASS.values()):
-            raise DataError(f"class {index} has {count} nodes, too few for a split of {PER_CLASS} and a rest")
+            raise DataError(
+                f"class {index} has {count} nodes, too few for the random split into {PER_CLASS['train']} training and "
+                f"{PER_CLASS['val']} validation nodes a class and a rest; a graph with masks of its own is not split"
+            )
     parts = split_by_class(y, seed, [[PER_CLASS["train"], sum(PER_CLASS.values())]] * len(counts))
     return {f"{name}_mask": _mask(len(y), ids) for name, ids in zip(("train", "val", "test"), parts, strict=True)}
 

@@ -315,15 +315,15 @@ def graph_task(
     """Return the task of distilling a graph.
 
     Args:
-        data: a name (see ``mmdistill data``), a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``: x
-            ``(nodes, features)``, edge_index ``(2, edges)``, y and masks ``(nodes,)``; or a dict of these.
+        data: a name or a file (see ``mmdistill data``), or a torch-geometric ``Data``: x ``(nodes, features)``,
+            edge_index ``(2, edges)``, y and masks ``(nodes,)``; or a dict of these.
         model: the network to distil with: ``sgc``, ``gcn``, ``mlp``, or a function that returns a module with
             ``forward(x, edge_index[, edge_weight])``, which then is also the default judge (``model``).
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
         hops: of SGC; None is :data:`~mmdistill.graph.models.HOPS`.
         split: the column of masks that hold several splits; None is the first.
-        seed: of the random split of named data sets that come without one; a file or a ``Data`` has its own masks.
+        seed: of the random split of named data sets that come without one, and of files in their layout.
         inductive: whether condensing sees the training nodes alone; None: as the field uses the data set.
         name: of data in memory, for reports and for comparing runs.
         judge_epochs: epochs of judges; None is the protocol's own number.

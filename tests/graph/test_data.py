@@ -14,9 +14,11 @@ from torch_geometric.transforms import OneHotDegree
 from torch_geometric.utils import dense_to_sparse, from_networkx
 
 from mmdistill.cli import main
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.graph import DOMAIN, graph_task, load_graph
 from mmdistill.graph.adjacency import undirected
+from mmdistill.graph.data import MASKS
 from mmdistill.runtime import data_root
 from tests.graph.toy import planted_fields, planted_graph
 
@@ -316,6 +318,23 @@ def test_damaged_files_and_pickled_code_are_refused(tmp_path: Path, monkeypatch:
         # Torch's files without images are claimed as graphs, so that the command line too says what is wrong with one.
         assert DOMAIN.accepts(tmp_path / name) == name.endswith(".pt")
     assert not (tmp_path / "trap").exists()
+
+
+def test_the_command_line_chooses_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = planted_fields()
+    masks = {name: torch.stack([fields[name], fields[name].roll(3)], 1) for name in MASKS}
+    torch.save({**fields, **masks}, tmp_path / "graph.pt")
+    run, given = str(tmp_path / "run"), ["--data", str(tmp_path / "graph.pt"), "--nodes", "3"]
+    fast = ["--judge-epochs", "2", "--networks", "1", "--baselines", "none"]
+    assert main(["distill", *given, *fast, "--method", "propagated-means", "--split", "1", "--out", run]) == 0
+    assert "train_mask: split 1 of 2 is read" in capsys.readouterr().out
+    saved = DistilledSet.load(Path(run))
+    assert saved.info.fingerprint == load_graph(tmp_path / "graph.pt", split=1).fingerprint
+    assert main(["evaluate", run, *fast]) == 0  # on the same split
+    assert main(["distill", *given, "--method", "gcond-x", "--split", "2", "--dry-run"]) == 2
+    assert "train_mask has 2 splits, there is no split 2" in capsys.readouterr().err
+    assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--split", "1"]) == 2
+    assert "--split is for graph data" in capsys.readouterr().err
 
 
 def test_the_command_line_says_why_a_saved_graph_is_refused(

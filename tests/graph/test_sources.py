@@ -89,6 +89,8 @@ def test_files_without_a_split_get_a_random_one(root: Path, name: str, folder: s
     assert len(graph.train) + len(graph.val) + len(graph.test) == 180
     assert not torch.equal(load_graph(name, seed=1).train, graph.train)
     assert any("random split 0" in note for note in graph.notes)
+    with pytest.raises(DataError, match="has one split of its nodes; there is no split 1"):
+        load_graph(name, split=1)
     other = graph_task(name, seed=1).describe().fingerprint
     assert other != graph_task(name).describe().fingerprint
     assert DOMAIN.make_task(name, seed=1).describe().fingerprint == other

@@ -55,7 +55,7 @@ DOMAIN = Domain(
     exports={"pyg": export_pyg, "tensors": export_tensors},
     imports=IMPORTS,
     accepted="a folder in the TU layout (NAME_A.txt, NAME_graph_indicator.txt, NAME_graph_labels.txt, ...), or a .pt "
-    "file with a list of torch-geometric Data, a class y each",
+    "file with a list or data set of torch-geometric Data, a class y each",
 )
 
 __all__ = ["DOMAIN", "GraphSet", "GraphSetTask", "graph_set_task", "load_graph_set"]

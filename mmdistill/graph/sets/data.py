@@ -208,21 +208,28 @@ def load_graph_set(source: "str | Path | Sequence[Any] | Mapping[str, Sequence[A
                 f"a set of graphs is a list of torch-geometric's Data, a class y each, got one {kind}; "
                 "a Batch of them becomes one by to_data_list(), and graph_task takes one graph whose nodes have classes"
             )
-        if isinstance(source, Mapping) and source and "edge_index" not in source:
-            return _check(parts_side_by_side(source), "list", seed)
-        return _check(side_by_side(as_list(source), "the list"), "list", seed)
+        return _check(_join(source if _is_of_splits(source) else as_list(source), "the list"), "list", seed)
     key = canonical(str(source))
     if key in TU:
         return _check(_load_named(TU[key][0]), key, seed)
     folder = users_path(source)
     if folder.is_file() and folder.suffix.lower() in TORCH:
-        return _check(side_by_side(read_graphs(folder), str(source)), str(folder.absolute()), seed)
+        return _check(_join(read_graphs(folder), str(source)), str(folder.absolute()), seed)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
     return _check(_read_tu(prefix), str(folder.absolute()), seed)
+
+
+def _is_of_splits(source: object) -> bool:
+    return isinstance(source, Mapping) and bool(source) and "edge_index" not in source
+
+
+def _join(graphs: Any, name: str) -> Listed:
+    """Join the graphs of a list, or of a mapping of lists by split."""
+    return parts_side_by_side(graphs) if _is_of_splits(graphs) else side_by_side(graphs, name)
 
 
 def tu_prefix(folder: Path) -> Path | None:
