@@ -198,15 +198,16 @@ def domain_of(
     by_content = any(domain.name in SHIPPED and not domain.tables for domain in accepting)
     if path.is_file():
         of_tables = [domain for domain in domains if domain.tables and not by_content]
-        by_options = (
+        only_shipped = all(domain.name in SHIPPED for domain in accepting)
+        told = (
             by_options
             or _only([domain for domain in of_tables if options and {*options} <= {*domain.options}])
             or _only([domain for domain in domains if domain.budget == budget and not by_content])
             or by_method
-            or _only([domain for domain in of_tables if domain.budget == budget])
+            or _only([domain for domain in of_tables if domain.budget == budget and only_shipped])
         )
-        if by_options and path.name.lower().removesuffix(".gz").endswith(by_options[0].tables):
-            return by_options[0]
+        if told and path.name.lower().removesuffix(".gz").endswith(told[0].tables):
+            return told[0]
     elif by_options and all(domain.tables for domain in accepting):
         return by_options[0]
     if accepting:
