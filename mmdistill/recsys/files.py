@@ -113,7 +113,7 @@ def read_table(
     if not path.is_file():
         raise DataError(f"there is no file {path}; put the interactions there or name another file")
     is_known = MOVIELENS_100K.fullmatch(path.name.removesuffix(".gz"))
-    if not is_known and suffix(path) not in (*SUFFIXES, ".inter", ".dat", NCF):
+    if not is_known and suffix(path) not in (*SUFFIXES, ".inter", ".dat", ".data", NCF):
         raise DataError(f"{path} is no table of interactions; read are {ACCEPTED}")
     if suffix(path) in UNDELIMITED:
         table, notes = tables.read(path, MISSING), tuple[str, ...]()
@@ -133,21 +133,38 @@ def _read_delimited(path: Path, requested: Columns, by_time: bool) -> tuple[pd.D
     fields, separator = _first_line(path)
     published = separator == COLONS or (separator == "\t" and suffix(path) in (".dat", ".data", ".base", ".test", NCF))
     notes, names = tuple[str, ...](), fields
-    is_headed, numbered = _has_header(fields, requested, path, published), [str(i) for i in range(len(fields))]
+    is_headed, numbered = _has_header(fields, requested, path, published), _positions(fields)
     if not is_headed:
-        names = numbered
+        names = numbered = _positions(_longest_row(path) if separator == COLONS else fields)
         if published and not requested.given:
             requested = Columns(*numbered[: len(ALIASES)])
         else:
-            notes = (f"{path.name} is read without a header; its first line: {first_few(fields)}",)
-    elif requested.given and fields == numbered:
+            taken = [repr(name) for name in requested.given.values() if name in fields]
+            doubt = f"; taken as positions of columns, not as names: {first_few(taken)}" if taken else ""
+            notes = (f"{path.name} is read without a header; its first line: {first_few(fields)}{doubt}",)
+    elif requested.given and _holds_numbers(fields):
         notes = (f"the first line of {path.name} is read as a header, with the columns {first_few(fields)}",)
     roles = _column_indices(names, requested, path)[1]
     written = {index for role, index in roles.items() if role != "time" or by_time}
     numbers = [i for i, name in enumerate(names) if i not in written and spelt(name).lower() not in SPLIT_COLUMNS]
     if is_headed and separator not in (COLONS, SPACES):
         return tables.read(path, MISSING, numbers=numbers), requested, notes
-    return _read_rows(path, separator, numbers, header=is_headed).set_axis(names, axis=1), requested, notes
+    table = _read_rows(path, separator, numbers, len(names), header=is_headed)
+    return table.set_axis(names, axis=1), requested, notes
+
+
+def _positions(fields: list[str]) -> list[str]:
+    """Return the positions of fields, from 0, as names."""
+    return [str(position) for position in range(len(fields))]
+
+
+def _longest_row(path: Path) -> list[str]:
+    """Return the fields of the longest line, separated by :data:`COLONS`, at the start of a file."""
+    return max((line.split(COLONS) for line in decoded(path, HEAD_BYTES).split("\n")), key=len)
+
+
+def _holds_numbers(fields: list[str]) -> bool:
+    return any(NUMBER.fullmatch(field) for field in fields)
 
 
 def _first_line(path: Path) -> tuple[list[str], str]:
@@ -175,9 +192,12 @@ def _has_header(fields: list[str], requested: Columns, path: Path, published: bo
     """
     if guessed(fields, USER_COLUMNS) is not None or guessed(fields, ITEM_COLUMNS) is not None:
         return True
-    if requested.given and all(name.isdecimal() for name in requested.given.values()):
-        return fields == [str(i) for i in range(len(fields))]  # as pandas writes a table that had no header
-    holds_numbers = any(NUMBER.fullmatch(field) for field in fields)
+    given = {*requested.given.values()}
+    if given and all(name.isdecimal() for name in given):
+        return fields == _positions(fields)  # as pandas writes a table that had no header
+    if given and given <= {*fields, *map(spelt, fields)}:
+        return True
+    holds_numbers = _holds_numbers(fields)
     if published and holds_numbers:
         requested.require_none(f"{path}, which has no header,")
         return False
@@ -284,16 +304,15 @@ def _has_zeros(column: "pd.Series[Any]") -> bool:
     return bool(np.isfinite(values).all()) and 1 < zeros < len(values)
 
 
-def _read_rows(path: Path, separator: str, numbers: Collection[int], *, header: bool) -> pd.DataFrame:
-    """Read delimited text without its header, if it has one; columns are called by their positions.
+def _read_rows(path: Path, separator: str, numbers: Collection[int], count: int, *, header: bool) -> pd.DataFrame:
+    """Read delimited text of ``count`` columns without its header, if it has one; positions are the columns' names.
 
     Quotation marks between tabs are part of an id.
 
     Raises:
-        DataError: damaged or undecodable file, or rows of more fields than the first.
+        DataError: damaged or undecodable file, or rows of more fields.
     """
     text = decoded(path).lstrip("\r\n ")
-    count = len(_first_line(path)[0])
     if separator == COLONS:  # pandas' fast parser needs a one-character separator
         text = text.replace(COLONS, "\t")
     try:
@@ -314,4 +333,4 @@ def _read_rows(path: Path, separator: str, numbers: Collection[int], *, header: 
             )
     except (ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read as lines of {count} fields, as the first is: {reason}") from error
+        raise DataError(f"{path} cannot be read as lines of {count} fields: {reason}") from error

@@ -333,7 +333,7 @@ def test_a_file_without_a_header_is_refused_and_then_read_by_positions(tmp_path,
     if separator == "::":  # as MovieLens has it
         assert load_interactions(path, split_by="time").fingerprint == wanted.fingerprint
     else:
-        for given in ({}, {"user_column": "A0", "item_column": "B0"}):
+        for given in ({}, {"user_column": "A0", "item_column": "who"}):
             with pytest.raises(
                 DataError, match=r"no header: its first line holds numbers \(A0, B0, 1.0, 100\).*-column 0"
             ):
@@ -369,6 +369,30 @@ def test_a_header_of_positions_is_read_as_a_header_and_said(tmp_path):
     data = load_interactions(tmp_path / "a.csv", user_column=0, item_column=1)
     assert data.notes[0] == "the first line of a.csv is read as a header, with the columns 0, 1"
     assert sum(data.parts[part].nnz for part in SPLITS) == 20
+
+
+def test_a_header_that_holds_numbers_is_one_where_its_names_are_given(tmp_path):
+    path, pairs = tmp_path / "a.csv", [(user, item, 1, 0) for user in range(4) for item in range(5)]
+    for header in ("customer,product,2020,2021", "customer:token,product:token,2020,2021"):
+        path.write_text("\n".join([header, *(",".join(map(str, row)) for row in pairs)]))
+        data = load_interactions(path, user_column="customer", item_column="product")
+        assert sum(data.parts[part].nnz for part in SPLITS) == 20
+        assert data.notes[0].startswith("the first line of a.csv is read as a header, with the columns customer")
+    path.write_text("\n".join(["1,2,3", *(f"9,{user},{item}" for user, item, *_ in pairs)]))
+    note = load_interactions(path, user_column="1", item_column="2").notes[0]
+    assert note.endswith("its first line: 1, 2, 3; taken as positions of columns, not as names: '1', '2'")
+
+
+def test_data_files_are_tables_as_others_are(tmp_path):
+    rows = [(user, item) for user in range(4) for item in range(5)]
+    (tmp_path / "log.data").write_text("\n".join(["user\titem", *(f"{user}\t{item}" for user, item in rows)]))
+    assert load_interactions(tmp_path / "log.data").num_users == 4
+    lines = [f"{user}::{item}::5" + "::7" * (user > 0) for user, item in rows]
+    (tmp_path / "ratings.dat").write_text("\n".join(lines))
+    assert sum(load_interactions(tmp_path / "ratings.dat").parts[part].nnz for part in SPLITS) == 20
+    (tmp_path / "ratings.dat").write_text("\n".join(["user::item::rating", *lines]))
+    with pytest.raises(DataError, match="cannot be read as lines of 3 fields"):
+        load_interactions(tmp_path / "ratings.dat")
 
 
 @pytest.mark.parametrize("separator", ["\t", "::", " "])
