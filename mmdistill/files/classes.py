@@ -1,6 +1,6 @@
 """Notes on the classes of any kind of data, and the choice of classes that give validation samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -19,9 +19,9 @@ class WithValues(Protocol):
         ...
 
 
-ClassNames = Sequence[str] | Mapping[Any, Any] | WithValues
-"""Names by class index as a user may give them: a list, an array or an index of pandas, or a mapping between names and
-indices, as transformers' ``id2label`` and ``label2id``."""
+ClassNames = Iterable[str] | Mapping[Any, Any] | WithValues
+"""Names by class index as a user may give them: a list or another iterable, an array or an index of pandas, or a
+mapping between names and indices, as transformers' ``id2label`` and ``label2id``."""
 
 EMPTY = ("nan", "null", "<na>")
 """How tables write missing values, in lower case."""
@@ -38,12 +38,16 @@ def checked_class_names(given: object) -> tuple[str, ...]:
     """
     names: Any = _by_index(given) if isinstance(given, Mapping) else given
     names = names.tolist() if hasattr(names, "tolist") else names
-    if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    is_ordered = isinstance(names, Iterable) and not isinstance(names, str | set | frozenset)
+    names = list(names) if is_ordered else None
+    if names is None or not all(isinstance(name, str) for name in names):
         raise ConfigError(
             f"class_names are a list of texts in the order of the class indices, got {brief_repr(given)}; of another "
             'form are {0: "negative", 1: "positive"} and {"negative": 0, "positive": 1}'
         )
-    if not names or len(set(names)) < len(names):
+    if not names:
+        raise ConfigError("class_names is empty; leave it out, or name every class")
+    if len(set(names)) < len(names):
         raise ConfigError(f"class_names differ from one another, got {brief_repr(given)}")
     return tuple(names)
 

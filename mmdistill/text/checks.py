@@ -101,9 +101,19 @@ def _check_label(label: object, row: int, split: str, problems: Problems) -> str
     return written
 
 
-def are_withheld(labels: Collection[object]) -> bool:
-    """Return whether all labels of a split are missing or -1, as in published test splits."""
-    return all(_is_missing(label) or str(label) in ("-1", "-1.0") for label in map(_plain, labels))
+def are_withheld(labels: Collection[object], known: Collection[object]) -> bool:
+    """Return whether all labels of a split are missing, or -1 as in published test splits.
+
+    Args:
+        labels: of the split.
+        known: those of training; if -1 is one of them, it is a class.
+    """
+    is_class = any(map(_is_minus_one, known))
+    return all(_is_missing(_plain(label)) or (not is_class and _is_minus_one(label)) for label in labels)
+
+
+def _is_minus_one(label: object) -> bool:
+    return str(_plain(label)).strip() in ("-1", "-1.0")
 
 
 def _plain(label: object) -> object:

@@ -185,7 +185,12 @@ def load_text(
         name, raw = _read_named(source, columns)
     else:
         name, raw = "texts", _read_values(source, columns)
-    return _finish(name, raw if names is None else raw._replace(class_names=names), seed)
+    try:
+        return _finish(name, raw if names is None else raw._replace(class_names=names), seed)
+    except DataError as error:
+        if not raw.guess:
+            raise
+        raise DataError(f"{error}; read are {raw.guess}") from error
 
 
 def _read_values(source: Pair | Table | Mapping[str, Pair | Table | str | Path], columns: Columns) -> Raw:

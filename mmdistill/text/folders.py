@@ -8,6 +8,7 @@ from mmdistill.errors import DataError
 from mmdistill.files.class_folders import class_folders, loose_note, samples_under, unread_notes
 from mmdistill.files.columns import known_split, require_one_each
 from mmdistill.files.decoding import HEAD_BYTES, decoded
+from mmdistill.names import first_few
 from mmdistill.text.checks import WHOLE
 from mmdistill.text.inputs import Raw, RawSplit
 
@@ -19,15 +20,16 @@ UNLABELLED = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 
 def is_text_folder(folder: Path) -> bool:
     """Return whether a folder, or its folder for training, has subfolders of text files for at least two classes."""
-    classes = class_folders(_split_folders(folder).get("train", folder))
-    return len(classes) > 1 and all(map(_holds_texts, classes))
+    classes = _labelled(_split_folders(folder).get("train", folder))
+    return len(classes) > 1 and not any(known_split(sub.name) for sub in classes) and all(map(_holds_texts, classes))
 
 
 def read_text_folder(folder: Path) -> Raw:
     """Read texts, without the blanks around them, whose classes are the names of their folders.
 
     Raises:
-        DataError: two folders of one split, a class without a text, an empty file, or one that is not UTF-8.
+        DataError: two folders of one split, a class that is called like a split or without a text, an empty file, or
+            one that is not UTF-8.
     """
     parts, subfolders, notes = _split_folders(folder), class_folders(folder), list[str]()
     if parts:
@@ -36,7 +38,11 @@ def read_text_folder(folder: Path) -> Raw:
         notes += loose_note(folder, _is_text, "text")
     splits: dict[str, RawSplit] = {}
     for split, part in (parts or {WHOLE: folder}).items():
-        classes = [sub for sub in class_folders(part) if sub.name.lower() not in UNLABELLED]
+        classes = _labelled(part)
+        if misplaced := [sub for sub in classes if known_split(sub.name)]:
+            raise DataError(f"{misplaced[0]} is called like a split, and a class was expected; move or rename it")
+        if not splits:
+            notes.append(f"classes are the folders {first_few([sub.name for sub in classes])}")
         unlabelled = [sub for sub in class_folders(part) if sub not in classes]
         notes += [f"the texts of {part.name}/{sub.name}/ have no class and are not read" for sub in unlabelled]
         notes += loose_note(part, _is_text, "text")
@@ -52,15 +58,28 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return found if "train" in found and class_folders(found["train"]) else {}
 
 
+def _labelled(folder: Path) -> list[Path]:
+    """Return the folders of the classes in a folder, without those of texts of no class."""
+    return [sub for sub in class_folders(folder) if sub.name.lower() not in UNLABELLED]
+
+
 def _read_classes(classes: list[Path]) -> tuple[RawSplit, Counter[str]]:
     """Return the texts and labels of class folders, and the endings of files that are not read."""
     texts, labels, empty, unread = list[object](), list[object](), list[str](), Counter[str]()
+    unreadable = list[DataError]()
     for folder in classes:
         paths = samples_under(folder, _is_text, unread, noun="text", endings=".txt, or without an ending")
-        found = [decoded(Path(path)).strip() for path in paths]
-        empty += [path for path, text in zip(paths, found, strict=True) if not text]
-        texts += found
+        for path in paths:
+            try:
+                text = decoded(Path(path)).strip()
+            except DataError as error:
+                unreadable.append(error)
+                continue
+            texts.append(text)
+            empty += [] if text else [path]
         labels += [folder.name] * len(paths)
+    if unreadable:
+        raise DataError(f"{unreadable[0]} ({len(unreadable):,} such files)") from unreadable[0]
     if empty:
         raise DataError(f"{empty[0]} holds no text ({len(empty):,} such files); remove or mend them")
     return (texts, labels), unread

@@ -43,11 +43,13 @@ class Raw(NamedTuple):
         splits: texts and labels by ``train``, ``dev`` and ``test``, or ``all`` if they are not split yet.
         class_names: names by class index, if the data name their classes.
         notes: how the splits were made, and what is doubtful in the data.
+        guess: the note on the columns that were guessed for training, if others are left over.
     """
 
     splits: Mapping[str, RawSplit]
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    guess: str = ""
 
 
 if TYPE_CHECKING:
@@ -279,15 +281,15 @@ def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = N
         notes += roles.notes
         if isinstance(part, Path):
             notes += quoted(splits[split][0], part)
-    return Raw({split: splits[split] for split in parts}, names, tuple(notes))
+    return Raw({split: splits[split] for split in parts}, names, tuple(notes), "".join(like.notes if like else ()))
 
 
 def without_withheld(raw: Raw) -> Raw:
     """Leave out splits whose labels are withheld; if no test split is left, the validation split is tested on."""
     splits = dict(raw.splits)
-    hidden = [
-        split for split in ("dev", "test") if split in splits and splits[split][1] and are_withheld(splits[split][1])
-    ]
+    known = [label for split in (WHOLE, "train") if split in splits for label in splits[split][1]]
+    given = {split: splits[split][1] for split in ("dev", "test") if split in splits}
+    hidden = [split for split, labels in given.items() if labels and are_withheld(labels, known)]
     notes = [f"the {split} split has no labels and is left out" for split in hidden]
     for split in hidden:
         del splits[split]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from mmdistill.checks import require_left_out
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError, DataError, did_you_mean
 from mmdistill.files import tables
 from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF
 from mmdistill.files.tables import SUFFIXES, UNDELIMITED, spelt, suffix
@@ -24,7 +24,7 @@ PAIR_COLUMNS = (
     ("text1", "text2"),
     ("text_a", "text_b"),
 )
-LABEL_COLUMNS = ("label", "labels", "class", "target", "sentiment", "intent", "coarse_label", "y", "category", "topic")
+LABEL_COLUMNS = ("label", "labels", "class", "sentiment", "intent", "coarse_label", "category", "target", "topic", "y")
 """Names of label columns, those first that hardly mean anything else."""
 ROW_COLUMNS = ("", "id", "idx", "index", "unnamed: 0")
 """Names of columns that number the rows, in lower case; no note says that they are not read."""
@@ -60,7 +60,7 @@ class Roles(NamedTuple):
     Args:
         texts: the text column, or the two columns of text pairs.
         label: the label column; None where a split to test on has none.
-        notes: a note on the other columns, if a column was guessed.
+        notes: a note on the other columns, if a column was guessed, or on a label column that is not there.
     """
 
     texts: tuple[str, ...]
@@ -101,9 +101,7 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     place = tables.guessed(columns, guesses) if given is None else tables.named(columns, given, source)
     if place is not None:
         return columns[place]
-    unknown = [name for name in map(str, columns) if name.strip().lower() not in (*KNOWN_COLUMNS, *SPLIT_OF)]
-    # Column names are no typing errors, so they must be close to a guess: "time" must not match "sentiment".
-    near = [name for name in unknown if get_close_matches(name.strip().lower(), guesses, n=1, cutoff=0.7)]
+    near = _near(columns, guesses)
     hint = f" (is it {near[0]!r}?)" if near else ""
     raise DataError(
         f"{source} has no column that looks like the {role}{hint}; there are: {tables.listed(columns)}. Name it "
@@ -111,6 +109,13 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
         "and --item-column (in Python recsys_task(data, user_column=..., item_column=...)). The first line must be a "
         "header"
     )
+
+
+def _near(columns: Sequence[str], guesses: Sequence[str]) -> list[str]:
+    """Return the columns with a name that is nearly a guess."""
+    unknown = [name for name in map(str, columns) if name.strip().lower() not in (*KNOWN_COLUMNS, *SPLIT_OF)]
+    # Column names are no typing errors, so they must be close to a guess: "time" must not match "sentiment".
+    return [name for name in unknown if get_close_matches(name.strip().lower(), guesses, n=1, cutoff=0.7)]
 
 
 def text_columns(columns: Sequence[str], given: str | None, source: object) -> tuple[str, ...]:
@@ -148,6 +153,7 @@ def roles_of(columns: Sequence[str], requested: Columns, source: object, like: R
     Raises:
         ConfigError: a requested column does not exist, or one column is both text and label.
         DataError: no column looks like texts or labels.
+        (For the labels of another split only if a column has nearly the name.)
     """
     texts, label = (like.texts, like.label) if like is not None else ((), None)
     if not texts or requested.text is not None or not {*texts} <= {*columns}:
@@ -155,19 +161,32 @@ def roles_of(columns: Sequence[str], requested: Columns, source: object, like: R
     if label is None or requested.label is not None or label not in columns:
         try:
             label = column(columns, requested.label, LABEL_COLUMNS, "label", source)
-        except (ConfigError, DataError):
-            if like is None:
+        except (ConfigError, DataError) as error:
+            others = [name for name in columns if name not in texts]
+            label = None if like is None else _alike(others, requested.label)
+            if like is None or (label is None and _has_near(others, requested.label)):
                 raise
-            label = None
+            if label is None:
+                return Roles(texts, None, () if requested.label is None else (str(error),))
     if label in texts:
         raise ConfigError(
             f"the column {label!r} of {source} would be text and label at once; name another with text_column "
             "(--text-column) or label_column (--label-column)"
         )
     is_guessed = requested.text is None or requested.label is None
-    if not is_guessed or label is None or (like is not None and (texts, label) == (like.texts, like.label)):
+    if not is_guessed if like is None else (texts, label) == (like.texts, like.label):
         return Roles(texts, label)
     return Roles(texts, label, _guess_note(columns, texts, label, "" if like is None else f"{source}: "))
+
+
+def _alike(columns: Sequence[str], given: str | None) -> str | None:
+    """Return the column of the user's name, ignoring case; None if there is none, or the user gave no name."""
+    return next((name for name in columns if spelt(name).lower() == str(given).lower()), None) if given else None
+
+
+def _has_near(columns: Sequence[str], given: str | None) -> bool:
+    """Return whether a column's name is nearly the user's, or nearly a guess if the user gave none."""
+    return bool(_near(columns, LABEL_COLUMNS) if given is None else did_you_mean(str(given), map(spelt, columns)))
 
 
 def _guess_note(columns: Sequence[str], texts: tuple[str, ...], label: str, whose: str) -> tuple[str, ...]:

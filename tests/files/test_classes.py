@@ -26,6 +26,8 @@ UNVALIDATED = "no validation {} is of class {}, so what validation chooses takes
     [
         ["b", "a", "c"],
         ("b", "a", "c"),
+        dict.fromkeys(["b", "a", "c"]).keys(),
+        iter(["b", "a", "c"]),
         np.array(["b", "a", "c"]),
         np.array(["b", "a", "c"], dtype=object),
         pd.Index(["b", "a", "c"]),
@@ -55,6 +57,12 @@ def test_other_class_names_are_refused_by_images_and_texts_alike(given: Any) -> 
     ):
         with pytest.raises(ConfigError, match="class_names "):
             load_data()
+
+
+def test_no_class_names_are_said_to_be_none() -> None:
+    for given in ([], {}.keys(), np.array([])):
+        with pytest.raises(ConfigError, match="class_names is empty; leave it out"):
+            checked_class_names(given)
 
 
 def test_twelve_class_names_by_number_keep_their_order() -> None:

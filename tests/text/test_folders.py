@@ -12,6 +12,7 @@ from mmdistill.image.datasets import accepts as accepts_images
 from mmdistill.text.data import TextData, accepts, load_text
 
 CLASSES = ("neg", "pos")
+NAMED = "classes are the folders neg, pos"
 
 
 def write_classes(folder: Path, *, count: int = 10, ending: str = ".txt", start: str = "") -> Path:
@@ -35,7 +36,7 @@ def test_a_folder_for_each_class_is_held_out_from(tmp_path: Path, ending: str) -
     texts = [f"{name} text {row}" for name in CLASSES for row in range(10)]
     assert found.fingerprint == load_text((texts, ["neg"] * 10 + ["pos"] * 10)).fingerprint
     assert (found.class_names, found.name) == (CLASSES, str(tmp_path))
-    assert found.notes[0] == "test: 20% of the data, stratified, seed 0"
+    assert found.notes[:2] == (NAMED, "test: 20% of the data, stratified, seed 0")
     assert not unread(found)
     assert accepts(tmp_path)
     assert registry.domain_of(str(tmp_path)).name == "text"
@@ -48,7 +49,7 @@ def test_folders_of_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
     found = load_text(tmp_path)
     first = [part.texts[0] for part in (found.train, found.test, found.dev)]
     assert first == ["a neg text 0", "b neg text 0", "c neg text 0"]
-    assert found.notes == ()
+    assert found.notes == (NAMED,)
     assert registry.domain_of(str(tmp_path)).name == "text"
 
 
@@ -72,6 +73,25 @@ def test_what_is_beside_the_classes_is_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("train", "test", "dev"), ("pos", "unsup"), ("pos", "Val")])
+def test_folders_of_splits_and_of_no_class_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        for row in range(6):
+            (tmp_path / name / f"{row}.txt").write_text(f"{name} {row}")
+    assert not accepts(tmp_path)
+    with pytest.raises(DataError, match=r"expected train\.tsv"):
+        load_text(tmp_path)
+
+
+def test_a_split_within_a_split_is_no_class(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_classes(tmp_path / part, start=f"{part} ", count=4)
+    (tmp_path / "test" / "pos").rename(tmp_path / "test" / "valid")
+    with pytest.raises(DataError, match=r"test/valid is called like a split, and a class was expected"):
+        load_text(tmp_path)
+
+
 def test_validation_alone_and_unlabelled_test_texts(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_classes(tmp_path / part, start=f"{part} ", count=4)
@@ -85,9 +105,11 @@ def test_validation_alone_and_unlabelled_test_texts(tmp_path: Path) -> None:
 
 def test_unusable_text_files_are_named(tmp_path: Path) -> None:
     write_classes(tmp_path)
-    (tmp_path / "pos" / "03.txt").write_bytes("first\ncaf\xe9".encode("latin-1"))
-    with pytest.raises(DataError, match=r"pos/03\.txt is not UTF-8 throughout: line 2"):
+    for place in ("pos/03.txt", "pos/05.txt", "neg/04.txt"):
+        (tmp_path / place).write_bytes("first\ncaf\xe9".encode("latin-1"))
+    with pytest.raises(DataError, match=r"neg/04\.txt is not UTF-8 throughout: line 2 .* \(3 such files\)"):
         load_text(tmp_path)
+    (tmp_path / "neg" / "04.txt").write_text("so")
     for row in (3, 5):
         (tmp_path / "pos" / f"0{row}.txt").write_text(" \n")
     with pytest.raises(DataError, match=r"pos/03\.txt holds no text \(2 such files\)"):

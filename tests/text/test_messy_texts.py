@@ -146,6 +146,45 @@ def test_a_test_split_without_labels_is_left_out_in_every_layout(tmp_path: Path,
     assert validated.test.texts == ("a", "b")
 
 
+def test_a_label_column_of_nearly_the_name_is_no_missing_one() -> None:
+    stars = pd.DataFrame({"text": TEXTS, "stars": LABELS})
+    test = pd.DataFrame({"text": ["a", "b"], "Stars": ["no", "yes"]})
+    for convert in (lambda parts: parts, as_data_sets):
+        found = load_text(convert({"train": stars, "test": test}), label_column="stars")
+        assert found.test.labels.tolist() == [0, 1]
+        assert any("classes from 'Stars'" in note for note in found.notes)
+        named = {"text_column": "text", "label_column": "stars"}
+        assert (
+            load_text(convert({"train": stars, "test": test}), **named).notes[0].startswith("test: texts from 'text'")
+        )
+        with pytest.raises(ConfigError, match=r"test has no column 'stars'; did you mean 'starts'"):
+            load_text(convert({"train": stars, "test": test.rename(columns={"Stars": "starts"})}), label_column="stars")
+        with pytest.raises(DataError, match=r"test has no column that looks like the label \(is it 'labels_'\?\)"):
+            load_text(convert({"train": table(), "test": test.rename(columns={"Stars": "labels_"})}))
+        found = load_text(convert({"train": stars, "test": test[["text"]]}), label_column="stars")
+        assert found.notes[:2] == ("test has no column 'stars' (there are: 'text')", LEFT_OUT)
+
+
+@pytest.mark.parametrize("minus", [-1, "-1", -1.0])
+def test_a_class_of_minus_one_is_not_withheld(minus: object) -> None:
+    train = (TEXTS, [minus, 1] * 10)
+    found = load_text({"train": train, "test": (["a", "b"], [minus, minus])})
+    assert (found.test.texts, found.test.labels.tolist()) == (("a", "b"), [0, 0])
+    assert load_text({"train": train, "test": (["a", "b"], [None, None])}).notes[0] == LEFT_OUT
+
+
+def test_the_least_clear_names_of_classes_are_guessed_last() -> None:
+    frame = pd.DataFrame({"text": TEXTS, "y": range(20), "target": range(20), "category": LABELS})
+    assert load_text(frame).class_names == ("no", "yes")
+    frame = frame.rename(columns={"category": "kind"})
+    with pytest.raises(
+        DataError, match=r"to predict.* texts from 'text', classes from 'target'; not read: 'y', 'kind'"
+    ):
+        load_text(frame)
+    with pytest.raises(DataError, match=r"label column$"):
+        load_text(frame, text_column="text", label_column="y")
+
+
 def test_a_validation_split_alone_is_tested_on(tmp_path: Path) -> None:
     parts = {"train": table(), "validation": table(["a", "b"], ["no", "yes"])}
     for source in (parts, write_split(tmp_path, parts), {"train": (TEXTS, LABELS), "dev": (["a", "b"], ["no", "yes"])}):
