@@ -1,5 +1,6 @@
 """Find the interactions in a folder: one file of them, or the files of a split."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -37,43 +38,64 @@ def find_files(folder: Path) -> dict[str, Path]:
     Raises:
         DataError: more than one ``.inter`` file, several files for a part, or several splits.
     """
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))]
+    candidates = _candidates(folder)
+    if not candidates:
+        return {}
+    files = next(iter(candidates.values()))
+    place = next(iter(files.values()))[0].parent
+    if len(candidates) > 1 and WHOLE in files:
+        raise DataError(f"{place} has {len(candidates)} .inter files; name the one to read")
+    if len(candidates) > 1:
+        several = first_few([parts["train"][0].name for parts in candidates.values()])
+        raise DataError(f"{place} has the splits of several data, {several}; keep one of them in it")
+    for split, paths in files.items():
+        if len(paths) > 1:
+            raise DataError(f"{paths[0]} and {paths[1].name} both name the {split} split; keep one of them")
+    return {split: paths[0] for split, paths in files.items()}
+
+
+def _candidates(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Return by name what may be the interactions of a folder, each the files of a whole or of the parts of a split.
+
+    A split that cannot be told to be of interactions, since the user can name its columns, comes last.
+    """
+    inner = sorted(Path(entry) for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] not in "._")
     for place in [folder, *inner]:
         for name in FOLDER_FILES:
             if (place / name).is_file():
-                return {WHOLE: place / name}
-        splits = _splits(place)
-        if len(splits) > 1:
-            raise DataError(f"{place} has the splits of several data, {first_few([*splits])}; keep one of them in it")
-        if splits:
-            return next(iter(splits.values()))
-        recbole = sorted(place.glob("*.inter"))
-        if len(recbole) > 1:
-            raise DataError(f"{place} has {len(recbole)} .inter files; name the one to read")
-        if recbole:
-            return {WHOLE: recbole[0]}
+                return {name: {WHOLE: [place / name]}}
+        names = sorted(os.listdir(place))
+        splits = _splits(place, names)
+        told = {name: parts for name, parts in splits.items() if _is_told(parts["train"][0])}
+        recbole = {name: {WHOLE: [place / name]} for name in names if name.endswith(".inter")}
+        if candidates := told or recbole or splits:
+            return candidates
     return {}
 
 
-def _splits(folder: Path) -> dict[str, dict[str, Path]]:
-    """Return the files of each split in a folder, by the name before their parts; all have train and test.
+def _part_of(name: str) -> tuple[str, str] | None:
+    """Return the name before its part of a split, and the part, of a file's name; None if it names no part."""
+    stem, _, ending = name.removesuffix(".gz").rpartition(".")
+    whole, _, word = stem.rpartition(".")
+    if MOVIELENS_100K.fullmatch(f"{stem}.{ending}"):
+        whole, word = stem, ending.replace("base", "train")
+    elif f".{ending.lower()}" not in (*SUFFIXES, ".inter", NCF):
+        return None
+    split = known_split(word)
+    return None if split is None else (whole, split)
 
-    Raises:
-        DataError: two files for one part.
+
+def _splits(folder: Path, names: list[str]) -> dict[str, dict[str, list[Path]]]:
+    """Return the files of each split by part, by the name before their parts; all have train and test.
+
+    Args:
+        folder: of the files.
+        names: of all files and folders in it; only those that name a part are looked at.
     """
-    splits: dict[str, dict[str, Path]] = {}
-    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
-        stem, _, ending = path.name.removesuffix(".gz").rpartition(".")
-        name, _, word = stem.rpartition(".")
-        if MOVIELENS_100K.fullmatch(f"{stem}.{ending}"):
-            name, word = stem, ending.replace("base", "train")
-        elif suffix(path) not in (*SUFFIXES, ".inter", NCF):
-            continue
-        if split := known_split(word):
-            parts = splits.setdefault(name, {})
-            if split in parts:
-                raise DataError(f"{parts[split]} and {path.name} both name the {split} split; keep one of them")
-            parts[split] = path
+    splits: dict[str, dict[str, list[Path]]] = {}
+    for name in names:
+        if (part := _part_of(name)) is not None and (folder / name).is_file():
+            splits.setdefault(part[0], {}).setdefault(part[1], []).append(folder / name)
     return {
         name: {split: parts[split] for split in SPLIT_NAMES if split in parts}
         for name, parts in splits.items()
@@ -83,32 +105,26 @@ def _splits(folder: Path) -> dict[str, dict[str, Path]]:
 
 def unread_note(path: Path) -> list[str]:
     """Return a note if a file that was read lies beside files of a split, its own or another."""
-    try:
-        splits = _splits(path.parent).values()
-    except DataError:
-        return []
     is_whole = path.name in FOLDER_FILES and not MOVIELENS_100K.fullmatch(path.name.removesuffix(".gz"))
-    unread = [
-        other.name
-        for parts in splits
-        if is_whole or path in parts.values()
-        for other in parts.values()
-        if other != path
-    ]
+    if not is_whole and _part_of(path.name) is None:
+        return []
+    splits = _splits(path.parent, sorted(os.listdir(path.parent))).values()
+    beside = [[other for paths in parts.values() for other in paths] for parts in splits]
+    unread = [other.name for paths in beside if is_whole or path in paths for other in paths if other != path]
     hint = 'to keep their split, give a folder of only these files, or in Python {"train": ..., "test": ...}'
     return [f"not read: {first_few(unread)}, beside {path.name}; {hint}"] if unread else []
 
 
 def looks_like_interactions(path: Path) -> bool:
     """Return whether a file or folder looks readable as interactions, by its name and header line."""
-    if path.is_dir():
-        try:
-            files = find_files(path)
-        except DataError:
-            return True  # let the loader report what is wrong
-        if not files:
-            return False
-        path = files.get(WHOLE) or files["train"]
+    if not path.is_dir():
+        return _is_told(path)
+    candidates = _candidates(path).values()  # the loader refuses several
+    return any(_is_told((files.get(WHOLE) or files["train"])[0]) for files in candidates)
+
+
+def _is_told(path: Path) -> bool:
+    """Return whether a file can be told to hold interactions, by its name and header line."""
     name = path.name.removesuffix(".gz")
     if suffix(path) in (".inter", NCF) or MOVIELENS_100K.fullmatch(name) or name == "ratings.dat":
         return True

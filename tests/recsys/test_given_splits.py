@@ -1,5 +1,7 @@
 """Splits that come in separate files, frames or matrices; and the split that leaves one out."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,8 @@ from scipy import sparse
 
 from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.recsys import load_interactions, recsys_task
+from mmdistill.files.tables import suffix
+from mmdistill.recsys import folders, load_interactions, recsys_task
 from mmdistill.recsys.folders import looks_like_interactions
 from mmdistill.recsys.splits import SPLITS
 from mmdistill.registry import domain_of
@@ -109,7 +112,7 @@ def test_parts_that_do_not_fit(data, given, message):
 def test_folders_with_several_splits_or_two_files_of_a_part(tmp_path, capsys):
     write(tmp_path, "a.{}.inter", "\t")
     write(tmp_path, "b.{}.inter", "\t")
-    with pytest.raises(DataError, match="has the splits of several data, a, b; keep one"):
+    with pytest.raises(DataError, match="has the splits of several data, a.train.inter, b.train.inter; keep one"):
         load_interactions(tmp_path)
     assert main(["distill", "--data", str(tmp_path), "--method", "distill-ease", "--users", "2"]) == 2
     assert "has the splits of several data" in capsys.readouterr().err
@@ -123,6 +126,39 @@ def test_folders_with_several_splits_or_two_files_of_a_part(tmp_path, capsys):
     whole = load_interactions(tmp_path)
     assert same(whole, load_interactions(LOG))
     assert "not read: a.train.inter, a.valid.inter, a.test.inter, beside ratings.csv" in whole.notes[0]
+
+
+def test_a_split_of_something_else_beside_interactions_is_none(tmp_path):
+    LOG.set_axis(["user_id:token", "item_id:token"], axis=1).to_csv(tmp_path / "log.inter", sep="\t", index=False)
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.tsv").write_text("text\tlabel\nso\t1\n")
+        (tmp_path / f"de.{part}.csv").write_text("text,label\nso,1\n")
+    assert looks_like_interactions(tmp_path)
+    assert same(load_interactions(tmp_path), load_interactions(LOG))
+    (tmp_path / "log.inter").unlink()
+    assert not looks_like_interactions(tmp_path)
+    with pytest.raises(DataError, match="has the splits of several data, de.train.csv, train.tsv; keep one"):
+        load_interactions(tmp_path)
+    (tmp_path / "train.csv").touch()
+    assert not looks_like_interactions(tmp_path)
+    write(tmp_path, "{}.csv")
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.tsv").unlink()
+    assert same(load_interactions(tmp_path), wanted())  # of two splits, one has users and items
+
+
+def test_files_are_told_by_their_names_before_they_are_looked_at(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    for row in range(50):
+        (tmp_path / "a" / f"{row}.jpg").touch()
+    LOG.to_csv(tmp_path / "a" / "log.csv", index=False)
+    looked = []
+    monkeypatch.setattr(folders, "suffix", lambda path: looked.append(path) or suffix(path))
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looked.append(path) or is_file(path))
+    assert not looks_like_interactions(tmp_path)
+    assert load_interactions(tmp_path / "a" / "log.csv").num_users == 6
+    assert not [path for path in looked if path.suffix == ".jpg"]
 
 
 def test_movielens_parts_beside_each_other(tmp_path):
