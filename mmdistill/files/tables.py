@@ -7,6 +7,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -22,6 +23,7 @@ JSON, BY_PANDAS = (".jsonl", ".ndjson", ".json"), (".parquet", ".feather")
 UNDELIMITED = (*JSON, *BY_PANDAS)
 SUFFIXES = (".tsv", ".csv", ".txt", *UNDELIMITED)
 """File name endings of tables; ``.gz`` may follow."""
+NONBLANK = re.compile(r"\S")
 LISTED = 20
 """How many columns of a table an error names."""
 SHOWN = 8
@@ -121,7 +123,8 @@ def header(path: Path) -> list[str]:
     if suffix(path) in BY_PANDAS:
         return [str(name) for name in _read_by_pandas(path).columns]
     if suffix(path) in JSON:
-        return _json_names(path)
+        status = path.stat() if path.is_file() else None
+        return [*_json_names(path, status and (status.st_mtime_ns, status.st_size))]
     lines = csv.reader(io.StringIO(_start(path), newline=""), delimiter=separator(path), skipinitialspace=True)
     return [name.strip() for name in next(lines)]
 
@@ -181,11 +184,13 @@ def _json_table(path: Path) -> pd.DataFrame:
 def _only_object(content: str) -> TableRow | None:
     """Return the object that is all of a text of JSON; None for lines, arrays and what is no JSON."""
     start = content.lstrip()
+    if not start.startswith("{"):
+        return None
     try:
         value, end = json.JSONDecoder().raw_decode(start)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and not start[end:].strip() else None
+    return None if NONBLANK.search(start, end) else value
 
 
 def _table_of_columns(columns: TableRow, source: object) -> pd.DataFrame:
@@ -241,21 +246,27 @@ def _json_rows(content: str, path: Path) -> list[TableRow]:
     return rows
 
 
-def _json_names(path: Path) -> list[str]:
+@lru_cache(maxsize=16)
+def _json_names(path: Path, changed: tuple[int, int] | None) -> tuple[str, ...]:
     """Return the keys of the first object of JSON lines or of an array, or the names of an object's columns.
 
+    Args:
+        path: the file.
+        changed: its time of change and size, by which the names are kept, since an object of columns is read wholly.
     Raises:
         DataError: the file does not start with an object.
     """
-    start = decoded(path, HEAD_BYTES).lstrip()
-    try:
-        row, end = json.JSONDecoder().raw_decode(start.lstrip(" \t\r\n["))
-        if start.startswith("[") or start[end:].strip():
-            return [*row.keys()]
-    except (ValueError, RecursionError, AttributeError) as error:
-        if not start.startswith("{"):
-            raise DataError(f"{path} starts with no JSON object ({error})") from error
-    return [str(name) for name in _json_table(path).columns]  # one object is all of the file, or longer than its start
+    for most in (HEAD_BYTES, None):  # the first object may be longer than the start
+        start = decoded(path, most).lstrip()
+        try:
+            row, end = json.JSONDecoder().raw_decode(start.lstrip(" \t\r\n["))
+            if start.startswith("[") or NONBLANK.search(start, end):
+                return tuple(row.keys())
+            break
+        except (ValueError, RecursionError, AttributeError) as error:
+            if not start.startswith("{"):
+                raise DataError(f"{path} starts with no JSON object ({error})") from error
+    return tuple(str(name) for name in _json_table(path).columns)
 
 
 def spelt(name: object) -> str:

@@ -110,7 +110,7 @@ def recsys_task(
     if isinstance(data, Interactions):
         require_left_out("interactions that are loaded are read and divided", **reading, test=test)
     interactions = data if isinstance(data, Interactions) else load_interactions(data, test=test, **reading, seed=seed)
-    data = called(interactions, name, data, DATASETS)
+    data = called(interactions, name, data if test is None else {}, DATASETS)
     factory = None if isinstance(model, str) else model
     wide_autoencoder = None if units is None else partial(autoencoder, data.num_items, units)
     task = RecsysTask(

@@ -30,6 +30,21 @@ class Log(NamedTuple):
         return Log(self.users[rows], self.items[rows], None if self.part is None else self.part[rows])
 
 
+PART_ROWS = ("part", "row")
+"""The names of the index of a table that was joined from the parts of a split."""
+
+
+def row_name(column: "pd.Series[Any]", row: int) -> str:
+    """Return the name in messages of the row at a place; in a table that was joined from parts, it counts in its part.
+
+    Rows count from 1.
+    """
+    if tuple(column.index.names) != PART_ROWS:
+        return f"row {row + 1}"
+    part, number = column.index[row]
+    return f"row {number + 1} of the {part} part"
+
+
 REMOVED = {
     "not_positive": "ratings {too_low}",
     "taken_back": "ratings that later ones of the same user and item took back",
@@ -68,7 +83,7 @@ def codes(column: "pd.Series[Any]", name: str) -> tuple[Numbers, npt.NDArray[Any
     missing = column.isna().to_numpy()
     if missing.any():
         raise DataError(
-            f"row {int(missing.argmax()) + 1} of {name} has no {column.name} id ({missing.sum()} such rows)"
+            f"{row_name(column, int(missing.argmax()))} of {name} has no {column.name} id ({missing.sum()} such rows)"
         )
     try:
         codes, values = pd.factorize(column)
@@ -122,8 +137,8 @@ def positive(
         row = int(bad.argmax())
         rating = "no rating" if column.isna().iloc[row] else f"rating {str(column.iloc[row])!r}"
         raise DataError(
-            f"row {row + 1} of {name} has {rating}; every rating must be a finite number ({int(bad.sum())} are not); "
-            "name another column with --rating-column (rating_column), or remove this one"
+            f"{row_name(column, row)} of {name} has {rating}; every rating must be a finite number "
+            f"({int(bad.sum())} are not); name another column with --rating-column (rating_column), or remove this one"
         )
     keep: npt.NDArray[np.bool_] = values > 0 if min_rating is None else values >= min_rating
     if not keep.any():

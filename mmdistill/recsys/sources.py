@@ -1,6 +1,8 @@
 """Read interactions as users give them: by name or path, as tables and matrices, and splits of these."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from mmdistill.files.columns import known_split, require_one_each, split_name
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import is_rows, splits_of
 from mmdistill.names import canonical, unknown_data
+from mmdistill.recsys.cleaning import PART_ROWS
 from mmdistill.recsys.files import Columns, read_table, select_columns
 from mmdistill.recsys.folders import FOLDER_FILES, WHOLE, find_files, holds_lists, read_lists, unread_note
 from mmdistill.recsys.matrices import ROLES, as_sparse, is_columns, is_tuples, read_sparse, table_of_columns
@@ -82,7 +85,8 @@ def read_source(source: Source | Mapping[str, Source], columns: Columns, *, by_t
                 "pd.DataFrame(data), got dict"
             )
         require_one_each(source)
-        return _join({split_name(key): _read_one(part, columns, by_time) for key, part in source.items()})
+        table = _join({split_name(key): _read_one(part, columns, by_time) for key, part in source.items()})
+        return table._replace(name="matrix" if table.shape else "table")  # a command would read the first file alone
     table = _read_one(source, columns, by_time)
     path = resolve(source).get(WHOLE) if isinstance(source, str | Path) else None
     return table if path is None else table._replace(notes=(*table.notes, *unread_note(path)))
@@ -103,10 +107,19 @@ def _read_one(source: Source, columns: Columns, by_time: bool) -> Table:
     if is_columns(source) or is_tuples(source):
         columns.require_none("a tuple of users and items")
         by_role = source if isinstance(source, tuple) else tuple(map(list, zip(*source, strict=True)))
+        if isinstance(source, list) and all(map(_is_zero_or_one, itertools.chain.from_iterable(source))):
+            raise DataError(
+                "a list of tuples of 0 and 1 may be users and items, or the rows of a matrix: give a matrix as "
+                "np.array(rows), a table as pd.DataFrame(rows, columns=['user', 'item'])"
+            )
         note = "" if isinstance(source, tuple) else f"tuples are read as {', '.join(ROLES[: len(by_role)])}"
         return Table("table", table_of_columns(by_role), (note,) if note else ())
     columns.require_none("a matrix")
     return _of_entries(as_sparse(source), "matrix")
+
+
+def _is_zero_or_one(value: object) -> bool:
+    return isinstance(value, Real | np.bool) and value in (0, 1)
 
 
 def _read_file(path: Path, name: str, columns: Columns, by_time: bool) -> Table:
@@ -138,6 +151,8 @@ def _of_entries(matrix: sparse.csr_array, name: str) -> Table:
 def _join(parts: Mapping[str, Table]) -> Table:
     """Join the parts of a split to a table with a column of splits, under the name of the training part.
 
+    Its index is a row's part, and its number in there.
+
     Raises:
         DataError: no training or no test part, parts with and without ratings, matrices of different shapes, or a part
             with a split of its own.
@@ -153,9 +168,9 @@ def _join(parts: Mapping[str, Table]) -> Table:
     for split, part in parts.items():
         if "split" in part.frame and (splits_of(part.frame["split"], "its column of splits", split) != split).any():
             raise DataError(f"the {split} part has a column of other splits; leave the column out, or give one table")
-    frames = [part.frame.assign(split=split) for split, part in parts.items()]
+    frames = {split: part.frame.assign(split=split).reset_index(drop=True) for split, part in parts.items()}
     notes = dict.fromkeys(note for part in parts.values() for note in part.notes)
-    return parts["train"]._replace(frame=pd.concat(frames, ignore_index=True), notes=tuple(notes))
+    return parts["train"]._replace(frame=pd.concat(frames, names=[*PART_ROWS]), notes=tuple(notes))
 
 
 def _is_known(source: str | Path) -> bool:

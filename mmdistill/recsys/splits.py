@@ -14,7 +14,7 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.tables import splits_of
 from mmdistill.names import unknown_name
-from mmdistill.recsys.cleaning import Numbers
+from mmdistill.recsys.cleaning import Numbers, row_name
 from mmdistill.runtime import Draws
 
 Split = Literal["train", "valid", "test"]
@@ -146,8 +146,8 @@ def by_time(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
-            f"row {row + 1} of {name} has time {str(frame['time'].iloc[row])!r}; every time must be a finite number or "
-            f"a date ({int(bad.sum())} are not)"
+            f"{row_name(times, row)} of {name} has time {str(frame['time'].iloc[row])!r}; every time must be a finite "
+            f"number or a date ({int(bad.sum())} are not)"
         )
     return frame.iloc[np.argsort(times.to_numpy(), kind="stable")]
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mmdistill.classification import scored
 from mmdistill.errors import ConfigError
+from mmdistill.files.columns import SPLIT_COLUMNS
 from mmdistill.files.paths import users_path
+from mmdistill.files.tables import SUFFIXES, UNDELIMITED, guessed, header, suffix
 from mmdistill.task import Batch, Scores
 from mmdistill.text.data import TextData, TextInput, is_known
 from mmdistill.text.embeddings import encode
@@ -31,7 +33,7 @@ READERS = {ALONE: "tfidf", "read-tfidf": "tfidf", "read-average": "average", "re
 
 
 def with_test(data: TextInput, test: Pair | Table | str | Path | None) -> TextInput:
-    """Return data with a separate test split; unchanged if ``test`` is None.
+    """Return data with a separate test split; unchanged if ``test`` is None, or if the data's file is missing.
 
     Raises:
         ConfigError: data other than ``(texts, labels)``, a table or a file of one, or a table with a split column:
@@ -40,13 +42,15 @@ def with_test(data: TextInput, test: Pair | Table | str | Path | None) -> TextIn
     """
     if test is None:
         return data
-    is_file = isinstance(data, str | Path) and not is_known(data) and users_path(data).is_file()
-    if not isinstance(data, tuple) and not is_table(data) and not is_file:
+    path = users_path(data) if isinstance(data, str | Path) and not is_known(data) else None
+    if path is not None and not path.exists():
+        return data  # reading says what is missing
+    if not isinstance(data, tuple) and not is_table(data) and not (path is not None and path.is_file()):
         raise ConfigError(
             "test data go with (texts, labels), a table or a file of one; other sources bring their own, as a "
             'dictionary of splits does: {"train": (texts, labels), "dev": ..., "test": ...}'
         )
-    table = read_table(users_path(data)) if isinstance(data, str | Path) else data
+    table = data if path is None else _read_with_splits(path)
     if is_table(table) and names_splits(table):
         raise ConfigError(
             "a column of the table names its splits; leave test out, or take the column away and give test the rows "
@@ -54,6 +58,12 @@ def with_test(data: TextInput, test: Pair | Table | str | Path | None) -> TextIn
         )
     parts: dict[str, Any] = {"train": data, "test": test}
     return parts
+
+
+def _read_with_splits(path: Path) -> Table | None:
+    """Return a table that may have a split column; None for delimited text whose header has none."""
+    is_delimited = suffix(path) in SUFFIXES and suffix(path) not in UNDELIMITED
+    return None if is_delimited and guessed(header(path), SPLIT_COLUMNS) is None else read_table(path)
 
 
 class Encoded(NamedTuple):

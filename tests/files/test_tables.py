@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.files import tables
 from mmdistill.files.tables import SUFFIXES, header, read
 from mmdistill.recsys import load_interactions
 from mmdistill.recsys.files import read_table
@@ -79,6 +80,22 @@ def test_one_object_of_splits_is_a_table_with_splits(kind: str, by_columns: bool
     path.write_text(json.dumps(content | {"testing": []}))
     assert fingerprint(kind, path) == fingerprint(kind, divided)
     assert domain_of(str(path)).name == kind
+
+
+def test_json_is_decoded_as_often_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, decoded = tmp_path / "a.json", list[Path]()
+    decode = tables._json_table
+    monkeypatch.setattr(tables, "_json_table", lambda given: decoded.append(given) or decode(given))
+    padded = TEXTS.assign(note="long " * 20000)
+    path.write_text(padded.to_json())
+    assert domain_of(str(path)).name == "text"
+    assert decoded == [path]
+    path.write_text(padded.to_json(orient="records", lines=True))
+    assert header(path) == ["text", "label", "note"]
+    assert decoded == [path]
+    path.write_text(TEXTS.to_json(orient="records"))
+    monkeypatch.setattr(json, "JSONDecoder", None)  # of one object
+    assert len(read(path)) == 20
 
 
 @pytest.mark.parametrize(

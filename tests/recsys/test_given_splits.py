@@ -87,6 +87,45 @@ def test_parts_in_memory(tmp_path):
         assert same(recsys_task(train, test=two["test"]).data, wanted(two))
 
 
+def test_tuples_that_may_be_rows_of_a_matrix_are_refused():
+    rows = [(1, 0), (0, 1), (1, 1)] * 4
+    for given in (rows, [(True, np.bool(False), np.float32(1))] * 4, {"train": rows, "test": rows}):
+        with pytest.raises(DataError, match=r"may be users and items, or the rows of a matrix.* np.array\(rows\)"):
+            load_interactions(given)
+    assert load_interactions([*LOG.itertuples(index=False, name=None)]).num_users == 6
+    with pytest.raises(DataError, match="row 1 of table has no user id"):
+        load_interactions([(pd.NA, 1)] * 4)
+
+
+def test_a_file_with_a_test_part_goes_by_no_path_and_may_have_a_name(tmp_path):
+    write(tmp_path, "{}.csv")
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    assert recsys_task(train, test=test, name="mine").data.name == "mine"
+    for named in (recsys_task(str(train), test=test), recsys_task({"train": train, "test": test})):
+        assert named.data.name == "table"  # a command would read the first file alone
+    assert recsys_task(tmp_path).data.name == str(tmp_path)
+    with pytest.raises(ConfigError, match="a name is for data in memory"):
+        recsys_task(train, name="mine")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("user", None, r"row 3 of the test part of .* has no user id"),
+        ("rating", "much", r"row 3 of the test part of .* has rating 'much'"),
+        ("time", "soon", r"row 3 of the test part of .* has time 'soon'"),
+    ],
+)
+def test_a_row_of_a_part_is_counted_in_its_part(tmp_path, column, value, message):
+    parts = {split: part.assign(rating=1, time=2).astype(object) for split, part in PARTS.items()}
+    parts["test"].iloc[2, [*parts["test"]].index(column)] = value
+    write(tmp_path, "{}.csv", header=parts["test"].columns, parts=parts)
+    by = "time" if column == "time" else None
+    for given in (tmp_path,) if by else (tmp_path, parts):
+        with pytest.raises(DataError, match=message):
+            load_interactions(given, split_by=by)
+
+
 @pytest.mark.parametrize(
     ("data", "given", "message"),
     [
@@ -112,7 +151,7 @@ def test_parts_that_do_not_fit(data, given, message):
 def test_folders_with_several_splits_or_two_files_of_a_part(tmp_path, capsys):
     write(tmp_path, "a.{}.inter", "\t")
     write(tmp_path, "b.{}.inter", "\t")
-    with pytest.raises(DataError, match="has the splits of several data, a.train.inter, b.train.inter; keep one"):
+    with pytest.raises(DataError, match=r"has the splits of several data, a.train.inter, b.train.inter; keep one"):
         load_interactions(tmp_path)
     assert main(["distill", "--data", str(tmp_path), "--method", "distill-ease", "--users", "2"]) == 2
     assert "has the splits of several data" in capsys.readouterr().err
@@ -137,7 +176,7 @@ def test_a_split_of_something_else_beside_interactions_is_none(tmp_path):
     assert same(load_interactions(tmp_path), load_interactions(LOG))
     (tmp_path / "log.inter").unlink()
     assert not looks_like_interactions(tmp_path)
-    with pytest.raises(DataError, match="has the splits of several data, de.train.csv, train.tsv; keep one"):
+    with pytest.raises(DataError, match=r"has the splits of several data, de.train.csv, train.tsv; keep one"):
         load_interactions(tmp_path)
     (tmp_path / "train.csv").touch()
     assert not looks_like_interactions(tmp_path)

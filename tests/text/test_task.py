@@ -27,7 +27,7 @@ from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, one_tensor
 from mmdistill.testing import as_float64, check_task
-from mmdistill.text import judges
+from mmdistill.text import inputs, judges, reading
 from mmdistill.text.data import TextData
 from mmdistill.text.draw import draw, draw_map
 from mmdistill.text.exports import export_embeds, export_tensors
@@ -44,6 +44,7 @@ from mmdistill.text.judges import (
 )
 from mmdistill.text.reading import Reader
 from mmdistill.text.sampling import TextRows
+from mmdistill.text.tables import read_table
 from mmdistill.text.task import TextTask, text_task
 from mmdistill.text.tfidf import TOKENS
 from tests.oracles import text as oracle
@@ -222,7 +223,7 @@ def test_a_table_may_bring_its_test_split() -> None:
             text_task(data, encoder="tfidf", test=tested)
 
 
-def test_a_file_may_bring_its_test_split(tmp_path: Path) -> None:
+def test_a_file_may_bring_its_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (texts, labels), held_out = sentences(20), sentences(8, seed=2)
     frame, tested = pd.DataFrame({"text": texts, "label": labels}), pd.DataFrame(zip(*held_out, strict=True))
     frame.to_csv(tmp_path / "a.csv", index=False)
@@ -237,6 +238,15 @@ def test_a_file_may_bring_its_test_split(tmp_path: Path) -> None:
                 "texts",  # a command would read the first file alone, so the data do not go by its name
             )
     assert make(tmp_path / "a.csv", test=held_out, name="mine").data.name == "mine"
+    with pytest.raises(DataError, match=r"there is no file .*trian\.csv"):
+        make(tmp_path / "trian.csv", test=held_out)
+    with pytest.raises(ConfigError, match="unknown text data set 'trce'; did you mean 'trec'"):
+        make("trce", test=held_out)
+    read = list[Path]()
+    monkeypatch.setattr(inputs, "read_table", lambda path: read.append(path) or read_table(path))
+    monkeypatch.setattr(reading, "read_table", inputs.read_table)
+    make(tmp_path / "a.csv", test=tmp_path / "b.jsonl")
+    assert read == [tmp_path / "a.csv", tmp_path / "b.jsonl"]
     with pytest.raises(DataError, match="nowhere"):
         make(tmp_path / "a.csv", test=tmp_path / "nowhere.csv")
     frame.assign(split=["train"] * 50 + ["test"] * 10).to_csv(tmp_path / "c.csv")
