@@ -41,7 +41,7 @@ def read_text_folder(folder: Path) -> Raw:
         classes = _labelled(part)
         if misplaced := [sub for sub in classes if known_split(sub.name)]:
             raise DataError(f"{misplaced[0]} is called like a split, and a class was expected; move or rename it")
-        if not splits:
+        if split in (WHOLE, "train"):
             notes.append(f"classes are the folders {first_few([sub.name for sub in classes])}")
         unlabelled = [sub for sub in class_folders(part) if sub not in classes]
         notes += [f"the texts of {part.name}/{sub.name}/ have no class and are not read" for sub in unlabelled]

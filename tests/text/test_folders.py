@@ -101,6 +101,12 @@ def test_validation_alone_and_unlabelled_test_texts(tmp_path: Path) -> None:
     assert found.test.texts[0] == "val neg text 0"
     assert "test: the validation split, as there is no test split with labels" in found.notes
     assert unread(found) == ["test/: 1 texts beside the subfolders are not read"]
+    (tmp_path / "train").rename(tmp_path / "Training")
+    (tmp_path / "Training" / "so").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "Training" / "so" / name).write_text(name)
+    (tmp_path / "val").rename(tmp_path / "Dev")  # which is read before, and lacks the class
+    assert "classes are the folders neg, pos, so" in load_text(tmp_path).notes
 
 
 def test_unusable_text_files_are_named(tmp_path: Path) -> None:
