@@ -149,11 +149,11 @@ def roles_of(columns: Sequence[str], requested: Columns, source: object, like: R
         columns: the names of all columns.
         requested: those that the user named.
         source: the table's origin, for messages.
-        like: the columns of the training split, if the table is another one; it may then lack labels.
+        like: the columns of the training split, if the table is another one; it may then lack labels, unless a column
+            has nearly the name.
     Raises:
         ConfigError: a requested column does not exist, or one column is both text and label.
         DataError: no column looks like texts or labels.
-        (For the labels of another split only if a column has nearly the name.)
     """
     texts, label = (like.texts, like.label) if like is not None else ((), None)
     if not texts or requested.text is not None or not {*texts} <= {*columns}:
