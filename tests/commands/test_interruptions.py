@@ -76,7 +76,7 @@ def test_an_interruption_before_the_former_run_is_replaced_does_not_offer_to_res
 def test_a_signal_ends_a_command_as_an_interruption_does(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def terminated(*arguments: object) -> None:
+    def terminated(**options: object) -> None:
         with atomic_write(tmp_path / "made" / "file"):
             os.kill(os.getpid(), number)
             time.sleep(10)
@@ -93,7 +93,7 @@ def test_a_signal_ends_a_command_as_an_interruption_does(
 def test_a_terminal_that_is_gone_interrupts_a_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
 
-    def hung_up(*arguments: object) -> None:
+    def hung_up(**options: object) -> None:
         try:
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(10)
