@@ -540,8 +540,8 @@ def test_sweeps_of_the_same_runs_share_them(
     """The second one begins while the first is at work on the first run, and the first finds the second run made."""
     fake(
         "until = time.time() + 60\n"
-        "second = folder.parent / 'digits-dm-1-seed1' / 'metrics.json'\n"
-        "while not second.exists() and folder.name == 'digits-dm-1' and time.time() < until: time.sleep(0.01)\n"
+        "go = folder.parent / 'go'\n"
+        "while not go.exists() and folder.name == 'digits-dm-1' and time.time() < until: time.sleep(0.01)\n"
     )
     out = tmp_path / "out"
     asked = (out, "--ipc", "1", "--seeds", "0,1")
@@ -551,6 +551,7 @@ def test_sweeps_of_the_same_runs_share_them(
         while not (out / "calls").exists() and time.time() < until:
             time.sleep(0.01)
         assert pool.submit(swept, *asked).result() == 0
+        (out / "go").touch()
         assert first.result() == 0
     assert calls(out) == ["digits-dm-1 auto False", "digits-dm-1-seed1 auto False"]
     said = capsys.readouterr().out
