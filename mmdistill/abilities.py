@@ -260,7 +260,7 @@ def overrides_of(task: Task) -> Judging:
 
 
 class JudgeFacts(Protocol):
-    """What a task tells of one of its judges."""
+    """What a task tells of one of its judges; that of a network that the user gave also has :func:`given_network`."""
 
     @property
     def name(self) -> str:
@@ -280,11 +280,6 @@ class JudgeFacts(Protocol):
     @property
     def teacher(self) -> str:
         """In words, which network labels its minibatches and whether that must train first; empty if none does."""
-        ...
-
-    @property
-    def network(self) -> str:
-        """The identity of a network that the user gave as this judge; empty for all other judges."""
         ...
 
     def epochs(self, samples: int | None) -> int | None:
@@ -346,6 +341,12 @@ class TakesJudges(Protocol):
 def judge_facts(task: Task, judge: str) -> JudgeFacts:
     """Return what a task tells of a judge."""
     return task.describe_judge(judge) if isinstance(task, DescribesJudges) else PlainJudge(judge)
+
+
+def given_network(facts: JudgeFacts) -> str:
+    """Return the ``network`` of a judge's facts: the identity of one that the user gave; empty for all other judges."""
+    network = getattr(facts, "network", "")
+    return network if isinstance(network, str) else ""
 
 
 def judge_title(task: Task, judge: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mmdistill.abilities import ScoresRobustness, is_solved, judge_facts, judge_title
+from mmdistill.abilities import ScoresRobustness, given_network, is_solved, judge_facts, judge_title
 from mmdistill.allocation import allocate, available, short_classes
 from mmdistill.classification import pooled
 from mmdistill.coresets import choose_samples, coreset
@@ -90,7 +90,7 @@ class EvaluationRun:
         records = {
             judge_title(self.task, judge): judging_record(self.task, judge)
             for judge in self.judges
-            if judge_facts(self.task, judge).network
+            if given_network(judge_facts(self.task, judge))
         }
         entries = summarise(scores, self.task.describe().class_names)
         return [replace(entry, judging=records.get(entry.judge, {})) for entry in entries]

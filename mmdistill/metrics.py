@@ -6,7 +6,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
-from mmdistill.abilities import Judging, ask_teacher, given_teacher, judge_facts, overrides_of
+from mmdistill.abilities import Judging, ask_teacher, given_network, given_teacher, judge_facts, overrides_of
 from mmdistill.distilled import DistilledSet, is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
@@ -145,7 +145,7 @@ def judging_record(task: Task, judge: str, judging: Judging | None = None) -> di
     """
     facts = judge_facts(task, judge)
     record = {name: value for name, value in {**overrides_of(task), **(judging or {})}.items() if name in facts.reads}
-    network = facts.network or (own_network(task) if judge.partition(" [")[0] == OWN else "")
+    network = given_network(facts) or (own_network(task) if judge.partition(" [")[0] == OWN else "")
     record |= {NETWORK: network} if network else {}
     if (teacher := given_teacher(task)) is not None and ask_teacher(task, [judge]):
         record[TEACHER] = teacher.digest[:8]

@@ -545,11 +545,55 @@ def test_chosen_images_that_cannot_be_read_say_why(task: Task) -> None:
         import_set(task, torch.utils.data.DataLoader(Samples("floats")))
 
 
-def test_a_data_set_that_numbers_the_same_classes_otherwise_is_refused(task: Task) -> None:
-    samples = Samples("floats")
-    samples.classes = samples.classes[::-1]
-    with pytest.raises(DataError, match="the set numbers its classes 9, 8, 7, 6, 5 and 5 more, and the task 0, 1"):
-        import_set(task, samples)
+def random_images(n: int) -> torch.Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Listed(TensorDataset):
+    """A data set of images and labels with names of its classes."""
+
+    def __init__(self, classes: list[str], labels: list[int]) -> None:
+        super().__init__(random_images(len(labels)), torch.tensor(labels))
+        self.classes = classes
+
+
+def test_classes_of_a_data_set_are_those_of_the_task_by_name(task: Task) -> None:
+    reversed_digits = Listed(list("9876543210"), list(range(10)))
+    assert parts(import_set(task, reversed_digits).batch)["targets"].tolist() == list(range(10))[::-1]
+    in_words = Listed([f"{digit} - digit" for digit in range(10)], list(range(10)))
+    assert parts(import_set(task, in_words).batch)["targets"].tolist() == list(range(10))
+    data = (random_images(30), torch.arange(30) % 3)
+    animals = image_task(data, class_names=["ant", "bee", "cat"], model="mlp", width=8)
+    for chosen in (Listed(["ant", "cat", "bee"], [2, 1, 0]), Listed(["cat", "dog", "bee", "ant"], [2, 0, 3])):
+        assert parts(import_set(animals, chosen).batch)["targets"].tolist() == [1, 2, 0]
+    with pytest.warns(MmdistillWarning) as told:
+        assert parts(import_set(animals, Listed(["bee", "cat"], [0, 1])).batch)["targets"].tolist() == [1, 2]
+    assert str(told[0].message) == "the set has no sample of 1 of 3 classes: ant"
+    with pytest.raises(DataError, match=r"the set: label 1 is 'dog', which is no class"):
+        import_set(animals, Listed(["cat", "dog"], [0, 1]))
+    with pytest.raises(DataError, match="the set names 2 classes and has labels from 0 to 2"):
+        import_set(animals, Listed(["ant", "bee"], [0, 2]))
+
+
+def test_labels_of_chosen_images_are_the_numbers_that_the_task_has_renumbered() -> None:
+    images, labels = random_images(30), torch.arange(30) % 3 + 1
+    own = image_task((images, labels), model="mlp", width=8)
+    for source in (Subset(TensorDataset(images, labels), [0, 1, 3, 4]), (images[:4], [1, 2, 1, 2])):
+        with pytest.warns(MmdistillWarning) as told:
+            assert parts(import_set(own, source, units="pixels").batch)["targets"].tolist() == [0, 1, 0, 1]
+        note = "labels are read as what the classes are called, 1, 2, 3, and not as their indices"
+        assert str(told[0].message) == note
+    with pytest.raises(DataError, match="label 0 is 0, a class that the training data lack"):
+        import_set(own, (images[:3], torch.arange(3)), units="pixels")
+    soft = import_set(own, (images[:3], torch.eye(3)), units="pixels")
+    assert parts(soft.batch)["targets"].tolist() == [0, 1, 2]
+    signs = image_task((images, labels % 2 * 2 - 1), model="mlp", width=8)
+    pair = import_set(signs, (images[:2], np.array([[1], [-1]])), units="pixels")
+    assert parts(pair.batch)["targets"].tolist() == [1, 0]
+    high = image_task((images, labels % 2), class_names=["3", "7"], model="mlp", width=8)
+    for numbers in ([0, 1], [3, 7]):
+        pair = import_set(high, (images[:2], numbers), units="pixels")
+        assert parts(pair.batch)["targets"].tolist() == [0, 1]
 
 
 def test_samples_chosen_by_their_indices_are_a_set_of_any_task() -> None:

@@ -17,7 +17,7 @@ from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, 
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.commands.varied import combinations, require_effect, varied_settings
-from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, EvaluateConfig, SweepConfig
+from mmdistill.config import BUDGETS, HOW_IT_RUNS, JUDGING_OPTIONS, DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
@@ -170,7 +170,7 @@ def require_own_folder(config: DistillConfig, at_work: bool = False) -> None:
     ways = "choose another --out or remove it"
     if differing == ["steps"] and (config.steps or 0) > (saved_config.steps or 0) > 0:
         ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
-    elif set(differing) <= set(EvaluateConfig.__dataclass_fields__) - {"seed", "teacher"} and is_finished(folder):
+    elif set(differing) <= {*JUDGING_OPTIONS, "protocol"} and is_finished(folder):
         flags = " ".join(f"{as_option(name)} {wanted[name]}" for name in differing if wanted[name] is not None)
         ways = f"mmdistill evaluate {as_argument(folder)} {flags} judges its set so; else {ways}"
     raise ConfigError(f"{folder} holds another run, of {difference}; {ways}")
@@ -305,7 +305,7 @@ def _state(config: DistillConfig, distilled: DistilledSet, task: Task) -> str:
 def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int) -> list[DistillConfig]:
     """Make or continue runs, one at a time on each device, and print a line for each; returns those that failed.
 
-    Runs that another process is at work on, or has judged since this was called, are left to it.
+    Runs that another process is at work on, or has judged as wanted since this was called, are left to it.
 
     Args:
         configs: of the runs.
@@ -367,7 +367,7 @@ def _claim(config: DistillConfig, judged_before: int) -> tuple[ExitStack, str]:
     Returns:
         What gives the run free once it is closed, and why the run is left to another process, in words; empty if not.
     Raises:
-        ConfigError: another run is in its folder now.
+        MmdistillError: another run, or one of other training data, is in its folder now.
     """
     with ExitStack() as claim:
         try:
@@ -378,7 +378,8 @@ def _claim(config: DistillConfig, judged_before: int) -> tuple[ExitStack, str]:
             require_own_folder(config, at_work=True)
             return ExitStack(), "skipped: another process is at work on it"
         require_own_folder(config)
-        if _judged_at(config) != judged_before:
+        is_judged = _judged_at(config) != judged_before
+        if is_judged and states_of([config], make_task(config, "cpu")[1])[config] == FINISHED:
             return ExitStack(), "judged by another process meanwhile"
         return claim.pop_all(), ""
 

@@ -6,6 +6,7 @@ from dataclasses import fields
 from itertools import product
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from mmdistill.commands.assigned import spelled
@@ -16,6 +17,9 @@ from mmdistill.errors import ConfigError
 from mmdistill.method import Method
 from mmdistill.names import as_option, assignments, canonical, split_names
 from mmdistill.task import Task
+
+TUPLES = str.maketrans("()", "[]")
+"""The brackets of Python tuples, which values may be spelled as, as those of YAML."""
 
 
 def combinations(common: DistillConfig) -> list[tuple[dict[str, Any], str]]:
@@ -32,7 +36,7 @@ def combinations(common: DistillConfig) -> list[tuple[dict[str, Any], str]]:
     kinds = {entry.name: entry.type for entry in fields(DistillConfig) if entry.name in VARIED}
     given = {name: str(text) for name in VARIED if (text := getattr(common, name)) is not None}
     values = {name: _parse(name, text, kinds[name]) for name, text in given.items()}
-    values |= {f"set {name}": _listed(text) for name, text in assignments(common.set or ()).items()}
+    values |= {f"set {name}": _listed(name, text) for name, text in assignments(common.set or ()).items()}
     results = []
     for chosen in product(*values.values()):
         options: dict[str, Any] = dict(zip(values, chosen, strict=True))
@@ -56,9 +60,22 @@ def _parse(name: str, text: str, kind: Any) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _listed(text: str) -> list[str]:
-    """Return the values of a comma-separated list, each once; a text in brackets or quotes is one value."""
-    return [text] if text[:1] in ("[", "(", "{", "'", '"') else list(dict.fromkeys(split_names(text))) or [text]
+def _listed(name: str, text: str) -> list[str]:
+    """Return the values of a comma-separated list, each once; a text in brackets or quotes is one value.
+
+    Raises:
+        ConfigError: a text that begins with a bracket or quote and is not one value in these, such as ``[1],[2]``.
+    """
+    if text[:1] not in ("[", "(", "{", "'", '"'):
+        return list(dict.fromkeys(split_names(text))) or [text]
+    try:
+        yaml.safe_load(text.translate(TUPLES))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {name} takes one value in brackets or quotes, or several without, comma-separated, got {text!r}; "
+            "sweep values in brackets apart"
+        ) from error
+    return [text]
 
 
 def _mark(name: str, value: object) -> str:

@@ -1,10 +1,10 @@
 """Compared runs as a table for the terminal, a table for other programs, and pictures of scores by budget."""
 
-import ast
 import csv
 import io
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mmdistill.names import as_file_name, encodable
@@ -27,6 +27,10 @@ NAME_WIDTH, NAME_HEIGHT = 88, 0.19
 """Characters in a line of a picture's legend, and the line's height in inches."""
 ROW_WIDTH = 36
 """Characters in a line of a row's label."""
+KINDS = ("options", "settings")
+"""The fields of a row that hold texts by name."""
+WORDS: Mapping[str | None, bool | None] = {None: None, "": None, "None": None, "True": True, "False": False}
+"""Texts that are values, and those that stand for none."""
 
 
 def titles(rows: Sequence[Repetitions]) -> list[str]:
@@ -35,7 +39,9 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
     A value that most rows share is left out, if these are at least :data:`USUAL`. Rows that differ only in data of the
     same name get the beginning of the data's fingerprint.
     """
-    names = [_title(row, rows) for row in rows]
+    groups = _by_method(rows)
+    varied = {key: _varied_names(alike) for key, alike in groups.items()}
+    names = [_title(row, groups[row.data, row.method], varied[row.data, row.method]) for row in rows]
     keys = [(row.data, row.unit, row.budget, row.judged, name) for row, name in zip(rows, names, strict=True)]
     fingerprints: dict[tuple[object, ...], set[str]] = {}
     for row, key in zip(rows, keys, strict=True):
@@ -46,27 +52,35 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
     ]
 
 
-def _title(row: Repetitions, rows: Sequence[Repetitions]) -> str:
+def _title(row: Repetitions, alike: Sequence[Repetitions], varied: Mapping[str, Sequence[str]]) -> str:
     """Return a row's method, with the values that tell it from the other rows of its method and data in brackets."""
-    alike = _alike(row, rows)
-    details = [getattr(row, name) for name in RECORDED if len({getattr(other, name) for other in alike}) > 1]
-    details += [*_unusual_values(row, alike, "options"), *_unusual_values(row, alike, "settings")]
+    details = [getattr(row, name) for name in varied["recorded"]]
+    details += [word for kind in KINDS for word in _unusual_values(row, alike, kind, varied[kind])]
     words = ", ".join(filter(None, details))
     return f"{row.method} ({words})" if words else row.method
 
 
-def _alike(row: Repetitions, rows: Sequence[Repetitions]) -> list[Repetitions]:
-    """Return the rows of a row's method and data."""
-    return [other for other in rows if (other.data, other.method) == (row.data, row.method)]
+def _by_method(rows: Iterable[Repetitions]) -> dict[tuple[str, str], list[Repetitions]]:
+    """Return the rows of each data and method."""
+    groups: dict[tuple[str, str], list[Repetitions]] = {}
+    for row in rows:
+        groups.setdefault((row.data, row.method), []).append(row)
+    return groups
 
 
-def _unusual_values(row: Repetitions, alike: Sequence[Repetitions], kind: str) -> list[str]:
-    """Return a row's ``options`` or ``settings`` in which rows differ, as names and values; none that are usual."""
+def _varied_names(alike: Sequence[Repetitions]) -> dict[str, list[str]]:
+    """Return the names in which rows of one method and data differ: of both :data:`KINDS`, and those ``recorded``."""
+    recorded = [name for name in RECORDED if len({getattr(row, name) for row in alike}) > 1]
+    return {"recorded": recorded, **{kind: _differing(alike, kind) for kind in KINDS}}
+
+
+def _unusual_values(row: Repetitions, alike: Sequence[Repetitions], kind: str, names: Iterable[str]) -> list[str]:
+    """Return a row's ``options`` or ``settings`` of some names, as names and values; none that are usual."""
     values: Mapping[str, str] = getattr(row, kind) or {}
     recorded = [given for other in alike if (given := getattr(other, kind)) is not None]
     return [
         f"{name.replace('_', '-')} {values[name]}"
-        for name in _differing(alike, kind)
+        for name in names
         if name in values and not _is_usual(values[name], [given.get(name) for given in recorded])
     ]
 
@@ -169,33 +183,47 @@ def records(rows: Sequence[Repetitions]) -> list[dict[str, object]]:
         }
         for row, title in zip(rows, titles(rows), strict=True)
     ]
-    return [{**record, **_varied_columns(row, rows, record)} for row, record in zip(rows, fixed, strict=True)]
+    columns = _varied_columns(rows, fixed[0] if fixed else ())
+    return [
+        {**record, **{key: values[number] for key, values in columns.items()}} for number, record in enumerate(fixed)
+    ]
 
 
-def _varied_columns(row: Repetitions, rows: Sequence[Repetitions], taken: Collection[str]) -> dict[str, object]:
-    """Return a row's values of what tells rows of the same method, data and budget apart, numbers as numbers.
+def _varied_columns(rows: Sequence[Repetitions], taken: Collection[str]) -> dict[str, list[object]]:
+    """Return the values, one of each row, of what tells rows of the same method, data and budget apart.
 
     Args:
-        row: the row.
-        rows: all rows, which get the same keys.
+        rows: all rows.
         taken: the keys of other columns; a setting of such a name gets ``setting_`` before it.
     """
-    values: dict[str, object] = {}
-    for kind in ("options", "settings"):
-        for name in dict.fromkeys(name for other in rows for name in _differing(_alike(other, rows), kind)):
+    columns: dict[str, list[object]] = {}
+    varied = [_varied_names(alike) for alike in _by_method(rows).values()]
+    for kind in KINDS:
+        for name in dict.fromkeys(name for names in varied for name in names[kind]):
             key = name.replace(" ", "_").replace("-", "_")
-            values[f"setting_{key}" if key in taken else key] = _as_value((getattr(row, kind) or {}).get(name))
-    recorded = [name for name in RECORDED if any(len({getattr(o, name) for o in _alike(r, rows)}) > 1 for r in rows)]
-    return values | {name: getattr(row, name) or None for name in recorded}
+            texts = [(getattr(row, kind) or {}).get(name) for row in rows]
+            columns[f"setting_{key}" if key in taken else key] = _as_values(texts)
+    recorded = {name for names in varied for name in names["recorded"]}
+    return columns | {name: [getattr(row, name) or None for row in rows] for name in RECORDED if name in recorded}
+
+
+def _as_values(texts: Sequence[str | None]) -> list[object]:
+    """Return the numbers and truth values that texts spell if all do, else the texts; None for what is missing."""
+    values = [_as_value(text) for text in texts]
+    if any(isinstance(value, str) for value in values):
+        return [None if value is None else text for value, text in zip(values, texts, strict=True)]
+    return values
 
 
 def _as_value(text: str | None) -> object:
-    """Return the number, truth value or None that a text spells, else the text."""
-    try:
-        value: object = ast.literal_eval(text or "None")
-    except (ValueError, SyntaxError):
-        return text
-    return value if value is None or isinstance(value, bool | int | float) else text
+    """Return the number, truth value or None whose ``str`` a text is, else the text."""
+    if text in WORDS:
+        return WORDS[text]
+    for kind in (int, float):
+        with suppress(ValueError):
+            if str(value := kind(str(text))) == text:
+                return value
+    return text
 
 
 def _baseline_columns(name: str, score: Score | None) -> dict[str, float | None]:

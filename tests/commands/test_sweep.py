@@ -294,6 +294,10 @@ def test_other_judging_is_that_of_evaluate(tmp_path: Path, fake: Fake, capsys: p
     assert swept(out, "--ipc", "1", "--networks", "3", "--judge-epochs", "4") == 2
     again = f"mmdistill evaluate {out}/digits-dm-1 --networks 3 --judge-epochs 4 judges its set so"
     assert again in capsys.readouterr().err
+    (tmp_path / "digits.npz").touch()
+    assert swept(out, "--ipc", "1", "--data", str(tmp_path / "digits.npz")) == 2
+    assert (said := capsys.readouterr().err).strip().endswith("digits.npz; choose another --out or remove it")
+    assert "of data digits in place of" in said
 
 
 def test_a_run_folder_is_no_sweeps_folder(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -536,8 +540,8 @@ def test_sweeps_of_the_same_runs_share_them(
     """The second one begins while the first is at work on the first run, and the first finds the second run made."""
     fake(
         "until = time.time() + 60\n"
-        "second = folder.parent / 'digits-dm-1-seed1' / 'metrics.json'\n"
-        "while not second.exists() and folder.name == 'digits-dm-1' and time.time() < until: time.sleep(0.01)\n"
+        "go = folder.parent / 'go'\n"
+        "while not go.exists() and folder.name == 'digits-dm-1' and time.time() < until: time.sleep(0.01)\n"
     )
     out = tmp_path / "out"
     asked = (out, "--ipc", "1", "--seeds", "0,1")
@@ -547,11 +551,34 @@ def test_sweeps_of_the_same_runs_share_them(
         while not (out / "calls").exists() and time.time() < until:
             time.sleep(0.01)
         assert pool.submit(swept, *asked).result() == 0
+        (out / "go").touch()
         assert first.result() == 0
     assert calls(out) == ["digits-dm-1 auto False", "digits-dm-1-seed1 auto False"]
     said = capsys.readouterr().out
     assert "1 of 2: dm ipc 1 seed 0 ... skipped: another process is at work on it" in said
     assert "2 of 2: dm ipc 1 seed 1 ... judged by another process meanwhile" in said
+
+
+@pytest.mark.parametrize(
+    ("judge", "expected"), [("", ["digits-dm-1"]), ("other", ["digits-dm-1", "digits-dm-1-seed1"])]
+)
+def test_a_run_that_another_process_judged_in_part_is_judged_on(
+    judge: str, expected: list[str], tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the first run is made, another process makes the second and judges it, by the sweep's judges or not."""
+    fake(
+        "second = folder.parent / 'digits-dm-1-seed1'\n"
+        "if folder.name == 'digits-dm-1':\n"
+        "    shutil.copytree(made, second)\n"
+        "    (second / 'config.yaml').write_text(options.replace('seed: 0', 'seed: 1'))\n"
+        "    metrics = json.loads((second / 'metrics.json').read_text())\n"
+        f"    metrics['results'][0]['judge'] = {judge!r} or metrics['results'][0]['judge']\n"
+        "    (second / 'metrics.json').write_text(json.dumps(metrics))\n"
+    )
+    out = tmp_path / "out"
+    assert swept(out, "--ipc", "1", "--seeds", "0,1") == 0
+    assert [call.split()[0] for call in calls(out)] == expected
+    assert ("judged by another process meanwhile" in capsys.readouterr().out) == (len(expected) == 1)
 
 
 def test_one_sweep_at_a_time_writes_the_comparison(

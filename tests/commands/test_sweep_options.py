@@ -26,6 +26,10 @@ def planned(*options: str) -> list[DistillConfig]:
     return plan_runs(SweepConfig(**of_sweep), DistillConfig(**values))
 
 
+BROKEN = ("[1],[2]", "(1, 2),(3, 4)", "'a','b'", "[1, 2", "[1]+[2]")
+"""Texts that begin with a bracket or quote and are not one value."""
+
+
 def folders(configs: list[DistillConfig]) -> list[str]:
     return [config.folder().name for config in configs]
 
@@ -54,7 +58,8 @@ def test_settings_without_an_option_are_varied_too_but_lists_are_one_value() -> 
         ("expert_leaving=[[1, 0.5]]", f"inner_parts={parts}") for parts in (2, 3)
     ]
     assert folders(configs) == ["digits-dm-1-inner-parts2", "digits-dm-1-inner-parts3"]
-    assert [config.set for config in planned("--set", "own='a,b'")] == [("own='a,b'",)]
+    for one in ("'a,b'", '"a"', "[1, 2]", "[(1, 2), (3, 4)]", "((1, 0.5),)", "()", "{a: 1}"):
+        assert [config.set for config in planned("--set", f"own={one}")] == [(f"own={one}",)]
 
 
 def test_a_file_lists_values(tmp_path: Path) -> None:
@@ -76,6 +81,7 @@ def test_a_file_lists_values(tmp_path: Path) -> None:
         (["--steps", "1,2.5"], "--steps takes a whole number, got '2.5'"),
         (["--lr", ","], "--lr takes a value or several, comma-separated, got ','"),
         (["--label", "hard,sft"], "--label takes hard, soft, unrestricted, teacher, got 'sft'"),
+        *((["--set", f"own={text}"], "--set own takes one value in brackets or quotes") for text in BROKEN),
         (["--set", "own=a/b,a-b"], "two runs would be in out/digits-dm-1-own-a-b"),
     ],
 )

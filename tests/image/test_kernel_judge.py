@@ -109,6 +109,11 @@ def test_another_sort_of_judge_is_one_class(digits: ImageTask, monkeypatch: pyte
     assert digits.evaluate(digits.select(torch.arange(30)), "guess", KEY, 2, {}).values == {"accuracy": (0.3, 0.3)}
     with pytest.raises(UnsupportedError, match="1297 are too many"):
         digits.evaluate(None, "guess", KEY, 1, {})
+    monkeypatch.setattr(Guess, "require", lambda self, samples: None)
+    for _ in range(2):  # without an attribute of this name, and with one that is the judge's own
+        (entry,) = evaluate(digits, digits.select(torch.arange(30)), judges=["guess"], n=1, baselines=()).results
+        assert (entry.mean, entry.judging) == (0.3, {})
+        monkeypatch.setattr(Guess, "network", torch.nn.Flatten(), raising=False)
 
 
 def test_both_sorts_tell_what_they_read_by_name_and_by_title(digits: ImageTask) -> None:

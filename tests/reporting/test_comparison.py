@@ -16,12 +16,12 @@ from matplotlib.lines import Line2D
 
 from mmdistill.cli import main
 from mmdistill.errors import ConfigError
-from mmdistill.reporting import comparison
+from mmdistill.reporting import comparison, side_by_side
 from mmdistill.reporting.compare import compare
 from mmdistill.reporting.comparison import Repetitions, judged_runs, read_runs, repeated
 from mmdistill.reporting.figures import literal
 from mmdistill.reporting.pivot import pivot, write_latex
-from mmdistill.reporting.side_by_side import draw_budgets, table, titles, write_csv
+from mmdistill.reporting.side_by_side import draw_budgets, records, table, titles, write_csv
 
 ENTRY = {"judge": "convnet", "metric": "accuracy", "mean": 0.5, "sd": 0.01, "n": 5}
 
@@ -376,6 +376,29 @@ def test_what_rows_differ_in_is_a_column_of_numbers_or_words(tmp_path: Path) -> 
     frame = compare(*runs[:3]).frame()
     assert frame.sort_values("codes_lr")["folder"].tolist() == ["2", "0", "1"]
     assert "codes_lr" not in compare(runs[0], runs[3]).records()[0]
+
+
+def test_only_what_a_number_is_written_as_is_read_as_one(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / str(index), 0.8) for index in range(2)]
+    texts = {"digest": "1234e567", "size": "0x10", "count": "1_000", "where": r"C:\d", "code": "00123456", "mixed": "7"}
+    for run, settings in zip(
+        runs, (texts | {"lr": 1e-7, "own": None}, {"mixed": "7a", "lr": 3, "own": "x"}), strict=True
+    ):
+        (run / "distilled.json").write_text(json.dumps({"settings": settings, "seed": 0}))
+    one, other = compare(*runs).records()
+    assert {name: one[name] for name in texts} == texts
+    assert (one["lr"], other["lr"], one["own"], other["own"], other["mixed"], other["code"]) == (
+        *(1e-7, 3, None, "x", "7a", None),
+    )
+
+
+def test_what_many_rows_differ_in_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [finished(tmp_path / str(steps), 0.8, steps=steps) for steps in range(1, 31)]
+    rows = rows_of(runs)
+    found = Mock(wraps=side_by_side._differing)
+    monkeypatch.setattr(side_by_side, "_differing", found)
+    assert [record["setting_steps"] for record in records(rows)] == [row.steps[0] for row in rows]
+    assert found.call_count == 4  # options and settings, for titles and for columns
 
 
 def test_runs_whose_samples_were_changed_otherwise_are_told_apart_by_number(tmp_path: Path) -> None:
