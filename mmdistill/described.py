@@ -10,11 +10,11 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from inspect import isfunction, ismethod
 from numbers import Integral, Real
 from pathlib import PurePath
-from types import FunctionType, SimpleNamespace
+from types import FunctionType, MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,10 @@ class _Walk:
         }
         attributes = {name: self.value(values[name]) for name in sorted(values)}
         code = self._code(*type(part).__mro__)
+        if code and is_dataclass(part):
+            of_fields = {entry.name for entry in fields(part)}
+            beside = {n: self.value(v) for n, v in _set_attributes(part).items() if n not in of_fields and n[0] != "_"}
+            code |= {OWN_VALUES: code.get(OWN_VALUES, {}) | beside} if beside else {}
         tensors = _tensors(part, recurse=False) if code and isinstance(part, nn.Module) else {}
         return {"class": type(part).__name__, **code, **_content(tensors), **attributes}
 
@@ -169,7 +173,7 @@ class _Walk:
             return {**self.described(value), **_content(_tensors(value))}
         return {"class": name, OWN_LAYERS: short_digest(described_module(value)), **_content(_tensors(value))}
 
-    def _code(self, *definitions: type | FunctionType) -> dict[str, object]:
+    def _code(self, *definitions: type | FunctionType) -> dict[str, Any]:
         """Return a digest of the code of a function or of classes, as far as these are a user's, and what it holds."""
         own = [definition for definition in definitions if is_users(definition)]
         if not own:
@@ -243,8 +247,16 @@ def own_attributes(part: object) -> dict[str, object]:
     """Return an object's attributes, without the tensors of modules, which are drawn or learned."""
     if is_dataclass(part):
         return {entry.name: getattr(part, entry.name, None) for entry in fields(part) if entry.compare}
-    attributes = {name: value for name, value in getattr(part, "__dict__", {}).items() if name not in OF_MODULES}
+    attributes = {name: value for name, value in _set_attributes(part).items() if name not in OF_MODULES}
     return attributes | dict(part.named_children()) if isinstance(part, nn.Module) else attributes
+
+
+def _set_attributes(part: object) -> dict[str, object]:
+    """Return the attributes that are set on an object, in slots too, without what its cached properties keep."""
+    of_classes = {name: made for kind in type(part).__mro__ for name, made in vars(kind).items()}
+    slots = [name for name, made in of_classes.items() if isinstance(made, MemberDescriptorType)]
+    values = {name: getattr(part, name) for name in slots if hasattr(part, name)} | getattr(part, "__dict__", {})
+    return {name: value for name, value in values.items() if not isinstance(of_classes.get(name), cached_property)}
 
 
 def _of_classes(part: object) -> dict[str, object]:

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_linked_and_long_values_are_described_alike_in_short(make: Callable[[], 
     assert "0x" not in text
 
 
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+
 def sparse_matrix(value: float) -> object:
     return pytest.importorskip("scipy.sparse").csr_matrix(np.array([[0.0, value]]))
 
@@ -107,6 +117,7 @@ def sparse_matrix(value: float) -> object:
         (torch.ones(3, device="meta"), torch.ones(4, device="meta")),
         (list(range(50_000)), [*range(49_999), 0]),
         (pandas.DataFrame({"a": [1, 2]}), pandas.DataFrame({"a": [1, 3]})),
+        (Slotted(1), Slotted(2)),
         (pandas.Series([1, 2]), pandas.Series([1, 3])),
         (sparse_matrix(1.0), sparse_matrix(2.0)),
     ],
@@ -119,6 +130,20 @@ def test_objects_of_installed_packages_are_only_named() -> None:
     assert described_value(networkx.path_graph(3)) == "Graph"
     assert described_value(np.random.default_rng(0)) == "Generator"
     assert described_value(np.mean) == "mean"
+
+
+class Caching:
+    """An object that keeps what it computes."""
+
+    @cached_property
+    def computed(self) -> int:
+        return 1
+
+
+def test_what_a_property_keeps_is_not_what_an_object_is() -> None:
+    used = Caching()
+    assert used.computed
+    assert described_value(used) == described_value(Caching())
 
 
 def test_a_description_leaves_room_on_the_stack() -> None:

@@ -157,7 +157,7 @@ def test_a_handler_in_c_of_a_warning_stays(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGUSR1)
 
     with handled_by(signal.SIG_DFL, signal.SIGUSR1), (tmp_path / "dump").open("w+") as dump:
-        faulthandler.register(signal.SIGUSR1, dump)
+        faulthandler.register(signal.SIGUSR1, dump, all_threads=False)
         try:
             assert distill(BlobTask(), method("dm"), ipc=1, progress=warned).steps == 12
             signal.raise_signal(signal.SIGUSR1)
