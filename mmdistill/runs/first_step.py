@@ -133,6 +133,7 @@ class Unsaved:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self._before = _snapshot(objective)
+        self._learned = _learned(objective)
 
     def require_unchanged(self) -> None:
         """Refuse an objective that has changed any of it since, since a resumed run would begin with the old values.
@@ -150,6 +151,24 @@ class Unsaved:
                 "network.step in place of a counter, or begin the name with _ where it changes no result (a cache, a "
                 "log)"
             )
+
+    def require_same_learned(self) -> None:
+        """Refuse an objective of which other parameters require a gradient than those that the optimizers learn.
+
+        Raises:
+            ConfigError: there are such; names them.
+        """
+        if changed := sorted(self._learned ^ _learned(self.objective)):
+            raise ConfigError(
+                f"a step of {type(self.objective).__name__} has changed whether its {in_words(changed)} is learned, "
+                "but a run learns what requires a gradient before its first step; let it require one from then on, and "
+                "multiply by 0 what shall not learn yet"
+            )
+
+
+def _learned(objective: Objective) -> set[str]:
+    """Return the names of an objective's parameters that require a gradient."""
+    return {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
 
 
 class _TensorTrace:

@@ -397,6 +397,20 @@ def test_what_checkpoints_do_not_hold_may_not_change(change: Callable[[Any], Non
         distill(BlobTask(), method, ipc=1)
 
 
+def test_what_is_learned_may_not_change_within_a_run() -> None:
+    class Unfreezing(Remembering):
+        def __init__(self) -> None:
+            super().__init__(caches)
+            self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+        def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+            self.frozen.requires_grad_(self._cache > 1)
+            return super().forward(network, syn, real, draws)
+
+    with pytest.raises(ConfigError, match=r"changed whether its frozen\.bias and frozen\.weight is learned"):
+        distill(BlobTask(), Method("Unfreezing", Unfreezing, fresh, settings), ipc=1, compile="off")
+
+
 def test_what_changes_later_is_told_before_a_checkpoint_without_it(tmp_path: Path) -> None:
     method = Method("Remembering", lambda: Remembering(counts_late), fresh, settings)
     with pytest.raises(ConfigError, match="has changed its calls"):
