@@ -55,7 +55,8 @@ def take_steps(
         Whether a signal to stop arrived after the last step, when nothing was left to stop.
     Raises:
         KeyboardInterrupt: after the step in which a signal arrived; without a checkpoint of the step if it failed.
-        ConfigError: a step changed state of the objective that is in neither parameters nor buffers, or what is learned.
+        ConfigError: a step changed state of the objective that is in neither parameters nor buffers, or changed what is
+            learned.
         NonFiniteError: the loss or a learned tensor became NaN or infinite. The last checkpoint holds the last good
             state; the state at the start of the run is written as one if there was none.
     """
