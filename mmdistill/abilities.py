@@ -183,10 +183,10 @@ def given_teacher(task: Task) -> "GivenTeacher | None":
     return task.given_teacher if isinstance(task, HasTeacher) else None
 
 
-JUDGING = ("epochs", "batch", "precision", "protocol", "testing")
+JUDGING = ("epochs", "batch", "precision", "protocol", "testing", "augmentation")
 """The settings of judging: epochs, minibatch size and, for images, number formats.
 
-In Python also, as texts, how a user's own protocol differs in training and in testing.
+In Python also, as texts, how a user's own protocol differs in training and in testing, and a user's augmentation.
 """
 Judging = Mapping[str, int | str]
 """A user's settings of judging, by the names of :data:`JUDGING`."""
@@ -208,6 +208,7 @@ def judging_overrides(
     precision: str | None = None,
     protocol: str = "",
     testing: str = "",
+    augmentation: str = "",
 ) -> dict[str, int | str]:
     """Return a user's settings of judging as a task keeps them; float32, the default, is left out.
 
@@ -219,6 +220,7 @@ def judging_overrides(
         precision: the number formats that they train in.
         protocol: how their training differs from the usual one, see :func:`in_place_of`.
         testing: how their test differs.
+        augmentation: the user's own, by which they may train.
     Raises:
         ConfigError: epochs or a size that are not whole numbers of at least 1.
     """
@@ -226,7 +228,7 @@ def judging_overrides(
     sizes = {"epochs": epochs, "batch": batch}
     overrides: dict[str, int | str] = {name: int(size) for name, size in sizes.items() if size is not None}
     texts = {"precision": "" if precision in (None, "float32") else str(precision)}
-    texts |= {"protocol": protocol, "testing": testing}
+    texts |= {"protocol": protocol, "testing": testing, "augmentation": augmentation}
     return overrides | {name: text for name, text in texts.items() if text}
 
 

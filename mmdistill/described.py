@@ -3,39 +3,54 @@
 Users may edit their functions and classes without renaming them, so these are identified by digests of their code.
 """
 
-import hashlib
 import json
 import math
-import sys
 from abc import ABC
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cached_property, partial
 from inspect import isfunction, ismethod
 from numbers import Integral, Real
 from pathlib import PurePath
-from reprlib import recursive_repr
-from types import CodeType, FunctionType, SimpleNamespace
+from types import FunctionType, MemberDescriptorType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from mmdistill.store import digest_of
-
-LIBRARIES = frozenset(
-    ("mmdistill", "torch", "torch_geometric", "torchvision", "transformers", *sys.stdlib_module_names)
-) - {"test"}
-"""Packages whose functions and classes are identified by name; those of others are a user's, who may edit them."""
+from mmdistill.code_digests import (
+    code_digest,
+    code_value,
+    digest_of_tensors,
+    enclosed_variables,
+    functions_of,
+    further_code_digest,
+    is_edited,
+    is_users,
+    short_digest,
+    wrapped_functions,
+)
 
 OWN_CODE = "own code"
 OWN_LAYERS = "own layers"
 OWN_TENSORS = "own tensors"
-"""Keys of digests in a description: of a user's code, of the layers of a module, and of tensors. No attribute has such
-a name."""
+OWN_VALUES = "own values"
+"""Keys in a description: digests of a user's code, of the layers of a module, of tensors and of long values; the last
+also of what a function encloses. No attribute has such a name."""
+
+DEEPEST = 30
+"""Levels of objects within one another that are described; what lies deeper is named."""
+REPEATED = 500
+"""Characters of a description that is written again where its object comes again; a longer one is not."""
+LONGEST = 100_000
+"""Characters of a description; a longer one is replaced by its digest."""
+MANY = 20_000
+"""Numbers of a list from which it is replaced by its digest."""
+FURTHER = "further code of "
+"""Begins lines of a module's description that those by earlier versions lack."""
 
 OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that torch adds to every module."""
@@ -47,50 +62,171 @@ def described(part: object) -> dict[str, object]:
     Numbers, texts, booleans and None stay as they are, in tuples, lists, sets and mappings too. Dataclasses are
     described recursively, without fields excluded from comparison; so are objects of users' classes, namespaces, and
     objectives within an objective. Partial functions are described with their arguments, methods with their object,
-    tensors and arrays by a digest, other modules by digests of their layers and tensors. A user's functions and classes
-    come with a digest of their code, and a user's modules with one of their own tensors. Anything else is described by
-    the name of its class or function.
+    tensors, arrays, tables and long lists by a digest, modules with layers of their own by digests of these and of
+    their tensors. A user's functions and classes come with a digest of their code and with the objects that they
+    enclose, and a user's modules with one of their own tensors. Anything else is described by the name of its class or
+    function; so are objects of installed packages, what an object holds of itself, and what lies deeper than
+    :data:`DEEPEST`.
     Private attributes (``_name``) hold state, not configuration, and are left out.
 
     Args:
         part: an objective or a schedule, before it draws or learns.
     """
-    values = {name: value for name, value in {**_of_classes(part), **_own(part)}.items() if not name.startswith("_")}
-    plain = {name: described_value(values[name]) for name in sorted(values)}
-    return {"class": type(part).__name__, **_digests(part), **plain}
+    return _Walk().described(part)
 
 
-def _digests(part: object) -> dict[str, str]:
-    """Return digests of the code and the tensors of an object whose class is a user's, and nothing of others."""
-    own_code = _code_of_classes(type(part))
-    if not own_code or not isinstance(part, nn.Module):
-        return own_code
-    tensors = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
-    return own_code | _content({name: tensor for name, tensor in tensors.items() if not name.startswith("_")})
+def described_value(value: object) -> object:
+    """Return an attribute's value, or a function, as JSON can hold it; see :func:`described`."""
+    return _Walk().value(value)
 
 
-def _code_of_classes(kind: type) -> dict[str, str]:
-    """Return a digest of the code of a class and of its bases, as far as these are a user's."""
-    codes = [f"{base.__qualname__}: {code_digest(base)}" for base in kind.__mro__ if is_users(base)]
-    return {OWN_CODE: _short_digest("\n".join(codes))} if codes else {}
+class _Walk:
+    """Describes values that hold one another, each once: a long one that comes again is only named, with a digest.
+
+    Args:
+        depth: at which the walk begins.
+    """
+
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
+        self._met: dict[int, tuple[object, object]] = {}  # values by id, with what stands for them from now on
+
+    def described(self, part: object) -> dict[str, object]:
+        """Return the description of an object, see :func:`described`."""
+        self._met.setdefault(id(part), (part, type(part).__name__))
+        values = {
+            name: value for name, value in {**_of_classes(part), **own_attributes(part)}.items() if name[0] != "_"
+        }
+        attributes = {name: self.value(values[name]) for name in sorted(values)}
+        code = self._code(*type(part).__mro__)
+        if code and is_dataclass(part):
+            of_fields = {entry.name for entry in fields(part)}
+            beside = {n: self.value(v) for n, v in _set_attributes(part).items() if n not in of_fields and n[0] != "_"}
+            code |= {OWN_VALUES: code.get(OWN_VALUES, {}) | beside} if beside else {}
+        tensors = _tensors(part, recurse=False) if code and isinstance(part, nn.Module) else {}
+        return {"class": type(part).__name__, **code, **_content(tensors), **attributes}
+
+    def value(self, value: object) -> object:
+        """Return the description of a value, see :func:`described_value`."""
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str | bytes | Enum | torch.dtype | PurePath):
+            return str(value)
+        if isinstance(value, Integral):
+            return int(value)
+        if isinstance(value, Real):
+            return float(value) if math.isfinite(value) else str(float(value))
+        name = str(getattr(value, "__name__", type(value).__name__))
+        if id(value) in self._met:
+            return self._met[id(value)][1]
+        if self._depth >= DEEPEST:
+            return name
+        self._met[id(value)] = value, name
+        self._depth += 1
+        description = self._composed(value, name)
+        self._depth -= 1
+        text = json.dumps(description)
+        brief = {"class": name, OWN_VALUES: short_digest(text)}
+        self._met[id(value)] = value, description if len(text) <= REPEATED else brief
+        return description if len(text) <= LONGEST else brief
+
+    def _composed(self, value: object, name: str) -> object:
+        """Return the description of a value that is no number or text; ``name`` is its own or its class's."""
+        if isinstance(value, partial):
+            return [self.value(entry) for entry in (value.func, value.args, value.keywords)]
+        if ismethod(value):
+            return [self.value(value.__self__), value.__name__]
+        if isinstance(value, tuple | list):
+            return _digest_of_numbers(value, name) or [self.value(entry) for entry in value]
+        if isinstance(value, Mapping):
+            return {str(key): self.value(entry) for key, entry in value.items()}
+        if isinstance(value, set | frozenset):  # a walk for each entry, since their order varies between processes
+            entries = [_Walk(self._depth + DEEPEST // 2).value(entry) for entry in value]
+            return {"class": name, "value": sorted(entries, key=json.dumps)}
+        if isinstance(value, torch.device | complex | range):
+            return {"class": name, "value": str(value)}
+        if isinstance(value, np.generic):
+            return {"class": name, "value": self.value(value.item())}
+        if isinstance(value, type):
+            return {"class": name, **self._code(*value.__mro__)} if is_edited(value) else name
+        if isfunction(value) and is_edited(value):
+            if value.__name__ != "<lambda>":
+                return {"class": name, **self._code(value)}
+            lambda_name, enclosed = f"lambda {code_digest(value)}", self._enclosed_by({"": value})
+            return {"class": lambda_name, **enclosed} if enclosed else lambda_name
+        return self._object(value, name) if has_content(value) else name
+
+    def _object(self, value: object, name: str) -> object:
+        """Return the description of an object that its content identifies."""
+        if isinstance(value, Tensor):
+            return {"class": name, **_content({"value": value})}
+        if isinstance(value, np.ndarray):
+            simple = value.dtype.kind in "biufc"
+            content = value.tobytes() if simple else json.dumps(_Walk(self._depth).value(value.tolist())).encode()
+            return {"class": name, OWN_TENSORS: short_digest(f"{value.dtype}{value.shape}".encode() + content)}
+        if (parts := _parts_of_table(value)) is not None:
+            return {"class": name, OWN_VALUES: short_digest(json.dumps(_Walk(self._depth).value(parts)))}
+        ours = type(value).__module__.startswith("mmdistill.")  # described by their settings
+        if not isinstance(value, nn.Module) or isinstance(value, ABC) or ours:
+            return self.described(value)
+        if not list(value.children()):
+            return {**self.described(value), **_content(_tensors(value))}
+        return {"class": name, OWN_LAYERS: short_digest(described_module(value)), **_content(_tensors(value))}
+
+    def _code(self, *definitions: type | FunctionType) -> dict[str, Any]:
+        """Return a digest of the code of a function or of classes, as far as these are a user's, and what it holds."""
+        own = [definition for definition in definitions if is_users(definition)]
+        if not own:
+            return {}
+        codes = [f"{part.__qualname__}: {code_digest(part)} {further_code_digest(part)}".rstrip() for part in own]
+        enclosed: dict[str, object] = {}
+        for part in filter(is_edited, reversed(own)):
+            enclosed |= self._enclosed_by(
+                {"": part} if isfunction(part) else {**functions_of(part), **wrapped_functions(part)}
+            )
+        return {OWN_CODE: short_digest("\n".join(codes)), **enclosed}
+
+    def _enclosed_by(self, functions: Mapping[str, FunctionType]) -> dict[str, object]:
+        """Return the objects and functions that functions hold by their closure or as defaults, if there are any."""
+        held: dict[str, object] = {}
+        for name, function in functions.items():
+            if name.startswith("__") and name not in ("__init__", "__call__"):  # such as those that dataclasses add
+                continue
+            defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+            values = {**{str(place): value for place, value in enumerate(defaults)}, **enclosed_variables(function)}
+            for variable, value in values.items():
+                if has_content(value) or (isfunction(value) and is_edited(value)):
+                    held[f"{name} {variable}".lstrip()] = self.value(value)
+        return {OWN_VALUES: held} if held else {}
 
 
-def _content(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return a digest of tensors on any device, if there are any; those of lazy layers do not exist yet."""
-    dense: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if tensor.layout is torch.strided:
-            dense |= {} if is_lazy(tensor) else {name: tensor.detach().cpu()}
-        else:
-            sparse = (tensor if tensor.is_sparse else tensor.to_sparse()).detach().coalesce()
-            dense |= {f"{name} at": sparse.indices().cpu(), f"{name} {tuple(tensor.shape)}": sparse.values().cpu()}
-    return {OWN_TENSORS: digest_of(dense)[:8]} if dense else {}
+def _tensors(module: nn.Module, *, recurse: bool = True) -> dict[str, Tensor]:
+    """Return the public parameters and buffers of a module, and with ``recurse`` those of its layers."""
+    tensors = {**dict(module.named_parameters(recurse=recurse)), **dict(module.named_buffers(recurse=recurse))}
+    return {name: tensor for name, tensor in tensors.items() if not name.rpartition(".")[2].startswith("_")}
+
+
+def _content(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """Return a digest of tensors under its key, if there are any."""
+    digest = digest_of_tensors(tensors)
+    return {OWN_TENSORS: digest} if digest else {}
+
+
+def _digest_of_numbers(values: Sequence[object], name: str) -> dict[str, object] | None:
+    """Return the description of a long list of plain numbers; None for others."""
+    if len(values) < MANY or not set(map(type, values)) <= {bool, int, float}:
+        return None
+    numbers = np.asarray(values)
+    return None if numbers.dtype.hasobject else {"class": name, OWN_VALUES: short_digest(numbers.tobytes())}
 
 
 def described_module(module: nn.Module) -> str:
     """Return a module's own description and, of classes that users wrote, digests of the code and their attributes."""
     classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
     codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in classes)
+    further = sorted(
+        f"{FURTHER}{kind.__qualname__}: {digest}" for kind in classes if (digest := further_code_digest(kind))
+    )
     attributes = [
         f"{name or 'network'}.{attribute} = {code_value(value)!r}"
         for name, part in module.named_modules()
@@ -98,15 +234,29 @@ def described_module(module: nn.Module) -> str:
         for attribute, value in sorted(vars(part).items())
         if not attribute.startswith("_") and attribute != "training"
     ]
-    return "\n".join([str(module), *codes, *attributes])
+    return "\n".join([str(module), *codes, *attributes, *further])
 
 
-def _own(part: object) -> dict[str, object]:
+def without_further(description: str, saved: object) -> str:
+    """Return a module's description without the lines on further code if a saved one has none."""
+    lines = description.split("\n")
+    return "\n".join(line for line in lines if FURTHER in str(saved) or not line.startswith(FURTHER))
+
+
+def own_attributes(part: object) -> dict[str, object]:
     """Return an object's attributes, without the tensors of modules, which are drawn or learned."""
     if is_dataclass(part):
         return {entry.name: getattr(part, entry.name, None) for entry in fields(part) if entry.compare}
-    attributes = {name: value for name, value in getattr(part, "__dict__", {}).items() if name not in OF_MODULES}
+    attributes = {name: value for name, value in _set_attributes(part).items() if name not in OF_MODULES}
     return attributes | dict(part.named_children()) if isinstance(part, nn.Module) else attributes
+
+
+def _set_attributes(part: object) -> dict[str, object]:
+    """Return the attributes that are set on an object, in slots too, without what its cached properties keep."""
+    of_classes = {name: made for kind in type(part).__mro__ for name, made in vars(kind).items()}
+    slots = [name for name, made in of_classes.items() if isinstance(made, MemberDescriptorType)]
+    values = {name: getattr(part, name) for name in slots if hasattr(part, name)} | getattr(part, "__dict__", {})
+    return {name: value for name, value in values.items() if not isinstance(of_classes.get(name), cached_property)}
 
 
 def _of_classes(part: object) -> dict[str, object]:
@@ -124,65 +274,30 @@ def _of_classes(part: object) -> dict[str, object]:
     }
 
 
-def described_value(value: object) -> object:
-    """Return an attribute's value, or a function, as JSON can hold it; see :func:`described`."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str | Enum | torch.dtype | torch.device | PurePath | complex | range):
-        return str(value)
-    if isinstance(value, partial):
-        return [described_value(value.func), described_value(value.args), described_value(value.keywords)]
-    if ismethod(value):
-        return [described_value(value.__self__), value.__name__]
-    if isfunction(value) and is_users(value):
-        code = code_digest(value)
-        return f"lambda {code}" if value.__name__ == "<lambda>" else {"class": value.__name__, OWN_CODE: code}
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, (tuple, list)):
-        return [described_value(entry) for entry in value]
-    if isinstance(value, set | frozenset):
-        return sorted((described_value(entry) for entry in value), key=json.dumps)
-    if isinstance(value, Mapping):
-        return {str(name): described_value(entry) for name, entry in value.items()}
-    if isinstance(value, type):
-        return {"class": value.__name__, **codes} if (codes := _code_of_classes(value)) else value.__name__
-    if isinstance(value, np.generic):
-        return described_value(value.item())
-    if _has_content(value):
-        return json.loads(_described_once(value))
-    return str(getattr(value, "__name__", type(value).__name__))
-
-
-def _has_content(value: object) -> bool:
+def has_content(value: object) -> bool:
     """Return whether what a value holds identifies it, beside the name of its class."""
     kinds = (Tensor, np.ndarray, nn.Module, Namespace, SimpleNamespace)
-    return isinstance(value, kinds) or is_dataclass(value) or is_users(type(value))
+    if isinstance(value, type):
+        return False
+    return (
+        isinstance(value, kinds) or is_dataclass(value) or is_edited(type(value)) or _parts_of_table(value) is not None
+    )
 
 
-@recursive_repr('"itself"')  # of an object that holds itself, as by a link to its owner
-def _described_once(value: object) -> str:
-    """Return the description of a tensor, an array, a module or another object as JSON."""
-    name = {"class": type(value).__name__}
-    if isinstance(value, Tensor):
-        return json.dumps({**name, **_content({"value": value})})
-    if isinstance(value, np.ndarray):
-        simple = value.dtype.kind in "biufc"
-        content = str(value.dtype).encode() + str(value.shape).encode()
-        content += value.tobytes() if simple else json.dumps(described_value(value.tolist())).encode()
-        return json.dumps({**name, OWN_TENSORS: _short_digest(content)})
-    ours = type(value).__module__.startswith("mmdistill.")  # described by their settings
-    if isinstance(value, nn.Module) and not isinstance(value, ABC) and not ours:
-        tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
-        return json.dumps({**name, OWN_LAYERS: _short_digest(described_module(value)), **_content(tensors)})
-    return json.dumps(described(value))
+def _parts_of_table(value: Any) -> list[object] | None:
+    """Return what identifies a table of pandas or a sparse matrix of scipy; None for other values."""
+    package = type(value).__module__.partition(".")[0]
+    if package == "pandas" and hasattr(value, "to_csv"):
+        return [value.to_csv()]
+    if package == "scipy" and hasattr(value, "tocoo"):
+        entries = value.tocoo()
+        return [entries.shape, *entries.nonzero(), entries.data]
+    return None
 
 
 def digest_in_words(part: object) -> str:
     """Return an object's class with a digest of its description."""
-    return f"{type(part).__name__} {_short_digest(json.dumps(described(part)))}"
+    return f"{type(part).__name__} {short_digest(json.dumps(described(part)))}"
 
 
 def is_own(part: object) -> bool:
@@ -192,87 +307,3 @@ def is_own(part: object) -> bool:
     if ismethod(part):
         return is_own(part.__self__)
     return is_users(part if isinstance(part, type | FunctionType) else type(part))
-
-
-def is_users(definition: type | FunctionType) -> bool:
-    """Return whether a class or function is a user's, outside of :data:`LIBRARIES`."""
-    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
-
-
-@recursive_repr("itself")  # a function may be recursive
-def code_digest(definition: type | FunctionType) -> str:
-    """Return a digest of the code of a function, or of a class's own functions: the same in any process."""
-    functions = vars(definition) if isinstance(definition, type) else {"": definition}
-    unwrapped = {name: _unwrapped(function) for name, function in functions.items()}
-    values = {name: _computed(function) for name, function in unwrapped.items() if isfunction(function)}
-    return _short_digest(repr(sorted(values.items())))
-
-
-def _unwrapped(attribute: object) -> object:
-    """Return the function of a static or class method or a property; other attributes as they are."""
-    if isinstance(attribute, property):
-        return attribute.fget
-    if isinstance(attribute, cached_property):
-        return attribute.func
-    return attribute.__func__ if isinstance(attribute, staticmethod | classmethod) else attribute
-
-
-def _short_digest(content: str | bytes) -> str:
-    """Return eight characters that tell contents apart."""
-    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=4).hexdigest()
-
-
-def code_value(value: object) -> object:
-    """Return a constant of a code object, or an attribute, as plain values; other objects by their type.
-
-    Sets, whose order varies between processes, are sorted; functions become their code, tensors a digest.
-    """
-    if isinstance(value, CodeType):
-        return _code(value)
-    if isfunction(value):
-        return value.__qualname__, _computed(value)
-    if isinstance(value, Tensor):
-        return digest_of({"value": value.detach().cpu()})
-    if isinstance(value, partial):
-        return code_value([value.func, value.args, value.keywords])
-    if isinstance(value, set | frozenset):
-        return sorted(repr(code_value(entry)) for entry in value)
-    if isinstance(value, list | tuple):
-        return [code_value(entry) for entry in value]
-    if isinstance(value, dict):
-        return [(code_value(key), code_value(entry)) for key, entry in value.items()]
-    if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _code(code: CodeType) -> tuple[object, ...]:
-    """Return a code object as plain values, the same in any process."""
-    return code.co_code, code.co_names, [code_value(value) for value in code.co_consts]
-
-
-def _computed(function: FunctionType) -> tuple[object, ...]:
-    """Return a function's code, with its defaults and the variables of its closure."""
-    defaults = [code_value(value) for value in (function.__defaults__, function.__kwdefaults__) if value]
-    enclosed = _enclosed(function)
-    names = [(name, value.__qualname__ if isfunction(value) else code_value(value)) for name, value in enclosed.items()]
-    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *enclosed.values()]
-    contents = [described_value(value) for value in held if _is_users_function(value) or _has_content(value)]
-    return _code(function.__code__), *defaults, *names, *contents
-
-
-def _is_users_function(value: object) -> bool:
-    return isfunction(value) and is_users(value)
-
-
-def _enclosed(function: FunctionType) -> dict[str, object]:
-    """Return the variables of a function's closure by name."""
-    variables: dict[str, object] = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            value = cell.cell_contents
-        except ValueError:  # it is not set yet
-            continue
-        if name != "__class__":  # super() reads it
-            variables[name] = value
-    return variables

@@ -107,7 +107,9 @@ def test_a_description_says_what_is_set_and_nothing_of_memory() -> None:
     assert found["options"] == {"class": "Options", OWN_CODE: code_of(Options), "power": 1.5}
     assert found["inner"] == described(Powered(1.0))
     assert isinstance(layer := found["layer"], dict)
-    assert set(layer) == {"class", OWN_LAYERS, OWN_TENSORS}
+    assert set(layer) == {"class", "in_features", "out_features", OWN_TENSORS}
+    assert isinstance(stack := found["stack"], dict)
+    assert set(stack) == {"class", OWN_LAYERS, OWN_TENSORS}
     assert isinstance(cache := found["cache"], dict)
     assert set(cache["1"]) == {"class", OWN_TENSORS}
     assert not {"scale", "training", "reads_labels", "view"} & set(found)

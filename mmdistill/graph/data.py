@@ -189,21 +189,32 @@ def _require_homogeneous(fields: Mapping[str, Any], name: str) -> None:
 def with_edge_weight(fields: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """Return fields with edge_weight under that name, and a note if it has one of :data:`WEIGHT_FIELDS`.
 
-    These count as weights if they hold one finite number of at least 0 for each edge; edge_attr if these are floats,
-    since whole numbers are mostly kinds of edges.
+    These count as weights if they hold one positive number for each edge, and under another name than weight not whole
+    ones alone, which are mostly kinds of edges.
     """
     if fields.get("edge_weight") is not None:
         return fields, ()
     edges = _shape(fields, "edge_index")[1:]
     for key in WEIGHT_FIELDS:
-        if not edges or _shape(fields, key) not in (edges, (*edges, 1)):
-            continue
-        weight = _read_tensor(fields, key, name)
-        is_kind = key != "weight" and not weight.is_floating_point()
-        if not is_kind and not weight.is_complex() and bool((torch.isfinite(weight) & (weight >= 0)).all()):
+        if edges and _shape(fields, key) in (edges, (*edges, 1)) and _holds_weights(fields, key, name):
             others = {other: value for other, value in fields.items() if other != key}
-            return others | {"edge_weight": weight}, (f"weights of edges are read from {key}",)
+            advice = f"larger means closer; leave {key} out if it is something else"
+            return others | {"edge_weight": fields[key]}, (f"weights of edges are read from {key} ({advice})",)
     return fields, ()
+
+
+def _holds_weights(fields: Mapping[str, Any], key: str, name: str) -> bool:
+    """Return whether a field holds numbers that can be weights of edges, and that are mostly meant as such."""
+    try:
+        values = _read_tensor(fields, key, name)
+    except DataError:  # texts
+        return False
+    if values.is_complex():
+        return False
+    values = values.double()
+    most = torch.finfo(torch.float32).max
+    whole = key != "weight" and bool((values == values.round()).all())
+    return not whole and bool((values > 0).all()) and float(values.sum()) <= most
 
 
 def _shape(fields: Mapping[str, Any], key: str) -> tuple[int, ...]:
@@ -214,16 +225,20 @@ def _shape(fields: Mapping[str, Any], key: str) -> tuple[int, ...]:
 def _with_masks(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """Return fields with the masks under their names, and notes on those that have one of :data:`SPLIT_NAMES`.
 
+    A mask is read from one field; others of its names are noted.
+
     Raises:
         DataError: node numbers that are not unique whole numbers of nodes.
     """
     masks, notes = dict[str, Tensor](), list[str]()
     for mask, names in SPLIT_NAMES.items():
-        given = [key for key in names if fields.get(key) is not None and fields.get(mask) is None]
-        if not given:
+        given = [key for key in (mask, *names) if fields.get(key) is not None]
+        notes.extend(f"{key} is not read, since {given[0]} is" for key in given[1:])
+        if not given or given[0] == mask:
             continue
         key = given[0]
         numbers = _read_tensor(fields, key, name)
+        numbers = numbers if numbers.numel() else torch.zeros(0, dtype=torch.long)  # NumPy's empty arrays are floats
         notes.append(f"{mask} is read from {key}")
         if key.endswith("_mask") or numbers.dtype == torch.bool:
             masks[mask] = numbers
@@ -244,7 +259,9 @@ def _with_class_indices(fields: Mapping[str, Any], name: str) -> tuple[Mapping[s
     classes = classes_of_one_hot(y.to_dense())
     if classes is None:
         return fields, ()
-    return {**fields, "y": classes}, (f"labels y are one-hot: classes are its {y.shape[1]} columns",)
+    columns, used = y.shape[1], len(torch.unique(classes))
+    named = f"its {columns} columns" if used == columns else f"the {used} of its {columns} columns that are in use"
+    return {**fields, "y": classes}, (f"labels y are one-hot: classes are {named}",)
 
 
 def _read_splits(

@@ -39,6 +39,8 @@ ROLES = {
 """The parts of a condensed graph, and the names under which other tools save them."""
 SPARSE_FIELDS = {"data", "format", "shape"}
 """What all files of ``scipy.sparse.save_npz`` hold."""
+PLACES = {"indices", "indptr", "row", "offsets"}
+"""Where these files hold the places of the values, by their kind."""
 
 
 def read_values(path: Path) -> Any:
@@ -47,7 +49,8 @@ def read_values(path: Path) -> Any:
     Raises:
         DataError: it cannot be read without running code.
     """
-    if set(array_names(path)) >= SPARSE_FIELDS:
+    names = set(array_names(path))
+    if names >= SPARSE_FIELDS and names & PLACES:
         return read_sparse(path)
     content = files.read_graphs(path)
     return content if isinstance(content, Tensor | np.ndarray | list) else files.fields_of(content)

@@ -353,7 +353,12 @@ def make_network(
 
 def stop_caching(module: nn.Module) -> None:
     """Have layers compute of each graph anew what torch-geometric's keep of the first one (``cached=True``); warn."""
-    caching = [(name, layer) for name, layer in module.named_modules() if getattr(layer, "cached", None) is True]
+    caching = [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if vars(layer).get("cached") is True
+        and any(base.__module__.partition(".")[0] == "torch_geometric" for base in type(layer).__mro__)
+    ]
     for _, layer in caching:
         layer.cached = False
         for kept in [name for name in vars(layer) if name.startswith("_cached_")]:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.checks import require_kind
-from mmdistill.described import described, is_users
+from mmdistill.code_digests import is_users
+from mmdistill.described import described
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.execution.precision import matrix_products
 from mmdistill.runtime import Draws

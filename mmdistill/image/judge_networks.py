@@ -91,7 +91,7 @@ class JudgeNetworks:
         if name in self.given:
             return name
         if canonical(name) == self.model:
-            if (judging := self._first_judge()) != self.model and (reason := refusal(judging, self.data.shape)):
+            if (judging := self.first_judge()) != self.model and (reason := refusal(judging, self.data.shape)):
                 raise UnsupportedError(
                     f"the protocol {self.protocol.name} judges by {judging}; choose another, since {reason}"
                 )
@@ -135,9 +135,9 @@ class JudgeNetworks:
     def network_name(self, name: str) -> str:
         """Return the name of a judge's network; the protocol may name another ConvNet for the first judge."""
         spelled = self.spelled(name)
-        return self._first_judge() if spelled == self.model else spelled
+        return self.first_judge() if spelled == self.model else spelled
 
-    def _first_judge(self) -> str:
+    def first_judge(self) -> str:
         """Return the name of the first judge's network: the protocol's options at the distillation network's depth."""
         family = self.model.split("-")[0]
         if not self.protocol.network or family not in ("convnet", "freponet"):

@@ -78,7 +78,15 @@ class NetworkJudge:
     task: "ImageTask"
     networks: JudgeNetworks
     judge: str
-    reads: Sequence[str] = JUDGING
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """The settings of judging; the augmentation only if they train by it, on a set or on all images."""
+        name = self.judge.partition(" [")[0]
+        name = self.networks.model if name == self.networks.first_judge() else name
+        plans = [self._plan(self.networks.judging_case(name, 1, whole=whole)) for whole in (False, True)]
+        augments = any(plan.augment == "dsa" for plan in plans)
+        return tuple(setting for setting in JUDGING if augments or setting != "augmentation")
 
     @property
     def name(self) -> str:

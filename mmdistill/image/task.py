@@ -101,7 +101,7 @@ class ImageTask:
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
         self.views = Views(task_augmentation(augmentation, data.mirror), data.mirror, len(data.class_names))
-        self._own_augmentation = augmentation is not None
+        self._own_augmentation = self.augmentation.describe() != task_augmentation(None, data.mirror).describe()
         self.protocol = find_protocol(protocol)
         self._choose(JudgingChoices(judge_epochs, judge_batch, judge_augment, judge_precision))
         self._networks = JudgeNetworks(data, network, model, self.protocol, device, width, JUDGES)
@@ -123,10 +123,9 @@ class ImageTask:
                 raise UnsupportedError(f"{NOT_AUGMENTED}: leave out judge_augment and augmentation")
             chosen = replace(chosen, augment=False)
         self.chosen = chosen
-        own_settings = self.protocol.own_settings(chosen.augment)
-        if self._own_augmentation and chosen.augment is not False:
-            own_settings = ", ".join(filter(None, (own_settings, f"augmentation {digest_in_words(self.augmentation)}")))
-        self.judging_chosen: Judging = judging_overrides(chosen.epochs, chosen.batch, chosen.precision, own_settings)
+        own = {"augmentation": digest_in_words(self.augmentation)} if self._own_augmentation else {}
+        protocol = self.protocol.own_settings(chosen.augment)
+        self.judging_chosen: Judging = judging_overrides(chosen.epochs, chosen.batch, chosen.precision, protocol, **own)
 
     @property
     def augmentation(self) -> SiameseAugmentation:

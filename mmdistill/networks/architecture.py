@@ -1,9 +1,11 @@
 """Descriptions of networks: two must agree for one to continue from the other's state."""
 
 import hashlib
+import re
 from itertools import zip_longest
 
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
+from mmdistill.described import without_further
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
@@ -28,9 +30,21 @@ def own_network(task: Task) -> str:
 
 
 def identified(description: str, name: str = "") -> str:
-    """Return what tells networks apart: a name, by default the class's, and a digest of its description."""
-    digest = hashlib.blake2b(description.encode(), digest_size=4).hexdigest()
-    return f"{name or _class_name(description)} {digest}"
+    """Return what tells networks apart: a name, by default the class's, and a digest of its description.
+
+    After a plus there is one with further code, of a network that has such, which earlier versions lack.
+    """
+    former = without_further(description, None)
+    digests = [
+        hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in dict.fromkeys((former, description))
+    ]
+    return f"{name or _class_name(description)} {'+'.join(digests)}"
+
+
+def as_identified(current: str, saved: object) -> str:
+    """Return :func:`identified` networks as an earlier version recorded them, if that is the saved one."""
+    former = re.sub(r"( [0-9a-f]{8})\+[0-9a-f]{8}$", r"\1", current)
+    return former if former == saved else current
 
 
 def _class_name(description: str) -> str:

@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 
 from mmdistill.composition import SOLVE, STORAGE
-from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS
+from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS, OWN_VALUES, without_further
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.names import in_words
-from mmdistill.networks.architecture import differing_lines
+from mmdistill.networks.architecture import as_identified, differing_lines
 from mmdistill.runs.state import RunState, out_of_patience
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.settings import MEMORY_ONLY, annealed
@@ -25,9 +25,12 @@ DESCRIBED = "described"
 """The key of an identity under which the objective and the schedule are described."""
 AUGMENTATION = "augmentation"
 """The key of an identity under which the task's random augmentation is described; None there: no augmentation."""
+LAYERS = "layers"
+"""The key of an identity under which the network is described."""
 DIGESTS = {
     OWN_CODE: "ran other code",
     OWN_LAYERS: "had other layers",
+    OWN_VALUES: "held other values",
     OWN_TENSORS: "began with other tensors, which must be the same each time they are made",
 }
 """Digests in descriptions of what users made, with what a difference says of the saved run."""
@@ -281,13 +284,19 @@ def require_same(
     for key, value in _without_memory_settings(current).items():
         saved_value = saved.get(key, ABSENT)
         expected = _as_recorded(value, saved_value) if key == DESCRIBED else value
+        if key == LAYERS:
+            expected = without_further(str(value), saved_value)
         if saved_value != expected:
             difference = _difference(key, saved_value, expected)
             raise CheckpointError(f"{path} belongs to another run: its {difference}; {advice}")
 
 
 def _as_recorded(current: object, saved: object) -> object:
-    """Return a description without the digests of users' code and tensors that one by an earlier version lacks."""
+    """Return a description without what one by an earlier version lacks: digests, and what functions hold."""
+    if isinstance(current, list) and isinstance(saved, list) and len(current) == len(saved):
+        return [_as_recorded(entry, saved_entry) for entry, saved_entry in zip(current, saved, strict=True)]
+    if isinstance(current, str):
+        return as_identified(current, saved)
     if not isinstance(current, Mapping):
         return current
     if not isinstance(saved, Mapping):
@@ -317,7 +326,7 @@ def _difference(name: str, saved: object, current: object) -> str:
     if name == "fingerprint":
         made = "the encoder, the size or the split that made them"
         return f"training data are others, or {made} (fingerprint {saved}, not {current})"
-    if name == "layers":
+    if name == LAYERS:
         return f"network has {saved}, not {current}"
     part, _, last = name.rpartition(".")
     if last in DIGESTS:

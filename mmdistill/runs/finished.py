@@ -10,7 +10,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.labels import LabelKind
 from mmdistill.networks.architecture import described_layers, network_title
-from mmdistill.runs.checkpoints import AUGMENTATION, BEGIN_ANEW, DESCRIBED, Checkpoints, require_same, steps_of
+from mmdistill.runs.checkpoints import AUGMENTATION, BEGIN_ANEW, DESCRIBED, LAYERS, Checkpoints, require_same, steps_of
 from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.folder import CHECKPOINTS, SET, is_finished, is_started
 from mmdistill.runtime import Draws
@@ -108,7 +108,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "parameterization": distiller.method.storage,
         "label": distiller.method.label,
         "network": distiller.task.init(Draws(0, device=distiller.task.device)).shapes(),
-        "layers": described_layers(distiller.task),
+        LAYERS: described_layers(distiller.task),
         "budget": distiller.budget,
         "seed": distiller.draws.seed,
         "settings": asdict(distiller.settings),

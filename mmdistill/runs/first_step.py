@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
+from inspect import ismethod
 from numbers import Number
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdistill.described import DEEPEST, has_content, own_attributes
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Objective
@@ -121,7 +123,8 @@ PLAIN = (Number, np.generic, str, bytes, Enum, torch.dtype, type(None))
 class Unsaved:
     """A snapshot of the state of an objective that checkpoints do not hold: its public attributes.
 
-    It covers numbers, texts, tensors and arrays, also within lists, mappings, sets, dataclasses and submodules.
+    It covers numbers, texts, tensors and arrays, also within lists, mappings, sets, dataclasses, submodules and objects
+    of users' classes, as far as these describe a run.
 
     Args:
         objective: the objective, before a step.
@@ -130,6 +133,7 @@ class Unsaved:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self._before = _snapshot(objective)
+        self._learned = _learned(objective)
 
     def require_unchanged(self) -> None:
         """Refuse an objective that has changed any of it since, since a resumed run would begin with the old values.
@@ -148,6 +152,24 @@ class Unsaved:
                 "log)"
             )
 
+    def require_same_learned(self) -> None:
+        """Refuse an objective of which other parameters require a gradient than those that the optimizers learn.
+
+        Raises:
+            ConfigError: there are such; names them.
+        """
+        if changed := sorted(self._learned ^ _learned(self.objective)):
+            raise ConfigError(
+                f"a step of {type(self.objective).__name__} has changed whether its {in_words(changed)} is learned, "
+                "but a run learns what requires a gradient before its first step; let it require one from then on, and "
+                "multiply by 0 what shall not learn yet"
+            )
+
+
+def _learned(objective: Objective) -> set[str]:
+    """Return the names of an objective's parameters that require a gradient."""
+    return {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+
 
 class _TensorTrace:
     """A tensor, compared by identity and, unless checkpoints hold it, by its count of in-place writes."""
@@ -164,38 +186,61 @@ class _TensorTrace:
 def _snapshot(objective: Objective) -> dict[str, object]:
     """Return a trace of each public attribute of an objective and its submodules, by name."""
     saved = {id(tensor) for tensor in objective.state_dict(keep_vars=True).values()}
+    trace = _Trace(saved, {id(module) for module in objective.modules()})
     return {
-        f"{path}.{name}" if path else name: _trace(value, saved)
+        f"{path}.{name}" if path else name: trace.of(value)
         for path, module in objective.named_modules()
         for name, value in vars(module).items()
         if not name.startswith("_") and name != "training"
     }
 
 
-def _trace(value: object, saved: set[int]) -> object:
-    """Return a value that differs after ``value`` has changed; for functions and foreign objects only their name.
+class _Trace:
+    """Makes values that differ after others have changed.
 
     Args:
-        value: of an attribute.
         saved: the ids of tensors that checkpoints hold.
+        met: the ids of objects that need no further look.
     """
-    if isinstance(value, Tensor):
-        return _TensorTrace(value, id(value) in saved)
-    if isinstance(value, np.ndarray) and value.dtype.hasobject:
-        return _trace(value.tolist(), saved)
-    if isinstance(value, np.ndarray):
-        content = hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16)
-        return str(value.dtype), value.shape, content.hexdigest()
-    if isinstance(value, PLAIN):
-        return repr(value)  # not the value, since a NaN does not equal itself
-    if isinstance(value, Mapping):
-        return [(repr(key), _trace(item, saved)) for key, item in value.items()]
-    if isinstance(value, list | tuple | deque):
-        return [_trace(item, saved) for item in value]
-    if isinstance(value, set | frozenset):
-        return {repr(item) if isinstance(item, PLAIN) else id(item) for item in value}
-    if isinstance(value, partial):
-        return [_trace(item, saved) for item in (value.func, value.args, value.keywords)]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [_trace(getattr(value, entry.name, None), saved) for entry in fields(value)]
-    return getattr(value, "__qualname__", type(value).__qualname__)
+
+    def __init__(self, saved: set[int], met: set[int]) -> None:
+        self._saved, self._met, self._depth = saved, met, 0
+
+    def of(self, value: object) -> object:
+        """Return a value that differs after ``value`` has changed; for functions and foreign objects their name."""
+        if isinstance(value, Tensor):
+            return _TensorTrace(value, id(value) in self._saved)
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            return self.of(value.tolist())
+        if isinstance(value, np.ndarray):
+            content = hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16)
+            return str(value.dtype), value.shape, content.hexdigest()
+        if isinstance(value, PLAIN):
+            return repr(value)  # not the value, since a NaN does not equal itself
+        if isinstance(value, Mapping):
+            return [(repr(key), self.of(item)) for key, item in value.items()]
+        if isinstance(value, list | tuple | deque):
+            return [self.of(item) for item in value]
+        if isinstance(value, set | frozenset):
+            return {repr(item) if isinstance(item, PLAIN) else id(item) for item in value}
+        if isinstance(value, partial):
+            return [self.of(item) for item in (value.func, value.args, value.keywords)]
+        if ismethod(value):
+            return [value.__name__, self.of(value.__self__)]
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return [name, *self._held(value)] if has_content(value) and id(value) not in self._met else name
+
+    def _held(self, value: object) -> list[object]:
+        """Return traces of what an object, met for the first time, holds."""
+        if self._depth >= DEEPEST:
+            return []
+        self._met.add(id(value))
+        self._depth += 1
+        if is_dataclass(value):
+            held = {entry.name: getattr(value, entry.name, None) for entry in fields(value)}
+        else:
+            held = {name: attribute for name, attribute in own_attributes(value).items() if not name.startswith("_")}
+        tensors = [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else []
+        traces = [*((name, self.of(attribute)) for name, attribute in held.items()), *map(self.of, tensors)]
+        self._depth -= 1
+        return traces

@@ -55,7 +55,8 @@ def take_steps(
         Whether a signal to stop arrived after the last step, when nothing was left to stop.
     Raises:
         KeyboardInterrupt: after the step in which a signal arrived; without a checkpoint of the step if it failed.
-        ConfigError: a step changed state of the objective that is in neither parameters nor buffers.
+        ConfigError: a step changed state of the objective that is in neither parameters nor buffers, or changed what is
+            learned.
         NonFiniteError: the loss or a learned tensor became NaN or infinite. The last checkpoint holds the last good
             state; the state at the start of the run is written as one if there was none.
     """
@@ -70,6 +71,7 @@ def take_steps(
                 run, loss = stepper(run)
             if run.step == first:
                 unsaved.require_unchanged()
+                unsaved.require_same_learned()
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             _validate(distiller, run, loss, keeper)
 
@@ -117,8 +119,9 @@ def _read_loss(run: RunState, loss: Tensor, keeper: Keeper | None, record: bool)
 
 
 def _save(run: RunState, loss: Tensor, keeper: Keeper | None, unsaved: Unsaved) -> None:
-    """Check that a state is finite and complete, and write a checkpoint if the run has a folder."""
+    """Check a state, and write a checkpoint if the run has a folder."""
     _require_finite_state(run, loss, keeper)
+    unsaved.require_same_learned()
     if keeper is not None:
         unsaved.require_unchanged()
         with ranks.together():

@@ -121,7 +121,7 @@ def _check_judging(judging: Judging | None) -> Judging:
     settings: dict[str, Any] = dict(judging or {})
     if unknown := [name for name in settings if name not in JUDGING]:
         raise unknown_name("setting of judging", unknown[0], JUDGING)
-    texts = {name: settings.get(name) for name in ("protocol", "testing")}
+    texts = {name: settings.get(name) for name in ("protocol", "testing", "augmentation")}
     require_kind(str, **texts)
     require_sizes(**{name: value for name, value in settings.items() if name not in ("precision", *texts)})
     if (precision := settings.get("precision")) is not None:

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from mmdistill.errors import MmdistillError
@@ -112,6 +114,19 @@ class Signals:
             raise
 
 
+def _ends_program(number: int) -> bool:
+    """Return whether a signal ends the program: no handler is set, in Python or, where Linux says so, in C."""
+    handler = signal.getsignal(number)
+    if handler is not signal.SIG_DFL:
+        return handler is signal.default_int_handler
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return True
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return caught is None or not int(caught[1], 16) >> (number - 1) & 1
+
+
 @contextmanager
 def deferred_signals() -> Iterator[Signals]:
     """Within this context Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 are only noted, so that steps end whole.
@@ -124,8 +139,7 @@ def deferred_signals() -> Iterator[Signals]:
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     previous = {number: handler for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)}
-    ends = (signal.SIG_DFL, signal.default_int_handler)
-    previous = {number: handler for number, handler in previous.items() if number != WARNING or handler in ends}
+    previous = {number: handler for number, handler in previous.items() if number != WARNING or _ends_program(number)}
     own: dict[int, Handler] = {
         number: handler
         for number, handler in previous.items()

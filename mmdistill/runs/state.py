@@ -58,8 +58,9 @@ class RunState:
     inner_seconds: float | None = 0.0
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the learned parameters by optimizer group."""
-        return grouped(self.parameterization, self.objective)
+        """Return the learned parameters by optimizer group, without a group that appeared after the first step."""
+        groups = grouped(self.parameterization, self.objective)
+        return {name: group for name, group in groups.items() if name in self.optimizers or not self.optimizers}
 
     def module_states(self) -> dict[str, Any]:
         """Return copies of both modules' states, for :meth:`load_module_states`."""

@@ -103,6 +103,8 @@ def test_attributes_of_edges_that_are_not_read_are_stated() -> None:
     edges = planted_fields()["edge_index"].shape[1]
     told = "edge_attr is not read (weights of edges are read from edge_weight)"
     attributes: list[torch.Tensor] = [torch.rand(edges, 3), torch.rand(edges) - 0.5, torch.arange(edges) % 4]
+    kinds, some = (torch.arange(edges) % 3 + 1).float(), torch.rand(edges) + 0.1
+    attributes += [kinds, kinds[:, None], some * (kinds < 3), torch.zeros(edges, 1), torch.full((edges,), 1e38)]
     for attribute in (*attributes, torch.full((edges,), torch.nan), torch.rand(edges - 1)):
         graph = load_graph(as_data(edge_attr=attribute))
         assert graph.notes == (told,)
@@ -110,6 +112,9 @@ def test_attributes_of_edges_that_are_not_read_are_stated() -> None:
     both = load_graph(as_data(edge_attr=torch.rand(edges), edge_weight=torch.full((edges,), 2.0)))
     assert (both.notes, both.edge_weight.unique().tolist()) == ((told,), [2])
     assert load_graph(as_data(weight=torch.rand(120))).notes == (told.replace("edge_attr", "weight"),)
+    for values in (np.array(["a"] * edges), np.array([None] * edges), np.zeros(edges)):
+        for key in ("edge_attr", "weight"):
+            assert load_graph({**planted_fields(), key: values}).notes == (told.replace("edge_attr", key),)
 
 
 @pytest.mark.parametrize("key", ["weight", "edge_attr"])
@@ -120,7 +125,8 @@ def test_weights_of_edges_are_read_from_their_usual_names(key: str) -> None:
     for given in (weight, weight[:, None].double(), weight.numpy()):
         graph = load_graph({**planted_fields(), key: given})
         assert graph.fingerprint == expected.fingerprint
-        assert graph.notes == (f"weights of edges are read from {key}",)
+        said = f"weights of edges are read from {key} (larger means closer; leave {key} out if it is something else)"
+        assert graph.notes == (said,)
 
 
 def test_weights_that_tools_leave_are_read() -> None:
@@ -156,9 +162,25 @@ def test_splits_are_read_from_their_usual_names(names: tuple[str, ...]) -> None:
     changed = [key for key in names if key not in fields]
     masks = [mask for mask in ("train_mask", "val_mask", "test_mask") if mask not in names]
     assert graph.notes == tuple(f"{mask} is read from {key}" for mask, key in zip(masks, changed, strict=True))
-    assert load_graph(fields | {key: given[key] for key in changed}).notes == ()
+    both = load_graph(fields | {key: given[key] for key in changed})
+    assert both.fingerprint == graph.fingerprint
+    assert both.notes == tuple(f"{key} is not read, since {mask} is" for mask, key in zip(masks, changed, strict=True))
     arrays = {key: value.numpy() for key, value in given.items()}
     assert load_graph(arrays).fingerprint == graph.fingerprint
+
+
+def test_one_of_several_names_of_a_split_is_read_and_an_empty_one_may_have_any_type() -> None:
+    fields = planted_fields()
+    ids = {"train_idx": fields["train_mask"].nonzero()[:, 0], "idx_train": torch.arange(3)}
+    others = {key: fields[key] for key in ("x", "edge_index", "y", "test_mask")}
+    graph = load_graph({**others, **ids, "val_idx": np.array([])})
+    assert graph.train.tolist() == ids["train_idx"].tolist()
+    assert graph.notes[:3] == (
+        "idx_train is not read, since train_idx is",
+        "train_mask is read from train_idx",
+        "val_mask is read from val_idx",
+    )
+    assert "no validation nodes" in graph.notes[3]
 
 
 def test_one_hot_labels_are_classes() -> None:
@@ -167,6 +189,8 @@ def test_one_hot_labels_are_classes() -> None:
         graph = planted_graph(y=torch.nn.functional.one_hot(fields["y"]).to(kind))
         assert graph.fingerprint == planted_graph().fingerprint
         assert graph.notes == ("labels y are one-hot: classes are its 3 columns",)
+    wide = planted_graph(y=torch.nn.functional.one_hot(2 * fields["y"], 7))
+    assert wide.notes[0] == "labels y are one-hot: classes are the 3 of its 7 columns that are in use"
     two = torch.nn.functional.one_hot(fields["y"])
     two[3, :2] = 1
     with pytest.raises(DataError, match="multi-label graphs cannot be condensed"):

@@ -125,6 +125,14 @@ def test_damaged_matrices_of_scipy_are_refused(task: GraphTask, tmp_path: Path) 
             import_set(task, [tmp_path / "adj.npz", tmp_path / "nodes.pt"])
 
 
+def test_a_file_of_arrays_that_are_named_like_a_matrix_s_is_none(task: GraphTask, tmp_path: Path) -> None:
+    x, y, _ = condensed()
+    np.savez(tmp_path / "set.npz", x=x, label=y, data=np.ones(3), format=np.array("own"), shape=np.array([6, 12]))
+    with pytest.warns(MmdistillWarning, match="not read: "):
+        read = import_set(task, tmp_path / "set.npz")
+    torch.testing.assert_close(inputs(read.batch)["x"], x)
+
+
 @pytest.mark.parametrize("key", ["weight", "edge_attr"])
 def test_weights_go_by_their_usual_names(task: GraphTask, key: str) -> None:
     x, y, weights = condensed()
@@ -136,6 +144,9 @@ def test_weights_go_by_their_usual_names(task: GraphTask, key: str) -> None:
     with pytest.warns(MmdistillWarning, match=f"not read: {key}"):
         bare = import_set(task, given | {key: torch.randn(ends.shape[1], 3)})
     torch.testing.assert_close(inputs(bare.batch)["adjacency"], (weights > 0).float())
+    with pytest.warns(MmdistillWarning, match=f"not read: {key}"):
+        kinds = import_set(task, given | {key: torch.zeros(ends.shape[1], 1)})
+    torch.testing.assert_close(inputs(kinds.batch)["adjacency"], (weights > 0).float())
 
 
 def test_what_is_no_graph_of_these_data_is_refused(task: GraphTask) -> None:

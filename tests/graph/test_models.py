@@ -327,6 +327,38 @@ def test_layers_keep_nothing_of_the_first_graph(layer: type[nn.Module], runs: bo
         assert torch.equal(caching.logits(state, inputs)[0], plain.logits(state, inputs)[0])
 
 
+class CachedOtherwise(nn.Module):
+    """A layer of its own, which means something else by the name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cached, self._cached_scale, self.head = True, torch.ones(1), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.head(x * self._cached_scale)
+        return out
+
+
+class CachedByProperty(nn.Linear):
+    """A layer that cannot be told otherwise."""
+
+    @property
+    def cached(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
+def test_what_other_layers_call_cached_stays(recwarn: pytest.WarningsRecorder) -> None:
+    module = ModuleNetwork(CachedOtherwise).functional.module
+    assert isinstance(module, CachedOtherwise)
+    assert module.cached is True
+    assert module._cached_scale is not None
+    assert ModuleNetwork(lambda: CachedByProperty(12, 3)).functional.module.cached
+    assert not [one for one in recwarn if "cached" in str(one.message)]
+
+
 def test_a_module_without_layers_to_read_has_no_features() -> None:
     with pytest.raises(UnsupportedError, match="has no nn"):
         ModuleNetwork(lambda: nn.Bilinear(2, 2, 2)).functional.features(NetworkState({}, {}))

@@ -11,6 +11,7 @@ from mmdistill import compare, distill, evaluate, image_task, save_evaluation
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.image import ImageTask
 from mmdistill.image.augment import WITHOUT_FLIP, SiameseAugmentation
+from mmdistill.metrics import judging_record
 from mmdistill.runtime import Draws
 
 
@@ -64,13 +65,38 @@ def test_runs_with_other_augmentations_are_told_apart(tmp_path: Path) -> None:
         distill(tasks[2], "dm", ipc=1, settings=SHORT, out=tmp_path / "one", resume="auto")
 
 
-def test_results_say_by_which_augmentation_judges_trained(tmp_path: Path) -> None:
-    assert "protocol" in task(Halved()).judging_chosen
-    texts = [task(augmentation).judging_chosen.get("protocol") for augmentation in (None, Noisy(), Halved())]
-    assert len(set(texts)) == 3
-    assert "augmentation Halved " in str(texts[2])
-    plain = image_task("digits", model="mlp", width=4, judge_augment=False, augmentation=Halved())
-    assert "Halved" not in str(plain.judging_chosen)
+def test_results_say_by_which_augmentation_judges_trained() -> None:
+    records = [judging_record(task(augmentation), "mlp") for augmentation in (None, Noisy(), Halved())]
+    texts = [record.pop("augmentation", "") for record in records]
+    assert texts[0] == ""
+    assert str(texts[1]).startswith("Noisy ")
+    assert str(texts[2]).startswith("Halved ")
+    assert records[0] == records[1] == records[2]
+    for options in ({"judge_augment": False}, {"protocol": "kip"}, {"protocol": "dc"}):
+        plain = image_task("digits", model="mlp", width=4, augmentation=Halved(), **options)  # type: ignore[arg-type]
+        assert "augmentation" not in judging_record(plain, "mlp")
+
+
+def test_the_tasks_own_augmentation_is_none_of_the_users() -> None:
+    usual, given = task(None), task(SiameseAugmentation(WITHOUT_FLIP))
+    assert given.judging_chosen == usual.judging_chosen
+    vectors = torch.rand(40, 1, 8, 8), torch.arange(40) % 4
+    assert "augmentation" in image_task(vectors, model="mlp", augmentation=SiameseAugmentation(rotate=5)).judging_chosen
+    assert image_task(vectors, model="mlp", augmentation=SiameseAugmentation()).judging_chosen == {}
+
+
+class Strong(Halved):
+    """Sets what is no field of it."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__(WITHOUT_FLIP)
+        object.__setattr__(self, "strength", strength)
+
+
+def test_values_that_a_subclass_sets_count() -> None:
+    one, same, other = Strong(0.1), Strong(0.1), Strong(0.9)
+    assert one.describe() == same.describe() != other.describe()
+    assert task(one).judging_chosen != task(other).judging_chosen
 
 
 def test_an_augmentation_that_cannot_be_is_refused() -> None:

@@ -283,6 +283,13 @@ class Counter:
     n: int = 0
 
 
+class Log:
+    """An object that knows its owner."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner, self.values, self._seen = owner, list[int](), 0
+
+
 class Remembering(DistributionMatching):
     """Changes something of its own in each step."""
 
@@ -295,7 +302,7 @@ class Remembering(DistributionMatching):
         self.register_buffer("kept", torch.zeros(2))
         self.both = {"kept": self.kept}
         self.steps, self.state, self.power = np.int64(0), Counter(), partial(pow, 2)
-        self._change = change
+        self.log, self._change = Log(self), change
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         self._change(self)
@@ -350,7 +357,12 @@ def takes_another_argument(made: Any) -> None:
     made.power = partial(pow, made.power.args[0] + 1)
 
 
+def logs(made: Any) -> None:
+    made.log.values.append(1)
+
+
 def caches(made: Any) -> None:
+    made.log._seen += 1
     made._cache += 1
     made.kept += 1
     made.both["kept"].mul_(1.5)
@@ -376,12 +388,27 @@ def counts_late(made: Any) -> None:
         (counts_in_numpy, "steps"),
         (counts_in_a_dataclass, "state"),
         (takes_another_argument, "power"),
+        (logs, "log"),
     ],
 )
 def test_what_checkpoints_do_not_hold_may_not_change(change: Callable[[Any], None], name: str) -> None:
     method = Method("Remembering", lambda: Remembering(change), fresh, settings)
     with pytest.raises(ConfigError, match=f"Remembering has changed its {name}, .*buffers.*network.step"):
         distill(BlobTask(), method, ipc=1)
+
+
+def test_what_is_learned_may_not_change_within_a_run() -> None:
+    class Unfreezing(Remembering):
+        def __init__(self) -> None:
+            super().__init__(caches)
+            self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+        def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+            self.frozen.requires_grad_(self._cache > 1)
+            return super().forward(network, syn, real, draws)
+
+    with pytest.raises(ConfigError, match=r"changed whether its frozen\.bias and frozen\.weight is learned"):
+        distill(BlobTask(), Method("Unfreezing", Unfreezing, fresh, settings), ipc=1, compile="off")
 
 
 def test_what_changes_later_is_told_before_a_checkpoint_without_it(tmp_path: Path) -> None:

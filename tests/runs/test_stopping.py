@@ -1,5 +1,6 @@
 """Runs that are asked to stop: whose handler is called, and when."""
 
+import faulthandler
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,23 @@ def test_a_programs_own_handler_of_a_warning_is_called_at_once(tmp_path: Path) -
     with handled_by(lambda *_: steps.append(1), signal.SIGUSR1):
         distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, checkpoint_every=1000, progress=warned)
     assert len(steps) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells of handlers in C")
+def test_a_handler_in_c_of_a_warning_stays(tmp_path: Path) -> None:
+    def warned(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with handled_by(signal.SIG_DFL, signal.SIGUSR1), (tmp_path / "dump").open("w+") as dump:
+        faulthandler.register(signal.SIGUSR1, dump, all_threads=False)
+        try:
+            assert distill(BlobTask(), method("dm"), ipc=1, progress=warned).steps == 12
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+        dump.seek(0)
+        assert dump.read().count("most recent call first") == 2
 
 
 def test_a_signal_during_the_last_step_ends_what_comes_after_the_run(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Digests of the code of functions and classes, and of tensors: the same in any process."""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from functools import cached_property, partial
+from inspect import isfunction
+from pathlib import PurePath
+from types import CodeType, FunctionType
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from mmdistill.store import digest_of
+
+LIBRARIES = frozenset(
+    ("mmdistill", "torch", "torch_geometric", "torchvision", "transformers", *sys.stdlib_module_names)
+) - {"test"}
+"""Packages whose functions and classes are identified by name; those of others are a user's, who may edit them."""
+
+
+def is_users(definition: type | FunctionType) -> bool:
+    """Return whether a class or function is a user's, outside of :data:`LIBRARIES`."""
+    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
+
+
+def is_edited(definition: type | FunctionType) -> bool:
+    """Return whether a class or function is a user's who may edit it: not one of an installed package."""
+    file = getattr(sys.modules.get(definition.__module__ or ""), "__file__", None) or ""
+    return is_users(definition) and not {"site-packages", "dist-packages"} & {*PurePath(file).parts}
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of tensors on any device, an empty text without any; those of lazy layers do not exist yet.
+
+    Tensors without values, as on the meta device, count by their shape.
+    """
+    dense: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            continue
+        if tensor.is_nested:
+            dense |= {f"{name} {row}": part.detach().cpu() for row, part in enumerate(tensor.unbind())}
+        elif tensor.is_meta or tensor.is_quantized:
+            dense[f"{name} {tuple(tensor.shape)} {tensor.dtype}"] = torch.empty(0)
+        elif tensor.layout is torch.strided:
+            dense[name] = tensor.detach().cpu()
+        else:
+            sparse = (tensor if tensor.is_sparse else tensor.to_sparse()).detach().coalesce()
+            dense |= {f"{name} at": sparse.indices().cpu(), f"{name} {tuple(tensor.shape)}": sparse.values().cpu()}
+    return digest_of(dense)[:8] if dense else ""
+
+
+def code_digest(definition: type | FunctionType) -> str:
+    """Return a digest of the code of a function, or of a class's plain functions: the same in any process."""
+    functions = {"": definition} if isfunction(definition) else functions_of(definition)
+    return short_digest(repr(sorted((name, _computed(function)) for name, function in functions.items())))
+
+
+def further_code_digest(definition: type | FunctionType) -> str:
+    """Return a digest of the code of a class's properties, static and class methods; an empty text without any.
+
+    Descriptions by earlier versions lack it.
+    """
+    wrapped = wrapped_functions(definition)
+    return short_digest(repr(sorted((name, _computed(of)) for name, of in wrapped.items()))) if wrapped else ""
+
+
+def functions_of(kind: type | FunctionType) -> dict[str, FunctionType]:
+    """Return the plain functions of a class by name."""
+    return {name: function for name, function in vars(kind).items() if isfunction(function)}
+
+
+def wrapped_functions(kind: type | FunctionType) -> dict[str, FunctionType]:
+    """Return the functions of a class's properties, static and class methods by name."""
+    unwrapped = {name: _unwrapped(value) for name, value in vars(kind).items() if not isfunction(value)}
+    return {name: function for name, function in unwrapped.items() if isfunction(function)}
+
+
+def _unwrapped(attribute: object) -> object:
+    """Return the function of a static or class method or a property; other attributes as they are."""
+    if isinstance(attribute, property):
+        return attribute.fget
+    if isinstance(attribute, cached_property):
+        return attribute.func
+    return attribute.__func__ if isinstance(attribute, staticmethod | classmethod) else attribute
+
+
+def short_digest(content: str | bytes) -> str:
+    """Return eight characters that tell contents apart."""
+    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=4).hexdigest()
+
+
+def code_value(value: object, met: set[int] | None = None) -> object:
+    """Return a constant of a code object, or an attribute, as plain values; other objects by their type.
+
+    Sets, whose order varies between processes, are sorted; functions become their code, tensors a digest.
+
+    Args:
+        value: the constant or attribute.
+        met: ids of functions whose code was looked at already, and which become their names; None: the value is no
+            function's.
+    """
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isfunction(value):
+        return value.__qualname__ if met and id(value) in met else (value.__qualname__, _computed(value, met))
+    if isinstance(value, Tensor):
+        plain = value.layout is torch.strided and not (value.is_nested or value.is_meta or value.is_quantized)
+        return digest_of({"value": value.detach().cpu()}) if plain else digest_of_tensors({"value": value})
+    if isinstance(value, partial):
+        return code_value([value.func, value.args, value.keywords], met)
+    if isinstance(value, set | frozenset):
+        return sorted(repr(code_value(entry, met)) for entry in value)
+    if isinstance(value, list | tuple):
+        return [code_value(entry, met) for entry in value]
+    if isinstance(value, dict):
+        return [(code_value(key, met), code_value(entry, met)) for key, entry in value.items()]
+    if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _code(code: CodeType) -> tuple[object, ...]:
+    """Return a code object as plain values, the same in any process."""
+    return code.co_code, code.co_names, [code_value(value) for value in code.co_consts]
+
+
+def _computed(function: FunctionType, met: set[int] | None = None) -> tuple[object, ...]:
+    """Return a function's code, with its defaults and the variables of its closure; functions become their names.
+
+    ``met`` is as in :func:`code_value`, and gets the function's id.
+    """
+    met = set() if met is None else met
+    met.add(id(function))
+    defaults = [code_value(value, met) for value in (function.__defaults__, function.__kwdefaults__) if value]
+    enclosed = [
+        (name, value.__qualname__ if isfunction(value) else code_value(value, met))
+        for name, value in enclosed_variables(function).items()
+    ]
+    return _code(function.__code__), *defaults, *enclosed
+
+
+def enclosed_variables(function: FunctionType) -> dict[str, object]:
+    """Return the variables of a function's closure by name."""
+    variables: dict[str, object] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            value = cell.cell_contents
+        except ValueError:  # it is not set yet
+            continue
+        if name != "__class__":  # super() reads it
+            variables[name] = value
+    return variables

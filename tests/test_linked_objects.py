@@ -1,0 +1,158 @@
+"""Objectives may hold objects that refer to one another, whatever they are: each is described in time and space."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.described import described_value
+
+networkx = pytest.importorskip("networkx")
+pandas = pytest.importorskip("pandas")
+
+
+class Linked:
+    """An object that refers to others."""
+
+    def __init__(self, linked: object = None) -> None:
+        self.linked = linked
+
+
+def chained(length: int, last: object = None) -> Linked:
+    chain = Linked(last)
+    for _ in range(length):
+        chain = Linked(chain)
+    return chain
+
+
+def of_all(number: int) -> Linked:
+    members = [Linked() for _ in range(number)]
+    for member in members:
+        member.linked = members
+    return members[0]
+
+
+def doubled(depth: int) -> Linked:
+    pair = Linked()
+    for _ in range(depth):
+        pair = Linked([pair, pair])
+    return pair
+
+
+def dispatched(number: int) -> Callable[[str, int], int]:
+    table: dict[str, Callable[[str, int], int]] = {}
+
+    def made() -> Callable[[str, int], int]:
+        return lambda name, n: table[name](name, n - 1) if n else 0
+
+    table |= {str(place): made() for place in range(number)}
+    return table["0"]
+
+
+def itself() -> list[object]:
+    holder: list[object] = []
+    holder.extend((holder, holder))
+    return holder
+
+
+def graph_in_use() -> object:
+    graph = networkx.path_graph(4)
+    return graph, graph.nodes, graph.adj, graph.edges
+
+
+def nested(layout: torch.layout) -> Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+
+
+LINKED: dict[str, Callable[[], object]] = {
+    "graph of networkx": graph_in_use,
+    "chain": lambda: chained(400),
+    "each holds all": lambda: of_all(30),
+    "each is held twice": lambda: doubled(25),
+    "functions in a table": lambda: dispatched(30),
+    "list of itself": itself,
+    "meta tensor": lambda: torch.ones(3, device="meta"),
+    "nested tensor": lambda: nested(torch.strided),
+    "jagged tensor": lambda: nested(torch.jagged),
+    "list of many numbers": lambda: [float(number) for number in range(500_000)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("make", LINKED.values(), ids=LINKED)
+def test_linked_and_long_values_are_described_alike_in_short(make: Callable[[], object]) -> None:
+    began = time.perf_counter()
+    text = json.dumps(described_value(SimpleNamespace(held=make())))
+    assert time.perf_counter() - began < 5
+    assert len(text) < 50_000
+    assert text == json.dumps(described_value(SimpleNamespace(held=make())))
+    assert "0x" not in text
+
+
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+
+def sparse_matrix(value: float) -> object:
+    return pytest.importorskip("scipy.sparse").csr_matrix(np.array([[0.0, value]]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (chained(5, 1), chained(5, 2)),
+        (torch.ones(3, device="meta"), torch.ones(4, device="meta")),
+        (list(range(50_000)), [*range(49_999), 0]),
+        (pandas.DataFrame({"a": [1, 2]}), pandas.DataFrame({"a": [1, 3]})),
+        (Slotted(1), Slotted(2)),
+        (pandas.Series([1, 2]), pandas.Series([1, 3])),
+        (sparse_matrix(1.0), sparse_matrix(2.0)),
+    ],
+)
+def test_other_values_are_told_apart(one: Any, other: Any) -> None:
+    assert described_value(one) != described_value(other)
+
+
+def test_objects_of_installed_packages_are_only_named() -> None:
+    assert described_value(networkx.path_graph(3)) == "Graph"
+    assert described_value(np.random.default_rng(0)) == "Generator"
+    assert described_value(np.mean) == "mean"
+
+
+class Caching:
+    """An object that keeps what it computes."""
+
+    @cached_property
+    def computed(self) -> int:
+        return 1
+
+
+def test_what_a_property_keeps_is_not_what_an_object_is() -> None:
+    used = Caching()
+    assert used.computed
+    assert described_value(used) == described_value(Caching())
+
+
+def test_a_description_leaves_room_on_the_stack() -> None:
+    limit, depth = sys.getrecursionlimit(), 0
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    sys.setrecursionlimit(depth + 250)
+    try:
+        described_value(chained(400))
+    finally:
+        sys.setrecursionlimit(limit)
