@@ -21,13 +21,14 @@ import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.sources import load_graph
 from mmdistill.image import files, folders, image_task, known
-from mmdistill.image.data import build
+from mmdistill.image.data import build, extremes
 from mmdistill.image.data import split as held_out
 from mmdistill.image.datasets import accepts, load
 from mmdistill.image.moments import channel_moments
@@ -1062,6 +1063,31 @@ def test_whole_numbers_up_to_255_are_bytes(kind: torch.dtype) -> None:
     assert [note for note in read.notes if note not in expected.notes] == notes
     with pytest.raises(DataError, match=r"test images of .* got torch.*int.* from 0 to 257"):
         load((images.to(kind), labels), ((torch.arange(30).view(1, 6, 5) * 257 // 29).to(kind), labels[:1]))
+
+
+class LargestResult(TorchDispatchMode):
+    """Records the largest number of values that an operation returns."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        result = func(*args, **(kwargs or {}))
+        self.values = max(self.values, result.numel() if isinstance(result, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.int16, torch.int64, torch.float32, torch.float16])
+def test_the_range_of_images_is_found_without_a_copy(kind: torch.dtype) -> None:
+    images = torch.arange(100).view(10, 10).to(kind)
+    for view in (images, images.t(), images[:, :1].expand(10, 10)):
+        with LargestResult() as largest:
+            assert extremes(view) == (float(view.min()), float(view.max()))
+        assert largest.values == 1
+
+
+def test_the_range_of_unsigned_numbers_beyond_those_with_a_sign_is_positive() -> None:
+    assert extremes(torch.tensor([1, 2**63 + 2**62], dtype=torch.uint64)) == (1.0, 1.5 * 2**63)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 4, 4), (12, 100, 1), (5, 6, 7)])
