@@ -232,8 +232,8 @@ def load_path(path: Path, size: int | None, seed: int) -> ImageData:
     if reason := shortcoming(path):
         raise DataError(reason)
     raise DataError(
-        f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), IDX "
-        "files, CIFAR's binary files, or a .safetensors, .pt or .npz file with images and labels (and test_images and "
+        f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), a CSV "
+        "or TSV table of files in a column 'image' and classes in 'label', IDX files, CIFAR's binary files, or a .safetensors, .pt or .npz file with images and labels (and test_images and "
         "test_labels)"
     )
 

@@ -5,7 +5,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,11 @@ ENDINGS = (".csv", ".tsv")
 """Endings of such tables."""
 LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name", "category", "y")
 """Names of a column of labels; otherwise it is the only column that is left."""
+IMAGES = (
+    *("image", "image_path", "image_name", "image_id", "imageid", "img", "file", "filename", "file_name", "filepath"),
+    *("file_path", "path", "id", "id_code"),
+)
+"""Names of a column of image files, the first of which is read; files may then be named without their endings."""
 PIXEL = re.compile(r"(pixel|pix|px)[ _]?\d+|\d+x\d+", re.IGNORECASE)
 """The name of a column of pixels."""
 HEAD_ROWS = 20
@@ -39,12 +44,12 @@ class Columns(NamedTuple):
     """The places of a table's columns.
 
     Args:
-        image: of the column that names image files; None: the pixels are in the table.
+        files: of the column that names image files, or of several that may; empty: the pixels are in the table.
         pixels: of the columns of pixels.
         label: of the labels; None: there are none, or several columns may be.
     """
 
-    image: int | None
+    files: tuple[int, ...]
     pixels: tuple[int, ...]
     label: int | None
 
@@ -137,11 +142,13 @@ def _read_images(
 
 def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
     """Read a table's rows, without those whose file is missing, and notes on how they were read."""
-    columns = _columns(table)
+    columns, names = _columns(table), tables.header(table)
+    if columns is not None and len(columns.files) > 1:
+        several = first_few([names[index] for index in columns.files])
+        raise DataError(f"{table} names image files in several columns: {several}; call the one to read 'image'")
     if columns is None or columns.label is None:
         raise DataError(
-            f"{table} has no column of labels, or several may be it (there are: {first_few(tables.header(table))}); "
-            "call it 'label'"
+            f"{table} has no column of labels, or several may be it (there are: {first_few(names)}); call it 'label'"
         )
     content = tables.read(table, numbers=columns.pixels)
     labels = content.iloc[:, columns.label].str.strip().tolist()
@@ -151,13 +158,13 @@ def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
     splits = ["train"] * len(labels)
     if place is not None:
         splits = tables.splits_of(content.iloc[:, place], f"the column {content.columns[place]!r}", table).tolist()
-    if columns.image is None:
+    if not columns.files:
         samples: list[Any] = list(_pixels(table, content.iloc[:, list(columns.pixels)]))
         read_as = f"rows are images of {' x '.join(map(str, samples[0].shape))}"
     else:
-        named, places = content.iloc[:, columns.image].str.strip().tolist(), _places(table)
+        named, places = content.iloc[:, columns.files[0]].str.strip().tolist(), _places(table)
         samples = [_file(value, places) for value in named]
-        read_as = f"image files by the column {content.columns[columns.image]!r}"
+        read_as = f"image files by the column {content.columns[columns.files[0]]!r}"
         if absent := [value for value, path in zip(named, samples, strict=True) if path is None]:
             notes += (f"{table.name}: rows whose file is missing are not read: {first_few(absent)}",)
         label_of = dict(zip(samples, labels, strict=True))
@@ -193,23 +200,47 @@ def _columns(table: Path) -> Columns | None:
     try:
         start = io.StringIO(decoded(table, HEAD_BYTES), newline="")
         lines = csv.reader(start, delimiter=tables.separator(table), skipinitialspace=True)
-        places = _places(table)
         names, *rows = [[value.strip() for value in line] for line in islice(lines, HEAD_ROWS + 1)]
+        pixels = tuple(index for index, name in enumerate(names) if PIXEL.fullmatch(name))
+        pixels, ended = (pixels, []) if _shape(len(pixels))[0] else ((), _mostly(_has_ending, names, rows))
+        files = () if pixels else _file_columns(table, names, rows, ended)
     except (DataError, OSError, ValueError, csv.Error):
         return None
-    pixels = tuple(index for index, name in enumerate(names) if PIXEL.fullmatch(name))
-    whole_rows = [row for row in rows if len(row) == len(names)]
-    files = []
-    if not _shape(len(pixels))[0]:
-        counts = [sum(_file(row[index], places) is not None for row in whole_rows) for index in range(len(names))]
-        pixels, files = (), [index for index, count in enumerate(counts) if 2 * count > len(rows)]
     if not pixels and not files:
         return None
-    others = [name for index, name in enumerate(names) if index not in (*pixels, *files)]
+    others = [name for index, name in enumerate(names) if index not in {*pixels, *files, *ended}]
     known = tables.guessed(others, LABELS)
     left = [name for name in others if name and name.lower() not in (*SPLIT_COLUMNS, "unnamed: 0", "index")]
     label = others[known] if known is not None else left[0] if len(left) == 1 else None
-    return Columns(files[0] if files else None, pixels, None if label is None else names.index(label))
+    return Columns(files, pixels, None if label is None else names.index(label))
+
+
+def _file_columns(table: Path, names: list[str], rows: list[list[str]], ended: list[int]) -> tuple[int, ...]:
+    """Return the columns that name image files, with endings (``ended``) or, in a column of a known name, without.
+
+    Of several the first with a known name is returned alone.
+    """
+    known = [index for index, name in enumerate(names) if tables.spelt(name).lower() in IMAGES]
+    if not ended and not known:
+        return ()
+    places = _places(table)
+    found = _mostly(lambda value: _file(value, places) is not None, names, rows, {*ended, *known})
+    found = [index for index in found if index in ended] or found
+    first = tables.guessed([names[index] for index in found], IMAGES)
+    return tuple(found) if first is None else (found[first],)
+
+
+def _mostly(
+    holds: Callable[[str], bool], names: list[str], rows: list[list[str]], among: Collection[int] | None = None
+) -> list[int]:
+    """Return the columns (of some, or of all) of which most values are such."""
+    whole_rows = [row for row in rows if len(row) == len(names)]
+    columns = range(len(names)) if among is None else sorted(among)
+    return [index for index in columns if 2 * sum(holds(row[index]) for row in whole_rows) > len(rows)]
+
+
+def _has_ending(value: str) -> bool:
+    return value.lower().endswith(folders.SUFFIXES)
 
 
 def _places(table: Path) -> list[Path]:
@@ -222,7 +253,7 @@ def _places(table: Path) -> list[Path]:
 
 def _file(value: str, places: list[Path]) -> str | None:
     """Return the path of an image file, which may be named without its ending; None if it is in none of the places."""
-    endings = ("",) if value.lower().endswith(folders.SUFFIXES) else folders.SUFFIXES
+    endings = ("",) if _has_ending(value) else folders.SUFFIXES
     paths = (os.path.normpath(place / f"{value}{ending}") for place in places for ending in endings)
     return next(filter(os.path.isfile, paths), None)
 

@@ -100,6 +100,49 @@ def test_tables_that_do_not_say_which_class_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+SHUFFLED = ["7", "3", "0", "11", "5", "1", "9", "2", "10", "4", "8", "6"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "file", "label"),
+    [
+        ({"": "row", "image": "stem", "label": "name"}, "image", "label"),
+        ({"id": "row", "image": "stem", "label": "name"}, "image", "label"),
+        ({"patient": "row", "file": "stem", "diagnosis": "name"}, "file", ""),
+        ({"class_id": "number", "picture": "file", "species": "name"}, "picture", "class_id"),
+        ({"id": "row", "picture": "file", "label": "number"}, "picture", "label"),
+        ({"image": "file", "class": "number", "label": "name", "split": "split"}, "image", "label"),
+        ({"image": "file", "mask": "file", "label": "name"}, "image", "label"),
+        ({"picture": "file", "Id": "name"}, "picture", "Id"),
+        ({"left": "file", "right": "file", "label": "name"}, "", "several columns: left, right; call the one to read"),
+        ({"plant": "stem", "label": "name"}, "", "table of files in a column 'image' and classes in"),
+    ],
+)
+def test_the_column_of_images_is_told_by_endings_and_names(
+    columns: dict[str, str], file: str, label: str, tmp_path: Path
+) -> None:
+    pixels = bytes_like(12, 1, 6, 5)
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture[0].numpy()).save(tmp_path / f"{index}.png")
+    values = {
+        "row": list(map(str, range(12))),
+        "stem": SHUFFLED,
+        "file": [f"{stem}.png" for stem in SHUFFLED],
+        "name": NAMES,
+        "number": ["0", "1"] * 6,
+        "split": ["train"] * 12,
+    }
+    write_table(tmp_path / "all.csv", **{name: values[kind] for name, kind in columns.items()})
+    if not file or not label:
+        with pytest.raises(DataError, match=label or "several may be it"):
+            load(tmp_path / "all.csv")
+        return
+    read = load(tmp_path / "all.csv")
+    assert read.notes[0] == f"all.csv: image files by the column '{file}', labels by '{label}'"
+    expected = load((pixels[list(map(int, SHUFFLED))], [int(name == "dog") for name in NAMES]))
+    assert read.fingerprint == expected.fingerprint
+
+
 def test_subfolders_of_classes_come_before_a_table(tmp_path: Path) -> None:
     write_images(tmp_path)
     write_table(tmp_path / "all.csv", path=[f"{name}/{index}.png" for name in ("cat", "dog") for index in range(5)])
