@@ -206,8 +206,13 @@ def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a path looks like image data: a folder, IDX or CIFAR files, a table, or a file of tensors."""
-    return published_layout(path) is not None or _lists_images(path) or tensor_files.holds_images(path)
+    """Return whether a path looks like image data: a folder, IDX or CIFAR files, a table, or a file of tensors.
+
+    A table of texts or interactions is one whatever images it names; :func:`load` reads its images all the same.
+    """
+    if published_layout(path) is not None or folders.is_image_folder(path) or tensor_files.holds_images(path):
+        return True
+    return (table := listed.table_at(path)) is not None and listed.is_of_images_alone(table)
 
 
 def _lists_images(path: Path) -> bool:
@@ -232,9 +237,9 @@ def load_path(path: Path, size: int | None, seed: int) -> ImageData:
     if reason := shortcoming(path):
         raise DataError(reason)
     raise DataError(
-        f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), a CSV "
-        "or TSV table of files in a column 'image' and classes in 'label', IDX files, CIFAR's binary files, or a .safetensors, .pt or .npz file with images and labels (and test_images and "
-        "test_labels)"
+        f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), a "
+        "CSV or TSV table of files in a column 'image' and classes in 'label', IDX files, CIFAR's binary files, or a "
+        ".safetensors, .pt or .npz file with images and labels (and test_images and test_labels)"
     )
 
 

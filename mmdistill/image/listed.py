@@ -17,7 +17,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files import tables
 from mmdistill.files.class_folders import class_folders
-from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, known_split
+from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, known_split
 from mmdistill.files.decoding import HEAD_BYTES, decoded
 from mmdistill.image import folders
 from mmdistill.image.class_labels import ONE_CLASS
@@ -88,6 +88,12 @@ def table_at(path: Path) -> Path | None:
 def tables_in(folder: Path) -> list[Path]:
     """Return the tables of images that lie in a folder."""
     return [file for file in sorted(folder.iterdir()) if file.is_file() and _columns(file) is not None]
+
+
+def is_of_images_alone(table: Path) -> bool:
+    """Return whether a table of images has neither a column of texts nor those of users and items."""
+    names = tables.header(table)
+    return tables.guessed(names, TEXT_COLUMNS) is None and not tables.of_interactions(names)
 
 
 def read_table(table: Path, size: int | None) -> tuple[FolderImages, FolderImages | None]:

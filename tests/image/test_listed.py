@@ -1,5 +1,6 @@
 """Tables of images: files with their labels, and rows of pixels."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -150,6 +151,36 @@ def test_subfolders_of_classes_come_before_a_table(tmp_path: Path) -> None:
     write_table(tmp_path / "texts.csv", text=["a", "b"], label=["x", "y"])
     assert not accepts(tmp_path / "texts.csv")
     assert domain_of(str(tmp_path / "texts.csv")).name == "text"
+
+
+def test_tables_of_texts_and_interactions_are_so_beside_pictures(tmp_path: Path) -> None:
+    _, names = write_files(tmp_path)
+    paths = [f"{name}.png" for name in names]
+    tables: list[tuple[dict[str, list[str]], str]] = [
+        ({"id": names, "label": NAMES, "text": NAMES}, "text"),
+        ({"image": paths, "label": NAMES, "sentence": NAMES}, "text"),
+        ({"user": NAMES, "item": names, "rating": ["1"] * 12, "image": paths}, "recsys"),
+    ]
+    for columns, domain in tables:
+        write_table(tmp_path / "train.csv", **columns)
+        assert domain_of(str(tmp_path / "train.csv")).name == domain
+        assert not accepts(tmp_path / "train.csv")
+        assert not accepts(tmp_path)
+    write_table(tmp_path / "train.csv", id=names, label=NAMES, title=NAMES)
+    path = str(tmp_path / "train.csv")
+    assert domain_of(path).name == domain_of(path, ("mirror",), "ipc").name == "image"
+    assert domain_of(path, ("encoder",)).name == "text"
+    assert domain_of(path, budget="users").name == domain_of(path, ("min_rating",)).name == "recsys"
+
+
+def test_no_files_are_looked_for_by_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path)
+    write_table(tmp_path / "features.csv", **{f"f{index}": ["0.5"] * 10 for index in range(2000)})
+    looked_for: list[str] = []
+    monkeypatch.setattr(os.path, "isfile", lambda path: looked_for.append(path))
+    assert accepts(tmp_path)
+    assert not accepts(tmp_path / "features.csv")
+    assert not looked_for
 
 
 @pytest.mark.parametrize(("channels", "name"), [(1, "pixel{0}"), (3, "pix_{0:04}"), (1, "{1}x{2}")])
