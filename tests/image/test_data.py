@@ -478,6 +478,15 @@ def test_arrays_of_any_strides_and_byte_order(tmp_path: Path) -> None:
         load((images.astype(str), labels))
 
 
+def test_arrays_that_may_be_larger_than_memory_are_not_copied(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", bytes_like(10, 1, 6, 5).numpy())
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    labels = np.arange(10) % 2
+    labels.flags.writeable = False
+    data = load((mapped, labels), (mapped, labels))
+    assert data.train_images.data_ptr() == mapped.ctypes.data
+
+
 def test_only_folders_are_hidden_by_two_underscores(tmp_path: Path) -> None:
     write_images(tmp_path / "pets")
     count = len(load(tmp_path / "pets").train_images)
