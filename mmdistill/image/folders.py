@@ -68,10 +68,14 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
 
 
 def folders_of(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """Return the folders of a split by its ``names``, in their order; those with further words in a name come last."""
+    """Return the folders of a split by its ``names``, in their order; those with further words in a name come last.
+
+    A name that starts with a dot, underscore or hyphen is none of a split: such folders are hidden, or set aside.
+    """
     exact = [folder for name in names for folder in folders if folder.name.lower() == name]
     spellings = [re.compile(rf"({OF_DATA})*{name}({OF_DATA})*") for name in names]
-    joined = {folder: re.sub(r"[ _.-]", "", folder.name.lower()) for folder in folders if folder not in exact}
+    others = [folder for folder in folders if folder not in exact and folder.name[0] not in "._-"]
+    joined = {folder: re.sub(r"[ _.-]", "", folder.name.lower()) for folder in others}
     return exact + [folder for spelling in spellings for folder in joined if spelling.fullmatch(joined[folder])]
 
 

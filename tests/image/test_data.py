@@ -412,6 +412,16 @@ def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, t
     assert data.test_labels.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("mark", [".", "_", "__", "-"])
+def test_folders_set_aside_are_no_splits(tmp_path: Path, mark: str) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / f"{mark}test", shade=1)
+    assert "held out of training, seed 0" in " ".join(load(tmp_path).notes)
+    write_images(tmp_path / "test", shade=2)
+    write_images(tmp_path / f"{mark}train", shade=3)
+    assert load(tmp_path).train_images.max() == 85
+
+
 def test_folders_beside_which_nothing_tests_are_classes(tmp_path: Path) -> None:
     write_images(tmp_path, names=("seg_train", "mail_train", "test1"))
     assert load(tmp_path).class_names == ("mail_train", "seg_train", "test1")
