@@ -357,6 +357,12 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     channels, height, width = images.shape[1:]
     if not channels * height * width:
         raise DataError(f"{what}: images of shape {tuple(images.shape[1:])} have no pixels")
+    if channels > 4 and width in (3, 4):
+        raise DataError(
+            f"{what}: {tuple(images.shape)} looks like (N, height, width, channels) of small sides, and (N, channels, "
+            "height, width) is expected: give images.permute(0, 3, 1, 2) of a tensor, images.transpose(0, 3, 1, 2) of "
+            "an array"
+        )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(
             f"{what}: labels must be integer class indices, got {labels.dtype}; whole numbers become such by "

@@ -1109,12 +1109,18 @@ def test_the_range_of_unsigned_numbers_beyond_those_with_a_sign_is_positive() ->
     assert extremes(torch.tensor([1, 2**63 + 2**62], dtype=torch.uint64)) == (1.0, 1.5 * 2**63)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 4, 4), (12, 100, 1), (5, 6, 7)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (4, 4, 4), (12, 100, 1), (5, 6, 7), (1, 3, 3)])
 def test_channels_stay_where_they_may_stand_first(shape: tuple[int, ...]) -> None:
     images, labels = torch.rand(10, *shape), labels_of(10, 2)
     read = load((images, labels), (images, labels))
     assert torch.equal(read.train_images, images)
     assert not any("is read as" in note for note in read.notes)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 4), (8, 3, 3), (8, 2, 3), (5, 4, 3), (64, 1, 3)])
+def test_channels_that_may_stand_last_of_small_sides_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r"looks like \(N, height, width, channels\) .* images.permute\(0, 3, 1, 2\)"):
+        load((torch.rand(10, *shape), labels_of(10, 2)))
 
 
 def test_bad_tensors() -> None:
