@@ -950,6 +950,18 @@ def test_parts_of_a_data_set_have_its_classes(tmp_path: Path) -> None:
         load(ConcatDataset([whole, test]))
 
 
+def test_parts_of_a_data_set_whose_labels_are_transformed_do_not_have_its_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, names=("ant", "bee", "cat", "dog"))
+    images_alone = published.ImageFolder(str(tmp_path), transform=lambda image: image)
+    halved = published.ImageFolder(str(tmp_path), target_transform=lambda label: label // 2)
+    together = Pairs(list(bytes_like(20, 6, 5)), [index % 2 for index in range(20)])
+    together.classes, together.transforms = images_alone.classes, lambda image, label: (image, label)  # type: ignore[attr-defined]
+    for whole in (halved, together):
+        for part in (Subset(whole, range(20)), ConcatDataset([whole]), ConcatDataset([Subset(whole, range(20))])):
+            assert load(part).class_names == ("0", "1")
+    assert load(Subset(images_alone, range(20))).class_names == ("ant", "bee", "cat", "dog")
+
+
 class Flipped(Pairs):
     """A data set whose samples a random transform changes at each reading."""
 
