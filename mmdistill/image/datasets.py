@@ -165,9 +165,14 @@ def _build_labelled(
         # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
         words = () if numbers else names or ()
         test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
+        notes += changes
         if numbers is None and names is not None and test_names not in (None, own_names, names):
-            test_labels = _renumber(test_labels, test_names, own_names or names)
-        held_out, notes = (test_images, test_labels), (*notes, *changes)
+            alike = [known for known in (own_names, names) if known and {*known} & {*test_names}]
+            if alike or given is None or len(test_names) != len(given):
+                test_labels = _renumber(test_labels, test_names, (*alike, own_names or names)[0])
+            else:
+                notes += (f"the test data's classes are called {first_few(test_names)}, and are taken in this order",)
+        held_out = test_images, test_labels
     present, is_part = set(labels.flatten().tolist()), isinstance(source, Subset | ConcatDataset)
     if is_part and given is None and names is not None and present < {*range(len(names))}:
         kept = tuple(names[index] for index in torch.unique(labels).tolist())

@@ -1407,6 +1407,25 @@ def test_names_of_classes_and_mirroring_are_the_users_to_say(tmp_path: Path) -> 
         image_task((images, labels), mirror="no")  # type: ignore[arg-type]
 
 
+def test_given_names_of_classes_may_be_spelt_otherwise_by_test_data() -> None:
+    images, labels = bytes_like(20, 6, 5), labels_of(20, 2)
+    train, test = Pairs(list(images), labels.tolist()), Pairs(list(images[:4]), [0, 1, 0, 1])
+    test.classes = ["Ant", "Bee"]  # type: ignore[attr-defined]
+    note = "the test data's classes are called Ant, Bee, and are taken in this order"
+    for classes in (None, ["0 - ant", "1 - bee"]):
+        train.classes = classes  # type: ignore[attr-defined]
+        read = load(train, test, class_names=["ant", "bee"])
+        assert (read.class_names, read.test_labels.tolist()) == (("ant", "bee"), [0, 1, 0, 1])
+        assert note in read.notes
+        swapped = load(train, test, class_names=["Bee", "Ant"])
+        assert swapped.test_labels.tolist() == [1, 0, 1, 0]
+        assert note not in swapped.notes
+    for names, given in (("Ant", "Bee", "Cat"), ["ant", "bee"]), (("Ant", "Bee"), None):
+        test.classes = names  # type: ignore[attr-defined]
+        with pytest.raises(DataError, match="the test data have a class 'Ant' that the training data lack"):
+            load(train, test, class_names=given)
+
+
 def test_names_of_classes_replace_those_of_a_data_set_and_its_test_set() -> None:
     class Named(TensorDataset):
         classes = ("cat", "dog")
