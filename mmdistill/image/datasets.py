@@ -264,9 +264,10 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images if it has a folder for them."""
     folder, held_out, split_notes = folders.split_folders(path)
     folders.require_classes(path, folder, held_out)
+    nested = folders.nested_note(folder)
     train = files.read_image_folder(folder, size, held_out=held_out is None)
     unread = (f"{table.name} is not read, since the subfolders are the classes" for table in listed.tables_in(path))
-    train = train._replace(notes=(*split_notes, *unread, *train.notes))
+    train = train._replace(notes=(*split_notes, *nested, *unread, *train.notes))
     test = None if held_out is None else files.read_image_folder(held_out, size)
     if test is not None:
         unknown = sorted(set(test.classes) - set(train.classes))

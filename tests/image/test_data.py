@@ -410,6 +410,8 @@ def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, t
     data = load(tmp_path)
     assert data.class_names == ("cat", "dog")
     assert data.test_labels.tolist() == [1, 1]
+    tested = f"test: the images of {test.partition('/')[0]}/"
+    assert any(note.startswith(tested) for note in data.notes) == (test.lower() not in ("test", "testing"))
 
 
 @pytest.mark.parametrize("mark", [".", "_", "__", "-"])
@@ -428,12 +430,17 @@ def test_folders_beside_which_nothing_tests_are_classes(tmp_path: Path) -> None:
 
 
 def test_folders_of_the_same_subfolders_may_be_splits(tmp_path: Path) -> None:
-    for part in ("first", "second"):
-        write_images(tmp_path / part)
-    with pytest.raises(DataError, match=r"first/ and second/ hold the same subfolders \(cat, dog\). If these are the "):
-        load(tmp_path)
-    shutil.rmtree(tmp_path / "first" / "cat")
-    assert load(tmp_path).class_names == ("first", "second")
+    for shade, part in enumerate(("my_train", "my_test")):
+        write_images(tmp_path / "splits" / part, shade=shade)
+        write_images(tmp_path / "classes" / part.removeprefix("my_t"), shade=shade)
+    said = r"my_test/ and my_train/ hold the same subfolders \(cat, dog\). If these are the "
+    with pytest.raises(DataError, match=said):
+        load(tmp_path / "splits")
+    read = load(tmp_path / "classes")
+    note = "est/ and rain/ are classes, whatever their subfolders, which are the same (cat, dog)"
+    assert (read.class_names, note in read.notes) == (("est", "rain"), True)
+    shutil.rmtree(tmp_path / "splits" / "my_test" / "cat")
+    assert load(tmp_path / "splits").class_names == ("my_test", "my_train")
 
 
 def test_bad_image_folders(tmp_path: Path) -> None:
