@@ -102,7 +102,7 @@ def _load_any(
     names = None if class_names is None else checked_class_names(class_names)
     notes: tuple[str, ...] = ()
     if _are_pairs(source):
-        source = dict(zip(("train", "test"), source, strict=True))
+        source = dict(zip(("train", "test"), map(tuple, source), strict=True))
     if isinstance(source, Mapping):
         source, own_test, notes = find_splits(source)
         if test is not None and own_test is not None:
@@ -116,8 +116,14 @@ def _are_pairs(source: Any) -> TypeGuard[tuple[Any, Any]]:
     if not isinstance(source, list | tuple) or len(source) != 2:
         return False
     pairs = [part for part in source if isinstance(part, list | tuple) and len(part) == 2]
-    dims = [[getattr(part, "ndim", 0) for part in pair] for pair in pairs]
+    dims = [[_ndim(part) for part in pair] for pair in pairs]
     return len(pairs) == 2 and all(images >= 3 > labels > 0 for images, labels in dims)
+
+
+def _ndim(values: Any) -> int:
+    """Return the number of axes of a tensor, an array or nested lists, by the first entries of these."""
+    is_list = isinstance(values, list | tuple) and len(values) > 0
+    return 1 + _ndim(values[0]) if is_list else getattr(values, "ndim", 0)
 
 
 def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
@@ -266,7 +272,8 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     folders.require_classes(path, folder, held_out)
     nested = folders.nested_note(folder)
     train = files.read_image_folder(folder, size, held_out=held_out is None)
-    unread = (f"{table.name} is not read, since the subfolders are the classes" for table in listed.tables_in(path))
+    why = "is not read, since the subfolders are the classes; to read it, give the table itself"
+    unread = (f"{table.name} {why}" for table in listed.tables_in(path))
     train = train._replace(notes=(*split_notes, *nested, *unread, *train.notes))
     test = None if held_out is None else files.read_image_folder(held_out, size)
     if test is not None:

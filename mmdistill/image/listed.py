@@ -80,6 +80,7 @@ def table_at(path: Path) -> Path | None:
         return None
     found = tables_in(path)
     chosen = [table for table in found if _split(table) == "train"] or [table for table in found if not _split(table)]
+    chosen = [table for table in chosen if getattr(_columns(table), "label", None) is not None] or chosen
     if len(chosen) > 1:
         raise DataError(f"{path} has several tables of images: {first_few([table.name for table in chosen])}; give one")
     return chosen[0] if chosen else None
@@ -214,7 +215,8 @@ def _columns(table: Path) -> Columns | None:
         return None
     if not pixels and not files:
         return None
-    others = [name for index, name in enumerate(names) if index not in {*pixels, *files, *ended}]
+    taken = {*pixels, *files, *ended}
+    others = [name for index, name in enumerate(names) if index not in taken]
     known = tables.guessed(others, LABELS)
     left = [name for name in others if name and name.lower() not in (*SPLIT_COLUMNS, "unnamed: 0", "index")]
     label = others[known] if known is not None else left[0] if len(left) == 1 else None

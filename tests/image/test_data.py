@@ -1028,7 +1028,9 @@ def test_two_pairs_are_to_train_and_to_test_on() -> None:
     images, labels = bytes_like(10, 6, 5), labels_of(10, 2)
     train, test = (images[:6].numpy(), labels[:6, None].numpy()), (images[6:].numpy(), labels[6:, None].numpy())
     expected = load(train, test)
-    for pairs in ((train, test), [train, list(test)]):
+    listed = [[part.tolist() for part in pair] for pair in (train, test)]
+    mixed = [(images, part.tolist()) for images, part in (train, test)]
+    for pairs in ((train, test), [train, list(test)], mixed, listed):
         read = load(pairs)  # type: ignore[arg-type]
         assert (read.fingerprint, read.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
     with pytest.raises(ConfigError, match="the data bring their own test data"):
@@ -1045,7 +1047,7 @@ def test_bad_samples() -> None:
         (Pairs([torch.zeros(4)], [0]), "expected \\(channels, height, width\\)"),
         (Pairs(["a"], [0]), "item 0 is the path 'a', and there is no such file"),
         (Pairs([{"path": None}], [0]), "holds a NoneType; expected a tensor, an array, a PIL image or the path of one"),
-        (Pairs([{"bytes": b"?"}], [0]), "item 0 cannot be read as an image"),
+        (Pairs([{"bytes": b"?"}], [0]), r"item 0 cannot be read as an image \(cannot identify image file\); replace"),
         (Pairs([[[0], [0, 1]]], [0]), "item 0 is a list whose rows have several lengths"),
         ((pixel, pixel, [0], [0]), r"got 4 of them; of four give two pairs, \(train_images, .* test=\(test_images"),
         (([0, 1], [pixel[0], pixel[0]]), r"expected images|item 0 holds a int; expected a tensor, an array"),

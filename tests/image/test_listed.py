@@ -144,10 +144,26 @@ def test_the_column_of_images_is_told_by_endings_and_names(
     assert read.fingerprint == expected.fingerprint
 
 
+def test_a_table_without_labels_is_not_in_the_way_of_one_with(tmp_path: Path) -> None:
+    _, names = write_files(tmp_path)
+    for name in ("labels.csv", "sample_submission.csv"):
+        write_table(tmp_path / name, id=names, **({"breed": NAMES} if name == "labels.csv" else {}))
+    assert load(tmp_path).class_names == ("cat", "dog")
+
+
+def test_a_row_may_hold_so_many_pixels_that_their_names_are_long(tmp_path: Path) -> None:
+    pixels = bytes_like(4, 3, 48, 48)
+    frame = pd.DataFrame(pixels.movedim(1, -1).flatten(1).numpy()).add_prefix("pixel_")
+    frame.assign(label=[0, 1] * 2).to_csv(tmp_path / "all.csv", index=False)
+    assert domain_of(str(tmp_path / "all.csv")).name == "image"
+    assert load(tmp_path / "all.csv").fingerprint == load((pixels, [0, 1] * 2)).fingerprint
+
+
 def test_subfolders_of_classes_come_before_a_table(tmp_path: Path) -> None:
     write_images(tmp_path)
     write_table(tmp_path / "all.csv", path=[f"{name}/{index}.png" for name in ("cat", "dog") for index in range(5)])
-    assert "all.csv is not read, since the subfolders are the classes" in load(tmp_path).notes
+    note = "all.csv is not read, since the subfolders are the classes; to read it, give the table itself"
+    assert note in load(tmp_path).notes
     write_table(tmp_path / "texts.csv", text=["a", "b"], label=["x", "y"])
     assert not accepts(tmp_path / "texts.csv")
     assert domain_of(str(tmp_path / "texts.csv")).name == "text"
