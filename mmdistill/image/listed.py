@@ -5,7 +5,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,8 +151,8 @@ def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
     """Read a table's rows, without those whose file is missing, and notes on how they were read."""
     columns, names = _columns(table), tables.header(table)
     if columns is not None and len(columns.files) > 1:
-        several = first_few([names[index] for index in columns.files])
-        raise DataError(f"{table} names image files in several columns: {several}; call the one to read 'image'")
+        candidates = first_few([names[index] for index in columns.files])
+        raise DataError(f"{table} names image files in several columns: {candidates}; call the one to read 'image'")
     if columns is None or columns.label is None:
         raise DataError(
             f"{table} has no column of labels, or several may be it (there are: {first_few(names)}); call it 'label'"
@@ -209,13 +209,13 @@ def _columns(table: Path) -> Columns | None:
         lines = csv.reader(start, delimiter=tables.separator(table), skipinitialspace=True)
         names, *rows = [[value.strip() for value in line] for line in islice(lines, HEAD_ROWS + 1)]
         pixels = tuple(index for index, name in enumerate(names) if PIXEL.fullmatch(name))
-        pixels, ended = (pixels, []) if _shape(len(pixels))[0] else ((), _mostly(_has_ending, names, rows))
-        files = () if pixels else _file_columns(table, names, rows, ended)
+        pixels = pixels if _shape(len(pixels))[0] else ()
+        files = () if pixels else _file_columns(table, names, rows)
     except (DataError, OSError, ValueError, csv.Error):
         return None
     if not pixels and not files:
         return None
-    taken = {*pixels, *files, *ended}
+    taken = {*pixels, *files}
     others = [name for index, name in enumerate(names) if index not in taken]
     known = tables.guessed(others, LABELS)
     left = [name for name in others if name and name.lower() not in (*SPLIT_COLUMNS, "unnamed: 0", "index")]
@@ -223,28 +223,26 @@ def _columns(table: Path) -> Columns | None:
     return Columns(files, pixels, None if label is None else names.index(label))
 
 
-def _file_columns(table: Path, names: list[str], rows: list[list[str]], ended: list[int]) -> tuple[int, ...]:
-    """Return the columns that name image files, with endings (``ended``) or, in a column of a known name, without.
+def _file_columns(table: Path, names: list[str], rows: list[list[str]]) -> tuple[int, ...]:
+    """Return the columns that name image files, with endings or, in columns of known names, without.
 
     Of several the first with a known name is returned alone.
     """
-    known = [index for index, name in enumerate(names) if tables.spelt(name).lower() in IMAGES]
-    if not ended and not known:
-        return ()
-    places = _places(table)
-    found = _mostly(lambda value: _file(value, places) is not None, names, rows, {*ended, *known})
-    found = [index for index in found if index in ended] or found
+    values = list(zip(*(row for row in rows if len(row) == len(names)), strict=True))
+
+    def mostly(holds: Callable[[str], bool], columns: Iterable[int]) -> list[int]:
+        return [index for index in columns if 2 * sum(map(holds, values[index])) > len(rows)]
+
+    ended = mostly(_has_ending, range(len(values)))
+    known = [index for index in range(len(values)) if tables.spelt(names[index]).lower() in IMAGES]
+    places = _places(table) if ended or known else []
+
+    def exists(value: str) -> bool:
+        return _file(value, places) is not None
+
+    found = mostly(exists, ended) or mostly(exists, known)
     first = tables.guessed([names[index] for index in found], IMAGES)
     return tuple(found) if first is None else (found[first],)
-
-
-def _mostly(
-    holds: Callable[[str], bool], names: list[str], rows: list[list[str]], among: Collection[int] | None = None
-) -> list[int]:
-    """Return the columns (of some, or of all) of which most values are such."""
-    whole_rows = [row for row in rows if len(row) == len(names)]
-    columns = range(len(names)) if among is None else sorted(among)
-    return [index for index in columns if 2 * sum(holds(row[index]) for row in whole_rows) > len(rows)]
 
 
 def _has_ending(value: str) -> bool:
