@@ -172,6 +172,8 @@ def domain_of(
 ) -> Domain:
     """Return the domain of a data set name or of a path.
 
+    A table that names images is of images if their domain takes all that is given; what follows is of other tables.
+
     Args:
         data: the name or path.
         options: the given options of some domains: a table, or a folder of tables, belongs to the domain that takes
@@ -194,8 +196,8 @@ def domain_of(
     accepting = [domain for domain in domains if domain.accepts(path)]
     columns = {option for option in options if option.endswith("_column")}
     by_options = [domain for domain in domains if columns and columns <= {*domain.options}]
-    # A table that names images is told from others by what it holds.
-    by_content = any(domain.name in SHIPPED and not domain.tables for domain in accepting)
+    fitting = [each for each in accepting if {*options} <= {*each.options} and budget in (None, each.budget)]
+    by_content = any(domain.name in SHIPPED and not domain.tables for domain in fitting)
     if path.is_file():
         of_tables = [domain for domain in domains if domain.tables and not by_content]
         only_shipped = all(domain.name in SHIPPED for domain in accepting)

@@ -10,6 +10,7 @@ ITEM_COLUMNS = (
     *("item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "parent_asin", "asin", "product_id"),
     "business_id",
 )
+TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
 SPLIT_COLUMNS = ("split", "fold", "set", "subset")
 SPLIT_NAMES = {
     "train": ("train", "training"),

@@ -8,6 +8,8 @@ from mmdistill.errors import DataError
 
 HEAD_BYTES = 65536
 """Bytes at the start of a file by which its kind is recognised."""
+LINE_BYTES = 2**20
+"""Bytes that are read of a longer first line beyond these, such as a header of many columns."""
 
 
 def decoded(path: Path, most: int | None = None) -> str:
@@ -15,14 +17,16 @@ def decoded(path: Path, most: int | None = None) -> str:
 
     Args:
         path: the file.
-        most: read only this many bytes, and drop invalid ones, since the last character may be cut; None: read and
-            check the whole file.
+        most: read only this many bytes, or the first line if that is longer (up to a limit), and drop invalid ones,
+            since the last character may be cut; None: read and check the whole file.
     Raises:
         DataError: the file cannot be read, is damaged, or is not UTF-8 (the line is named).
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
-            raw = handle.read() if most is None else handle.read(most)
+            raw = handle.read(-1 if most is None else most)
+            if most is not None and b"\n" not in raw:
+                raw += handle.readline(LINE_BYTES)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is a damaged gzip file and cannot be read: {error}") from error
     except OSError as error:

@@ -27,13 +27,15 @@ unpickling = threading.RLock()
 
 
 def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
-    """Return a NumPy array as a tensor, whatever its strides and byte order.
+    """Return a NumPy array as a tensor, whatever its strides and byte order; one that may not be written is not copied.
 
     Raises:
         DataError: the array is not of numbers.
     """
     try:
-        return torch.from_numpy(np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "W"]))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
+            return torch.from_numpy(np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C"]))
     except TypeError as error:
         raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers") from error
 

@@ -99,7 +99,8 @@ def _joined_rows(labels: Any, what: str) -> Any:
     if len(rows) == len(labels) and all(len(row) == 1 for row in rows):
         return [row[0] for row in rows]
     try:
-        return torch.tensor(np.array([np.asarray(label) for label in labels]))
+        detached = [label.detach().cpu() if isinstance(label, Tensor) else label for label in labels]
+        return torch.tensor(np.array([np.asarray(label) for label in detached]))
     except (TypeError, ValueError) as error:
         raise DataError(f"{what}: a label is a {type(rows[0]).__name__} of {len(rows[0])}; {ONE_CLASS}") from error
 

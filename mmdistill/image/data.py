@@ -327,8 +327,10 @@ def extremes(images: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest value of images; 0 and 0 if there are none."""
     if not images.numel():
         return 0.0, 0.0
-    low, high = torch.aminmax(images if images.is_floating_point() else images.real.long())
-    return float(low), float(high)
+    if images.is_complex() or images.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch reduces none of these
+        values = images.real.cpu().numpy()
+        return float(values.min()), float(values.max())
+    return float(images.amin()), float(images.amax())  # unlike torch.aminmax these copy no strided images
 
 
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
@@ -355,6 +357,12 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     channels, height, width = images.shape[1:]
     if not channels * height * width:
         raise DataError(f"{what}: images of shape {tuple(images.shape[1:])} have no pixels")
+    if channels > 4 and width in (3, 4):
+        raise DataError(
+            f"{what}: {tuple(images.shape)} looks like (N, height, width, channels) of small sides, and (N, channels, "
+            "height, width) is expected: give images.permute(0, 3, 1, 2) of a tensor, images.transpose(0, 3, 1, 2) of "
+            "an array"
+        )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(
             f"{what}: labels must be integer class indices, got {labels.dtype}; whole numbers become such by "

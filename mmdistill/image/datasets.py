@@ -102,7 +102,7 @@ def _load_any(
     names = None if class_names is None else checked_class_names(class_names)
     notes: tuple[str, ...] = ()
     if _are_pairs(source):
-        source = dict(zip(("train", "test"), source, strict=True))
+        source = dict(zip(("train", "test"), map(tuple, source), strict=True))
     if isinstance(source, Mapping):
         source, own_test, notes = find_splits(source)
         if test is not None and own_test is not None:
@@ -116,8 +116,14 @@ def _are_pairs(source: Any) -> TypeGuard[tuple[Any, Any]]:
     if not isinstance(source, list | tuple) or len(source) != 2:
         return False
     pairs = [part for part in source if isinstance(part, list | tuple) and len(part) == 2]
-    dims = [[getattr(part, "ndim", 0) for part in pair] for pair in pairs]
+    dims = [[_ndim(part) for part in pair] for pair in pairs]
     return len(pairs) == 2 and all(images >= 3 > labels > 0 for images, labels in dims)
+
+
+def _ndim(values: Any) -> int:
+    """Return the number of axes of a tensor, an array or nested lists, by the first entries of these."""
+    is_list = isinstance(values, list | tuple) and len(values) > 0
+    return 1 + _ndim(values[0]) if is_list else getattr(values, "ndim", 0)
 
 
 def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageData:
@@ -165,9 +171,14 @@ def _build_labelled(
         # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
         words = () if numbers else names or ()
         test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
+        notes += changes
         if numbers is None and names is not None and test_names not in (None, own_names, names):
-            test_labels = _renumber(test_labels, test_names, own_names or names)
-        held_out, notes = (test_images, test_labels), (*notes, *changes)
+            alike = [known for known in (own_names, names) if known and {*known} & {*test_names}]
+            if alike or given is None or len(test_names) != len(given):
+                test_labels = _renumber(test_labels, test_names, (*alike, own_names or names)[0])
+            else:
+                notes += (f"the test data's classes are called {first_few(test_names)}, and are taken in this order",)
+        held_out = test_images, test_labels
     present, is_part = set(labels.flatten().tolist()), isinstance(source, Subset | ConcatDataset)
     if is_part and given is None and names is not None and present < {*range(len(names))}:
         kept = tuple(names[index] for index in torch.unique(labels).tolist())
@@ -206,8 +217,13 @@ def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a path looks like image data: a folder, IDX or CIFAR files, a table, or a file of tensors."""
-    return published_layout(path) is not None or _lists_images(path) or tensor_files.holds_images(path)
+    """Return whether a path looks like image data: a folder, IDX or CIFAR files, a table, or a file of tensors.
+
+    A table of texts or interactions is one whatever images it names; :func:`load` reads its images all the same.
+    """
+    if published_layout(path) is not None or folders.is_image_folder(path) or tensor_files.holds_images(path):
+        return True
+    return (table := listed.table_at(path)) is not None and listed.is_of_images_alone(table)
 
 
 def _lists_images(path: Path) -> bool:
@@ -232,9 +248,9 @@ def load_path(path: Path, size: int | None, seed: int) -> ImageData:
     if reason := shortcoming(path):
         raise DataError(reason)
     raise DataError(
-        f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), IDX "
-        "files, CIFAR's binary files, or a .safetensors, .pt or .npz file with images and labels (and test_images and "
-        "test_labels)"
+        f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), a "
+        "CSV or TSV table of files in a column 'image' and classes in 'label', IDX files, CIFAR's binary files, or a "
+        ".safetensors, .pt or .npz file with images and labels (and test_images and test_labels)"
     )
 
 
@@ -254,9 +270,11 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images if it has a folder for them."""
     folder, held_out, split_notes = folders.split_folders(path)
     folders.require_classes(path, folder, held_out)
+    nested = folders.nested_note(folder)
     train = files.read_image_folder(folder, size, held_out=held_out is None)
-    unread = (f"{table.name} is not read, since the subfolders are the classes" for table in listed.tables_in(path))
-    train = train._replace(notes=(*split_notes, *unread, *train.notes))
+    why = "is not read, since the subfolders are the classes; to read it, give the table itself"
+    unread = (f"{table.name} {why}" for table in listed.tables_in(path))
+    train = train._replace(notes=(*split_notes, *nested, *unread, *train.notes))
     test = None if held_out is None else files.read_image_folder(held_out, size)
     if test is not None:
         unknown = sorted(set(test.classes) - set(train.classes))

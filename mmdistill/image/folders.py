@@ -62,16 +62,21 @@ def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     named = next(filter(class_folders, test_folders), test_folders[0])  # images outside of class folders have no labels
     why = f"those of {test_folders[0].name}/ are of no class" if named != test_folders[0] else "there is no test/"
     is_validation = named in folders_of([named], VALIDATION)
-    notes = [f"test: the images of {named.name}/, as {why}"] if is_validation else []
+    called_otherwise = named.name.lower() not in TEST
+    notes = [f"test: the images of {named.name}/{f', as {why}' * is_validation}"] * (is_validation or called_otherwise)
     notes += [f"the images of {other.name}/ are not read" for other in test_folders if other != named]
     return train, _unpacked(named), (*notes, *unread)
 
 
 def folders_of(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """Return the folders of a split by its ``names``, in their order; those with further words in a name come last."""
+    """Return the folders of a split by its ``names``, in their order; those with further words in a name come last.
+
+    A name that starts with a dot, underscore or hyphen is none of a split: such folders are hidden, or set aside.
+    """
     exact = [folder for name in names for folder in folders if folder.name.lower() == name]
     spellings = [re.compile(rf"({OF_DATA})*{name}({OF_DATA})*") for name in names]
-    joined = {folder: re.sub(r"[ _.-]", "", folder.name.lower()) for folder in folders if folder not in exact}
+    others = [folder for folder in folders if folder not in exact and folder.name[0] not in "._-"]
+    joined = {folder: re.sub(r"[ _.-]", "", folder.name.lower()) for folder in others}
     return exact + [folder for spelling in spellings for folder in joined if spelling.fullmatch(joined[folder])]
 
 
@@ -90,8 +95,7 @@ def require_classes(folder: Path, train: Path, test: Path | None) -> None:
     """Check, before images are read, that the folders from :func:`split_folders` have enough subfolders.
 
     Raises:
-        DataError: a single training class, a test folder without subfolders, or classes with the same subfolders, which
-            may be the classes.
+        DataError: a single training class, or a test folder without subfolders.
     """
     if test is not None and not class_folders(test):
         raise DataError(
@@ -99,13 +103,6 @@ def require_classes(folder: Path, train: Path, test: Path | None) -> None:
             "fifth of each class is held out for testing"
         )
     classes = class_folders(train)
-    inside = [[sub.name for sub in class_folders(sub)] for sub in classes]
-    if len(classes) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
-        folders = " and ".join(f"{sub.name}/" for sub in classes[:2])
-        raise DataError(
-            f"{train}: {folders} hold the same subfolders ({first_few(inside[0])}). If these are the classes, call "
-            "the folder to train on train/ and that to test on test/; if not, put all pictures of a class into one"
-        )
     if len(classes) == 1 and is_image_folder(classes[0]):
         raise DataError(f"{train} holds {classes[0].name}/ alone, which holds folders of images: give {classes[0]}")
     if len(classes) == 1:
@@ -117,6 +114,25 @@ def require_classes(folder: Path, train: Path, test: Path | None) -> None:
             f"the images of {train} are all in one subfolder, {classes[0].name}/; a classification set needs at least "
             f"two classes: put the images of each into one of its own{''.join(hints[:1])}"
         )
+
+
+def nested_note(train: Path) -> list[str]:
+    """Return a note if all classes have the same subfolders, which may be the classes.
+
+    Raises:
+        DataError: a class is named after a split.
+    """
+    classes = class_folders(train)
+    inside = [[sub.name for sub in class_folders(sub)] for sub in classes]
+    if len(classes) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
+        return []
+    both = " and ".join(f"{sub.name}/" for sub in classes[:2])
+    if any({*re.findall(r"[a-z]+", sub.name.lower())} & {*TRAIN, *TEST} for sub in classes):
+        raise DataError(
+            f"{train}: {both} hold the same subfolders ({first_few(inside[0])}). If these are the classes, call the "
+            "folder to train on train/ and that to test on test/; if not, put all pictures of a class into one"
+        )
+    return [f"{both} are classes, whatever their subfolders, which are the same ({first_few(inside[0])})"]
 
 
 def missing_classes(folder: Path) -> str:

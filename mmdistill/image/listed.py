@@ -5,7 +5,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files import tables
 from mmdistill.files.class_folders import class_folders
-from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, known_split
+from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, known_split
 from mmdistill.files.decoding import HEAD_BYTES, decoded
 from mmdistill.image import folders
 from mmdistill.image.class_labels import ONE_CLASS
@@ -29,6 +29,11 @@ ENDINGS = (".csv", ".tsv")
 """Endings of such tables."""
 LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name", "category", "y")
 """Names of a column of labels; otherwise it is the only column that is left."""
+IMAGES = (
+    *("image", "image_path", "image_name", "image_id", "imageid", "img", "file", "filename", "file_name", "filepath"),
+    *("file_path", "path", "id", "id_code"),
+)
+"""Names of a column of image files, the first of which is read; files may then be named without their endings."""
 PIXEL = re.compile(r"(pixel|pix|px)[ _]?\d+|\d+x\d+", re.IGNORECASE)
 """The name of a column of pixels."""
 HEAD_ROWS = 20
@@ -39,12 +44,12 @@ class Columns(NamedTuple):
     """The places of a table's columns.
 
     Args:
-        image: of the column that names image files; None: the pixels are in the table.
+        files: of the column that names image files, or of several that may; empty: the pixels are in the table.
         pixels: of the columns of pixels.
         label: of the labels; None: there are none, or several columns may be.
     """
 
-    image: int | None
+    files: tuple[int, ...]
     pixels: tuple[int, ...]
     label: int | None
 
@@ -75,6 +80,7 @@ def table_at(path: Path) -> Path | None:
         return None
     found = tables_in(path)
     chosen = [table for table in found if _split(table) == "train"] or [table for table in found if not _split(table)]
+    chosen = [table for table in chosen if getattr(_columns(table), "label", None) is not None] or chosen
     if len(chosen) > 1:
         raise DataError(f"{path} has several tables of images: {first_few([table.name for table in chosen])}; give one")
     return chosen[0] if chosen else None
@@ -83,6 +89,12 @@ def table_at(path: Path) -> Path | None:
 def tables_in(folder: Path) -> list[Path]:
     """Return the tables of images that lie in a folder."""
     return [file for file in sorted(folder.iterdir()) if file.is_file() and _columns(file) is not None]
+
+
+def is_of_images_alone(table: Path) -> bool:
+    """Return whether a table of images has neither a column of texts nor those of users and items."""
+    names = tables.header(table)
+    return tables.guessed(names, TEXT_COLUMNS) is None and not tables.of_interactions(names)
 
 
 def read_table(table: Path, size: int | None) -> tuple[FolderImages, FolderImages | None]:
@@ -137,11 +149,13 @@ def _read_images(
 
 def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
     """Read a table's rows, without those whose file is missing, and notes on how they were read."""
-    columns = _columns(table)
+    columns, names = _columns(table), tables.header(table)
+    if columns is not None and len(columns.files) > 1:
+        candidates = first_few([names[index] for index in columns.files])
+        raise DataError(f"{table} names image files in several columns: {candidates}; call the one to read 'image'")
     if columns is None or columns.label is None:
         raise DataError(
-            f"{table} has no column of labels, or several may be it (there are: {first_few(tables.header(table))}); "
-            "call it 'label'"
+            f"{table} has no column of labels, or several may be it (there are: {first_few(names)}); call it 'label'"
         )
     content = tables.read(table, numbers=columns.pixels)
     labels = content.iloc[:, columns.label].str.strip().tolist()
@@ -151,13 +165,13 @@ def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
     splits = ["train"] * len(labels)
     if place is not None:
         splits = tables.splits_of(content.iloc[:, place], f"the column {content.columns[place]!r}", table).tolist()
-    if columns.image is None:
+    if not columns.files:
         samples: list[Any] = list(_pixels(table, content.iloc[:, list(columns.pixels)]))
         read_as = f"rows are images of {' x '.join(map(str, samples[0].shape))}"
     else:
-        named, places = content.iloc[:, columns.image].str.strip().tolist(), _places(table)
+        named, places = content.iloc[:, columns.files[0]].str.strip().tolist(), _places(table)
         samples = [_file(value, places) for value in named]
-        read_as = f"image files by the column {content.columns[columns.image]!r}"
+        read_as = f"image files by the column {content.columns[columns.files[0]]!r}"
         if absent := [value for value, path in zip(named, samples, strict=True) if path is None]:
             notes += (f"{table.name}: rows whose file is missing are not read: {first_few(absent)}",)
         label_of = dict(zip(samples, labels, strict=True))
@@ -193,23 +207,46 @@ def _columns(table: Path) -> Columns | None:
     try:
         start = io.StringIO(decoded(table, HEAD_BYTES), newline="")
         lines = csv.reader(start, delimiter=tables.separator(table), skipinitialspace=True)
-        places = _places(table)
         names, *rows = [[value.strip() for value in line] for line in islice(lines, HEAD_ROWS + 1)]
+        pixels = tuple(index for index, name in enumerate(names) if PIXEL.fullmatch(name))
+        pixels = pixels if _shape(len(pixels))[0] else ()
+        files = () if pixels else _file_columns(table, names, rows)
     except (DataError, OSError, ValueError, csv.Error):
         return None
-    pixels = tuple(index for index, name in enumerate(names) if PIXEL.fullmatch(name))
-    whole_rows = [row for row in rows if len(row) == len(names)]
-    files = []
-    if not _shape(len(pixels))[0]:
-        counts = [sum(_file(row[index], places) is not None for row in whole_rows) for index in range(len(names))]
-        pixels, files = (), [index for index, count in enumerate(counts) if 2 * count > len(rows)]
     if not pixels and not files:
         return None
-    others = [name for index, name in enumerate(names) if index not in (*pixels, *files)]
+    taken = {*pixels, *files}
+    others = [name for index, name in enumerate(names) if index not in taken]
     known = tables.guessed(others, LABELS)
     left = [name for name in others if name and name.lower() not in (*SPLIT_COLUMNS, "unnamed: 0", "index")]
     label = others[known] if known is not None else left[0] if len(left) == 1 else None
-    return Columns(files[0] if files else None, pixels, None if label is None else names.index(label))
+    return Columns(files, pixels, None if label is None else names.index(label))
+
+
+def _file_columns(table: Path, names: list[str], rows: list[list[str]]) -> tuple[int, ...]:
+    """Return the columns that name image files, with endings or, in columns of known names, without.
+
+    Of several the first with a known name is returned alone.
+    """
+    values = list(zip(*(row for row in rows if len(row) == len(names)), strict=True))
+
+    def mostly(holds: Callable[[str], bool], columns: Iterable[int]) -> list[int]:
+        return [index for index in columns if 2 * sum(map(holds, values[index])) > len(rows)]
+
+    ended = mostly(_has_ending, range(len(values)))
+    known = [index for index in range(len(values)) if tables.spelt(names[index]).lower() in IMAGES]
+    places = _places(table) if ended or known else []
+
+    def exists(value: str) -> bool:
+        return _file(value, places) is not None
+
+    found = mostly(exists, ended) or mostly(exists, known)
+    first = tables.guessed([names[index] for index in found], IMAGES)
+    return tuple(found) if first is None else (found[first],)
+
+
+def _has_ending(value: str) -> bool:
+    return value.lower().endswith(folders.SUFFIXES)
 
 
 def _places(table: Path) -> list[Path]:
@@ -222,7 +259,7 @@ def _places(table: Path) -> list[Path]:
 
 def _file(value: str, places: list[Path]) -> str | None:
     """Return the path of an image file, which may be named without its ending; None if it is in none of the places."""
-    endings = ("",) if value.lower().endswith(folders.SUFFIXES) else folders.SUFFIXES
+    endings = ("",) if _has_ending(value) else folders.SUFFIXES
     paths = (os.path.normpath(place / f"{value}{ending}") for place in places for ending in endings)
     return next(filter(os.path.isfile, paths), None)
 

@@ -120,7 +120,7 @@ def open_image(path: str, file: BinaryIO | None = None) -> Iterator[Image.Image]
     except (DataError, MemoryError):
         raise
     except Exception as error:  # on a damaged file Pillow's readers may raise anything
-        raise UnreadableImageError(path, str(error).replace(f" {path!r}", "")) from error
+        raise UnreadableImageError(path, str(error).replace(f" {(file or path)!r}", "")) from error
 
 
 def require_bytes(image: Image.Image, what: str) -> None:

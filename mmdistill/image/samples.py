@@ -212,15 +212,17 @@ def _sample_and_label(item: Any, what: str) -> tuple[Any, Any]:
 def _class_names(dataset: object, what: str) -> tuple[str, ...] | None:
     """Return a data set's ``classes``, or the class names of its column of labels; None without either.
 
-    Those of a ``Subset`` or ``ConcatDataset`` of torch are in the data sets that it was made of.
+    Those of a ``Subset`` or ``ConcatDataset`` of torch are in the data sets that it was made of, unless these transform
+    labels: a part may have other classes then.
 
     Raises:
         DataError: the parts of a ``ConcatDataset`` name different classes.
     """
     if isinstance(dataset, Subset):
-        return _class_names(dataset.dataset, what)
+        return None if _transforms_labels(dataset.dataset) else _class_names(dataset.dataset, what)
     if isinstance(dataset, ConcatDataset):
-        named = {_class_names(part, what) for part in dataset.datasets}
+        parts = dataset.datasets
+        named = {None if _transforms_labels(part) else _class_names(part, what) for part in parts}
         if len(named - {None}) > 1:
             several = " and ".join(f"({first_few(names)})" for names in named if names is not None)
             raise DataError(
@@ -231,6 +233,12 @@ def _class_names(dataset: object, what: str) -> tuple[str, ...] | None:
     if names is None:
         names = next(filter(None, (class_names_of(dataset, column) for column in LABEL_COLUMNS)), None)
     return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
+
+
+def _transforms_labels(dataset: object) -> bool:
+    """Return whether a data set of torchvision, or one like it, has a transform that may change labels."""
+    both = getattr(dataset, "transforms", None)  # where only images are transformed, it holds None for labels
+    return any(getattr(part, "target_transform", other) is not None for part, other in ((dataset, None), (both, both)))
 
 
 def _stack(samples: Iterable[Any], what: str, size: int | None = None) -> tuple[Tensor, tuple[str, ...]]:

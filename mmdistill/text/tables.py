@@ -11,11 +11,10 @@ import pandas as pd
 from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError, did_you_mean
 from mmdistill.files import tables
-from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF
+from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, TEXT_COLUMNS
 from mmdistill.files.tables import SUFFIXES, UNDELIMITED, spelt, suffix
 from mmdistill.names import first_few
 
-TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
 PAIR_COLUMNS = (
     ("sentence1", "sentence2"),
     ("question1", "question2"),

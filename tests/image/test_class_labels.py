@@ -58,7 +58,18 @@ def test_labels_are_numbered_alike_in_every_container(
 def test_one_hot_labels_are_read_as_classes_and_several_for_an_image_are_refused() -> None:
     images, order = bytes_like(12, 4, 4), labels_of(12, 3)
     rows = torch.eye(3)[order]
-    for one_hot in (rows, rows.long(), rows.bool(), rows.numpy(), rows.tolist(), list(rows), list(rows.int().numpy())):
+    learned = rows.clone().requires_grad_()
+    for one_hot in (
+        rows,
+        rows.long(),
+        rows.bool(),
+        rows.numpy(),
+        rows.tolist(),
+        list(rows),
+        list(rows.int().numpy()),
+        learned,
+        list(learned),
+    ):
         for given in ((images, one_hot), Pairs(list(images), list(one_hot))):
             found = load(given, (images, order))
             assert torch.equal(found.train_labels, order)

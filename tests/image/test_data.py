@@ -21,13 +21,14 @@ import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.sources import load_graph
 from mmdistill.image import files, folders, image_task, known
-from mmdistill.image.data import build
+from mmdistill.image.data import build, extremes
 from mmdistill.image.data import split as held_out
 from mmdistill.image.datasets import accepts, load
 from mmdistill.image.moments import channel_moments
@@ -409,6 +410,18 @@ def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, t
     data = load(tmp_path)
     assert data.class_names == ("cat", "dog")
     assert data.test_labels.tolist() == [1, 1]
+    tested = f"test: the images of {test.partition('/')[0]}/"
+    assert any(note.startswith(tested) for note in data.notes) == (test.lower() not in ("test", "testing"))
+
+
+@pytest.mark.parametrize("mark", [".", "_", "__", "-"])
+def test_folders_set_aside_are_no_splits(tmp_path: Path, mark: str) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / f"{mark}test", shade=1)
+    assert "held out of training, seed 0" in " ".join(load(tmp_path).notes)
+    write_images(tmp_path / "test", shade=2)
+    write_images(tmp_path / f"{mark}train", shade=3)
+    assert load(tmp_path).train_images.max() == 85
 
 
 def test_folders_beside_which_nothing_tests_are_classes(tmp_path: Path) -> None:
@@ -417,12 +430,17 @@ def test_folders_beside_which_nothing_tests_are_classes(tmp_path: Path) -> None:
 
 
 def test_folders_of_the_same_subfolders_may_be_splits(tmp_path: Path) -> None:
-    for part in ("first", "second"):
-        write_images(tmp_path / part)
-    with pytest.raises(DataError, match=r"first/ and second/ hold the same subfolders \(cat, dog\). If these are the "):
-        load(tmp_path)
-    shutil.rmtree(tmp_path / "first" / "cat")
-    assert load(tmp_path).class_names == ("first", "second")
+    for shade, part in enumerate(("my_train", "my_test")):
+        write_images(tmp_path / "splits" / part, shade=shade)
+        write_images(tmp_path / "classes" / part.removeprefix("my_t"), shade=shade)
+    said = r"my_test/ and my_train/ hold the same subfolders \(cat, dog\). If these are the "
+    with pytest.raises(DataError, match=said):
+        load(tmp_path / "splits")
+    read = load(tmp_path / "classes")
+    note = "est/ and rain/ are classes, whatever their subfolders, which are the same (cat, dog)"
+    assert (read.class_names, note in read.notes) == (("est", "rain"), True)
+    shutil.rmtree(tmp_path / "splits" / "my_test" / "cat")
+    assert load(tmp_path / "splits").class_names == ("my_test", "my_train")
 
 
 def test_bad_image_folders(tmp_path: Path) -> None:
@@ -475,6 +493,15 @@ def test_arrays_of_any_strides_and_byte_order(tmp_path: Path) -> None:
         assert load((images[..., ::-1], same)).fingerprint == expected
     with pytest.raises(DataError, match=r"holds an array of .*; expected one of numbers"):
         load((images.astype(str), labels))
+
+
+def test_arrays_that_may_be_larger_than_memory_are_not_copied(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", bytes_like(10, 1, 6, 5).numpy())
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    labels = np.arange(10) % 2
+    labels.flags.writeable = False
+    data = load((mapped, labels), (mapped, labels))
+    assert data.train_images.data_ptr() == mapped.ctypes.data
 
 
 def test_only_folders_are_hidden_by_two_underscores(tmp_path: Path) -> None:
@@ -930,6 +957,18 @@ def test_parts_of_a_data_set_have_its_classes(tmp_path: Path) -> None:
         load(ConcatDataset([whole, test]))
 
 
+def test_parts_of_a_data_set_whose_labels_are_transformed_do_not_have_its_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, names=("ant", "bee", "cat", "dog"))
+    images_alone = published.ImageFolder(str(tmp_path), transform=lambda image: image)
+    halved = published.ImageFolder(str(tmp_path), target_transform=lambda label: label // 2)
+    together = Pairs(list(bytes_like(20, 6, 5)), [index % 2 for index in range(20)])
+    together.classes, together.transforms = images_alone.classes, lambda image, label: (image, label)  # type: ignore[attr-defined]
+    for whole in (halved, together):
+        for part in (Subset(whole, range(20)), ConcatDataset([whole]), ConcatDataset([Subset(whole, range(20))])):
+            assert load(part).class_names == ("0", "1")
+    assert load(Subset(images_alone, range(20))).class_names == ("ant", "bee", "cat", "dog")
+
+
 class Flipped(Pairs):
     """A data set whose samples a random transform changes at each reading."""
 
@@ -989,7 +1028,9 @@ def test_two_pairs_are_to_train_and_to_test_on() -> None:
     images, labels = bytes_like(10, 6, 5), labels_of(10, 2)
     train, test = (images[:6].numpy(), labels[:6, None].numpy()), (images[6:].numpy(), labels[6:, None].numpy())
     expected = load(train, test)
-    for pairs in ((train, test), [train, list(test)]):
+    listed = [[part.tolist() for part in pair] for pair in (train, test)]
+    mixed = [(images, part.tolist()) for images, part in (train, test)]
+    for pairs in ((train, test), [train, list(test)], mixed, listed):
         read = load(pairs)  # type: ignore[arg-type]
         assert (read.fingerprint, read.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
     with pytest.raises(ConfigError, match="the data bring their own test data"):
@@ -1006,7 +1047,7 @@ def test_bad_samples() -> None:
         (Pairs([torch.zeros(4)], [0]), "expected \\(channels, height, width\\)"),
         (Pairs(["a"], [0]), "item 0 is the path 'a', and there is no such file"),
         (Pairs([{"path": None}], [0]), "holds a NoneType; expected a tensor, an array, a PIL image or the path of one"),
-        (Pairs([{"bytes": b"?"}], [0]), "item 0 cannot be read as an image"),
+        (Pairs([{"bytes": b"?"}], [0]), r"item 0 cannot be read as an image \(cannot identify image file\); replace"),
         (Pairs([[[0], [0, 1]]], [0]), "item 0 is a list whose rows have several lengths"),
         ((pixel, pixel, [0], [0]), r"got 4 of them; of four give two pairs, \(train_images, .* test=\(test_images"),
         (([0, 1], [pixel[0], pixel[0]]), r"expected images|item 0 holds a int; expected a tensor, an array"),
@@ -1064,12 +1105,43 @@ def test_whole_numbers_up_to_255_are_bytes(kind: torch.dtype) -> None:
         load((images.to(kind), labels), ((torch.arange(30).view(1, 6, 5) * 257 // 29).to(kind), labels[:1]))
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 4, 4), (12, 100, 1), (5, 6, 7)])
+class LargestResult(TorchDispatchMode):
+    """Records the largest number of values that an operation returns."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        result = func(*args, **(kwargs or {}))
+        self.values = max(self.values, result.numel() if isinstance(result, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.int16, torch.int64, torch.float32, torch.float16])
+def test_the_range_of_images_is_found_without_a_copy(kind: torch.dtype) -> None:
+    images = torch.arange(100).view(10, 10).to(kind)
+    for view in (images, images.t(), images[:, :1].expand(10, 10)):
+        with LargestResult() as largest:
+            assert extremes(view) == (float(view.min()), float(view.max()))
+        assert largest.values == 1
+
+
+def test_the_range_of_unsigned_numbers_beyond_those_with_a_sign_is_positive() -> None:
+    assert extremes(torch.tensor([1, 2**63 + 2**62], dtype=torch.uint64)) == (1.0, 1.5 * 2**63)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (4, 4, 4), (12, 100, 1), (5, 6, 7), (1, 3, 3)])
 def test_channels_stay_where_they_may_stand_first(shape: tuple[int, ...]) -> None:
     images, labels = torch.rand(10, *shape), labels_of(10, 2)
     read = load((images, labels), (images, labels))
     assert torch.equal(read.train_images, images)
     assert not any("is read as" in note for note in read.notes)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 4), (8, 3, 3), (8, 2, 3), (5, 4, 3), (64, 1, 3)])
+def test_channels_that_may_stand_last_of_small_sides_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r"looks like \(N, height, width, channels\) .* images.permute\(0, 3, 1, 2\)"):
+        load((torch.rand(10, *shape), labels_of(10, 2)))
 
 
 def test_bad_tensors() -> None:
@@ -1342,6 +1414,25 @@ def test_names_of_classes_and_mirroring_are_the_users_to_say(tmp_path: Path) -> 
             image_task((images, labels), class_names=wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="mirror is True or False, got 'no'"):
         image_task((images, labels), mirror="no")  # type: ignore[arg-type]
+
+
+def test_given_names_of_classes_may_be_spelt_otherwise_by_test_data() -> None:
+    images, labels = bytes_like(20, 6, 5), labels_of(20, 2)
+    train, test = Pairs(list(images), labels.tolist()), Pairs(list(images[:4]), [0, 1, 0, 1])
+    test.classes = ["Ant", "Bee"]  # type: ignore[attr-defined]
+    note = "the test data's classes are called Ant, Bee, and are taken in this order"
+    for classes in (None, ["0 - ant", "1 - bee"]):
+        train.classes = classes  # type: ignore[attr-defined]
+        read = load(train, test, class_names=["ant", "bee"])
+        assert (read.class_names, read.test_labels.tolist()) == (("ant", "bee"), [0, 1, 0, 1])
+        assert note in read.notes
+        swapped = load(train, test, class_names=["Bee", "Ant"])
+        assert swapped.test_labels.tolist() == [1, 0, 1, 0]
+        assert note not in swapped.notes
+    for names, given in (("Ant", "Bee", "Cat"), ["ant", "bee"]), (("Ant", "Bee"), None):
+        test.classes = names  # type: ignore[attr-defined]
+        with pytest.raises(DataError, match="the test data have a class 'Ant' that the training data lack"):
+            load(train, test, class_names=given)
 
 
 def test_names_of_classes_replace_those_of_a_data_set_and_its_test_set() -> None:

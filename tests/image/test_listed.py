@@ -1,5 +1,6 @@
 """Tables of images: files with their labels, and rows of pixels."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -100,13 +101,102 @@ def test_tables_that_do_not_say_which_class_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+SHUFFLED = ["7", "3", "0", "11", "5", "1", "9", "2", "10", "4", "8", "6"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "file", "label"),
+    [
+        ({"": "row", "image": "stem", "label": "name"}, "image", "label"),
+        ({"id": "row", "image": "stem", "label": "name"}, "image", "label"),
+        ({"patient": "row", "file": "stem", "diagnosis": "name"}, "file", ""),
+        ({"class_id": "number", "picture": "file", "species": "name"}, "picture", "class_id"),
+        ({"id": "row", "picture": "file", "label": "number"}, "picture", "label"),
+        ({"image": "file", "class": "number", "label": "name", "split": "split"}, "image", "label"),
+        ({"image": "file", "mask": "file", "label": "name"}, "image", "label"),
+        ({"picture": "file", "Id": "name"}, "picture", "Id"),
+        ({"left": "file", "right": "file", "label": "name"}, "", "several columns: left, right; call the one to read"),
+        ({"plant": "stem", "label": "name"}, "", "table of files in a column 'image' and classes in"),
+    ],
+)
+def test_the_column_of_images_is_told_by_endings_and_names(
+    columns: dict[str, str], file: str, label: str, tmp_path: Path
+) -> None:
+    pixels = bytes_like(12, 1, 6, 5)
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture[0].numpy()).save(tmp_path / f"{index}.png")
+    values = {
+        "row": list(map(str, range(12))),
+        "stem": SHUFFLED,
+        "file": [f"{stem}.png" for stem in SHUFFLED],
+        "name": NAMES,
+        "number": ["0", "1"] * 6,
+        "split": ["train"] * 12,
+    }
+    write_table(tmp_path / "all.csv", **{name: values[kind] for name, kind in columns.items()})
+    if not file or not label:
+        with pytest.raises(DataError, match=label or "several may be it"):
+            load(tmp_path / "all.csv")
+        return
+    read = load(tmp_path / "all.csv")
+    assert read.notes[0] == f"all.csv: image files by the column '{file}', labels by '{label}'"
+    expected = load((pixels[list(map(int, SHUFFLED))], [int(name == "dog") for name in NAMES]))
+    assert read.fingerprint == expected.fingerprint
+
+
+def test_a_table_without_labels_is_not_in_the_way_of_one_with(tmp_path: Path) -> None:
+    _, names = write_files(tmp_path)
+    for name in ("labels.csv", "sample_submission.csv"):
+        write_table(tmp_path / name, id=names, **({"breed": NAMES} if name == "labels.csv" else {}))
+    assert load(tmp_path).class_names == ("cat", "dog")
+
+
+def test_a_row_may_hold_so_many_pixels_that_their_names_are_long(tmp_path: Path) -> None:
+    pixels = bytes_like(4, 3, 48, 48)
+    frame = pd.DataFrame(pixels.movedim(1, -1).flatten(1).numpy()).add_prefix("pixel_")
+    frame.assign(label=[0, 1] * 2).to_csv(tmp_path / "all.csv", index=False)
+    assert domain_of(str(tmp_path / "all.csv")).name == "image"
+    assert load(tmp_path / "all.csv").fingerprint == load((pixels, [0, 1] * 2)).fingerprint
+
+
 def test_subfolders_of_classes_come_before_a_table(tmp_path: Path) -> None:
     write_images(tmp_path)
     write_table(tmp_path / "all.csv", path=[f"{name}/{index}.png" for name in ("cat", "dog") for index in range(5)])
-    assert "all.csv is not read, since the subfolders are the classes" in load(tmp_path).notes
+    note = "all.csv is not read, since the subfolders are the classes; to read it, give the table itself"
+    assert note in load(tmp_path).notes
     write_table(tmp_path / "texts.csv", text=["a", "b"], label=["x", "y"])
     assert not accepts(tmp_path / "texts.csv")
     assert domain_of(str(tmp_path / "texts.csv")).name == "text"
+
+
+def test_tables_of_texts_and_interactions_are_so_beside_pictures(tmp_path: Path) -> None:
+    _, names = write_files(tmp_path)
+    paths = [f"{name}.png" for name in names]
+    tables: list[tuple[dict[str, list[str]], str]] = [
+        ({"id": names, "label": NAMES, "text": NAMES}, "text"),
+        ({"image": paths, "label": NAMES, "sentence": NAMES}, "text"),
+        ({"user": NAMES, "item": names, "rating": ["1"] * 12, "image": paths}, "recsys"),
+    ]
+    for columns, domain in tables:
+        write_table(tmp_path / "train.csv", **columns)
+        assert domain_of(str(tmp_path / "train.csv")).name == domain
+        assert not accepts(tmp_path / "train.csv")
+        assert not accepts(tmp_path)
+    write_table(tmp_path / "train.csv", id=names, label=NAMES, title=NAMES)
+    path = str(tmp_path / "train.csv")
+    assert domain_of(path).name == domain_of(path, ("mirror",), "ipc").name == "image"
+    assert domain_of(path, ("encoder",)).name == "text"
+    assert domain_of(path, budget="users").name == domain_of(path, ("min_rating",)).name == "recsys"
+
+
+def test_no_files_are_looked_for_by_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path)
+    write_table(tmp_path / "features.csv", **{f"f{index}": ["0.5"] * 10 for index in range(2000)})
+    looked_for: list[str] = []
+    monkeypatch.setattr(os.path, "isfile", lambda path: looked_for.append(path))
+    assert accepts(tmp_path)
+    assert not accepts(tmp_path / "features.csv")
+    assert not looked_for
 
 
 @pytest.mark.parametrize(("channels", "name"), [(1, "pixel{0}"), (3, "pix_{0:04}"), (1, "{1}x{2}")])
