@@ -256,13 +256,14 @@ def _json_names(path: Path, changed: tuple[int, int] | None) -> tuple[str, ...]:
     Raises:
         DataError: the file does not start with an object.
     """
-    for most in (HEAD_BYTES, None):  # the first object may be longer than the start
+    for most in (HEAD_BYTES, None):  # the first object may be longer than the start, or be all of it
         start = decoded(path, most).lstrip()
         try:
             row, end = json.JSONDecoder().raw_decode(start.lstrip(" \t\r\n["))
             if start.startswith("[") or NONBLANK.search(start, end):
                 return tuple(row.keys())
-            break
+            if "\n" not in start[end:]:
+                break
         except (ValueError, RecursionError, AttributeError) as error:
             if not start.startswith("{"):
                 raise DataError(f"{path} starts with no JSON object ({error})") from error
