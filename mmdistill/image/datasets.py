@@ -223,7 +223,7 @@ def accepts(path: Path) -> bool:
     """
     if published_layout(path) is not None or folders.is_image_folder(path) or tensor_files.holds_images(path):
         return True
-    return (table := listed.table_at(path)) is not None and listed.is_of_images_alone(table)
+    return listed.table_at(path, alone=True) is not None
 
 
 def _lists_images(path: Path) -> bool:
@@ -263,7 +263,9 @@ def shortcoming(path: Path) -> str:
         )
     if path.is_dir() and any(next(path.glob(files), None) for files in HUB_FILES):
         return f"{path} holds files of Hugging Face's datasets: give {HUB_PREFIX}{path}"
-    return folders.missing_classes(path) or folders.folder_inside(path)
+    if missing := folders.missing_classes(path):
+        return missing + listed.why_unread(path)
+    return folders.folder_inside(path)
 
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ IMAGES = (
 """Names of a column of image files, the first of which is read; files may then be named without their endings."""
 PIXEL = re.compile(r"(pixel|pix|px)[ _]?\d+|\d+x\d+", re.IGNORECASE)
 """The name of a column of pixels."""
+UNTOLD = (*SPLIT_COLUMNS, "", "unnamed: 0", "index")
+"""Columns that hold splits or number the rows."""
 HEAD_ROWS = 20
 """First rows in which image files are looked for."""
 
@@ -68,17 +71,51 @@ class Row(NamedTuple):
     split: str
 
 
-def table_at(path: Path) -> Path | None:
+class Places:
+    """The folders in which the files of tables in a folder may be, each kind listed once.
+
+    Args:
+        folder: of the tables.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def train(self) -> list[Path]:
+        """The tables' folder, those of training images, and others with images that are of no split."""
+        return self._listed(folders.TRAIN)
+
+    @cached_property
+    def test(self) -> list[Path]:
+        """The same for tables to test on."""
+        return self._listed(folders.TEST)
+
+    def of(self, table: Path) -> list[Path]:
+        """Return the folders of a table's files."""
+        return self.test if _split(table) == "test" else self.train
+
+    def _listed(self, names: tuple[str, ...]) -> list[Path]:
+        subfolders = class_folders(self.folder)
+        of_splits = {sub for split in (folders.TRAIN, folders.TEST) for sub in folders.folders_of(subfolders, split)}
+        others = [sub for sub in subfolders if sub not in of_splits and folders.has_images(sub)]
+        return [self.folder, *folders.folders_of(subfolders, names), *others]
+
+
+def table_at(path: Path, alone: bool = False) -> Path | None:
     """Return the table of images that a path is, or that lies in a folder without classes; None if there is none.
 
+    Args:
+        path: a file or folder.
+        alone: no table with a column of texts, or with those of users and items, counts.
     Raises:
         DataError: the folder has several.
     """
     if path.is_file():
-        return path if _columns(path) is not None else None
+        return path if _columns(path, alone=alone) is not None else None
     if not path.is_dir() or folders.has_classes(path):
         return None
-    found = tables_in(path)
+    found = tables_in(path, alone)
     chosen = [table for table in found if _split(table) == "train"] or [table for table in found if not _split(table)]
     chosen = [table for table in chosen if getattr(_columns(table), "label", None) is not None] or chosen
     if len(chosen) > 1:
@@ -86,15 +123,20 @@ def table_at(path: Path) -> Path | None:
     return chosen[0] if chosen else None
 
 
-def tables_in(folder: Path) -> list[Path]:
-    """Return the tables of images that lie in a folder."""
-    return [file for file in sorted(folder.iterdir()) if file.is_file() and _columns(file) is not None]
+def tables_in(folder: Path, alone: bool = False) -> list[Path]:
+    """Return the tables of images that lie in a folder, see :func:`table_at`."""
+    places = Places(folder)
+    return [file for file in _tables_of_any_kind(folder) if _columns(file, places, alone) is not None]
 
 
-def is_of_images_alone(table: Path) -> bool:
-    """Return whether a table of images has neither a column of texts nor those of users and items."""
-    names = tables.header(table)
-    return tables.guessed(names, TEXT_COLUMNS) is None and not tables.of_interactions(names)
+def why_unread(folder: Path) -> str:
+    """Return in words that a folder's first table names none of its images; empty if it has none."""
+    table = next(iter(_tables_of_any_kind(folder)), None)
+    return f"; {table.name} there names no file that is found" if table is not None else ""
+
+
+def _tables_of_any_kind(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS and file.is_file()]
 
 
 def read_table(table: Path, size: int | None) -> tuple[FolderImages, FolderImages | None]:
@@ -169,7 +211,7 @@ def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
         samples: list[Any] = list(_pixels(table, content.iloc[:, list(columns.pixels)]))
         read_as = f"rows are images of {' x '.join(map(str, samples[0].shape))}"
     else:
-        named, places = content.iloc[:, columns.files[0]].str.strip().tolist(), _places(table)
+        named, places = content.iloc[:, columns.files[0]].str.strip().tolist(), Places(table.parent).of(table)
         samples = [_file(value, places) for value in named]
         read_as = f"image files by the column {content.columns[columns.files[0]]!r}"
         if absent := [value for value, path in zip(named, samples, strict=True) if path is None]:
@@ -177,6 +219,9 @@ def _read_rows(table: Path) -> tuple[list[Row], list[str]]:
         label_of = dict(zip(samples, labels, strict=True))
         if several := [path for path, label in zip(samples, labels, strict=True) if path and label_of[path] != label]:
             raise DataError(f"{table} has rows of {several[0]} with different labels; {ONE_CLASS}")
+    read = {*columns.files, *columns.pixels, columns.label, place}
+    if unread := [name for index, name in enumerate(names) if index not in read and name.lower() not in UNTOLD]:
+        notes += (f"{table.name}: columns that are not read: {first_few(list(map(repr, unread)), tables.SHOWN)}",)
     rows = [Row(*row) for row in zip(samples, labels, splits, strict=True) if row[0] is not None]
     return rows, [f"{table.name}: {read_as}, labels by {content.columns[columns.label]!r}", *notes]
 
@@ -200,17 +245,19 @@ def _shape(count: int) -> tuple[int, int]:
     return next((item for item in sides.items() if item[1] > 1 and item[0] * item[1] ** 2 == count), (0, 0))
 
 
-def _columns(table: Path) -> Columns | None:
-    """Return the columns of a table of images; None for other files."""
+def _columns(table: Path, places: Places | None = None, alone: bool = False) -> Columns | None:
+    """Return the columns of a table of images; None for other files, see :func:`table_at`."""
     if table.suffix.lower() not in ENDINGS:
         return None
     try:
         start = io.StringIO(decoded(table, HEAD_BYTES), newline="")
         lines = csv.reader(start, delimiter=tables.separator(table), skipinitialspace=True)
         names, *rows = [[value.strip() for value in line] for line in islice(lines, HEAD_ROWS + 1)]
+        if alone and (tables.guessed(names, TEXT_COLUMNS) is not None or tables.of_interactions(names)):
+            return None
         pixels = tuple(index for index, name in enumerate(names) if PIXEL.fullmatch(name))
         pixels = pixels if _shape(len(pixels))[0] else ()
-        files = () if pixels else _file_columns(table, names, rows)
+        files = () if pixels else _file_columns(table, places or Places(table.parent), names, rows)
     except (DataError, OSError, ValueError, csv.Error):
         return None
     if not pixels and not files:
@@ -218,15 +265,15 @@ def _columns(table: Path) -> Columns | None:
     taken = {*pixels, *files}
     others = [name for index, name in enumerate(names) if index not in taken]
     known = tables.guessed(others, LABELS)
-    left = [name for name in others if name and name.lower() not in (*SPLIT_COLUMNS, "unnamed: 0", "index")]
+    left = [name for name in others if name.lower() not in UNTOLD]
     label = others[known] if known is not None else left[0] if len(left) == 1 else None
     return Columns(files, pixels, None if label is None else names.index(label))
 
 
-def _file_columns(table: Path, names: list[str], rows: list[list[str]]) -> tuple[int, ...]:
+def _file_columns(table: Path, places: Places, names: list[str], rows: list[list[str]]) -> tuple[int, ...]:
     """Return the columns that name image files, with endings or, in columns of known names, without.
 
-    Of several the first with a known name is returned alone.
+    Of several the first with a known name is returned alone. Without endings one of the first three rows must name one.
     """
     values = list(zip(*(row for row in rows if len(row) == len(names)), strict=True))
 
@@ -235,26 +282,17 @@ def _file_columns(table: Path, names: list[str], rows: list[list[str]]) -> tuple
 
     ended = mostly(_has_ending, range(len(values)))
     known = [index for index in range(len(values)) if tables.spelt(names[index]).lower() in IMAGES]
-    places = _places(table) if ended or known else []
 
     def exists(value: str) -> bool:
-        return _file(value, places) is not None
+        return _file(value, places.of(table)) is not None
 
-    found = mostly(exists, ended) or mostly(exists, known)
+    found = mostly(exists, ended) or mostly(exists, [index for index in known if any(map(exists, values[index][:3]))])
     first = tables.guessed([names[index] for index in found], IMAGES)
     return tuple(found) if first is None else (found[first],)
 
 
 def _has_ending(value: str) -> bool:
     return value.lower().endswith(folders.SUFFIXES)
-
-
-def _places(table: Path) -> list[Path]:
-    """Return the folders in which a table's files may be: its own, those of its split, and others with images."""
-    tests, subfolders = _split(table) == "test", class_folders(table.parent)
-    splits = [folders.folders_of(subfolders, names) for names in (folders.TRAIN, folders.TEST)]
-    others = [sub for sub in subfolders if sub not in (*splits[0], *splits[1]) and folders.has_images(sub)]
-    return [table.parent, *splits[tests], *others]
 
 
 def _file(value: str, places: list[Path]) -> str | None:

@@ -139,7 +139,8 @@ def _read_delimited(path: Path, requested: Columns, by_time: bool) -> tuple[pd.D
         if published and not requested.given:
             requested = Columns(*numbered[: len(ALIASES)])
         else:
-            taken = [repr(name) for name in requested.given.values() if name in fields]
+            doubtful = len({*fields}) == len(fields) and {*requested.given.values()} <= {*fields}
+            taken = list(map(repr, requested.given.values())) if doubtful else []
             doubt = f"; taken as positions of columns, not as names: {first_few(taken)}" if taken else ""
             notes = (f"{path.name} is read without a header; its first line: {first_few(fields)}{doubt}",)
     elif requested.given and _holds_numbers(fields):

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.image import listed
 from mmdistill.image.datasets import accepts, load
 from mmdistill.registry import domain_of
 from tests.image.test_data import bytes_like, write_images
@@ -224,3 +225,30 @@ def test_a_row_may_hold_the_pixels(tmp_path: Path, channels: int, name: str) -> 
         )
         with pytest.raises(DataError, match="pixels are whole numbers from 0 to 255"):
             load(tmp_path)
+
+
+def test_columns_that_are_not_read_are_said(tmp_path: Path) -> None:
+    _, names = write_files(tmp_path / "img")
+    write_table(tmp_path / "a.csv", image=names, is_valid=["False", "True"] * 6, label=NAMES, site=["x"] * 12)
+    assert "a.csv: columns that are not read: 'is_valid', 'site'" in load(tmp_path).notes
+
+
+def test_a_table_that_names_other_files_is_said_where_classes_are_missing(tmp_path: Path) -> None:
+    _, names = write_files(tmp_path)
+    write_table(tmp_path / "a.csv", image=[f"data\\{name}.png" for name in names], label=NAMES)
+    with pytest.raises(DataError, match=r"no subfolders of them; .*; a\.csv there names no file that is found$"):
+        load(tmp_path)
+
+
+def test_folders_are_searched_once_for_the_files_of_many_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in NAMES[:2]:
+        write_files(tmp_path / name)
+    for index in range(20):
+        write_table(tmp_path / f"{index}.csv", time=["1", "2"], id=["a", "b"])
+    searched: list[Path] = []
+    search = listed.class_folders
+    monkeypatch.setattr(listed, "class_folders", lambda folder: searched.append(folder) or search(folder))
+    assert listed.tables_in(tmp_path) == []
+    assert searched == [tmp_path]

@@ -446,3 +446,11 @@ def test_a_run_on_a_file_without_a_header_is_judged_again(tmp_path, capsys):
     assert "log.csv is read without a header; its first line: c" in said
     assert "each user's last interaction by time" in said
     assert main(["evaluate", str(out), "--judges", "ease", "--baselines", "none"]) == 0
+
+
+def test_a_first_interaction_that_holds_the_positions_raises_no_doubt(tmp_path):
+    pairs = [(user, item, 1, 1000) for user in range(4) for item in range(5)]
+    (tmp_path / "log.csv").write_text("\n".join(",".join(map(str, row)) for row in pairs))
+    data = load_interactions(tmp_path / "log.csv", user_column="0", item_column="1")
+    assert sum(data.parts[part].nnz for part in SPLITS) == 20
+    assert not any("taken as positions" in note for note in data.notes)
