@@ -561,7 +561,8 @@ def test_classes_of_a_data_set_are_those_of_the_task_by_name(task: Task) -> None
     reversed_digits = Listed(list("9876543210"), list(range(10)))
     assert parts(import_set(task, reversed_digits).batch)["targets"].tolist() == list(range(10))[::-1]
     in_words = Listed([f"{digit} - digit" for digit in range(10)], list(range(10)))
-    assert parts(import_set(task, in_words).batch)["targets"].tolist() == list(range(10))
+    with pytest.warns(MmdistillWarning, match="the set's classes are called 0 - digit, .* taken in this order"):
+        assert parts(import_set(task, in_words).batch)["targets"].tolist() == list(range(10))
     data = (random_images(30), torch.arange(30) % 3)
     animals = image_task(data, class_names=["ant", "bee", "cat"], model="mlp", width=8)
     for chosen in (Listed(["ant", "cat", "bee"], [2, 1, 0]), Listed(["cat", "dog", "bee", "ant"], [2, 0, 3])):
@@ -575,16 +576,21 @@ def test_classes_of_a_data_set_are_those_of_the_task_by_name(task: Task) -> None
         import_set(animals, Listed(["ant", "bee"], [0, 2]))
 
 
+@pytest.mark.filterwarnings("ignore:classes differ in size")
 def test_labels_of_chosen_images_are_the_numbers_that_the_task_has_renumbered() -> None:
     images, labels = random_images(30), torch.arange(30) % 3 + 1
     own = image_task((images, labels), model="mlp", width=8)
     for source in (Subset(TensorDataset(images, labels), [0, 1, 3, 4]), (images[:4], [1, 2, 1, 2])):
-        with pytest.warns(MmdistillWarning) as told:
+        with pytest.warns(MmdistillWarning, match=r"^the set has no sample of 1 of 3 classes: 3$"):
             assert parts(import_set(own, source, units="pixels").batch)["targets"].tolist() == [0, 1, 0, 1]
-        note = "labels are read as what the classes are called, 1, 2, 3, and not as their indices"
-        assert str(told[0].message) == note
-    with pytest.raises(DataError, match="label 0 is 0, a class that the training data lack"):
+    message = r"label 0 is 0, and those of the task's data are 1, 2, 3; .* go in by name, \{'images': \.\.\., 'labels'"
+    with pytest.raises(DataError, match=message):
         import_set(own, (images[:3], torch.arange(3)), units="pixels")
+    by_name = import_set(own, {"images": images[:3], "labels": torch.arange(3)}, units="pixels")
+    assert parts(by_name.batch)["targets"].tolist() == [0, 1, 2]
+    part = image_task(own.data.of_classes(["3", "1"]), model="mlp", width=8)
+    pair = import_set(part, (images[[0, 2]], [1, 3]), units="pixels")
+    assert parts(pair.batch)["targets"].tolist() == [1, 0]
     soft = import_set(own, (images[:3], torch.eye(3)), units="pixels")
     assert parts(soft.batch)["targets"].tolist() == [0, 1, 2]
     signs = image_task((images, labels % 2 * 2 - 1), model="mlp", width=8)
@@ -594,6 +600,37 @@ def test_labels_of_chosen_images_are_the_numbers_that_the_task_has_renumbered() 
     for numbers in ([0, 1], [3, 7]):
         pair = import_set(high, (images[:2], numbers), units="pixels")
         assert parts(pair.batch)["targets"].tolist() == [0, 1]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:labels are read as class indices", "ignore:the set has no", "ignore:classes differ in size"
+)
+def test_numbers_that_classes_are_called_by_and_never_had_as_labels_are_names_alone(tmp_path: Path) -> None:
+    images, labels = random_images(30), torch.arange(30) % 5
+    for index in range(30):
+        picture = tmp_path / str(index % 5 + 1) / f"{index}.png"
+        picture.parent.mkdir(exist_ok=True)
+        Image.fromarray((images[index, 0] * 255).byte().numpy()).save(picture)
+    data = TensorDataset(images, labels)
+    for own in (
+        image_task(data, class_names=list("12345"), model="mlp", width=8),
+        image_task(Listed(list("12345"), labels.tolist()), model="mlp", width=8),
+        image_task(tmp_path, model="mlp", width=8),
+    ):
+        for chosen in ([1, 2, 3, 4], [0, 1, 2, 3, 4]):
+            for source in (Subset(data, chosen), (images[chosen], labels[chosen])):
+                assert parts(import_set(own, source, units="pixels").batch)["targets"].tolist() == chosen
+
+
+def test_classes_of_other_names_are_those_of_the_task_in_this_order() -> None:
+    data = Listed(["cat", "dog", "eel"], [index % 3 for index in range(30)])
+    french = image_task(data, class_names=["chat", "chien", "anguille"], model="mlp", width=8)
+    with pytest.warns(MmdistillWarning, match="the set's classes are called cat, dog, eel, and are taken in this"):
+        chosen = import_set(french, Subset(data, range(6)), name="mine")
+    assert parts(chosen.batch)["targets"].tolist() == [0, 1, 2, 0, 1, 2]
+    for names in (["cat", "dog"], ["cat", "dog", "chat"], ["cat", "dog", "eel", "fox"]):
+        with pytest.raises(DataError, match="the set: label 0 is 'cat', which is no class"):
+            import_set(french, Listed(names, [0, 1]))
 
 
 def test_samples_chosen_by_their_indices_are_a_set_of_any_task() -> None:

@@ -57,6 +57,7 @@ class ImageData:
         whitening: replaces the normalisation of channels, or follows it.
         notes: in words, how a missing test split was made and what was not read.
         mirror_known: whether the data set or the user states ``mirror``; if not, it is a guess.
+        numbers: by class index, the labels that were renumbered; None: labels are class indices as given.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ImageData:
     whitening: "Whitening | None" = None
     notes: tuple[str, ...] = ()
     mirror_known: bool = True
+    numbers: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         """Return the name, counts, image shape and number of classes in one line."""
@@ -151,6 +153,7 @@ class ImageData:
             test_images=self.test_images[in_test],
             test_labels=new_index[self.test_labels[in_test]],
             class_names=tuple(names[index] for index in chosen),
+            numbers=self.numbers and tuple(self.numbers[index] for index in chosen),
         )
 
     def scaled(self, images: Tensor) -> Tensor:

@@ -187,6 +187,7 @@ def _build_labelled(
         held_out = held_out and (held_out[0], _renumber(held_out[1], names, kept))
         names = kept
     data = build(name, (images, labels), held_out, class_names=names, seed=seed, notes=notes)
+    data = replace(data, numbers=numbers)
     return data if held_out is None else note_shared(data)
 
 

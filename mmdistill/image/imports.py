@@ -69,7 +69,7 @@ def read_images(task: ImageTask, source: ImportSource) -> Imported:
     else:
         values = _choose_set(source.values(), source.which)
         names = names_by_role(values, ROLES, OTHER_RATES)
-        values = tensors_by_name(values, names.get("images", ""), names.get("labels", ""), data.class_names)
+        values = tensors_by_name(values, names.get("images", ""), names.get("labels", ""), data)
         parts = by_role(values, ROLES, ("images", "labels"), OTHER_RATES)
     if "whitening" in parts:
         _require_whitening(parts["whitening"], data)

@@ -1,15 +1,16 @@
 """Sets of images in Python as tensors by name: pairs, data sets, samples in lists and labels in words."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.image.class_labels import class_labels
+from mmdistill.image.data import ImageData
 from mmdistill.image.samples import read_labelled
 from mmdistill.importers import as_tensor, noted
 from mmdistill.names import first_few
@@ -32,19 +33,19 @@ def values_by_name(value: Any) -> Mapping[str, Any] | None:
     return {DATASET: value} if is_dataset and not isinstance(value, Tensor | np.ndarray) else None
 
 
-def tensors_by_name(values: Mapping[str, Any], images: str, labels: str, class_names: Sequence[str]) -> dict[str, Any]:
+def tensors_by_name(values: Mapping[str, Any], images: str, labels: str, data: ImageData) -> dict[str, Any]:
     """Return values with their data set, listed samples and labels in words as tensors, read as a task's data are.
 
     Args:
         values: by name.
         images: the name of the images.
         labels: the name of the labels.
-        class_names: of the task, by class index.
+        data: of the task.
     Raises:
         DataError: samples or labels that cannot be read.
     """
     if DATASET in values:
-        return _read_dataset(values[DATASET], class_names)
+        return _read_dataset(values[DATASET], data)
     is_pair = PAIR in values
     if is_pair:
         images, labels = "images", "labels"
@@ -52,51 +53,58 @@ def tensors_by_name(values: Mapping[str, Any], images: str, labels: str, class_n
     converted = {name: value.to_list() if hasattr(value, "to_list") else value for name, value in values.items()}
     samples, classes = converted.get(images), converted.get(labels)
     if isinstance(samples, list | tuple) and samples and not isinstance(samples[0], int | float | list):
-        converted[images] = read_labelled((samples, [0] * len(samples)), WHAT, class_names).images
+        converted[images] = read_labelled((samples, [0] * len(samples)), WHAT, data.class_names).images
     if isinstance(classes, list | tuple | np.ndarray) and any(isinstance(label, str) for label in classes):
-        converted[labels] = class_labels(classes, WHAT, class_names).indices
+        converted[labels] = class_labels(classes, WHAT, data.class_names).indices
     elif is_pair:
-        converted[labels] = _from_numbers(as_tensor(classes, labels), class_names)
+        converted[labels] = _from_numbers(as_tensor(classes, labels), data.numbers)
     return converted
 
 
-def _read_dataset(dataset: Any, class_names: Sequence[str]) -> dict[str, Any]:
+def _read_dataset(dataset: Any, data: ImageData) -> dict[str, Any]:
     """Return a data set's images, and its labels as indices of a task's classes, by the names of its own if it has any.
 
-    If the task's classes are only counted, classes of other names are these by their indices.
+    Classes of other names, as many as the task's and all unlike these, are these in their order. So are any others if
+    the task's are only counted.
 
     Raises:
         DataError: samples or labels that cannot be read, or a class that the task lacks.
     """
+    class_names = data.class_names
     found = read_labelled(dataset, WHAT, class_names)
     for note in found.notes:
         noted(note)
     images, labels, names = found.images, found.labels, found.names
     are_counted = tuple(class_names) == tuple(map(str, range(len(class_names))))
     if names is None:
-        labels = _from_numbers(labels, class_names)
-    elif labels.ndim == 1 and not (are_counted and {*names} - {*class_names}):
+        labels = _from_numbers(labels, data.numbers)
+    elif (are_counted and {*names} - {*class_names}) or (
+        len(names) == len(class_names) and {*names}.isdisjoint(class_names)
+    ):
+        noted(f"{WHAT}'s classes are called {first_few(names)}, and are taken in this order")
+    elif labels.ndim == 1:
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
             raise DataError(f"{WHAT} names {len(names)} classes and has labels from {labels.min()} to {labels.max()}")
         labels = class_labels([names[label] for label in labels.tolist()], WHAT, class_names).indices
     return {"images": images, "labels": labels}
 
 
-def _from_numbers(labels: Tensor, class_names: Sequence[str]) -> Tensor:
-    """Return labels as class indices where a task's classes are called by ascending numbers, such as 1, 2 and 3.
+def _from_numbers(labels: Tensor, numbers: Sequence[int] | None) -> Tensor:
+    """Return the class indices of labels that are the numbers of a task's data, if these were renumbered.
 
-    Labels are these numbers, as in the task's data. Soft labels, labels of classes of other names, and numbers none of
-    which may be an index, are returned as they are.
+    Without ``numbers`` labels are class indices; they, and rows of soft labels, are returned as they are.
 
     Raises:
         DataError: a label that is none of the numbers.
     """
-    if labels.numel() != labels.shape[:1].numel() or not all(re.fullmatch(r"-?\d{1,18}", name) for name in class_names):
+    if numbers is None or labels.numel() != labels.shape[:1].numel():
         return labels
-    numbers, indices = [int(name) for name in class_names], [*range(len(class_names))]
-    if numbers == indices or numbers != sorted({*numbers}) or numbers[0] >= len(numbers):
-        return labels
-    read = class_labels(labels, WHAT, class_names, numbers).indices
-    if {*labels.flatten().tolist()} <= {*indices}:
-        noted(f"labels are read as what the classes are called, {first_few(class_names)}, and not as their indices")
-    return read
+    class_index = {number: index for index, number in enumerate(numbers)}
+    given = labels.flatten().tolist()
+    unknown = next((place for place, label in enumerate(given) if label not in class_index), None)
+    if unknown is not None:
+        raise DataError(
+            f"{WHAT}: label {unknown} is {given[unknown]}, and those of the task's data are {first_few(numbers, 20)}; "
+            "class indices go in by name, {'images': ..., 'labels': ...}"
+        )
+    return torch.tensor([class_index[label] for label in given])
