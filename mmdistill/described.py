@@ -29,6 +29,7 @@ from mmdistill.code_digests import (
     functions_of,
     further_code_digest,
     is_edited,
+    is_of_networks,
     is_users,
     short_digest,
     wrapped_functions,
@@ -161,11 +162,12 @@ class _Walk:
         if isinstance(value, Tensor):
             return {"class": name, **_content({"value": value})}
         if isinstance(value, np.ndarray):
-            simple = value.dtype.kind in "biufc"
-            content = value.tobytes() if simple else json.dumps(_Walk(self._depth).value(value.tolist())).encode()
-            return {"class": name, OWN_TENSORS: short_digest(f"{value.dtype}{value.shape}".encode() + content)}
-        if (parts := _parts_of_table(value)) is not None:
-            return {"class": name, OWN_VALUES: short_digest(json.dumps(_Walk(self._depth).value(parts)))}
+            if value.dtype.kind in "biufc":
+                return {"class": name, OWN_TENSORS: short_digest(*_bytes_of(value))}
+            content = json.dumps(_Walk(self._depth).value(value.tolist()))
+            return {"class": name, OWN_TENSORS: short_digest(f"{value.dtype}{value.shape}", content)}
+        if is_table(value):
+            return {"class": name, OWN_VALUES: _digest_of_table(value)}
         ours = type(value).__module__.startswith("mmdistill.")  # described by their settings
         if not isinstance(value, nn.Module) or isinstance(value, ABC) or ours:
             return self.described(value)
@@ -222,10 +224,12 @@ def _digest_of_numbers(values: Sequence[object], name: str) -> dict[str, object]
 
 def described_module(module: nn.Module) -> str:
     """Return a module's own description and, of classes that users wrote, digests of the code and their attributes."""
-    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
+    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_of_networks(kind)}
     codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in classes)
     further = sorted(
-        f"{FURTHER}{kind.__qualname__}: {digest}" for kind in classes if (digest := further_code_digest(kind))
+        f"{FURTHER}{kind.__qualname__}: {digest}"
+        for kind in filter(is_users, classes)
+        if (digest := further_code_digest(kind))
     )
     attributes = [
         f"{name or 'network'}.{attribute} = {code_value(value)!r}"
@@ -279,20 +283,35 @@ def has_content(value: object) -> bool:
     kinds = (Tensor, np.ndarray, nn.Module, Namespace, SimpleNamespace)
     if isinstance(value, type):
         return False
-    return (
-        isinstance(value, kinds) or is_dataclass(value) or is_edited(type(value)) or _parts_of_table(value) is not None
-    )
+    return isinstance(value, kinds) or is_dataclass(value) or is_edited(type(value)) or is_table(value)
 
 
-def _parts_of_table(value: Any) -> list[object] | None:
-    """Return what identifies a table of pandas or a sparse matrix of scipy; None for other values."""
+def is_table(value: object) -> bool:
+    """Return whether a value is a table, a column or an index of pandas, or a sparse matrix of scipy."""
     package = type(value).__module__.partition(".")[0]
-    if package == "pandas" and hasattr(value, "to_csv"):
-        return [value.to_csv()]
-    if package == "scipy" and hasattr(value, "tocoo"):
-        entries = value.tocoo()
-        return [entries.shape, *entries.nonzero(), entries.data]
-    return None
+    return (package == "pandas" and hasattr(value, "memory_usage")) or (package == "scipy" and hasattr(value, "tocoo"))
+
+
+def _digest_of_table(table: Any) -> str:
+    """Return a digest of what :func:`is_table` tells."""
+    if hasattr(table, "tocoo"):
+        entries = table.tocoo()
+        arrays = [np.asarray(array) for array in (entries.shape, *entries.nonzero(), entries.data)]
+        return short_digest(*(part for array in arrays for part in _bytes_of(array)))
+    from pandas.util import hash_pandas_object
+
+    frame = table if hasattr(table, "columns") else table.to_frame()
+    columns = repr([(str(name), str(dtype)) for name, dtype in frame.dtypes.items()])
+    try:
+        rows = hash_pandas_object(frame)
+    except TypeError:  # it holds lists or the like
+        rows = hash_pandas_object(frame.astype(str))
+    return short_digest(columns, *_bytes_of(rows.to_numpy()))
+
+
+def _bytes_of(array: np.ndarray) -> tuple[str, memoryview]:
+    """Return the type and shape of an array of numbers, and its bytes without a copy if they are in order."""
+    return f"{array.dtype}{array.shape}", np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def digest_in_words(part: object) -> str:

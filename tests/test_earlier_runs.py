@@ -1,9 +1,10 @@
 """Runs that an earlier version recorded with fewer details of what an objective holds count as equal."""
 
+from abc import ABC
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill import image_task
-from mmdistill.code_digests import code_digest
+from mmdistill.code_digests import code_digest, code_value
 from mmdistill.composition import describe_parts
-from mmdistill.described import FURTHER, described_value
+from mmdistill.described import FURTHER, described_module, described_value
 from mmdistill.errors import CheckpointError
 from mmdistill.image.task import ImageTask
 from mmdistill.methods import CORE_METHODS
@@ -100,3 +101,21 @@ def test_a_network_whose_properties_an_earlier_run_does_not_record_counts_as_equ
         require_same(tmp_path, {**current, "layers": f"{former}\n{FURTHER}Flat: 0"}, current)
     with pytest.raises(CheckpointError, match=r"described\.network"):
         require_same(tmp_path, {**current, "described": {**parts, "network": "Flat 01234567"}}, current)
+
+
+Kind = TypeVar("Kind")
+
+
+class Typed(Flat, ABC, Generic[Kind]):
+    """A network that also derives from classes of Python's own."""
+
+
+def test_an_earlier_description_of_a_network_names_classes_of_pythons_own() -> None:
+    lines = described_module(Typed()).split("\n")
+    codes = [line.split(":")[0] for line in lines if line.startswith("code of ")]
+    assert codes == ["code of ABC", "code of Flat", "code of Generic", "code of Typed"]
+    assert [line.split(":")[0] for line in lines if line.startswith(FURTHER)] == [f"{FURTHER}Flat"]
+
+
+def test_an_earlier_version_wrote_a_function_out_wherever_it_is_held() -> None:
+    assert code_value([power, {"again": power}]) == [code_value(power), [("again", code_value(power))]]

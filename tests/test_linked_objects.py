@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.described import described_value
+from mmdistill.described import described_value, has_content
 
 networkx = pytest.importorskip("networkx")
 pandas = pytest.importorskip("pandas")
@@ -63,6 +63,23 @@ def itself() -> list[object]:
     return holder
 
 
+def enclosing(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+def mapping_of_itself() -> dict[str, object]:
+    holder: dict[str, object] = {}
+    holder["held"] = holder
+    return holder
+
+
+def doubled_lists(depth: int) -> list[object]:
+    pair: list[object] = [1]
+    for _ in range(depth):
+        pair = [pair, pair]
+    return pair
+
+
 def graph_in_use() -> object:
     graph = networkx.path_graph(4)
     return graph, graph.nodes, graph.adj, graph.edges
@@ -79,6 +96,9 @@ LINKED: dict[str, Callable[[], object]] = {
     "each is held twice": lambda: doubled(25),
     "functions in a table": lambda: dispatched(30),
     "list of itself": itself,
+    "list of itself in a function": lambda: enclosing(itself()),
+    "mapping of itself in a function": lambda: enclosing(mapping_of_itself()),
+    "each list is held twice in a function": lambda: enclosing(doubled_lists(25)),
     "meta tensor": lambda: torch.ones(3, device="meta"),
     "nested tensor": lambda: nested(torch.strided),
     "jagged tensor": lambda: nested(torch.jagged),
@@ -119,6 +139,9 @@ def sparse_matrix(value: float) -> object:
         (pandas.DataFrame({"a": [1, 2]}), pandas.DataFrame({"a": [1, 3]})),
         (Slotted(1), Slotted(2)),
         (pandas.Series([1, 2]), pandas.Series([1, 3])),
+        (pandas.Series([1, 2]), pandas.Series([1, 2], name="a")),
+        (pandas.Index([1, 2]), pandas.Index([1, 3])),
+        (pandas.DataFrame({"a": [[1], [2]]}), pandas.DataFrame({"a": [[1], [3]]})),
         (sparse_matrix(1.0), sparse_matrix(2.0)),
     ],
 )
@@ -156,3 +179,15 @@ def test_a_description_leaves_room_on_the_stack() -> None:
         described_value(chained(400))
     finally:
         sys.setrecursionlimit(limit)
+
+
+def test_a_table_is_read_only_where_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the table was read")
+
+    monkeypatch.setattr(pandas.util, "hash_pandas_object", read)
+    monkeypatch.setattr(pandas.DataFrame, "to_csv", read)
+    table = pandas.DataFrame({"a": [1, 2]})
+    assert has_content(table)
+    with pytest.raises(AssertionError, match="the table was read"):
+        described_value(table)

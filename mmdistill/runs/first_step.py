@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdistill.described import DEEPEST, has_content, own_attributes
+from mmdistill.described import DEEPEST, has_content, is_table, own_attributes
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Objective
@@ -207,7 +207,7 @@ class _Trace:
         self._saved, self._met, self._depth = saved, met, 0
 
     def of(self, value: object) -> object:
-        """Return a value that differs after ``value`` has changed; for functions and foreign objects their name."""
+        """Return a value that differs after ``value`` has changed; for functions, tables and foreign objects a name."""
         if isinstance(value, Tensor):
             return _TensorTrace(value, id(value) in self._saved)
         if isinstance(value, np.ndarray) and value.dtype.hasobject:
@@ -228,7 +228,8 @@ class _Trace:
         if ismethod(value):
             return [value.__name__, self.of(value.__self__)]
         name = getattr(value, "__qualname__", type(value).__qualname__)
-        return [name, *self._held(value)] if has_content(value) and id(value) not in self._met else name
+        watched = has_content(value) and not is_table(value) and id(value) not in self._met
+        return [name, *self._held(value)] if watched else name
 
     def _held(self, value: object) -> list[object]:
         """Return traces of what an object, met for the first time, holds."""
