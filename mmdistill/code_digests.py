@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import _lru_cache_wrapper, cached_property, partial
 from inspect import isfunction
 from pathlib import PurePath
 from types import CodeType, FunctionType
@@ -81,17 +81,19 @@ def functions_of(kind: type | FunctionType) -> dict[str, FunctionType]:
 
 def wrapped_functions(kind: type | FunctionType) -> dict[str, FunctionType]:
     """Return the functions of a class's properties, static and class methods by name."""
-    unwrapped = {name: _unwrapped(value) for name, value in vars(kind).items() if not isfunction(value)}
-    return {name: function for name, function in unwrapped.items() if isfunction(function)}
+    values = {name: unwrapped(value) for name, value in vars(kind).items() if not isfunction(value)}
+    return {name: function for name, function in values.items() if isfunction(function)}
 
 
-def _unwrapped(attribute: object) -> object:
-    """Return the function of a static or class method or a property; other attributes as they are."""
+def unwrapped(attribute: object) -> object:
+    """Return the function of a static or class method, a property or an ``lru_cache``; others as they are."""
     if isinstance(attribute, property):
         return attribute.fget
     if isinstance(attribute, cached_property):
         return attribute.func
-    return attribute.__func__ if isinstance(attribute, staticmethod | classmethod) else attribute
+    if isinstance(attribute, staticmethod | classmethod):
+        return unwrapped(attribute.__func__)
+    return attribute.__wrapped__ if isinstance(attribute, _lru_cache_wrapper) else attribute
 
 
 def short_digest(*contents: str | bytes | memoryview) -> str:

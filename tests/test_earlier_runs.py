@@ -1,10 +1,13 @@
 """Runs that an earlier version recorded with fewer details of what an objective holds count as equal."""
 
 from abc import ABC
+from collections import deque
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -33,6 +36,14 @@ class Scaling:
         return x
 
 
+@dataclass
+class Listing:
+    """An object whose class holds a list."""
+
+    kinds: ClassVar[list[str]] = ["a"]
+    size: int = 1
+
+
 def enclosing(held: Any) -> Callable[[Any], Any]:
     return lambda x: held(x)
 
@@ -51,6 +62,12 @@ RECORDED: dict[str, tuple[Any, Any]] = {
     "set": ({1, 2}, "set"),
     "range": (range(3), "range"),
     "complex": (1j, "complex"),
+    "date": (date(2020, 1, 1), "date"),
+    "bytes": (b"a", "bytes"),
+    "queue": (deque([1]), "deque"),
+    "function that keeps its results": (lru_cache(power), "power"),
+    "attributes of a class": (Listing(), {"class": "Listing", "size": 1}),
+    "long list twice": ([list(range(400))] * 2, [list(range(400))] * 2),
     "boolean of numpy": (np.bool_(True), type(np.bool_(True)).__name__),
 }
 

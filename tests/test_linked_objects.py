@@ -1,10 +1,15 @@
 """Objectives may hold objects that refer to one another, whatever they are: each is described in time and space."""
 
 import json
+import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from functools import cached_property
+from datetime import date, timedelta
+from decimal import Decimal
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,6 +122,36 @@ def test_linked_and_long_values_are_described_alike_in_short(make: Callable[[], 
     assert "0x" not in text
 
 
+def cached(power: int) -> Callable[[float], float]:
+    if power == 1:
+
+        @lru_cache
+        def computed(x: float) -> float:
+            return x
+
+    else:
+
+        @lru_cache
+        def computed(x: float) -> float:
+            return x * x
+
+    return computed
+
+
+def of_class(value: object) -> object:
+    class Setting:
+        held = value
+
+    return Setting()
+
+
+def cached_by_class(power: int) -> object:
+    class Setting:
+        computed = cached(power)
+
+    return Setting()
+
+
 class Slotted:
     """An object without a dictionary."""
 
@@ -143,6 +178,26 @@ def sparse_matrix(value: float) -> object:
         (pandas.Index([1, 2]), pandas.Index([1, 3])),
         (pandas.DataFrame({"a": [[1], [2]]}), pandas.DataFrame({"a": [[1], [3]]})),
         (sparse_matrix(1.0), sparse_matrix(2.0)),
+        (enclosing(np.int64(1)), enclosing(np.int64(2))),
+        (enclosing(Path("a")), enclosing(Path("b"))),
+        (enclosing(torch.float32), enclosing(torch.float16)),
+        (enclosing([np.ones(1)]), enclosing([np.zeros(1)])),
+        (enclosing(partial(max, np.ones(1))), enclosing(partial(max, np.zeros(1)))),
+        (cached(1), cached(2)),
+        (enclosing(cached(1)), enclosing(cached(2))),
+        (cached_by_class(1), cached_by_class(2)),
+        (of_class([1]), of_class([2])),
+        (of_class({"a": 1}), of_class({"a": 2})),
+        (of_class(np.ones(1)), of_class(np.zeros(1))),
+        (of_class(torch.ones(1)), of_class(torch.zeros(1))),
+        (type(of_class([1])), type(of_class([2]))),
+        (date(2020, 1, 1), date(2021, 1, 1)),
+        (timedelta(1), timedelta(2)),
+        (Decimal(1), Decimal(2)),
+        (re.compile("a"), re.compile("b")),
+        (slice(1), slice(2)),
+        (b"a", b"b"),
+        (deque([1]), deque([2])),
     ],
 )
 def test_other_values_are_told_apart(one: Any, other: Any) -> None:
