@@ -76,8 +76,8 @@ def described(part: object) -> dict[str, object]:
     objectives within an objective. Partial functions are described with their arguments, methods with their object,
     tensors, arrays, tables and long lists by a digest, modules with layers of their own by digests of these and of
     their tensors. A user's functions and classes come with a digest of their code and with what it lacks of the values
-    that they enclose, and a user's modules with one of their own tensors. Anything else is described by the name of its class or
-    function; so are objects of installed packages, what an object holds of itself, and what lies deeper than
+    that they hold, and a user's modules with one of their own tensors. Anything else is described by the name of its
+    class or function; so are objects of installed packages, what an object holds of itself, and what lies deeper than
     :data:`DEEPEST`.
     Private attributes (``_name``) hold state, not configuration, and are left out.
 
