@@ -138,8 +138,8 @@ class _Walk:
         description = self._composed(value, name)
         self._depth -= 1
         text = json.dumps(description)
-        brief = {"class": name, OWN_VALUES: short_digest(text)}
-        self._met[id(value)] = value, description if len(text) <= REPEATED else brief
+        brief = {"class": name, OWN_VALUES: short_digest(text)} if len(text) > REPEATED else description
+        self._met[id(value)] = value, brief
         return description if len(text) <= LONGEST else brief
 
     def _composed(self, value: object, name: str) -> object:
