@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import _lru_cache_wrapper, cached_property, partial
 from inspect import isfunction
 from pathlib import PurePath
 from types import CodeType, FunctionType
@@ -14,15 +14,22 @@ from torch.nn.parameter import is_lazy
 
 from mmdistill.store import digest_of
 
-LIBRARIES = frozenset(
-    ("mmdistill", "torch", "torch_geometric", "torchvision", "transformers", *sys.stdlib_module_names)
-) - {"test"}
-"""Packages whose functions and classes are identified by name; those of others are a user's, who may edit them."""
+LIBRARIES = frozenset(("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers"))
+"""Packages whose functions and classes are identified by name."""
+STANDARD = sys.stdlib_module_names - {"test"}
+"""Packages of Python itself, whose classes count in the description of a network, but are no user's."""
+REPEATED = 10_000
+"""Characters of a value in a function that is written again where it comes again; a longer one is named."""
+
+
+def is_of_networks(definition: type | FunctionType) -> bool:
+    """Return whether a class counts in the description of a network: it is outside of :data:`LIBRARIES`."""
+    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
 
 
 def is_users(definition: type | FunctionType) -> bool:
-    """Return whether a class or function is a user's, outside of :data:`LIBRARIES`."""
-    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
+    """Return whether a class or function is a user's, who may edit it: none of a library or of Python itself."""
+    return is_of_networks(definition) and (definition.__module__ or "").partition(".")[0] not in STANDARD
 
 
 def is_edited(definition: type | FunctionType) -> bool:
@@ -74,52 +81,68 @@ def functions_of(kind: type | FunctionType) -> dict[str, FunctionType]:
 
 def wrapped_functions(kind: type | FunctionType) -> dict[str, FunctionType]:
     """Return the functions of a class's properties, static and class methods by name."""
-    unwrapped = {name: _unwrapped(value) for name, value in vars(kind).items() if not isfunction(value)}
-    return {name: function for name, function in unwrapped.items() if isfunction(function)}
+    values = {name: unwrapped(value) for name, value in vars(kind).items() if not isfunction(value)}
+    return {name: function for name, function in values.items() if isfunction(function)}
 
 
-def _unwrapped(attribute: object) -> object:
-    """Return the function of a static or class method or a property; other attributes as they are."""
+def unwrapped(attribute: object) -> object:
+    """Return the function of a static or class method, a property or an ``lru_cache``; others as they are."""
     if isinstance(attribute, property):
         return attribute.fget
     if isinstance(attribute, cached_property):
         return attribute.func
-    return attribute.__func__ if isinstance(attribute, staticmethod | classmethod) else attribute
+    if isinstance(attribute, staticmethod | classmethod):
+        return unwrapped(attribute.__func__)
+    return attribute.__wrapped__ if isinstance(attribute, _lru_cache_wrapper) else attribute
 
 
-def short_digest(content: str | bytes) -> str:
-    """Return eight characters that tell contents apart."""
-    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=4).hexdigest()
+def short_digest(*contents: str | bytes | memoryview) -> str:
+    """Return eight characters that tell contents, one after the other, apart."""
+    digest = hashlib.blake2b(digest_size=4)
+    for content in contents:
+        digest.update(content.encode() if isinstance(content, str) else content)
+    return digest.hexdigest()
 
 
-def code_value(value: object, met: set[int] | None = None) -> object:
+def code_value(value: object, met: dict[int, tuple[object, object]] | None = None) -> object:
     """Return a constant of a code object, or an attribute, as plain values; other objects by their type.
 
     Sets, whose order varies between processes, are sorted; functions become their code, tensors a digest.
 
     Args:
         value: the constant or attribute.
-        met: ids of functions whose code was looked at already, and which become their names; None: the value is no
-            function's.
+        met: functions and containers met before by id, with what stands for them; None: the value is the first.
     """
     if isinstance(value, CodeType):
         return _code(value)
-    if isfunction(value):
-        return value.__qualname__ if met and id(value) in met else (value.__qualname__, _computed(value, met))
     if isinstance(value, Tensor):
         plain = value.layout is torch.strided and not (value.is_nested or value.is_meta or value.is_quantized)
         return digest_of({"value": value.detach().cpu()}) if plain else digest_of_tensors({"value": value})
-    if isinstance(value, partial):
-        return code_value([value.func, value.args, value.keywords], met)
-    if isinstance(value, set | frozenset):
-        return sorted(repr(code_value(entry, met)) for entry in value)
-    if isinstance(value, list | tuple):
-        return [code_value(entry, met) for entry in value]
-    if isinstance(value, dict):
-        return [(code_value(key, met), code_value(entry, met)) for key, entry in value.items()]
     if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
         return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if not isinstance(value, FunctionType | partial | set | frozenset | list | tuple | dict):
+        return name
+    met = {} if met is None else met
+    if id(value) not in met:
+        met[id(value)] = value, name
+        composed = _composed(value, met)
+        met[id(value)] = value, composed if len(repr(composed)) <= REPEATED else name
+        return composed
+    return met[id(value)][1]
+
+
+def _composed(value: object, met: dict[int, tuple[object, object]]) -> object:
+    """Return a function or a container as plain values; ``met`` is as in :func:`code_value`."""
+    if isfunction(value):
+        return value.__qualname__, _computed(value, met)
+    if isinstance(value, partial):
+        return [code_value(entry, met) for entry in (value.func, value.args, value.keywords)]
+    if isinstance(value, set | frozenset):
+        return sorted(repr(code_value(entry, met)) for entry in value)
+    if isinstance(value, dict):
+        return [(code_value(key, met), code_value(entry, met)) for key, entry in value.items()]
+    return [code_value(entry, met) for entry in value]  # type: ignore[attr-defined]
 
 
 def _code(code: CodeType) -> tuple[object, ...]:
@@ -127,13 +150,12 @@ def _code(code: CodeType) -> tuple[object, ...]:
     return code.co_code, code.co_names, [code_value(value) for value in code.co_consts]
 
 
-def _computed(function: FunctionType, met: set[int] | None = None) -> tuple[object, ...]:
+def _computed(function: FunctionType, met: dict[int, tuple[object, object]] | None = None) -> tuple[object, ...]:
     """Return a function's code, with its defaults and the variables of its closure; functions become their names.
 
-    ``met`` is as in :func:`code_value`, and gets the function's id.
+    ``met`` is as in :func:`code_value`.
     """
-    met = set() if met is None else met
-    met.add(id(function))
+    met = {id(function): (function, function.__qualname__)} if met is None else met
     defaults = [code_value(value, met) for value in (function.__defaults__, function.__kwdefaults__) if value]
     enclosed = [
         (name, value.__qualname__ if isfunction(value) else code_value(value, met))

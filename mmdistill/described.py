@@ -5,10 +5,14 @@ Users may edit their functions and classes without renaming them, so these are i
 
 import json
 import math
+import re
 from abc import ABC
 from argparse import Namespace
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import date, timedelta
+from decimal import Decimal
 from enum import Enum
 from functools import cached_property, partial
 from inspect import isfunction, ismethod
@@ -29,8 +33,10 @@ from mmdistill.code_digests import (
     functions_of,
     further_code_digest,
     is_edited,
+    is_of_networks,
     is_users,
     short_digest,
+    unwrapped,
     wrapped_functions,
 )
 
@@ -43,12 +49,18 @@ also of what a function encloses. No attribute has such a name."""
 
 DEEPEST = 30
 """Levels of objects within one another that are described; what lies deeper is named."""
-REPEATED = 500
+REPEATED = 3_000
 """Characters of a description that is written again where its object comes again; a longer one is not."""
 LONGEST = 100_000
 """Characters of a description; a longer one is replaced by its digest."""
 MANY = 20_000
 """Numbers of a list from which it is replaced by its digest."""
+NAMED_BY_TEXT = (torch.device, complex, range, slice, bytes, bytearray, date, timedelta, Decimal, re.Pattern)
+"""Types whose values are identified by their texts, beside their class."""
+OF_CLASSES = (list, dict, set, frozenset, np.ndarray, Tensor)
+"""Types of attributes of a user's class that count beside numbers, texts and tuples."""
+IN_CODE = (bool, int, float, complex, str, bytes, type(None))
+"""Types of values in a function that the digest of its code holds, as it does names."""
 FURTHER = "further code of "
 """Begins lines of a module's description that those by earlier versions lack."""
 
@@ -63,9 +75,9 @@ def described(part: object) -> dict[str, object]:
     described recursively, without fields excluded from comparison; so are objects of users' classes, namespaces, and
     objectives within an objective. Partial functions are described with their arguments, methods with their object,
     tensors, arrays, tables and long lists by a digest, modules with layers of their own by digests of these and of
-    their tensors. A user's functions and classes come with a digest of their code and with the objects that they
-    enclose, and a user's modules with one of their own tensors. Anything else is described by the name of its class or
-    function; so are objects of installed packages, what an object holds of itself, and what lies deeper than
+    their tensors. A user's functions and classes come with a digest of their code and with what it lacks of the values
+    that they hold, and a user's modules with one of their own tensors. Anything else is described by the name of its
+    class or function; so are objects of installed packages, what an object holds of itself, and what lies deeper than
     :data:`DEEPEST`.
     Private attributes (``_name``) hold state, not configuration, and are left out.
 
@@ -110,13 +122,13 @@ class _Walk:
         """Return the description of a value, see :func:`described_value`."""
         if value is None or isinstance(value, bool):
             return value
-        if isinstance(value, str | bytes | Enum | torch.dtype | PurePath):
+        if isinstance(value, str | Enum | torch.dtype | PurePath):
             return str(value)
         if isinstance(value, Integral):
             return int(value)
         if isinstance(value, Real):
             return float(value) if math.isfinite(value) else str(float(value))
-        name = str(getattr(value, "__name__", type(value).__name__))
+        name = _name(value)
         if id(value) in self._met:
             return self._met[id(value)][1]
         if self._depth >= DEEPEST:
@@ -126,8 +138,8 @@ class _Walk:
         description = self._composed(value, name)
         self._depth -= 1
         text = json.dumps(description)
-        brief = {"class": name, OWN_VALUES: short_digest(text)}
-        self._met[id(value)] = value, description if len(text) <= REPEATED else brief
+        brief = {"class": name, OWN_VALUES: short_digest(text)} if len(text) > REPEATED else description
+        self._met[id(value)] = value, brief
         return description if len(text) <= LONGEST else brief
 
     def _composed(self, value: object, name: str) -> object:
@@ -136,6 +148,8 @@ class _Walk:
             return [self.value(entry) for entry in (value.func, value.args, value.keywords)]
         if ismethod(value):
             return [self.value(value.__self__), value.__name__]
+        if isinstance(value, deque):
+            return {"class": name, "value": self.value([*value])}
         if isinstance(value, tuple | list):
             return _digest_of_numbers(value, name) or [self.value(entry) for entry in value]
         if isinstance(value, Mapping):
@@ -143,17 +157,18 @@ class _Walk:
         if isinstance(value, set | frozenset):  # a walk for each entry, since their order varies between processes
             entries = [_Walk(self._depth + DEEPEST // 2).value(entry) for entry in value]
             return {"class": name, "value": sorted(entries, key=json.dumps)}
-        if isinstance(value, torch.device | complex | range):
+        if isinstance(value, NAMED_BY_TEXT):
             return {"class": name, "value": str(value)}
         if isinstance(value, np.generic):
             return {"class": name, "value": self.value(value.item())}
         if isinstance(value, type):
             return {"class": name, **self._code(*value.__mro__)} if is_edited(value) else name
+        value = value if isfunction(value) else unwrapped(value)
         if isfunction(value) and is_edited(value):
             if value.__name__ != "<lambda>":
                 return {"class": name, **self._code(value)}
             lambda_name, enclosed = f"lambda {code_digest(value)}", self._enclosed_by({"": value})
-            return {"class": lambda_name, **enclosed} if enclosed else lambda_name
+            return {"class": lambda_name, OWN_VALUES: enclosed} if enclosed else lambda_name
         return self._object(value, name) if has_content(value) else name
 
     def _object(self, value: object, name: str) -> object:
@@ -161,11 +176,12 @@ class _Walk:
         if isinstance(value, Tensor):
             return {"class": name, **_content({"value": value})}
         if isinstance(value, np.ndarray):
-            simple = value.dtype.kind in "biufc"
-            content = value.tobytes() if simple else json.dumps(_Walk(self._depth).value(value.tolist())).encode()
-            return {"class": name, OWN_TENSORS: short_digest(f"{value.dtype}{value.shape}".encode() + content)}
-        if (parts := _parts_of_table(value)) is not None:
-            return {"class": name, OWN_VALUES: short_digest(json.dumps(_Walk(self._depth).value(parts)))}
+            if value.dtype.kind in "biufc":
+                return {"class": name, OWN_TENSORS: short_digest(*_bytes_of(value))}
+            content = json.dumps(_Walk(self._depth).value(value.tolist()))
+            return {"class": name, OWN_TENSORS: short_digest(f"{value.dtype}{value.shape}", content)}
+        if is_table(value):
+            return {"class": name, OWN_VALUES: _digest_of_table(value)}
         ours = type(value).__module__.startswith("mmdistill.")  # described by their settings
         if not isinstance(value, nn.Module) or isinstance(value, ABC) or ours:
             return self.described(value)
@@ -184,10 +200,13 @@ class _Walk:
             enclosed |= self._enclosed_by(
                 {"": part} if isfunction(part) else {**functions_of(part), **wrapped_functions(part)}
             )
-        return {OWN_CODE: short_digest("\n".join(codes)), **enclosed}
+            if isinstance(part, type):
+                held = {name: value for name, value in vars(part).items() if isinstance(value, OF_CLASSES)}
+                enclosed |= {name: self.value(value) for name, value in held.items() if name[0] != "_"}
+        return {OWN_CODE: short_digest("\n".join(codes)), **({OWN_VALUES: enclosed} if enclosed else {})}
 
     def _enclosed_by(self, functions: Mapping[str, FunctionType]) -> dict[str, object]:
-        """Return the objects and functions that functions hold by their closure or as defaults, if there are any."""
+        """Return what functions hold by their closure or as defaults, if anything that is not in their code."""
         held: dict[str, object] = {}
         for name, function in functions.items():
             if name.startswith("__") and name not in ("__init__", "__call__"):  # such as those that dataclasses add
@@ -195,9 +214,14 @@ class _Walk:
             defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
             values = {**{str(place): value for place, value in enumerate(defaults)}, **enclosed_variables(function)}
             for variable, value in values.items():
-                if has_content(value) or (isfunction(value) and is_edited(value)):
-                    held[f"{name} {variable}".lstrip()] = self.value(value)
-        return {OWN_VALUES: held} if held else {}
+                if type(value) not in IN_CODE and (description := self.value(value)) != _name(value):
+                    held[f"{name} {variable}".lstrip()] = description
+        return held
+
+
+def _name(value: object) -> str:
+    """Return a value's own name, or that of its class."""
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def _tensors(module: nn.Module, *, recurse: bool = True) -> dict[str, Tensor]:
@@ -222,10 +246,12 @@ def _digest_of_numbers(values: Sequence[object], name: str) -> dict[str, object]
 
 def described_module(module: nn.Module) -> str:
     """Return a module's own description and, of classes that users wrote, digests of the code and their attributes."""
-    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
+    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_of_networks(kind)}
     codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in classes)
     further = sorted(
-        f"{FURTHER}{kind.__qualname__}: {digest}" for kind in classes if (digest := further_code_digest(kind))
+        f"{FURTHER}{kind.__qualname__}: {digest}"
+        for kind in filter(is_users, classes)
+        if (digest := further_code_digest(kind))
     )
     attributes = [
         f"{name or 'network'}.{attribute} = {code_value(value)!r}"
@@ -279,20 +305,35 @@ def has_content(value: object) -> bool:
     kinds = (Tensor, np.ndarray, nn.Module, Namespace, SimpleNamespace)
     if isinstance(value, type):
         return False
-    return (
-        isinstance(value, kinds) or is_dataclass(value) or is_edited(type(value)) or _parts_of_table(value) is not None
-    )
+    return isinstance(value, kinds) or is_dataclass(value) or is_edited(type(value)) or is_table(value)
 
 
-def _parts_of_table(value: Any) -> list[object] | None:
-    """Return what identifies a table of pandas or a sparse matrix of scipy; None for other values."""
+def is_table(value: object) -> bool:
+    """Return whether a value is a table, a column or an index of pandas, or a sparse matrix of scipy."""
     package = type(value).__module__.partition(".")[0]
-    if package == "pandas" and hasattr(value, "to_csv"):
-        return [value.to_csv()]
-    if package == "scipy" and hasattr(value, "tocoo"):
-        entries = value.tocoo()
-        return [entries.shape, *entries.nonzero(), entries.data]
-    return None
+    return (package == "pandas" and hasattr(value, "memory_usage")) or (package == "scipy" and hasattr(value, "tocoo"))
+
+
+def _digest_of_table(table: Any) -> str:
+    """Return a digest of what :func:`is_table` tells."""
+    if hasattr(table, "tocoo"):
+        entries = table.tocoo()
+        arrays = [np.asarray(array) for array in (entries.shape, *entries.nonzero(), entries.data)]
+        return short_digest(*(part for array in arrays for part in _bytes_of(array)))
+    from pandas.util import hash_pandas_object
+
+    frame = table if hasattr(table, "columns") else table.to_frame()
+    columns = repr([(str(name), str(dtype)) for name, dtype in frame.dtypes.items()])
+    try:
+        rows = hash_pandas_object(frame)
+    except TypeError:  # it holds lists or the like
+        rows = hash_pandas_object(frame.astype(str))
+    return short_digest(columns, *_bytes_of(rows.to_numpy()))
+
+
+def _bytes_of(array: np.ndarray) -> tuple[str, memoryview]:
+    """Return the type and shape of an array of numbers, and its bytes without a copy if they are in order."""
+    return f"{array.dtype}{array.shape}", np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def digest_in_words(part: object) -> str:

@@ -1,9 +1,13 @@
 """Runs that an earlier version recorded with fewer details of what an objective holds count as equal."""
 
+from abc import ABC
+from collections import deque
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -11,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill import image_task
-from mmdistill.code_digests import code_digest
+from mmdistill.code_digests import code_digest, code_value
 from mmdistill.composition import describe_parts
-from mmdistill.described import FURTHER, described_value
+from mmdistill.described import FURTHER, described_module, described_value
 from mmdistill.errors import CheckpointError
 from mmdistill.image.task import ImageTask
 from mmdistill.methods import CORE_METHODS
@@ -30,6 +34,14 @@ class Scaling:
 
     def scaled(self, x: Tensor) -> Tensor:
         return x
+
+
+@dataclass
+class Listing:
+    """An object whose class holds a list."""
+
+    kinds: ClassVar[list[str]] = ["a"]
+    size: int = 1
 
 
 def enclosing(held: Any) -> Callable[[Any], Any]:
@@ -50,6 +62,12 @@ RECORDED: dict[str, tuple[Any, Any]] = {
     "set": ({1, 2}, "set"),
     "range": (range(3), "range"),
     "complex": (1j, "complex"),
+    "date": (date(2020, 1, 1), "date"),
+    "bytes": (b"a", "bytes"),
+    "queue": (deque([1]), "deque"),
+    "function that keeps its results": (lru_cache(power), "power"),
+    "attributes of a class": (Listing(), {"class": "Listing", "size": 1}),
+    "long list twice": ([list(range(400))] * 2, [list(range(400))] * 2),
     "boolean of numpy": (np.bool_(True), type(np.bool_(True)).__name__),
 }
 
@@ -100,3 +118,21 @@ def test_a_network_whose_properties_an_earlier_run_does_not_record_counts_as_equ
         require_same(tmp_path, {**current, "layers": f"{former}\n{FURTHER}Flat: 0"}, current)
     with pytest.raises(CheckpointError, match=r"described\.network"):
         require_same(tmp_path, {**current, "described": {**parts, "network": "Flat 01234567"}}, current)
+
+
+Kind = TypeVar("Kind")
+
+
+class Typed(Flat, ABC, Generic[Kind]):
+    """A network that also derives from classes of Python's own."""
+
+
+def test_an_earlier_description_of_a_network_names_classes_of_pythons_own() -> None:
+    lines = described_module(Typed()).split("\n")
+    codes = [line.split(":")[0] for line in lines if line.startswith("code of ")]
+    assert codes == ["code of ABC", "code of Flat", "code of Generic", "code of Typed"]
+    assert [line.split(":")[0] for line in lines if line.startswith(FURTHER)] == [f"{FURTHER}Flat"]
+
+
+def test_an_earlier_version_wrote_a_function_out_wherever_it_is_held() -> None:
+    assert code_value([power, {"again": power}]) == [code_value(power), [("again", code_value(power))]]

@@ -1,10 +1,15 @@
 """Objectives may hold objects that refer to one another, whatever they are: each is described in time and space."""
 
 import json
+import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from functools import cached_property
+from datetime import date, timedelta
+from decimal import Decimal
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.described import described_value
+from mmdistill.described import described_value, has_content
 
 networkx = pytest.importorskip("networkx")
 pandas = pytest.importorskip("pandas")
@@ -63,6 +68,23 @@ def itself() -> list[object]:
     return holder
 
 
+def enclosing(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+def mapping_of_itself() -> dict[str, object]:
+    holder: dict[str, object] = {}
+    holder["held"] = holder
+    return holder
+
+
+def doubled_lists(depth: int) -> list[object]:
+    pair: list[object] = [1]
+    for _ in range(depth):
+        pair = [pair, pair]
+    return pair
+
+
 def graph_in_use() -> object:
     graph = networkx.path_graph(4)
     return graph, graph.nodes, graph.adj, graph.edges
@@ -79,6 +101,9 @@ LINKED: dict[str, Callable[[], object]] = {
     "each is held twice": lambda: doubled(25),
     "functions in a table": lambda: dispatched(30),
     "list of itself": itself,
+    "list of itself in a function": lambda: enclosing(itself()),
+    "mapping of itself in a function": lambda: enclosing(mapping_of_itself()),
+    "each list is held twice in a function": lambda: enclosing(doubled_lists(25)),
     "meta tensor": lambda: torch.ones(3, device="meta"),
     "nested tensor": lambda: nested(torch.strided),
     "jagged tensor": lambda: nested(torch.jagged),
@@ -95,6 +120,36 @@ def test_linked_and_long_values_are_described_alike_in_short(make: Callable[[], 
     assert len(text) < 50_000
     assert text == json.dumps(described_value(SimpleNamespace(held=make())))
     assert "0x" not in text
+
+
+def cached(power: int) -> Callable[[float], float]:
+    if power == 1:
+
+        @lru_cache
+        def computed(x: float) -> float:
+            return x
+
+    else:
+
+        @lru_cache
+        def computed(x: float) -> float:
+            return x * x
+
+    return computed
+
+
+def of_class(value: object) -> object:
+    class Setting:
+        held = value
+
+    return Setting()
+
+
+def cached_by_class(power: int) -> object:
+    class Setting:
+        computed = cached(power)
+
+    return Setting()
 
 
 class Slotted:
@@ -119,7 +174,30 @@ def sparse_matrix(value: float) -> object:
         (pandas.DataFrame({"a": [1, 2]}), pandas.DataFrame({"a": [1, 3]})),
         (Slotted(1), Slotted(2)),
         (pandas.Series([1, 2]), pandas.Series([1, 3])),
+        (pandas.Series([1, 2]), pandas.Series([1, 2], name="a")),
+        (pandas.Index([1, 2]), pandas.Index([1, 3])),
+        (pandas.DataFrame({"a": [[1], [2]]}), pandas.DataFrame({"a": [[1], [3]]})),
         (sparse_matrix(1.0), sparse_matrix(2.0)),
+        (enclosing(np.int64(1)), enclosing(np.int64(2))),
+        (enclosing(Path("a")), enclosing(Path("b"))),
+        (enclosing(torch.float32), enclosing(torch.float16)),
+        (enclosing([np.ones(1)]), enclosing([np.zeros(1)])),
+        (enclosing(partial(max, np.ones(1))), enclosing(partial(max, np.zeros(1)))),
+        (cached(1), cached(2)),
+        (enclosing(cached(1)), enclosing(cached(2))),
+        (cached_by_class(1), cached_by_class(2)),
+        (of_class([1]), of_class([2])),
+        (of_class({"a": 1}), of_class({"a": 2})),
+        (of_class(np.ones(1)), of_class(np.zeros(1))),
+        (of_class(torch.ones(1)), of_class(torch.zeros(1))),
+        (type(of_class([1])), type(of_class([2]))),
+        (date(2020, 1, 1), date(2021, 1, 1)),
+        (timedelta(1), timedelta(2)),
+        (Decimal(1), Decimal(2)),
+        (re.compile("a"), re.compile("b")),
+        (slice(1), slice(2)),
+        (b"a", b"b"),
+        (deque([1]), deque([2])),
     ],
 )
 def test_other_values_are_told_apart(one: Any, other: Any) -> None:
@@ -156,3 +234,15 @@ def test_a_description_leaves_room_on_the_stack() -> None:
         described_value(chained(400))
     finally:
         sys.setrecursionlimit(limit)
+
+
+def test_a_table_is_read_only_where_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the table was read")
+
+    monkeypatch.setattr(pandas.util, "hash_pandas_object", read)
+    monkeypatch.setattr(pandas.DataFrame, "to_csv", read)
+    table = pandas.DataFrame({"a": [1, 2]})
+    assert has_content(table)
+    with pytest.raises(AssertionError, match="the table was read"):
+        described_value(table)

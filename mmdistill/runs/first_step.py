@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdistill.described import DEEPEST, has_content, own_attributes
+from mmdistill.described import DEEPEST, has_content, is_table, own_attributes
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Objective
@@ -124,7 +124,8 @@ class Unsaved:
     """A snapshot of the state of an objective that checkpoints do not hold: its public attributes.
 
     It covers numbers, texts, tensors and arrays, also within lists, mappings, sets, dataclasses, submodules and objects
-    of users' classes, as far as these describe a run.
+    of users' classes, as far as these describe a run. What arrays and such objects hold is looked at after the first
+    step, and later only if something else differs or another stands in their place: it may take long.
 
     Args:
         objective: the objective, before a step.
@@ -132,7 +133,7 @@ class Unsaved:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self._before = _snapshot(objective)
+        self._before, self._checked = _snapshot(objective), dict[str, object]()
         self._learned = _learned(objective)
 
     def require_unchanged(self) -> None:
@@ -143,6 +144,8 @@ class Unsaved:
         Raises:
             ConfigError: it has; names what changed, and where to keep it.
         """
+        if self._checked and self._checked == _snapshot(self.objective, whole=False):
+            return
         now, before = _snapshot(self.objective), self._before
         if changed := sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name)):
             raise ConfigError(
@@ -151,6 +154,7 @@ class Unsaved:
                 "network.step in place of a counter, or begin the name with _ where it changes no result (a cache, a "
                 "log)"
             )
+        self._checked = _snapshot(self.objective, whole=False)
 
     def require_same_learned(self) -> None:
         """Refuse an objective of which other parameters require a gradient than those that the optimizers learn.
@@ -171,22 +175,22 @@ def _learned(objective: Objective) -> set[str]:
     return {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
 
 
-class _TensorTrace:
-    """A tensor, compared by identity and, unless checkpoints hold it, by its count of in-place writes."""
+class _Identity:
+    """A tensor or an object, compared by identity and by a count of in-place writes."""
 
-    def __init__(self, tensor: Tensor, saved: bool) -> None:
-        self.tensor, self.version = tensor, 0 if saved or tensor.is_inference() else tensor._version
+    def __init__(self, value: object, writes: int = 0) -> None:
+        self.value, self.writes = value, writes
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _TensorTrace) and self.tensor is other.tensor and self.version == other.version
+        return isinstance(other, _Identity) and self.value is other.value and self.writes == other.writes
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def _snapshot(objective: Objective) -> dict[str, object]:
-    """Return a trace of each public attribute of an objective and its submodules, by name."""
+def _snapshot(objective: Objective, whole: bool = True) -> dict[str, object]:
+    """Return a trace of each public attribute of an objective and its submodules, by name; see :class:`_Trace`."""
     saved = {id(tensor) for tensor in objective.state_dict(keep_vars=True).values()}
-    trace = _Trace(saved, {id(module) for module in objective.modules()})
+    trace = _Trace(saved, {id(module) for module in objective.modules()}, whole)
     return {
         f"{path}.{name}" if path else name: trace.of(value)
         for path, module in objective.named_modules()
@@ -201,15 +205,19 @@ class _Trace:
     Args:
         saved: the ids of tensors that checkpoints hold.
         met: the ids of objects that need no further look.
+        whole: whether to look into arrays and users' objects.
     """
 
-    def __init__(self, saved: set[int], met: set[int]) -> None:
-        self._saved, self._met, self._depth = saved, met, 0
+    def __init__(self, saved: set[int], met: set[int], whole: bool) -> None:
+        self._saved, self._met, self._whole, self._depth = saved, met, whole, 0
 
     def of(self, value: object) -> object:
-        """Return a value that differs after ``value`` has changed; for functions and foreign objects their name."""
+        """Return a value that differs after ``value`` has changed; for functions, tables and foreign objects a name."""
         if isinstance(value, Tensor):
-            return _TensorTrace(value, id(value) in self._saved)
+            uncounted = id(value) in self._saved or value.is_inference()
+            return _Identity(value, 0 if uncounted else value._version)
+        if not self._whole and (isinstance(value, np.ndarray) or has_content(value)):
+            return _Identity(value)
         if isinstance(value, np.ndarray) and value.dtype.hasobject:
             return self.of(value.tolist())
         if isinstance(value, np.ndarray):
@@ -228,7 +236,8 @@ class _Trace:
         if ismethod(value):
             return [value.__name__, self.of(value.__self__)]
         name = getattr(value, "__qualname__", type(value).__qualname__)
-        return [name, *self._held(value)] if has_content(value) and id(value) not in self._met else name
+        watched = has_content(value) and not is_table(value) and id(value) not in self._met
+        return [name, *self._held(value)] if watched else name
 
     def _held(self, value: object) -> list[object]:
         """Return traces of what an object, met for the first time, holds."""

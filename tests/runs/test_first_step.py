@@ -31,6 +31,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.infinite_width import convolutional, fully_connected
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw
+from mmdistill.runs.first_step import Unsaved
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
@@ -368,6 +369,11 @@ def caches(made: Any) -> None:
     made.both["kept"].mul_(1.5)
 
 
+def renews(made: Any) -> None:
+    made.table.loc[0, "a"] += 1
+    made.array, made.state = made.array.copy(), Counter()
+
+
 def counts_late(made: Any) -> None:
     made._cache += 1
     made.calls = made._cache // 3
@@ -395,6 +401,27 @@ def test_what_checkpoints_do_not_hold_may_not_change(change: Callable[[Any], Non
     method = Method("Remembering", lambda: Remembering(change), fresh, settings)
     with pytest.raises(ConfigError, match=f"Remembering has changed its {name}, .*buffers.*network.step"):
         distill(BlobTask(), method, ipc=1)
+
+
+def test_tables_and_equal_objects_in_anothers_place_may_change(tmp_path: Path) -> None:
+    class WithTable(Remembering):
+        def __init__(self) -> None:
+            super().__init__(renews)
+            self.table = pytest.importorskip("pandas").DataFrame({"a": [0.0]})
+
+    distill(BlobTask(), Method("WithTable", WithTable, fresh, settings), ipc=1, out=tmp_path, compile="off")
+
+
+def test_arrays_are_read_after_the_first_step_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Remembering(caches)
+    unsaved = Unsaved(made)
+    unsaved.require_unchanged()
+    with monkeypatch.context() as patched:
+        patched.setattr("mmdistill.runs.first_step.np.ascontiguousarray", None)
+        unsaved.require_unchanged()
+    made.array = made.array + 1
+    with pytest.raises(ConfigError, match="has changed its array"):
+        unsaved.require_unchanged()
 
 
 def test_what_is_learned_may_not_change_within_a_run() -> None:
