@@ -16,7 +16,7 @@ from torch import Tensor
 from mmdistill.choices import Units
 from mmdistill.errors import DataError, MmdistillWarning
 from mmdistill.files.saved import from_array, read_saved
-from mmdistill.labels import are_probabilities, from_one, one_hot
+from mmdistill.labels import are_probabilities, classes_of_one_hot, from_one
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.store import read_json
@@ -235,9 +235,8 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
         raise DataError("labels hold NaN or infinite values")
     if labels.ndim == 2:
         soft = labels.float().softmax(1) if logits else labels.float()
-        largest = soft.argmax(1)
-        if torch.equal(soft, one_hot(largest, count)):
-            return largest
+        if (one_hot := classes_of_one_hot(soft)) is not None:
+            return one_hot
         if not are_probabilities(soft):
             noted("soft labels are no probabilities, and judges regress them; of logits say so (--logits, logits=True)")
         return soft

@@ -214,8 +214,8 @@ def build(
             training and test images of two types or scales.
     """
     num_classes = None if class_names is None else len(class_names)
-    notes += reading_notes("training images", train[0])
     images, labels = check(f"training images of {name}", *train, num_classes=num_classes)
+    notes += reading_notes("training images", train[0], images)
     names = _class_names(name, labels, class_names)
     if test is None:
         first_alike = alike_images(images)
@@ -224,8 +224,8 @@ def build(
         notes += tuple(repeated_note(repeats, len(first_alike), "images"))
         images, labels, test_images, test_labels = split(name, images, labels, first_alike, seed, class_names)
     else:
-        notes += reading_notes("test images", test[0])
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=len(names))
+        notes += reading_notes("test images", test[0], test_images)
     _require_comparable(name, images, test_images)
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
     mean, std = moments or channel_moments(images, scale)
@@ -311,10 +311,16 @@ def channels_last(images: Tensor) -> bool:
     return channels in (3, 4) or (channels == 1 and height == width)
 
 
-def reading_notes(what: str, images: Tensor) -> tuple[str, ...]:
-    """Return notes that channels are read from the last axis, and whole numbers as bytes, if they are."""
-    axes = (f"{what}: {tuple(images.shape)} is read as (N, height, width, channels)",) * channels_last(images)
-    is_converted = as_bytes(images).dtype != images.dtype
+def reading_notes(what: str, given: Tensor, images: Tensor) -> tuple[str, ...]:
+    """Return notes that :func:`check` read channels from the last axis, and whole numbers as bytes, if it did.
+
+    Args:
+        what: whose images they are.
+        given: as they were given.
+        images: as they were read.
+    """
+    axes = (f"{what}: {tuple(given.shape)} is read as (N, height, width, channels)",) * channels_last(given)
+    is_converted = images.dtype != given.dtype and not given.is_floating_point()
     return axes + (f"{what}: whole numbers from 0 to 255 are read as bytes",) * is_converted
 
 

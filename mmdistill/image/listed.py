@@ -115,9 +115,9 @@ def table_at(path: Path, alone: bool = False) -> Path | None:
         return path if _columns(path, alone=alone) is not None else None
     if not path.is_dir() or folders.has_classes(path):
         return None
-    found = tables_in(path, alone)
+    found = _tables_of_images(path, alone)
     chosen = [table for table in found if _split(table) == "train"] or [table for table in found if not _split(table)]
-    chosen = [table for table in chosen if getattr(_columns(table), "label", None) is not None] or chosen
+    chosen = [table for table in chosen if found[table].label is not None] or chosen
     if len(chosen) > 1:
         raise DataError(f"{path} has several tables of images: {first_few([table.name for table in chosen])}; give one")
     return chosen[0] if chosen else None
@@ -125,8 +125,14 @@ def table_at(path: Path, alone: bool = False) -> Path | None:
 
 def tables_in(folder: Path, alone: bool = False) -> list[Path]:
     """Return the tables of images that lie in a folder, see :func:`table_at`."""
+    return list(_tables_of_images(folder, alone))
+
+
+def _tables_of_images(folder: Path, alone: bool) -> dict[Path, Columns]:
+    """Return the tables of images in a folder with their columns."""
     places = Places(folder)
-    return [file for file in _tables_of_any_kind(folder) if _columns(file, places, alone) is not None]
+    found = {file: _columns(file, places, alone) for file in _tables_of_any_kind(folder)}
+    return {file: columns for file, columns in found.items() if columns is not None}
 
 
 def why_unread(folder: Path) -> str:
@@ -314,8 +320,8 @@ def _split(table: Path) -> str | None:
 def _test_tables(table: Path) -> list[Path]:
     """Return the tables beside one to train on whose names differ in the split alone."""
     rest = [word for word in _words(table) if known_split(word) != "train"]
-    candidates = sorted(table.parent.iterdir()) if _split(table) == "train" else []
-    tests = [file for file in candidates if file.suffix.lower() in ENDINGS and _split(file) == "test"]
+    candidates = _tables_of_any_kind(table.parent) if _split(table) == "train" else []
+    tests = [file for file in candidates if _split(file) == "test"]
     return [file for file in tests if [word for word in _words(file) if known_split(word) != "test"] == rest]
 
 
