@@ -7,13 +7,13 @@ from pathlib import Path
 
 from mmdistill.errors import DataError
 from mmdistill.files.class_folders import class_folders, is_hidden, loose_note, samples_under
+from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.names import first_few
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of image files."""
-TRAIN = ("train", "training")
-VALIDATION = ("val", "valid", "validation", "validate", "eval")
-TEST = ("test", "testing", *VALIDATION)
+TRAIN, VALIDATION = SPLIT_NAMES["train"], SPLIT_NAMES["dev"]
+TEST = (*SPLIT_NAMES["test"], *VALIDATION)
 """Names of training and test folders, in any case; the first existing one counts."""
 OF_DATA = "dataset|data|set|images|imgs|seg"
 """Words that may stand beside these in a folder's name, as in ``training_set`` and ``seg_test``."""

@@ -402,6 +402,7 @@ def test_loose_images_beside_classes_are_said(tmp_path: Path) -> None:
         *[("Training", "Testing"), ("TRAIN", "Test"), ("train", "valid"), ("training", "Validation")],
         *[("training_set", "test_set"), ("train_data", "test-data"), ("trainset", "testset"), ("train", "validate")],
         *[("Train_Set", "Validation_Set"), ("seg_train/seg_train", "seg_test/seg_test"), ("images train", "eval")],
+        *[("train", "dev"), ("Train", "Dev set")],
     ],
 )
 def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, test: str) -> None:
@@ -792,6 +793,7 @@ def test_archives_of_numpy_and_torch(tmp_path: Path, ending: str) -> None:
         ("x_train", "y_train", "x_test", "y_test"),
         ("Test.Data", "Testing-Targets"),
         ("images", "labels", "images_val", "labels_val"),
+        ("images", "labels", "eval_images", "eval_labels"),
     ],
 )
 def test_files_of_splits_are_tested_on_their_own(tmp_path: Path, ending: str, names: tuple[str, ...]) -> None:
@@ -802,9 +804,10 @@ def test_files_of_splits_are_tested_on_their_own(tmp_path: Path, ending: str, na
     found, expected = load(path), load((values[0], values[1]), test=(values[2], values[3]))
     assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
     assert len(found.test_labels) == 6
-    assert [note for note in found.notes if "val" in note] == ["test: the split val, as there is no test"] * (
-        "images_val" in names
-    )
+    splits = [split for split in ("val", "eval") if f"{split}_images" in names or f"images_{split}" in names]
+    assert [note for note in found.notes if "val" in note] == [
+        f"test: the split {split}, as there is no test" for split in splits
+    ]
 
 
 def save_tensors(path: Path, held: dict[str, Any]) -> None:
