@@ -583,7 +583,7 @@ def test_labels_of_chosen_images_are_the_numbers_that_the_task_has_renumbered() 
     for source in (Subset(TensorDataset(images, labels), [0, 1, 3, 4]), (images[:4], [1, 2, 1, 2])):
         with pytest.warns(MmdistillWarning, match=r"^the set has no sample of 1 of 3 classes: 3$"):
             assert parts(import_set(own, source, units="pixels").batch)["targets"].tolist() == [0, 1, 0, 1]
-    message = r"label 0 is 0, and those of the task's data are 1, 2, 3; .* go in by name, \{'images': \.\.\., 'labels'"
+    message = r"label 0 is 0, a class .* lack \(they have: 1, 2, 3\); .* go in by name, \{'images': \.\.\., 'labels'"
     with pytest.raises(DataError, match=message):
         import_set(own, (images[:3], torch.arange(3)), units="pixels")
     by_name = import_set(own, {"images": images[:3], "labels": torch.arange(3)}, units="pixels")

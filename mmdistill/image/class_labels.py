@@ -71,7 +71,7 @@ def class_labels(
     if integers.ndim != 1:  # the later check of shapes has the better message
         return ClassLabels(integers)
     if numbers is not None:
-        return ClassLabels(_index_numbers(integers, what, numbers))
+        return ClassLabels(index_numbers(integers, what, numbers))
     return ClassLabels(integers) if names is not None else _renumber(integers, boolean)
 
 
@@ -135,11 +135,13 @@ def _renumber(labels: Tensor, boolean: bool) -> ClassLabels:
     return ClassLabels(torch.searchsorted(values, labels.long()), tuple(map(str, numbers)), numbers)
 
 
-def _index_numbers(labels: Tensor, what: str, numbers: Sequence[int]) -> Tensor:
-    """Return class indices of labels that are among the training data's ``numbers``.
+def index_numbers(
+    labels: Tensor, what: str, numbers: Sequence[int], instead: str = "add training images of it, or leave it out"
+) -> Tensor:
+    """Return the class indices of whole numbers that are among the training labels' ``numbers``.
 
     Raises:
-        DataError: a label that is not.
+        DataError: a label that is not; the message ends with ``instead``.
     """
     values = torch.tensor(numbers, device=labels.device)
     unknown = (~torch.isin(labels.long(), values)).nonzero().flatten()
@@ -147,9 +149,10 @@ def _index_numbers(labels: Tensor, what: str, numbers: Sequence[int]) -> Tensor:
         first = int(unknown[0])
         raise DataError(
             f"{what}: label {first} is {int(labels[first])}, a class that the training data lack (they have: "
-            f"{first_few(numbers, 20)}); add training images of it, or leave it out"
+            f"{first_few(numbers, 20)}); {instead}"
         )
-    return torch.searchsorted(values, labels.long())
+    order = values.argsort()  # a part of the classes has its numbers in the order of its classes
+    return order[torch.searchsorted(values, labels.long(), sorter=order)]
 
 
 def _to_integers(labels: Tensor, what: str) -> tuple[Tensor, bool]:

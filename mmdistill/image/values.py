@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.image.class_labels import class_labels
+from mmdistill.image.class_labels import class_labels, index_numbers
 from mmdistill.image.data import ImageData
 from mmdistill.image.samples import read_labelled
 from mmdistill.importers import as_tensor, noted
@@ -57,7 +56,7 @@ def tensors_by_name(values: Mapping[str, Any], images: str, labels: str, data: I
     if isinstance(classes, list | tuple | np.ndarray) and any(isinstance(label, str) for label in classes):
         converted[labels] = class_labels(classes, WHAT, data.class_names).indices
     elif is_pair:
-        converted[labels] = _from_numbers(as_tensor(classes, labels), data.numbers)
+        converted[labels] = _indices_of_numbers(as_tensor(classes, labels), data.numbers)
     return converted
 
 
@@ -77,7 +76,7 @@ def _read_dataset(dataset: Any, data: ImageData) -> dict[str, Any]:
     images, labels, names = found.images, found.labels, found.names
     are_counted = tuple(class_names) == tuple(map(str, range(len(class_names))))
     if names is None:
-        labels = _from_numbers(labels, data.numbers)
+        labels = _indices_of_numbers(labels, data.numbers)
     elif (are_counted and {*names} - {*class_names}) or (
         len(names) == len(class_names) and {*names}.isdisjoint(class_names)
     ):
@@ -89,7 +88,7 @@ def _read_dataset(dataset: Any, data: ImageData) -> dict[str, Any]:
     return {"images": images, "labels": labels}
 
 
-def _from_numbers(labels: Tensor, numbers: Sequence[int] | None) -> Tensor:
+def _indices_of_numbers(labels: Tensor, numbers: Sequence[int] | None) -> Tensor:
     """Return the class indices of labels that are the numbers of a task's data, if these were renumbered.
 
     Without ``numbers`` labels are class indices; they, and rows of soft labels, are returned as they are.
@@ -99,12 +98,5 @@ def _from_numbers(labels: Tensor, numbers: Sequence[int] | None) -> Tensor:
     """
     if numbers is None or labels.numel() != labels.shape[:1].numel():
         return labels
-    class_index = {number: index for index, number in enumerate(numbers)}
-    given = labels.flatten().tolist()
-    unknown = next((place for place, label in enumerate(given) if label not in class_index), None)
-    if unknown is not None:
-        raise DataError(
-            f"{WHAT}: label {unknown} is {given[unknown]}, and those of the task's data are {first_few(numbers, 20)}; "
-            "class indices go in by name, {'images': ..., 'labels': ...}"
-        )
-    return torch.tensor([class_index[label] for label in given])
+    integers = class_labels(labels.flatten(), WHAT, ()).indices
+    return index_numbers(integers, WHAT, numbers, "class indices go in by name, {'images': ..., 'labels': ...}")
