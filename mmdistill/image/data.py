@@ -324,12 +324,18 @@ def reading_notes(what: str, given: Tensor, images: Tensor) -> tuple[str, ...]:
     return axes + (f"{what}: whole numbers from 0 to 255 are read as bytes",) * is_converted
 
 
-def as_bytes(images: Tensor) -> Tensor:
-    """Return whole numbers from 0 to 255, of any integer type, as bytes; other images as they are."""
-    if images.is_floating_point() or images.is_complex() or images.dtype in (torch.uint8, torch.bool):
+def as_pixels(images: Tensor, what: str) -> Tensor:
+    """Return bytes and floats as they are, and whole numbers from 0 to 255, of any integer type, as bytes.
+
+    Raises:
+        DataError: other images.
+    """
+    if images.is_floating_point() or images.dtype == torch.uint8:
         return images
     low, high = extremes(images)
-    return images.to(torch.uint8) if low >= 0 and high <= BYTE else images
+    if low >= 0 and high <= BYTE and not images.is_complex() and images.dtype != torch.bool:
+        return images.to(torch.uint8)
+    raise DataError(f"{what}: pixels must be bytes (0 to 255) or floats, got {images.dtype} from {low:g} to {high:g}")
 
 
 def extremes(images: Tensor) -> tuple[float, float]:
@@ -352,7 +358,7 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     Raises:
         DataError: see :func:`build`.
     """
-    images, labels = as_bytes(images.detach()), labels.detach()
+    images, labels = as_pixels(images.detach(), what), labels.detach()
     if images.ndim == 3:
         images = images[:, None]
     elif channels_last(images):
@@ -382,11 +388,6 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
         broken = (~images.isfinite()).flatten(1).any(1).nonzero().flatten()
         if len(broken):
             raise DataError(f"{what}: {len(broken)} hold NaN or infinite pixels, the first at index {int(broken[0])}")
-    elif images.dtype != torch.uint8:
-        low, high = extremes(images)
-        raise DataError(
-            f"{what}: pixels must be bytes (0 to 255) or floats, got {images.dtype} from {low:g} to {high:g}"
-        )
     labels = labels.long()
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high >= num_classes):

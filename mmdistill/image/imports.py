@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.image.data import ImageData, as_bytes, extremes
+from mmdistill.image.data import ImageData, as_pixels
 from mmdistill.image.draw import class_folders
 from mmdistill.image.files import read_image_folder
 from mmdistill.image.folders import is_image_folder
@@ -161,15 +161,12 @@ def _to_data_shape(images: Tensor, data: ImageData) -> Tensor:
             images = images[:, :1]
     if images.ndim != 4 or images.shape[1:] != data.shape or not len(images):
         raise DataError(f"images of {data.name} are (n, {', '.join(map(str, data.shape))}), got {tuple(images.shape)}")
-    if images.is_floating_point():
-        if not bool(images.isfinite().all()):
-            raise DataError("images hold NaN or infinite values")
-        return images.float()
-    images = as_bytes(images)
-    if images.dtype != torch.uint8:
-        low, high = extremes(images)
-        raise DataError(f"images are bytes (0 to 255) or floats, got {images.dtype} from {low:g} to {high:g}")
-    return images
+    images = as_pixels(images, "images")
+    if not images.is_floating_point():
+        return images
+    if not bool(images.isfinite().all()):
+        raise DataError("images hold NaN or infinite values")
+    return images.float()
 
 
 def _to_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor:

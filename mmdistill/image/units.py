@@ -13,7 +13,7 @@ from mmdistill.checks import are_numbers
 from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.execution.isolation import isolated, recordable
-from mmdistill.image.data import SCALES_APART, as_bytes, extremes
+from mmdistill.image.data import SCALES_APART, as_pixels
 from mmdistill.image.moments import destandardised, standardised
 from mmdistill.image.whitening import Whitening
 from mmdistill.task import TaskInfo, one_tensor
@@ -97,11 +97,7 @@ def _as_tensor(images: Any) -> Tensor:
         tensor = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"images are a tensor or an array, got {type(images).__name__}") from error
-    tensor = as_bytes(tensor)
-    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        low, high = extremes(tensor)
-        raise DataError(f"pixels are bytes (0 to 255) or floats, got {tensor.dtype} from {low:g} to {high:g}")
-    return tensor
+    return as_pixels(tensor, "images")
 
 
 def _units(found: DistilledSet) -> tuple[dict[str, Any], Whitening | None, tuple[float, ...], tuple[float, ...]]:

@@ -86,7 +86,7 @@ def test_images_in_other_units_or_forms_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match=r"end with \(1, 8, 8\), got \(20, 1, 7, 8\)$"):
         normalised(test[:, :, 1:], found)
     for odd, given in (
-        (test > 3, r"pixels are .* got torch.bool"),
+        (test > 3, r"pixels must be .* got torch.bool"),
         (test.int() - 300, "int32 from -300"),
         ("digits", "a tensor or an array, got str"),
     ):
