@@ -72,7 +72,7 @@ def class_labels(
         return ClassLabels(integers)
     if numbers is not None:
         return ClassLabels(index_numbers(integers, what, numbers))
-    return ClassLabels(integers) if names is not None else _renumber(integers, boolean)
+    return ClassLabels(integers) if names is not None else _counted_from_zero(integers, boolean)
 
 
 def as_list(values: Any) -> Any:
@@ -124,7 +124,7 @@ def _places_of_ones(rows: Tensor, what: str) -> Tensor:
     raise DataError(f"{what}: row {first} of the labels has {int(ones[first].sum())} ones (multi-label); {ONE_CLASS}")
 
 
-def _renumber(labels: Tensor, boolean: bool) -> ClassLabels:
+def _counted_from_zero(labels: Tensor, boolean: bool) -> ClassLabels:
     """Number the sorted labels, unless they count classes from 0 already."""
     if boolean:
         return ClassLabels(labels, BOOLEAN, (0, 1))

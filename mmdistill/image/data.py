@@ -216,7 +216,7 @@ def build(
     num_classes = None if class_names is None else len(class_names)
     images, labels = check(f"training images of {name}", *train, num_classes=num_classes)
     notes += reading_notes("training images", train[0], images)
-    names = _class_names(name, labels, class_names)
+    names = _checked_names(name, labels, class_names)
     if test is None:
         first_alike = alike_images(images)
         repeats = int((first_alike != torch.arange(len(first_alike))).sum())
@@ -246,7 +246,7 @@ def build(
     )
 
 
-def _class_names(name: str, labels: Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
+def _checked_names(name: str, labels: Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
     """Return the class names; numbers if none are given.
 
     Raises:

@@ -44,14 +44,14 @@ def joined(task: ImageTask, sets: Sequence[DistilledSet]) -> Batch:
         raise ConfigError(f"sets are joined for a task of images, got {type(task).__name__}")
     if not isinstance(sets, Sequence) or not sets or not all(isinstance(part, DistilledSet) for part in sets):
         raise ConfigError("one or more distilled sets are joined, as a list")
-    batches = [_renumber(task, part) for part in sets]
+    batches = [_in_classes_of(task, part) for part in sets]
     inputs, targets, weights = zip(*batches, strict=True)
     if any(labels.is_floating_point() for labels in targets):
         targets = tuple(as_probabilities(labels, len(task.data.class_names)) for labels in targets)
     return Batch(torch.cat(inputs), torch.cat(targets), torch.cat(weights))
 
 
-def _renumber(task: ImageTask, part: DistilledSet) -> Batch:
+def _in_classes_of(task: ImageTask, part: DistilledSet) -> Batch:
     """Return a set's images with labels by the task's class indices.
 
     Raises:

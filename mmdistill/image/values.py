@@ -44,7 +44,7 @@ def tensors_by_name(values: Mapping[str, Any], images: str, labels: str, data: I
         DataError: samples or labels that cannot be read.
     """
     if DATASET in values:
-        return _read_dataset(values[DATASET], data)
+        return _dataset_by_name(values[DATASET], data)
     is_pair = PAIR in values
     if is_pair:
         images, labels = "images", "labels"
@@ -60,7 +60,7 @@ def tensors_by_name(values: Mapping[str, Any], images: str, labels: str, data: I
     return converted
 
 
-def _read_dataset(dataset: Any, data: ImageData) -> dict[str, Any]:
+def _dataset_by_name(dataset: Any, data: ImageData) -> dict[str, Any]:
     """Return a data set's images, and its labels as indices of a task's classes, by the names of its own if it has any.
 
     Classes of other names, as many as the task's and all unlike these, are these in their order. So are any others if
