@@ -19,18 +19,36 @@ ONE_CLASS = "an image has one class: choose one for each, or leave the others ou
 """What to do with several labels for an image, in words."""
 
 
+class Labelled(NamedTuple):
+    """Images with labels.
+
+    Args:
+        images: ``(N, ...)``.
+        labels: ``(N,)`` class indices.
+        names: by class index; empty: the source tells none.
+        notes: in words, what was done to the images and labels, and what was not read.
+        numbers: by class index, the labels that were renumbered, if ``names`` come from them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    numbers: tuple[int, ...] | None = None
+
+
 class ClassLabels(NamedTuple):
     """Labels as class indices.
 
     Args:
         indices: ``(N,)``.
-        names: by class index, if the labels do not already count classes from 0.
+        names: by class index; empty: the labels already count classes from 0.
         numbers: by class index, the labels that were renumbered, if ``names`` come from them.
         notes: in words, how they were read.
     """
 
     indices: Tensor
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
     numbers: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ from mmdistill.files.hub import HUB_PREFIX, load_from_hub, located_on_hub, on_hu
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, folders, listed, tensor_files
+from mmdistill.image.class_labels import Labelled
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
@@ -169,24 +170,24 @@ def _build_labelled(
     held_out = None
     if test is not None:
         # Test labels in words are indexed by the training data's class names; if these are numbers, words are refused.
-        words = () if numbers else names or ()
+        words = () if numbers else names
         test_images, test_labels, test_names, changes, _ = read_labelled(test, whose[1], words, size, numbers)
         notes += changes
-        if numbers is None and names is not None and test_names not in (None, own_names, names):
-            alike = [known for known in (own_names, names) if known and {*known} & {*test_names}]
+        if numbers is None and names and test_names not in ((), own_names, names):
+            alike = [known for known in (own_names, names) if {*known} & {*test_names}]
             if alike or given is None or len(test_names) != len(given):
                 test_labels = _renumber(test_labels, test_names, (*alike, own_names or names)[0])
             else:
                 notes += (f"the test data's classes are called {first_few(test_names)}, and are taken in this order",)
         held_out = test_images, test_labels
     present, is_part = set(labels.flatten().tolist()), isinstance(source, Subset | ConcatDataset)
-    if is_part and given is None and names is not None and present < {*range(len(names))}:
+    if is_part and given is None and names and present < {*range(len(names))}:
         kept = tuple(names[index] for index in torch.unique(labels).tolist())
         notes += (f"classes without a training image are left out: {first_few([n for n in names if n not in kept])}",)
         labels = _renumber(labels, names, kept)
         held_out = held_out and (held_out[0], _renumber(held_out[1], names, kept))
         names = kept
-    data = build(name, (images, labels), held_out, class_names=names, seed=seed, notes=notes)
+    data = build(name, (images, labels), held_out, class_names=names or None, seed=seed, notes=notes)
     data = replace(data, numbers=numbers)
     return data if held_out is None else note_shared(data)
 
@@ -201,7 +202,9 @@ def _where_test_data_go(source: str | Path) -> str:
     return ": of a folder of images they lie in test/, beside train/" if path.is_dir() else ""
 
 
-def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...]) -> Tensor:
+def _renumber(
+    labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...], whose: str = "the test data have"
+) -> Tensor:
     """Convert indices into the test set's classes to indices into the training set's ``names``.
 
     Raises:
@@ -213,7 +216,7 @@ def _renumber(labels: Tensor, test_names: tuple[str, ...], names: tuple[str, ...
         )
     unknown = sorted({test_names[index] for index in torch.unique(labels).tolist()} - set(names))
     if unknown:
-        raise DataError(f"the test data have a class {unknown[0]!r} that the training data lack")
+        raise DataError(f"{whose} a class {unknown[0]!r} that the training data lack")
     return torch.tensor([names.index(name) if name in names else -1 for name in test_names])[labels.long()]
 
 
@@ -280,14 +283,11 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     train = train._replace(notes=(*split_notes, *nested, *unread, *train.notes))
     test = None if held_out is None else files.read_image_folder(held_out, size)
     if test is not None:
-        unknown = sorted(set(test.classes) - set(train.classes))
-        if unknown:
-            raise DataError(f"{held_out} has a class {unknown[0]!r} that {folder} lacks")
-        test = test._replace(labels=_renumber(test.labels, tuple(test.classes), tuple(train.classes)))
+        test = test._replace(labels=_renumber(test.labels, test.names, train.names, f"{held_out} has"))
     return _build_read(path, train, test, seed)
 
 
-def _build_read(path: Path, train: files.FolderImages, test: files.FolderImages | None, seed: int) -> ImageData:
+def _build_read(path: Path, train: Labelled, test: Labelled | None, seed: int) -> ImageData:
     """Build image data from images of folders or tables; if some but not all are grey, all get three channels."""
     if test is None:
         held_out, notes = None, train.notes
@@ -296,7 +296,7 @@ def _build_read(path: Path, train: files.FolderImages, test: files.FolderImages 
         channels, notes = max(train.images.shape[1], test.images.shape[1]), train.notes + test.notes
         images, test_images = (part.images.expand(-1, channels, -1, -1) for part in (train, test))
         held_out, images = (test_images, test.labels), images.contiguous()
-    data = build(str(path), (images, train.labels), held_out, class_names=train.classes, seed=seed, notes=notes)
+    data = build(str(path), (images, train.labels), held_out, class_names=train.names, seed=seed, notes=notes)
     # Mapped images would have to be read from disk a second time.
     return data if test is None or images.numel() > files.IN_MEMORY else note_shared(data)
 

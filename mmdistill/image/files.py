@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.files.class_folders import class_folders, unread_notes
 from mmdistill.files.locks import sole_writer
+from mmdistill.image.class_labels import Labelled
 from mmdistill.image.folders import images_under, loose_images
 from mmdistill.image.pictures import (
     GREY,
@@ -43,22 +45,6 @@ UNREAD = {
     "frames": "the pages or frames after the first of {} images are not read",
 }
 """Notes on parts of image files that are not read."""
-
-
-class FolderImages(NamedTuple):
-    """The contents of an image folder.
-
-    Args:
-        images: ``(n, channels, height, width)`` uint8.
-        labels: ``(n,)`` int64.
-        classes: the names of the subfolders, by class index.
-        notes: what was not read, in words.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classes: list[str]
-    notes: tuple[str, ...]
 
 
 class _Head(NamedTuple):
@@ -134,7 +120,7 @@ def read_cifar_binary(paths: list[Path], label_bytes: int) -> tuple[Tensor, Tens
     return records[:, label_bytes:].reshape(-1, 3, 32, 32).clone(), records[:, label_bytes - 1].long()
 
 
-def read_image_folder(folder: Path, size: int | None, held_out: bool = False) -> FolderImages:
+def read_image_folder(folder: Path, size: int | None, held_out: bool = False) -> Labelled:
     """Read a folder with one subfolder of images per class.
 
     More than :data:`IN_MEMORY` bytes are decoded once into a cached file and mapped from it, so that only drawn images
@@ -152,12 +138,12 @@ def read_image_folder(folder: Path, size: int | None, held_out: bool = False) ->
     Raises:
         DataError: no images, an empty class, unreadable images, several sizes, or too many to hold out a part.
     """
-    classes = [sub.name for sub in class_folders(folder)]
+    classes = tuple(sub.name for sub in class_folders(folder))
     unread = Counter[str]()
     listing = [(path, label) for label, name in enumerate(classes) for path in images_under(folder / name, unread)]
     images, notes = read_listing(folder, [path for path, _ in listing], size, held_out)
     notes = (*loose_images(folder), *notes, *unread_notes(folder, unread))
-    return FolderImages(images, torch.tensor([label for _, label in listing]), classes, notes)
+    return Labelled(images, torch.tensor([label for _, label in listing]), classes, notes)
 
 
 def read_listing(source: Path, paths: list[str], size: int | None, held_out: bool) -> tuple[Tensor, tuple[str, ...]]:
@@ -278,7 +264,7 @@ def is_tiny_imagenet(folder: Path) -> bool:
     return (folder / "train").is_dir() and (folder / "val" / "val_annotations.txt").is_file()
 
 
-def read_tiny_validation(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
+def read_tiny_validation(folder: Path, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Read Tiny-ImageNet's validation images, labelled by ``val_annotations.txt``.
 
     Args:
@@ -306,7 +292,7 @@ def read_tiny_validation(folder: Path, classes: list[str]) -> tuple[Tensor, Tens
     return torch.stack(images), torch.tensor(labels)
 
 
-def read_tiny_names(path: Path, classes: list[str]) -> list[str]:
+def read_tiny_names(path: Path, classes: Sequence[str]) -> list[str]:
     """Return the first word of each class from ``words.txt``, or its identifier if there is none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     words = {key: synonyms.split(",")[0].strip() for key, _, synonyms in (line.partition("\t") for line in lines)}

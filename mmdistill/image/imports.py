@@ -65,7 +65,7 @@ def read_images(task: ImageTask, source: ImportSource) -> Imported:
         contents = read_image_folder(folders[0], None)
         for note in contents.notes:
             noted(note)
-        parts = {"images": contents.images, "labels": _classes_by_folder(contents.labels, contents.classes, data)}
+        parts = {"images": contents.images, "labels": _classes_by_folder(contents.labels, contents.names, data)}
     else:
         values = _choose_set(source.values(), source.which)
         names = names_by_role(values, ROLES, OTHER_RATES)
@@ -105,7 +105,7 @@ def _choose_set(values: dict[str, Any], which: int | None) -> Mapping[str, Any]:
     return dict(zip(("images", "labels"), sets[which or 0], strict=True))
 
 
-def _classes_by_folder(labels: Tensor, folders: list[str], data: ImageData) -> Tensor:
+def _classes_by_folder(labels: Tensor, folders: tuple[str, ...], data: ImageData) -> Tensor:
     """Return the pictures' classes by their folders' names: class names, or these as exports write them.
 
     If some folder has another name, all must end in the number of their class: ``00003``, ``new003``.

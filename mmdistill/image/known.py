@@ -201,7 +201,7 @@ def _svhn() -> ImageData:
 
 def load_tiny_imagenet(folder: Path) -> ImageData:
     """Load Tiny-ImageNet; as in the field, validation images are the test set, since test labels are secret."""
-    images, labels, classes, notes = files.read_image_folder(folder / "train", None)
+    images, labels, classes, notes, _ = files.read_image_folder(folder / "train", None)
     test = files.read_tiny_validation(folder / "val", classes)
     names = files.read_tiny_names(folder / "words.txt", classes)
     return build("tiny-imagenet", (images, labels), test, class_names=names, moments=IMAGENET_MOMENTS, notes=notes)

@@ -5,7 +5,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,8 +21,8 @@ from mmdistill.files.class_folders import class_folders
 from mmdistill.files.columns import SPLIT_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, known_split
 from mmdistill.files.decoding import HEAD_BYTES, decoded
 from mmdistill.image import folders
-from mmdistill.image.class_labels import ONE_CLASS
-from mmdistill.image.files import FolderImages, read_listing
+from mmdistill.image.class_labels import ONE_CLASS, Labelled
+from mmdistill.image.files import read_listing
 from mmdistill.image.samples import LABEL_COLUMNS
 from mmdistill.names import class_order, first_few
 
@@ -145,7 +145,7 @@ def _tables_of_any_kind(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS and file.is_file()]
 
 
-def read_table(table: Path, size: int | None) -> tuple[FolderImages, FolderImages | None]:
+def read_table(table: Path, size: int | None) -> tuple[Labelled, Labelled | None]:
     """Read the images of a table, and those to test on (None: there are none).
 
     These are the rows of such a split, or a table beside it of the same name but for ``test`` in place of ``train``.
@@ -182,8 +182,8 @@ def read_table(table: Path, size: int | None) -> tuple[FolderImages, FolderImage
 
 
 def _read_images(
-    table: Path, rows: list[Row], classes: Sequence[str], size: int | None, held_out: bool = False
-) -> FolderImages:
+    table: Path, rows: list[Row], classes: tuple[str, ...], size: int | None, held_out: bool = False
+) -> Labelled:
     index = {name: number for number, name in enumerate(classes)}
     if unknown := next((row.label for row in rows if row.label not in index), None):
         raise DataError(f"{table} tests on the class {unknown!r}, which has no row to train on")
@@ -192,7 +192,7 @@ def _read_images(
     if size is not None and not paths:
         raise ConfigError(f"a size is for image files, and {table} holds pixels: leave it out")
     images, notes = read_listing(table, paths, size, held_out) if paths else (torch.stack(samples), ())
-    return FolderImages(images, torch.tensor([index[row.label] for row in rows]), list(classes), notes)
+    return Labelled(images, torch.tensor([index[row.label] for row in rows]), classes, notes)
 
 
 def _read_rows(table: Path) -> tuple[list[Row], list[str]]:

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import from_array
-from mmdistill.image.class_labels import as_list, class_labels
+from mmdistill.image.class_labels import Labelled, as_list, class_labels
 from mmdistill.image.pictures import decode, pixels_of, require_bytes, resized, resizing_notes
 from mmdistill.image.tensor_files import NAMES, by_split
 from mmdistill.names import first_few
@@ -38,24 +38,6 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any:
         """Return a sample with its label."""
         ...
-
-
-class Labelled(NamedTuple):
-    """Images with labels.
-
-    Args:
-        images: ``(N, ...)``.
-        labels: ``(N,)`` class indices.
-        names: by class index, if the source tells them.
-        notes: in words, what was done to the images and labels.
-        numbers: by class index, the labels that were renumbered, if ``names`` come from them.
-    """
-
-    images: Tensor
-    labels: Tensor
-    names: tuple[str, ...] | None
-    notes: tuple[str, ...] = ()
-    numbers: tuple[int, ...] | None = None
 
 
 def find_splits(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any, Any, tuple[str, ...]]:
@@ -178,7 +160,7 @@ def _read_dataset(
     images, notes = _stack(read_samples(), what, size)
     dataset_names = _class_names(dataset, what)
     labels = class_labels(item_labels, what, dataset_names if names is None else names, numbers)
-    return Labelled(images, labels.indices, labels.names or dataset_names, notes + labels.notes, labels.numbers)
+    return Labelled(images, labels.indices, labels.names or dataset_names or (), notes + labels.notes, labels.numbers)
 
 
 def _require_equal(sample: Any, again: Any, what: str) -> None:

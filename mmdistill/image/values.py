@@ -75,7 +75,7 @@ def _dataset_by_name(dataset: Any, data: ImageData) -> dict[str, Any]:
         noted(note)
     images, labels, names = found.images, found.labels, found.names
     are_counted = tuple(class_names) == tuple(map(str, range(len(class_names))))
-    if names is None:
+    if not names:
         labels = _indices_of_numbers(labels, data.numbers)
     elif (are_counted and {*names} - {*class_names}) or (
         len(names) == len(class_names) and {*names}.isdisjoint(class_names)

@@ -933,8 +933,9 @@ def test_the_classes_of_test_data_are_told_by_name() -> None:
     test.classes = ["a"]  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="name 1 classes and have labels from 0 to 1"):
         load(train, test)
-    train.classes = 3  # type: ignore[attr-defined]
-    assert load(train, test).class_names == ("0", "1", "2")
+    for unnamed in (3, []):
+        train.classes = unnamed  # type: ignore[attr-defined]
+        assert load(train, test).class_names == ("0", "1", "2")
 
 
 def test_parts_of_a_data_set_have_its_classes(tmp_path: Path) -> None:

@@ -117,9 +117,9 @@ def test_other_endings_of_jpeg_files_are_read(tmp_path: Path) -> None:
     for ending in ("jfif", "jpe"):
         (tmp_path / "dog" / "2.jpg").rename(tmp_path / "dog" / f"2.{ending}")
         write(tmp_path, "jpg")
-    _, labels, *_, notes = files.read_image_folder(tmp_path, None)
-    assert labels.tolist() == [0] * 3 + [1] * 5
-    assert notes == ()
+    found = files.read_image_folder(tmp_path, None)
+    assert found.labels.tolist() == [0] * 3 + [1] * 5
+    assert found.notes == ()
 
 
 def test_resizing_is_said(tmp_path: Path) -> None:
