@@ -34,7 +34,6 @@ def recsys_task(
     model: ModuleFactory | str | None = None,
     features: str | Sequence[str] = (),
     width: int | None = None,
-    hold_out: float = 0.0,
     user_column: str | int | None = None,
     item_column: str | int | None = None,
     rating_column: str | int | None = None,
@@ -62,7 +61,6 @@ def recsys_task(
         model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
         features: names of the module's submodules whose features are matched.
         width: hidden units of ``autoencoder``; 600 by default.
-        hold_out: see :class:`RecsysTask`.
         user_column: name of a table's user column, or its position from 0 in a file without a header; guessed by
             default, like the next three.
         item_column: name of the item column.
@@ -117,7 +115,6 @@ def recsys_task(
         data,
         model=factory or wide_autoencoder,
         features=features,
-        hold_out=hold_out,
         depth=depth,
         protocol=protocol,
         vae=vae,

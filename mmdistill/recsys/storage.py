@@ -58,8 +58,8 @@ def _start(
     settings: Settings,
     label: LabelKind,
     draws: Draws,
-    interactions_per_user: int | None,
     ratio: float,
+    interactions_per_user: int | None = None,
 ) -> Start:
     """Return real users as the settings choose them, and gamma.
 
@@ -104,70 +104,41 @@ def _rows(batch: Batch) -> Tensor:
     return one_tensor(batch.inputs, "an interaction prior")
 
 
-def _weighted_interactions(
-    prior: type[MeanFieldInteractions],
-    summary: str,
-    interactions_per_user: int | None,
-    temperature: float,
-    mass_penalty: float,
-    scale: float,
-) -> Storage:
+def mean_field_interactions() -> Storage:
+    """Return a storage of users as dense weighted rows, starting from real users."""
+
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        start = _start(task, budget, settings, label, draws, interactions_per_user, MASS_RATIO)
-        return prior(
-            scale * start.rows,
-            interactions_per_user=start.gamma,
-            temperature=temperature,
-            mass_penalty=mass_penalty,
-            real_mass=start.real_mass,
-        )
+        rows, gamma, _ = _start(task, budget, settings, label, draws, MASS_RATIO)
+        return MeanFieldInteractions(rows, interactions_per_user=gamma)
 
-    return Storage(build, summary)
+    return Storage(build, "dense weighted users")
 
 
-def mean_field_interactions(
-    *,
-    interactions_per_user: int | None = None,
-    temperature: float = 10.0,
-    mass_penalty: float = 0.0,
-    scale: float = 1.0,
-) -> Storage:
-    """Return a storage of users as dense weighted rows, starting from real users.
+def sampled_interactions(*, interactions_per_user: int | None = None, mass_penalty: float = 0.0) -> Storage:
+    """Return a storage of users as a prior that each step samples, starting from real users.
 
     Args:
         interactions_per_user: gamma, capped at a quarter of the items; by default :data:`MASS_RATIO` times the mean
             row. A number in the settings takes precedence and is not capped.
-        temperature: tau.
         mass_penalty: weight of the mean row mass relative to the real one.
-        scale: the initial logit of an item that the real user has; others start at 0.
-    """
-    return _weighted_interactions(
-        MeanFieldInteractions, "dense weighted users", interactions_per_user, temperature, mass_penalty, scale
-    )
-
-
-def sampled_interactions(
-    *,
-    interactions_per_user: int | None = None,
-    temperature: float = 10.0,
-    mass_penalty: float = 0.0,
-    scale: float = 1.0,
-) -> Storage:
-    """Return a storage of users as a prior that each step samples; arguments as in :func:`mean_field_interactions`."""
-    summary = "weighted users that each step samples"
-    return _weighted_interactions(SampledInteractions, summary, interactions_per_user, temperature, mass_penalty, scale)
-
-
-def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
-    """Return a storage of users as lists of items; each starts from the most frequent items of a few real users.
-
-    Args:
-        interactions_per_user: gamma, capped at a quarter of the items; by default :func:`binary_ratio` times the mean
-            real row. A number in the settings takes precedence and is not capped.
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        start = _start(task, budget, settings, label, draws, interactions_per_user, binary_ratio(budget))
+        rows, gamma, real_mass = _start(task, budget, settings, label, draws, MASS_RATIO, interactions_per_user)
+        return SampledInteractions(rows, interactions_per_user=gamma, mass_penalty=mass_penalty, real_mass=real_mass)
+
+    return Storage(build, "weighted users that each step samples")
+
+
+def binary_interactions() -> Storage:
+    """Return a storage of users as lists of items; each starts from the most frequent items of a few real users.
+
+    A user has :func:`binary_ratio` times the items of the mean real row, at most a quarter of all; a number in the
+    settings takes precedence and is not capped.
+    """
+
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        start = _start(task, budget, settings, label, draws, binary_ratio(budget))
         pooled = pooled_rows(task, *start, draws.fold("pool"))
         noise = draws.fold("ties").to(task.device).uniform(*start.rows.shape)
         return BinaryInteractions(pooled + TIE * noise, interactions_per_user=start.gamma)

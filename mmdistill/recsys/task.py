@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import Judging, PlainJudge, in_place_of, judging_overrides
-from mmdistill.checks import require_below_one, require_kind, require_no_features
+from mmdistill.checks import require_kind, require_no_features
 from mmdistill.described import described_module
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, known_name
@@ -61,8 +61,6 @@ class RecsysTask:
         data: the interactions.
         model: builds a module from ``(n, items)`` rows to ``(n, items)`` logits; None is the infinitely wide network.
         features: names of the module's submodules whose features are matched; the last layer's input by default.
-        hold_out: the fraction of each target user's interactions that is hidden from the input, so that matching
-            rewards prediction instead of reconstruction; 0 as published.
         depth: hidden layers of the infinitely wide autoencoder, as inner model, in validation and as judge.
         protocol: how rankings are judged; None is :data:`TESTING`.
         vae: how the trained judge is built and trained; None is :data:`TRAINING`.
@@ -71,8 +69,8 @@ class RecsysTask:
         judge_batch: users in its minibatches; None keeps its default.
         device: where everything runs.
     Raises:
-        ConfigError: hold_out outside [0, 1), features of the infinitely wide network, or epochs or a batch size that
-            is not a whole number of at least 1.
+        ConfigError: features of the infinitely wide network, or epochs or a batch size that is not a whole number of
+            at least 1.
     """
 
     num_classes: int | None = None
@@ -86,7 +84,6 @@ class RecsysTask:
         *,
         model: ModuleFactory | None = None,
         features: str | Sequence[str] = (),
-        hold_out: float = 0.0,
         depth: int = 1,
         protocol: RankingProtocol | None = None,
         vae: VaeProtocol | None = None,
@@ -94,8 +91,6 @@ class RecsysTask:
         judge_batch: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.hold_out = hold_out
-        require_below_one(self, "hold_out")
         require_kind(RankingProtocol, protocol=protocol)
         require_kind(VaeProtocol, vae=vae)
         if model is None:
@@ -172,19 +167,14 @@ class RecsysTask:
         return self._cached_rows[indices.to(self.device, non_blocking=True)]
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw n different users (all of them if n is larger); targets are their whole training rows.
+        """Draw n different users (all of them if n is larger).
 
         Raises:
             UnsupportedError: ``classes`` is given.
         """
         if classes is not None:
             raise UnsupportedError("interaction data have no classes to draw from; pass classes=None")
-        chosen = draws.to("cpu").permutation(self.data.num_users)[:n]
-        batch = self.select(chosen)
-        if not self.hold_out or isinstance(batch.inputs, dict):
-            return batch
-        chance = draws.fold("hold out").to(self.device).uniform(*batch.inputs.shape)
-        return batch._replace(inputs=batch.inputs * (chance >= self.hold_out))
+        return self.select(draws.to("cpu").permutation(self.data.num_users)[:n])
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Return the batch unchanged: interactions have no label-preserving transformations."""
@@ -336,7 +326,6 @@ class RecsysTask:
                 "dropped": dict(self.data.counts),
                 **({"splits": list(self.data.notes)} if self.data.notes else {}),
                 **({"notes": removed} if removed else {}),
-                **({"augmentation": {"hold_out": self.hold_out}} if self.hold_out else {}),
             },
             forms={"inputs": (self.data.num_items,)},
         )

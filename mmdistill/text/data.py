@@ -13,7 +13,6 @@ from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.classes import ClassNames, checked_class_names, missing_like, untested, unvalidated, validating
-from mmdistill.files.columns import SPLIT_NAMES
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import SUFFIXES, listed, suffix
@@ -34,11 +33,12 @@ from mmdistill.text.inputs import (
     from_parts,
     is_table,
     pair_split,
+    read_beside_test,
     read_splits,
     without_withheld,
 )
 from mmdistill.text.remarks import alike_classes, leaks, missing_texts, quoted, repeats
-from mmdistill.text.tables import Columns, may_hold_texts, read_table
+from mmdistill.text.tables import Columns, may_hold_texts, read_table, split_files
 
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
@@ -148,6 +148,7 @@ pairs, tables or files of tables; each text may be a pair of texts."""
 def load_text(
     source: TextInput,
     *,
+    test: Pair | Table | str | Path | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: ClassNames | None = None,
@@ -165,6 +166,7 @@ def load_text(
             ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list with a
             dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs, tables
             or files of tables by split name.
+        test: a pair, a table or a file of one to test on, if ``source`` is a pair, a table or a file to train on.
         text_column: the text column, or two comma-separated columns of text pairs; guessed by default.
         label_column: the label column; guessed by default.
         class_names: names by class index, see :data:`~mmdistill.files.classes.ClassNames`; labels are then indices into
@@ -179,9 +181,12 @@ def load_text(
     columns = Columns(text_column, label_column)
     if isinstance(source, TextData):
         reason = "text data that are loaded are read, with their classes"
-        require_left_out(reason, text_column=text_column, label_column=label_column, class_names=class_names)
+        require_left_out(reason, test=test, text_column=text_column, label_column=label_column, class_names=class_names)
         return source
-    if isinstance(source, str | Path):
+    path = users_path(source) if isinstance(source, str | Path) and not is_known(source) else None
+    if test is not None and (path is None or path.exists()):
+        name, raw = "texts", read_beside_test(path or source, test, columns)
+    elif isinstance(source, str | Path):
         name, raw = _read_named(source, columns)
     else:
         name, raw = "texts", _read_values(source, columns)
@@ -227,7 +232,7 @@ def _read_named(source: str | Path, columns: Columns) -> tuple[str, Raw]:
 def accepts(path: Path) -> bool:
     """Return whether a path looks like a table of texts, or a folder with such a training table or texts by class."""
     if path.is_dir():
-        files = _split_files(path)
+        files = split_files(path)
         return may_hold_texts(files["train"]) if "train" in files else is_text_folder(path)
     return path.is_file() and may_hold_texts(path)
 
@@ -235,7 +240,7 @@ def accepts(path: Path) -> bool:
 def _read_path(source: str | Path, columns: Columns) -> Raw:
     path = users_path(source)
     if path.is_dir():
-        if "train" in _split_files(path) or not is_text_folder(path):
+        if "train" in split_files(path) or not is_text_folder(path):
             return _read_folder(path, columns, str(path), ("train",), "a subfolder of text files for each class")
         columns.require_none(f"{path} holds a text in each file, so there are no columns")
         return read_text_folder(path)
@@ -248,21 +253,10 @@ def _read_path(source: str | Path, columns: Columns) -> Raw:
     return raw._replace(notes=(*raw.notes, *doubts))
 
 
-def _split_files(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for split, spellings in SPLIT_NAMES.items():
-        for spelling in spellings:
-            for ending in (s + z for z in ("", ".gz") for s in SUFFIXES):
-                path = folder / f"{spelling}{ending}"
-                if split not in files and path.is_file():
-                    files[split] = path
-    return files
-
-
 def _read_source(name: str, columns: Columns) -> Raw:
     """Read one of :data:`SOURCES`; TREC falls back to its published files if there are no tables."""
     folder, source = data_root() / name, SOURCES[name]
-    if name == "trec" and not _split_files(folder) and trec.is_published(folder):
+    if name == "trec" and not split_files(folder) and trec.is_published(folder):
         columns.require_none("the published files of TREC have no columns")
         raw = Raw(trec.read_published(folder))
     else:
@@ -282,7 +276,7 @@ def _read_folder(folder: Path, columns: Columns, name: str, needed: Sequence[str
     Raises:
         DataError: a split is missing or cannot be read.
     """
-    files = _split_files(folder)
+    files = split_files(folder)
     missing = [split for split in needed if split not in files]
     if missing:
         names = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
-from mmdistill.errors import DataError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import SPLIT_COLUMNS, class_names_of, known_split, require_one_each, split_name
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import is_rows, spelt, split_column
@@ -202,20 +202,9 @@ def frame_of(
         return _frame_of_columns(source, name), None
     columns = [str(column_name) for column_name in source.column_names]
     texts, label, _ = roles_of(columns, requested, name, like)
-    to_read = {*texts, label, *_split_columns(columns)}
+    to_read = {*texts, label, *(name for name in columns if spelt(name).lower() in SPLIT_COLUMNS)}
     read = {key: pd.Series(list(source[key]) if key in to_read else None, dtype=object) for key in columns}
     return pd.DataFrame(read), None if label is None else class_names_of(source, label)
-
-
-def _split_columns(columns: Iterable[str]) -> list[str]:
-    return [name for name in columns if spelt(name).lower() in SPLIT_COLUMNS]
-
-
-def names_splits(table: Table) -> bool:
-    """Return whether a table has a split column."""
-    if _has_columns(table):
-        table = {name: list(table[name]) for name in _split_columns(table.column_names)}
-    return split_column(frame_of(table, Columns(), "the table")[0], ())[0] is not None
 
 
 def _frame_of_columns(columns: Mapping[str, Column | Tensor], name: object) -> pd.DataFrame:
@@ -231,7 +220,22 @@ def _frame_of_columns(columns: Mapping[str, Column | Tensor], name: object) -> p
     return pd.DataFrame({str(key): pd.Series(_as_list(values), dtype=object) for key, values in columns.items()})
 
 
-def from_parts(parts: Mapping[Any, Any], requested: Columns, source: object = None) -> Raw:
+def read_beside_test(source: object, test: object, requested: Columns) -> Raw:
+    """Return the training split, and a test split that is given apart.
+
+    Raises:
+        ConfigError: ``source`` brings its own test split: it is no pair, table or file of one, or has a split column.
+        DataError: an unusable split.
+    """
+    if not (isinstance(source, tuple) or is_table(source) or (isinstance(source, Path) and source.is_file())):
+        raise ConfigError(
+            "test data go with (texts, labels), a table or a file of one; other sources bring their own, as a "
+            'dictionary of splits does: {"train": (texts, labels), "dev": ..., "test": ...}'
+        )
+    return from_parts({"train": source, "test": test}, requested, undivided=True)
+
+
+def from_parts(parts: Mapping[Any, Any], requested: Columns, source: object = None, *, undivided: bool = False) -> Raw:
     """Return the splits of a mapping from split names to pairs, tables or files of tables.
 
     Splits of Hugging Face data sets with other names are left out.
@@ -240,6 +244,7 @@ def from_parts(parts: Mapping[Any, Any], requested: Columns, source: object = No
         parts: the mapping.
         requested: the columns that the user named.
         source: the origin of all splits, for messages; by default each file, or the split's name.
+        undivided: refuse a training table with a split column.
     Raises:
         ConfigError: column names though no split is a table, or an unknown split name.
         DataError: two names for one split, or an unusable split.
@@ -247,14 +252,14 @@ def from_parts(parts: Mapping[Any, Any], requested: Columns, source: object = No
     require_one_each(parts)
     if parts and all(_has_columns(part) for part in parts.values()):
         known = {split: part for key, part in parts.items() if (split := known_split(key))}
-        return read_splits(known, requested, source)
+        return read_splits(known, requested, source, undivided=undivided)
     parts = {split_name(key): users_path(part) if isinstance(part, str) else part for key, part in parts.items()}
     if not any(is_table(part) or isinstance(part, Path) for part in parts.values()):
         requested.require_none(UNNAMED)
-    return read_splits(parts, requested)
+    return read_splits(parts, requested, undivided=undivided)
 
 
-def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = None) -> Raw:
+def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = None, *, undivided: bool = False) -> Raw:
     """Return the texts and labels of splits.
 
     Columns that the user does not name are those of the training split, where a split has them.
@@ -263,6 +268,7 @@ def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = N
         parts: by split, a pair, a table or a file of one.
         requested: the columns that the user named.
         source: the origin of all of them, for messages; by default each file, or the split's name.
+        undivided: refuse a training table with a split column.
     Raises:
         ConfigError: a requested column does not exist, or one column is both text and label.
         DataError: a split that cannot be read.
@@ -276,6 +282,11 @@ def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = N
             continue
         origin = part if isinstance(part, Path) else origin
         frame, own_names = frame_of(part, requested, origin, like)
+        if undivided and split == "train" and split_column(frame, ())[0] is not None:
+            raise ConfigError(
+                "a column of the table names its splits; leave test out, or take the column away and give test the "
+                "rows that test"
+            )
         roles = roles_of(list(frame.columns), requested, origin, like)
         splits[split], names, like = _columns_split(frame, roles, origin), names or own_names, like or roles
         notes += roles.notes

@@ -2,25 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmdistill.classification import scored
-from mmdistill.errors import ConfigError
-from mmdistill.files.columns import SPLIT_COLUMNS
-from mmdistill.files.paths import users_path
-from mmdistill.files.tables import SUFFIXES, UNDELIMITED, guessed, header, suffix
 from mmdistill.task import Batch, Scores
-from mmdistill.text.data import TextData, TextInput, is_known
+from mmdistill.text.data import TextData
 from mmdistill.text.embeddings import encode
 from mmdistill.text.encoder import SentenceEncoder
 from mmdistill.text.encoders import make_encoder
-from mmdistill.text.inputs import Pair, Table, is_table, names_splits
 from mmdistill.text.judges import logistic_predictions
-from mmdistill.text.tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -30,40 +23,6 @@ ALONE = "read-alone"
 """The judge whose encoder is learned from the set's own texts only; the others' encoders have seen more."""
 READERS = {ALONE: "tfidf", "read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
 """Judges that see a set only through its texts, and the encoder that each reads with."""
-
-
-def with_test(data: TextInput, test: Pair | Table | str | Path | None) -> TextInput:
-    """Return data with a separate test split; unchanged if ``test`` is None, or if the data's file is missing.
-
-    Raises:
-        ConfigError: data other than ``(texts, labels)``, a table or a file of one, or a table with a split column:
-            these bring their own test split.
-        DataError: an unreadable file.
-    """
-    if test is None:
-        return data
-    path = users_path(data) if isinstance(data, str | Path) and not is_known(data) else None
-    if path is not None and not path.exists():
-        return data  # reading says what is missing
-    if not isinstance(data, tuple) and not is_table(data) and not (path is not None and path.is_file()):
-        raise ConfigError(
-            "test data go with (texts, labels), a table or a file of one; other sources bring their own, as a "
-            'dictionary of splits does: {"train": (texts, labels), "dev": ..., "test": ...}'
-        )
-    table = data if path is None else _read_with_splits(path)
-    if is_table(table) and names_splits(table):
-        raise ConfigError(
-            "a column of the table names its splits; leave test out, or take the column away and give test the rows "
-            "that test"
-        )
-    parts: dict[str, Any] = {"train": data, "test": test}
-    return parts
-
-
-def _read_with_splits(path: Path) -> Table | None:
-    """Return a table that may have a split column; None for delimited text whose header has none."""
-    is_delimited = suffix(path) in SUFFIXES and suffix(path) not in UNDELIMITED
-    return None if is_delimited and guessed(header(path), SPLIT_COLUMNS) is None else read_table(path)
 
 
 class Encoded(NamedTuple):

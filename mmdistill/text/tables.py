@@ -223,6 +223,18 @@ def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tupl
     return tables.splits_of(table.iloc[:, index], f"the column {str(table.columns[index])!r}", source).tolist(), ()
 
 
+def split_files(folder: Path) -> dict[str, Path]:
+    """Return the tables in a folder that are called like splits, by split."""
+    files: dict[str, Path] = {}
+    for split, spellings in SPLIT_NAMES.items():
+        for spelling in spellings:
+            for ending in (s + z for z in ("", ".gz") for s in SUFFIXES):
+                path = folder / f"{spelling}{ending}"
+                if split not in files and path.is_file():
+                    files[split] = path
+    return files
+
+
 def may_hold_texts(path: Path) -> bool:
     """Return whether a file may be a table of texts, by its first line alone.
 

@@ -45,7 +45,7 @@ from mmdistill.text.judges import (
     ridge_weights,
 )
 from mmdistill.text.models import ModelLike, network_name, point_module
-from mmdistill.text.reading import Encoded, encode_splits, with_test
+from mmdistill.text.reading import Encoded, encode_splits
 from mmdistill.text.selection import SELECTIONS, centroid_batch
 
 JUDGE_STEPS = 300
@@ -321,9 +321,10 @@ def text_task(
     require_kind(FitProtocol, protocol=protocol)
     network = network_name(model, width, features, tokens=False)
     device = choose_device(device)
-    source = with_test(data, test)
-    loaded = load_text(source, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
-    loaded = called(loaded, name, source, SOURCES)
+    loaded = load_text(
+        data, test=test, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed
+    )
+    loaded = called(loaded, name, data if test is None else {}, SOURCES)
     sentence_encoder = make_encoder(encoder, device)
     encoded = encode_splits(sentence_encoder, loaded)
     loaded = replace(loaded, notes=(*loaded.notes, *sentence_encoder.notes))

@@ -29,7 +29,7 @@ from mmdistill.text.encoder import PAIR, TransformerEncoder
 from mmdistill.text.encoders import make_encoder
 from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.models import TOKEN_MODELS, network_name
-from mmdistill.text.reading import encode_splits, with_test
+from mmdistill.text.reading import encode_splits
 from mmdistill.text.token_judges import TokenJudge, protocol_for
 from mmdistill.text.token_models import TransformerClassifier, named_module
 from mmdistill.text.vocabulary import Tokens, Vocabulary, load_vocabulary, token_inputs
@@ -344,9 +344,10 @@ def token_task(
     require_kind(FitProtocol, protocol=protocol)
     network = network_name(model, width, features, tokens=True)
     device = choose_device(device)
-    source = with_test(data, test)
-    loaded = load_text(source, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
-    loaded = called(loaded, name, source, SOURCES)
+    loaded = load_text(
+        data, test=test, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed
+    )
+    loaded = called(loaded, name, data if test is None else {}, SOURCES)
     token_encoder = make_encoder(encoder, device)
     if not isinstance(token_encoder, TransformerEncoder):
         raise ConfigError(

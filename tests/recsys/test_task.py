@@ -20,7 +20,7 @@ from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate, find_judges
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, fresh, trained_on_s
@@ -88,13 +88,8 @@ def test_the_infinite_network_has_no_parameters(task):
     assert task.loss(state, real).item() == pytest.approx(uniform.item(), rel=1e-5)
 
 
-def test_targets_are_full_rows_and_inputs_may_be_held_out(interactions):
-    task = RecsysTask(interactions, hold_out=0.4)
-    real = task.sample_real(Draws(0), None, 200)
-    assert ((real.targets - real.inputs) >= 0).all()
-    assert 0.5 < float(real.inputs.sum() / real.targets.sum()) < 0.7
-    everybody = task.sample_real(Draws(0), None, 10_000)
-    assert len(everybody.weight) == interactions.num_users
+def test_at_most_all_users_are_drawn(task):
+    assert len(task.sample_real(Draws(0), None, 10_000).weight) == task.data.num_users
 
 
 def test_real_users_stay_on_another_device_where_they_fit(interactions, monkeypatch):
@@ -116,23 +111,6 @@ def test_real_users_stay_on_another_device_where_they_fit(interactions, monkeypa
     for index in range(3):
         many.sample_real(Draws(index), None, 5)
     assert len(made) == 3
-
-
-def test_what_is_held_out_is_part_of_what_checkpoints_are(interactions, tmp_path):
-    whole, little, much = (RecsysTask(interactions, hold_out=share) for share in (0.0, 0.1, 0.5))
-    assert "augmentation" not in whole.describe().preprocessing  # checkpoints of tasks that hide nothing stay theirs
-
-    def stop(done, steps, loss):
-        raise KeyboardInterrupt
-
-    settings = {"steps": 3, "validate_every": 0}
-    with pytest.raises(KeyboardInterrupt):
-        distill(little, "distill-cf", users=4, settings=settings, out=tmp_path, checkpoint_every=1, progress=stop)
-    with pytest.raises(CheckpointError, match=r"augmentation\.hold_out is 0\.1, not 0\.5"):
-        distill(much, "distill-cf", users=4, settings=settings, out=tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"augmentation\.hold_out is 0\.1, not absent"):
-        distill(whole, "distill-cf", users=4, settings=settings, out=tmp_path, resume=True)
-    assert distill(little, "distill-cf", users=4, settings=settings, out=tmp_path, resume=True).steps == 3
 
 
 def test_objective_passes_the_battery_and_equals_the_oracle():
@@ -564,9 +542,6 @@ def test_bad_arguments(task):
         task.evaluate(None, "lightgcn", Draws(0), 1, {})
     with pytest.raises(UnsupportedError, match="no classes"):
         task.sample_real(Draws(0), torch.arange(2), 3)
-    for wrong in (1.0, float("nan"), "a"):
-        with pytest.raises(ConfigError, match="hold_out is "):
-            RecsysTask(task.data, hold_out=wrong)
     wrong = Batch(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
     with pytest.raises(ShapeError, match="rows of interactions"):
         task.evaluate(wrong, "ease", Draws(0), 1, {})

@@ -27,7 +27,7 @@ from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, one_tensor
 from mmdistill.testing import as_float64, check_task
-from mmdistill.text import inputs, judges, reading
+from mmdistill.text import inputs, judges
 from mmdistill.text.data import TextData
 from mmdistill.text.draw import draw, draw_map
 from mmdistill.text.exports import export_embeds, export_tensors
@@ -244,9 +244,10 @@ def test_a_file_may_bring_its_test_split(tmp_path: Path, monkeypatch: pytest.Mon
         make("trce", test=held_out)
     read = list[Path]()
     monkeypatch.setattr(inputs, "read_table", lambda path: read.append(path) or read_table(path))
-    monkeypatch.setattr(reading, "read_table", inputs.read_table)
-    make(tmp_path / "a.csv", test=tmp_path / "b.jsonl")
-    assert read == [tmp_path / "a.csv", tmp_path / "b.jsonl"]
+    for data, test in ((tmp_path / "a.csv", tmp_path / "b.jsonl"), (tmp_path / "b.jsonl", tmp_path / "a.csv")):
+        read.clear()
+        make(data, test=test)
+        assert read == [data, test]
     with pytest.raises(DataError, match="nowhere"):
         make(tmp_path / "a.csv", test=tmp_path / "nowhere.csv")
     frame.assign(split=["train"] * 50 + ["test"] * 10).to_csv(tmp_path / "c.csv")
@@ -254,6 +255,8 @@ def test_a_file_may_bring_its_test_split(tmp_path: Path, monkeypatch: pytest.Mon
         make(tmp_path / "c.csv", test=held_out)
     with pytest.raises(ConfigError, match="test data go with"):
         make(tmp_path, test=held_out)
+    with pytest.raises(ConfigError, match="text data that are loaded are read, with their classes; leave test out"):
+        make(wanted, test=held_out)
 
 
 def test_embeddings_in_place_of_texts_are_told_how_to_come_beside_them() -> None:
