@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from mmdistill.distilled import DistilledSet
-from mmdistill.image.draw import as_bytes, picture_grid
+from mmdistill.image.draw import picture_grid, to_picture_bytes
 from mmdistill.image.task import image_task
 from mmdistill.labels import classes_of
 
@@ -29,7 +29,7 @@ def main() -> None:
         turn = [int((labels[:index] == label).sum()) for index, label in enumerate(labels)]
         order = sorted(range(len(labels)), key=lambda index: (turn[index], int(labels[index])))
         names.append(name)
-        rows.append(as_bytes(task, images[order[: chosen.most]]))
+        rows.append(to_picture_bytes(task, images[order[: chosen.most]]))
     picture_grid(rows, tuple(names)).save(chosen.to, optimize=True)
     print(f"wrote {chosen.to}")
 

@@ -1,7 +1,8 @@
 """Checks of users' numbers and arguments, with messages that name them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -138,6 +139,41 @@ def require_kind(kind: type, **values: object) -> None:
         if value is not None and not isinstance(value, kind):
             words = "True or False" if kind is bool else f"a {kind.__name__}"
             raise ConfigError(f"{name} is {words}, got {value!r}")
+
+
+def require_made(what: str, result: object, expected: type) -> None:
+    """Refuse a function's result of another type than the method needs.
+
+    Args:
+        what: the result in words, for the error.
+        result: of the function.
+        expected: its type.
+    Raises:
+        ConfigError: naming both types.
+    """
+    if not isinstance(result, expected):
+        raise ConfigError(f"{what} is of type {type(result).__name__}, where a method needs {expected.__name__}")
+
+
+@contextmanager
+def refuse_missing_settings(whose: str, settings: object) -> Iterator[None]:
+    """Within this context a setting that is read and that ``settings`` lack is refused.
+
+    Args:
+        whose: the method, for the message.
+        settings: of another class than the method's, perhaps.
+    Raises:
+        ConfigError: naming the setting.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        if error.obj is not settings:
+            raise
+        raise ConfigError(
+            f"{whose} reads the setting {error.name!r}, which these settings lack; change those of the method by "
+            "method.with_settings(steps=3)"
+        ) from error
 
 
 def require_centroids(init: str, *others: str) -> None:

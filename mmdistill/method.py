@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NoReturn, get_args
 
 from mmdistill.abilities import StoresSamples
+from mmdistill.checks import refuse_missing_settings, require_made
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
 from mmdistill.labels import LabelKind, require_label_kind
 from mmdistill.names import as_option
@@ -60,8 +61,8 @@ class Storage:
         return self.build(task, budget, settings, label, draws)
 
 
-Solver = Callable[[Task, int, Settings, Draws], Parameterization]
-"""Builds the finished set in closed form: ``(task, budget, settings, draws)``."""
+Solver = Callable[[Task, int, Any, Draws], Parameterization]
+"""Builds the finished set in closed form: ``(task, budget, settings, draws)``; it may read settings of its own."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,14 @@ class Method:
     Args:
         title: the name in the literature.
         objective: makes the objective; :class:`Configured`: from the settings.
-        network: makes the schedule from the settings.
+        network: makes the schedule from the settings, like :class:`Configured`.
         settings: the published settings, as a function of the budget (ipc, nodes or users); :class:`ByClasses`: of the
             task's number of classes too.
         parameterization: builds codes and decoder; None is the domain's default (raw samples).
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, see :func:`~mmdistill.labels.make_labels`.
         summary: one line for ``mmdistill methods``.
         source: the paper.
-        solve: a closed form that replaces the loop; it may read settings of its own.
+        solve: a closed form that replaces the loop.
         sized: for a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
         judge: the judge that its sets are made for; empty: the domain's first judge.
         requires: raises a ConfigError for a task of its domain whose kind of samples it does not make.
@@ -117,7 +118,7 @@ class Method:
 
     title: str
     objective: Callable[[], Objective] | Configured | None
-    network: Callable[[Settings], NetworkSchedule]
+    network: Callable[[Any], NetworkSchedule]
     settings: Callable[[int], Settings]
     parameterization: Parameterizer | None = None
     label: LabelKind = "hard"
@@ -161,18 +162,20 @@ class Method:
         """Return the objective for given settings.
 
         Raises:
-            ConfigError: the method has none, makes something else, or one whose view of real batches is unknown.
+            ConfigError: the method has none, makes something else, or one whose view of real batches is unknown; or
+                the settings lack what it reads.
         """
         make = self.objective
         if make is None:
             raise ConfigError(f"{self.title} has neither an objective nor a closed form")
-        return build_objective(self.title, partial(make.make, settings) if isinstance(make, Configured) else make)
+        with refuse_missing_settings(self.title, settings):
+            return build_objective(self.title, partial(make.make, settings) if isinstance(make, Configured) else make)
 
     def make_schedule(self, settings: Settings) -> NetworkSchedule:
         """Return the network schedule for given settings.
 
         Raises:
-            ConfigError: the method makes something else.
+            ConfigError: the method makes something else, or the settings lack what it reads.
         """
         make = self.network
         if isinstance(make, type) and issubclass(make, NetworkSchedule) and takes_no_arguments(make):
@@ -180,7 +183,8 @@ class Method:
                 f"the network of {self.title} is a function of the settings, such as lambda settings: "
                 f"{make.__name__}(), got the class itself"
             )
-        schedule = make(settings)
+        with refuse_missing_settings(self.title, settings):
+            schedule = make(settings)
         require_made(f"the network schedule of {self.title}", schedule, NetworkSchedule)
         return schedule
 
@@ -188,18 +192,20 @@ class Method:
         """Return the initialised samples; of a closed form, the finished ones.
 
         Raises:
-            ConfigError: a task of other samples, a budget that allows none, or a storage that builds something else.
+            ConfigError: a task of other samples, a budget that allows none, a storage that builds something else, or
+                settings that lack what it reads.
         """
         self.requires(task)
-        if self.solve is not None:
-            solve = (self.sized or self.solve) if is_rehearsal() else self.solve
-            samples = solve(task, budget, settings, draws)
-        elif self.parameterization is not None:
-            samples = self.parameterization(task, budget, settings, self.label, draws)
-        elif isinstance(task, StoresSamples):
-            samples = task.stored(budget, settings, self.label, draws)
-        else:
-            samples = raw_samples(task, budget, settings.init, self.label, draws)
+        with refuse_missing_settings(self.title, settings):
+            if self.solve is not None:
+                solve = (self.sized or self.solve) if is_rehearsal() else self.solve
+                samples = solve(task, budget, settings, draws)
+            elif self.parameterization is not None:
+                samples = self.parameterization(task, budget, settings, self.label, draws)
+            elif isinstance(task, StoresSamples):
+                samples = task.stored(budget, settings, self.label, draws)
+            else:
+                samples = raw_samples(task, budget, settings.init, self.label, draws)
         require_made(f"what {self.title} stores", samples, Parameterization)
         return samples
 
@@ -386,20 +392,6 @@ def build_objective(whose: str, make: Callable[[], Objective]) -> Objective:
         )
     require_choice(f"the view of {type(objective).__name__}", objective.view, get_args(RealView))
     return objective
-
-
-def require_made(what: str, result: object, expected: type) -> None:
-    """Refuse a function's result of another type than the method needs.
-
-    Args:
-        what: the result in words, for the error.
-        result: of the function.
-        expected: its type.
-    Raises:
-        ConfigError: naming both types.
-    """
-    if not isinstance(result, expected):
-        raise ConfigError(f"{what} is of type {type(result).__name__}, where a method needs {expected.__name__}")
 
 
 class MethodTable(dict[str, Method]):

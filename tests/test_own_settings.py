@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.image import METHODS, image_task
 from mmdistill.method import Configured, Method
 from mmdistill.methods import fresh
 from mmdistill.objectives.distribution import DistributionMatching
@@ -96,6 +98,25 @@ def test_own_fields_of_other_methods_are_unknown() -> None:
     plain = method(Settings).with_settings(few=True)  # known, but to settings of another class
     with pytest.raises(ConfigError, match="unknown setting 'few'"):
         plain.settings(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("rcig", "pool"), ("idm", "pool_size"), ("datadam", "attention_power"), ("rded", "tiles")]
+)
+def test_settings_that_lack_what_a_method_reads_are_refused(name: str, field: str) -> None:
+    task, given = image_task("digits", width=4), Settings(1, optimizers=CODES)
+    message = f"reads the setting '{field}', which these settings lack; change those of the method"
+    with pytest.raises(ConfigError, match=message):
+        Distiller(task, METHODS[name], 1, settings=given).rehearse()
+    plain = replace(METHODS[name], settings=lambda ipc: given)
+    with pytest.raises(ConfigError, match=message):
+        distill(task, plain, ipc=1, settings={} if plain.solve else {"real_batch": 4})
+
+
+def test_attributes_that_other_objects_lack_are_told_as_they_are() -> None:
+    wrong = replace(method(), network=lambda settings: settings.optimizers.missing)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="missing"):
+        distill(BlobTask(), wrong, ipc=1)
 
 
 @dataclass(frozen=True)

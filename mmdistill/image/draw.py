@@ -64,7 +64,7 @@ def _contents(batch: Batch, count: int, classes: Tensor | None = None) -> tuple[
     return images[order].contiguous(), targets[order].contiguous(), classes[order]
 
 
-def as_bytes(task: ImageTask, images: Tensor) -> Tensor:
+def to_picture_bytes(task: ImageTask, images: Tensor) -> Tensor:
     """Return normalised images as uint8 pixels of one or three channels, ``(n, channels, height, width)``."""
     pixels = _to_bytes(task.data.denormalise(images))
     return pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
@@ -86,7 +86,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     most = int(classes.bincount().max())
     height, width = images.shape[2:]
     per_class, count = largest_grid(names, most, height, width)
-    rows = [as_bytes(image_task, images[classes == index][:per_class]) for index in range(count)]
+    rows = [to_picture_bytes(image_task, images[classes == index][:per_class]) for index in range(count)]
     picture, info = picture_grid(rows, names[:count]), PngInfo()
     captions = [f"{per_class:,} of {most:,} per class"] if per_class < most else []
     captions += [f"{count:,} of {len(names):,} classes"] if count < len(names) else []
@@ -227,7 +227,7 @@ def folder_name(name: str) -> str:
     return f"_{allowed}" if allowed.partition(".")[0].rstrip().casefold() in DEVICES else allowed
 
 
-def class_folders(called: Sequence[str]) -> list[str]:
+def export_names(called: Sequence[str]) -> list[str]:
     """Return folder names for classes; numbered if sorting would reorder them or if two differ by case alone."""
     names = [folder_name(name) for name in called]
     if sorted(names) != names or len({name.casefold() for name in names}) < len(names):
@@ -257,7 +257,7 @@ def export_folder(distilled: DistilledSet, folder: Path, task: Callable[[], Task
             f"class {class_names[counts.index(0)]!r} is the largest label of no image, so it has "
             "no folder, and those of the others would be read as other classes; export pt or tensors"
         )
-    names = class_folders(class_names)
+    names = export_names(class_names)
     pixels = _to_bytes(_to_pixels(images, distilled.info, task))
     paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes.tolist())]
     for subfolder in {folder / "images", *(path.parent for path in paths)}:

@@ -225,7 +225,7 @@ def _decode_to_shape(path: str, shape: tuple[int, int, int]) -> Tensor:
 
 def _listing_key(paths: list[str], shape: tuple[int, int, int]) -> str:
     """Return a hash of the files' paths, sizes and times, and of the decoded shape."""
-    digest = hashlib.blake2b(f"upright {shape!r}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{shape!r}\n".encode(), digest_size=16)
     for path in paths:
         state = os.stat(path)
         digest.update(os.fsencode(os.path.abspath(path)) + f" {state.st_size} {state.st_mtime_ns}\n".encode())

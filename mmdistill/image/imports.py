@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image.data import ImageData, as_pixels
-from mmdistill.image.draw import class_folders
+from mmdistill.image.draw import export_names
 from mmdistill.image.files import read_image_folder
 from mmdistill.image.folders import is_image_folder
 from mmdistill.image.task import ImageTask
@@ -114,7 +114,7 @@ def _classes_by_folder(labels: Tensor, folders: tuple[str, ...], data: ImageData
         DataError: a folder with another name.
     """
     names = data.class_names
-    classes = dict(zip(class_folders(names), range(len(names)), strict=True))
+    classes = dict(zip(export_names(names), range(len(names)), strict=True))
     classes |= {name: index for index, name in enumerate(names)}
     if others := [name for name in folders if name not in classes]:
         numbers = {name: re.fullmatch(r"[A-Za-z_]*(\d+)", name) for name in folders}

@@ -109,7 +109,7 @@ class NetworkJudge:
     def teacher(self) -> str:
         """The protocol's teacher, in words."""
         teacher = self.task.protocol.teacher
-        return "" if teacher is None else teacher.describe_teacher(self.task, self.task.data.whole_epochs)
+        return "" if teacher is None else teacher.describe_teacher(self.task)
 
     def epochs(self, samples: int | None) -> int | None:
         """Return for how many epochs they train on ``samples`` images (None: on all)."""
@@ -133,8 +133,8 @@ class NetworkJudge:
         views = partial(task.views, plan, n)
         augment: Augment | None = views if plan.augment != "none" or plan.cutmix else None
         if plan.teacher is not None:
-            augment = plan.teacher.labeller(task, data.whole_epochs, augment)
-            notes += (plan.teacher.note(task, data.whole_epochs),)
+            augment = plan.teacher.labeller(task, augment)
+            notes += (plan.teacher.note(task),)
         classes = len(data.class_names)
         notes += whole_note(plan, case, self.epochs(classes))
         network = networks.network(self.judge)

@@ -5,18 +5,22 @@ so they compare with each other alone; a set's bytes do not count the teacher.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.abilities import NamesNetwork, given_teacher
+from mmdistill.abilities import given_teacher
 from mmdistill.checks import require_at_least, require_positive
 from mmdistill.image.augment import image_inputs
 from mmdistill.names import counted
 from mmdistill.networks.fit import Augment
 from mmdistill.networks.teacher import describe_teacher, soft_labels, trained_teacher
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch
+
+if TYPE_CHECKING:
+    from mmdistill.image.task import ImageTask
 
 
 @dataclass(frozen=True)
@@ -43,36 +47,29 @@ class Relabelling:
             require_at_least(self, {"epochs": 1})
         require_positive(self, "temperature")
 
-    def of_epochs(self, usual: int) -> int:
-        """Return the teacher's epochs; ``usual`` are those of networks on all real images."""
-        return self.epochs or usual
+    def _epochs(self, task: "ImageTask") -> int:
+        """Return the epochs of the teacher's training."""
+        return self.epochs or task.data.whole_epochs
 
-    def describe_teacher(self, task: Task, usual: int) -> str:
+    def describe_teacher(self, task: "ImageTask") -> str:
         """Return in words where the teacher is, or that it will be trained."""
-        return describe_teacher(task, self.of_epochs(usual))
+        return describe_teacher(task, self._epochs(task))
 
-    def note(self, task: Task, usual: int) -> str:
-        """Return what readers of a score must know.
-
-        Args:
-            task: whose network the teacher is.
-            usual: epochs, see :meth:`of_epochs`.
-        """
-        network = task.network_name if isinstance(task, NamesNetwork) else ""
-        epochs, named = counted(self.of_epochs(usual), "epoch"), f" ({network})" if network else ""
+    def note(self, task: "ImageTask") -> str:
+        """Return what readers of a score must know, of the task whose network the teacher is."""
+        epochs, named = counted(self._epochs(task), "epoch"), f" ({task.network_name})" if task.network_name else ""
         given = given_teacher(task)
         teacher = f"a network{named} trained on all real data for {epochs}" if given is None else f"the given {given}"
         return f"each minibatch was labelled anew by {teacher}: scores include what it knows, stored bytes do not"
 
-    def labeller(self, task: Task, usual: int, before: Augment | None) -> Augment:
+    def labeller(self, task: "ImageTask", before: Augment | None) -> Augment:
         """Train the teacher, and return a function that augments and labels all networks' minibatches in one call.
 
         Args:
             task: whose network the teacher is.
-            usual: epochs, see :meth:`of_epochs`.
             before: augments the images first; None: no augmentation.
         """
-        teacher = trained_teacher(task, self.of_epochs(usual))
+        teacher = trained_teacher(task, self._epochs(task))
 
         def label(draws: Draws, flat: Batch) -> Batch:
             batch = flat if before is None else before(draws, flat)

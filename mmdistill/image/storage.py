@@ -14,8 +14,8 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import class_canvases
 from mmdistill.parameterizations.combination import learned_coefficients
-from mmdistill.parameterizations.decoder import decoded_codes, hallucinators, latent_decoders
-from mmdistill.parameterizations.memory import addressed_codes, addressed_memory
+from mmdistill.parameterizations.decoder import decoded_codes, hallucinators, latent_decoders, upsampling
+from mmdistill.parameterizations.memory import addressed_codes
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
 from mmdistill.registry import StorageFamily
@@ -62,9 +62,10 @@ def hallucinated(count: int = 5, tiles: int = 1) -> Storage:
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1) -> Storage:
-    """Store combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
+    """Store combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_codes`."""
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
-    build = partial(addressed_memory, factor=factor, multiple=multiple, bases=bases)
+    kind = partial(upsampling, factor=factor)
+    build = partial(addressed_codes, kind=kind, multiple=multiple, bases=bases, warm_up=0)
     return _filling(build, f"{what} of 1/{factor} the side", PIXEL_RATES, tiles)
 
 

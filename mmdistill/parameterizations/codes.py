@@ -23,7 +23,7 @@ from mmdistill.parameterizations.base import Parameterization, smallest_type
 from mmdistill.parameterizations.canvas import Canvases
 from mmdistill.parameterizations.combination import CombinedImages
 from mmdistill.parameterizations.decoder import DecodedCodes
-from mmdistill.parameterizations.memory import AddressedCodes, AddressedMemory
+from mmdistill.parameterizations.memory import AddressedCodes
 from mmdistill.parameterizations.upsample import MultiFormation
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.store import DIGEST, detached, digest_of, read_tensors, write_tensors
@@ -37,7 +37,6 @@ KEY = "mmdistill"
 """Metadata entry that describes the file's tensors, as JSON."""
 KINDS: dict[str, type[Parameterization]] = {
     "upsampled": MultiFormation,
-    "addressed": AddressedMemory,
     "decoded": DecodedCodes,
     "addressed-decoded": AddressedCodes,
     "canvas": Canvases,

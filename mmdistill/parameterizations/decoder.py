@@ -179,9 +179,31 @@ class LatentDecoder(nn.Module):
         return images
 
 
-DECODERS: Mapping[str, type[Hallucinator] | type[LatentDecoder]] = {
+class Upsampling(nn.Module):
+    """Up-sample small images bilinearly; nothing is learned.
+
+    Args:
+        factor: the image's sides over the code's.
+    Shapes:
+        ``(n, channels, height / factor, width / factor)`` to ``(n, channels, height, width)``.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.sizes = (factor,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the enlarged images."""
+        (factor,) = self.sizes
+        if factor == 1:
+            return images
+        return F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+DECODERS: Mapping[str, type[Hallucinator] | type[LatentDecoder] | type[Upsampling]] = {
     "hallucinator": Hallucinator,
     "latent": LatentDecoder,
+    "upsampling": Upsampling,
 }
 """The decoders that a file of codes can name; a decoder's ``sizes`` are its arguments."""
 
@@ -222,9 +244,9 @@ class Decoders(NamedTuple):
     modules: list[nn.Module]
     encode: Callable[[Tensor], Tensor]
 
-    def code_numel(self, room: ImageBudget) -> int:
-        """Return the number of values in a code."""
-        return self.encode(torch.zeros(1, *room.shape)).numel()
+    def code_shape(self, room: ImageBudget) -> torch.Size:
+        """Return the shape of a code."""
+        return self.encode(torch.zeros(1, *room.shape)).shape[1:]
 
 
 def hallucinators(room: ImageBudget, draws: Draws, count: int) -> Decoders:
@@ -260,6 +282,20 @@ def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, wi
     return Decoders(modules, partial(F.avg_pool2d, kernel_size=factor))
 
 
+def upsampling(room: ImageBudget, draws: Draws, factor: int) -> Decoders:
+    """Return bilinear up-sampling, whose codes are small images and which takes no bytes.
+
+    Args:
+        room: the budget.
+        draws: the key, from which nothing is drawn.
+        factor: an image's sides over a code's.
+    Raises:
+        ConfigError: a factor that does not divide the sides.
+    """
+    room.require_divisor(factor)
+    return Decoders([Upsampling(factor)], partial(F.avg_pool2d, kernel_size=factor))
+
+
 DecoderKind = Callable[[ImageBudget, Draws], Decoders]
 """Makes decoders of one kind for the images of a budget."""
 
@@ -281,7 +317,7 @@ def decoded_codes(
         ConfigError: a budget that the decoders alone exhaust.
     """
     decoders = kind(room, draws)
-    per_class = room.codes_per_class(decoders.code_numel(room), decoders.modules, len(decoders.modules))
+    per_class = room.codes_per_class(decoders.code_shape(room).numel(), decoders.modules, len(decoders.modules))
 
     def make(codes: Tensor, labels: Labels) -> DecodedCodes:
         classes = room.classes(per_class).to(codes.device)

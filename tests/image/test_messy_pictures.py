@@ -90,19 +90,6 @@ def test_pictures_of_data_sets_are_turned_too(tmp_path: Path) -> None:
     assert again.fingerprint == found.fingerprint
 
 
-def test_the_cache_of_pictures_that_were_not_turned_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(files, "IN_MEMORY", 100)
-    write(tmp_path / "photos", "jpg", 3)
-    images, *_ = files.read_image_folder(tmp_path / "photos", None)
-    assert torch.equal(images[0], decode(str(tmp_path / "photos" / "cat" / "0.jpg")))
-    (cached,) = (tmp_path / "cache" / "images").iterdir()
-    paths = [str(path) for path in sorted((tmp_path / "photos").rglob("*.jpg"))]
-    assert cached.stem == files._listing_key(paths, (3, HEIGHT, WIDTH))
-
-
 def test_every_file_that_is_not_read_is_counted_but_hidden_ones(tmp_path: Path) -> None:
     write(tmp_path, "jpg")
     for name in ("a.HEIC", "b.heic", "c.dng", "d.npy", "e.svg", "README", ".DS_Store"):

@@ -60,7 +60,8 @@ def test_the_loss_of_a_minibatch_is_the_divergence_from_the_teachers_view_of_it(
     flat = Batch(task.images[:8], torch.arange(8) % 3, torch.ones(8, dtype=torch.float64))
     seen = views(plan, 2, KEY, flat)  # of two networks, four images each
     assert plan.teacher is not None
-    found = plan.teacher.labeller(task, 1, lambda draws, batch: views(plan, 2, draws, batch))(KEY, flat)
+    label = plan.teacher.labeller(task, lambda draws, batch: views(plan, 2, draws, batch))  # type: ignore[arg-type]
+    found = label(KEY, flat)
     assert torch.equal(found.inputs, seen.inputs)  # type: ignore[arg-type]
     assert not torch.equal(seen.inputs, flat.inputs)  # type: ignore[arg-type]
     student = FunctionalModule(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double())

@@ -13,7 +13,7 @@ from mmdistill.errors import CheckpointError, ConfigError, DataError, Unsupporte
 from mmdistill.files.saved import read_saved
 from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
-from mmdistill.image.draw import as_bytes, export_ddranking, export_tensors
+from mmdistill.image.draw import export_ddranking, export_tensors, to_picture_bytes
 from mmdistill.image.whitening import fit_whitening, unit_images, whitened, whitening_matrix
 from mmdistill.runtime import Draws
 
@@ -146,7 +146,7 @@ def test_it_travels_with_the_set(data: ImageData, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"tests on images that are normalised .* whitened \(frepo\)"):
         export_ddranking(result, tmp_path / "ddranking")
     assert not (tmp_path / "ddranking").exists()
-    shown = as_bytes(task, task.select(torch.arange(5)).inputs)  # type: ignore[arg-type]
+    shown = to_picture_bytes(task, task.select(torch.arange(5)).inputs)  # type: ignore[arg-type]
     assert int((shown.int() - data.train_images[:5].int()).abs().max()) <= 1
     assert len(task.evaluate(result.batch, "convnet", Draws(0), 1, {}).values["accuracy"]) == 1
 

@@ -32,14 +32,15 @@ from mmdistill.parameterizations.decoder import (
     DecodedCodes,
     Hallucinator,
     LatentDecoder,
+    Upsampling,
     decoded_codes,
     hallucinators,
     latent_decoders,
     make_decoders,
+    upsampling,
 )
 from mmdistill.parameterizations.memory import (
-    AddressedMemory,
-    addressed_memory,
+    AddressedCodes,
     best_approximation,
     memory_sizes,
     small_start,
@@ -107,7 +108,7 @@ def test_a_latent_decoder_grows_codes_as_its_oracle_does() -> None:
 def test_addresses_combine_bases_as_the_equation_says() -> None:
     memory, addresses = KEY.fold("m").normal(3, 1, 2, 2).double(), KEY.fold("a").normal(2, 4, 3).double()
     labels = FixedLabels(torch.arange(4).repeat_interleave(2))
-    found = decoded(AddressedMemory(memory, addresses, labels))
+    found = decoded(AddressedCodes(memory, addresses, [Upsampling(1)], labels))
     row = 0
     for c in range(4):
         for j in range(2):
@@ -121,9 +122,10 @@ def test_addresses_combine_bases_as_the_equation_says() -> None:
 @pytest.mark.parametrize("factor", [1, 2])
 def test_some_samples_of_a_memory_are_decoded_alone(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     memory, addresses = KEY.fold("m").normal(3, 1, 4, 4), KEY.fold("a").normal(5, 4, 3)
-    made = AddressedMemory(memory, addresses, FixedLabels(torch.arange(4).repeat_interleave(5)), factor)
+    labels = FixedLabels(torch.arange(4).repeat_interleave(5))
+    made = AddressedCodes(memory, addresses, [Upsampling(factor)], labels)
     whole, rows = made(KEY), torch.tensor([19, 0, 7, 7])
-    monkeypatch.setattr(AddressedMemory, "forward", lambda *args: pytest.fail("all were decoded"))
+    monkeypatch.setattr(AddressedCodes, "forward", lambda *args: pytest.fail("all were decoded"))
     part = made.part(rows, KEY)
     torch.testing.assert_close(part.inputs, take(whole, rows).inputs)
     assert part.targets.tolist() == [3, 0, 1, 1]  # type: ignore[union-attr]
@@ -148,7 +150,7 @@ def test_a_memory_of_many_classes_has_more_bases_in_place_of_samples(
 ) -> None:
     channels = 1 if side == 28 else 3
     room = ImageBudget(per_class, (channels, side, side), classes, "hard")
-    assert memory_sizes(room, bases=16) == (samples, bases)
+    assert memory_sizes(room, upsampling(room, KEY, factor=2), 4, bases=16) == (samples, bases)
     taken = 4 * bases * (room.numel // 4 + samples * classes) + samples * classes * room.label_bytes
     assert taken <= room.stored_bytes
 
@@ -156,9 +158,9 @@ def test_a_memory_of_many_classes_has_more_bases_in_place_of_samples(
 def test_a_step_decodes_the_samples_that_its_students_read(task: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"steps": 2, "real_batch": 20, "inner_steps": 3, "inner_batch": 5, "inner_window": 2}
     asked: list[int] = []
-    part = AddressedMemory.part
+    part = AddressedCodes.part
     monkeypatch.setattr(
-        AddressedMemory, "part", lambda self, rows, draws: asked.append(len(rows.unique())) or part(self, rows, draws)
+        AddressedCodes, "part", lambda self, rows, draws: asked.append(len(rows.unique())) or part(self, rows, draws)
     )
     found = distill(task, "addmem", ipc=1, settings=settings)
     assert found.batch.weight.shape == (20,)
@@ -205,7 +207,8 @@ def test_a_dry_run_says_to_how_many_samples_a_set_decodes(
 
 def test_bases_are_enlarged_between_the_centres_of_their_pixels() -> None:
     memory = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2).contiguous()
-    found = decoded(AddressedMemory(memory, torch.ones(1, 1, 1), FixedLabels(torch.zeros(1, dtype=torch.long)), 2))
+    labels = FixedLabels(torch.zeros(1, dtype=torch.long))
+    found = decoded(AddressedCodes(memory, torch.ones(1, 1, 1), [Upsampling(2)], labels))
     torch.testing.assert_close(found.detach(), torch.tensor([0.0, 0.25, 0.75, 1.0]).expand(1, 1, 4, 4))
 
 
@@ -353,11 +356,11 @@ def test_impossible_stores_are_refused(task: ImageTask) -> None:
             hallucinated(50)(task, least, replace(settings, stored_bytes=given), "hard", KEY)
     with pytest.raises(ConfigError, match="does not divide"):
         addressed(3)(task, 1, settings, "hard", KEY)
-    with pytest.raises(ConfigError, match="leave no basis"):
-        addressed_memory(task, ImageBudget.of(task, 1, "hard"), "noise", KEY, factor=1, multiple=1000)
+    with pytest.raises(ConfigError, match="too few are left for one code"):
+        addressed(1, 1000)(task, 1, settings, "hard", KEY)
     with pytest.raises(ConfigError, match="power of two"):
         LatentDecoder(1, 3, 4)
     with pytest.raises(ConfigError, match="at least 3 x 3"):
         Hallucinator(1, 2, 2)
     with pytest.raises(ConfigError, match="expected addresses"):
-        AddressedMemory(torch.zeros(2, 1, 4, 4), torch.zeros(1, 3, 5), FixedLabels(torch.arange(3)))
+        AddressedCodes(torch.zeros(2, 1, 4, 4), torch.zeros(1, 3, 5), [Upsampling(1)], FixedLabels(torch.arange(3)))

@@ -20,18 +20,14 @@ from mmdistill.parameterizations.combination import CombinedImages
 from mmdistill.parameterizations.decoder import (
     DecodedCodes,
     LatentDecoder,
+    Upsampling,
     decoded_codes,
     hallucinators,
     latent_decoders,
     make_decoders,
+    upsampling,
 )
-from mmdistill.parameterizations.memory import (
-    AddressedCodes,
-    AddressedMemory,
-    addressed_codes,
-    memory_sizes,
-    shared_codes,
-)
+from mmdistill.parameterizations.memory import AddressedCodes, addressed_codes, memory_sizes
 from mmdistill.parameterizations.tiles import composed
 from mmdistill.parameterizations.upsample import pixel_space
 from mmdistill.registry import get_parameterization
@@ -59,8 +55,9 @@ def tiles_of(image: Tensor) -> list[Tensor]:
 
 def test_a_memorys_images_are_cut_row_by_row() -> None:
     memory, addresses = KEY.fold("m").normal(3, 2, 5, 6), KEY.fold("a").normal(2, 2, 3)
-    whole = AddressedMemory(memory, addresses, FixedLabels(CLASSES))(KEY)
-    cut = AddressedMemory(memory, addresses, FixedLabels(CLASSES), tiles=2)(KEY)
+    whole, cut = (
+        AddressedCodes(memory, addresses, [Upsampling(1)], FixedLabels(CLASSES), tiles)(KEY) for tiles in (1, 2)
+    )
     expected = torch.stack([tile for image in whole.inputs for tile in tiles_of(image)])
     torch.testing.assert_close(cut.inputs, expected)
     assert cut.targets.tolist() == CLASSES.repeat_interleave(4).tolist()  # type: ignore[union-attr]
@@ -71,7 +68,7 @@ def test_a_memorys_images_are_cut_row_by_row() -> None:
 def test_some_tiles_of_a_memory_are_taken_of_all(shared: bool) -> None:
     memory, addresses = KEY.fold("m").normal(3, 1, 4, 4), KEY.fold("a").normal(2, 2, 3)
     labels = FixedLabels(CLASSES) if shared else LearnedLabels(KEY.fold("l").normal(16, 2))
-    made = AddressedMemory(memory, addresses, labels, 2, 2)
+    made = AddressedCodes(memory, addresses, [Upsampling(2)], labels, 2)
     whole, rows = made(KEY), torch.tensor([15, 0, 6, 6, 9])
     assert not made.separable
     for found, expected in zip(made.part(rows, KEY), take(whole, rows), strict=True):
@@ -149,15 +146,17 @@ def test_shared_codes_and_their_combinations_fill_the_bytes(task: ImageTask) -> 
     room = ImageBudget.of(task, 40, "hard")
     decoders = latent_decoders(room, KEY, factor=2, count=2, width=2)
     taken = sum(p.numel() for decoder in decoders.modules for p in decoder.parameters()) * 4
-    found = shared_codes(room, decoders, 3)
+    combinations, found = memory_sizes(room, decoders, 3)
+    assert combinations == 40 * 3
     each, labels = 4 * (16 + 10 * 40 * 3), 10 * 40 * 3
     assert found * each + taken + labels <= 40 * 10 * 257 < (found + 1) * each + taken + labels
     with pytest.raises(ConfigError, match=r"one code and 200 combinations; no larger budget .*; hard labels, which"):
-        shared_codes(ImageBudget(1, (1, 8, 8), 10, "unrestricted"), decoders, 20)
+        memory_sizes(ImageBudget(1, (1, 8, 8), 10, "unrestricted"), decoders, 20)
     with pytest.raises(ConfigError, match="combinations per raw image are at least 1, got 0"):
-        shared_codes(room, decoders, 0)
-    with pytest.raises(ConfigError, match=r"leave no basis .*; hard labels, which samples share"):
-        memory_sizes(ImageBudget.of(task, 1, "soft", tiles=3))
+        memory_sizes(room, decoders, 0)
+    tiled = ImageBudget.of(task, 1, "soft", tiles=3)
+    with pytest.raises(ConfigError, match=r"one code and 40 combinations; .*; hard labels, which samples share"):
+        memory_sizes(tiled, upsampling(tiled, KEY, factor=2), 4)
 
 
 @pytest.mark.parametrize("label", ["soft", "teacher"])

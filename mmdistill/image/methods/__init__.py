@@ -13,7 +13,7 @@ from mmdistill.image.methods.implicit import IMPLICIT
 from mmdistill.image.methods.inversion import INVERSION
 from mmdistill.image.methods.matching import MATCHING
 from mmdistill.image.methods.realistic import REALISTIC
-from mmdistill.image.methods.ridge import RIDGE
+from mmdistill.image.methods.ridge import KERNEL_RIDGE
 from mmdistill.image.methods.trajectory import TRAJECTORY
 from mmdistill.image.methods.unrolled import UNROLLED
 from mmdistill.method import Method, MethodTable
@@ -23,7 +23,7 @@ METHOD_FAMILIES: tuple[MethodFamily, ...] = (
     MATCHING,
     ATTENTION,
     GENERATIVE,
-    RIDGE,
+    KERNEL_RIDGE,
     TRAJECTORY,
     UNROLLED,
     REALISTIC,

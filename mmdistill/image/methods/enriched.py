@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 from mmdistill.image.methods.calibrated import few_steps, tile_rate
 from mmdistill.image.methods.family import MethodFamily
@@ -33,20 +32,19 @@ class PoolSettings(Settings):
     pool_recount: int = 100
 
 
-def enriched(settings: Settings) -> EnrichedPool:
+def enriched(settings: PoolSettings) -> EnrichedPool:
     """Return a queue of networks in training by the settings' ``pool_*``, ``outer_steps`` and ``inner_*``."""
-    pool = cast(PoolSettings, settings)  # methods on such a queue have these settings
     return EnrichedPool(
-        size=pool.pool_size,
-        first=pool.pool_first,
-        every=pool.outer_steps,
-        trained=pool.pool_trained,
-        steps=pool.inner_steps,
-        lr=pool.inner_lr,
-        momentum=pool.inner_momentum,
+        size=settings.pool_size,
+        first=settings.pool_first,
+        every=settings.outer_steps,
+        trained=settings.pool_trained,
+        steps=settings.inner_steps,
+        lr=settings.inner_lr,
+        momentum=settings.inner_momentum,
         weight_decay=WEIGHT_DECAY,
-        batch=pool.inner_batch,
-        recount=pool.pool_recount,
+        batch=settings.inner_batch,
+        recount=settings.pool_recount,
     )
 
 

@@ -54,16 +54,15 @@ def implicit(settings: ImplicitSettings) -> ImplicitPerformance:
     return MirroredImplicit(settings.l2, inner, adjoint)
 
 
-def busy_pool(settings: Settings) -> NetworkSchedule:
+def busy_pool(settings: ImplicitSettings) -> NetworkSchedule:
     """Return a pool of networks of staggered ages that train on the synthetic set and its mirror images."""
-    pool = settings if isinstance(settings, ImplicitSettings) else ImplicitSettings(settings.steps)
     return BusyPool(
-        pool.pool,
+        settings.pool,
         settings.outer_steps,
         settings.inner_lr,
         settings.inner_batch,
         False,
-        pool.pool_steps,
+        settings.pool_steps,
         with_its_mirror,
     )
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from mmdistill.allocation import shares_of
 from mmdistill.checks import require_at_least
 from mmdistill.coresets import require_samples
-from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import concatenated
 from mmdistill.image.crops import LARGE, draw_boxes, resized_crops
 from mmdistill.image.methods.family import Conditions, MethodFamily
@@ -163,21 +162,19 @@ def joined_crops(task: Task, rows: Tensor, boxes: Tensor, counts: Tensor, tiles:
     return concatenated(images(), len(crops_of_images))
 
 
-def realistic_images(task: Task, budget: int, settings: Settings, draws: Draws, *, scored: bool = True) -> Raw:
+def realistic_images(task: Task, budget: int, settings: CropSettings, draws: Draws, *, scored: bool = True) -> Raw:
     """Build images of the crops that a teacher recognises best, with its labels.
 
     Args:
         task: a task of images with classes.
         budget: images per class.
-        settings: :class:`CropSettings`.
+        settings: of crops.
         draws: the key.
         scored: whether a teacher scores the crops; without, any crops are taken, which store the same bytes.
     Raises:
-        ConfigError: another task, tiles that are too small, or settings that are not :class:`CropSettings`.
+        ConfigError: another task, or tiles that are too small.
         DataError: a class has fewer images than are to be chosen.
     """
-    if not isinstance(settings, CropSettings):
-        raise ConfigError(f"images of crops are made by CropSettings, got {type(settings).__name__}")
     counts, classes, num_classes = shares_of(task, budget)
     _, height, width = image_shape(task)
     tiles = tiles_per_side(settings, height, width)

@@ -313,7 +313,7 @@ def _reduced_kip_conv(ipc: int) -> Settings:
     return replace(_reduced(_kip_settings(ipc), 150, ipc, codes=rate, labels=rate), real_batch=5)
 
 
-RIDGE = MethodFamily(
+KERNEL_RIDGE = MethodFamily(
     _METHODS,
     presets={
         "digits": {

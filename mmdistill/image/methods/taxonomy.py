@@ -2,16 +2,16 @@
 
 from mmdistill.registry import Row
 
-META, RIDGE = "performance (meta)", "performance (kernel ridge)"
+META, PERFORMANCE_RIDGE = "performance (meta)", "performance (kernel ridge)"
 SINGLE, MULTI, DISTRIBUTION = "single-step parameters", "multi-step parameters", "distribution"
 EXPERTS = "trained on T (cached) and on S (unrolled)"
 
 TABLE_1: dict[str, Row] = {
     "dd": Row(META, "trained on S (unrolled)", "raw", "fixed"),
     "addmem": Row(META, "trained on S (unrolled)", "memory and addressing matrices", "learnable"),
-    "kip": Row(RIDGE, "not updated", "raw", "learnable"),
-    "frepo": Row(RIDGE, "trained on S, a pool", "raw", "learnable"),
-    "rfad": Row(RIDGE, "not updated", "raw", "learnable"),
+    "kip": Row(PERFORMANCE_RIDGE, "not updated", "raw", "learnable"),
+    "frepo": Row(PERFORMANCE_RIDGE, "trained on S, a pool", "raw", "learnable"),
+    "rfad": Row(PERFORMANCE_RIDGE, "not updated", "raw", "learnable"),
     "dc": Row(SINGLE, "trained on S", "raw", "fixed"),
     "dsa": Row(SINGLE, "trained on S", "DSA", "fixed"),
     "idc": Row(SINGLE, "trained on T", "up-sampling, DSA", "fixed"),

@@ -155,8 +155,8 @@ def test_what_cannot_be_made_is_refused_before_a_teacher_trains(monkeypatch: pyt
         realistic_images(task, 1, CropSettings(0, tiles=4), draws)
     with pytest.raises(DataError, match="has 12 samples"):
         realistic_images(task, 4, CropSettings(0, tiles=2), draws)
-    with pytest.raises(ConfigError, match="CropSettings, got Settings"):
-        realistic_images(task, 1, Settings(0), draws)
+    with pytest.raises(ConfigError, match="RDED reads the setting 'tiles', which these settings lack"):
+        method.make_parameterization(task, 1, Settings(0), draws)
     with pytest.raises(ConfigError, match="stores images"):
         realistic_images(BlobTask(), 1, CropSettings(0), draws)
     found, ipc = method_within_budget(task, method, GivenBudget(bytes=6 * (126 * 8 + 3 * 4)))

@@ -15,7 +15,7 @@ from mmdistill.image.methods.trajectory import FTD_CIFAR10, MTT_CIFAR100
 from mmdistill.methods import TESLA_CIFAR10
 from mmdistill.networks.fit_protocol import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.parameterizations.memory import AddressedMemory
+from mmdistill.parameterizations.memory import AddressedCodes
 from mmdistill.registry import get_method, get_parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
@@ -321,7 +321,7 @@ def test_published_images_of_bptt_start_as_noise_of_norm_1(name: str) -> None:
 
 def test_published_memory_of_addmem_has_sixteen_bases_and_starts_near_0() -> None:
     memory = of_one_colour("addmem").start().parameterization
-    assert isinstance(memory, AddressedMemory)
+    assert isinstance(memory, AddressedCodes)
     # (10 (4 * 3072 + 1) - 16 * 768 * 4) bytes for rows of 16 numbers and a label; the code, without labels, has 115.
     samples = (10 * (4 * 3072 + 1) - 16 * 768 * 4) // (10 * (4 * 16 + 1))
     assert memory.memory.shape == (16, 3, 16, 16)
