@@ -13,6 +13,7 @@ from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthet
 from mmdistill.networks.stacked import Mode, named, stack_states, stacked_gradients, state_at, state_of
 from mmdistill.networks.statistics import copied, with_real_statistics
 from mmdistill.networks.training import network_gradients
+from mmdistill.networks.update_rules import sgd_update
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, one_tensor, real_samples, take, under
 
@@ -109,11 +110,8 @@ class EnrichedPool(NetworkSchedule):
             batch: Batch = tree_map(lambda *tensors: torch.stack(tensors), *batches)
             gradients, buffers = _gradients(task, state, batch, key, mode)
             right, seen = right + buffers.pop(RIGHT), seen + batch.weight.sum(1)
-            with torch.no_grad():
-                for name, parameter in state.params.items():
-                    gradient = gradients[name].add(parameter, alpha=self.weight_decay)
-                    momentum[name] = gradient.add(momentum[name], alpha=self.momentum)
-                params = {name: tensor.sub(momentum[name], alpha=self.lr) for name, tensor in state.params.items()}
+            params, velocity = sgd_update(state.params, gradients, momentum, self.lr, self.momentum, self.weight_decay)
+            momentum |= velocity
             state = NetworkState(params, {name: buffer.detach() for name, buffer in buffers.items()})
         return _as_pool(state, momentum, right, seen)
 

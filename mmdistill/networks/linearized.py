@@ -1,6 +1,7 @@
 """A network linearised in its parameters: its first-order expansion around their current values."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -24,17 +25,20 @@ class Readout(NamedTuple):
         return outputs if self.bias is None else outputs + params[self.bias]
 
 
-def readout_of(state: NetworkState, classes: int, width: int) -> Readout | None:
-    """Return the last layer whose weight has the shape of a linear map from embeddings to outputs; None without one.
+def readout_of(state: NetworkState, classes: int, width: int) -> Readout:
+    """Return the last layer whose weight has the shape of a linear map from embeddings to outputs.
 
     Args:
         state: the network.
         classes: C.
         width: d, an embedding's width.
+
+    Raises:
+        ConfigError: there is none.
     """
     weights = [name for name, p in state.params.items() if p.shape == (classes, width) and name.endswith("weight")]
     if not weights:
-        return None
+        raise ConfigError(f"the network has no linear layer of {classes} outputs on an embedding of {width}")
     bias = weights[-1].removesuffix("weight") + "bias"
     return Readout(weights[-1], bias if bias in state.params else None)
 
@@ -148,8 +152,8 @@ def require_readout(name: str, task: Task) -> None:
     state, inputs = fresh_network(task)
     with torch.no_grad():
         embedded, outputs = task.features(state, inputs)[-1], task.predict(state, inputs)[0]
-        readout = readout_of(state, task.num_classes or 0, embedded.shape[1])
-        if readout is not None:
+        with suppress(ConfigError):
+            readout = readout_of(state, task.num_classes or 0, embedded.shape[1])
             expected = readout.outputs(state.params, embedded)
             if expected.shape == outputs.shape and torch.allclose(expected, outputs, rtol=1e-3, atol=1e-4):
                 return

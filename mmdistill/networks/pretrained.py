@@ -192,12 +192,9 @@ def _require_same(given: Mapping[str, Any], expected: Tensors, needed: set[str],
 
 
 def _form(value: object) -> str:
-    """Describe the form of a tensor that must match: its shape, its kind of numbers, and that it is plain and dense."""
+    """Describe the form of a tensor that must match: its shape, whether its numbers are whole, and that it is dense."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    if value.is_nested or value.is_quantized or value.layout != torch.strided:
-        return f"a {'nested' if value.is_nested else 'quantized' if value.is_quantized else 'sparse'} tensor"
-    if value.is_meta:
-        return "a tensor without numbers (on meta)"
-    numbers = "" if value.is_floating_point() else "complex " if value.is_complex() else "whole "
-    return f"{numbers}{tuple(value.shape)}"
+    if value.is_nested or value.is_quantized or value.is_meta or value.is_complex() or value.layout != torch.strided:
+        return "no dense tensor of real numbers"
+    return f"{'' if value.is_floating_point() else 'whole '}{tuple(value.shape)}"

@@ -12,7 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels
 from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.networks.training import network_gradients, network_outputs, training_loss
-from mmdistill.networks.update_rules import adam_update
+from mmdistill.networks.update_rules import adam_update, sgd_update
 from mmdistill.runtime import Draws
 from mmdistill.task import (
     Batch,
@@ -395,18 +395,3 @@ def sgd_step(
     gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
     params, momentum = sgd_update(network.params, gradients, momentum, lr, beta, weight_decay)
     return NetworkState(params, buffers), momentum
-
-
-@torch.no_grad()
-def sgd_update(
-    params: Tensors, gradients: Tensors, momentum: Tensors, lr: float, beta: float, weight_decay: float = 0.0
-) -> tuple[Tensors, Tensors]:
-    """Return parameters and momentum buffers after an SGD step, by operations on all parameters at once."""
-    names, values = list(params), list(params.values())
-    change = tuple(gradients[name] for name in names)
-    if weight_decay:
-        change = torch._foreach_add(change, torch._foreach_mul(values, weight_decay))
-    if beta and momentum:
-        change = torch._foreach_add(torch._foreach_mul([momentum[name] for name in names], beta), change)
-    updated = torch._foreach_sub(values, torch._foreach_mul(change, lr))
-    return dict(zip(names, updated, strict=True)), dict(zip(names, change, strict=True)) if beta else {}

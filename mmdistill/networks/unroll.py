@@ -87,6 +87,8 @@ def unroll(
     lr: Tensor | float,
     unrolling: Unrolling | None = None,
     programs: StepPrograms | None = None,
+    *,
+    held: bool = False,
 ) -> Tensors:
     r"""Train for T steps of SGD (with or without momentum) or Adam; the result is differentiable.
 
@@ -104,6 +106,9 @@ def unroll(
         unrolling: momentum, truncation and how to differentiate.
         programs: compiles the gradients of steps on a CPU, for losses that depend on nothing but parameters and batch;
             other losses stay eager. Compiled steps keep no activations, unless ``keep`` is set.
+        held: take TESLA's approximate gradient, with later states held fixed: each step's batch moves the end point
+            through its own gradient, but not through those of later steps. Only the initial parameters are kept, since
+            the backward pass repeats the steps, forwards. Nothing is truncated, and the student trains by SGD.
 
     Shapes:
         steps.inputs ``(T, b, ...)``, steps.targets ``(T, b[, C])``, steps.weight ``(T, b)``; lr ``()`` or ``(T,)``.
@@ -111,41 +116,9 @@ def unroll(
         ShapeError: the step axes differ, or the parameters are of several dtypes.
         UnsupportedError: the loss closes over a tensor that requires a gradient; in the backward pass, a layer without
             forward-mode derivatives in mode ``forward``.
-    Source: survey Eq. 2, 3 and 12.
+    Source: survey Eq. 2, 3 and 12; Cui et al., ICML 2023, Sec. 3 (``held``).
     """
-    return _run_loop(_Unroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
-
-
-def unroll_held(
-    loss: StepLoss,
-    params: Tensors,
-    steps: Batch,
-    lr: Tensor | float,
-    unrolling: Unrolling | None = None,
-    programs: StepPrograms | None = None,
-) -> Tensors:
-    """Train like :func:`unroll`, with TESLA's approximate gradient: later states are held fixed.
-
-    Each step's batch moves the end point through its own gradient, but not through the gradients of later steps. Only
-    the initial parameters are kept: the backward pass repeats the steps, forwards.
-
-    Args: as for :func:`unroll`.
-    Shapes: as for :func:`unroll`.
-    Source: Cui et al., ICML 2023, Sec. 3.
-    """
-    return _run_loop(_HeldUnroll, loss, params, steps, lr, unrolling or Unrolling(), programs)
-
-
-def _run_loop(
-    loop: type[torch.autograd.Function],
-    loss: StepLoss,
-    params: Tensors,
-    steps: Batch,
-    lr: Tensor | float,
-    unrolling: Unrolling,
-    programs: StepPrograms | None,
-) -> Tensors:
-    """Check and flatten the arguments, choose how steps are computed, and run ``loop``."""
+    unrolling = unrolling or Unrolling()
     dtypes = {tensor.dtype for tensor in params.values()}
     if len(dtypes) != 1:
         raise ShapeError(f"unrolling needs parameters of one dtype, got {sorted(map(str, dtypes)) or 'none'}")
@@ -168,6 +141,7 @@ def _run_loop(
         if theta.device.type == "cpu":
             chosen = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
             step = choose_cpu_step(step, _at(theta, leaves, 0, chosen), unrolling.step_cache, programs)
+    loop = _HeldUnroll if held else _Unroll
     result: Tensor = loop.apply(step, unrolling, theta, rates.expand(count), *leaves)  # type: ignore[no-untyped-call]
     return layout.unflatten(result)
 
@@ -270,7 +244,7 @@ class _Unroll(torch.autograd.Function):
 
 
 class _HeldUnroll(torch.autograd.Function):
-    """The loop of :func:`unroll_held` on a parameter vector."""
+    """The loop of :func:`unroll` on a parameter vector, with later states held fixed."""
 
     @staticmethod
     def forward(

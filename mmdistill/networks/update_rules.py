@@ -7,7 +7,6 @@ loss.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.task import Tensors
 
 Memory = tuple[Tensor, ...]
 
@@ -142,7 +142,22 @@ class Adam(UpdateRule):
         return m / first, (v / second).sqrt()
 
 
-def adam_moments(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+@torch.no_grad()
+def sgd_update(
+    params: Tensors, gradients: Tensors, momentum: Tensors, lr: float, beta: float, weight_decay: float = 0.0
+) -> tuple[Tensors, Tensors]:
+    """Return parameters and momentum buffers after an SGD step, by operations on all parameters at once."""
+    names, values = list(params), list(params.values())
+    change = tuple(gradients[name] for name in names)
+    if weight_decay:
+        change = torch._foreach_add(change, torch._foreach_mul(values, weight_decay))
+    if beta and momentum:
+        change = torch._foreach_add(torch._foreach_mul([momentum[name] for name in names], beta), change)
+    updated = torch._foreach_sub(values, torch._foreach_mul(change, lr))
+    return dict(zip(names, updated, strict=True)), dict(zip(names, change, strict=True)) if beta else {}
+
+
+def adam_moments(params: Tensors) -> Tensors:
     """Return the moments before the first step, in the form that :func:`adam_update` reads."""
     moments = {"steps": next(iter(params.values())).new_zeros(())}
     for name, parameter in params.items():
@@ -150,9 +165,7 @@ def adam_moments(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return moments
 
 
-def adam_update(
-    params: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Mapping[str, Tensor], lr: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def adam_update(params: Tensors, gradients: Tensors, moments: Tensors, lr: float) -> tuple[Tensors, Tensors]:
     """Return parameters and moments after a step of :class:`Adam` on all parameters.
 
     Shapes:

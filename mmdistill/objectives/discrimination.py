@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import EveryLayer, GivesMaps
-from mmdistill.errors import ConfigError
+from mmdistill.checks import require_at_least
 from mmdistill.objectives.attention import tried_maps
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, compact_summary, require_features
 from mmdistill.runtime import Draws
@@ -39,10 +39,9 @@ class DiscriminativeMatching(Objective):
 
     def __init__(self, balance: float = 0.01, early: float = 0.1) -> None:
         super().__init__()
-        if balance < 0 or early < 0:
-            raise ConfigError(f"balance and early weight must not be negative, got {balance} and {early}")
         self.balance = balance
         self.early = early
+        require_at_least(self, {"balance": 0.0, "early": 0.0})
 
     def check(self, task: Task) -> None:
         """Refuse tasks without classes, and networks whose features or maps cannot be read."""

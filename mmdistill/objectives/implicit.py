@@ -119,12 +119,7 @@ class ImplicitPerformance(Objective):
     def _solve_inner(self, network: Network, inputs: Tensor, targets: Tensor, ridge: float) -> "_InnerSolution":
         """Linearise the network and train it to convergence on the samples."""
         width = network.task.features(network.state, inputs[:1])[-1].shape[1]
-        readout = readout_of(network.state, targets.shape[1], width)
-        if readout is None:
-            raise ConfigError(
-                f"the network has no linear layer of {targets.shape[1]} outputs on an embedding of {width}"
-            )
-        linear = LinearizedNetwork(network.task, network.state, readout)
+        linear = LinearizedNetwork(network.task, network.state, readout_of(network.state, targets.shape[1], width))
         products = linear.recorded_products(inputs)
         embedded = products.embedded
         factor = ridge_factor(embedded.double() @ embedded.double().T, ridge, "absolute")

@@ -82,10 +82,7 @@ def class_losses(network: Network, batch: ClassBatch, embeddings: Tensor) -> Ten
     Raises:
         ConfigError: the last layer is not linear.
     """
-    classes = cast(int, network.task.num_classes)
-    readout = readout_of(network.state, classes, embeddings.shape[-1])
-    if readout is None:
-        raise ConfigError(f"the network has no linear layer of {classes} outputs on an embedding")
+    readout = readout_of(network.state, cast(int, network.task.num_classes), embeddings.shape[-1])
     logits = readout.outputs(network.state.params, embeddings)
     weight = batch.batch.weight
     losses = soft_cross_entropy(logits, one_tensor(batch.batch.targets, "regularised matching"))

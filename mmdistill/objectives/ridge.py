@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmdistill.checks import require_at_least, require_positive
 from mmdistill.errors import ConfigError
 from mmdistill.execution.portions import features_by_portions
 from mmdistill.labels import soft_cross_entropy, weighted_mean
@@ -90,15 +91,12 @@ class RandomFeatureRidge(Objective):
 
     def __init__(self, networks: int = 8, ridge: float = 5e-3, bias_std: float = 0.1, offset: float = 0.01) -> None:
         super().__init__()
-        if networks < 1 or ridge <= 0 or bias_std < 0 or offset < 0:
-            raise ConfigError(
-                "at least one network, a positive ridge and no negative bias_std or offset are needed, got "
-                f"{networks}, {ridge}, {bias_std} and {offset}"
-            )
         self.networks = networks
         self.ridge = ridge
         self.bias_std = bias_std
         self.offset = offset
+        require_at_least(self, {"networks": 1, "bias_std": 0.0, "offset": 0.0})
+        require_positive(self, "ridge")
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def check(self, task: Task) -> None:

@@ -9,8 +9,6 @@ from torch import Tensor
 from mmdistill.checks import require_below_one
 from mmdistill.choices import MaskedBy
 from mmdistill.errors import ConfigError, ShapeError, require_choice
-from mmdistill.networks.step_programs import StepPrograms
-from mmdistill.networks.unroll import StepLoss, unroll_held
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate, StudentOptions, UnrolledObjective
 from mmdistill.runtime import Draws
@@ -129,6 +127,8 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
     Source: Cui et al., ICML 2023, Sec. 3; survey Sec. 3.3.3.
     """
 
+    _held_states = True
+
     def __init__(self, steps: int, rate: InnerRate, **student: Unpack[TrajectoryOptions]) -> None:
         super().__init__(steps, rate, **student)
         if self.unrolling.truncate is not None or self.unrolling.keep:
@@ -140,12 +140,6 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
                 f"states are held fixed for students of SGD alone, got {self.unrolling.optimizer} (--set "
                 "inner_optimizer)"
             )
-
-    def unrolled(
-        self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None
-    ) -> Tensors:
-        """Take all steps from ``start``; return the final parameters, with the approximate gradient."""
-        return unroll_held(loss, start, steps, rate, self.unrolling, programs)
 
 
 class PrunedTrajectoryMatching(TrajectoryMatching):

@@ -19,7 +19,6 @@ from mmdistill.networks.minibatches import (
     shuffled_order,
 )
 from mmdistill.networks.statistics import copied, has_statistics
-from mmdistill.networks.step_programs import StepPrograms
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_parameters
 from mmdistill.runtime import Draws
@@ -90,6 +89,8 @@ class UnrolledObjective(Objective):
     siamese = False
     lowers = True
     compiling = 4
+    _held_states = False
+    """Whether the gradient holds later states fixed, see :func:`~mmdistill.networks.unroll.unroll`."""
 
     def check(self, task: Task) -> None:
         """Refuse a task whose network has no parameters to train, as an infinitely wide one.
@@ -177,26 +178,14 @@ class UnrolledObjective(Objective):
         sizes = self._batch_sizes(len(flat.weight), len(batches.weight)) if has_statistics(network.state) else None
         loss = student_loss(network, draws.fold("student"), sizes)
         programs = None if network.compiled is None or network.state.buffers else network.compiled.steps
-        return self.unrolled(loss, network.state.params, batches, self.student_rate(network.task), programs)
+        rate = self.student_rate(network.task)
+        start = network.state.params
+        return unroll(loss, start, batches, rate, self.unrolling, programs, held=self._held_states)
 
     def student_rate(self, task: Task) -> Tensor:
         """Return the learning rate of a task's students, one number or one for each step."""
         rate: Tensor = self.rate()
         return rate
-
-    def unrolled(
-        self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor, programs: StepPrograms | None
-    ) -> Tensors:
-        """Take all steps from ``start``; return the final parameters, differentiable in the minibatches and the rate.
-
-        Args:
-            loss: the student's loss at a step.
-            start: the student's first parameters.
-            steps: the minibatches of all steps.
-            rate: the learning rate, one number or one for each step.
-            programs: compiled steps; used where they apply.
-        """
-        return unroll(loss, start, steps, rate, self.unrolling, programs)
 
 
 class UnrolledPerformance(UnrolledObjective):

@@ -11,7 +11,7 @@ from mmdistill.networks import step_choice
 from mmdistill.networks.expert_loss import batches_networks
 from mmdistill.networks.inner_steps import EagerStep, Layout, PortionedStep, StepLoss, StepPoint, flat_leaves
 from mmdistill.networks.step_choice import portion_of, recorded_bytes
-from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
+from mmdistill.networks.unroll import Unrolling, unroll
 from mmdistill.task import Batch, Tensors
 from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, peak_bytes, plain, terminal
 from tests.toys import BlobTask, smooth_mlp
@@ -73,7 +73,7 @@ def test_portions_with_held_states(beta: float, monkeypatch: pytest.MonkeyPatch)
     leaves = [problem.inputs, problem.labels, problem.rates]
     for size in (SAMPLES, 4):
         monkeypatch.setattr(step_choice, "PORTION_BYTES", size)
-        ends = unroll_held(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(beta))
+        ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(beta), held=True)
         found.append(torch.autograd.grad(terminal(ends), leaves))
     for whole, parts in zip(*found, strict=True):
         assert not torch.equal(whole, parts)

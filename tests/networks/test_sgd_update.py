@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdistill.networks.schedules import sgd_update
+from mmdistill.networks.update_rules import sgd_update
 from mmdistill.runtime import Draws
 from mmdistill.task import Tensors
 

@@ -16,7 +16,7 @@ from mmdistill.image import image_task
 from mmdistill.image.models.convnet import ConvNet
 from mmdistill.networks import step_choice, step_programs
 from mmdistill.networks.step_programs import StepPrograms
-from mmdistill.networks.unroll import Unrolling, unroll, unroll_held
+from mmdistill.networks.unroll import Unrolling, unroll
 from mmdistill.registry import get_domain, get_method
 from mmdistill.task import Batch, Tensors
 from tests.networks.test_unroll import KEY, STEPS, Conv, Problem, assert_equal_gradients, plain, plain_adam, terminal
@@ -142,7 +142,7 @@ def test_programs_with_held_states(
     problem.weight[0, 4:8] = 0  # a portion of which no sample counts
     leaves, found = [problem.inputs, problem.labels, problem.rates], []
     for own in (None, programs):
-        ends = unroll_held(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.9), own)
+        ends = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.9), own, held=True)
         found.append(torch.autograd.grad(terminal(ends), leaves))
     assert Counted.calls == (2 * STEPS if portion is None else 2 * (4 * STEPS - 1))
     for eager, compiled in zip(*found, strict=True):

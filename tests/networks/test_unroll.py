@@ -15,7 +15,7 @@ from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks import step_choice
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.networks.unroll import StepLoss, Unrolling, unroll, unroll_held
+from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors
 from tests.toys import BlobTask, smooth_mlp
@@ -246,7 +246,7 @@ def test_two_linear_steps_by_hand_exactly_and_with_held_states() -> None:
     assert float(end.detach()) == pytest.approx(-((1 - lr * a) ** 2) + (lr * a * (1 - lr * a) + lr * a) * 2)
     exact = torch.autograd.grad(end, [x, start["theta"]])
     assert [float(g) for g in exact] == pytest.approx([lr * a * (1 - lr * a) + lr * a, (1 - lr * a) ** 2])
-    held = unroll_held(quadratic(a), start, repeat_steps(syn, 2), lr)["theta"]
+    held = unroll(quadratic(a), start, repeat_steps(syn, 2), lr, held=True)["theta"]
     assert torch.equal(held, end)
     assert float(torch.autograd.grad(held, x)[0]) == pytest.approx(2 * lr * a)
 
@@ -254,7 +254,7 @@ def test_two_linear_steps_by_hand_exactly_and_with_held_states() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.6])
 def test_held_states_drop_the_influence_on_later_gradients(beta: float) -> None:
     problem = Problem(lambda: smooth_mlp(6, 16), 16)
-    held = terminal(unroll_held(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(beta)))
+    held = terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(beta), held=True))
     states, theta, velocity = [], {n: p.detach() for n, p in problem.params.items()}, None
     with torch.no_grad():
         for step in range(STEPS):
@@ -435,8 +435,8 @@ def test_wrong_arguments_are_refused() -> None:
         unroll(problem.loss, mixed, problem.batch, 0.1)
 
 
-@pytest.mark.parametrize("trainer", [unroll, unroll_held])
-def test_a_loss_that_closes_over_what_shall_be_learned_is_refused(trainer: Callable[..., Tensors]) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_a_loss_that_closes_over_what_shall_be_learned_is_refused(held: bool) -> None:
     problem = Problem(lambda: smooth_mlp(6, 16), 16)
     heat = torch.tensor(1.5, requires_grad=True)
 
@@ -444,13 +444,12 @@ def test_a_loss_that_closes_over_what_shall_be_learned_is_refused(trainer: Calla
         return (2 * heat) * problem.loss(params, batch, step)
 
     with pytest.raises(UnsupportedError, match=r"shape \(\) requires a gradient.*put it into the step's batch"):
-        trainer(heated, problem.params, problem.batch, 0.1)
+        unroll(heated, problem.params, problem.batch, 0.1, held=held)
     with torch.no_grad():
-        plain = trainer(heated, problem.params, problem.batch, 0.1)  # nobody asks for gradients
+        plain = unroll(heated, problem.params, problem.batch, 0.1, held=held)  # nobody asks for gradients
     heat.requires_grad_(False)
-    assert all(
-        torch.equal(plain[name], end) for name, end in trainer(heated, problem.params, problem.batch, 0.1).items()
-    )
+    ends = unroll(heated, problem.params, problem.batch, 0.1, held=held)
+    assert all(torch.equal(plain[name], end) for name, end in ends.items())
 
 
 @pytest.mark.parametrize("keep", [0, 2, None])

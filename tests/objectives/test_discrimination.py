@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -157,6 +159,6 @@ def test_bad_sides_and_balances_are_refused(task: BlobTask, network: Network) ->
         DiscriminativeMatching()(network, fewer, real, KEY)
     with pytest.raises(ConfigError, match="one batch per class"):
         DiscriminativeMatching()(network, flatten_classes(real), real, KEY)
-    for changes in ({"balance": -1.0}, {"early": -1.0}):
-        with pytest.raises(ConfigError, match="must not be negative"):
+    for changes in ({"balance": -1.0}, {"early": -1.0}, {"balance": math.nan}):
+        with pytest.raises(ConfigError, match=f"{next(iter(changes))} is a number of at least 0"):
             DiscriminativeMatching(**changes)

@@ -148,7 +148,6 @@ def test_solvers_solve_dense_systems_and_stay_at_a_solution() -> None:
 
 def test_pushed_and_pulled_directions_are_adjoint(network: Network, syn: Batch) -> None:
     readout = readout_of(network.state, 3, 8)
-    assert readout is not None
     assert readout == ("4.weight", "4.bias")
     linear = LinearizedNetwork(network.task, network.state, readout)
     direction = KEY.normal(8 * 4 + 8 + 8 * 8 + 8 + 3, dtype=torch.float64)

@@ -138,8 +138,8 @@ def test_wrong_compositions_are_refused(network: Network, syn: Batch, real: Batc
     without.num_classes = 3
     for objective in (MarginKernelRidge(), RandomFeatureRidge()):
         objective.check(without)
-    for wrong in ({"networks": 0}, {"ridge": 0.0}, {"bias_std": -1.0}, {"offset": -1.0}):
-        with pytest.raises(ConfigError, match="at least one network"):
+    for wrong in ({"networks": 0}, {"ridge": 0.0}, {"ridge": math.nan}, {"bias_std": -1.0}, {"offset": -1.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is "):
             RandomFeatureRidge(**wrong)  # type: ignore[arg-type]
 
 
