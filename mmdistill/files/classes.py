@@ -1,4 +1,4 @@
-"""Notes on the classes of any kind of data, and the choice of classes that give validation samples."""
+"""Notes on the classes of any kind of data."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -25,9 +25,6 @@ mapping between names and indices, as transformers' ``id2label`` and ``label2id`
 
 EMPTY = ("nan", "null", "<na>")
 """How tables write missing values, in lower case."""
-
-FEW = 5
-"""Classes with fewer training samples hold none out for validation, where most classes have at least as many."""
 
 
 def checked_class_names(given: object) -> tuple[str, ...]:
@@ -95,20 +92,6 @@ def _note_absent(labels: Tensor, names: Sequence[str], sample: str, consequence:
     counts = torch.bincount(labels, minlength=len(names)).tolist()
     missing = [spelt(name) for name, count in zip(names, counts, strict=True) if not count]
     return [f"no {sample} is of class {first_few(missing)}, so {consequence}"] if missing else []
-
-
-def validating(counts: Tensor) -> Tensor:
-    """Return which classes give samples for validation: those with at least :data:`FEW` training samples.
-
-    If these are less than half of the classes, or hold less than half of the samples, all classes of two samples or
-    more do.
-
-    Shapes:
-        counts ``(C,)``, training samples of each class; returns ``(C,)`` bool.
-    """
-    large = counts >= FEW
-    is_majority = 2 * int(large.sum()) >= len(counts) and 2 * int(counts[large].sum()) >= int(counts.sum())
-    return large if is_majority else counts >= 2
 
 
 def is_missing_word(text: str) -> bool:

@@ -22,7 +22,7 @@ from mmdistill.classification import scored, unrecognised
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
 from mmdistill.graph.propagation import constant_product
-from mmdistill.graph.scene import View
+from mmdistill.graph.scene import Part, View
 from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.networks.best_state import Selection, is_scored
@@ -232,16 +232,8 @@ def scores_of(judge: str, hits: Tensor, truth: Tensor, class_names: Sequence[str
     return scored(judge, hits, truth, remark=remark)
 
 
-class Seen(NamedTuple):
-    """Nodes that score a network: a graph in the network's input form, their positions in it, and their classes."""
-
-    inputs: Tensors
-    nodes: Tensor
-    classes: Tensor
-
-
 def fit_apart(
-    network: ModuleNetwork, sample: Batch, val: Seen | None, protocol: JudgeProtocol, draws: Draws, n: int
+    network: ModuleNetwork, sample: Batch, val: Part | None, protocol: JudgeProtocol, draws: Draws, n: int
 ) -> NetworkState:
     """Train networks of any kind one after another under the same protocol as :class:`StackedJudges`.
 
@@ -259,10 +251,9 @@ def fit_apart(
     fit_protocol = FitProtocol(protocol.epochs, protocol.lr, "adam", weight_decay=protocol.weight_decay, batch=None)
     selection = None
     if val is not None:
-        seen = val
 
         def score(states: NetworkState) -> Tensor:
-            return (read_apart(network, states, seen).argmax(-1) == seen.classes).double().mean(1)
+            return (read_apart(network, states, val).argmax(-1) == val.classes).double().mean(1)
 
         selection = Selection(score, protocol.validate_every)
     return fit_modules(network, sample, fit_protocol, selection, draws, n)
@@ -299,8 +290,8 @@ def fit_modules(
 
 
 @torch.no_grad()
-def read_apart(network: ModuleNetwork, states: NetworkState, seen: Seen) -> Tensor:
-    """Return the logits ``(S, m, C)`` of S stacked networks on the nodes, one network after another."""
-    networks = len(next(iter(states.params.values())))
-    logits = [network.logits(state_at(states, index), seen.inputs)[0][seen.nodes] for index in range(networks)]
+def read_apart(network: ModuleNetwork, states: NetworkState, part: Part) -> Tensor:
+    """Return the logits ``(S, m, C)`` of S stacked networks on the nodes of a part, one network after another."""
+    networks, inputs = len(next(iter(states.params.values()))), part.scene.inputs(network.normalised)
+    logits = [network.logits(state_at(states, index), inputs)[0][part.nodes] for index in range(networks)]
     return torch.stack(logits)

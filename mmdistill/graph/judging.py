@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
-from mmdistill.graph.judges import JudgeProtocol, Sample, Seen, StackedJudges, fit_apart, read_apart
+from mmdistill.graph.judges import JudgeProtocol, Sample, StackedJudges, fit_apart, read_apart
 from mmdistill.graph.models import HOPS, ModuleNetwork, make_network, named
 from mmdistill.graph.propagation import normalised_matrix, operator
 from mmdistill.graph.scene import Part, View
@@ -82,14 +82,10 @@ class GraphJudges:
         self, synthetic: Batch | None, network: ModuleNetwork, draws: Draws, n: int, protocol: JudgeProtocol
     ) -> Tensor:
         """Train n judges of any architecture one after the other, and return their logits of the test nodes."""
-
-        def seen(part: Part) -> Seen:
-            return Seen(part.scene.inputs(network.normalised), part.nodes, part.classes)
-
         val = self.parts["val"]
         sample = self.parts["train"].whole(network.normalised) if synthetic is None else synthetic
-        states = fit_apart(network, sample, seen(val) if len(val.nodes) else None, protocol, draws, n)
-        return read_apart(network, states, seen(self.parts["test"]))
+        states = fit_apart(network, sample, val if len(val.nodes) else None, protocol, draws, n)
+        return read_apart(network, states, self.parts["test"])
 
     def _architecture(self, name: str, protocol: JudgeProtocol) -> ModuleNetwork:
         scene = self.parts["train"].scene

@@ -72,28 +72,16 @@ def _load_planetoid(root: Path, name: str) -> Mapping[str, Any]:
         return fields_of(planetoid.read_planetoid_data(str(root / name / "raw"), name.lower()))
 
 
-def _load_amazon(root: Path, name: str) -> Mapping[str, Any]:
-    from torch_geometric.datasets import Amazon
+def _loader(dataset: str, named: bool = True) -> Callable[[Path, str], Mapping[str, Any]]:
+    """Return what loads a data set of torch-geometric's, which takes a name beside its root if it is ``named``."""
 
-    return fields_of(Amazon(str(root), name)[0])
+    def load(root: Path, name: str) -> Mapping[str, Any]:
+        from torch_geometric import datasets
 
+        arguments = (str(root), name) if named else (str(root / name),)
+        return fields_of(getattr(datasets, dataset)(*arguments)[0])
 
-def _load_coauthor(root: Path, name: str) -> Mapping[str, Any]:
-    from torch_geometric.datasets import Coauthor
-
-    return fields_of(Coauthor(str(root), name)[0])
-
-
-def _load_flickr(root: Path, name: str) -> Mapping[str, Any]:
-    from torch_geometric.datasets import Flickr
-
-    return fields_of(Flickr(str(root / name))[0])
-
-
-def _load_reddit(root: Path, name: str) -> Mapping[str, Any]:
-    from torch_geometric.datasets import Reddit2  # GraphSAINT's, a fifth of GraphSAGE's edges
-
-    return fields_of(Reddit2(str(root / name))[0])
+    return load
 
 
 def _load_ogb(root: Path, name: str) -> Mapping[str, Any]:
@@ -145,22 +133,22 @@ SOURCES = {
     "amazon-computers": GraphSource(
         "Computers",
         _raw("amazon_electronics_computers.npz"),
-        _load_amazon,
+        _loader("Amazon"),
         "13,752 products in 10 classes, random split",
     ),
     "amazon-photo": GraphSource(
-        "Photo", _raw("amazon_electronics_photo.npz"), _load_amazon, "7,650 products in 8 classes, random split"
+        "Photo", _raw("amazon_electronics_photo.npz"), _loader("Amazon"), "7,650 products in 8 classes, random split"
     ),
     "coauthor-cs": GraphSource(
-        "CS", _raw("ms_academic_cs.npz"), _load_coauthor, "18,333 authors in 15 classes, random split"
+        "CS", _raw("ms_academic_cs.npz"), _loader("Coauthor"), "18,333 authors in 15 classes, random split"
     ),
     "coauthor-physics": GraphSource(
-        "Physics", _raw("ms_academic_phy.npz"), _load_coauthor, "34,493 authors in 5 classes, random split"
+        "Physics", _raw("ms_academic_phy.npz"), _loader("Coauthor"), "34,493 authors in 5 classes, random split"
     ),
     "flickr": GraphSource(
         "Flickr",
         SAINT_FILES,
-        _load_flickr,
+        _loader("Flickr", named=False),
         "89,250 images in 7 classes, inductive",
         "standard",
         inductive=True,
@@ -170,7 +158,7 @@ SOURCES = {
     "reddit": GraphSource(
         "Reddit2",
         SAINT_FILES,
-        _load_reddit,
+        _loader("Reddit2", named=False),  # a fifth of the edges of GraphSAGE's
         "232,965 posts in 41 classes, inductive (GraphSAINT's edges)",
         "standard",
         inductive=True,

@@ -12,8 +12,9 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError, did_you_mean
 from mmdistill.files.classes import missing_like, untested
 from mmdistill.files.columns import repeated_note
+from mmdistill.files.held_out import held_out
 from mmdistill.image.moments import channel_moments, destandardised, standardised
-from mmdistill.image.repeated import alike_images, held_out
+from mmdistill.image.repeated import alike_images
 from mmdistill.labels import from_one
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, tensor_digest

@@ -52,34 +52,6 @@ def alike_images(images: Tensor) -> Tensor:
     return first_copies
 
 
-def held_out(alike: Tensor, labels: Tensor, order: Tensor, share: float) -> Tensor:
-    """Return a mask ``(N,)`` of held-out images, a share of each class (at least one image); copies stay together.
-
-    In each class the first images in ``order`` are taken, skipping groups of copies that exceed what is still to be
-    taken. If every group does, the smallest is taken unless it is the whole class. Groups with several labels are never
-    taken.
-
-    Shapes:
-        alike ``(N,)`` from :func:`alike_images`; labels ``(N,)``; order ``(N,)``, a permutation of the images.
-    """
-    counts, group_sizes, classes = labels.bincount(), alike.bincount().tolist(), labels.tolist()
-    shares = (counts * share).round().long().clamp(min=1).tolist()
-    ambiguous = set(alike[labels != labels[alike]].tolist())
-    groups = [first for first in dict.fromkeys(alike[order].tolist()) if first not in ambiguous]
-    left, taken = list(shares), list[int]()
-    for first in groups:
-        if group_sizes[first] <= left[classes[first]]:
-            left[classes[first]] -= group_sizes[first]
-            taken.append(first)
-    class_sizes = counts.tolist()
-    for first in sorted(groups, key=group_sizes.__getitem__):
-        label = classes[first]
-        if left[label] == shares[label] and group_sizes[first] < class_sizes[label]:  # nothing taken of this class
-            left[label] -= group_sizes[first]
-            taken.append(first)
-    return torch.isin(alike, torch.tensor(taken, dtype=torch.int64))
-
-
 def _checksums(images: Tensor) -> Tensor:
     """Return a checksum of each image, ``(N,)`` int64: the sum of its 64-bit, 32-bit or 8-bit words."""
     size = images[:1].numel() * images.element_size()

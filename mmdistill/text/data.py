@@ -12,7 +12,8 @@ from torch import Tensor
 from mmdistill.checks import require_left_out
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
-from mmdistill.files.classes import ClassNames, checked_class_names, missing_like, untested, unvalidated, validating
+from mmdistill.files.classes import ClassNames, checked_class_names, missing_like, untested, unvalidated
+from mmdistill.files.held_out import held_out, shuffled_by_class
 from mmdistill.files.hub import load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.tables import SUFFIXES, listed, suffix
@@ -376,35 +377,12 @@ def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], n
 def _hold_out(
     split: TextSplit, share: float, draws: Draws, groups: Sequence[Hashable], *, to_validate: bool = False
 ) -> tuple[TextSplit, TextSplit]:
-    """Move a share of each class, but never all its texts, into a second split; order is kept.
-
-    Texts of one group are moved together, and groups with several classes are not moved. For a validation split
-    (``to_validate``), small classes are left alone.
-    """
-    held_out = torch.zeros(len(split.texts), dtype=torch.bool)
-    classes = dict[Hashable, set[int]]()
-    for group, label in zip(groups, split.labels.tolist(), strict=True):
-        classes.setdefault(group, set()).add(label)
-    movable = [label for labels in classes.values() if len(labels) == 1 for label in labels]
-    counts = torch.bincount(torch.tensor(movable, dtype=torch.long))
-    for label in (validating(counts) if to_validate else counts).nonzero().flatten().tolist():
-        members = (split.labels == label).nonzero().flatten()
-        count = min(max(round(share * len(members)), 1), len(members) - 1)
-        rows = dict[Hashable, list[int]]()  # by group, in random order
-        for row in members[draws.fold(label).permutation(len(members))].tolist():
-            if len(classes[groups[row]]) == 1:
-                rows.setdefault(groups[row], []).append(row)
-        held_out[_choose_groups(list(rows.values()), count)] = True
-    return _take(split, ~held_out), _take(split, held_out)
-
-
-def _choose_groups(groups: list[list[int]], count: int) -> list[int]:
-    """Return the rows of groups that fit into ``count``, in order; if none fits, the smallest of several groups."""
-    chosen: list[int] = []
-    for group in groups:
-        if len(chosen) + len(group) <= count:
-            chosen += group
-    return chosen or (min(groups, key=len) if len(groups) > 1 else [])
+    """Move a share of each class into a second split, see :func:`held_out`; texts of one group move together."""
+    first = dict[Hashable, int]()
+    alike = torch.tensor([first.setdefault(group, row) for row, group in enumerate(groups)])
+    order = shuffled_by_class(split.labels, draws)
+    mask = held_out(alike, split.labels, order, share, to_validate=to_validate)
+    return _take(split, ~mask), _take(split, mask)
 
 
 def _take(split: TextSplit, mask: Tensor) -> TextSplit:

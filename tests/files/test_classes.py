@@ -9,7 +9,8 @@ import torch
 from torch_geometric.data import Data
 
 from mmdistill.errors import ConfigError
-from mmdistill.files.classes import checked_class_names, missing_like, untested, unvalidated, validating
+from mmdistill.files.classes import checked_class_names, missing_like, untested, unvalidated
+from mmdistill.files.held_out import validating
 from mmdistill.graph.data import graph_from_fields
 from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.image import image_task

@@ -12,7 +12,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.graph import teacher
 from mmdistill.graph.adjacency import undirected
-from mmdistill.graph.judges import JudgeProtocol, Seen, fit_apart, read_apart
+from mmdistill.graph.judges import JudgeProtocol, fit_apart, read_apart
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
 from mmdistill.graph.propagation import normalise_dense, propagate, propagate_columns
 from mmdistill.graph.schedules import TrainedOnGraph
@@ -399,7 +399,7 @@ def test_a_judge_keeps_the_statistics_of_its_chosen_epoch() -> None:
     network = ModuleNetwork(NormedConvolutions)
     inputs = {"x": GRAPH.x, "edge_index": GRAPH.edge_index}
     sample = Batch(inputs, GRAPH.y, torch.ones(NODES))
-    val = Seen(inputs, GRAPH.val, GRAPH.y[GRAPH.val])
+    val = graph_task(GRAPH).parts["val"]
     protocol = JudgeProtocol(epochs=40, lr=0.3, validate_every=1)
     fitted = read_apart(network, fit_apart(network, sample, val, protocol, Draws(0), 3), val)
     keys = [Draws(0).fold("init", index) for index in range(3)]

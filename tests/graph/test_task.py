@@ -14,7 +14,6 @@ from mmdistill.graph.architectures import make_architecture
 from mmdistill.graph.judges import (
     JudgeProtocol,
     Sample,
-    Seen,
     StackedJudges,
     protocol_for,
     scores_of,
@@ -205,19 +204,13 @@ def test_select_is_the_induced_subgraph() -> None:
                 assert float(inputs["adjacency"][row, i, j]) == float((a, b) in edges)
 
 
-def seen(own: GraphTask) -> tuple[Seen, Seen]:
-    real = own.scene.inputs(True)
-    return Seen(real, GRAPH.val, GRAPH.y[GRAPH.val]), Seen(real, GRAPH.test, GRAPH.y[GRAPH.test])
-
-
 def train_one_by_one(own: GraphTask, network: GCN | SGC, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     targets = batch.targets
     assert isinstance(batch.inputs, dict)
     assert isinstance(targets, torch.Tensor)
-    val, test = seen(own)
     sample = Batch({k: v.detach() for k, v in batch.inputs.items()}, targets, batch.weight)
     keys = [Draws(8).fold("network", index) for index in range(count)]
-    return oracle.trained_one_by_one(network, keys, sample, val, test, FAST)
+    return oracle.trained_one_by_one(network, keys, sample, own.parts["val"], own.parts["test"], FAST)
 
 
 @pytest.mark.parametrize("model", ["sgc", "gcn"])
@@ -247,10 +240,8 @@ def test_judges_of_other_architectures_equal_judges_one_by_one(judge: str, struc
     if not structured:
         batch = batch._replace(inputs={"x": batch.inputs["x"]})
     network = make_architecture(judge, 12, 3, still.width, 0.0, "cpu")
-    real = own.scene.inputs(False)
-    val, test = (Seen(real, nodes, GRAPH.y[nodes]) for nodes in (GRAPH.val, GRAPH.test))
     keys = [Draws(8).fold("init", index) for index in range(2)]
-    expected, _ = oracle.trained_one_by_one(network, keys, batch, val, test, still)
+    expected, _ = oracle.trained_one_by_one(network, keys, batch, own.parts["val"], own.parts["test"], still)
     assert torch.allclose(own.judging.fit(batch, judge, Draws(8), 2, still), expected, atol=2e-3, rtol=2e-3)
 
 
@@ -262,7 +253,7 @@ def test_the_whole_graph_judges_like_the_loop_over_it() -> None:
     assert isinstance(sample, Batch)
     inputs = Batch(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
     keys = [Draws(8).fold("network", index) for index in range(2)]
-    expected, _ = oracle.trained_one_by_one(network, keys, inputs, *seen(own), still)
+    expected, _ = oracle.trained_one_by_one(network, keys, inputs, own.parts["val"], own.parts["test"], still)
     assert torch.allclose(own.judging.fit(None, "gcn", Draws(8), 2, still), expected, atol=2e-3, rtol=2e-3)
 
 

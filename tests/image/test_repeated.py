@@ -107,6 +107,11 @@ def test_of_few_different_images_the_rarest_are_tested_on_and_one_alone_is_not()
     assert "no test image is of class 'b', 'c', so scores say nothing of it" in found.notes
 
 
+def test_copies_stay_in_training_where_their_class_has_else_only_images_of_several_classes() -> None:
+    images = bytes_like(12, 4, 4)[[*range(11), *[11] * 6, 10]]
+    assert load((images, torch.tensor([0] * 11 + [1] * 7))).test_labels.tolist() == [0, 0]
+
+
 def test_images_are_numbered_by_their_bytes() -> None:
     images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
     images[1, 0, 0, 0], images[2, 0, 2, 0], images[4, 0, 0, 0] = 1, 1, 1  # two of one sum that differ

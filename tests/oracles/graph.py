@@ -203,15 +203,17 @@ def trained_one_by_one(
     """Return the test logits ``(S, m, C)`` of node classifiers at their best validation epochs, and these accuracies.
 
     Args:
-        network: with ``init(key)``, ``logits(state, inputs, train, draws)`` and ``precomputed(inputs)``.
+        network: with ``init(key)``, ``logits(state, inputs, train, draws)``, ``precomputed(inputs)`` and
+            ``normalised``.
         keys: of each network's parameters, and by epoch of its dropout.
         sample: inputs, class indices and weights.
-        val: inputs, nodes and classes.
+        val: a scene, nodes and classes.
         test: the same.
         protocol: epochs, lr, weight_decay and validate_every.
     """
     logits, scores = [], []
     inputs = network.precomputed(sample.inputs)
+    val_inputs, test_inputs = (part.scene.inputs(network.normalised) for part in (val, test))
     for key in keys:
         state = network.init(key)
         params = {name: parameter.requires_grad_(True) for name, parameter in state.params.items()}
@@ -232,9 +234,9 @@ def trained_one_by_one(
                 continue
             with torch.no_grad():
                 now = state._replace(params=params, buffers=buffers)
-                hits = network.logits(now, val.inputs)[0][val.nodes].argmax(1) == val.classes
+                hits = network.logits(now, val_inputs)[0][val.nodes].argmax(1) == val.classes
                 if float(hits.float().mean()) > best:
-                    best, chosen = float(hits.float().mean()), network.logits(now, test.inputs)[0][test.nodes]
+                    best, chosen = float(hits.float().mean()), network.logits(now, test_inputs)[0][test.nodes]
         logits.append(chosen)
         scores.append(best)
     return torch.stack([one for one in logits if one is not None]), torch.tensor(scores)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.files.classes import validating
+from mmdistill.files.held_out import held_out, shuffled_by_class, validating
 from mmdistill.graph.sampling import split_by_class
 from mmdistill.runtime import Draws
 
@@ -84,14 +84,11 @@ def complete_splits(
 
 def _hold_out(y: Tensor, train: Tensor, draws: Draws, names: Sequence[str], split: str) -> tuple[Tensor, Tensor]:
     """Hold out a tenth of each class; return the remaining training graphs and the held-out ones."""
-    is_held_out = torch.zeros(len(train), dtype=torch.bool)
     counts = torch.bincount(y[train], minlength=len(names))
     contributes = validating(counts) if split == "dev" else counts > 1
     if not contributes.all() and (split == "test" or not contributes.any()):
         name = names[int(contributes.long().argmin())]
         raise DataError(f"class {name} has a single training graph, and none is left for {SPLITS[split]}{WAY_ON}")
-    for index in contributes.nonzero().flatten().tolist():
-        members = (y[train] == index).nonzero().flatten()
-        count = max(round(SHARES[1] * len(members)), 1)
-        is_held_out[members[draws.fold(index).permutation(len(members))[:count]]] = True
-    return train[~is_held_out], train[is_held_out]
+    order = shuffled_by_class(y[train], draws)
+    mask = held_out(torch.arange(len(train)), y[train], order, SHARES[1], to_validate=split == "dev")
+    return train[~mask], train[mask]
