@@ -339,10 +339,10 @@ class Dropping(nn.Module):
         return self.head(self.dropout(self.body(x.flatten(1)).relu()))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("shared", "model"), [(True, "mlp"), (False, Dropping)], ids=["shared", "each"])
+@pytest.mark.parametrize(("shared", "model"), [(True, "mlp-w8"), (False, Dropping)], ids=["shared", "each"])
 def test_threads_get_the_sets_and_scores_that_one_gets(shared: bool, model: str | type[nn.Module]) -> None:
     def make() -> Task:
-        return image_task("digits", model=model, width=8, judge_epochs=1)
+        return image_task("digits", model=model, judge_epochs=1)
 
     def run(method: str) -> tuple[object, ...]:
         made = task if shared else make()
