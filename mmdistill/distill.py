@@ -18,7 +18,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, note_kept, require_choice
 from mmdistill.execution import ranks
 from mmdistill.execution.compilation import CompileMode
-from mmdistill.execution.isolation import isolated
+from mmdistill.execution.isolation import in_turn, isolated
 from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.execution.precision import Precision
 from mmdistill.files.locks import sole_writer
@@ -110,6 +110,7 @@ def find_parameterization(task: Task, parameterization: Storage | str) -> Storag
     return get_parameterization(get_domain(info.domain), parameterization, info.data)
 
 
+@in_turn
 @isolated
 def distill(
     task: Task,
@@ -137,7 +138,7 @@ def distill(
     """Distil a task's training set into a tiny one.
 
     Args:
-        task: what to distil, for example ``image_task("mnist")``; it serves one thread at a time.
+        task: what to distil, for example ``image_task("mnist")``; threads that share it take turns.
         method: a :class:`Method` or its name.
         budget: the synthetic size in the task's unit; or give it by name as one of the next four.
         ipc: samples per class.

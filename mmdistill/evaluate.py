@@ -11,7 +11,7 @@ from mmdistill.choices import known_coresets
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation
-from mmdistill.execution.isolation import isolated
+from mmdistill.execution.isolation import in_turn, isolated
 from mmdistill.judgements import EvaluationRun, SetToJudge
 from mmdistill.judgements import Progress as Progress
 from mmdistill.names import baseline_names, canonical, in_words, split_names, unknown_name
@@ -162,6 +162,7 @@ def require_networks(n: int, at_once: int | None) -> None:
     require_sizes(**{"the number of networks at once": at_once})
 
 
+@in_turn
 @isolated
 def evaluate(
     task: Task,

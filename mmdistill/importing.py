@@ -14,7 +14,7 @@ from mmdistill.checks import is_of, require_kind
 from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError, require_choice
-from mmdistill.execution.isolation import isolated
+from mmdistill.execution.isolation import in_turn, isolated
 from mmdistill.exporters import LISTING, PREPROCESSING
 from mmdistill.importers import LEARNED, Imported, ImportSource, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
@@ -35,6 +35,7 @@ DESCRIBING = (LISTING, PREPROCESSING)
 """Files of exports that describe a set and are not part of it."""
 
 
+@in_turn
 @isolated
 def import_set(
     task: Task,

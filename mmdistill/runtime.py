@@ -118,10 +118,10 @@ def recording(recorder: Callable[[Draws], torch.Generator | None]) -> Iterator[N
 
 
 _constructing = threading.RLock()
-"""Held by the thread that constructs something with the CPU's global generator.
+"""Held by the thread that draws from the CPU's global generator: constructs something, or runs dropout on the CPU.
 
-Dropout draws from it too, without the lock: its backward pass may run on another thread than its forward pass, which
-would be a deadlock.
+Dropout on CUDA takes no lock: its backward pass runs on another thread than its forward pass, which would be a
+deadlock.
 """
 
 
@@ -148,11 +148,15 @@ def _host_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def global_draws_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Within this context torch's global generators on the CPU and one device start from a seed; no others change."""
-    with _host_seeded(seed):
-        if device.type != "cuda":
+    """Within this context torch's global generators on the CPU and one device start from a seed; no others change.
+
+    Threads take turns on the CPU. Those that share a CUDA device do not, so only one of them gets the draws of its key.
+    """
+    if device.type != "cuda":
+        with host_draws_from(seed):
             yield
-            return
+        return
+    with _host_seeded(seed):
         torch.cuda.init()  # type: ignore[no-untyped-call]  # creates the generators
         index = torch.cuda.current_device() if device.index is None else device.index
         generator = torch.cuda.default_generators[index]

@@ -9,13 +9,14 @@ from mmdistill.choices import known_coresets
 from mmdistill.coresets import choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
-from mmdistill.execution.isolation import isolated
+from mmdistill.execution.isolation import in_turn, isolated
 from mmdistill.names import known_name
 from mmdistill.runtime import Draws, checked_seed, describe_device
 from mmdistill.store import detached
 from mmdistill.task import Task, require_task
 
 
+@in_turn
 @isolated
 def selection(
     task: Task,

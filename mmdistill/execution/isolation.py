@@ -9,7 +9,8 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class _CallsOfThread(_Calls, threading.local):
 _open, _lock = _Calls(), threading.RLock()
 """The calls of all threads, changed only under the lock."""
 _open_here = _CallsOfThread()
+_turns: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""Locks of the tasks that open calls use, by the tasks' ids; changed only under the lock."""
 
 
 def at_last(undo: Callable[[], None]) -> None:
@@ -65,6 +68,23 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return in_own_state
+
+
+def in_turn(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a public function for which threads that share a task, its first argument, wait for one another.
+
+    A task's network holds one network's tensors at a time. Calls within a call, such as of a user's progress function,
+    do not wait for it.
+    """
+
+    @functools.wraps(function)
+    def once_it_is_free(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _lock:
+            turn = _turns.setdefault(id(args[0] if args else kwargs.get("task")), threading.RLock())
+        with turn:
+            return function(*args, **kwargs)
+
+    return once_it_is_free
 
 
 def recordable(tensor: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ import re
 from itertools import zip_longest
 
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
-from mmdistill.described import without_further
+from mmdistill.described import FURTHER, without_further
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
 OWN = "model"
 """The name of the user's own network as a judge."""
+LATER = r"(\+[0-9a-f]{8})+"
+"""Matches the digests that :func:`identified` adds after pluses."""
 
 
 def described_layers(task: Task) -> str:
@@ -32,19 +34,19 @@ def own_network(task: Task) -> str:
 def identified(description: str, name: str = "") -> str:
     """Return what tells networks apart: a name, by default the class's, and a digest of its description.
 
-    After a plus there is one with further code, of a network that has such, which earlier versions lack.
+    After pluses there are those with further code and with global names, of a network that has such, which earlier
+    versions lack.
     """
-    former = without_further(description, None)
-    digests = [
-        hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in dict.fromkeys((former, description))
-    ]
+    former, further = without_further(description, None), without_further(description, f"\n{FURTHER}")
+    texts = dict.fromkeys((former, further, description))
+    digests = [hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in texts]
     return f"{name or _class_name(description)} {'+'.join(digests)}"
 
 
 def as_identified(current: str, saved: object) -> str:
     """Return :func:`identified` networks as an earlier version recorded them, if that is the saved one."""
-    former = re.sub(r"( [0-9a-f]{8})\+[0-9a-f]{8}$", r"\1", current)
-    return former if former == saved else current
+    later = current.removeprefix(str(saved))
+    return str(saved) if re.search(f" [0-9a-f]{{8}}{LATER}$", current) and re.fullmatch(LATER, later) else current
 
 
 def _class_name(description: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmdistill.abilities import GradesSamples
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.execution.isolation import isolated
+from mmdistill.execution.isolation import in_turn, isolated
 from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.files.locks import sole_writer
 from mmdistill.names import counted, first_few
@@ -177,6 +177,7 @@ def is_complete(folder: Path, count: int) -> bool:
     return (folder / MANIFEST).exists() and all(shard(folder, index).exists() for index in range(count))
 
 
+@in_turn
 @isolated
 def train_experts(
     task: Task,

@@ -12,7 +12,7 @@ from mmdistill.choices import TrainingPrecision
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError, require_choice
 from mmdistill.evaluation import Evaluation
-from mmdistill.execution.isolation import isolated
+from mmdistill.execution.isolation import in_turn, isolated
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, metrics_document, read_metrics
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+@in_turn
 @isolated
 def save_evaluation(
     task: Task, distilled: DistilledSet, evaluation: Evaluation, folder: Path | str, *, judging: Judging | None = None
@@ -74,6 +75,7 @@ def save_evaluation(
         return write_report(folder, distilled, read_metrics(path), drawn)
 
 
+@in_turn
 @isolated
 def pictures(task: Task, distilled: DistilledSet) -> "list[Image]":
     """Return the pictures of a set that a run's report has, without a folder; a notebook shows each as a cell's value.

@@ -6,18 +6,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmdistill import cli, decode, distill, evaluate, graph_task, image_task, recsys_task, text_task
+from mmdistill import cli, decode, distill, evaluate, graph_task, image_task, recsys_task, selection, text_task
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
-from mmdistill.execution import allocator
+from mmdistill.execution import allocator, isolation
 from mmdistill.execution.allocator import MALLOC_MMAP_THRESHOLD, MALLOC_TRIM_THRESHOLD
 from mmdistill.execution.isolation import own_state
 from mmdistill.execution.precision import PLAIN
@@ -325,3 +326,49 @@ def test_a_program_that_shows_logs_itself_gets_those_of_commands(
     cli.main(["methods"])
     assert caplog.messages == ["done"]
     assert capsys.readouterr().err == ""
+
+
+class Dropping(nn.Module):
+    """A network that draws from torch's global generator when it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.dropout, self.head = nn.Linear(64, 16), nn.Dropout(0.3), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.body(x.flatten(1)).relu()))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("shared", "model"), [(True, "mlp-w8"), (False, Dropping)], ids=["shared", "each"])
+def test_threads_get_the_sets_and_scores_that_one_gets(shared: bool, model: str | type[nn.Module]) -> None:
+    def make() -> Task:
+        return image_task("digits", model=model, judge_epochs=1)
+
+    def run(method: str) -> tuple[object, ...]:
+        made = task if shared else make()
+        result = distill(made, method, ipc=1, settings={"steps": 3})
+        assert isinstance(result.batch.inputs, Tensor)
+        return result.batch.inputs.tolist(), evaluate(made, result, n=1, baselines=()).headline().mean
+
+    task, methods = make(), ["dm", "dd"]
+    alone = [run(method) for method in methods]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, methods * 3)) == alone * 3
+
+
+def test_calls_that_a_call_makes_of_its_own_task_do_not_wait_for_it() -> None:
+    task, found = BlobTask(), list[float]()
+
+    def judge(done: int, total: int, loss: float) -> None:
+        made = selection(task=task, rule="random", ipc=1)
+        found.append(evaluate(task, made, n=1, baselines=()).headline().mean)
+
+    def run(seed: int) -> None:
+        distill(task, "dm", ipc=1, seed=seed, settings={"steps": 2}, progress=judge)
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(run, seed) for seed in range(2)]
+        for each in waiting:
+            each.result(timeout=60)
+    assert len(found) == 4
+    assert not isolation._turns
