@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mmdistill.choices import CompileMode as CompileMode
 from mmdistill.contexts import holding
-from mmdistill.errors import ConfigError, MmdistillWarning
+from mmdistill.errors import ConfigError, MmdistillWarning, first_line
 from mmdistill.execution.isolation import at_last, at_last_here
 from mmdistill.execution.memory import exhausted
 from mmdistill.runtime import cache_folder
@@ -88,8 +88,7 @@ class Program(Generic[P, R]):
             if exhausted(error):
                 raise
             self.broken, self.seconds = True, 0.0
-            reason = str(error).strip().split("\n", 1)[0]
-            warnings.warn(f"compiling failed, this function stays eager: {reason}", MmdistillWarning, 3)
+            warnings.warn(f"compiling failed, this function stays eager: {first_line(error)}", MmdistillWarning, 3)
             return self.function(*args, **kwargs)
         self._seen.add(signature)
         self.seconds += time.perf_counter() - began

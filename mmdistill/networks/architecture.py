@@ -1,12 +1,12 @@
 """Descriptions of networks: two must agree for one to continue from the other's state."""
 
-import hashlib
 import re
 from itertools import zip_longest
 
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
 from mmdistill.described import without_further
 from mmdistill.runtime import Draws
+from mmdistill.store import short_digest
 from mmdistill.task import Task
 
 OWN = "model"
@@ -35,9 +35,7 @@ def identified(description: str, name: str = "") -> str:
     After a plus there is one with further code, of a network that has such, which earlier versions lack.
     """
     former = without_further(description, None)
-    digests = [
-        hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in dict.fromkeys((former, description))
-    ]
+    digests = map(short_digest, dict.fromkeys((former, description)))
     return f"{name or _class_name(description)} {'+'.join(digests)}"
 
 
