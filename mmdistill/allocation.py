@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.names import counted
 from mmdistill.task import BudgetKind, Task
 
 MOST = 10**9
@@ -77,7 +78,7 @@ def short_classes(task: Task, counts: Tensor) -> str:
 
 def _has(name: str, number: int) -> str:
     """Return the number of a class's samples in words."""
-    return f"class {name} has {number} sample{'s' * (number != 1)}"
+    return f"class {name} has {counted(number, 'sample')}"
 
 
 class ClassShares(NamedTuple):

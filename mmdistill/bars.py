@@ -4,11 +4,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Never, Protocol
 
 from tqdm import TqdmWarning, tqdm
+
+from mmdistill.contexts import holding
 
 TERMINAL_SECONDS = 0.1
 """Seconds between two updates of a bar on a terminal."""
@@ -26,14 +28,9 @@ UNEVEN = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 _showing: ContextVar[bool] = ContextVar("showing", default=False)
 
 
-@contextmanager
-def showing(visible: bool) -> Iterator[None]:
+def showing(visible: bool) -> AbstractContextManager[None]:
     """Within this context long computations show a bar of their own, if ``visible`` here or in an outer context."""
-    token = _showing.set(visible or is_showing())
-    try:
-        yield
-    finally:
-        _showing.reset(token)
+    return holding(_showing, visible or is_showing())
 
 
 def is_showing() -> bool:

@@ -211,4 +211,4 @@ def has_type(value: object, kind: Any) -> bool:
         return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
     if isinstance(value, bool) or kind is bool:
         return kind is bool and isinstance(value, bool)
-    return isinstance(value, (int, float) if kind is float else kind)
+    return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)

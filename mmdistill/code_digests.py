@@ -1,7 +1,6 @@
 """Digests of the code of functions and classes, and of tensors: the same in any process."""
 
 import dis
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from mmdistill.store import digest_of
+from mmdistill.store import digest_of, short_digest
 
 LIBRARIES = frozenset(("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers"))
 """Packages whose functions and classes are identified by name."""
@@ -98,14 +97,6 @@ def unwrapped(attribute: object) -> object:
     if isinstance(attribute, staticmethod | classmethod):
         return unwrapped(attribute.__func__)
     return attribute.__wrapped__ if isinstance(attribute, _lru_cache_wrapper) else attribute
-
-
-def short_digest(*contents: str | bytes | memoryview) -> str:
-    """Return eight characters that tell contents, one after the other, apart."""
-    digest = hashlib.blake2b(digest_size=4)
-    for content in contents:
-        digest.update(content.encode() if isinstance(content, str) else content)
-    return digest.hexdigest()
 
 
 def code_value(value: object, met: dict[int, tuple[object, object]] | None = None) -> object:

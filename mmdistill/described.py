@@ -36,10 +36,10 @@ from mmdistill.code_digests import (
     is_edited,
     is_of_networks,
     is_users,
-    short_digest,
     unwrapped,
     wrapped_functions,
 )
+from mmdistill.store import short_digest
 
 OWN_CODE = "own code"
 OWN_GLOBALS = "own globals"

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset, StackDataset, TensorDataset
 
 from mmdistill.allocation import MOST
-from mmdistill.checks import LARGEST, is_of
+from mmdistill.checks import LARGEST, has_type, is_of
 from mmdistill.errors import (
     CheckpointError,
     DataError,
@@ -377,13 +377,8 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
     """Check the types of a record from JSON, which a person may have edited; a TypeError names a wrong one."""
     for entry in fields(record):
         value = getattr(record, entry.name)
-        optional = entry.type == float | None
-        if optional and value is None:
-            continue
-        kind: Any = float if optional else get_origin(entry.type) or entry.type
-        accepted = (int, float) if kind is float else kind
-        if kind in (int, float, str, Mapping) and not isinstance(value, accepted):
-            raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
+        if get_origin(entry.type) not in (tuple, Literal) and not has_type(value, entry.type):
+            raise TypeError(f"{entry.name} is {value!r}, and no {getattr(entry.type, '__name__', entry.type)}")
 
 
 def _damage_of_budget(loaded: DistilledSet) -> str:
@@ -394,7 +389,7 @@ def _damage_of_budget(loaded: DistilledSet) -> str:
     unit, budget = loaded.info.budget, loaded.budget
     if unit not in get_args(BudgetKind):
         return f"info.budget is {unit!r}, and none of {', '.join(get_args(BudgetKind))}"
-    return "" if is_of(budget, int) and 1 <= budget <= MOST else f"budget is {budget!r}, and no number of {unit}"
+    return "" if 1 <= budget <= MOST else f"budget is {budget!r}, and no number of {unit}"
 
 
 def _same(inputs: Inputs, targets: Targets) -> bool:

@@ -4,21 +4,17 @@ Functions that train something on the way to a run's samples test :func:`is_rehe
 substitute of the same form in a rehearsal.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
+
+from mmdistill.contexts import holding
 
 _rehearsing = ContextVar("rehearsing", default=False)
 
 
-@contextmanager
-def rehearsal() -> Iterator[None]:
+def rehearsal() -> AbstractContextManager[None]:
     """Within this context :func:`is_rehearsal` is true."""
-    token = _rehearsing.set(True)
-    try:
-        yield
-    finally:
-        _rehearsing.reset(token)
+    return holding(_rehearsing, True)
 
 
 def is_rehearsal() -> bool:

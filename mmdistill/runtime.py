@@ -21,6 +21,7 @@ from torch import Tensor
 from mmdistill.checks import is_of
 from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
+from mmdistill.names import counted
 
 GUMBEL_LOWEST = -5.0
 """Lower bound of Gumbel draws, where their distribution function is 1e-64: a uniform draw of 0 gives no infinity."""
@@ -253,7 +254,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     count = torch.get_num_threads()
-    return f"{platform.processor() or platform.machine()} CPU, {count} thread{'' if count == 1 else 's'}"
+    return f"{platform.processor() or platform.machine()} CPU, {counted(count, 'thread')}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

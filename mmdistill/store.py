@@ -102,6 +102,14 @@ def _unpack(node: Any, tensors: Tensors) -> Any:
     return node
 
 
+def short_digest(*contents: str | bytes | memoryview) -> str:
+    """Return eight characters that tell contents, one after the other, apart."""
+    digest = hashlib.blake2b(digest_size=4)
+    for content in contents:
+        digest.update(content.encode() if isinstance(content, str) else content)
+    return digest.hexdigest()
+
+
 def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """Return a digest of tensors on the CPU, with their names, types and shapes, and of a text."""
     digest = hashlib.blake2b(text.encode(), digest_size=16)

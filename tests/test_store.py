@@ -289,9 +289,10 @@ def test_targets_without_classes_have_forms_of_their_own(tmp_path: Path, targets
     [
         ("budget", "many", "budget is 'many', and no int"),
         ("budget", 0, "budget is 0, and no number of nodes"),
-        ("budget", True, "budget is True, and no number of nodes"),
+        ("budget", True, "budget is True, and no int"),
         ("info", {**INFO.__dict__, "tensors": {}, "budget": "rows"}, "info.budget is 'rows', and none of ipc, nodes,"),
         ("info", {**INFO.__dict__, "tensors": {}, "budget": None}, "info.budget is None, and none of ipc, nodes,"),
+        ("steps", True, "steps is True, and no int"),
         ("seconds", None, "seconds is None, and no float"),
         ("inner_seconds", "few", "inner_seconds is 'few', and no float"),
         ("settings", None, "settings is None, and no Mapping"),

@@ -113,7 +113,7 @@ def _judges_in_words(config: DistillConfig, task: Task, judges: list[str], epoch
     trained = {judge: epochs.get(judge, "") for judge in judges if judge not in solved}
     title = partial(judge_title, task)
     parts = [f"{', '.join(map(title, solved))}, solved without training"] if solved else []
-    networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
+    networks = f"{counted(config.networks, 'network')} each"
     if len(set(trained.values())) == 1:
         parts.append(", ".join(filter(None, (*map(title, trained), networks, *set(trained.values())))))
     elif trained:

@@ -19,7 +19,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from mmdistill import runtime
-from mmdistill.errors import MmdistillError, MmdistillWarning
+from mmdistill.errors import MmdistillError, MmdistillWarning, first_line
 from mmdistill.execution.streams import lent_stream
 from mmdistill.runtime import Draws
 
@@ -264,7 +264,7 @@ class Replay:
         except RuntimeError as error:
             if capture.warming:
                 raise
-            reason = str(error).split("\n", 1)[0]
+            reason = first_line(error)
         # After the except block, since the error's traceback holds the memory of the failed graph.
         self.failed = True
         self._captures.clear()

@@ -7,7 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mmdistill.choices import CompileMode as CompileMode
-from mmdistill.errors import ConfigError, MmdistillWarning
+from mmdistill.contexts import holding
+from mmdistill.errors import ConfigError, MmdistillWarning, first_line
 from mmdistill.execution.isolation import at_last, at_last_here
 from mmdistill.execution.memory import exhausted
 from mmdistill.runtime import cache_folder
@@ -87,8 +88,7 @@ class Program(Generic[P, R]):
             if exhausted(error):
                 raise
             self.broken, self.seconds = True, 0.0
-            reason = str(error).strip().split("\n", 1)[0]
-            warnings.warn(f"compiling failed, this function stays eager: {reason}", MmdistillWarning, 3)
+            warnings.warn(f"compiling failed, this function stays eager: {first_line(error)}", MmdistillWarning, 3)
             return self.function(*args, **kwargs)
         self._seen.add(signature)
         self.seconds += time.perf_counter() - began
@@ -249,14 +249,9 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-@contextmanager
-def tracing() -> Iterator[None]:
+def tracing() -> AbstractContextManager[None]:
     """Within this context operations are traced to be compiled, so layers take the forms that compile well."""
-    token = _tracing.set(True)
-    try:
-        yield
-    finally:
-        _tracing.reset(token)
+    return holding(_tracing, True)
 
 
 def is_compiling() -> bool:
@@ -264,14 +259,9 @@ def is_compiling() -> bool:
     return torch.compiler.is_compiling() or _tracing.get()
 
 
-@contextmanager
-def uncounted() -> Iterator[None]:
+def uncounted() -> AbstractContextManager[None]:
     """Within this context :func:`operations` counts nothing, for work that a run does once and not in every step."""
-    token = _not_counting.set(True)
-    try:
-        yield
-    finally:
-        _not_counting.reset(token)
+    return holding(_not_counting, True)
 
 
 def operations(call: Callable[[], R]) -> tuple[R, int]:

@@ -12,7 +12,6 @@ kip     channels standardised            each image's own mean,   0.1 times thei
 The matrix is fitted to the training images once and cached. It travels with a distilled set.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from mmdistill.execution.precision import matrix_products
 from mmdistill.image.data import ImageData
 from mmdistill.names import known_name
 from mmdistill.runtime import cache_folder, remove_stale_parts
-from mmdistill.store import read_tensors, write_tensors
+from mmdistill.store import read_tensors, short_digest, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +170,7 @@ def whitened(data: ImageData, kind: str) -> ImageData:
             f"whitening images of {size:,} values needs a matrix of {4 * size**2 / 2**30:.0f} GiB; resize them to at "
             f"most {LARGEST:,} values, or leave --whiten out"
         )
-    units = hashlib.blake2b(repr((data.scale, data.mean, data.std)).encode(), digest_size=4).hexdigest()
+    units = short_digest(repr((data.scale, data.mean, data.std)))
     path = cache_folder() / "whitening" / f"{data.fingerprint}-{units}-{known_kind}.safetensors"
     whitening = _load(path, known_kind)
     if whitening is None:

@@ -1,12 +1,12 @@
 """Descriptions of networks: two must agree for one to continue from the other's state."""
 
-import hashlib
 import re
 from itertools import zip_longest
 
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
 from mmdistill.described import FURTHER, without_further
 from mmdistill.runtime import Draws
+from mmdistill.store import short_digest
 from mmdistill.task import Task
 
 OWN = "model"
@@ -38,8 +38,7 @@ def identified(description: str, name: str = "") -> str:
     versions lack.
     """
     former, further = without_further(description, None), without_further(description, f"\n{FURTHER}")
-    texts = dict.fromkeys((former, further, description))
-    digests = [hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in texts]
+    digests = map(short_digest, dict.fromkeys((former, further, description)))
     return f"{name or _class_name(description)} {'+'.join(digests)}"
 
 

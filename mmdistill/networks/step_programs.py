@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from mmdistill.errors import MmdistillWarning
+from mmdistill.errors import MmdistillWarning, first_line
 from mmdistill.execution.compilation import SHAPES, Program, tracing, uncounted
 from mmdistill.execution.memory import exhausted
 
@@ -85,8 +85,7 @@ def _trace(function: OfTensors, tensors: Sequence[Tensor]) -> Program[..., Outpu
     except Exception as error:
         if exhausted(error):
             raise
-        reason = str(error).strip().split("\n", 1)[0]
-        warnings.warn(f"inner steps cannot be traced and stay eager: {reason}", MmdistillWarning, 2)
+        warnings.warn(f"inner steps cannot be traced and stay eager: {first_line(error)}", MmdistillWarning, 2)
         return None
 
     def traced(*tensors: Tensor) -> Outputs:

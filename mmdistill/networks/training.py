@@ -4,13 +4,14 @@ Schedules call :func:`network_gradients` and :func:`network_outputs`, which are 
 :class:`Trainer` is active.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 
 from torch import Tensor
 
+from mmdistill.contexts import holding
 from mmdistill.execution.capture import Graph, Replay, copied_together
 from mmdistill.execution.compilation import Program
 from mmdistill.execution.portions import features_by_portions
@@ -73,14 +74,9 @@ class Trainer:
         predicting = 0.0 if self._predict is None else self._predict.seconds
         return predicting + sum(program.seconds for program in self._programs)
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self) -> AbstractContextManager[None]:
         """Within this context the task's :func:`network_gradients` and :func:`network_outputs` use this trainer."""
-        token = _trainer.set(self)
-        try:
-            yield
-        finally:
-            _trainer.reset(token)
+        return holding(_trainer, self)
 
     def gradients(
         self, loss: NetworkLoss, network: NetworkState, batch: Batch, draws: Draws | None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import GivesMaps, MapReader
-from mmdistill.errors import UnsupportedError
+from mmdistill.errors import UnsupportedError, first_line
 from mmdistill.execution.compilation import Program, has_compiler
 from mmdistill.execution.precision import Precision
 from mmdistill.networks.step_programs import StepPrograms
@@ -79,7 +79,7 @@ def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Ten
         if not any(phrase in str(error) for phrase in UNBATCHABLE):
             raise
         raise UnsupportedError(
-            f"the network cannot take several classes at once ({str(error).splitlines()[0]:.200}); let it take one at "
+            f"the network cannot take several classes at once ({first_line(error):.200}); let it take one at "
             "a time: --classes-at-once 1, or settings={'classes_at_once': 1}"
         ) from error
     return result

@@ -11,6 +11,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import JudgingRequest, evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Evaluation
 from mmdistill.metrics import former_metrics, judging_record, metrics_document, of_same_test, read_metrics, recorded
+from mmdistill.names import counted
 from mmdistill.progress import judging_bar
 from mmdistill.runs.folder import METRICS
 from mmdistill.runs.kept_baselines import KeptBaselines
@@ -110,7 +111,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     if former and metrics != former:
         write_json(path, metrics_document(task, distilled, Evaluation([]), metrics))
     if lacking:
-        print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
+        print(f"judging with {counted(config.networks, 'network')} ...")
     failures: dict[str, str] = {}
     for request in lacking:
         failures |= judge_and_keep(task, distilled, request, cache, folder, metrics).failures

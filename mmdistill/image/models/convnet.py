@@ -13,6 +13,7 @@ from mmdistill.image.models.layers import (
     norm_layer,
     pooling_layer,
 )
+from mmdistill.names import counted
 
 
 def convnet_depth(height: int, width: int) -> int:
@@ -30,7 +31,7 @@ def vanishing(shape: ImageShape, depth: int) -> str:
     hint = (
         f"a depth of {fits} fits (the model convnet-d{fits})" if fits else "the models convnet-nopool and mlp take them"
     )
-    return f"images of {shape[1]} x {shape[2]} vanish in {depth} pooling{'' if depth == 1 else 's'}; {hint}"
+    return f"images of {shape[1]} x {shape[2]} vanish in {counted(depth, 'pooling')}; {hint}"
 
 
 class Blocks(nn.Module):
