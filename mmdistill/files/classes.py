@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,13 @@ def _by_index(names: Mapping[Any, Any]) -> list[Any] | None:
         if [*sorted(numbered, key=lambda index: (len(index), index))] == [*map(str, range(len(names)))]:
             return [numbered[str(index)] for index in range(len(names))]
     return None
+
+
+def plain_label(label: object) -> object:
+    """Return a label without NumPy's type, or the array or tensor of no dimensions, that it comes in; bytes as text."""
+    if isinstance(label, np.number | np.bool_ | np.character | np.ndarray | Tensor) and label.ndim == 0:
+        label = label.item()
+    return label.decode(errors="backslashreplace") if isinstance(label, bytes) else label
 
 
 def spelt(name: str) -> str:

@@ -168,6 +168,13 @@ def is_rows(source: object) -> TypeGuard[list[TableRow]]:
     return isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
 
+def as_frame(source: Any) -> Any:
+    """Return a table of polars or pyarrow as a data frame of pandas; any other source as it is."""
+    if hasattr(source, "to_pydict"):
+        return pd.DataFrame(source.to_pydict())
+    return pd.DataFrame(source.to_dict(as_series=False)) if hasattr(source, "to_dicts") else source
+
+
 def _json_table(path: Path) -> pd.DataFrame:
     """Read JSON lines, without blank lines, one JSON array of objects, or one object of columns or of splits.
 

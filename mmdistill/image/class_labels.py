@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError, did_you_mean
+from mmdistill.files.classes import plain_label
 from mmdistill.files.saved import from_array
 from mmdistill.labels import classes_of_one_hot
 from mmdistill.names import class_numbers, class_order, first_few
@@ -70,7 +71,8 @@ def class_labels(
         DataError: other labels, several for an image, a word that is not in ``names``, or a number that is not in
             ``numbers``.
     """
-    labels = as_list(labels)
+    is_column = hasattr(labels, "__array__") and hasattr(labels, "tolist")  # also those that are no sequence
+    labels = labels.tolist() if is_column and not isinstance(labels, np.ndarray | Tensor) else as_list(labels)
     if isinstance(labels, np.ndarray):
         labels = from_array(labels, what)
     if not isinstance(labels, Tensor | list | tuple):
@@ -80,6 +82,7 @@ def class_labels(
         found = class_labels(_places_of_ones(labels, what), what, names, numbers)
         return found._replace(notes=(f"{what}: one-hot labels are read as classes",))
     if not isinstance(labels, Tensor):
+        labels = [plain_label(label) for label in labels]
         word = next((label for label in labels if isinstance(label, str)), None)
         if word is not None:
             return _index_words(labels, word, what, names)
@@ -97,8 +100,8 @@ def as_list(values: Any) -> Any:
     """Return a column of a table, an array of objects or words, or another sequence as a list; others as they are."""
     if hasattr(values, "to_list"):
         return values.to_list()
-    if isinstance(values, np.ndarray) and values.dtype.kind in "OUT":
-        return list(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "OSUT":
+        return values.tolist()
     is_plain = not isinstance(values, Sequence) or isinstance(values, list | tuple | str | bytes)
     return values if is_plain else list(values)
 
@@ -194,11 +197,7 @@ def _to_integers(labels: Tensor, what: str) -> tuple[Tensor, bool]:
 def _from_list(labels: Sequence[Any], what: str) -> tuple[Tensor, bool]:
     """Return listed labels as whole numbers, and whether they all were booleans."""
     integers = [_to_integer(label, f"{what}: label {i}") for i, label in enumerate(labels)]
-    return torch.tensor(integers, dtype=torch.int64), len(labels) > 0 and all(map(_is_boolean, labels))
-
-
-def _is_boolean(label: Any) -> bool:
-    return isinstance(label, bool | np.bool_) or (isinstance(label, Tensor) and label.dtype == torch.bool)
+    return torch.tensor(integers, dtype=torch.int64), {*map(type, labels)} == {bool}
 
 
 def _to_integer(label: Any, what: str) -> int:

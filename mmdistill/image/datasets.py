@@ -40,7 +40,8 @@ Pair = tuple[
 Source = str | Path | Pair | MapDataset | Mapping[str, Any]
 """A known name; a file or folder; (images, labels), where images may be paths of image files; two such pairs, to train
 and to test on; a map-style data set of (sample, label) pairs or of rows with named values; or a mapping, either of
-splits (``train``, ``test``) to such sources, or of ``images``, ``labels``, ``test_images``, ``test_labels`` to tensors.
+splits (``train``, ``test``) to such sources, or of ``images``, ``labels``, ``test_images``, ``test_labels`` to tensors,
+or of images and labels to train on under other names of the field (``X``, ``y``), as scikit-learn's ``load_digits()``.
 Labels are all whole numbers, all booleans or all names; numbers that do not run from 0 to C - 1 are renumbered in
 order, and name the classes."""
 
@@ -100,6 +101,9 @@ def _load_any(
         name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
+    if class_names is None and isinstance(source, Mapping):
+        given = source.get("target_names")  # of scikit-learn's data sets; numbers may be those of left out classes
+        class_names = None if given is None or not all(isinstance(name, str) for name in given) else given
     names = None if class_names is None else checked_class_names(class_names)
     notes: tuple[str, ...] = ()
     if _are_pairs(source):

@@ -51,13 +51,13 @@ def find_splits(source: Mapping[str, Any], holder: str = "the data hold") -> tup
     Raises:
         DataError: other names, two of one split, or images without labels.
     """
-    source = by_split(source, holder)
+    given, source = source, by_split(source, holder)
     require_one_each(source)
     splits = {known_split(key) or str(key): key for key in source}
     if "train" not in splits:
         raise DataError(
             f"a mapping of images has the splits train and test, or {NAMES[0]} and {NAMES[1]}, got "
-            f"{first_few(list(source)) or 'an empty one'}"
+            f"{first_few(list(given)) or 'an empty one'}"
         )
     train, notes = splits.pop("train"), []
     if "test" in splits and _hides_labels(source[splits["test"]]):

@@ -57,13 +57,17 @@ def by_split(source: Mapping[Any, Any], holder: str) -> dict[str, Any]:
     """Return a mapping's pairs of images and labels by split.
 
     Args:
-        source: tensors by names with a :class:`Place`; or splits by name. A split that is a mapping of images and
-            labels (by any of their names) becomes a pair; other values are returned as they are.
+        source: tensors by names with a :class:`Place`; images and labels by any of their names, to train on; or splits
+            by name. A split that is a mapping of images and labels becomes a pair; other values are returned as they
+            are.
         holder: the mapping and its verb, for messages, such as "the data hold".
     Raises:
         DataError: images without labels, labels without images, or two of one kind in a split.
     """
     places = {name: place for name in source if isinstance(name, str) and (place := Place.of(name))}
+    one_split = {name for name in source if isinstance(name, str) and name.lower() in (*IMAGES, *LABELS)}
+    if one_split and len(places) < 2 and places.keys() <= one_split and not any(map(known_split, source)):
+        return {"train": _as_pair(source, holder)}
     if not places:
         return {
             name: _as_pair(split, f"{holder} {name!r}, which has") if known_split(name) else split
@@ -85,15 +89,23 @@ def by_split(source: Mapping[Any, Any], holder: str) -> dict[str, Any]:
 
 
 def _as_pair(split: Any, holder: str) -> Any:
-    """Return the images and labels of a split that is a mapping; any other split as it is."""
+    """Return the images and labels of a split that is a mapping; any other split as it is.
+
+    Beside images, ``data`` are these as vectors, as in scikit-learn's data sets.
+
+    Raises:
+        DataError: a mapping with no images or labels, or with several.
+    """
     if not isinstance(split, Mapping):
         return split
     images, labels = (
         [name for name in split if isinstance(name, str) and name.lower() in known] for known in (IMAGES, LABELS)
     )
+    if "images" in images and "data" in images:
+        images.remove("data")
     if len(images) != 1 or len(labels) != 1:
         raise DataError(
-            f"{holder} {', '.join(map(str, split)) or 'nothing'}; a split has one of {', '.join(IMAGES)} and one of "
+            f"{holder} {', '.join(map(str, split)) or 'nothing'}; expected are one of {', '.join(IMAGES)} and one of "
             f"{', '.join(LABELS)}"
         )
     return split[images[0]], split[labels[0]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.files.columns import known_split, require_one_each, split_name
 from mmdistill.files.paths import users_path
-from mmdistill.files.tables import is_rows, splits_of
+from mmdistill.files.tables import as_frame, is_rows, splits_of
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import PART_ROWS
 from mmdistill.recsys.files import Columns, read_table, select_columns
@@ -47,8 +47,9 @@ Source = (
     | npt.NDArray[Any]
     | Tensor
 )
-"""Data as a user may give them: a name, a path, a table (a data frame, or a list with a dictionary or a tuple per row),
-a tuple of users and items (and ratings, and times), a matrix."""
+"""Data as a user may give them: a name, a path, a table (a data frame of pandas or polars, a table of
+pyarrow, or a list with a dictionary or a tuple per row), a tuple of users and items (and ratings, and times), a
+matrix."""
 
 
 class Table(NamedTuple):
@@ -93,6 +94,7 @@ def read_source(source: Source | Mapping[str, Source], columns: Columns, *, by_t
 
 
 def _read_one(source: Source, columns: Columns, by_time: bool) -> Table:
+    source = as_frame(source)
     if isinstance(source, str | Path):
         name = str(source) if _is_known(source) else str(users_path(source).absolute())
         files = resolve(source)

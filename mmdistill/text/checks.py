@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.files.classes import plain_label
 from mmdistill.names import brief_repr
 
 MISSING = (None, pd.NA, pd.NaT)
@@ -82,7 +83,7 @@ def _check_text(text: object, row: int, split: str, problems: Problems) -> str:
 
 def _check_label(label: object, row: int, split: str, problems: Problems) -> str:
     """Return a label as a string; add one that is no class to the problems."""
-    label = _plain(label)
+    label = plain_label(label)
     if _is_missing(label):
         problems.add("has no label", row, split)
         return ""
@@ -109,16 +110,11 @@ def are_withheld(labels: Collection[object], known: Collection[object]) -> bool:
         known: those of training; if -1 is one of them, it is a class.
     """
     is_class = any(map(_is_minus_one, known))
-    return all(_is_missing(_plain(label)) or (not is_class and _is_minus_one(label)) for label in labels)
+    return all(_is_missing(plain_label(label)) or (not is_class and _is_minus_one(label)) for label in labels)
 
 
 def _is_minus_one(label: object) -> bool:
-    return str(_plain(label)).strip() in ("-1", "-1.0")
-
-
-def _plain(label: object) -> object:
-    """Return a label without the tensor or array of no dimensions that it may come in."""
-    return label.item() if isinstance(label, Tensor | np.ndarray) and label.ndim == 0 else label
+    return str(plain_label(label)).strip() in ("-1", "-1.0")
 
 
 def _is_missing(value: object) -> bool:

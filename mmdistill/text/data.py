@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,16 +30,17 @@ from mmdistill.text.inputs import (
     Pair,
     Raw,
     Table,
+    are_train_and_test,
     divide,
     frame_of,
     from_parts,
     is_table,
-    pair_split,
     read_beside_test,
     read_splits,
     without_withheld,
 )
-from mmdistill.text.remarks import alike_classes, leaks, missing_texts, quoted, repeats
+from mmdistill.text.remarks import alike_classes, are_numbers, leaks, missing_texts, quoted, repeats
+from mmdistill.text.samples import Samples, are_samples, list_items
 from mmdistill.text.tables import Columns, may_hold_texts, read_table, split_files
 
 DEV_SHARE = 0.1
@@ -140,16 +142,17 @@ def _digest(*parts: TextSplit) -> str:
     return digest.hexdigest()
 
 
-TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table | str | Path]
-"""Data as a user may give them: a name, a path, ``(texts, labels)``, a table, or a mapping from split names to such
-pairs, tables or files of tables; each text may be a pair of texts."""
+TextInput = str | Path | TextData | Pair | tuple[Pair, Pair] | Samples | Table | Mapping[str, Any]
+"""Data as a user may give them: a name, a path, ``(texts, labels)``, two such pairs to train and to test on, a list or
+data set of ``(text, label)``, a table, or a mapping from split names to such pairs, lists, tables or files of tables;
+each text may be a pair of texts."""
 
 
 @isolated
 def load_text(
     source: TextInput,
     *,
-    test: Pair | Table | str | Path | None = None,
+    test: Pair | Samples | Table | str | Path | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: ClassNames | None = None,
@@ -164,9 +167,10 @@ def load_text(
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file, a folder with train and test files (and dev) or with a
             subfolder of text files for each class (perhaps under ``train``, ``dev`` and ``test``), ``hf:NAME`` or
-            ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list with a
-            dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs, tables
-            or files of tables by split name.
+            ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, two such pairs to train and to test on, a list or
+            map-style data set of ``(text, label)``, a table (a data frame of pandas or polars, a table of pyarrow, a
+            list with a dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such
+            pairs, lists, tables or files of tables by split name.
         test: a pair, a table or a file of one to test on, if ``source`` is a pair, a table or a file to train on.
         text_column: the text column, or two comma-separated columns of text pairs; guessed by default.
         label_column: the label column; guessed by default.
@@ -184,6 +188,9 @@ def load_text(
         reason = "text data that are loaded are read, with their classes"
         require_left_out(reason, test=test, text_column=text_column, label_column=label_column, class_names=class_names)
         return source
+    source, test = list_items(source), list_items(test)
+    if are_train_and_test(source):
+        source = {"train": source[0], "test": source[1]}
     path = users_path(source) if isinstance(source, str | Path) and not is_known(source) else None
     if test is not None and (path is None or path.exists()):
         name, raw = "texts", read_beside_test(path or source, test, columns)
@@ -199,20 +206,20 @@ def load_text(
         raise DataError(f"{error}; read are {raw.guess}") from error
 
 
-def _read_values(source: Pair | Table | Mapping[str, Pair | Table | str | Path], columns: Columns) -> Raw:
+def _read_values(source: Any, columns: Columns) -> Raw:
     """Read in-memory data."""
-    if isinstance(source, tuple):
+    if isinstance(source, tuple) or are_samples(source):
         columns.require_none(UNNAMED)
-        return Raw({WHOLE: pair_split("data", source)})
+        return read_splits({WHOLE: source}, columns)
     if is_table(source):
         frame, own_names = frame_of(source, columns, "the table")
         return divide(frame, columns, "the table")._replace(class_names=own_names)
     if isinstance(source, Mapping):
         return from_parts(source, columns)
     raise ConfigError(
-        "text data is a name, a path, (texts, labels), a table (of pandas or Hugging Face, a dictionary "
-        "with a list per column, or a list with a dictionary per row) or a mapping of split names to such, got "
-        f"{type(source).__name__}"
+        "text data is a name, a path, (texts, labels), a list or data set of (text, label), a table (of pandas, "
+        "polars, pyarrow or Hugging Face, a dictionary with a list per column, or a list with a dictionary per row) or "
+        f"a mapping of split names to such, got {type(source).__name__}"
     )
 
 
@@ -295,16 +302,17 @@ def _finish(name: str, raw: Raw, seed: int) -> TextData:
     raw = without_withheld(raw)
     given, names = _number_classes(name, raw)
     train = given.pop(WHOLE if WHOLE in given else "train")
+    count = len({*train.texts})
     doubtful = repeats(train.texts) + (leaks(train.texts, given["test"].texts) if "test" in given else [])
     splits, notes = _add_missing_splits(train, given, seed)
     train = splits["train"]
     for split, part in splits.items():
         if not part.texts:
-            hint = ", which look like numbers to predict and not like classes" if len(train.texts) <= len(names) else ""
-            counts = f"{len(set(train.texts))} of {len(names)} classes{hint}"
+            is_predicted = len(train.texts) <= len(names) and are_numbers(names)
+            hint = ", which look like numbers to predict and not like classes" * is_predicted
             raise DataError(
-                f"{name}: too few different texts ({counts}) to hold out a {split} split; give one, or name another "
-                "label column"
+                f"{name}: too few different texts ({count} of {len(names)} classes{hint}) to hold out a {split} split; "
+                f'give one, as in {{"train": (texts, labels), "{split}": ...}}, or name another label column'
             )
     doubtful += [
         *untested(splits["test"].labels, names, "text"),

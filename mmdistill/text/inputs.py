@@ -12,10 +12,13 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import SPLIT_COLUMNS, class_names_of, known_split, require_one_each, split_name
 from mmdistill.files.paths import users_path
+from mmdistill.files.saved import from_array
 from mmdistill.files.tables import is_rows, spelt, split_column
+from mmdistill.labels import classes_of_one_hot
 from mmdistill.text.checks import WHOLE, are_withheld
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.remarks import quoted
+from mmdistill.text.samples import are_samples, list_items, texts_and_labels
 from mmdistill.text.tables import Columns, Roles, is_unquoted, read_table, roles_of, splits_of_rows
 
 
@@ -93,8 +96,18 @@ def _has_columns(source: object) -> TypeGuard[WithColumns]:
     return isinstance(getattr(source, "column_names", None), list) and hasattr(source, "__getitem__")
 
 
-def pair_split(name: str, pair: Pair) -> RawSplit:
-    """Return the texts and labels of a pair ``(texts, labels)``.
+def are_train_and_test(source: object) -> TypeGuard[tuple[Pair, Pair]]:
+    """Return whether a source is two pairs ``(texts, labels)``, to train and to test on; pairs of texts are none."""
+    return isinstance(source, tuple | list) and len(source) == 2 and all(map(_is_pair_of_columns, source))
+
+
+def _is_pair_of_columns(part: Any) -> bool:
+    are_two = isinstance(part, tuple | list) and len(part) == 2
+    return are_two and all(map(_is_column, part)) and len(part[0]) == len(part[1])
+
+
+def _pair_split(name: str, pair: Pair) -> tuple[RawSplit, list[str]]:
+    """Return the texts and labels of a pair ``(texts, labels)``, and a note if the labels were one-hot.
 
     Raises:
         DataError: something else, or different numbers of texts and labels.
@@ -113,6 +126,7 @@ def pair_split(name: str, pair: Pair) -> RawSplit:
     for what, part in (("texts", texts), ("labels", labels)):
         if not isinstance(part, Iterable) or not hasattr(part, "__len__"):
             raise DataError(f"{name}: expected a list of {what}, got {type(part).__name__}")
+    labels, notes = _one_label_each(name, labels)
     values = _as_list(labels)
     if len(texts) != len(values):
         raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
@@ -121,7 +135,18 @@ def pair_split(name: str, pair: Pair) -> RawSplit:
         if isinstance(text, tuple | list) and len(text) != 2:
             raise DataError(f"{name}: row {row} holds {len(text)} texts; expected one text or a pair")
         rows.append(join_pairs([[part] for part in text])[0] if isinstance(text, tuple | list) else text)
-    return rows, values
+    return (rows, values), notes
+
+
+def _one_label_each(name: str, labels: Column | Tensor) -> tuple[Column | Tensor, list[str]]:
+    """Return a column ``(n, 1)`` of labels as ``(n,)``, one-hot rows as classes with a note, other labels as given."""
+    if not isinstance(labels, Tensor | np.ndarray) or labels.ndim != 2:
+        return labels, []
+    if labels.shape[1] == 1:
+        return labels[:, 0], []
+    rows = from_array(labels, name) if isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf" else labels
+    classes = classes_of_one_hot(rows) if isinstance(rows, Tensor) else None
+    return (labels, []) if classes is None else (classes, [f"{name}: one-hot labels are read as classes"])
 
 
 def _as_list(values: Column | Tensor) -> list[Any]:
@@ -227,7 +252,8 @@ def read_beside_test(source: object, test: object, requested: Columns) -> Raw:
         ConfigError: ``source`` brings its own test split: it is no pair, table or file of one, or has a split column.
         DataError: an unusable split.
     """
-    if not (isinstance(source, tuple) or is_table(source) or (isinstance(source, Path) and source.is_file())):
+    is_pair = isinstance(source, tuple) or are_samples(source)
+    if not (is_pair or is_table(source) or (isinstance(source, Path) and source.is_file())):
         raise ConfigError(
             "test data go with (texts, labels), a table or a file of one; other sources bring their own, as a "
             'dictionary of splits does: {"train": (texts, labels), "dev": ..., "test": ...}'
@@ -250,6 +276,7 @@ def from_parts(parts: Mapping[Any, Any], requested: Columns, source: object = No
         DataError: two names for one split, or an unusable split.
     """
     require_one_each(parts)
+    parts = {key: list_items(part) for key, part in parts.items()}
     if parts and all(_has_columns(part) for part in parts.values()):
         known = {split: part for key, part in parts.items() if (split := known_split(key))}
         return read_splits(known, requested, source, undivided=undivided)
@@ -265,7 +292,7 @@ def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = N
     Columns that the user does not name are those of the training split, where a split has them.
 
     Args:
-        parts: by split, a pair, a table or a file of one.
+        parts: by split, a pair, a list of samples, a table or a file of one.
         requested: the columns that the user named.
         source: the origin of all of them, for messages; by default each file, or the split's name.
         undivided: refuse a training table with a split column.
@@ -278,7 +305,10 @@ def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = N
     for split in sorted(parts, key=lambda split: split not in (WHOLE, "train")):
         part, origin = parts[split], source or split
         if not (is_table(part) or isinstance(part, Path)):
-            splits[split] = pair_split(split, part)
+            called = "data" if split == WHOLE else split
+            pair, pair_notes = texts_and_labels(called, part) if are_samples(part) else (part, [])
+            splits[split], label_notes = _pair_split(called, pair)
+            notes += [*pair_notes, *label_notes]
             continue
         origin = part if isinstance(part, Path) else origin
         frame, own_names = frame_of(part, requested, origin, like)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from mmdistill.files.classes import is_missing_word
 from mmdistill.files.columns import repeated_note, shared_note
 from mmdistill.names import first_few
@@ -41,6 +43,11 @@ def alike_classes(names: Sequence[str]) -> list[str]:
         found.setdefault(_folded(name), []).append(repr(name))
     twice = [" and ".join(own) for own in found.values() if len(own) > 1]
     return [f"classes that may be one, written differently: {first_few(twice)}"] if twice else []
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Return whether all class names are numbers."""
+    return bool(pd.to_numeric(pd.Series([*names]), errors="coerce").notna().all())
 
 
 def _folded(name: str) -> str:

@@ -46,6 +46,7 @@ from mmdistill.text.judges import (
 )
 from mmdistill.text.models import ModelLike, network_name, point_module
 from mmdistill.text.reading import Encoded, encode_splits
+from mmdistill.text.samples import Samples
 from mmdistill.text.selection import SELECTIONS, centroid_batch
 
 JUDGE_STEPS = 300
@@ -268,7 +269,7 @@ def text_task(
     model: ModelLike = "mlp",
     width: int | None = None,
     features: str | Sequence[str] = (),
-    test: Pair | Table | str | Path | None = None,
+    test: Pair | Samples | Table | str | Path | None = None,
     noise: float = 0.0,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -284,9 +285,10 @@ def text_task(
     """Encode labelled texts once and return the task of distilling their points.
 
     Args:
-        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, a table (a data frame, a list with a
-            dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs or
-            tables by split name, ``{"train": ..., "dev": ..., "test": ...}``.
+        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, two such pairs to train and to test
+            on, a list or data set of ``(text, label)``, a table (a data frame, a list with a dictionary per row, a
+            dictionary with a list per column, or a Hugging Face data set), or such by split name, ``{"train": ...,
+            "dev": ..., "test": ...}``.
         encoder: ``minilm``, ``tfidf``, ``average``, a transformers model's name or folder, or a function from a list
             of n texts to an ``(n, d)`` tensor, or a model with such a method called ``encode`` or ``transform``. A
             function is identified by its name and some training points. ``CallableEncoder(function, name)`` identifies

@@ -30,6 +30,7 @@ from mmdistill.text.encoders import make_encoder
 from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.models import TOKEN_MODELS, network_name
 from mmdistill.text.reading import encode_splits
+from mmdistill.text.samples import Samples
 from mmdistill.text.token_judges import TokenJudge, protocol_for
 from mmdistill.text.token_models import TransformerClassifier, named_module
 from mmdistill.text.vocabulary import Tokens, Vocabulary, load_vocabulary, token_inputs
@@ -296,7 +297,7 @@ def token_task(
     length: int | None = None,
     width: int | None = None,
     features: str | Sequence[str] = (),
-    test: Pair | Table | str | Path | None = None,
+    test: Pair | Samples | Table | str | Path | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: ClassNames | None = None,
@@ -311,9 +312,10 @@ def token_task(
     """Tokenize labelled texts once and return the task of distilling sequences of token embeddings.
 
     Args:
-        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, a table (a data frame, a list with a
-            dictionary per row, a dictionary with a list per column, or a Hugging Face data set), or such pairs or
-            tables by split name, ``{"train": ..., "dev": ..., "test": ...}``.
+        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, two such pairs to train and to test
+            on, a list or data set of ``(text, label)``, a table (a data frame, a list with a dictionary per row, a
+            dictionary with a list per column, or a Hugging Face data set), or such by split name, ``{"train": ...,
+            "dev": ..., "test": ...}``.
         model: ``textcnn``, ``bilstm``, ``bigru``, ``transformer`` (the encoder's body with a fresh head), or a function
             that returns a module from a dict of ``vectors`` and ``mask`` to logits, or a ``PretrainedModule``.
         encoder: the transformers model whose tokens and input embeddings are used: ``minilm``, a name or a folder.

@@ -90,6 +90,41 @@ def test_one_hot_labels_are_read_as_classes_and_several_for_an_image_are_refused
                 load(given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "container",
+    [
+        pd.Categorical,
+        pd.array,
+        lambda words: pd.array(words, dtype="string"),
+        lambda words: pd.DataFrame({"c": words}, dtype="category")["c"].values,
+        lambda words: np.array(words).astype(bytes),
+        lambda words: [word.encode() for word in words],
+        lambda words: np.array([word.encode() for word in words], dtype=object),
+        lambda words: list(np.array(words)),
+        np.array,
+    ],
+)
+def test_words_are_classes_in_every_container_and_become_plain_texts(container: Callable[[list[str]], Any]) -> None:
+    images, order = bytes_like(12, 4, 4), labels_of(12, 3)
+    words = container([("a", "b", "ü" if container is np.array else "c")[index] for index in order])
+    found = load((images, words), (images, words))
+    assert torch.equal(found.test_labels, order)
+    assert [type(name) for name in found.class_names] == [str, str, str]
+    assert load(Pairs(list(images), list(words))).fingerprint == load((images, order)).fingerprint
+
+
+def test_messages_show_labels_without_the_types_of_their_containers() -> None:
+    images = bytes_like(2, 4, 4)
+    for labels, said in (
+        (np.array(["a", 1.5], dtype=object), "label 1 is 1.5, others are names such as 'a'"),
+        ([np.str_("a"), np.float64(1.5)], "label 1 is 1.5, others are names such as 'a'"),
+        ([np.int64(0), np.float64(1.5)], "label 1 is no class index but 1.5"),
+        ([torch.tensor(0), torch.tensor(1.5)], "label 1 is no class index but 1.5"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load((images, labels))
+
+
 def test_labels_in_files_are_numbered_alike(tmp_path: Path) -> None:
     images, order = bytes_like(12, 4, 4), labels_of(12, 2)
     for labels in (torch.tensor([3, 5])[order], torch.tensor([3.0, 5.0])[order]):

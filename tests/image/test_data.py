@@ -20,6 +20,7 @@ import safetensors.torch
 import scipy.io
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
@@ -835,9 +836,9 @@ def test_dicts_of_splits(tmp_path: Path) -> None:
     for held, said in (
         (
             {"train": {"images": train[0]}},
-            r"'train', which has images; a split has one of images, image, .* and one of labels, label, ",
+            r"'train', which has images; expected are one of images, image, .* and one of labels, label, ",
         ),
-        ({"train": {"images": train[0], "x": train[0], "labels": train[1]}}, r"which has images, x, labels; a split"),
+        ({"train": {"images": train[0], "x": train[0], "labels": train[1]}}, r"which has images, x, labels; expected"),
         ({"train_images": train[0], "labels": train[1], "test_x": test[0]}, "test_x alone; test images need"),
         ({"images": train[0], "labels": train[1], "x_train": train[0]}, "images and x_train, both images of train"),
         ({"test": {"images": train[0], "labels": train[1]}}, "splits named train and test of such, got test"),
@@ -1023,6 +1024,7 @@ def test_samples_are_listed_in_columns_of_tables_and_arrays_of_objects(tmp_path:
             assert load((column, pd.Series(labels))).fingerprint == expected.fingerprint
         assert load((samples, UserList(labels))).fingerprint == expected.fingerprint
         assert load(Pairs(list(samples), labels)).fingerprint == expected.fingerprint
+    assert load((pixels.astype(object), labels)).fingerprint == expected.fingerprint
     for samples in (pictures, files, coded):
         assert load((samples, labels), size=4).shape == (1, 4, 4)
         assert load(Pairs(list(samples), labels), size=4).shape == (1, 4, 4)
@@ -1060,7 +1062,7 @@ def test_bad_samples() -> None:
         (Pairs([pixel], [0.5]), "no class index but 0.5"),
         (Pairs([pixel], [float("nan")]), "no class index but nan"),
         (DataLoader(TensorDataset(pixel, torch.zeros(1)), 1), "give the data set that it loads"),
-        ({"images": pixel}, "the data hold images alone; train images need their labels"),
+        ({"images": pixel}, "the data hold images; expected are one of images, image"),
         ({"pictures": pixel}, "the splits train and test, or images and labels, got pictures"),
         (pd.DataFrame({"images": [0]}), r"give its images and labels as a pair, \(data"),
         ([pixel], "no \\(sample, label\\) pair"),
@@ -1301,6 +1303,30 @@ def test_a_mapping_holds_splits_or_tensors() -> None:
         load({"train": train, "val": test, "validation": test})
     with pytest.raises(DataError, match="hold test_images alone"):
         load({"images": train[0], "labels": train[1], "test_images": test[0]})
+
+
+def test_images_and_labels_of_a_mapping_go_by_the_names_of_the_field() -> None:
+    pixels, labels = bytes_like(20, 6, 5), labels_of(20, 2)
+    expected = load((pixels, labels))
+    for names in (("images", "target"), ("images", "y"), ("X", "y"), ("data", "targets"), ("image", "labels")):
+        assert load(dict(zip(names, (pixels, labels), strict=True))).fingerprint == expected.fingerprint
+    bunch = {"data": pixels.flatten(1), "images": pixels, "target": labels, "target_names": np.array(["cat", "dog"])}
+    found = load({**bunch, "frame": None, "DESCR": "pets"})
+    assert (found.fingerprint, found.class_names) == (expected.fingerprint, ("cat", "dog"))
+    assert load(bunch, class_names=["a", "b"]).class_names == ("a", "b")
+    digits = load(load_digits())
+    assert digits.shape == (1, 8, 8)
+    assert digits.class_names == tuple("0123456789")
+    for source, said in (
+        (
+            {"X": pixels, "kind": labels},
+            "the data hold X, kind; expected are one of images, image, .* and one of labels",
+        ),
+        ({"imgs": pixels, "x": pixels, "y": labels}, "the data hold imgs, x, y; expected are one of"),
+        ({"X": pixels, "y": labels, "x_test": pixels, "y_test": labels}, "got X, y, x_test, y_test"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load(source)
 
 
 def test_labels_in_a_file_may_be_names(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import gzip
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -345,6 +346,15 @@ def test_a_table_of_interactions_is_no_matrix():
                 load_interactions(given)
     with pytest.raises(DataError, match="got dict"):
         load_interactions({"user": [1], "item": [2]})
+
+
+def test_tables_of_polars_and_pyarrow_are_read_as_those_of_pandas():
+    columns = dict(zip(("user", "item", "rating"), map(list, zip(*ROWS, strict=True)), strict=True))
+    wanted = load_interactions(pd.DataFrame(columns))
+    polars = SimpleNamespace(to_dicts=None, to_dict=lambda as_series: columns)
+    for table in (polars, SimpleNamespace(to_pydict=lambda: columns)):
+        found = load_interactions(table)
+        assert (found.name, found.fingerprint) == ("table", wanted.fingerprint)
 
 
 def test_users_and_items_may_come_as_a_tuple():
