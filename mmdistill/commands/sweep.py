@@ -88,6 +88,8 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
     if dry_run:
         print(aligned([[str(config.folder()), status] for config, status in states.items()]))
         return
+    for config in (config for config, status in states.items() if status == FINISHED):
+        _note_place(config)
     folder = users_path(str(sweep.out))
     counts = Counter(states.values())
     print(f"runs in {folder}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
@@ -253,6 +255,13 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
     return states
 
 
+def _note_place(config: DistillConfig) -> None:
+    """Write into a finished run's options where its data, which have been compared, are now."""
+    path = config.folder() / CONFIG
+    if (saved := DistillConfig.load(path)).data != config.data:
+        replace(saved, data=config.data).save(path)
+
+
 def _task_key(config: DistillConfig, networks: Mapping[str, str]) -> tuple[str | None, int]:
     """Return the options of a task in which the runs of a sweep differ: its network and the seed of its splits."""
     seed = config.seed if config.split_seed is None else config.split_seed
@@ -365,13 +374,19 @@ def _judged_at(config: DistillConfig) -> int:
 
 
 def _start_run(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
-    """Save a run's options in its folder and start a process that resumes it there, new or not."""
+    """Save a run's options in its folder and start a process that resumes it there, new or not.
+
+    Where the data of a run have moved, the process notes their new place, once it has seen that they are the same.
+    """
     folder = config.folder()
+    moved = []
+    if holds_work(folder) and (former := DistillConfig.load(folder / CONFIG).data) != config.data:
+        moved, config = [f"--data={config.data}"], replace(config, data=former)
     replace(config, device=device).save(folder / CONFIG)
     if (folder / LOG).is_symlink():  # do not overwrite the file it links to
         (folder / LOG).unlink()
     with (folder / LOG).open("wb") as log:
-        return start([*own_program(), "distill", f"--resume={folder}"], log)
+        return start([*own_program(), "distill", f"--resume={folder}", *moved], log)
 
 
 def _title(config: DistillConfig) -> str:

@@ -1,5 +1,6 @@
 """One command that a cluster calls again: it starts a run, continues it or judges it, wherever its data are by then."""
 
+import csv
 import importlib
 import os
 import re
@@ -198,3 +199,41 @@ def test_an_interruption_says_where_the_data_are_now(
     (tmp_path / "own.npz").rename(moved := tmp_path / "moved.npz")
     assert main(["distill", "--resume", str(tmp_path / "run"), "--data", str(moved)]) == 130
     assert f"continue with: mmdistill distill --resume {tmp_path / 'run'} --data {moved}" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_with_data_that_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, fast = tmp_path / "out", [*FAST, "--baselines", "none", "--model", "mlp"]
+
+    def swept(data: str, seeds: str, *extra: str) -> int:
+        given = ["--data", data, "--methods", "dm", "--ipc", "1", "--seeds", seeds]
+        return main(["sweep", *given, "--out", str(out), *fast, *extra])
+
+    def places() -> list[str | None]:
+        return [DistillConfig.load(path).data for path in sorted(out.glob("*/config.yaml"))]
+
+    first = save(tmp_path / "job1" / "own.npz")
+    assert swept(first, "0") == 0
+    unfinished = out / "own-dm-1-seed1"
+    with monkeypatch.context() as patched:
+        interrupt(patched)
+        given = ["--data", first, "--method", "dm", "--ipc", "1", "--seed", "1", "--out", str(unfinished)]
+        assert main(["distill", *given, *fast]) == 130
+    shutil.rmtree(tmp_path / "job1")
+    others = save(tmp_path / "job2" / "own.npz", seed=1)
+    assert swept(others, "0,1") == 2
+    assert f"{out}/own-dm-1 is finished, and this set was distilled from" in capsys.readouterr().err
+    assert swept(others, "1") == 2  # as its own process finds
+    assert "training data are others" in capsys.readouterr().out
+    assert places() == [first, first]
+    second = save(tmp_path / "job3" / "own.npz")
+    assert swept(second, "0,1,2", "--dry-run") == 0
+    assert capsys.readouterr().out.split()[1::2] == ["finished", "unfinished", "new"]
+    assert places() == [first, first]
+    assert swept(second, "0,1,2") == 0
+    assert "1 finished, 1 unfinished, 1 new" in capsys.readouterr().out
+    assert places() == [second] * 3
+    assert DistilledSet.load(unfinished).info.data == second
+    (line,) = csv.DictReader((out / "comparison" / "comparison.csv").read_text().splitlines())
+    assert (line["data"], line["runs"]) == (second, "3")
