@@ -88,8 +88,9 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
     if dry_run:
         print(aligned([[str(config.folder()), status] for config, status in states.items()]))
         return
-    for config in (config for config, status in states.items() if status == FINISHED):
-        _note_place(config)
+    for config, status in states.items():
+        if status == FINISHED:
+            _note_place(config)
     folder = users_path(str(sweep.out))
     counts = Counter(states.values())
     print(f"runs in {folder}: {', '.join(f'{count} {status}' for status, count in counts.items())}")

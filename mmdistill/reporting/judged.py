@@ -56,7 +56,8 @@ class JudgedRun(NamedTuple):
     def data(self) -> str:
         """The name of the data, or where the run's options say that they are, since they may have moved."""
         name = str(self.metrics["data"])
-        return str(self.options.get("data", name)) if Path(name).is_absolute() else name
+        place = str(self.options.get("data", name))
+        return place if Path(name).is_absolute() and Path(place).is_absolute() else name
 
     @property
     def seed(self) -> str:
