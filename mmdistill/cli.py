@@ -27,7 +27,7 @@ from mmdistill.commands.wording import (
     sweep_parser,
     warnings_as_notes,
 )
-from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
+from mmdistill.config import AUTO, BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.errors import KEPT, ConfigError, MmdistillError
 from mmdistill.names import as_option, canonical
 from mmdistill.runs.signals import left_terminal
@@ -79,7 +79,8 @@ def _distill_parser() -> Parser:
     parser = Parser(
         usage="mmdistill distill --data NAME --method NAME\n"
         "           (--ipc N | --nodes N | --users N | --bytes SIZE) [options]\n"
-        "       mmdistill distill --resume FOLDER [--steps N] [--classes-at-once N] [--kept-steps N]",
+        "       mmdistill distill --resume FOLDER [--steps N] [--data NAME]\n"
+        "           [--classes-at-once N] [--kept-steps N]",
         description="Distil a data set, judge the result beside its baselines, and draw it.",
     )
     parser.add_argument(
@@ -89,7 +90,9 @@ def _distill_parser() -> Parser:
         metavar="FOLDER",
         help="continue the interrupted run in this folder with its own options; beside it only --steps may be given, "
         "which takes a run further, finished or not, or ends an unfinished one earlier (none whose rates are annealed "
-        "over its steps), and --classes-at-once and --kept-steps, which bound memory",
+        "over its steps), --data, where its data are now, and --classes-at-once and --kept-steps, which bound memory. "
+        "With auto and all options the same command starts a run, continues it or judges it, as a job that is requeued "
+        "needs it; a folder of this name is ./auto",
     )
     add_file_and_plan(
         parser,
@@ -266,14 +269,21 @@ def keep_given_budget(options: Namespace, given: Sequence[str]) -> None:
                 command_options[name] = None
 
 
-def require_resume_alone(arguments: Sequence[str]) -> None:
-    """Refuse options beside ``--resume``, since a run continues with its own; steps and bounds of memory may change.
+def require_resume_alone(options: Namespace, arguments: Sequence[str]) -> None:
+    """Refuse options beside ``--resume FOLDER``, since a run continues with its own.
+
+    Steps, the place of the data and bounds of memory may change. ``--resume auto`` takes all options but
+    ``--overwrite``.
 
     Raises:
         ConfigError: naming the options to leave out.
     """
+    if options.command == "distill" and options["distill"]["resume"] == AUTO:
+        if options["distill"]["overwrite"]:
+            raise ConfigError("--resume auto keeps what there is, which --overwrite replaces: leave one of them out")
+        return
     names = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
-    allowed = ("--resume", *map(as_option, AT_RESUME))
+    allowed = ("--resume", "--data", *map(as_option, AT_RESUME))
     refused = [name for name in (name.replace("_", "-") for name in names) if name not in allowed]
     if "--resume" in names and refused:
         raise ConfigError(
@@ -369,7 +379,7 @@ def _exit_code(given: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     try:
         options = build_parser().parse_args(given or ["--help"])
-        require_resume_alone(given)
+        require_resume_alone(options, given)
         keep_given_budget(options, given)
         former = replaced_by(options)
         with _log_on_terminal(), warnings_as_notes():

@@ -18,6 +18,8 @@ from mmdistill.settings import MEMORY_ONLY, Settings, known_names
 
 ASIDE = {"resume": None, "dry_run": False}
 """Options of ``distill`` that are not part of its configuration, with their defaults."""
+AUTO = "auto"
+"""The value of ``--resume`` with which one command starts a run, continues it or judges it."""
 WITHOUT_TEXT = ("optimizers", "stored_bytes")
 """Settings without an option: structured values, and the result of a budget in bytes."""
 BUDGETS = ("ipc", "nodes", "users", "bytes")

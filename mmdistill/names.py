@@ -98,8 +98,8 @@ def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
     if Path(data).suffix or any(separator in data for separator in separators):
         return ConfigError(
             f"{data!r} is neither a known data set nor an existing file or folder; where a run's data have moved, "
-            "evaluate, report and export take their place by --data, and the line 'data' of its config.yaml may be "
-            f"corrected{_near_paths(data)}"
+            "distill --resume FOLDER, evaluate, report and export take their place by --data, and the line 'data' of "
+            f"its config.yaml may be corrected{_near_paths(data)}"
         )
     return UnknownNameError(
         f"{unknown_name(kind, data, known)}; nor is there a file or folder {data!r}{_near_paths(data)}"

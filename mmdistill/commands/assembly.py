@@ -2,25 +2,26 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from mmdistill.checks import require_sizes
 from mmdistill.commands.assigned import parse_assignments
-from mmdistill.config import DistillConfig
+from mmdistill.config import HOW_IT_RUNS, JUDGING_OPTIONS, DistillConfig
 from mmdistill.distill import find_method, find_parameterization
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError
+from mmdistill.files.hub import HUB_PREFIX
 from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
-from mmdistill.names import OWN_ENCODERS, as_option, canonical, in_words
+from mmdistill.names import OWN_ENCODERS, as_argument, as_option, canonical, in_words
 from mmdistill.registry import OF_SOME_DOMAINS, TASK_OPTIONS, Domain, domain_of, get_method, takers
-from mmdistill.runs.folder import CONFIG, work_times
+from mmdistill.runs.folder import CONFIG, holds_work, is_finished, require_free, work_times
 from mmdistill.runs.how_to_continue import how_to_go_on
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
@@ -86,6 +87,11 @@ def is_same_file(first: str | None, second: str | None) -> bool:
     """Return whether two files are the same, by their digests if both have one, otherwise by their paths."""
     digests = [_split_digest(file)[1] for file in (first, second) if file is not None]
     return digests[0] == digests[1] if len(digests) == 2 and all(digests) else first == second
+
+
+def _is_path(data: str | None) -> bool:
+    """Return whether data, as located, are a file or folder, also one of the package datasets (``hf:FOLDER``)."""
+    return data is not None and Path(data.removeprefix(HUB_PREFIX)).is_absolute()
 
 
 def _split_digest(file: str) -> tuple[Path, str]:
@@ -226,6 +232,43 @@ def _is_longer(config: DistillConfig, distilled: DistilledSet) -> bool:
     """Return whether a configuration has more steps than the run that made a set."""
     steps = distilled.settings.get("steps")
     return config.steps is not None and isinstance(steps, int) and config.steps > steps
+
+
+def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ: Collection[str] = HOW_IT_RUNS) -> None:
+    """Refuse a run whose folder holds work of another run.
+
+    The place of the data does not count, since data may have moved; what they are does once the run has read them.
+
+    Args:
+        config: of the run.
+        at_work: whether another process is at work there, so that options without work count too.
+        may_differ: options that do not count either, by default those of how it runs, such as the device.
+    Raises:
+        ConfigError: it does; names the options that differ and the ways out.
+        CheckpointError: the options of the work there are missing or damaged.
+    """
+    folder = config.folder()
+    require_free(folder, other="another --out")
+    if not holds_work(folder) and not (at_work and (folder / CONFIG).is_file()):
+        return
+    saved_config = DistillConfig.load(folder / CONFIG)
+    wanted, saved = asdict(config), asdict(saved_config)
+    if is_same_file(saved["teacher"], wanted["teacher"]):
+        saved["teacher"] = wanted["teacher"]
+    if _is_path(saved["data"]) and _is_path(wanted["data"]):
+        saved["data"] = wanted["data"]
+    differing = [name for name in wanted if name not in may_differ and saved[name] != wanted[name]]
+    if not differing:
+        return
+    wanted, saved = ({**options, "set": " ".join(options["set"] or ())} for options in (wanted, saved))
+    difference = ", ".join(f"{name.replace('_', '-')} {saved[name]} in place of {wanted[name]}" for name in differing)
+    ways = "choose another --out or remove it"
+    if differing == ["steps"] and (config.steps or 0) > (saved_config.steps or 0) > 0:
+        ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
+    elif set(differing) <= {*JUDGING_OPTIONS, "protocol"} and is_finished(folder):
+        flags = " ".join(f"{as_option(name)} {wanted[name]}" for name in differing if wanted[name] is not None)
+        ways = f"mmdistill evaluate {as_argument(folder)} {flags} judges its set so; else {ways}"
+    raise ConfigError(f"{folder} holds another run, of {difference}; {ways}")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from mmdistill.config import BUDGETS, DistillConfig
+from mmdistill.config import AUTO, BUDGETS, DistillConfig
 from mmdistill.errors import ConfigError
 from mmdistill.files.paths import users_path
 from mmdistill.names import as_argument
@@ -48,13 +48,17 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
     if not holds_work(folder):
         return ", ".join(notes) or "nothing is finished yet"
     chosen = options["distill"]
-    further = f" --steps {steps}" if chosen["resume"] and (steps := chosen["steps"]) is not None else ""
+    if chosen["resume"] == AUTO:
+        return f"the run so far is in {folder}; the same command continues it"
+    given = {name: chosen[name] for name in ("steps", "data") if chosen["resume"] and chosen[name] is not None}
+    further = "".join(f" --{name} {as_argument(value)}" for name, value in given.items())
     return f"continue with: mmdistill distill --resume {as_argument(folder)}{further}"
 
 
 def _named_folder(options: Namespace) -> Path | None:
     """Return the run folder that options of ``distill`` name; None if they name none."""
-    name = options["distill"]["resume"] or options["distill"]["out"]
+    resume, out = options["distill"]["resume"], options["distill"]["out"]
+    name = out if resume in (None, AUTO) else resume
     return users_path(name) if name else None
 
 

@@ -19,13 +19,14 @@ from mmdistill.commands.assembly import (
     kept_config,
     make_task,
     require_own_config,
+    require_own_folder,
     shorter_way,
     unmet_conditions,
     with_absolute_paths,
 )
 from mmdistill.commands.planning import plan_rows
 from mmdistill.composition import is_teacher_idle, without_effect
-from mmdistill.config import DistillConfig
+from mmdistill.config import AUTO, HOW_IT_RUNS, DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
@@ -33,7 +34,6 @@ from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.execution import ranks
 from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.files.locks import sole_writer
-from mmdistill.files.paths import users_path
 from mmdistill.importing import import_set
 from mmdistill.method import Method
 from mmdistill.names import as_argument, as_option, assignments, canonical, unknown_name
@@ -45,8 +45,18 @@ from mmdistill.registry import Domain, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
 from mmdistill.runs.advice import lowering_start
+from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runs.damaged import whole_set
-from mmdistill.runs.folder import CONFIG, holds_work, is_finished, is_imported, require_free, ways_out
+from mmdistill.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    holds_work,
+    is_finished,
+    is_imported,
+    require_free,
+    ways_out,
+    work_times,
+)
 from mmdistill.runs.how_to_continue import how_to_begin_anew
 from mmdistill.runs.judging import judge_missing
 from mmdistill.runs.keeper import put_finished
@@ -62,40 +72,45 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
     """Distil, judge and draw a set, or resume a run; under torchrun all ranks distil and the first one judges.
 
     Args:
-        config: of the run; with ``resume`` only the options in :data:`AT_RESUME` count.
-        resume: the folder of the run to resume, perhaps to more steps; None: a new run.
+        config: of the run; with ``resume`` a folder, only the options in :data:`AT_RESUME` and the data count.
+        resume: the folder of the run to resume, perhaps to more steps; :data:`AUTO`: whatever the run of these options
+            still needs, if anything; None: a new run.
         dry_run: only read the data and print what the run would do.
     """
     package_digest()  # cached now: the source may be edited while the command runs
-    changes = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
-    if resume is not None:
-        run_folder = users_path(resume)
-        if is_imported(run_folder):
-            raise ConfigError(
-                f"{resume} holds a set that was imported, and no run to resume: 'evaluate' judges it, and "
-                f"{how_to_begin_anew(run_folder)}"
-            )
-        config = dataclasses.replace(DistillConfig.load(run_folder / CONFIG), out=resume, **changes)
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
+    changes = {name: value for name in (*AT_RESUME, "data") if (value := getattr(config, name)) is not None}
+    own_options = resume in (None, AUTO)
+    config = config if own_options else dataclasses.replace(config, out=resume)
     folder = config.folder()
-    if not dry_run:
-        _require_free(config, folder, resume)
-    if resume is None:  # a resumed run keeps the paths that its checkpoints name
+    if resume is not None and is_imported(folder):
+        raise ConfigError(
+            f"{folder} holds a set that was imported, and no run to resume: 'evaluate' judges it, and "
+            f"{how_to_begin_anew(folder)}"
+        )
+    if own_options:
         config = with_absolute_paths(config)
+    else:  # a resumed run keeps the paths that its checkpoints name
+        config = dataclasses.replace(DistillConfig.load(folder / CONFIG), out=resume, **changes)
+        config = dataclasses.replace(config, data=located(config.data)) if config.data else config
+    if not dry_run or resume == AUTO:
+        _require_free(config, folder, resume)
     with deterministic_kernels(config.deterministic), ExitStack() as locks:
         if dry_run:
             task, method, budget = _prepare(config, config.device)
-            print(aligned(plan_rows(config, task, method, budget)))
+            print(aligned(plan_rows(config, task, method, budget, resumes=resume == AUTO)))
             return
         with ranks.process_group(config.device) as device:
             with ranks.together():
                 if ranks.is_first():
                     locks.enter_context(sole_writer(folder))
                     _require_free(config, folder, resume)
+            if resume == AUTO and ranks.is_first() and Path(AUTO).is_dir():
+                print("note: the folder auto is given as --resume ./auto")
             task, method, budget = _prepare(config, device)
-            distilled = None if resume is None else _reuse_finished(config, task, folder, changes)
+            distilled = None if own_options else _reuse_finished(config, task, folder, changes)
             if distilled is None:
-                distilled = _distil(config, task, method, budget, folder, None if resume is None else changes)
+                distilled = _distil(config, task, method, budget, folder, resume, changes)
             first = ranks.is_first()
         if first:
             _judge_and_draw(config, task, distilled, folder, budget)
@@ -128,7 +143,8 @@ def _distil(
     method: Method,
     budget: int,
     folder: Path,
-    changes: Mapping[str, Any] | None,
+    resume: str | None,
+    changes: Mapping[str, Any],
 ) -> DistilledSet:
     """Distil a set, show a bar of its steps and save the run's options in its folder.
 
@@ -138,18 +154,22 @@ def _distil(
         method: of the configuration.
         budget: in the task's unit.
         folder: of the run; the options of a former run stay there until the first step of this one.
-        changes: the options given with ``--resume``; None: the run is not resumed.
+        resume: see :func:`distill_command`.
+        changes: the options given with ``--resume FOLDER``.
+    Raises:
+        CheckpointError: the run in the folder is another one, or of other training data.
     """
-    first, resumes, name = ranks.is_first(), changes is not None, canonical(str(config.method))
-    has_work = holds_work(folder)
+    first, resumes, name = ranks.is_first(), resume is not None, canonical(str(config.method))
+    has_work, former = holds_work(folder), work_times(folder)
     replaces = first and has_work and not resumes
-    if first and resumes and not has_work:
+    if resumes:
+        _require_same_data(task, folder)
+    if first and resumes and not has_work and (folder / CONFIG).exists():
         print(f"{folder} has no checkpoint yet; beginning with the first step")
+    options = config if resume in (None, AUTO) else _changed_config(folder, changes) if changes else None
     with ExitStack() as keeping, step_bar(f"{Path(str(config.data)).stem} {name}", visible=True) as show:
-        if first and changes:
-            keeping.enter_context(kept_config(_changed_config(folder, changes), folder))
-        elif first and not resumes and not has_work:
-            keeping.enter_context(kept_config(config, folder))
+        if first and options is not None and not replaces:
+            keeping.enter_context(kept_config(options, folder))
 
         def progress(done: int, total: int, loss: float) -> None:
             if replaces and done == 1:
@@ -162,8 +182,8 @@ def _distil(
             budget,
             seed=config.seed,
             out=folder,
-            resume=resumes and has_work,
-            overwrite=True,  # distill_command has checked what may be replaced
+            resume="auto" if resume == AUTO else resumes and has_work,
+            overwrite=resume != AUTO,  # distill_command has checked what may be replaced
             checkpoint_every=config.checkpoint_every,
             progress=progress,
             name=name,
@@ -174,8 +194,20 @@ def _distil(
     if replaces:
         config.save(folder / CONFIG)  # again, for a closed form, which takes no step
     if first:
-        print(f"distilled in {distilled.seconds:.1f} s")
+        is_former = resume == AUTO and has_work and work_times(folder) == former
+        print(f"{folder} is already distilled" if is_former else f"distilled in {distilled.seconds:.1f} s")
     return distilled
+
+
+def _require_same_data(task: Task, folder: Path) -> None:
+    """Refuse a task of other training data than the run in a folder, before the run trains experts and the like.
+
+    Raises:
+        CheckpointError: the run's checkpoint is of other data.
+    """
+    advice = "bring the data back as they were, or name their place by --data"
+    with ranks.together():  # each has checkpoints of its own
+        Checkpoints(folder / CHECKPOINTS, {"fingerprint": task.describe().fingerprint}).require_own(advice)
 
 
 def _changed_config(folder: Path, changes: Mapping[str, Any]) -> DistillConfig:
@@ -185,6 +217,8 @@ def _changed_config(folder: Path, changes: Mapping[str, Any]) -> DistillConfig:
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
     """Refuse a path that is a file, or a folder with a run that is neither resumed nor overwritten."""
+    if resume == AUTO and (folder / CONFIG).exists():  # else it has no run, or one made in Python
+        require_own_folder(config, may_differ=(*HOW_IT_RUNS, "steps"))
     if resume is not None or config.overwrite:
         require_free(folder, other="another --out")
     else:

@@ -28,7 +28,9 @@ UNKNOWN = "epochs that depend on the finished set"
 """How long judges train, if the number of samples or the kind of labels is not known before the run."""
 
 
-def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) -> list[list[str]]:
+def plan_rows(
+    config: DistillConfig, task: Task, method: Method, budget: int, *, resumes: bool = False
+) -> list[list[str]]:
     """Return rows of name and value that describe a run: its settings, judges and folder.
 
     Args:
@@ -36,6 +38,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         task: of the configuration.
         method: of the configuration.
         budget: in the task's unit.
+        resumes: whether the run would go on with one in its folder.
     Raises:
         ConfigError: the budget cannot be shared among the classes, or the method's parts do not fit together.
         DataError: a class has fewer real samples than the set starts from, or the run would refuse the data.
@@ -49,7 +52,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         parameterization = distiller.rehearse()
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
-    obstacle = "" if config.overwrite else why_occupied(folder, **ways_out(folder))
+    obstacle = "" if config.overwrite or resumes else why_occupied(folder, **ways_out(folder))
     foreseeable = method.parameterization is None and method.label != "unrestricted"
     samples = None if parameterization.classes is None else len(parameterization.classes)
     judges_teacher = _judges_teacher(task, judges)

@@ -7,29 +7,35 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
 from mmdistill.allocation import allocate
 from mmdistill.budget import GivenBudget, given_count, parse_bytes
-from mmdistill.commands.assembly import chosen_method, is_same_file, make_task, note_of_more_steps, with_absolute_paths
+from mmdistill.commands.assembly import (
+    chosen_method,
+    make_task,
+    note_of_more_steps,
+    require_own_folder,
+    with_absolute_paths,
+)
 from mmdistill.commands.finished import compare_command
 from mmdistill.commands.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.commands.varied import combinations, require_effect, varied_settings
-from mmdistill.config import BUDGETS, HOW_IT_RUNS, JUDGING_OPTIONS, DistillConfig, SweepConfig
+from mmdistill.config import BUDGETS, DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.metrics import former_metrics, of_same_test, read_metrics, recorded
-from mmdistill.names import as_argument, as_option, baseline_names, canonical, split_names
+from mmdistill.names import baseline_names, canonical, split_names
 from mmdistill.registry import Domain, get_domain, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
-from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, require_free
+from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished
 from mmdistill.runs.judging import missing, wanted_scores
 from mmdistill.runtime import choose_device
 from mmdistill.task import Task
@@ -82,6 +88,9 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
     if dry_run:
         print(aligned([[str(config.folder()), status] for config, status in states.items()]))
         return
+    for config, status in states.items():
+        if status == FINISHED:
+            _note_place(config)
     folder = users_path(str(sweep.out))
     counts = Counter(states.values())
     print(f"runs in {folder}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
@@ -142,38 +151,6 @@ def _parse_numbers(option: str, text: str) -> list[int]:
     if not numbers:
         raise ConfigError(f"--{option} takes whole numbers, comma-separated, got {text!r}")
     return numbers
-
-
-def require_own_folder(config: DistillConfig, at_work: bool = False) -> None:
-    """Refuse a run whose folder holds work of another run; options of how it runs, such as the device, do not count.
-
-    Args:
-        config: of the run.
-        at_work: whether another process is at work there, so that options without work count too.
-    Raises:
-        ConfigError: it does; names the options that differ and the ways out.
-        CheckpointError: the options of the work there are missing or damaged.
-    """
-    folder = config.folder()
-    require_free(folder, other="another --out")
-    if not holds_work(folder) and not (at_work and (folder / CONFIG).is_file()):
-        return
-    saved_config = DistillConfig.load(folder / CONFIG)
-    wanted, saved = asdict(config), asdict(saved_config)
-    if is_same_file(saved["teacher"], wanted["teacher"]):
-        saved["teacher"] = wanted["teacher"]
-    differing = [name for name in wanted if name not in HOW_IT_RUNS and saved[name] != wanted[name]]
-    if not differing:
-        return
-    wanted, saved = ({**options, "set": " ".join(options["set"] or ())} for options in (wanted, saved))
-    difference = ", ".join(f"{name.replace('_', '-')} {saved[name]} in place of {wanted[name]}" for name in differing)
-    ways = "choose another --out or remove it"
-    if differing == ["steps"] and (config.steps or 0) > (saved_config.steps or 0) > 0:
-        ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
-    elif set(differing) <= {*JUDGING_OPTIONS, "protocol"} and is_finished(folder):
-        flags = " ".join(f"{as_option(name)} {wanted[name]}" for name in differing if wanted[name] is not None)
-        ways = f"mmdistill evaluate {as_argument(folder)} {flags} judges its set so; else {ways}"
-    raise ConfigError(f"{folder} holds another run, of {difference}; {ways}")
 
 
 def require_possible(configs: Sequence[DistillConfig]) -> Task:
@@ -277,6 +254,13 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
             key, own = asked, make_task(config, "cpu")[1]
         states[config] = _state(config, distilled, own)
     return states
+
+
+def _note_place(config: DistillConfig) -> None:
+    """Write into a finished run's options where its data, which have been compared, are now."""
+    path = config.folder() / CONFIG
+    if (saved := DistillConfig.load(path)).data != config.data:
+        replace(saved, data=config.data).save(path)
 
 
 def _task_key(config: DistillConfig, networks: Mapping[str, str]) -> tuple[str | None, int]:
@@ -391,13 +375,19 @@ def _judged_at(config: DistillConfig) -> int:
 
 
 def _start_run(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
-    """Save a run's options in its folder and start a process that resumes it there, new or not."""
+    """Save a run's options in its folder and start a process that resumes it there, new or not.
+
+    Where the data of a run have moved, the process notes their new place, once it has seen that they are the same.
+    """
     folder = config.folder()
+    moved = []
+    if holds_work(folder) and (former := DistillConfig.load(folder / CONFIG).data) != config.data:
+        moved, config = [f"--data={config.data}"], replace(config, data=former)
     replace(config, device=device).save(folder / CONFIG)
     if (folder / LOG).is_symlink():  # do not overwrite the file it links to
         (folder / LOG).unlink()
     with (folder / LOG).open("wb") as log:
-        return start([*own_program(), "distill", f"--resume={folder}"], log)
+        return start([*own_program(), "distill", f"--resume={folder}", *moved], log)
 
 
 def _title(config: DistillConfig) -> str:

@@ -300,7 +300,7 @@ def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
     distilled_here = [run for run in runs if not run.set_record.get("origin")]
     return Repetitions(
         name=first.folder.name,
-        data=metrics["data"],
+        data=first.data,
         method=metrics["method"],
         unit=unit,
         budget=metrics["budget"][unit],

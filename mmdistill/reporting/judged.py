@@ -53,6 +53,13 @@ class JudgedRun(NamedTuple):
         return described if isinstance(described, Mapping) else {}
 
     @property
+    def data(self) -> str:
+        """The name of the data, or where the run's options say that they are, since they may have moved."""
+        name = str(self.metrics["data"])
+        place = str(self.options.get("data", name))
+        return place if Path(name).is_absolute() and Path(place).is_absolute() else name
+
+    @property
     def seed(self) -> str:
         """The run's seed as text; a run without one gets its folder, which no other run shares."""
         return str(self.set_record.get("seed", self.folder))
@@ -124,7 +131,7 @@ class JudgedRun(NamedTuple):
         """Return a text that repetitions share; it has the data's name, size and classes, not their hash."""
         metrics, entry = self.metrics, self.entry
         settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
-        data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
+        data = [self.data, self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
         recorded = [*(self.set_record.get(name) for name in RECORDED), self.described]
         parts = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, recorded]

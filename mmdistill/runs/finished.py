@@ -83,7 +83,7 @@ def _require_own(distilled: DistilledSet, distiller: Distiller, name: str, folde
         compared["network"] = network_title(distiller.task)
     saved_steps = steps_of(saved)
     extensible = saved_steps and saved_steps < distiller.settings.steps
-    advice = ("take the run further with resume=True, " if extensible else "") + BEGIN_ANEW
+    advice = ("take the run further with resume=True (--resume FOLDER --steps N), " if extensible else "") + BEGIN_ANEW
     require_same(folder / SET, saved, compared, advice)
     # Checkpoints record the network's layers too. The excluded entries matter only to a run that is resumed.
     only_resumed = ("processes", "precision", "settings")
