@@ -46,7 +46,7 @@ from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
 from mmdistill.runs.advice import lowering_start
 from mmdistill.runs.damaged import whole_set
-from mmdistill.runs.folder import CONFIG, holds_work, is_finished, is_imported, require_free, ways_out
+from mmdistill.runs.folder import COMMON_NAMES, CONFIG, holds_work, is_finished, is_imported, require_free, ways_out
 from mmdistill.runs.how_to_continue import how_to_begin_anew
 from mmdistill.runs.judging import judge_missing
 from mmdistill.runs.keeper import put_finished
@@ -184,11 +184,13 @@ def _changed_config(folder: Path, changes: Mapping[str, Any]) -> DistillConfig:
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
-    """Refuse a path that is a file, or a folder with a run that is neither resumed nor overwritten."""
-    if resume is not None or config.overwrite:
+    """Refuse a file, and a folder with a foreign file or a run that is neither resumed nor overwritten."""
+    if resume is not None:
         require_free(folder, other="another --out")
+    elif config.overwrite:
+        require_free(folder, other="another --out", writes=COMMON_NAMES)
     else:
-        require_free(folder, **ways_out(folder))
+        require_free(folder, **ways_out(folder), writes=COMMON_NAMES)
 
 
 def _prepare(config: DistillConfig, device: str) -> tuple[Task, Method, int]:

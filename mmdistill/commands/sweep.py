@@ -29,7 +29,7 @@ from mmdistill.registry import Domain, get_domain, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
-from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished, require_free
+from mmdistill.runs.folder import COMMON_NAMES, CONFIG, LOG, METRICS, holds_work, is_finished, require_free
 from mmdistill.runs.judging import missing, wanted_scores
 from mmdistill.runtime import choose_device
 from mmdistill.task import Task
@@ -155,7 +155,7 @@ def require_own_folder(config: DistillConfig, at_work: bool = False) -> None:
         CheckpointError: the options of the work there are missing or damaged.
     """
     folder = config.folder()
-    require_free(folder, other="another --out")
+    require_free(folder, other="another --out", writes=COMMON_NAMES)
     if not holds_work(folder) and not (at_work and (folder / CONFIG).is_file()):
         return
     saved_config = DistillConfig.load(folder / CONFIG)
