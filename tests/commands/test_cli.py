@@ -542,6 +542,26 @@ def test_a_reader_that_has_seen_enough_is_no_error_on_windows_either(
     assert (tmp_path / "out").read_text() == ""
 
 
+@pytest.mark.parametrize("chosen", [None, "cache", "mine"])
+def test_matplotlib_writes_into_the_cache_where_the_home_folder_cannot_be_written(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path if chosen is None else tmp_path / "file" / "home"))
+    if chosen == "mine":
+        monkeypatch.setenv("MPLCONFIGDIR", "mine")
+    assert main(["data"]) == 0
+    wanted = {None: "", "cache": str(tmp_path / "cache" / "matplotlib"), "mine": "mine"}
+    assert os.environ["MPLCONFIGDIR"] == wanted[chosen]
+    monkeypatch.setenv("MPLCONFIGDIR", "")
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "file" / "cache"))
+    assert main(["data"]) == 0
+    assert os.environ["MPLCONFIGDIR"] == ""
+
+
 def test_output_that_finds_no_space_stays_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [OSError(errno.ENOSPC, "No space left on device")]
 
