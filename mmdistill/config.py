@@ -236,14 +236,13 @@ class DistillConfig:
         return split_names(self.judges)
 
     def save(self, path: Path, *, imported: bool = False) -> None:
-        """Write the configuration as YAML that re-runs it in another folder, without ``out`` and ``overwrite``.
+        """Write the configuration as YAML that re-runs it, without ``overwrite``.
 
         An imported set's is marked as such, since no method makes the set again.
         """
         from mmdistill.runtime import atomic_write  # here, since importing torch would slow --help
 
-        left_out = ("out", "overwrite")
-        content = {name: value for name, value in asdict(self).items() if value is not None and name not in left_out}
+        content = {name: value for name, value in asdict(self).items() if value is not None and name != "overwrite"}
         content |= {IMPORTED: True} if imported else {}
         with atomic_write(path) as handle:
             handle.write(as_yaml(content).encode())

@@ -84,7 +84,7 @@ def is_own(path: Path) -> bool:
     """
     try:
         if path.name != CONFIG:
-            return json.loads(path.read_text(encoding="utf-8")).keys() >= OWN_KEYS[path.name]
+            return OWN_KEYS[path.name].issubset(json.loads(path.read_text(encoding="utf-8")).keys())
         settings = settings_by_name(path)
         return settings.keys() >= OWN_KEYS[CONFIG] and as_yaml(settings) == path.read_text(encoding="utf-8")
     except (CheckpointError, OSError, ValueError, AttributeError, RecursionError):
