@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from jsonargparse import Namespace
 
@@ -30,7 +30,7 @@ from mmdistill.commands.wording import (
 from mmdistill.config import AUTO, BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.errors import KEPT, ConfigError, MmdistillError
 from mmdistill.names import as_option, canonical
-from mmdistill.runs.signals import left_terminal
+from mmdistill.runs.signals import left_terminal, outlasting_reader
 from mmdistill.settings import AT_RESUME
 
 EXPERT_OPTIONS = (
@@ -295,7 +295,9 @@ def require_resume_alone(options: Namespace, arguments: Sequence[str]) -> None:
 def run_command(options: Namespace) -> None:
     """Run the chosen command, isolated from the host's state as one public call."""
     from mmdistill.execution.isolation import own_state  # here, since importing torch would slow --help
+    from mmdistill.reporting.figures import give_matplotlib_a_folder
 
+    give_matplotlib_a_folder()
     with own_state():
         _dispatch(options)
 
@@ -332,14 +334,18 @@ def _dispatch(options: Namespace) -> None:
         listings.data_command()
 
 
-def _prepare_streams() -> None:
-    """Keep output from failing on a closed stream, or on a character that the stream's encoding lacks."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+@contextmanager
+def _prepared_streams() -> Iterator[None]:
+    """Within this context output fails neither on a closed stream or a reader that is gone, nor on any character."""
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))  # noqa: SIM115
+            elif isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+                stack.enter_context(outlasting_reader(stream))
+        yield
 
 
 @contextmanager
@@ -365,8 +371,7 @@ def _log_on_terminal() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 done, 2 bad input, 130 interrupted, by Ctrl-C or a signal."""
-    _prepare_streams()
-    with ending_as_ctrl_c():
+    with _prepared_streams(), ending_as_ctrl_c():
         follow_starter()
         return _exit_code(config_first(spelled(sys.argv[1:] if arguments is None else arguments)))
 
@@ -391,10 +396,6 @@ def _exit_code(given: Sequence[str]) -> int:
         print(f"mmdistill: error: a file is not UTF-8 text: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        closed = sys.platform == "win32" and (error.errno, error.filename) == (errno.EINVAL, None)
-        if closed or isinstance(error, BrokenPipeError):  # the reader of the output, such as head, has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         if error.errno == errno.EIO and left_terminal():  # the terminal closed before its signal came, or without one
             return 130
         reason = f"{error.filename or 'a file'}: {error.strerror or error}{remedy(error.filename)}"

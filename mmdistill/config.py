@@ -5,13 +5,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
 from mmdistill.checks import has_type, require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, did_you_mean
 from mmdistill.files.paths import users_path
-from mmdistill.files.plain_yaml import settings_by_name
+from mmdistill.files.plain_yaml import as_yaml, settings_by_name
 from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
 from mmdistill.runs.folder import IMPORTED, holds_work
 from mmdistill.settings import MEMORY_ONLY, Settings, known_names
@@ -249,7 +247,7 @@ class DistillConfig:
         content = {name: value for name, value in asdict(self).items() if value is not None and name != "overwrite"}
         content |= {IMPORTED: True} if imported else {}
         with atomic_write(path) as handle:
-            handle.write(yaml.safe_dump(content, sort_keys=False).encode())
+            handle.write(as_yaml(content).encode())
 
     @staticmethod
     def load(path: Path) -> "DistillConfig":

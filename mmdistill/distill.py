@@ -31,7 +31,7 @@ from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.runs.advice import lowering_start, rate_warning, skipped_warning
 from mmdistill.runs.finished import finished_set_or_resume, identity
-from mmdistill.runs.folder import is_started, require_free
+from mmdistill.runs.folder import HISTORY, is_started, require_free
 from mmdistill.runs.history import Reading, write_history
 from mmdistill.runs.keeper import Keeper
 from mmdistill.runs.loop import take_steps
@@ -228,7 +228,7 @@ def _run_folder(out: Path | str | None, resume: bool | Literal["auto"], overwrit
             raise ConfigError("resuming needs the folder of the run")
         return None
     folder = users_path(out)
-    require_free(folder, other="another folder")
+    require_free(folder, other="another folder", writes=[HISTORY])
     if resume is True and ranks.size() == 1 and not is_started(folder):
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
     return folder

@@ -95,10 +95,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """
     document = read_json(path)
     if document.get("version") != METRICS_VERSION:
-        version = document.get("version")
-        raise CheckpointError(
-            f"{path} has version {version}, this mmdistill reads {METRICS_VERSION}; move it away to judge anew"
-        )
+        found = f"has version {document['version']}" if "version" in document else "is no metrics.json of mmdistill"
+        raise CheckpointError(f"{path} {found}, this one reads version {METRICS_VERSION}; move it away to judge anew")
     results, baselines = document.get("results"), document.get("baselines")
     lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
     entries_fit = all(isinstance(entries, list) and all(fits(e, ENTRY) for e in entries) for entries in lists)

@@ -21,7 +21,7 @@ from mmdistill.labels import LabelKind
 from mmdistill.method import Method
 from mmdistill.names import OWN_ENCODERS, as_argument, as_option, canonical, in_words
 from mmdistill.registry import OF_SOME_DOMAINS, TASK_OPTIONS, Domain, domain_of, get_method, takers
-from mmdistill.runs.folder import CONFIG, holds_work, is_finished, require_free, work_times
+from mmdistill.runs.folder import COMMON_NAMES, CONFIG, holds_work, is_finished, require_free, work_times
 from mmdistill.runs.how_to_continue import how_to_go_on
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
@@ -248,7 +248,7 @@ def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ:
         CheckpointError: the options of the work there are missing or damaged.
     """
     folder = config.folder()
-    require_free(folder, other="another --out")
+    require_free(folder, other="another --out", writes=COMMON_NAMES)
     if not holds_work(folder) and not (at_work and (folder / CONFIG).is_file()):
         return
     saved_config = DistillConfig.load(folder / CONFIG)

@@ -125,8 +125,6 @@ def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> Non
         print(f"{run}:")
         try:
             command(run)
-        except BrokenPipeError:
-            raise
         except (MmdistillError, OSError, UnicodeDecodeError) as error:
             print(f"failed: {error}")
             failed.append(run)

@@ -49,6 +49,7 @@ from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.folder import (
     CHECKPOINTS,
+    COMMON_NAMES,
     CONFIG,
     holds_work,
     is_finished,
@@ -216,13 +217,15 @@ def _changed_config(folder: Path, changes: Mapping[str, Any]) -> DistillConfig:
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
-    """Refuse a path that is a file, or a folder with a run that is neither resumed nor overwritten."""
+    """Refuse a file, and a folder with a foreign file or a run that is neither resumed nor overwritten."""
     if resume == AUTO and (folder / CONFIG).exists():  # else it has no run, or one made in Python
         require_own_folder(config, may_differ=(*HOW_IT_RUNS, "steps"))
+    writes = COMMON_NAMES if resume in (None, AUTO) else ()
     if resume is not None or config.overwrite:
+        require_free(folder, other="another --out", writes=writes)
         require_free(folder, other="another --out")
     else:
-        require_free(folder, **ways_out(folder))
+        require_free(folder, **ways_out(folder), writes=writes)
 
 
 def _prepare(config: DistillConfig, device: str) -> tuple[Task, Method, int]:

@@ -20,7 +20,7 @@ from mmdistill.networks.minibatches import carries_steps
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.reporting.report import settings_in_words
 from mmdistill.runs.advice import lowering_start
-from mmdistill.runs.folder import ways_out, why_occupied
+from mmdistill.runs.folder import COMMON_NAMES, ways_out, why_occupied
 from mmdistill.settings import Settings
 from mmdistill.task import Task
 
@@ -52,7 +52,7 @@ def plan_rows(
         parameterization = distiller.rehearse()
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
-    obstacle = "" if config.overwrite or resumes else why_occupied(folder, **ways_out(folder))
+    obstacle = "" if config.overwrite or resumes else why_occupied(folder, **ways_out(folder), writes=COMMON_NAMES)
     foreseeable = method.parameterization is None and method.label != "unrestricted"
     samples = None if parameterization.classes is None else len(parameterization.classes)
     judges_teacher = _judges_teacher(task, judges)

@@ -1,5 +1,6 @@
-"""Safe reading of YAML settings, whose memory is bounded by the size of the file."""
+"""YAML settings: writing, and safe reading, whose memory is bounded by the size of the file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def parsed(text: str) -> Any:
         return yaml.load(text, _Loader)  # a safe loader
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # such as of "!!int ''"
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def as_yaml(settings: Mapping[str, object]) -> str:
+    """Return settings as a YAML text, in their order."""
+    return yaml.safe_dump(dict(settings), sort_keys=False)
 
 
 def settings_by_name(path: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Helpers for matplotlib's figures: literal labels, colours of classes, and PNG files that are written atomically."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdistill.errors import ConfigError
 from mmdistill.names import encodable
-from mmdistill.runtime import atomic_write
+from mmdistill.runtime import atomic_write, cache_folder
 
 if TYPE_CHECKING:  # importing it takes half a second
     from matplotlib.axes import Axes
@@ -14,6 +16,31 @@ CAPTION = "Description"
 """The key of a PNG file's metadata for the picture's caption."""
 MOST_COLOURS = 20
 """The most classes that colours can tell apart."""
+
+
+def give_matplotlib_a_folder() -> None:
+    """Let matplotlib keep its list of fonts in the cache folder if it can write there but not into its own folders.
+
+    It would otherwise warn, and look for all fonts in each process. A folder that the user chose stays.
+    """
+    if os.environ.get("MPLCONFIGDIR"):
+        return
+    try:
+        own = [os.environ.get(f"XDG_{kind}_HOME") or Path.home() / f".{kind.lower()}" for kind in ("CONFIG", "CACHE")]
+    except RuntimeError:  # the user has no home folder
+        own = []
+    try:
+        folder = cache_folder().absolute() / "matplotlib"
+    except ConfigError:
+        return
+    if not (own and all(_can_be_written(Path(base) / "matplotlib") for base in own)) and _can_be_written(folder):
+        os.environ["MPLCONFIGDIR"] = str(folder)
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Return whether a folder, or the nearest one above it that exists, can be written into."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 
 def literal(text: str) -> str:

@@ -2,11 +2,12 @@
 
 import json
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.files.plain_yaml import settings_by_name
+from mmdistill.files.plain_yaml import as_yaml, settings_by_name
 from mmdistill.names import as_argument, first_few
 
 SAMPLES = "distilled.safetensors"
@@ -37,6 +38,14 @@ EXPORT = "export"
 """The default folder of exports."""
 STAGED = ".finished"
 """Where a finished run is written before it replaces a former run."""
+COMMON_NAMES = (CONFIG, HISTORY, METRICS)
+"""Files of a run that other programs' files are called as well."""
+OWN_KEYS = {
+    CONFIG: {"data", "method", "seed", "device", "networks", "baselines"},
+    HISTORY: {"step", "loss"},
+    METRICS: {"version", "data", "method", "results", "baselines"},
+}
+"""The keys by which these are told from others."""
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -68,24 +77,43 @@ def is_imported(folder: Path) -> bool:
     return False
 
 
-def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> None:
+def is_own(path: Path) -> bool:
+    """Return whether a file of :data:`COMMON_NAMES` is a run's, so that nothing of a person's is lost with it.
+
+    A configuration must be as a run writes it: without comments, and with all options that have a default.
+    """
+    try:
+        if path.name != CONFIG:
+            return OWN_KEYS[path.name].issubset(json.loads(path.read_text(encoding="utf-8")).keys())
+        settings = settings_by_name(path)
+        return settings.keys() >= OWN_KEYS[CONFIG] and as_yaml(settings) == path.read_text(encoding="utf-8")
+    except (CheckpointError, OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def require_free(
+    folder: Path, *, other: str, resume: str = "", overwrite: str = "", writes: Collection[str] = ()
+) -> None:
     """Refuse a folder that cannot take a run, see :func:`why_occupied`.
 
     Raises:
         ConfigError: it cannot; says why, and what to do.
     """
-    if reason := why_occupied(folder, other=other, resume=resume, overwrite=overwrite):
+    if reason := why_occupied(folder, other=other, resume=resume, overwrite=overwrite, writes=writes):
         raise ConfigError(f"{folder} {reason}")
 
 
-def why_occupied(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> str:
-    """Return why a folder cannot take a run: it is a file, has a link that leads out of it, or holds a run.
+def why_occupied(
+    folder: Path, *, other: str, resume: str = "", overwrite: str = "", writes: Collection[str] = ()
+) -> str:
+    """Return why a folder cannot take a run: it is a file, or has a run, a foreign file or a link that leads out of it.
 
     Args:
         folder: the folder.
         other: how users name another folder.
         resume: how users continue an unfinished run; empty, as is ``overwrite``, if the folder may hold a run.
         overwrite: how users replace a run.
+        writes: which of :data:`COMMON_NAMES` the run writes; in a folder without a run, only a run's may be there.
     Returns:
         The reason in words, with what to do; empty if the folder is free.
     """
@@ -103,6 +131,9 @@ def why_occupied(folder: Path, *, other: str, resume: str = "", overwrite: str =
         return f"already holds a finished run; choose {other} or begin anew with {overwrite}"
     if resume and is_started(folder):
         return f"holds an unfinished run; continue it with {resume}, choose {other} or begin anew with {overwrite}"
+    foreign = [] if holds_work(folder) else [name for name in writes if os.path.lexists(folder / name)]
+    if foreign := [name for name in foreign if not is_own(folder / name)]:
+        return f"holds a {foreign[0]} of yours, which the run's own would replace; rename it, or choose {other}"
     return ""
 
 

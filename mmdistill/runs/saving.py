@@ -63,7 +63,7 @@ def save_evaluation(
     distilled.require(task.describe())
     judging = _check_judging(judging)
     folder = users_path(folder)
-    require_free(folder, other="another folder")
+    require_free(folder, other="another folder", writes=[METRICS])
     with sole_writer(folder):
         path, has_set = folder / METRICS, is_finished(folder)
         _save_set(distilled, folder)

@@ -4,11 +4,13 @@ import errno
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 from mmdistill.errors import MmdistillError
 
@@ -40,10 +42,14 @@ def left_terminal() -> bool:
     """
     gone = [stream for stream in (1, 2) if _is_gone(stream)]
     for stream in gone:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream)
-        os.close(nowhere)
+        _send_to_null_device(stream)
     return bool(gone)
+
+
+def _send_to_null_device(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _is_gone(stream: int) -> bool:
@@ -53,6 +59,40 @@ def _is_gone(stream: int) -> bool:
     except OSError as error:
         return error.errno == errno.EIO
     return False
+
+
+@contextmanager
+def outlasting_reader(stream: TextIO) -> Iterator[None]:
+    """Within this context a stream goes to the null device once its reader, such as head or tee, is gone.
+
+    What is still unwritten at the end of the context is written, or else left for the interpreter to report.
+    """
+    former = dict(vars(stream))
+    changed = {name: _outlasting(getattr(stream, name), stream) for name in ("write", "flush")}
+    vars(stream).update(changed)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            stream.flush()
+        for name in changed:
+            del vars(stream)[name]
+        vars(stream).update(former)
+
+
+def _outlasting(method: Callable[..., Any], stream: TextIO) -> Callable[..., Any]:
+    """Return a method of a stream that is called again, on the null device, if the stream's reader is gone."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError) and (sys.platform, error.errno) != ("win32", errno.EINVAL):
+                raise
+            _send_to_null_device(stream.fileno())
+            return method(*arguments)
+
+    return call
 
 
 class Signals:

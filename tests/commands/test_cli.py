@@ -4,6 +4,7 @@ import errno
 import inspect
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -509,18 +511,66 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     listing.stderr.close()
 
 
+def test_a_command_whose_reader_goes_away_does_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, descriptor = os.pipe()
+    os.close(reader)
+    with open(descriptor, "w", buffering=1) as stream:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            patched.setattr(sys, "stderr", stream)
+            assert distil(tmp_path / "run") == 0
+            assert distil(tmp_path / "run") == 2
+        assert vars(stream).keys() <= {"mode"}
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
 def test_a_reader_that_has_seen_enough_is_no_error_on_windows_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There a closed pipe is an invalid argument."""
 
-    def closed() -> None:
-        raise OSError(errno.EINVAL, "Invalid argument")
+    class Closed(io.FileIO):
+        def write(self, data: Any) -> int:
+            if os.path.samestat(os.fstat(self.fileno()), os.stat(os.devnull)):
+                return super().write(data)
+            raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr("mmdistill.commands.listings.data_command", closed)
-    assert main(["data"]) == 2
     monkeypatch.setattr(sys, "platform", "win32")
-    with (tmp_path / "out").open("w") as out:
-        monkeypatch.setattr(sys, "stdout", out)
+    with Closed(tmp_path / "out", "w") as closed, io.TextIOWrapper(io.BufferedWriter(closed)) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
         assert main(["data"]) == 0
-    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "out").read_text() == ""
+
+
+@pytest.mark.parametrize("chosen", [None, "cache", "mine"])
+def test_matplotlib_writes_into_the_cache_where_the_home_folder_cannot_be_written(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path if chosen is None else tmp_path / "file" / "home"))
+    if chosen == "mine":
+        monkeypatch.setenv("MPLCONFIGDIR", "mine")
+    assert main(["data"]) == 0
+    wanted = {None: "", "cache": str(tmp_path / "cache" / "matplotlib"), "mine": "mine"}
+    assert os.environ["MPLCONFIGDIR"] == wanted[chosen]
+    monkeypatch.setenv("MPLCONFIGDIR", "")
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "file" / "cache"))
+    assert main(["data"]) == 0
+    assert os.environ["MPLCONFIGDIR"] == ""
+
+
+def test_output_that_finds_no_space_stays_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [OSError(errno.ENOSPC, "No space left on device")]
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if errors:
+                raise errors.pop()
+            return super().write(data)
+
+    with Full(tmp_path / "out", "w") as full, io.TextIOWrapper(io.BufferedWriter(full), line_buffering=True) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["data"]) == 2

@@ -206,6 +206,20 @@ def test_a_run_whose_terminal_is_closed_keeps_a_checkpoint(tmp_path: Path) -> No
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
 
 
+@pytest.mark.slow
+def test_ctrl_c_keeps_a_checkpoint_of_a_run_whose_reader_it_ends_too(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--steps", "100000", "--checkpoint_every", "90000")
+    assert process.stderr is not None
+    while "step" not in process.stderr.readline():
+        pass
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+
+
 def test_an_interruption_before_there_is_a_command_is_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

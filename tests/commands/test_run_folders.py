@@ -13,12 +13,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from mmdistill import distill, evaluate, image_task, save_evaluation
 from mmdistill.cli import build_parser, main
 from mmdistill.commands.endings import folder_of
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import load
+from mmdistill.runs.folder import COMMON_NAMES, is_own, why_occupied
 from tests.commands.digits import FAST, distil
 
 
@@ -201,6 +203,61 @@ def test_a_file_of_another_encoding_is_named(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "c.yaml").write_bytes("data: sch\xf6n\n".encode("latin-1"))
     assert main(["distill", "--config", str(tmp_path / "c.yaml")]) == 2
     assert "not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "history.json", "metrics.json"])
+@pytest.mark.parametrize("extra", [[], ["--overwrite"], ["--dry-run"]])
+def test_a_persons_files_of_the_same_names_stay(
+    name: str, extra: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("{}")
+    assert distil(tmp_path, *extra) == (0 if "--dry-run" in extra else 2)
+    assert f"holds a {name} of yours, which the run's own would replace" in "".join(capsys.readouterr())
+    assert [path.name for path in tmp_path.iterdir() if path.suffix] == [name]
+    assert (tmp_path / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("comment", ["# mine\n", ""])
+def test_the_configuration_that_a_run_is_given_is_not_replaced_by_it(
+    comment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{comment}data: digits\nmethod: dm\nipc: 1\n"
+    (tmp_path / "config.yaml").write_text(text)
+    assert main(["distill", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path)]) == 2
+    assert "rename it, or choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+def test_a_runs_own_files_are_told_from_others(run: Path, tmp_path: Path) -> None:
+    for name in COMMON_NAMES:
+        assert is_own(run / name)
+        shutil.copy(run / name, tmp_path)
+    assert why_occupied(tmp_path, other="another --out", writes=COMMON_NAMES) == ""
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write("# mine\n")
+    assert "config.yaml of yours" in why_occupied(tmp_path, other="another --out", writes=COMMON_NAMES)
+    assert why_occupied(tmp_path, other="another --out") == ""
+    for damaged in ("[1]", "[" * 100_000, ""):
+        (tmp_path / "history.json").write_text(damaged)
+        assert not is_own(tmp_path / "history.json")
+
+
+def test_python_leaves_files_that_its_runs_do_not_write(tmp_path: Path) -> None:
+    task, mine = image_task("digits", width=4), ("config.yaml", "metrics.json")
+    for name in mine:
+        (tmp_path / name).write_text("{}")
+    made = distill(task, "dm", 1, out=tmp_path, settings={"steps": 1})
+    assert all((tmp_path / name).read_text() == "{}" for name in mine)
+    scores = evaluate(task, made, n=1, baselines="none")
+    with pytest.raises(CheckpointError, match=r"is no metrics\.json of mmdistill"):
+        save_evaluation(task, made, scores, tmp_path)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "metrics.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds a metrics\.json of yours"):
+        save_evaluation(task, made, scores, tmp_path / "new")
+    (tmp_path / "new" / "history.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds a history\.json of yours"):
+        distill(task, "dm", 1, out=tmp_path / "new", settings={"steps": 1})
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_runs_without_the_judge_are_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{}", "has version None"), ('{"version": 1, "results": 3}', "is damaged"), ("[]", "no JSON object")],
+    [("{}", "no metrics.json of"), ('{"version": 1, "results": 3}', "is damaged"), ("[]", "no JSON object")],
 )
 def test_damaged_metrics_are_named(tmp_path: Path, text: str, message: str) -> None:
     run = finished(tmp_path / "a", 0.8)
