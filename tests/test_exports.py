@@ -114,7 +114,7 @@ def test_exports_need_no_data_but_those_of_real_samples(
         assert code == (2 if format in KINDS[name].real else 0)
         kept = content(tmp_path / "there" / format)
         if code:
-            assert "have moved, evaluate, report and export take their place by --data" in capsys.readouterr().err
+            assert "evaluate, report and export take their place by --data" in capsys.readouterr().err
             assert not (tmp_path / "gone" / format).exists()
             moved = ["--data", str(tmp_path / "moved")]
             assert main(["export", str(run), "--format", format, "--to", str(tmp_path / "gone" / format), *moved]) == 0

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels
 from mmdistill.networks.gradients import gradients_by_name
-from mmdistill.networks.update_rules import sgd_update
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
 from mmdistill.objectives.wrapper import ObjectiveWrapper
 from mmdistill.runtime import Draws
@@ -75,13 +74,17 @@ class StyleAdversary(ObjectiveWrapper):
         state = task.init(draws.fold("adversary"))
         velocity = {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}
         for part, tensors in (("params", state.params), ("buffers", state.buffers), ("velocity", velocity)):
-            self._hold(part, tensors)
+            self._names[part] = tuple(tensors)
+            for name, tensor in tensors.items():
+                self.register_buffer(_key(part, name), tensor)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the objective plus the similarity, and take a step of the adversary."""
         key = draws.fold("adversary")
         pairs = self._draw_pairs(flatten_classes(syn), key.fold("styles"))
-        adversary = NetworkState(self._part("params"), self._part("buffers"))
+        # A copy: the step below updates the adversary in place, before the backward pass to the samples has run. A captured
+        # step is replayed on the same tensors, so it must.
+        adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
         similarity = (1 + _cosine(_embedding(network.task, adversary, pairs.inputs))).mean() / 2
         matched: Tensor = self.objective(network, syn, real, draws)
         self._learn(network.task, adversary, pairs._replace(inputs=map_inputs(lambda t: t.detach(), pairs.inputs)), key)
@@ -100,12 +103,6 @@ class StyleAdversary(ObjectiveWrapper):
         """Return the adversary's ``params``, ``buffers`` or ``velocity`` by name."""
         return {name: getattr(self, _key(part, name)) for name in self._names[part]}
 
-    def _hold(self, part: str, tensors: Tensors) -> None:
-        """Hold one of the adversary's parts as buffers, in place of former ones."""
-        self._names[part] = tuple(tensors)
-        for name, tensor in tensors.items():
-            self.register_buffer(_key(part, name), tensor)
-
     def _learn(self, task: Task, adversary: NetworkState, pairs: Batch, draws: Draws) -> None:
         """Take one step of SGD with momentum on the adversary's loss."""
 
@@ -116,9 +113,11 @@ class StyleAdversary(ObjectiveWrapper):
             return task.loss(state, pairs, draws=draws) + self.weight * (distance + contrast(features, pairs.targets))
 
         gradients = gradients_by_name(loss, adversary.params)
-        params, velocity = sgd_update(adversary.params, gradients, self._part("velocity"), self.lr, self.momentum)
-        self._hold("params", params)
-        self._hold("velocity", velocity)
+        with torch.no_grad():
+            params, velocities = self._part("params").values(), self._part("velocity").values()
+            for parameter, velocity, gradient in zip(params, velocities, gradients.values(), strict=True):
+                velocity.mul_(self.momentum).add_(gradient)
+                parameter.sub_(self.lr * velocity)
 
 
 def contrast(features: Tensor, targets: Targets) -> Tensor:

@@ -62,6 +62,15 @@ def test_contrast_equals_its_oracle(classes: list[int]) -> None:
     assert torch.equal(contrast(features, soft), found)
 
 
+def test_a_step_of_the_adversary_stays_in_its_tensors(task: BlobTask, network: Network, syn: Batch) -> None:
+    """A captured step is replayed on the tensors that it was captured with."""
+    objective = made(task)
+    held = {name: (tensor, tensor.clone()) for name, tensor in objective.named_buffers()}
+    objective(network, syn, syn, KEY.fold("step"))
+    assert all(tensor is held[name][0] for name, tensor in objective.named_buffers())
+    assert any(not torch.equal(tensor, before) for tensor, before in held.values())
+
+
 def test_a_sample_alone_in_its_class_adds_nothing() -> None:
     features = KEY.fold("features").normal(3, 5).double()
     alone = contrast(features, torch.tensor([0, 0, 1]))
