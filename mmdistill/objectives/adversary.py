@@ -82,8 +82,8 @@ class StyleAdversary(ObjectiveWrapper):
         """Return the objective plus the similarity, and take a step of the adversary."""
         key = draws.fold("adversary")
         pairs = self._draw_pairs(flatten_classes(syn), key.fold("styles"))
-        # A copy: the step below updates the adversary in place, before the backward pass to the samples has run. A captured
-        # step is replayed on the same tensors, so it must.
+        # A copy: the step below updates the adversary in place, before the backward pass to the samples has run; a
+        # captured step is replayed on the same tensors.
         adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
         similarity = (1 + _cosine(_embedding(network.task, adversary, pairs.inputs))).mean() / 2
         matched: Tensor = self.objective(network, syn, real, draws)
