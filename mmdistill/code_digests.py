@@ -1,9 +1,7 @@
 """Digests of the code of functions and classes, and of tensors: the same in any process."""
 
-import dis
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Mapping
 from functools import _lru_cache_wrapper, cached_property, partial
 from inspect import isfunction
 from pathlib import PurePath
@@ -21,8 +19,6 @@ STANDARD = sys.stdlib_module_names - {"test"}
 """Packages of Python itself, whose classes count in the description of a network, but are no user's."""
 REPEATED = 10_000
 """Characters of a value in a function that is written again where it comes again; a longer one is named."""
-BRIEF = 100
-"""Characters of a value of a global name that is written out; a longer one becomes a digest."""
 
 
 def is_of_networks(definition: type | FunctionType) -> bool:
@@ -170,74 +166,3 @@ def enclosed_variables(function: FunctionType) -> dict[str, object]:
         if name != "__class__":  # super() reads it
             variables[name] = value
     return variables
-
-
-def globals_read(*roots: object) -> dict[str, str]:
-    """Return what a user's code reads by global names and as attributes of classes, in words: the same in any process.
-
-    Numbers, texts, None and tuples of these stand for themselves, a user's functions and classes for a digest of their
-    code, others for their names if these are other ones, and torch modules for their classes. What a user's functions
-    and classes read in turn counts too. Other objects, names such as ``__name__`` and names that the code assigns, such
-    as a counter, do not count.
-
-    Args:
-        roots: functions, partials of such, and classes; other objects read nothing.
-    """
-    words: dict[tuple[str, str], set[str]] = {}
-    stored: set[tuple[str, str]] = set()
-    waiting, met = [*roots], set[int]()
-    for entry in waiting:  # grows on the way
-        value, read = unwrapped(entry), dict[tuple[str, str], object]()
-        if id(value) in met:
-            continue
-        met.add(id(value))
-        if isinstance(value, partial):
-            waiting += [value.func, *value.args, *value.keywords.values()]
-        elif isinstance(value, type) and is_edited(value):
-            waiting += [*value.__mro__, *(held for name, held in vars(value).items() if name != "__repr__")]
-            public = {name: held for name, held in vars(value).items() if name[0] != "_" and _is_plain(held)}
-            if not is_dataclass(value):  # its code has the defaults
-                read = {("STORE_ATTR", f"{value.__qualname__}.{name}"): held for name, held in public.items()}
-        elif isfunction(value) and is_edited(value):
-            instructions = {*_instructions(value.__code__)}
-            stored |= {(operation, name) for operation, name in instructions if operation.startswith("STORE")}
-            # A library's decorator reads the library's names, and encloses the user's function.
-            namespace = value.__globals__ if value.__globals__.get("__name__") == value.__module__ else {}
-            names = {name for operation, name in instructions if operation.startswith("LOAD") and name[:2] != "__"}
-            read = {("STORE_GLOBAL", name): namespace[name] for name in sorted(names & namespace.keys())}
-            enclosed = {name: held for name, held in enclosed_variables(value).items() if isfunction(held)}
-            read |= {("", f"{name} of {value.__qualname__}"): held for name, held in enclosed.items()}
-            waiting += [*read.values(), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        for key, held in read.items():
-            if (text := _in_words(held)) not in ("", key[1]):
-                words.setdefault(key, set()).add(text)
-    kept = {name: texts for (by, name), texts in words.items() if (by, name.rpartition(".")[2]) not in stored}
-    return {name: " and ".join(sorted(texts)) for name, texts in sorted(kept.items())}
-
-
-def _instructions(code: CodeType) -> Iterator[tuple[str, str]]:
-    """Yield the operations of a code object, and of those within it, on global names and on attributes to assign."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "STORE_ATTR"):
-            yield instruction.opname, instruction.argval
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _instructions(constant)
-
-
-def _is_plain(value: object) -> bool:
-    """Return whether a value is a number, a text, a boolean, None or a tuple of such."""
-    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in (bool, int, float, str, type(None))
-
-
-def _in_words(value: object) -> str:
-    """Return the value of a global name in words, see :func:`globals_read`; empty for what does not count."""
-    value = unwrapped(value)
-    if _is_plain(value):
-        return repr(value) if len(repr(value)) <= BRIEF else short_digest(repr(value))
-    if isinstance(value, partial):
-        keywords = [f"{name}={_in_words(held)}" for name, held in value.keywords.items()]
-        return f"partial({', '.join([*map(_in_words, (value.func, *value.args)), *keywords])})"
-    if isinstance(value, type | FunctionType) and is_edited(value):
-        return f"{value.__qualname__} {code_digest(value)} {further_code_digest(value)}".rstrip()
-    return str(getattr(type(value) if isinstance(value, torch.nn.Module) else value, "__qualname__", ""))

@@ -32,7 +32,6 @@ from mmdistill.code_digests import (
     enclosed_variables,
     functions_of,
     further_code_digest,
-    globals_read,
     is_edited,
     is_of_networks,
     is_users,
@@ -42,12 +41,11 @@ from mmdistill.code_digests import (
 from mmdistill.store import short_digest
 
 OWN_CODE = "own code"
-OWN_GLOBALS = "own globals"
 OWN_LAYERS = "own layers"
 OWN_TENSORS = "own tensors"
 OWN_VALUES = "own values"
-"""Keys in a description: digests of a user's code, of what it reads by global names, of the layers of a module, of
-tensors and of long values; the last also of what a function encloses. No attribute has such a name."""
+"""Keys in a description: digests of a user's code, of the layers of a module, of tensors and of long values; the last
+also of what a function encloses. No attribute has such a name."""
 
 DEEPEST = 30
 """Levels of objects within one another that are described; what lies deeper is named."""
@@ -64,8 +62,7 @@ OF_CLASSES = (list, dict, set, frozenset, np.ndarray, Tensor)
 IN_CODE = (bool, int, float, complex, str, bytes, type(None))
 """Types of values in a function that the digest of its code holds, as it does names."""
 FURTHER = "further code of "
-GLOBAL = "global "
-"""These begin lines of a module's description that those by earlier versions lack."""
+"""Begins lines of a module's description that those by earlier versions lack."""
 
 OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that torch adds to every module."""
@@ -170,10 +167,8 @@ class _Walk:
         if isfunction(value) and is_edited(value):
             if value.__name__ != "<lambda>":
                 return {"class": name, **self._code(value)}
-            lambda_name, read = f"lambda {code_digest(value)}", _globals_read(value)
-            enclosed = self._enclosed_by({"": value})
-            held = {**({OWN_VALUES: enclosed} if enclosed else {}), **read}
-            return {"class": lambda_name, **held} if held else lambda_name
+            lambda_name, enclosed = f"lambda {code_digest(value)}", self._enclosed_by({"": value})
+            return {"class": lambda_name, OWN_VALUES: enclosed} if enclosed else lambda_name
         return self._object(value, name) if has_content(value) else name
 
     def _object(self, value: object, name: str) -> object:
@@ -192,9 +187,7 @@ class _Walk:
             return self.described(value)
         if not list(value.children()):
             return {**self.described(value), **_content(_tensors(value))}
-        layers = short_digest(without_further(described_module(value), f"\n{FURTHER}"))
-        read = _globals_read(*_roots(value))
-        return {"class": name, OWN_LAYERS: layers, **read, **_content(_tensors(value))}
+        return {"class": name, OWN_LAYERS: short_digest(described_module(value)), **_content(_tensors(value))}
 
     def _code(self, *definitions: type | FunctionType) -> dict[str, Any]:
         """Return a digest of the code of a function or of classes, as far as these are a user's, and what it holds."""
@@ -210,8 +203,7 @@ class _Walk:
             if isinstance(part, type):
                 held = {name: value for name, value in vars(part).items() if isinstance(value, OF_CLASSES)}
                 enclosed |= {name: self.value(value) for name, value in held.items() if name[0] != "_"}
-        held = {OWN_VALUES: enclosed} if enclosed else {}
-        return {OWN_CODE: short_digest("\n".join(codes)), **held, **_globals_read(*own)}
+        return {OWN_CODE: short_digest("\n".join(codes)), **({OWN_VALUES: enclosed} if enclosed else {})}
 
     def _enclosed_by(self, functions: Mapping[str, FunctionType]) -> dict[str, object]:
         """Return what functions hold by their closure or as defaults, if anything that is not in their code."""
@@ -225,18 +217,6 @@ class _Walk:
                 if type(value) not in IN_CODE and (description := self.value(value)) != _name(value):
                     held[f"{name} {variable}".lstrip()] = description
         return held
-
-
-def _globals_read(*roots: object) -> dict[str, object]:
-    """Return a digest of what code reads by global names under its key, if it reads any."""
-    read = globals_read(*roots)
-    return {OWN_GLOBALS: short_digest(repr(read))} if read else {}
-
-
-def _roots(module: nn.Module) -> list[object]:
-    """Return the classes of a module's parts and the public attributes of these parts, among which are functions."""
-    public = [held for part in module.modules() for name, held in vars(part).items() if name[0] != "_"]
-    return [*map(type, module.modules()), *public]
 
 
 def _name(value: object) -> str:
@@ -280,14 +260,13 @@ def described_module(module: nn.Module) -> str:
         for attribute, value in sorted(vars(part).items())
         if not attribute.startswith("_") and attribute != "training"
     ]
-    read = [f"{GLOBAL}{name} = {text}" for name, text in globals_read(*_roots(module)).items()]
-    return "\n".join([str(module), *codes, *attributes, *further, *read])
+    return "\n".join([str(module), *codes, *attributes, *further])
 
 
 def without_further(description: str, saved: object) -> str:
-    """Return a module's description without the lines on further code, or on global names, if a saved one has none."""
-    lacking = tuple(beginning for beginning in (FURTHER, GLOBAL) if f"\n{beginning}" not in str(saved))
-    return "\n".join(line for line in description.split("\n") if not line.startswith(lacking))
+    """Return a module's description without the lines on further code if a saved one has none."""
+    lines = description.split("\n")
+    return "\n".join(line for line in lines if FURTHER in str(saved) or not line.startswith(FURTHER))
 
 
 def own_attributes(part: object) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from mmdistill.bars import progress_bar, showing
 from mmdistill.errors import ConfigError
 from mmdistill.execution import ranks
+from mmdistill.execution.isolation import turns_let_go
 from mmdistill.networks.watching import watching
 
 StepProgress = Callable[[int, int, float], object]
@@ -19,6 +20,8 @@ Callback = TypeVar("Callback", bound=Callable[..., object])
 
 def own_progress(progress: Callback | bool | None, called_with: str) -> Callback | None:
     """Return the user's function, or None if a bar or nothing is shown.
+
+    While it runs, other threads may use the task.
 
     Args:
         progress: a function, or whether to show a bar.
@@ -32,7 +35,7 @@ def own_progress(progress: Callback | bool | None, called_with: str) -> Callback
         raise ConfigError(
             f"progress is called with ({called_with}), got {type(progress).__name__}, which cannot be; True shows a bar"
         )
-    return progress
+    return turns_let_go()(progress)
 
 
 @contextmanager

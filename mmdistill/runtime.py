@@ -126,6 +126,16 @@ deadlock.
 """
 
 
+def _forget_other_threads() -> None:
+    """Make the lock new in a forked process, which has no thread to release the one that another held."""
+    global _constructing
+    _constructing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_other_threads)
+
+
 @contextmanager
 def host_draws_from(seed: int) -> Iterator[None]:
     """Within this context torch's global CPU generator starts from a seed; its state is restored, no other is touched.

@@ -6,6 +6,7 @@ gives one result in any host program.
 """
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,7 +40,11 @@ class _Calls:
 
 
 class _CallsOfThread(_Calls, threading.local):
-    """The calls of the current thread."""
+    """The calls of the current thread, and the locks of tasks whose turn it has, by the tasks' ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: dict[int, Any] = {}
 
 
 _open, _lock = _Calls(), threading.RLock()
@@ -73,18 +78,64 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
     """Return a public function for which threads that share a task, its first argument, wait for one another.
 
-    A task's network holds one network's tensors at a time. Calls within a call, such as of a user's progress function,
-    do not wait for it.
+    A task's network holds one network's tensors at a time. Calls within a call do not wait for it, and within
+    :func:`turns_let_go` no other thread does. A call waits forever if other code of a user's that it runs, such as a
+    baseline, waits for another thread with its task, or if such code in two threads calls for each other's task.
     """
 
     @functools.wraps(function)
     def once_it_is_free(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _lock:
-            turn = _turns.setdefault(id(args[0] if args else kwargs.get("task")), threading.RLock())
-        with turn:
+        with _turn_of(args[0] if args else kwargs.get("task")):
             return function(*args, **kwargs)
 
     return once_it_is_free
+
+
+@contextmanager
+def _turn_of(task: object) -> Iterator[None]:
+    """Within this context it is this thread's turn to use a task; wait until no other thread uses it."""
+    if id(task) in _open_here.turns:
+        yield
+        return
+    with _lock:
+        turn = _turns.setdefault(id(task), threading.Lock())
+    _take({id(task): turn})
+    try:
+        yield
+    finally:
+        if _open_here.turns.pop(id(task), None):  # None: interrupted while it waited for the turn again
+            turn.release()
+
+
+@contextmanager
+def turns_let_go() -> Iterator[None]:
+    """Within this context other threads may use the tasks of this thread's calls, whose networks hold no tensors."""
+    turns = dict(_open_here.turns)
+    _open_here.turns.clear()
+    for turn in turns.values():
+        turn.release()
+    try:
+        yield
+    finally:
+        _take(turns)
+
+
+def _take(turns: dict[int, Any]) -> None:
+    """Wait for the turns of tasks, one after the other."""
+    for task_id, turn in turns.items():
+        turn.acquire()
+        _open_here.turns[task_id] = turn
+
+
+def _forget_other_threads() -> None:
+    """Make the locks new in a forked process, which has no thread to release those that others held."""
+    global _lock
+    _lock = threading.RLock()
+    _turns.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def recordable(tensor: Tensor) -> Tensor:

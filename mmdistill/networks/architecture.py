@@ -4,15 +4,13 @@ import re
 from itertools import zip_longest
 
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
-from mmdistill.described import FURTHER, without_further
+from mmdistill.described import without_further
 from mmdistill.runtime import Draws
 from mmdistill.store import short_digest
 from mmdistill.task import Task
 
 OWN = "model"
 """The name of the user's own network as a judge."""
-LATER = r"(\+[0-9a-f]{8})+"
-"""Matches the digests that :func:`identified` adds after pluses."""
 
 
 def described_layers(task: Task) -> str:
@@ -34,18 +32,17 @@ def own_network(task: Task) -> str:
 def identified(description: str, name: str = "") -> str:
     """Return what tells networks apart: a name, by default the class's, and a digest of its description.
 
-    After pluses there are those with further code and with global names, of a network that has such, which earlier
-    versions lack.
+    After a plus there is one with further code, of a network that has such, which earlier versions lack.
     """
-    former, further = without_further(description, None), without_further(description, f"\n{FURTHER}")
-    digests = map(short_digest, dict.fromkeys((former, further, description)))
+    former = without_further(description, None)
+    digests = map(short_digest, dict.fromkeys((former, description)))
     return f"{name or _class_name(description)} {'+'.join(digests)}"
 
 
 def as_identified(current: str, saved: object) -> str:
     """Return :func:`identified` networks as an earlier version recorded them, if that is the saved one."""
-    later = current.removeprefix(str(saved))
-    return str(saved) if re.search(f" [0-9a-f]{{8}}{LATER}$", current) and re.fullmatch(LATER, later) else current
+    former = re.sub(r"( [0-9a-f]{8})\+[0-9a-f]{8}$", r"\1", current)
+    return former if former == saved else current
 
 
 def _class_name(description: str) -> str:

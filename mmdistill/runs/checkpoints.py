@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from mmdistill.composition import SOLVE, STORAGE
-from mmdistill.described import OWN_CODE, OWN_GLOBALS, OWN_LAYERS, OWN_TENSORS, OWN_VALUES, without_further
+from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS, OWN_VALUES, without_further
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.names import in_words
@@ -29,7 +29,6 @@ LAYERS = "layers"
 """The key of an identity under which the network is described."""
 DIGESTS = {
     OWN_CODE: "ran other code",
-    OWN_GLOBALS: "read other values by global names",
     OWN_LAYERS: "had other layers",
     OWN_VALUES: "held other values",
     OWN_TENSORS: "began with other tensors, which must be the same each time they are made",

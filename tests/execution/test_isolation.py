@@ -1,10 +1,14 @@
 """Inside another program: what it has set changes no result, and it finds everything as it was."""
 
 import logging
+import multiprocessing
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +26,7 @@ from mmdistill.execution import allocator, isolation
 from mmdistill.execution.allocator import MALLOC_MMAP_THRESHOLD, MALLOC_TRIM_THRESHOLD
 from mmdistill.execution.isolation import own_state
 from mmdistill.execution.precision import PLAIN
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.task import Task, num_samples
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.text.corpus import corpus
@@ -346,7 +350,7 @@ def test_threads_get_the_sets_and_scores_that_one_gets(shared: bool, model: str 
 
     def run(method: str) -> tuple[object, ...]:
         made = task if shared else make()
-        result = distill(made, method, ipc=1, settings={"steps": 3})
+        result = distill(made, method, ipc=1, settings={"steps": 3}, progress=lambda *told: time.sleep(0.01))
         assert isinstance(result.batch.inputs, Tensor)
         return result.batch.inputs.tolist(), evaluate(made, result, n=1, baselines=()).headline().mean
 
@@ -372,3 +376,99 @@ def test_calls_that_a_call_makes_of_its_own_task_do_not_wait_for_it() -> None:
             each.result(timeout=60)
     assert len(found) == 4
     assert not isolation._turns
+
+
+def start(function: Callable[[], object]) -> threading.Thread:
+    """Start a thread that ends with the program, so that one that waits forever fails a test and not the suite."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def score(task: Task) -> float:
+    return evaluate(task, selection(task, "random", ipc=1), n=1, baselines=()).headline().mean
+
+
+@pytest.mark.parametrize("call", ["distill", "evaluate"])
+def test_a_progress_function_may_wait_for_another_thread_with_its_task(call: str) -> None:
+    task, found = BlobTask(), list[float]()
+    chosen = selection(task, "random", ipc=1)
+
+    def judge(*told: object) -> None:
+        worker = start(lambda: found.append(score(task)))
+        worker.join(20)
+        assert not worker.is_alive()
+
+    calls: dict[str, Callable[[], object]] = {
+        "distill": lambda: distill(task, "dm", ipc=1, settings={"steps": 2}, progress=judge),
+        "evaluate": lambda: evaluate(task, chosen, n=1, baselines=(), progress=judge),
+    }
+    calls[call]()
+    assert found == [score(task)] * 2
+    assert not isolation._turns
+
+
+def test_progress_functions_may_use_each_others_tasks() -> None:
+    first, second = BlobTask(), BlobTask()
+    both, found, expected = threading.Barrier(2), list[float](), score(first)
+
+    def run(task: Task, other: Task) -> None:
+        def judge(*told: object) -> None:
+            both.wait(20)
+            found.append(score(other))
+
+        distill(task, "dm", ipc=1, settings={"steps": 1}, progress=judge)
+
+    threads = [start(lambda: run(first, second)), start(lambda: run(second, first))]
+    for thread in threads:
+        thread.join(20)
+    assert found == [expected] * 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows interrupts no wait")
+def test_a_call_whose_wait_is_interrupted_leaves_the_turn_to_the_thread_that_has_it() -> None:
+    task, begun, done = BlobTask(), threading.Event(), threading.Event()
+
+    def hold(task: Task) -> None:
+        begun.set()
+        done.wait(20)
+
+    def let_go(task: Task) -> None:
+        with isolation.turns_let_go():
+            threads.append(start(lambda: isolation.in_turn(hold)(task)))
+            assert begun.wait(20)
+            start(lambda: (time.sleep(0.2), signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)))
+
+    threads = list[threading.Thread]()
+    with pytest.raises(KeyboardInterrupt):
+        isolation.in_turn(let_go)(task)
+    assert isolation._turns[id(task)].locked()
+    done.set()
+    threads[0].join(20)
+    assert not isolation._turns
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork processes")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks() -> None:
+    task, held, done = BlobTask(), threading.Event(), threading.Event()
+
+    def draw(task: Task) -> None:
+        with host_draws_from(0):
+            pass
+
+    def hold(task: Task) -> None:
+        with host_draws_from(0), isolation._lock:
+            held.set()
+            done.wait(60)
+
+    thread = start(lambda: isolation.in_turn(hold)(task))
+    assert held.wait(20)
+    child = multiprocessing.get_context("fork").Process(target=isolation.in_turn(draw), args=(task,))
+    child.start()
+    child.join(20)
+    child.kill()
+    done.set()
+    thread.join(20)
+    child.join(20)
+    assert child.exitcode == 0
