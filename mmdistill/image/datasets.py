@@ -133,7 +133,7 @@ def _target_names(source: Mapping[str, Any], train: Any) -> tuple[str, ...] | No
         source: the mapping; that of splits has none.
         train: its images and labels.
     """
-    given = source.get("target_names")  # where they are numbers, they may be those of left out classes
+    given: Any = source.get("target_names")  # where they are numbers, they may be those of left out classes
     texts = list(given) if isinstance(given, list | tuple) or count_axes(given) == 1 else []
     if not texts or not all(isinstance(name, str) for name in texts) or any(map(known_split, source)):
         return None
