@@ -108,7 +108,7 @@ def is_missing_word(text: str) -> bool:
 
 
 def missing_like(names: Sequence[str]) -> list[str]:
-    """Return a note for each class named like a missing value: ``nan`` and the like, or -1 besides 0, 1 and so on."""
+    """Return a note for each class named like a missing value: empty, ``nan`` and the like, or -1 besides 0, 1, ..."""
     numbered = len(names) > 2 and set(names) == {str(number) for number in range(-1, len(names) - 1)}
-    doubtful = [name for name in names if is_missing_word(name) or (numbered and name == "-1")]
+    doubtful = [name for name in names if not name.strip() or is_missing_word(name) or (numbered and name == "-1")]
     return [f"the class {spelt(name)} may stand for missing labels" for name in doubtful]

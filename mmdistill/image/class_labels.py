@@ -97,11 +97,14 @@ def class_labels(
 
 
 def as_list(values: Any) -> Any:
-    """Return a column of a table, an array of objects or words, or another sequence as a list; others as they are."""
+    """Return a column of a table, an array of objects or words, or another sequence as a list; others as they are.
+
+    Images in an array of objects stay arrays, since nested lists of numbers take many times the memory.
+    """
     if hasattr(values, "to_list"):
         return values.to_list()
     if isinstance(values, np.ndarray) and values.dtype.kind in "OSUT":
-        return values.tolist()
+        return list(values) if values.dtype.kind == "O" and values.ndim > 2 else values.tolist()
     is_plain = not isinstance(values, Sequence) or isinstance(values, list | tuple | str | bytes)
     return values if is_plain else list(values)
 

@@ -14,15 +14,17 @@ from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.execution.isolation import isolated
 from mmdistill.files.classes import ClassNames, checked_class_names
+from mmdistill.files.columns import known_split
 from mmdistill.files.hub import HUB_PREFIX, load_from_hub, located_on_hub, on_hub
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import SAFETENSORS
 from mmdistill.image import files, folders, listed, tensor_files
-from mmdistill.image.class_labels import Labelled
+from mmdistill.image.class_labels import Labelled, class_labels
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import DATASETS, LOADERS, published_layout
 from mmdistill.image.repeated import note_shared
 from mmdistill.image.samples import MapDataset, find_splits, read_labelled
+from mmdistill.image.tensor_files import count_axes
 from mmdistill.names import called, canonical, first_few, unknown_data
 from mmdistill.runtime import checked_seed
 
@@ -101,15 +103,14 @@ def _load_any(
         name, source = located_on_hub(str(source)), load_from_hub(str(source))
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
-    if class_names is None and isinstance(source, Mapping):
-        given = source.get("target_names")  # of scikit-learn's data sets; numbers may be those of left out classes
-        class_names = None if given is None or not all(isinstance(name, str) for name in given) else given
     names = None if class_names is None else checked_class_names(class_names)
     notes: tuple[str, ...] = ()
     if _are_pairs(source):
         source = dict(zip(("train", "test"), map(tuple, source), strict=True))
     if isinstance(source, Mapping):
-        source, own_test, notes = find_splits(source)
+        given = source
+        source, own_test, notes = find_splits(given)
+        names = _target_names(given, source) if names is None else names
         if test is not None and own_test is not None:
             raise ConfigError("the data bring their own test data: leave out those beside them, or give data['train']")
         test = own_test if test is None else test
@@ -121,14 +122,25 @@ def _are_pairs(source: Any) -> TypeGuard[tuple[Any, Any]]:
     if not isinstance(source, list | tuple) or len(source) != 2:
         return False
     pairs = [part for part in source if isinstance(part, list | tuple) and len(part) == 2]
-    dims = [[_ndim(part) for part in pair] for pair in pairs]
+    dims = [[count_axes(part) for part in pair] for pair in pairs]
     return len(pairs) == 2 and all(images >= 3 > labels > 0 for images, labels in dims)
 
 
-def _ndim(values: Any) -> int:
-    """Return the number of axes of a tensor, an array or nested lists, by the first entries of these."""
-    is_list = isinstance(values, list | tuple) and len(values) > 0
-    return 1 + _ndim(values[0]) if is_list else getattr(values, "ndim", 0)
+def _target_names(source: Mapping[str, Any], train: Any) -> tuple[str, ...] | None:
+    """Return the ``target_names`` of images and labels, as scikit-learn's data sets have, if these are class indices.
+
+    Args:
+        source: the mapping; that of splits has none.
+        train: its images and labels.
+    """
+    given: Any = source.get("target_names")  # where they are numbers, they may be those of left out classes
+    texts = list(given) if isinstance(given, list | tuple) or count_axes(given) == 1 else []
+    if not texts or not all(isinstance(name, str) for name in texts) or any(map(known_split, source)):
+        return None
+    found = class_labels(train[1], "the training data")
+    numbers = found.indices.tolist() if found.numbers is None else found.numbers
+    are_words = found.names and found.numbers is None
+    return None if are_words or max(numbers, default=0) >= len(texts) else checked_class_names(texts)
 
 
 def _load_from_disk(source: str | Path, size: int | None, seed: int) -> ImageData:

@@ -41,11 +41,15 @@ def is_image_folder(folder: Path) -> bool:
 def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     """Return the folder with the training classes, that with the test classes (None: there is none), and notes.
 
-    Without a folder for training the classes lie in ``folder`` itself. The notes say which images are not read, and
-    when validation images are the test images.
+    Without a folder for training the classes lie in ``folder`` itself. ``dev`` is one for validation where it and that
+    for training have subfolders, else a class. The notes say which images are not read, and when validation images are
+    the test images.
     """
     subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir())
     train_folders, test_folders = folders_of(subfolders, TRAIN), folders_of(subfolders, TEST)
+    may_be_classes = folders_of(test_folders, ("dev",))
+    if may_be_classes and not (train_folders and all(map(class_folders, (train_folders[0], *may_be_classes)))):
+        test_folders = [sub for sub in test_folders if sub not in may_be_classes]
     if not train_folders or not (test_folders or train_folders[0].name.lower() in TRAIN):
         return folder, None, ()
     train = _unpacked(train_folders[0])

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.files.columns import are_hidden, class_names_of, known_split, require_one_each
+from mmdistill.files.columns import SPLIT_NAMES, are_hidden, class_names_of, known_split, require_one_each
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import from_array
 from mmdistill.image.class_labels import Labelled, as_list, class_labels
 from mmdistill.image.pictures import decode, pixels_of, require_bytes, resized, resizing_notes
-from mmdistill.image.tensor_files import NAMES, by_split
+from mmdistill.image.tensor_files import NAMES, by_split, is_role
 from mmdistill.names import first_few
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
@@ -43,21 +43,26 @@ class MapDataset(Protocol):
 def find_splits(source: Mapping[str, Any], holder: str = "the data hold") -> tuple[Any, Any, tuple[str, ...]]:
     """Return a mapping's training data, its test data (None: it has none), and notes on what is not read.
 
-    Without a test split, or if its labels are hidden, the validation split is the test data.
+    Without a test split, or if its labels are hidden, the validation split is the test data; of several, the first by
+    its spelling in :data:`~mmdistill.files.columns.SPLIT_NAMES`.
 
     Args:
         source: data by split, or tensors by the names of :mod:`mmdistill.image.tensor_files`.
         holder: the mapping and its verb, for messages.
     Raises:
-        DataError: other names, two of one split, or images without labels.
+        DataError: other names, two training or test splits, or images without labels.
     """
     given, source = source, by_split(source, holder)
-    require_one_each(source)
-    splits = {known_split(key) or str(key): key for key in source}
+    of_validation = [key for key in source if known_split(key) == "dev"]
+    of_validation.sort(key=lambda key: SPLIT_NAMES["dev"].index(str(key).strip().lower()))
+    first_of_each = [key for key in source if key not in of_validation[1:]]
+    require_one_each(first_of_each)
+    splits = {known_split(key) or str(key): key for key in first_of_each}
     if "train" not in splits:
+        advice = "; call those to train on X_train, y_train" * any(map(is_role, given))
         raise DataError(
             f"a mapping of images has the splits train and test, or {NAMES[0]} and {NAMES[1]}, got "
-            f"{first_few(list(given)) or 'an empty one'}"
+            f"{first_few(list(given)) or 'an empty one'}{advice}"
         )
     train, notes = splits.pop("train"), []
     if "test" in splits and _hides_labels(source[splits["test"]]):
@@ -65,7 +70,7 @@ def find_splits(source: Mapping[str, Any], holder: str = "the data hold") -> tup
     test = splits.pop("test", None) or splits.pop("dev", None)
     if known_split(test) == "dev":
         notes.insert(0, f"test: the split {test}, as there is no {'other' if notes else 'test'}")
-    notes += [f"the split {other} is not read" for other in splits.values()]
+    notes += [f"the split {other} is not read" for other in (*splits.values(), *of_validation[1:])]
     return source[train], None if test is None else source[test], tuple(notes)
 
 
@@ -302,6 +307,8 @@ def _from_numbers(values: npt.NDArray[Any] | list[Any], what: str) -> Tensor:
     Raises:
         DataError: not of numbers, or lists of several lengths.
     """
+    if isinstance(values, np.ndarray) and values.dtype.kind == "O":
+        values = values.tolist()
     try:
         return from_array(np.asarray(values), what)
     except ValueError as error:

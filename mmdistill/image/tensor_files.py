@@ -21,6 +21,8 @@ NAMES = ("images", "labels", "test_images", "test_labels")
 IMAGES = ("images", "image", "imgs", "img", "pixel_values", "x", "data")
 LABELS = ("labels", "label", "fine_label", "y", "targets", "target", "class")
 """Names of images and of labels, within a split or joined to its name."""
+OF_BUNCHES = ("frame", "target_names", "feature_names", "DESCR", "details", "categories", "url")
+"""Names of what else scikit-learn's data sets hold."""
 SUFFIXES = (SAFETENSORS, *TORCH, ".npz")
 """Endings of such files."""
 SAVED = "torch.save({'images': images, 'labels': labels}, path)"
@@ -59,15 +61,22 @@ def by_split(source: Mapping[Any, Any], holder: str) -> dict[str, Any]:
     Args:
         source: tensors by names with a :class:`Place`; images and labels by any of their names, to train on; or splits
             by name. A split that is a mapping of images and labels becomes a pair; other values are returned as they
-            are.
+            are, but for those of :data:`OF_BUNCHES` beside images and labels to train on.
         holder: the mapping and its verb, for messages, such as "the data hold".
     Raises:
-        DataError: images without labels, labels without images, or two of one kind in a split.
+        DataError: images without labels, labels without images, two of one kind in a split, or data of an unknown name
+            beside those to train on.
     """
     places = {name: place for name in source if isinstance(name, str) and (place := Place.of(name))}
-    one_split = {name for name in source if isinstance(name, str) and name.lower() in (*IMAGES, *LABELS)}
+    one_split = set(filter(is_role, source))
     if one_split and len(places) < 2 and places.keys() <= one_split and not any(map(known_split, source)):
-        return {"train": _as_pair(source, holder)}
+        others = {name: value for name, value in source.items() if name not in (*one_split, *OF_BUNCHES)}
+        if data := [str(name) for name, value in others.items() if count_axes(value) > 1]:
+            raise DataError(
+                f"{holder} {', '.join(map(str, source))}, and {', '.join(data)} may be data to test on: call data to "
+                "train on X_train and y_train, and data to test on X_test and y_test, or leave out what is neither"
+            )
+        return {"train": _as_pair(source, holder), **others}
     if not places:
         return {
             name: _as_pair(split, f"{holder} {name!r}, which has") if known_split(name) else split
@@ -86,6 +95,17 @@ def by_split(source: Mapping[Any, Any], holder: str) -> dict[str, Any]:
             (alone,) = names.values()
             raise DataError(f"{holder} {alone} alone; {split} images need their labels, and labels their images")
     return {split: (source[names[True]], source[names[False]]) for split, names in names_by_split.items()}
+
+
+def is_role(name: object) -> bool:
+    """Return whether a name is one of images or labels alone, without a split."""
+    return isinstance(name, str) and name.lower() in (*IMAGES, *LABELS)
+
+
+def count_axes(values: Any) -> int:
+    """Return the number of axes of a tensor, an array or nested lists, by the first entries of these."""
+    is_list = isinstance(values, list | tuple) and len(values) > 0
+    return 1 + count_axes(values[0]) if is_list else getattr(values, "ndim", 0)
 
 
 def _as_pair(split: Any, holder: str) -> Any:

@@ -24,6 +24,8 @@ WITHIN = ("state_dict", "model_state_dict", "model")
 """The keys of a state dict in the checkpoints of training scripts."""
 COUNTED = "num_batches_tracked"
 """The counter of batch norms, which no prediction reads and old files lack."""
+UNREADABLE = "no dense tensor of real numbers"
+"""The form of a tensor that no teacher may hold."""
 AVERAGED = "n_averaged"
 """The counter of ``AveragedModel``, which is not part of the averaged module."""
 
@@ -178,10 +180,11 @@ def _require_same(given: Mapping[str, Any], expected: Tensors, needed: set[str],
     """
     missing = [key for key in expected if key in needed and key not in given]
     unexpected = [key for key in given if key not in expected]
+    forms = {key: (_form(given[key]), _form(tensor)) for key, tensor in expected.items() if key in given}
     mismatched = [
-        f"{key}, {_form(given[key])} in place of {_form(tensor)}"
-        for key, tensor in expected.items()
-        if key in given and _form(given[key]) != _form(tensor)
+        f"{key}, {form}{f' in place of {own_form}' * (form != own_form)}"
+        for key, (form, own_form) in forms.items()
+        if form != own_form or form == UNREADABLE
     ]
     differences = {"missing": missing, "unexpected": unexpected, "of another form": mismatched}
     if details := "; ".join(f"{what}: {first_few(names, 3)}" for what, names in differences.items() if names):
@@ -196,5 +199,5 @@ def _form(value: object) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     if value.is_nested or value.is_quantized or value.is_meta or value.is_complex() or value.layout != torch.strided:
-        return "no dense tensor of real numbers"
+        return UNREADABLE
     return f"{'' if value.is_floating_point() else 'whole '}{tuple(value.shape)}"

@@ -15,6 +15,7 @@ from mmdistill.graph.data import graph_from_fields
 from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.image import image_task
 from mmdistill.image.data import build
+from mmdistill.image.datasets import load
 from mmdistill.text import load_text
 from tests.graph.toy import planted_fields, planted_graph
 
@@ -122,6 +123,12 @@ def test_graphs_and_texts_are_noted_where_nothing_validates_a_class() -> None:
 )
 def test_what_may_stand_for_missing_labels(names: tuple[str, ...], doubtful: list[str]) -> None:
     assert missing_like(names) == [f"the class {name} may stand for missing labels" for name in doubtful]
+
+
+@pytest.mark.parametrize("label", ["", b""])
+def test_a_class_without_a_name_is_noted(label: str | bytes) -> None:
+    found = load((torch.rand(20, 1, 4, 4), [label, "a"] * 10))
+    assert "the class '' may stand for missing labels" in found.notes
 
 
 def test_a_class_of_minus_one_is_kept_and_noted_in_every_domain() -> None:

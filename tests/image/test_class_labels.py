@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.image.class_labels import as_list
 from mmdistill.image.datasets import load
 from tests.image.test_data import Pairs, bytes_like, labels_of
 
@@ -53,6 +54,17 @@ def test_labels_are_numbered_alike_in_every_container(
     data_set = Pairs(list(images), list(container(labels)))
     assert torch.equal(load(data_set, data_set).train_labels, order)
     assert load(data_set).class_names == names
+
+
+def test_arrays_of_objects_are_read_image_by_image() -> None:
+    images, order = bytes_like(12, 4, 4), labels_of(12, 2)
+    objects = np.array(list(images.numpy()), dtype=object)
+    assert objects.ndim == 3
+    assert isinstance(as_list(objects)[0], np.ndarray)
+    expected = load((images, order)).fingerprint
+    assert load((objects, order)).fingerprint == expected
+    assert load((objects, np.array(torch.eye(2)[order].tolist(), dtype=object))).fingerprint == expected
+    assert load((objects, np.array(order[:, None].tolist(), dtype=object))).fingerprint == expected
 
 
 def test_one_hot_labels_are_read_as_classes_and_several_for_an_image_are_refused() -> None:

@@ -416,6 +416,16 @@ def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, t
     assert any(note.startswith(tested) for note in data.notes) == (test.lower() not in ("test", "testing"))
 
 
+@pytest.mark.parametrize(("place", "name"), [(".", "dev"), ("dev", "early")])
+def test_classes_may_be_called_train_and_dev(tmp_path: Path, place: str, name: str) -> None:
+    write_images(tmp_path, names=("train", "plane"))
+    write_images(tmp_path / place, names=(name,), shade=1)
+    data = load(tmp_path)
+    assert data.class_names == ("dev", "plane", "train")
+    shutil.rmtree(tmp_path / "plane")
+    assert load(tmp_path).class_names == ("dev", "train")
+
+
 @pytest.mark.parametrize("mark", [".", "_", "__", "-"])
 def test_folders_set_aside_are_no_splits(tmp_path: Path, mark: str) -> None:
     write_images(tmp_path / "train")
@@ -1299,8 +1309,14 @@ def test_a_mapping_holds_splits_or_tensors() -> None:
         load({"train": train, "test": test}, test)
     with pytest.raises(DataError, match="has the splits train and test, or images and labels, got test"):
         load({"test": test})
-    with pytest.raises(DataError, match="'val' and 'validation' both name the dev split; join them"):
-        load({"train": train, "val": test, "validation": test})
+    with pytest.raises(DataError, match="'train' and 'Training' both name the train split; join them"):
+        load({"train": train, "Training": test})
+    doubly = load({"train": train, "eval": train, "val": test})
+    assert doubly.test_fingerprint == expected.test_fingerprint
+    assert doubly.notes == ("test: the split val, as there is no test", "the split eval is not read")
+    tested = load({"train": train, "dev": train, "test": test, "validate": train})
+    assert tested.test_fingerprint == expected.test_fingerprint
+    assert tested.notes == ("the split validate is not read", "the split dev is not read")
     with pytest.raises(DataError, match="hold test_images alone"):
         load({"images": train[0], "labels": train[1], "test_images": test[0]})
 
@@ -1313,7 +1329,9 @@ def test_images_and_labels_of_a_mapping_go_by_the_names_of_the_field() -> None:
     bunch = {"data": pixels.flatten(1), "images": pixels, "target": labels, "target_names": np.array(["cat", "dog"])}
     found = load({**bunch, "frame": None, "DESCR": "pets"})
     assert (found.fingerprint, found.class_names) == (expected.fingerprint, ("cat", "dog"))
+    assert [note for note in found.notes if "not read" in note] == []
     assert load(bunch, class_names=["a", "b"]).class_names == ("a", "b")
+    assert "the split groups is not read" in load({**bunch, "groups": labels}).notes
     digits = load(load_digits())
     assert digits.shape == (1, 8, 8)
     assert digits.class_names == tuple("0123456789")
@@ -1323,10 +1341,30 @@ def test_images_and_labels_of_a_mapping_go_by_the_names_of_the_field() -> None:
             "the data hold X, kind; expected are one of images, image, .* and one of labels",
         ),
         ({"imgs": pixels, "x": pixels, "y": labels}, "the data hold imgs, x, y; expected are one of"),
-        ({"X": pixels, "y": labels, "x_test": pixels, "y_test": labels}, "got X, y, x_test, y_test"),
+        (
+            {"X": pixels, "y": labels, "x_test": pixels, "y_test": labels},
+            "got X, y, x_test, y_test; call those to train on X_train, y_train",
+        ),
+        ({"X": pixels, "y": labels, "Xtest": pixels, "ytest": labels}, "X, y, Xtest, ytest, and Xtest may be data to"),
+        ({"X": pixels, "y": labels, "holdout": (pixels, labels)}, "X, y, holdout, and holdout may be data to"),
+        ({"X": pixels, "y": labels, "more": pixels.tolist(), 7: pixels.numpy()}, "and more, 7 may be data to"),
     ):
         with pytest.raises(DataError, match=said):
             load(source)
+
+
+def test_target_names_are_those_of_numbered_labels_alone() -> None:
+    pixels, labels = bytes_like(20, 6, 5), labels_of(20, 2)
+    words = ["dog" if label else "cat" for label in labels.tolist()]
+    pair, names = {"images": pixels, "target": labels}, {"target_names": ["a", "b", "c"]}
+    assert load(pair | {"target_names": ("a", "b")}).class_names == ("a", "b")
+    assert load(pair | {"target": labels + 4} | names).class_names == ("4", "5")
+    assert load(pair | {"target": words} | names).class_names == ("cat", "dog")
+    for other in (["class"], 3, "ab", np.array("ab"), [1, 2], None):
+        assert load(pair | {"target_names": other}).class_names == ("0", "1")
+    splits = load({"train": (pixels, labels), "test": (pixels, labels), "target_names": ["a", "b"]})
+    assert splits.class_names == ("0", "1")
+    assert "the split target_names is not read" in splits.notes
 
 
 def test_labels_in_a_file_may_be_names(tmp_path: Path) -> None:

@@ -220,6 +220,13 @@ def test_tensors_of_other_kinds_are_refused(own: FunctionalModule) -> None:
             given_as_teacher(wrong(**{"head.bias": tensor}), own)
 
 
+def test_complex_numbers_are_refused_also_of_a_network_that_has_some() -> None:
+    own = FunctionalModule(lambda: nn.Linear(4, 3, dtype=torch.complex64))
+    given = {"weight": torch.ones(5, 6, dtype=torch.complex64), "bias": torch.ones(3).to_sparse()}
+    with pytest.raises(ConfigError, match=r"of another form: weight, no dense tensor of real numbers, bias, no dense"):
+        given_as_teacher(given, own)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none_are_refused(value: float, own: FunctionalModule) -> None:
     with pytest.raises(DataError, match=r"a state dict is no teacher: it holds NaN or infinite values \(head.bias\)"):
