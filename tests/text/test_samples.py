@@ -77,6 +77,31 @@ def test_two_pairs_are_to_train_and_to_test_on() -> None:
         load_text((two, [0, 1]))
 
 
+class PolarsType:
+    def __init__(self, values: list[Any]) -> None:
+        self._kinds = {type(value) for value in values} - {type(None)}
+        if self._kinds == {list}:
+            self.inner = float
+
+    def is_integer(self) -> bool:
+        return self._kinds == {int}
+
+
+class PolarsColumn:
+    def __init__(self, values: list[Any]) -> None:
+        self.dtype, self._values = PolarsType(values), values
+
+    def null_count(self) -> int:
+        return self._values.count(None)
+
+    def to_list(self) -> list[Any]:
+        assert not hasattr(self.dtype, "inner"), "large"
+        return self._values
+
+    def to_numpy(self) -> Any:
+        return np.array(self._values)
+
+
 class Polars:
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         self.columns, self.shape = list(columns), (len(next(iter(columns.values()))), len(columns))
@@ -91,9 +116,8 @@ class Polars:
     def to_dicts(self) -> list[dict[str, Any]]:
         raise AssertionError("slow")
 
-    def to_dict(self, *, as_series: bool = True) -> dict[str, list[Any]]:
-        assert not as_series
-        return self._columns
+    def to_dict(self) -> dict[str, PolarsColumn]:
+        return {name: PolarsColumn(values) for name, values in self._columns.items()}
 
 
 class Arrow:
@@ -104,18 +128,31 @@ class Arrow:
         return [object() for _ in self._columns[name]]
 
     def to_pydict(self) -> dict[str, list[Any]]:
-        return self._columns
+        raise AssertionError("large")
+
+    def to_pandas(self, *, integer_object_nulls: bool = False, ignore_metadata: bool = False) -> pd.DataFrame:
+        assert ignore_metadata, "the columns of an index would be missing"
+        kind = object if integer_object_nulls else None
+        return pd.DataFrame({name: pd.Series(values, dtype=kind) for name, values in self._columns.items()})
 
 
 @pytest.mark.parametrize("kind", [Polars, Arrow])
 def test_tables_of_polars_and_pyarrow_are_read_as_those_of_pandas(kind: Any) -> None:
-    table = {"text": TEXTS, "label": WORDS, "id": list(range(20))}
+    table = {"text": TEXTS, "label": WORDS, "id": list(range(20)), "point": [[0.5, 1.0]] * 20}
     expected = load_text(pd.DataFrame(table))
     assert equal(load_text(kind(table)), expected)
     train, test = ({name: column[part] for name, column in table.items()} for part in (slice(14), slice(14, 20)))
     split = load_text(pd.DataFrame(train), test=pd.DataFrame(test))
     assert equal(load_text(kind(train), test=kind(test)), split)
     assert equal(load_text({"train": kind(train), "test": kind(test)}), split)
+
+
+@pytest.mark.parametrize("kind", [Polars, Arrow])
+def test_large_labels_among_missing_ones_are_not_merged(kind: Any) -> None:
+    classes = [7, 2**60 + 2, 2**60 + 4]
+    table = {"text": [f"text {i}" for i in range(60)], "label": classes * 16 + [None] * 12}
+    table |= {"split": ["train"] * 48 + ["test"] * 12}
+    assert load_text(kind(table)).class_names == tuple(sorted(map(str, classes)))
 
 
 def test_columns_and_one_hot_rows_are_labels() -> None:
