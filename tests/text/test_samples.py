@@ -27,6 +27,17 @@ class Items(Dataset[Any]):
         return self.items[index]
 
 
+class Named:
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._parts[name]
+
+
 def as_pairs(texts: list[Any], labels: list[Any]) -> list[Any]:
     return list(zip(texts, labels, strict=True))
 
@@ -50,8 +61,8 @@ def test_texts_with_their_labels_are_listed_or_in_a_data_set() -> None:
     assert equal(load_text(as_pairs(doubles, NUMBERS)), load_text((doubles, NUMBERS)))
     with pytest.raises(DataError, match="row 2 has no text but 3"):
         load_text([("a", 0), (3, 1), ("b", 1)])
-    with pytest.raises(ConfigError, match=r"a list or data set of \(text, label\).*got list"):
-        load_text([(0, "a"), (1, "b")])
+    with pytest.raises(DataError, match="row 1 has no text"):
+        load_text([(None, 0), ("a", 1), ("b", 1)])
     with pytest.raises(ConfigError, match="text_column"):
         load_text(pairs, text_column="a")
 
@@ -62,14 +73,37 @@ def test_of_two_words_the_first_is_the_text_and_a_label_in_its_place_is_refused(
     assert "of each pair the first is read as the text, the second as its label" in found.notes
     with pytest.raises(DataError, match=r"pairs are \(text, label\); these begin with fewer different values"):
         load_text(as_pairs(WORDS, TEXTS))
+    for source in (as_pairs(NUMBERS, TEXTS), Items(as_pairs(NUMBERS, TEXTS)), [(0, ("a", "b")), (1, ("c", "d"))]):
+        with pytest.raises(DataError, match=r"pairs are \(text, label\).*turn them round"):
+            load_text(source)
+
+
+def test_the_order_of_texts_and_labels_is_seen_and_noted_once() -> None:
+    found = load_text(as_pairs(TEXTS, WORDS), test=[("good", "yes"), ("good", "no")])
+    assert equal(found, load_text((TEXTS, WORDS), test=(["good", "good"], ["yes", "no"])))
+    assert [note.startswith("of each pair") for note in found.notes].count(True) == 1
+
+
+def test_what_holds_no_texts_and_labels_is_named() -> None:
+    expected = r"test: expected a pair \(texts, labels\), a list or data set of \(text, label\), or a table, got "
+    for test, kind in ((load_text((TEXTS, NUMBERS)), "TextData"), (5, "int"), (iter(TEXTS), "list_iterator")):
+        with pytest.raises(DataError, match=expected + kind):
+            load_text((TEXTS, NUMBERS), test=test)
+    with pytest.raises(DataError, match=r"Named.*by number from 0.*KeyError: 0"):
+        load_text((TEXTS, NUMBERS), test=Named({"texts": TEXTS, "labels": NUMBERS}))
 
 
 def test_two_pairs_are_to_train_and_to_test_on() -> None:
     train, test = (TEXTS[:14], NUMBERS[:14]), (TEXTS[14:], NUMBERS[14:])
     expected = load_text(train, test=test)
     arrays = [(np.array(texts), pd.Series(labels)) for texts, labels in (train, test)]
-    for source in ((train, test), [train, test], [list(train), list(test)], tuple(arrays)):
+    tuples = tuple((tuple(texts), tuple(labels)) for texts, labels in (train, test))
+    for source in ((train, test), [train, test], [list(train), list(test)], tuple(arrays), tuples):
         assert equal(load_text(source), expected)
+    with pytest.raises(DataError, match="train: 14 texts but 13 labels"):
+        load_text(((TEXTS[:14], NUMBERS[:13]), test))
+    with pytest.raises(DataError, match="test: 6 texts but 5 labels"):
+        load_text((train, (TEXTS[14:], NUMBERS[14:19])))
     with pytest.raises(ConfigError, match="other sources bring their own"):
         load_text((train, test), test=test)
     two = [("a b", "c d"), ("e f", "g h")]
@@ -158,16 +192,24 @@ def test_large_labels_among_missing_ones_are_not_merged(kind: Any) -> None:
 def test_columns_and_one_hot_rows_are_labels() -> None:
     expected, note = load_text((TEXTS, NUMBERS)), "data: one-hot labels are read as classes"
     column = np.array(NUMBERS)[:, None]
-    for labels in (column, torch.tensor(column), pd.DataFrame({"label": NUMBERS}).values):
+    for labels in (column, torch.tensor(column), pd.DataFrame({"label": NUMBERS}), [[label] for label in NUMBERS]):
         found = load_text((TEXTS, labels))
         assert equal(found, expected)
         assert note not in found.notes
     assert load_text((TEXTS, np.array(WORDS)[:, None])).class_names == ("no", "yes")
-    for rows in (np.eye(2)[NUMBERS], torch.eye(2)[NUMBERS], pd.get_dummies(pd.Series(NUMBERS)).values):
+    array, frame = np.eye(2)[NUMBERS], pd.get_dummies(pd.Series(NUMBERS))
+    lists = (array.tolist(), list(map(tuple, array.tolist())), list(array), list(torch.eye(2)[NUMBERS]))
+    for rows in (array, torch.eye(2)[NUMBERS], frame.values, frame, array.astype(np.longdouble), *lists):
         found = load_text((TEXTS, rows))
         assert equal(found, expected)
         assert note in found.notes
-    for rows in (np.ones((20, 2)), np.full((20, 2), 0.5), np.array([["a", "b"]] * 20)):
+    for rows in (
+        np.ones((20, 2)),
+        np.full((20, 2), 0.5),
+        np.array([["a", "b"]] * 20),
+        [[0], [0, 1]] * 10,
+        [[0.5, 0.5]] * 20,
+    ):
         with pytest.raises(DataError, match="where one class per text is expected"):
             load_text((TEXTS, rows))
 
