@@ -128,6 +128,8 @@ def _pair_split(name: str, pair: Pair) -> tuple[RawSplit, list[str]]:
     if len(pair) != 2:
         raise DataError(f"{name}: expected a pair (texts, labels), got {len(pair)} things")
     texts, labels = pair
+    if isinstance(texts, pd.DataFrame):
+        texts = texts.iloc[:, 0] if texts.shape[1] == 1 else texts.to_numpy().tolist()
     if isinstance(texts, str):
         raise DataError(f"{name}: expected a list of texts, got one text")
     if isinstance(texts, Tensor) or (isinstance(texts, np.ndarray) and texts.dtype.kind in "fiu"):

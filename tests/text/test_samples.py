@@ -214,6 +214,14 @@ def test_columns_and_one_hot_rows_are_labels() -> None:
             load_text((TEXTS, rows))
 
 
+def test_texts_may_be_data_frames() -> None:
+    frame = pd.DataFrame({"text": TEXTS, "further": TEXTS[::-1]})
+    assert equal(load_text((frame[["text"]], NUMBERS)), load_text((TEXTS, NUMBERS)))
+    assert equal(load_text((frame, NUMBERS)), load_text((as_pairs(TEXTS, TEXTS[::-1]), NUMBERS)))
+    with pytest.raises(DataError, match="row 1 holds 3 texts"):
+        load_text((frame.assign(third=TEXTS), NUMBERS))
+
+
 def test_labels_in_bytes_are_words() -> None:
     assert load_text((TEXTS, np.array(WORDS).astype(bytes))).class_names == ("no", "yes")
 
