@@ -61,7 +61,7 @@ else:  # at run time pandas.Series cannot be subscripted
     Series = pd.Series
 Column = Sequence[Any] | npt.NDArray[Any] | Series
 """Texts or labels: a list, a NumPy array, or a column of a table."""
-Pair = tuple[Column, Column | Tensor]
+Pair = tuple[Column | pd.DataFrame, Column | Tensor | pd.DataFrame]
 """Texts, each of which may be a pair of texts, and labels."""
 UNNAMED = "(texts, labels) are no table, so their columns have no names"
 """Why column names are refused for a pair."""
