@@ -169,10 +169,23 @@ def is_rows(source: object) -> TypeGuard[list[TableRow]]:
 
 
 def as_frame(source: Any) -> Any:
-    """Return a table of polars or pyarrow as a data frame of pandas; any other source as it is."""
+    """Return a table of polars or pyarrow as a data frame of pandas; any other source as it is.
+
+    Whole numbers among missing ones remain whole, since floats would round large ones to the same.
+    """
     if hasattr(source, "to_pydict"):
-        return pd.DataFrame(source.to_pydict())
-    return pd.DataFrame(source.to_dict(as_series=False)) if hasattr(source, "to_dicts") else source
+        return source.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+    if not hasattr(source, "to_dicts"):
+        return source
+    return pd.DataFrame({name: _of_polars(column) for name, column in source.to_dict().items()})
+
+
+def _of_polars(column: Any) -> "pd.Series[Any]":
+    """Return a column of polars without pyarrow, which polars itself would need; lists become arrays to save memory."""
+    if hasattr(column.dtype, "inner"):
+        return pd.Series(list(column.to_numpy()), dtype=object)
+    has_gaps = column.dtype.is_integer() and column.null_count()
+    return pd.Series(column.to_list(), dtype=object if has_gaps else None)
 
 
 def _json_table(path: Path) -> pd.DataFrame:

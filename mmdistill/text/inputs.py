@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import SPLIT_COLUMNS, class_names_of, known_split, require_one_each, split_name
 from mmdistill.files.paths import users_path
-from mmdistill.files.saved import from_array
 from mmdistill.files.tables import is_rows, spelt, split_column
 from mmdistill.labels import classes_of_one_hot
 from mmdistill.text.checks import WHOLE, are_withheld
@@ -61,7 +61,7 @@ else:  # at run time pandas.Series cannot be subscripted
     Series = pd.Series
 Column = Sequence[Any] | npt.NDArray[Any] | Series
 """Texts or labels: a list, a NumPy array, or a column of a table."""
-Pair = tuple[Column, Column | Tensor]
+Pair = tuple[Column | pd.DataFrame, Column | Tensor | pd.DataFrame]
 """Texts, each of which may be a pair of texts, and labels."""
 UNNAMED = "(texts, labels) are no table, so their columns have no names"
 """Why column names are refused for a pair."""
@@ -102,8 +102,16 @@ def are_train_and_test(source: object) -> TypeGuard[tuple[Pair, Pair]]:
 
 
 def _is_pair_of_columns(part: Any) -> bool:
-    are_two = isinstance(part, tuple | list) and len(part) == 2
-    return are_two and all(map(_is_column, part)) and len(part[0]) == len(part[1])
+    return (
+        isinstance(part, tuple | list)
+        and len(part) == 2
+        and all(_is_column(values) or _is_long(values) for values in part)
+    )
+
+
+def _is_long(values: object) -> bool:
+    """Return whether values are a tuple, or another sequence, that is too long for a pair of texts."""
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes) and len(values) > 2
 
 
 def _pair_split(name: str, pair: Pair) -> tuple[RawSplit, list[str]]:
@@ -112,9 +120,16 @@ def _pair_split(name: str, pair: Pair) -> tuple[RawSplit, list[str]]:
     Raises:
         DataError: something else, or different numbers of texts and labels.
     """
+    if not isinstance(pair, Sequence | np.ndarray):
+        raise DataError(
+            f"{name}: expected a pair (texts, labels), a list or data set of (text, label), or a table, got "
+            f"{type(pair).__name__}"
+        )
     if len(pair) != 2:
         raise DataError(f"{name}: expected a pair (texts, labels), got {len(pair)} things")
     texts, labels = pair
+    if isinstance(texts, pd.DataFrame):
+        texts = texts.iloc[:, 0] if texts.shape[1] == 1 else texts.to_numpy().tolist()
     if isinstance(texts, str):
         raise DataError(f"{name}: expected a list of texts, got one text")
     if isinstance(texts, Tensor) or (isinstance(texts, np.ndarray) and texts.dtype.kind in "fiu"):
@@ -138,15 +153,29 @@ def _pair_split(name: str, pair: Pair) -> tuple[RawSplit, list[str]]:
     return (rows, values), notes
 
 
-def _one_label_each(name: str, labels: Column | Tensor) -> tuple[Column | Tensor, list[str]]:
-    """Return a column ``(n, 1)`` of labels as ``(n,)``, one-hot rows as classes with a note, other labels as given."""
-    if not isinstance(labels, Tensor | np.ndarray) or labels.ndim != 2:
+def _one_label_each(name: str, labels: Column | Tensor | pd.DataFrame) -> tuple[Column | Tensor, list[str]]:
+    """Return a column ``(n, 1)`` of labels as ``(n,)``, one-hot rows as classes with a note, other labels as given.
+
+    Rows are those of an array, a tensor or a data frame, or a list of lists, tuples, arrays or tensors.
+    """
+    labels = labels.to_numpy() if isinstance(labels, pd.DataFrame) else labels
+    rows = labels if isinstance(labels, Tensor | np.ndarray) else _rows_of(labels)
+    if rows is None or rows.ndim != 2:
         return labels, []
-    if labels.shape[1] == 1:
-        return labels[:, 0], []
-    rows = from_array(labels, name) if isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf" else labels
+    if rows.shape[1] == 1:
+        return rows[:, 0], []
+    if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf":
+        rows = torch.from_numpy(rows.astype(float))
     classes = classes_of_one_hot(rows) if isinstance(rows, Tensor) else None
     return (labels, []) if classes is None else (classes, [f"{name}: one-hot labels are read as classes"])
+
+
+def _rows_of(labels: Column) -> npt.NDArray[Any] | None:
+    """Return labels of which each is a sequence, all of one length, as an array ``(n, C)``; None for others."""
+    rows = [label.tolist() if isinstance(label, Tensor | np.ndarray) else label for label in labels]
+    if not all(isinstance(row, tuple | list) for row in rows) or len({*map(len, rows)}) != 1:
+        return None
+    return pd.DataFrame(rows).to_numpy()
 
 
 def _as_list(values: Column | Tensor) -> list[Any]:
@@ -306,9 +335,11 @@ def read_splits(parts: Mapping[str, Any], requested: Columns, source: object = N
         part, origin = parts[split], source or split
         if not (is_table(part) or isinstance(part, Path)):
             called = "data" if split == WHOLE else split
-            pair, pair_notes = texts_and_labels(called, part) if are_samples(part) else (part, [])
+            pair, pair_notes = part, list[str]()
+            if are_samples(part):
+                pair, pair_notes = texts_and_labels(called, part, train=split in (WHOLE, "train"))
             splits[split], label_notes = _pair_split(called, pair)
-            notes += [*pair_notes, *label_notes]
+            notes += [note for note in (*pair_notes, *label_notes) if note not in notes]
             continue
         origin = part if isinstance(part, Path) else origin
         frame, own_names = frame_of(part, requested, origin, like)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
-from mmdistill.errors import DataError
+from mmdistill.errors import DataError, first_line
 from mmdistill.files.tables import as_frame
 
 
@@ -23,11 +23,22 @@ def list_items(source: Any) -> Any:
     """Return a map-style data set as a list of its items, and a table of polars or pyarrow as a data frame.
 
     Other sources are returned as they are.
+
+    Raises:
+        DataError: something with a length that has no items 0, 1 and so on.
     """
     source = as_frame(source)
     is_indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     is_other = isinstance(source, Mapping | Sequence) or hasattr(source, "shape") or hasattr(source, "column_names")
-    return source if is_other or not is_indexed else [source[index] for index in range(len(source))]
+    if is_other or not is_indexed:
+        return source
+    try:
+        return [source[index] for index in range(len(source))]
+    except (LookupError, TypeError, NotImplementedError) as error:
+        raise DataError(
+            f"{type(source).__name__} is no table, and a data set gives each (text, label) by number from 0, which it "
+            f"does not ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def are_samples(source: object) -> TypeGuard[list[Any]]:
@@ -35,7 +46,7 @@ def are_samples(source: object) -> TypeGuard[list[Any]]:
     if not isinstance(source, list) or not source:
         return False
     kinds = (tuple, list) if len(source) > 2 else (tuple,)
-    return all(isinstance(sample, kinds) and len(sample) == 2 for sample in source) and _is_text(source[0][0])
+    return all(isinstance(sample, kinds) and len(sample) == 2 for sample in source)
 
 
 def _is_text(value: object) -> bool:
@@ -44,16 +55,22 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) or is_pair
 
 
-def texts_and_labels(name: str, samples: list[Any]) -> tuple[tuple[list[Any], list[Any]], list[str]]:
+def texts_and_labels(name: str, samples: list[Any], *, train: bool) -> tuple[tuple[list[Any], list[Any]], list[str]]:
     """Return the texts and the labels of ``(text, label)`` samples, and a note if the labels are texts as well.
 
+    Args:
+        name: the split's name, for messages.
+        samples: the pairs.
+        train: whether the samples are to train on; a test set may well have fewer different texts than labels.
     Raises:
-        DataError: there are fewer different texts than labels, so that the labels may come first.
+        DataError: only labels are texts, or there are fewer different texts than labels, so that labels may come first.
     """
     texts, labels = ([sample[place] for sample in samples] for place in (0, 1))
+    if all(map(_is_text, labels)) and not any(map(_is_text, texts)):
+        raise DataError(f"{name}: pairs are (text, label); of these only the second are texts: turn them round")
     if not all(isinstance(value, str) for value in (*texts, *labels)):
         return (texts, labels), []
-    if len({*texts}) < len({*labels}):
+    if train and len({*texts}) < len({*labels}):
         raise DataError(
             f"{name}: pairs are (text, label); these begin with fewer different values ({len({*texts}):,}) than they "
             f"end with ({len({*labels}):,}), as (label, text) do: turn them round"

@@ -351,8 +351,13 @@ def test_a_table_of_interactions_is_no_matrix():
 def test_tables_of_polars_and_pyarrow_are_read_as_those_of_pandas():
     columns = dict(zip(("user", "item", "rating"), map(list, zip(*ROWS, strict=True)), strict=True))
     wanted = load_interactions(pd.DataFrame(columns))
-    polars = SimpleNamespace(to_dicts=None, to_dict=lambda as_series: columns)
-    for table in (polars, SimpleNamespace(to_pydict=lambda: columns)):
+    kind = SimpleNamespace(is_integer=lambda: True)
+    polars_columns = {
+        name: SimpleNamespace(dtype=kind, null_count=lambda: 0, to_list=values.copy) for name, values in columns.items()
+    }
+    polars = SimpleNamespace(to_dicts=None, to_dict=lambda: polars_columns)
+    arrow = SimpleNamespace(to_pydict=None, to_pandas=lambda **options: pd.DataFrame(columns))
+    for table in (polars, arrow):
         found = load_interactions(table)
         assert (found.name, found.fingerprint) == ("table", wanted.fingerprint)
 

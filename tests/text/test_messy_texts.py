@@ -232,7 +232,9 @@ def test_bad_cells_of_tables_are_named_by_their_row() -> None:
         load_text(table([*TEXTS[:2], float("nan"), *TEXTS[3:]]))  # type: ignore[list-item]
     with pytest.raises(DataError, match="row 2 has no label"):
         load_text([{"text": "a", "label": 1}, {"text": "b"}])
-    for source in ([], [TEXTS, LABELS], list(zip(range(20), LABELS, strict=True))):
+    with pytest.raises(DataError, match="of these only the second are texts"):
+        load_text(list(zip(range(20), LABELS, strict=True)))
+    for source in ([], [TEXTS, LABELS]):
         with pytest.raises(ConfigError, match="or a list with a dictionary per row"):
             load_text(source)  # type: ignore[arg-type]
 
