@@ -139,6 +139,7 @@ def save(file: Path, seed: int = 0) -> str:
     return str(file)
 
 
+OTHERS = "bring the data back as they were, or name their place by --data"
 WAYS = pytest.mark.parametrize("way", ["auto", "folder"])
 
 
@@ -166,9 +167,16 @@ def test_a_run_goes_on_with_data_that_have_moved_and_refuses_others(
         patched.setattr(Distiller, "start", None)
         patched.setattr(importlib.import_module("mmdistill.runs.judging"), "evaluate", None)
         capsys.readouterr()
-        assert again(save(tmp_path / "job2" / "own.npz", seed=1)) == 2
-    said = capsys.readouterr().err
-    assert "training data are others" in said or "this set was distilled from" in said
+        assert again(others := save(tmp_path / "job2" / "own.npz", seed=1)) == 2
+        assert OTHERS in capsys.readouterr().err
+        assert distil(folder, "--data", others, *options, *AUTO, "--dry-run") == 2
+        assert OTHERS in capsys.readouterr().err
+        if finished:
+            (folder / "checkpoints").rename(tmp_path / "aside")
+            for more in ((), ("--dry-run",)):
+                assert distil(folder, "--data", others, *options, *AUTO, *more) == 2
+                assert OTHERS in capsys.readouterr().err
+            (tmp_path / "aside").rename(folder / "checkpoints")
     assert content(folder) == before
     assert again(data := save(tmp_path / "job3" / "own.npz")) == 0
     assert DistillConfig.load(folder / "config.yaml").data == data
@@ -224,9 +232,12 @@ def test_a_sweep_goes_on_with_data_that_have_moved(
     others = save(tmp_path / "job2" / "own.npz", seed=1)
     assert swept(others, "0,1") == 2
     assert f"{out}/own-dm-1 is finished, and this set was distilled from" in capsys.readouterr().err
-    assert swept(others, "1") == 2  # as its own process finds
-    assert "training data are others" in capsys.readouterr().out
+    for more in ((), ("--dry-run",)):
+        assert swept(others, "2,1", *more) == 2  # before that of the other seed begins
+        said = capsys.readouterr().err
+        assert re.search(r"own-dm-1-seed1/.* belongs to another run: its training data are others.* --out$", said)
     assert places() == [first, first]
+    assert not (out / "own-dm-1-seed2").exists()
     second = save(tmp_path / "job3" / "own.npz")
     assert swept(second, "0,1,2", "--dry-run") == 0
     assert capsys.readouterr().out.split()[1::2] == ["finished", "unfinished", "new"]
