@@ -103,8 +103,11 @@ def _require_own(distilled: DistilledSet, distiller: Distiller, name: str, folde
     if distilled.network:
         compared["network"] = network_title(distiller.task)
     saved_steps = steps_of(saved)
-    extensible = saved_steps and saved_steps < distiller.settings.steps
-    advice = ("take the run further with resume=True (--resume FOLDER --steps N), " if extensible else "") + BEGIN_ANEW
+    advice = BEGIN_ANEW
+    if saved_steps and saved_steps < distiller.settings.steps:
+        advice = f"take the run further with resume=True (--resume FOLDER --steps N), {advice}"
+    if saved_steps and saved_steps != distiller.settings.steps:
+        advice = f"name its own steps (--steps {saved_steps}), {advice}"
     require_same(folder / SET, saved, compared, advice)
     # Checkpoints record the network's layers too. The excluded entries matter only to a run that is resumed.
     only_resumed = ("processes", "precision", "settings")

@@ -73,6 +73,19 @@ def test_options_without_a_checkpoint_give_way_to_those_of_the_command(run: Path
     assert DistilledSet.load(folder).seed == DistillConfig.load(folder / "config.yaml").seed == 3
 
 
+def test_options_that_a_person_corrected_are_still_the_runs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("method: dm", 'method: "dm"') + "# mine\n")
+    assert distil(tmp_path, *AUTO) == 2
+    said = capsys.readouterr().err
+    assert "holds a config.yaml of yours" in said
+    assert f"or, if it is a run's that you edited, continue it with --resume {tmp_path}\n" in said
+    (tmp_path / "config.yaml").write_text(text.replace("method: dm", 'method:   "dm"'))
+    assert distil(tmp_path, *AUTO) == 0
+
+
 def test_a_folder_with_another_run_is_left_as_it_is(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +98,10 @@ def test_a_folder_with_another_run_is_left_as_it_is(
     assert distil(folder, *AUTO, "--networks", "3") == 2
     assert f"mmdistill evaluate {folder} --networks 3 judges its set so" in capsys.readouterr().err
     assert distil(folder, *AUTO, "--steps", "9") == 2
-    assert "its settings.steps is 6, not 9; take the run further with" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "its settings.steps is 6, not 9; name its own steps (--steps 6), take the run further with" in said
+    assert distil(folder, *AUTO, "--steps", "3") == 2
+    assert "is 6, not 3; name its own steps (--steps 6), choose another folder" in capsys.readouterr().err
     assert content(folder) == before
     (folder / "config.yaml").unlink()  # as runs made in Python
     assert distil(folder, *AUTO, "--lr", "3") == 2
