@@ -295,10 +295,9 @@ def require_resume_alone(options: Namespace, arguments: Sequence[str]) -> None:
 def run_command(options: Namespace) -> None:
     """Run the chosen command, isolated from the host's state as one public call."""
     from mmdistill.execution.isolation import own_state  # here, since importing torch would slow --help
-    from mmdistill.reporting.figures import give_matplotlib_a_folder
+    from mmdistill.reporting.figures import matplotlib_in_a_folder
 
-    give_matplotlib_a_folder()
-    with own_state():
+    with matplotlib_in_a_folder(), own_state():
         _dispatch(options)
 
 

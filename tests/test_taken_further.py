@@ -274,7 +274,8 @@ def test_auto_takes_no_finished_run_further_but_goes_on_with_one_that_is(tmp_pat
     distill(BlobTask(), short, ipc=1, out=tmp_path)
     before = (tmp_path / SET).read_bytes()
     with pytest.raises(
-        CheckpointError, match=r"its settings\.steps is 6, not 12; take the run further with resume=True"
+        CheckpointError,
+        match=r"steps is 6, not 12; name its own steps \(--steps 6\), take the run further with resume=True",
     ):
         distill(BlobTask(), full, ipc=1, out=tmp_path, resume="auto")
     with pytest.raises(CheckpointError) as fewer:

@@ -15,7 +15,7 @@ from mmdistill.config import HOW_IT_RUNS, JUDGING_OPTIONS, DistillConfig
 from mmdistill.distill import find_method, find_parameterization
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError
-from mmdistill.files.hub import HUB_PREFIX
+from mmdistill.files.hub import is_place
 from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
@@ -87,11 +87,6 @@ def is_same_file(first: str | None, second: str | None) -> bool:
     """Return whether two files are the same, by their digests if both have one, otherwise by their paths."""
     digests = [_split_digest(file)[1] for file in (first, second) if file is not None]
     return digests[0] == digests[1] if len(digests) == 2 and all(digests) else first == second
-
-
-def _is_path(data: str | None) -> bool:
-    """Return whether data, as located, are a file or folder, also one of the package datasets (``hf:FOLDER``)."""
-    return data is not None and Path(data.removeprefix(HUB_PREFIX)).is_absolute()
 
 
 def _split_digest(file: str) -> tuple[Path, str]:
@@ -255,7 +250,7 @@ def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ:
     wanted, saved = asdict(config), asdict(saved_config)
     if is_same_file(saved["teacher"], wanted["teacher"]):
         saved["teacher"] = wanted["teacher"]
-    if _is_path(saved["data"]) and _is_path(wanted["data"]):
+    if is_place(saved["data"]) and is_place(wanted["data"]):
         saved["data"] = wanted["data"]
     differing = [name for name in wanted if name not in may_differ and saved[name] != wanted[name]]
     if not differing:

@@ -45,10 +45,9 @@ from mmdistill.registry import Domain, located
 from mmdistill.reporting.report import summary
 from mmdistill.reporting.tabular import aligned
 from mmdistill.runs.advice import lowering_start
-from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runs.damaged import whole_set
+from mmdistill.runs.finished import require_same_data
 from mmdistill.runs.folder import (
-    CHECKPOINTS,
     COMMON_NAMES,
     CONFIG,
     holds_work,
@@ -99,6 +98,8 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
     with deterministic_kernels(config.deterministic), ExitStack() as locks:
         if dry_run:
             task, method, budget = _prepare(config, config.device)
+            if resume == AUTO:
+                require_same_data(task, folder)
             print(aligned(plan_rows(config, task, method, budget, resumes=resume == AUTO)))
             return
         with ranks.process_group(config.device) as device:
@@ -130,6 +131,7 @@ def _reuse_finished(config: DistillConfig, task: Task, folder: Path, changes: Ma
     if finished is None or config.steps not in (None, finished.settings.get("steps", config.steps)):
         return None
     require_own_config(config, finished, folder)
+    require_same_data(task, folder)
     finished.require(task.describe())
     if ranks.is_first():
         print(f"{folder} is already distilled")
@@ -164,7 +166,7 @@ def _distil(
     has_work, former = holds_work(folder), work_times(folder)
     replaces = first and has_work and not resumes
     if resumes:
-        _require_same_data(task, folder)
+        require_same_data(task, folder)
     if first and resumes and not has_work and (folder / CONFIG).exists():
         print(f"{folder} has no checkpoint yet; beginning with the first step")
     options = config if resume in (None, AUTO) else _changed_config(folder, changes) if changes else None
@@ -198,17 +200,6 @@ def _distil(
         is_former = resume == AUTO and has_work and work_times(folder) == former
         print(f"{folder} is already distilled" if is_former else f"distilled in {distilled.seconds:.1f} s")
     return distilled
-
-
-def _require_same_data(task: Task, folder: Path) -> None:
-    """Refuse a task of other training data than the run in a folder, before the run trains experts and the like.
-
-    Raises:
-        CheckpointError: the run's checkpoint is of other data.
-    """
-    advice = "bring the data back as they were, or name their place by --data"
-    with ranks.together():  # each has checkpoints of its own
-        Checkpoints(folder / CHECKPOINTS, {"fingerprint": task.describe().fingerprint}).require_own(advice)
 
 
 def _changed_config(folder: Path, changes: Mapping[str, Any]) -> DistillConfig:

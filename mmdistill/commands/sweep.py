@@ -35,6 +35,7 @@ from mmdistill.registry import Domain, get_domain, located
 from mmdistill.reporting.tabular import aligned
 from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
+from mmdistill.runs.finished import checkpoint_fingerprint, require_same_data
 from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished
 from mmdistill.runs.judging import missing, wanted_scores
 from mmdistill.runtime import choose_device
@@ -68,7 +69,7 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
         dry_run: only list the runs and their states.
     Raises:
         ConfigError: options are wrong for every run, or a run's folder holds another run.
-        CheckpointError: a finished run's training data were others.
+        CheckpointError: a run's training data were others.
         MmdistillError: some runs failed; the others are finished and compared.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -232,10 +233,11 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
     Args:
         configs: of the runs.
         task: of the first run. Others have tasks of their own where their seeds hold out other samples, or where their
-            methods have networks that read the data otherwise; such are built for finished runs of other data alone,
-            one at a time.
+            methods have networks that read the data otherwise; such are built for runs of other data alone, one at a
+            time.
     Raises:
-        CheckpointError: a finished run's training data were others than this sweep's.
+        CheckpointError: a run's training data were others than this sweep's; unfinished runs are asked only where the
+            sweep names another place of the data.
     """
     info = task.describe()
     networks = get_domain(info.domain).networks
@@ -244,10 +246,13 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
     for config in configs:
         folder = config.folder()
         distilled = whole_set(folder) if is_finished(folder) else None
-        if distilled is None:
+        fingerprint = None if distilled is None else distilled.info.fingerprint
+        if distilled is None and holds_work(folder) and DistillConfig.load(folder / CONFIG).data != config.data:
+            fingerprint = checkpoint_fingerprint(folder)
+        if fingerprint is None:
             states[config] = "unfinished" if holds_work(folder) else "new"
             continue
-        if distilled.info.fingerprint == info.fingerprint:
+        if fingerprint == info.fingerprint:
             states[config] = _state(config, distilled, task)
             continue
         if (asked := _task_key(config, networks)) != key:
@@ -269,18 +274,22 @@ def _task_key(config: DistillConfig, networks: Mapping[str, str]) -> tuple[str |
     return config.model or networks.get(canonical(str(config.method))), seed
 
 
-def _state(config: DistillConfig, distilled: DistilledSet, task: Task) -> str:
-    """Return the state of a finished run, of which more steps or more scores may be wanted now.
+def _state(config: DistillConfig, distilled: DistilledSet | None, task: Task) -> str:
+    """Return the state of a run with work, of which more steps or more scores may be wanted now.
 
     Raises:
         CheckpointError: its training data were others than its task's.
     """
     folder = config.folder()
     try:
-        distilled.require(task.describe())
+        if distilled is None:
+            require_same_data(task, folder)
+        else:
+            distilled.require(task.describe())
     except CheckpointError as error:
-        raise CheckpointError(f"{folder} is finished, and {error}; or sweep into another --out") from error
-    if note_of_more_steps(config, distilled, folder):
+        state = "" if distilled is None else f"{folder} is finished, and "
+        raise CheckpointError(f"{state}{error}; or sweep into another --out") from error
+    if distilled is None or note_of_more_steps(config, distilled, folder):
         return "unfinished"
     metrics = of_same_test(former_metrics(folder / METRICS), task)
     return "not judged" if missing(task, wanted_scores(config, task, distilled), metrics) else FINISHED

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmdistill.errors import ConfigError, DataError, to_install
@@ -30,6 +31,11 @@ def located_on_hub(name: str) -> str:
     if not path or not folder.is_dir():
         return name
     return ":".join([HUB_PREFIX[:-1], str(folder.absolute()), *filter(None, [config])])
+
+
+def is_place(data: str | None) -> bool:
+    """Return whether data, as located, are a file or folder, also one of the package datasets (``hf:FOLDER``)."""
+    return data is not None and Path(data.removeprefix(HUB_PREFIX)).is_absolute()
 
 
 def _parse_name(name: str) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """Helpers for matplotlib's figures: literal labels, colours of classes, and PNG files that are written atomically."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +20,27 @@ MOST_COLOURS = 20
 """The most classes that colours can tell apart."""
 
 
-def give_matplotlib_a_folder() -> None:
-    """Let matplotlib keep its list of fonts in the cache folder if it can write there but not into its own folders.
+@contextmanager
+def matplotlib_in_a_folder() -> Iterator[None]:
+    """Within this context matplotlib keeps its list of fonts in the cache folder if its own folders cannot be written.
 
     It would otherwise warn, and look for all fonts in each process. A folder that the user chose stays.
     """
-    if os.environ.get("MPLCONFIGDIR"):
+    former, folder = os.environ.get("MPLCONFIGDIR"), _cache_for_matplotlib()
+    if former or folder is None:
+        yield
         return
+    os.environ["MPLCONFIGDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["MPLCONFIGDIR"]
+        if former is not None:
+            os.environ["MPLCONFIGDIR"] = former
+
+
+def _cache_for_matplotlib() -> Path | None:
+    """Return matplotlib's folder in the cache; None if its own folders can be written, or the cache cannot."""
     try:
         own = [os.environ.get(f"XDG_{kind}_HOME") or Path.home() / f".{kind.lower()}" for kind in ("CONFIG", "CACHE")]
     except RuntimeError:  # the user has no home folder
@@ -32,14 +48,15 @@ def give_matplotlib_a_folder() -> None:
     try:
         folder = cache_folder().absolute() / "matplotlib"
     except ConfigError:
-        return
-    if not (own and all(_can_be_written(Path(base) / "matplotlib") for base in own)) and _can_be_written(folder):
-        os.environ["MPLCONFIGDIR"] = str(folder)
+        return None
+    own_is_writable = own and all(_can_be_written(Path(base) / "matplotlib") for base in own)
+    return folder if not own_is_writable and _can_be_written(folder) else None
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Return whether a folder, or the nearest one above it that exists, can be written into."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    """Return whether a folder, or the nearest one above it that can be seen, can be written into."""
+    # Path.exists would raise in a folder that may not be entered.
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 

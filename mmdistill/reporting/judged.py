@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, JUDGE_TRAINING, JUDGING_OPTIONS, SETTINGS
+from mmdistill.files.hub import is_place
 from mmdistill.settings import MEMORY_ONLY
 
 RECORDED = ("parameterization", "network", "label")
@@ -57,7 +58,7 @@ class JudgedRun(NamedTuple):
         """The name of the data, or where the run's options say that they are, since they may have moved."""
         name = str(self.metrics["data"])
         place = str(self.options.get("data", name))
-        return place if Path(name).is_absolute() and Path(place).is_absolute() else name
+        return place if is_place(name) and is_place(place) else name
 
     @property
     def seed(self) -> str:

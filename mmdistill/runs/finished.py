@@ -11,11 +11,11 @@ from mmdistill.execution import ranks
 from mmdistill.labels import LabelKind
 from mmdistill.networks.architecture import described_layers, network_title
 from mmdistill.runs.checkpoints import AUGMENTATION, BEGIN_ANEW, DESCRIBED, LAYERS, Checkpoints, require_same, steps_of
-from mmdistill.runs.damaged import whole_set
+from mmdistill.runs.damaged import load_whole, whole_set
 from mmdistill.runs.folder import CHECKPOINTS, SET, is_finished, is_started
 from mmdistill.runtime import Draws
 from mmdistill.store import as_json, read_json
-from mmdistill.task import TaskInfo
+from mmdistill.task import Task, TaskInfo
 
 
 def finished_set_or_resume(
@@ -40,6 +40,27 @@ def finished_set_or_resume(
                 _require_own(distilled, distiller, name, folder, any_precision)
         return distilled, started
     return None, started
+
+
+def checkpoint_fingerprint(folder: Path) -> str | None:
+    """Return the hash of the training data of a run's newest checkpoint; None if it has no readable one."""
+    newest = Checkpoints(folder / CHECKPOINTS, {}).newest()
+    return None if newest is None else str(newest[1]["fingerprint"])
+
+
+def require_same_data(task: Task, folder: Path) -> None:
+    """Refuse a task of other training data than the run in a folder, before the run trains experts and the like.
+
+    Raises:
+        CheckpointError: the run's newest checkpoint, or its set if it has none, is of other data.
+    """
+    with ranks.together():  # each has checkpoints of its own
+        saved = Checkpoints(folder / CHECKPOINTS, {}).newest()
+        if saved is None and is_finished(folder):
+            saved = folder / SET, {"fingerprint": load_whole(folder).info.fingerprint}
+        if saved is not None:
+            advice = "bring the data back as they were, or name their place by --data"
+            require_same(*saved, {"fingerprint": task.describe().fingerprint}, advice)
 
 
 def _is_extended(folder: Path, steps: int) -> bool:
@@ -82,8 +103,11 @@ def _require_own(distilled: DistilledSet, distiller: Distiller, name: str, folde
     if distilled.network:
         compared["network"] = network_title(distiller.task)
     saved_steps = steps_of(saved)
-    extensible = saved_steps and saved_steps < distiller.settings.steps
-    advice = ("take the run further with resume=True (--resume FOLDER --steps N), " if extensible else "") + BEGIN_ANEW
+    advice = BEGIN_ANEW
+    if saved_steps and saved_steps < distiller.settings.steps:
+        advice = f"take the run further with resume=True (--resume FOLDER --steps N), {advice}"
+    if saved_steps and saved_steps != distiller.settings.steps:
+        advice = f"name its own steps (--steps {saved_steps}), {advice}"
     require_same(folder / SET, saved, compared, advice)
     # Checkpoints record the network's layers too. The excluded entries matter only to a run that is resumed.
     only_resumed = ("processes", "precision", "settings")

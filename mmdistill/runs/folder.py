@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,8 @@ OWN_KEYS = {
     METRICS: {"version", "data", "method", "results", "baselines"},
 }
 """The keys by which these are told from others."""
+COMMENT = re.compile(r"(^|\s)#", re.MULTILINE)
+"""What begins a comment in YAML, and may be in a quoted text."""
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -80,13 +83,13 @@ def is_imported(folder: Path) -> bool:
 def is_own(path: Path) -> bool:
     """Return whether a file of :data:`COMMON_NAMES` is a run's, so that nothing of a person's is lost with it.
 
-    A configuration must be as a run writes it: without comments, and with all options that have a default.
+    A configuration must have all options that have a default, as a run writes it, and no comments.
     """
     try:
         if path.name != CONFIG:
             return OWN_KEYS[path.name].issubset(json.loads(path.read_text(encoding="utf-8")).keys())
-        settings = settings_by_name(path)
-        return settings.keys() >= OWN_KEYS[CONFIG] and as_yaml(settings) == path.read_text(encoding="utf-8")
+        settings, text = settings_by_name(path), path.read_text(encoding="utf-8")
+        return settings.keys() >= OWN_KEYS[CONFIG] and (not COMMENT.search(text) or as_yaml(settings) == text)
     except (CheckpointError, OSError, ValueError, AttributeError, RecursionError):
         return False
 
@@ -133,8 +136,19 @@ def why_occupied(
         return f"holds an unfinished run; continue it with {resume}, choose {other} or begin anew with {overwrite}"
     foreign = [] if holds_work(folder) else [name for name in writes if os.path.lexists(folder / name)]
     if foreign := [name for name in foreign if not is_own(folder / name)]:
-        return f"holds a {foreign[0]} of yours, which the run's own would replace; rename it, or choose {other}"
+        ways = f"rename it, or choose {other}"
+        if foreign[0] == CONFIG and _names_a_run(folder):
+            ways += f", or, if it is a run's that you edited, continue it with --resume {as_argument(folder)}"
+        return f"holds a {foreign[0]} of yours, which the run's own would replace; {ways}"
     return ""
+
+
+def _names_a_run(folder: Path) -> bool:
+    """Return whether a folder's configuration has the options of a distillation, perhaps with comments or others."""
+    with suppress(CheckpointError, OSError):
+        settings = settings_by_name(folder / CONFIG)
+        return settings.keys() >= OWN_KEYS[CONFIG] and not settings.get(IMPORTED)
+    return False
 
 
 def ways_out(folder: Path) -> dict[str, str]:

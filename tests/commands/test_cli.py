@@ -542,24 +542,37 @@ def test_a_reader_that_has_seen_enough_is_no_error_on_windows_either(
     assert (tmp_path / "out").read_text() == ""
 
 
-@pytest.mark.parametrize("chosen", [None, "cache", "mine"])
+@pytest.mark.parametrize("former", [None, "", "mine"])
+@pytest.mark.parametrize("home", ["free", "file", "closed"])
 def test_matplotlib_writes_into_the_cache_where_the_home_folder_cannot_be_written(
-    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: str, former: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, "")  # so that what the command sets is undone
-    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path if chosen is None else tmp_path / "file" / "home"))
-    if chosen == "mine":
-        monkeypatch.setenv("MPLCONFIGDIR", "mine")
-    assert main(["data"]) == 0
-    wanted = {None: "", "cache": str(tmp_path / "cache" / "matplotlib"), "mine": "mine"}
-    assert os.environ["MPLCONFIGDIR"] == wanted[chosen]
-    monkeypatch.setenv("MPLCONFIGDIR", "")
-    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "file" / "cache"))
-    assert main(["data"]) == 0
-    assert os.environ["MPLCONFIGDIR"] == ""
+    stat, access = os.stat, os.access
+    closed = tmp_path / "closed"
+    closed.mkdir()
+
+    def refusing_stat(path: Any, **options: Any) -> os.stat_result:
+        if not isinstance(path, int) and closed in Path(os.fsdecode(path)).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    seen = []
+    monkeypatch.setattr(os, "stat", refusing_stat)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    monkeypatch.setattr(cli, "_dispatch", lambda options: seen.append(os.environ.get("MPLCONFIGDIR")))
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    if former is not None:
+        monkeypatch.setenv("MPLCONFIGDIR", former)
+    monkeypatch.setenv("HOME", str({"free": tmp_path, "file": tmp_path / "file" / "home", "closed": closed}[home]))
+    for cache in (tmp_path / "cache", tmp_path / "file" / "cache"):
+        monkeypatch.setenv("MMDISTILL_CACHE", str(cache))
+        assert main(["data"]) == 0
+        assert os.environ.get("MPLCONFIGDIR") == former
+    kept = former or home == "free"
+    assert seen == [former if kept else str(tmp_path / "cache" / "matplotlib"), former]
 
 
 def test_output_that_finds_no_space_stays_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

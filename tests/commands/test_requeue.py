@@ -73,6 +73,19 @@ def test_options_without_a_checkpoint_give_way_to_those_of_the_command(run: Path
     assert DistilledSet.load(folder).seed == DistillConfig.load(folder / "config.yaml").seed == 3
 
 
+def test_options_that_a_person_corrected_are_still_the_runs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("method: dm", 'method: "dm"') + "# mine\n")
+    assert distil(tmp_path, *AUTO) == 2
+    said = capsys.readouterr().err
+    assert "holds a config.yaml of yours" in said
+    assert f"or, if it is a run's that you edited, continue it with --resume {tmp_path}\n" in said
+    (tmp_path / "config.yaml").write_text(text.replace("method: dm", 'method:   "dm"'))
+    assert distil(tmp_path, *AUTO) == 0
+
+
 def test_a_folder_with_another_run_is_left_as_it_is(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +98,10 @@ def test_a_folder_with_another_run_is_left_as_it_is(
     assert distil(folder, *AUTO, "--networks", "3") == 2
     assert f"mmdistill evaluate {folder} --networks 3 judges its set so" in capsys.readouterr().err
     assert distil(folder, *AUTO, "--steps", "9") == 2
-    assert "its settings.steps is 6, not 9; take the run further with" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "its settings.steps is 6, not 9; name its own steps (--steps 6), take the run further with" in said
+    assert distil(folder, *AUTO, "--steps", "3") == 2
+    assert "is 6, not 3; name its own steps (--steps 6), choose another folder" in capsys.readouterr().err
     assert content(folder) == before
     (folder / "config.yaml").unlink()  # as runs made in Python
     assert distil(folder, *AUTO, "--lr", "3") == 2
@@ -139,6 +155,7 @@ def save(file: Path, seed: int = 0) -> str:
     return str(file)
 
 
+OTHERS = "bring the data back as they were, or name their place by --data"
 WAYS = pytest.mark.parametrize("way", ["auto", "folder"])
 
 
@@ -166,9 +183,16 @@ def test_a_run_goes_on_with_data_that_have_moved_and_refuses_others(
         patched.setattr(Distiller, "start", None)
         patched.setattr(importlib.import_module("mmdistill.runs.judging"), "evaluate", None)
         capsys.readouterr()
-        assert again(save(tmp_path / "job2" / "own.npz", seed=1)) == 2
-    said = capsys.readouterr().err
-    assert "training data are others" in said or "this set was distilled from" in said
+        assert again(others := save(tmp_path / "job2" / "own.npz", seed=1)) == 2
+        assert OTHERS in capsys.readouterr().err
+        assert distil(folder, "--data", others, *options, *AUTO, "--dry-run") == 2
+        assert OTHERS in capsys.readouterr().err
+        if finished:
+            (folder / "checkpoints").rename(tmp_path / "aside")
+            for more in ((), ("--dry-run",)):
+                assert distil(folder, "--data", others, *options, *AUTO, *more) == 2
+                assert OTHERS in capsys.readouterr().err
+            (tmp_path / "aside").rename(folder / "checkpoints")
     assert content(folder) == before
     assert again(data := save(tmp_path / "job3" / "own.npz")) == 0
     assert DistillConfig.load(folder / "config.yaml").data == data
@@ -224,9 +248,12 @@ def test_a_sweep_goes_on_with_data_that_have_moved(
     others = save(tmp_path / "job2" / "own.npz", seed=1)
     assert swept(others, "0,1") == 2
     assert f"{out}/own-dm-1 is finished, and this set was distilled from" in capsys.readouterr().err
-    assert swept(others, "1") == 2  # as its own process finds
-    assert "training data are others" in capsys.readouterr().out
+    for more in ((), ("--dry-run",)):
+        assert swept(others, "2,1", *more) == 2  # before that of the other seed begins
+        said = capsys.readouterr().err
+        assert re.search(r"own-dm-1-seed1/.* belongs to another run: its training data are others.* --out$", said)
     assert places() == [first, first]
+    assert not (out / "own-dm-1-seed2").exists()
     second = save(tmp_path / "job3" / "own.npz")
     assert swept(second, "0,1,2", "--dry-run") == 0
     assert capsys.readouterr().out.split()[1::2] == ["finished", "unfinished", "new"]

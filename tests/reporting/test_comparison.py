@@ -478,6 +478,17 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
     assert next(len(row.score.values) for row in rows_of(runs)) == 1
 
 
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_data_that_have_moved_are_those_of_the_runs_at_their_new_place(prefix: str, tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
+    for index, run in enumerate(runs):
+        metrics = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps({**metrics, "data": f"{prefix}/job{index}/photos"}))
+        (run / "config.yaml").write_text(f"data: {prefix}/job1/photos\nseed: {index}\n")
+    (row,) = rows_of(runs)
+    assert (row.data, len(row.score.values)) == (f"{prefix}/job1/photos", 2)
+
+
 def test_steps_are_timed_where_there_are_any(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
     for run, pace in zip(runs, (0.1, 0.3), strict=True):
