@@ -14,7 +14,7 @@ TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document",
 SPLIT_COLUMNS = ("split", "fold", "set", "subset")
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "dev": ("val", "valid", "validation", "validate", "eval", "dev"),
+    "dev": ("dev", "valid", "validation", "val"),
     "test": ("test", "testing"),
 }
 SPLIT_OF = {spelling: split for split, spellings in SPLIT_NAMES.items() for spelling in spellings}

@@ -12,7 +12,7 @@ from mmdistill.names import first_few
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of image files."""
-TRAIN, VALIDATION = SPLIT_NAMES["train"], SPLIT_NAMES["dev"]
+TRAIN, VALIDATION = SPLIT_NAMES["train"], ("val", "valid", "validation", "validate", "eval", "dev")
 TEST = (*SPLIT_NAMES["test"], *VALIDATION)
 """Names of training and test folders, in any case; the first existing one counts."""
 OF_DATA = "dataset|data|set|images|imgs|seg"
