@@ -79,7 +79,10 @@ def test_a_finished_run_is_not_resumed_on_other_data(
     other = replace(data, train_images=data.train_images.flip(0))
     monkeypatch.setattr("mmdistill.image.task.load", lambda *given, **options: other)
     assert main(["distill", "--resume", str(folder)]) == 2
-    assert "this set was distilled from 'digits' as it was" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert data.fingerprint in error
+    assert other.fingerprint in error
+    assert "bring the data back as they were, or name their place by --data" in error
 
 
 def test_options_go_before_a_configuration_wherever_they_stand(run: Path, tmp_path: Path) -> None:
