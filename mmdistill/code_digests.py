@@ -111,7 +111,9 @@ def code_value(value: object, met: dict[int, tuple[object, object]] | None = Non
         return digest_of({"value": value.detach().cpu()}) if plain else digest_of_tensors({"value": value})
     if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
         return value
-    name = getattr(value, "__qualname__", type(value).__qualname__)
+    # A dictionary's attributes may be its items, of which a missing one is a KeyError.
+    own_name = None if isinstance(value, dict) else getattr(value, "__qualname__", None)
+    name = own_name if isinstance(own_name, str) else type(value).__qualname__
     if not isinstance(value, FunctionType | partial | set | frozenset | list | tuple | dict):
         return name
     met = {} if met is None else met

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS, described, described_value
+from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS, described, described_module, described_value
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
@@ -269,3 +269,20 @@ def test_a_checkpoint_of_one_optimizer_more_is_refused_by_name(tmp_path: Path) -
     own = {"settings": {"optimizers": {"codes": {}}}}
     with pytest.raises(CheckpointError, match=r"its settings\.optimizers\.objective is \{\}, not absent"):
         require_same(tmp_path, {"settings": {"optimizers": {"codes": {}, "objective": {}}}}, own)
+
+
+class Attributes(dict[str, int]):
+    """Settings as many configurations hold them: a missing one is a KeyError."""
+
+    def __getattr__(self, name: str) -> int:
+        return self[name]
+
+
+def test_settings_that_are_attributes_of_a_dictionary_count_by_their_values() -> None:
+    class Network(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.settings = Attributes(width=width)
+
+    assert described_module(Network(8)) == described_module(Network(8))
+    assert described_module(Network(8)) != described_module(Network(9))
