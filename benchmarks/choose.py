@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import get_args
 
 import torch
-from quality import parse_options
+from quality import make_task_of, parse_options
 
 from mmdistill.abilities import Validates
 from mmdistill.choices import Precision, Schedule
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--seeds", default="10,11")
     parser.add_argument("--schedule", choices=get_args(Schedule), default="published")
-    parser.add_argument("--model", default=None, help="of images, the network; the ConvNet by default")
+    parser.add_argument("--model", default=None, help="the network; by default the domain's")
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--judge-epochs", type=int, default=None)
     parser.add_argument("--judge-batch", type=int, default=None)
@@ -93,17 +93,10 @@ def main() -> None:
     if beside := {"lr", "steps"} & overrides.keys():
         parser.error(f"--settings: what --rates and --steps set is no other setting: {', '.join(sorted(beside))}")
     domain = domain_of(chosen.data)
-    asked = {name: getattr(chosen, name) for name in ("width", "judge_epochs", "judge_batch")}
-    given = {name: value for name, value in asked.items() if value is not None}
-    task = domain.make_task(chosen.data, device="cpu", **given)
+    options = {name: getattr(chosen, name) for name in ("model", "width", "judge_epochs", "judge_batch")}
+    task = make_task_of(chosen.data, options)
     if isinstance(task, ImageTask):
-        task = image_task(
-            held_out(task.data),
-            model=chosen.model,
-            width=chosen.width,
-            judge_epochs=chosen.judge_epochs,
-            judge_batch=chosen.judge_batch,
-        )
+        task = image_task(held_out(task.data), **options)
     method = get_method(domain, chosen.method, chosen.data, chosen.schedule)
     method = method.customised(settings=overrides)
     rates: list[float | None] = [float(text) for text in chosen.rates.split(",") if text]

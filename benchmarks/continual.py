@@ -26,11 +26,11 @@ import matplotlib
 matplotlib.use("agg")
 import torch
 from matplotlib import pyplot as plt
-from quality import divided, folder_of, parse_row, spread
-from scipy.stats import ttest_1samp
+from quality import divided, folder_of, paired, parse_row, spread
 
 from mmdistill import DistilledSet, distill, evaluate, image_task, selection
 from mmdistill.image import ImageData, ImageTask, joined
+from mmdistill.names import split_names
 from mmdistill.store import read_json, write_json
 
 REAL = {"random": ":", "herding": "--"}
@@ -112,11 +112,7 @@ def table(found: dict[str, list[list[Entry]]]) -> list[str]:
     for other in others:
         pairs = zip(found[first], found[other], strict=True)
         gaps = [100 * (mine[-1]["mean"] - theirs[-1]["mean"]) for mine, theirs in pairs]
-        text = f"{first} - {other} in the end: {spread(gaps)}"
-        if len(gaps) > 1 and statistics.stdev(gaps) > 0:
-            test = ttest_1samp(gaps, 0.0)
-            text += f" ({test.statistic:+.1f} s.e., p = {test.pvalue:.2g})"
-        lines.append(f"- {text}")
+        lines.append(f"- {first} - {other} in the end: {spread(gaps)}{paired(gaps)}")
     return lines
 
 
@@ -150,7 +146,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     chosen = parser.parse_args()
     stream = Stream(chosen.row, chosen.device)
-    real = [name for name in chosen.memories.split(",") if name]
+    real = split_names(chosen.memories)
     if unknown := set(real) - set(REAL):
         parser.error(f"--memories: {' and '.join(REAL)} are there, not {unknown.pop()}")
     place = folder_of(chosen.out / f"continual-{chosen.steps}", chosen.row, 0).parent

@@ -9,11 +9,11 @@ condensation, memory is the process's peak so far.
 """
 
 import argparse
-import statistics
 import time
 from typing import NamedTuple
 
 import torch
+from quality import spread
 
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
@@ -91,8 +91,7 @@ def measure(task: GraphTask, method: str, nodes: int, seeds: list[int], networks
                     scores.setdefault((entry.judge, name), []).append(100 * entry.mean)
         print(f"judged in {found.seconds:.0f} s, {gib()}", flush=True)
     for (judge, name), values in scores.items():
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{method} {nodes} nodes, {judge}, {name}: {statistics.fmean(values):.1f} +/- {spread:.1f}", flush=True)
+        print(f"{method} {nodes} nodes, {judge}, {name}: {spread(values)}", flush=True)
 
 
 def main() -> None:

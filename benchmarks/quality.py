@@ -2,10 +2,12 @@
 
     python benchmarks/quality.py --rows mnist-dm-1,mnist-dm-10,cifar10-dm-10 --device cuda --out results/
     python benchmarks/quality.py --rows cora-gcond-x-70 --seeds 0,1,2 --out results/
+    python benchmarks/quality.py --rows trec-k-means-1,trec-krr-1 --seeds 0,1,2 --against trec-k-means-1
 
 Each seed is a distillation, a random and a herding selection and networks of its own; a row ends with means over the
 seeds, their standard deviation, and by how many standard errors the set is above each baseline, paired by seed, with
-the p of a paired t-test: two standard errors over three seeds are p = 0.18.
+the p of a paired t-test: two standard errors over three seeds are p = 0.18. With ``--against`` the rows' gaps to one of
+them, or to a baseline, follow, paired likewise.
 
 A row is DATA-METHOD-BUDGET with published settings; options after a colon override them, for example
 ``mnist-dm-1:schedule=reduced,width=32`` or ``mnist-dm-1:parameterization=upsample-2,steps=2000,width=32``. Finished
@@ -16,6 +18,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +44,9 @@ from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
 
-TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch", "judge_precision", "protocol", "whiten")
+TASK_OPTIONS = (
+    *("model", "width", "encoder", "length", "judge_epochs", "judge_batch", "judge_precision", "protocol", "whiten"),
+)
 DISTILL_OPTIONS = ("schedule", "parameterization", "label", "precision")
 
 
@@ -62,18 +67,25 @@ def prepared(row: str, device: str = "cpu") -> Prepared:
     """Return what a row names, on a device."""
     data, name, budget, overrides = parse_row(row)
     domain = domain_of(data)
-    options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
-    options = {"model": domain.networks.get(name), **options}
-    given = {key: value for key, value in options.items() if value is not None}
-    task = domain.make_task(data, device=device, **given)
-    schedule, precision = overrides.pop("schedule", "published"), overrides.pop("precision", "auto")
-    storage, label = overrides.pop("parameterization", None), overrides.pop("label", None)
+    options, how = divided(overrides)
+    task = make_task_of(data, {"model": domain.networks.get(name), **options}, device)
+    schedule, storage = how.get("schedule", "published"), how.get("parameterization")
     method = get_method(domain, name, data, schedule).customised(
-        None if storage is None else get_parameterization(domain, storage, data),
-        label,
-        overrides,
+        None if storage is None else get_parameterization(domain, storage, data), how.get("label"), how["settings"]
     )
-    return Prepared(domain, data, name, budget, task, method, schedule, precision)
+    return Prepared(domain, data, name, budget, task, method, schedule, how.get("precision", "auto"))
+
+
+def make_task_of(data: str, options: Mapping[str, Any], device: str = "cpu") -> Task:
+    """Return the task of data with those of its options that are not None."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return domain_of(data).make_task(data, device=device, **given)
+
+
+def split_rows(text: str) -> list[str]:
+    """Return the rows of a list, separated by semicolons where a row has options, else by commas."""
+    split = ";" if ";" in text or ":" in text else ","
+    return [row.strip() for row in text.split(split) if row.strip()]
 
 
 def parse_row(row: str) -> tuple[str, str, int, dict[str, Any]]:
@@ -85,7 +97,7 @@ def parse_row(row: str) -> tuple[str, str, int, dict[str, Any]]:
 
 
 def divided(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of ``image_task`` and of ``distill`` that a row's overrides are."""
+    """Return the options of the task and the arguments of ``distill`` that a row's overrides are."""
     own = {key: value for key, value in overrides.items() if key in TASK_OPTIONS}
     how = {key: value for key, value in overrides.items() if key in DISTILL_OPTIONS}
     settings = {key: value for key, value in overrides.items() if key not in (*TASK_OPTIONS, *DISTILL_OPTIONS)}
@@ -169,13 +181,40 @@ def summarise(row: str, documents: list[dict[str, Any]]) -> str:
             if not other:
                 continue
             text += f" | {name} {spread(other)}"
-            gaps = [x - y for x, y in zip(found, beside, strict=True) if x is not None and y is not None]
-            if len(gaps) > 1 and statistics.stdev(gaps) > 0:
-                test = ttest_1samp(gaps, 0.0)
-                text += f" ({test.statistic:+.1f} s.e., p = {test.pvalue:.2g})"
+            text += paired(gaps_between(found, beside))
         lines.append(text)
     seconds = statistics.fmean(document["seconds"] for document in documents)
     return "\n".join([*lines, f"{row}: {seconds:.0f} s to distil, seeds {len(documents)}"])
+
+
+def compare(row: str, against: str, found: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Return the mean of a row's gaps, paired by seed, and its standard error, per judge and metric.
+
+    Args:
+        row: whose gaps.
+        against: another row, with which one of other data is not compared, or a baseline.
+        found: the metrics documents of each row, by seed.
+    """
+    documents, beside = found[row], found.get(against, [])
+    if row == against or (beside and parse_row(row)[0] != parse_row(against)[0]):
+        return ""
+    others = [document["results"] for document in beside]
+    others = others or [document["baselines"].get(against, []) for document in documents]
+    lines = []
+    for entry in documents[0]["results"]:
+        kind = entry["judge"], entry["metric"]
+        own = [percent(document["results"], kind) for document in documents]
+        if gaps := gaps_between(own, [percent(results, kind) for results in others]):
+            text = f"{row} {' '.join(kind)} above {against}: {statistics.fmean(gaps):+.1f}"
+            if len(gaps) > 1:
+                text += f", standard error {statistics.stdev(gaps) / len(gaps) ** 0.5:.2f}"
+            lines.append(text + paired(gaps))
+    return "\n".join(lines)
+
+
+def gaps_between(own: Sequence[float | None], others: Sequence[float | None]) -> list[float]:
+    """Return by how much scores exceed others, where both were had."""
+    return [x - y for x, y in zip(own, others, strict=True) if x is not None and y is not None]
 
 
 def percent(entries: list[dict[str, Any]], kind: tuple[str, str]) -> float | None:
@@ -184,7 +223,15 @@ def percent(entries: list[dict[str, Any]], kind: tuple[str, str]) -> float | Non
     return means[0] if means else None
 
 
-def spread(values: list[float], digits: int = 1) -> str:
+def paired(gaps: Sequence[float]) -> str:
+    """Return by how many standard errors gaps, one for each seed, are above zero, and the p of their t-test."""
+    if len(gaps) < 2 or statistics.stdev(gaps) == 0:
+        return ""
+    test = ttest_1samp(gaps, 0.0)
+    return f" ({test.statistic:+.1f} s.e., p = {test.pvalue:.2g})"
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """Return the mean, and the standard deviation over seeds where there are several."""
     deviation = f" +/- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
@@ -199,11 +246,15 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--judges", default="")
     parser.add_argument("--baselines", default="random,herding,whole")
+    parser.add_argument("--against", help="a row or a baseline that the other rows of its data are paired with")
     chosen = parser.parse_args()
     device = str(choose_device(chosen.device))
     judges, baselines = split_names(chosen.judges), baseline_names(chosen.baselines)
-    split = ";" if ";" in chosen.rows or ":" in chosen.rows else ","
-    for row in filter(None, (part.strip() for part in chosen.rows.split(split))):
+    rows = split_rows(chosen.rows)
+    if chosen.against not in (None, *rows, *baselines):
+        parser.error(f"--against: {chosen.against!r} is none of the rows or baselines")
+    found = {}
+    for row in rows:
         documents = []
         for seed in (int(text) for text in chosen.seeds.split(",")):
             folder = folder_of(chosen.out, row, seed)
@@ -214,6 +265,10 @@ def main() -> None:
                 run_row(row, folder, device, chosen.networks, seed, judges, baselines)
             documents.append(read_json(folder / METRICS))
         print(summarise(row, documents), flush=True)
+        found[row] = documents
+    for row in rows if chosen.against is not None else ():
+        if gaps := compare(row, chosen.against, found):
+            print(gaps, flush=True)
 
 
 if __name__ == "__main__":

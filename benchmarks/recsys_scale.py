@@ -17,6 +17,7 @@ from scipy import sparse
 
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
+from mmdistill.names import split_names
 from mmdistill.recsys import recsys_task
 from mmdistill.runtime import peak_memory_bytes
 
@@ -68,9 +69,8 @@ def main() -> None:
     settings = {"steps": chosen.steps, "real_batch": chosen.real_batch, "validate_every": max(chosen.steps // 4, 1)}
     with stage("distilling"):
         found = distill(task, chosen.method, users=chosen.synthetic, seed=chosen.seed, settings=settings)
-    baselines = [name for name in chosen.baselines.split(",") if name]
     with stage("judging"):
-        result = evaluate(task, found, judges=chosen.judges.split(","), n=1, baselines=baselines)
+        result = evaluate(task, found, judges=chosen.judges.split(","), n=1, baselines=split_names(chosen.baselines))
     for name, entries in {"distilled": result.results, **result.baselines}.items():
         scores = [f"{e.judge} {100 * e.mean:.2f}" for e in entries if e.metric == "ndcg@10"]
         print(f"{name}: NDCG@10 {', '.join(scores)}", flush=True)

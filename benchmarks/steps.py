@@ -11,7 +11,7 @@ import argparse
 import time
 from pathlib import Path
 
-from quality import prepared
+from quality import prepared, split_rows
 
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
@@ -46,7 +46,7 @@ def curve(row: str, shares: list[float], seed: int, networks: int) -> list[dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", required=True, help="semicolon-separated, as in quality.py")
+    parser.add_argument("--rows", required=True, help="as in quality.py")
     parser.add_argument("--shares", default="0,0.25,0.5,1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--networks", type=int, default=3)
@@ -54,7 +54,7 @@ def main() -> None:
     chosen = parser.parse_args()
     shares = [float(text) for text in chosen.shares.split(",")]
     entries: list[dict[str, object]] = []
-    for row in filter(None, (part.strip() for part in chosen.rows.split(";"))):
+    for row in split_rows(chosen.rows):
         entries += curve(row, shares, chosen.seed, chosen.networks)
         write_json(chosen.out, entries)
 

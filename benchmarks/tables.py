@@ -41,6 +41,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
+from mmdistill.names import split_names
 from mmdistill.registry import get_domain
 from mmdistill.runs.folder import LOG, METRICS
 from mmdistill.runtime import choose_device
@@ -78,7 +79,9 @@ def run_cells(
                 cell = waiting.get_nowait()
             except queue.Empty:
                 return
-            print(f"{cell.row} on {device}: {run_cell(cell, places, device, seeds, networks, until)}", flush=True)
+            missing = [seed for seed in seeds if not cell.finished(places.cells, [seed])]
+            said = distil_cell(cell, places, device, missing, networks, until)
+            print(f"{cell.row} on {device}: {said}", flush=True)
 
     workers = [threading.Thread(target=work, args=(device,)) for device in devices]
     for worker in workers:
@@ -91,12 +94,6 @@ def run_cells(
         for worker in workers:
             worker.join()
         raise SystemExit("interrupted; the same command resumes the cells") from None
-
-
-def run_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], networks: int, until: float) -> str:
-    """Run one cell's missing seeds until a time; returns what came of it in a line."""
-    missing = [seed for seed in seeds if not cell.finished(places.cells, [seed])]
-    return distil_cell(cell, places, device, missing, networks, until)
 
 
 def distil_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], networks: int, until: float) -> str:
@@ -164,7 +161,7 @@ def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, net
     distilled, document = DistilledSet.load(folder), read_json(folder / METRICS)
     try:
         here = prepared(cell.row, device)
-        baselines = [name for name in cell.baselines.split(",") if name]
+        baselines = split_names(cell.baselines)
         found = evaluate(here.task, distilled, judges=[judge], n=networks, seed=seed, baselines=baselines)
     except MmdistillError as error:
         return str(error)
@@ -215,7 +212,7 @@ def main() -> None:
     chosen = parse()
     until = time.time() + 3600 * chosen.hours
     domain = get_domain("image")
-    methods = [name for name in chosen.methods.split(",") if name] or sorted(domain.methods)
+    methods = split_names(chosen.methods) or sorted(domain.methods)
     ipcs = [int(text) for text in chosen.ipc.split(",")]
     seeds = [int(text) for text in chosen.seeds.split(",")]
     devices = [str(choose_device(device)) for device in named(chosen.devices)]
@@ -229,7 +226,7 @@ def main() -> None:
         ]
         run_cells(cells, places, devices, seeds, chosen.networks, until)
         if chosen.table in (3, 5):
-            judges = [name for name in chosen.judges.split(",") if name] or (TABLE_3 if chosen.table == 3 else TABLE_5)
+            judges = split_names(chosen.judges) or (TABLE_3 if chosen.table == 3 else TABLE_5)
             judge_cells(cells, judges, places, devices[0], seeds, chosen.networks, until)
     for data in chosen.data.split(",") if chosen.figure else ():
         like = Cell(data, "dm", 1, chosen.schedule, chosen.options, chosen.width)

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,6 +149,61 @@ def test_a_rows_overrides_reach_its_task_and_method(scripts: Any) -> None:
     assert (settings.steps, settings.optimizers["codes"].lr) == (3, 0.5)
     assert (found.method.storage, found.method.label) == ("upsample-2", "teacher")
     assert (found.task.chosen.epochs, overrides_of(found.task), found.precision) == (7, {"epochs": 7}, "mixed")
+
+
+def test_rows_are_split_by_semicolons_where_one_has_options(scripts: Any) -> None:
+    quality = scripts[2]
+    assert quality.split_rows("mnist-dm-1, mnist-dm-10") == ["mnist-dm-1", "mnist-dm-10"]
+    assert quality.split_rows("mnist-dm-1:width=4,steps=2;mnist-dm-10") == ["mnist-dm-1:width=4,steps=2", "mnist-dm-10"]
+    assert quality.split_rows("mnist-dm-1:width=4,steps=2") == ["mnist-dm-1:width=4,steps=2"]
+
+
+def test_gaps_are_told_in_standard_errors_where_these_can_be_told(scripts: Any) -> None:
+    quality = scripts[2]
+    assert quality.paired([1.0, 2.0, 3.0]) == " (+3.5 s.e., p = 0.074)"
+    assert quality.paired([-1.0, -2.0, -3.0]) == " (-3.5 s.e., p = 0.074)"
+    assert quality.paired([1.0]) == quality.paired([1.0, 1.0]) == quality.paired([]) == ""
+
+
+def test_a_row_of_texts_takes_as_many_tokens_as_it_says(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    domain = replace(get_domain("text"), make_task=lambda data, **options: made.append((data, options)))
+    monkeypatch.setattr(scripts[2], "domain_of", lambda data: domain)
+    scripts[2].prepared("trec-sldd-1:model=textcnn,length=12,width=32")
+    assert made == [("trec", {"device": "cpu", "model": "textcnn", "length": 12, "width": 32})]
+
+
+def compared(scripts: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr("sys.argv", ["quality.py", "--networks", "1", "--device", "cpu", *options])
+    scripts[2].main()
+
+
+def test_rows_are_paired_by_seed_with_another_row_or_a_baseline(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quality = scripts[2]
+    rows = "digits-dm-1", "digits-dc-1", "mnist-dm-1"
+    means = {rows[0]: (0.5, 0.6, 0.7), rows[1]: (0.52, 0.64, 0.76), rows[2]: (0.9, 0.9, 0.9)}
+    for row, values in means.items():
+        for seed, mean in enumerate(values):
+            found = document(mean, {"random": 0.4, "herding": 0.5}) | {"data": row.partition("-")[0]}
+            write_json(quality.folder_of(tmp_path, row, seed) / "metrics.json", found)
+    shared = ("--rows", ",".join(rows), "--seeds", "0,1,2", "--out", str(tmp_path), "--baselines", "random,herding")
+    compared(scripts, monkeypatch, *shared)
+    plain = capsys.readouterr().out
+    assert f"{rows[1]} convnet accuracy: 64.0 +/- 12.0 | random 40.0 +/- 0.0 (+3.5 s.e., p = 0.074)" in plain
+    compared(scripts, monkeypatch, *shared, "--against", rows[0])
+    above = f"{rows[1]} convnet accuracy above {rows[0]}: +4.0, standard error 1.15 (+3.5 s.e., p = 0.074)\n"
+    assert capsys.readouterr().out == plain + above
+    compared(scripts, monkeypatch, *shared, "--against", "random")
+    said = capsys.readouterr().out.removeprefix(plain).splitlines()
+    assert said[0] == f"{rows[0]} convnet accuracy above random: +20.0, standard error 5.77 (+3.5 s.e., p = 0.074)"
+    assert [line.partition(" ")[0] for line in said] == list(rows)
+    compared(scripts, monkeypatch, *shared, "--seeds", "1", "--against", rows[0])
+    assert capsys.readouterr().out.endswith(f"{rows[1]} convnet accuracy above {rows[0]}: +4.0\n")
+    with pytest.raises(SystemExit):
+        compared(scripts, monkeypatch, *shared, "--against", "digits-dsa-1")
+    assert "--against: 'digits-dsa-1' is none of the rows or baselines" in capsys.readouterr().err
 
 
 def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) -> None:
