@@ -17,6 +17,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.image.kernel_judge import kernel_judge
 from mmdistill.image.known import DATASETS
 from mmdistill.image.models import refusal
+from mmdistill.method import Method
 from mmdistill.names import split_names
 from mmdistill.registry import domain_of, get_method, get_parameterization
 from mmdistill.settings import Settings
@@ -40,6 +41,7 @@ def commands(text: str) -> Iterator[list[str]]:
     lines += [" ".join(code.split()) for code in INLINE.findall(rest)]
     for line in lines:
         bare = re.sub(r"^([A-Z_]+=\S+ )+", "", line.strip())
+        bare = f"quality {bare}" if bare.startswith("--rows ") else bare  # of a command that stands before it
         if bare.startswith(STARTS):
             words = shlex.split(bare, comments=True)
             if len(words) > 2 and not PLACEHOLDERS & set(words):  # of two, a program is only mentioned
@@ -73,14 +75,14 @@ def benchmarks() -> Iterator[None]:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
-def require_method(data: str, name: str, schedule: str) -> None:
-    """Check that a method of that name distils such data; files and folders, which are not here, are taken on trust."""
+def require_method(data: str, name: str, schedule: str) -> Method | None:
+    """Return the method of that name; None for files and folders, which are not here and are taken on trust."""
     try:
         domain = domain_of(data)
     except ConfigError:
         assert {".", "/"} & set(data) or data.isupper(), data
-        return
-    assert get_method(domain, name, data, schedule).title  # type: ignore[arg-type]
+        return None
+    return get_method(domain, name, data, schedule)  # type: ignore[arg-type]
 
 
 def shape_of(data: str) -> tuple[int, int, int] | None:
@@ -136,23 +138,14 @@ def check_script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatc
 
 
 def check_rows(rows: str) -> None:
-    """Check that the methods and settings of the rows of ``quality.py`` are there."""
+    """Check that the methods and settings of rows, as ``quality.py`` spells them, are there."""
     quality = importlib.import_module("quality")
-    split = ";" if ";" in rows or ":" in rows else ","
-    for row in filter(None, (part.strip() for part in rows.split(split))):
+    for row in quality.split_rows(rows):
         data, name, budget, options = quality.parse_row(row)
         assert budget > 0
-        known = {
-            *quality.TASK_OPTIONS,
-            *Settings.__dataclass_fields__,
-            "schedule",
-            "parameterization",
-            "label",
-            "precision",
-            "lr",
-        }
-        assert set(options) <= known, row
-        require_method(data, name, options.get("schedule", "published"))
+        method = require_method(data, name, options.get("schedule", "published"))
+        settings = Settings.__dataclass_fields__ if method is None else vars(method.settings(budget))
+        assert set(options) <= {*quality.TASK_OPTIONS, *quality.DISTILL_OPTIONS, *settings, "lr"}, row
 
 
 @pytest.mark.usefixtures("benchmarks")
@@ -169,8 +162,8 @@ def test_what_is_shown_is_taken(words: list[str], monkeypatch: pytest.MonkeyPatc
         if Path(script).stem == "quality" and "--rows" not in arguments:
             return  # what "quality" stands for
         chosen = check_script(script, arguments, monkeypatch)
-        if Path(script).stem == "quality":
-            check_rows(chosen.rows)
+        if rows := vars(chosen).get("rows") or vars(chosen).get("row"):
+            check_rows(rows)
     elif words[1] == "my_methods.py":  # whose names tests/test_contributing.py knows
         PARSER().parse_args(spelled(words[2:]))
     else:
@@ -181,12 +174,13 @@ def test_commands_are_found_wherever_they_stand() -> None:
     page = (
         "```sh\nA=1 mmdistill a --b \\\n    c   # d\nls\n```\nSee `python\nx.py 2`, `mmdistill export` and `--n n`, "
         "`mmdistill e --f n`.\n\n"
-        "    quality --rows a:b=c; --seeds 1\n        --two 2\n"
+        "    quality --rows a:b=c; --seeds 1\n        --two 2\n\nAnd `--rows d:e=f`.\n"
     )
     assert list(commands(page)) == [
         ["mmdistill", "a", "--b", "c"],
         ["quality", "--rows", "a:b=c;", "--seeds", "1", "--two", "2"],
         ["python", "x.py", "2"],
+        ["quality", "--rows", "d:e=f"],
     ]
 
 
