@@ -12,9 +12,6 @@ from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Task, Tensors, real_samples
 
-TINY = 1e-10
-"""Keeps the normalised direction of a filter finite where it is zero."""
-
 
 @dataclass(frozen=True)
 class EarlyStagePool(TrainedOnT):
@@ -63,8 +60,8 @@ class EarlyStagePool(TrainedOnT):
             )
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        """Return the live network, or at age 0 a perturbed network of the pool."""
-        if state.network is not None and state.age > 0:
+        """Return the live network, or a perturbed network of the pool where there is none."""
+        if state.network is not None:
             return super().fetch(task, state, draws)
         pool = self.pool(task, draws)
         index = draws.fold("member").index(self.size)
@@ -107,7 +104,7 @@ def perturbed(params: Tensors, strengths: Sequence[float], draws: Draws) -> Tens
         norms, total = weight.flatten(1).norm(dim=1), weight
         for index, strength in enumerate(strengths):
             direction = draws.fold(name, index).normal(*weight.shape).to(weight.dtype).flatten(1)
-            scale = strength * norms / (direction.norm(dim=1) + TINY)
+            scale = strength * norms / direction.norm(dim=1)
             total = total + (scale[:, None] * direction).view_as(weight)
         return total
 

@@ -112,7 +112,7 @@ class EnrichedPool(NetworkSchedule):
             right, seen = right + buffers.pop(RIGHT), seen + batch.weight.sum(1)
             params, velocity = sgd_update(state.params, gradients, momentum, self.lr, self.momentum, self.weight_decay)
             momentum |= velocity
-            state = NetworkState(params, {name: buffer.detach() for name, buffer in buffers.items()})
+            state = NetworkState(params, buffers)
         return _as_pool(state, momentum, right, seen)
 
     def _mode(self, task: Task) -> Mode:

@@ -199,7 +199,7 @@ class _Training:
     def begin_epoch(self, epoch: int, *, anew: bool) -> None:
         """Set the epoch's rate; a new epoch may restart the optimizer, a resumed one (not ``anew``) keeps it."""
         self.rate = epoch_rate(self.protocol, epoch)
-        if anew and self.protocol.restart and epoch > 0 and epoch in decay_epochs(self.protocol):
+        if anew and self.protocol.restart and epoch in decay_epochs(self.protocol):
             self.optimizer = _make_optimizer(self.protocol, self.params, self.rate)
 
     def take_step(self, key: Draws, batch: Batch, noise: Tensors) -> None:

@@ -334,13 +334,12 @@ class AccuracyDriven(TrainedOnS):
         age = state.age + 1
         if state.network is None or age >= self.outer_steps:
             return EMPTY
-        network, current = state.network, syn()
+        network, momentum, current = state.network, state.memory, syn()
         outer = self.real_accuracy(task, network, draws.fold("outer"))[None]
         if ACCURACIES in state.memory:
             outer = torch.cat([state.memory[ACCURACIES], outer])
         if len(outer) == self.window and float(outer.max() - outer.min()) < self.settled:
             return EMPTY
-        momentum = {name: tensor for name, tensor in state.memory.items() if name != ACCURACIES}
         inner: list[float] = []
         for step in range(self.inner_steps):
             network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
@@ -389,8 +388,8 @@ def sgd_step(
     """Return the network and its momentum buffers after one SGD step (Eq. 3).
 
     Shapes:
-        a flat batch; momentum by parameter in the parameter's shape. It is empty before the first step, and the
-        returned one is empty if ``beta`` is 0.
+        a flat batch; momentum by parameter in the parameter's shape; other entries are ignored. It is empty before the
+        first step, and the returned one is empty if ``beta`` is 0.
     """
     gradients, buffers = network_gradients(training_loss, task, network, batch, draws)
     params, momentum = sgd_update(network.params, gradients, momentum, lr, beta, weight_decay)

@@ -13,7 +13,7 @@ from mmdistill.networks.enriched import MOMENTUM, RIGHT, SEEN, EnrichedPool
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.stacked import state_of
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Tensors, real_samples
+from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors, real_samples
 from tests.toys import BlobTask, RecordedTask
 
 KEY = Draws(6)
@@ -137,8 +137,20 @@ def test_a_network_s_accuracy_comes_with_it() -> None:
             assert not state.memory[RIGHT].any()
     late = [float(state.accuracy) for state in found[12:] if state.accuracy is not None]
     assert max(late) > 0.9
-    kept = walked(EnrichedPool(size=3, first=3, every=50, trained=1, steps=2, batch=4, recount=0), task, 16)[-1]
-    assert float(kept.memory[SEEN].sum()) == 15 * 2 * 4
+
+
+def test_samples_of_weight_0_are_not_counted() -> None:
+    class HalfWeighed(BlobTask):
+        def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+            batch = super().sample_real(draws, classes, n)
+            assert isinstance(batch, Batch)
+            return batch._replace(weight=(torch.arange(n) % 2).float())
+
+    pool = EnrichedPool(size=3, first=3, every=50, trained=1, steps=20, lr=0.1, momentum=0.0, batch=8, recount=0)
+    kept = walked(pool, HalfWeighed(), 16)[-1].memory
+    assert float(kept[SEEN].sum()) == 15 * 20 * 4
+    assert (kept[SEEN] / 2 < kept[RIGHT]).all()
+    assert (kept[RIGHT] <= kept[SEEN]).all()
 
 
 def test_one_call_trains_both_as_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

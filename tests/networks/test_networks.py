@@ -769,6 +769,19 @@ def test_a_head_may_learn_faster_than_its_body() -> None:
     assert moved == {"body.weight": 0.01, "head.weight": 0.1, "head.bias": 0.1}
 
 
+def test_of_weight_decay_by_matrices_biases_and_norms_are_spared() -> None:
+    from mmdistill.networks.fit import _make_optimizer
+    from mmdistill.networks.fit_protocol import FitProtocol
+
+    shapes = {"layer.weight": (1, 2, 2), "layer.bias": (1, 2), "norm.weight": (1, 2), "tokens": (1, 2, 2)}
+    params = {name: torch.ones(shape) for name, shape in shapes.items()}
+    for tensor in params.values():
+        tensor.grad = torch.zeros_like(tensor)
+    _make_optimizer(FitProtocol(1, optimizer="adamw-matrices", weight_decay=0.5), params, 0.1).step()
+    left = {name: round(float(tensor.mean()), 5) for name, tensor in params.items()}
+    assert left == {"layer.weight": 0.95, "layer.bias": 1.0, "norm.weight": 1.0, "tokens": 1.0}
+
+
 class DropsByFunction(nn.Module):
     def __init__(self) -> None:
         super().__init__()

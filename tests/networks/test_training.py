@@ -166,17 +166,20 @@ def test_what_a_replay_returns_is_copied_together() -> None:
     assert (inputs, results) == (given, [torch.float32] * len([*gradients, *beside]))
 
 
-def test_dropout_follows_its_key_where_the_rest_would_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loss", GIVEN)
+def test_dropout_follows_its_key_where_the_rest_would_be_captured(
+    loss: NetworkLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def dropping() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
 
     task = small_images(dropping)
     network, batch = drawn(task)
-    expected = [network_gradients(training_loss, task, network, batch, KEY.fold(call))[0] for call in range(8)]
+    expected = [network_gradients(loss, task, network, batch, KEY.fold(call))[0] for call in range(8)]
     monkeypatch.setattr("mmdistill.networks.training.Program", pytest.fail)
     with Trainer(task, compiles=True, graph=RepeatedCall).training():
         for call, plain in enumerate(expected):
-            found, _ = network_gradients(training_loss, task, network, batch, KEY.fold(call))
+            found, _ = network_gradients(loss, task, network, batch, KEY.fold(call))
             assert gap(found, plain) == 0
     assert gap(expected[0], expected[1]) > 0.1
 

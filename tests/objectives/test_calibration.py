@@ -6,11 +6,12 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image import image_task
+from mmdistill.networks.statistics import copied
 from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.calibration import CalibratedMatching, calibration_loss
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, real_classes
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, real_classes
 from mmdistill.testing import check_objective, check_objective_on
 from tests.objectives.test_objectives import as_numpy, class_batch, per_class
 from tests.oracles import objectives as oracle
@@ -91,7 +92,9 @@ def test_what_cannot_be_calibrated_is_refused(task: BlobTask, network: Network, 
 
 def test_batch_norms_of_the_expert_read_all_classes_however_many_are_taken_at_once() -> None:
     task = image_task("digits", model="convnet-d1-w4-bn")
-    network = Network(task, task.init(KEY), target=task.init(KEY.fold("expert")).params)
+    expert = task.init(KEY.fold("expert")).params
+    network = Network(task, task.init(KEY), target=expert)
+    buffers = copied(network.state.buffers)
     real = real_classes(task, KEY, torch.arange(10), 3)
     assert isinstance(real.batch.inputs, Tensor)
 
@@ -103,3 +106,6 @@ def test_batch_norms_of_the_expert_read_all_classes_however_many_are_taken_at_on
 
     for one, other in zip(found(10), found(3), strict=True):
         torch.testing.assert_close(one, other)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in network.state.buffers.items())
+    in_training = 10 * task.loss(NetworkState(expert, buffers), flatten_classes(real), train=True)
+    torch.testing.assert_close(found(10)[0], in_training)

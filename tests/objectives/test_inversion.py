@@ -127,11 +127,22 @@ def test_named_networks_of_images_are_read() -> None:
     check_objective_on(task, lambda: BatchNormInversion(0.0), n=1, by_position=order)
 
 
+def without_running_statistics() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(64, 10))
+
+
 @pytest.mark.parametrize(
     ("model", "named"),
-    [("convnet", r"its norms are InstanceNorm\)"), ("vit", r"its norms are LayerNorm\)"), ("mlp", "no norms at all")],
+    [
+        ("convnet", r"its norms are InstanceNorm\)"),
+        ("vit", r"its norms are LayerNorm\)"),
+        ("mlp", "no norms at all"),
+        (without_running_statistics, r"its norms are BatchNorm2d\)"),
+    ],
 )
-def test_networks_without_batch_norms_are_refused_by_the_norms_they_have(model: str, named: str) -> None:
+def test_networks_without_batch_norms_are_refused_by_the_norms_they_have(
+    model: str | Callable[[], nn.Module], named: str
+) -> None:
     task = image_task("digits", model=model)
     with pytest.raises(ConfigError, match=f"{named}.*--model convnet-bn"):
         BatchNormInversion().check(task)
