@@ -27,6 +27,7 @@ from mmdistill.objectives.distances import relative_squared_error
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.registry import domain_of
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, NetworkState
 from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
 from tests.graph.sets.toy import FAST, rings, write_rings
@@ -190,6 +191,24 @@ def test_absent_nodes_have_neither_features_nor_edges(graphs: GraphSet) -> None:
     sizes = inputs["present"].sum(1)
     bits = int((sizes * (sizes - 1) / 2).sum())
     assert result.stored_bytes == int(sizes.sum()) * 8 * 4 + (bits + 7) // 8 + 4
+
+
+def test_features_are_learned_in_their_own_unit_and_edges_at_their_price(graphs: GraphSet) -> None:
+    for size in (1.0, 100.0):
+        own = task(replace(graphs, x=size * graphs.x))
+        made = own.stored(4, Settings(steps=1), "hard", Draws(0))
+        assert isinstance(made, SyntheticGraphs)
+        assert float(made.codes.detach()[made.present > 0].square().mean()) == pytest.approx(1)
+    assert isinstance(made.decoder, BernoulliEdges)
+    made.decoder.logits.data += 1.0
+    price = made.penalty(lambda inputs: (), {})
+    assert price is not None
+    assert float(price.detach()) == float(made.decoder.penalty().detach()) > 0
+    made.project()
+    assert int(made.decoder.steps) == 1
+    sample, finished = (batch.inputs["adjacency"].detach() for batch in (made(Draws(1)), made.finished(Draws(1))))  # type: ignore[call-overload]
+    assert torch.equal(finished, finished.round())
+    assert not torch.equal(sample, sample.round())
 
 
 def test_the_bytes_of_the_whole_are_those_of_the_training_graphs(graphs: GraphSet) -> None:
