@@ -407,6 +407,30 @@ def test_a_judge_keeps_the_statistics_of_its_chosen_epoch() -> None:
     assert (fitted.argmax(-1) == val.classes).double().mean(1).tolist() == pytest.approx(scores.tolist())
 
 
+class Recording(nn.Module):
+    """Keeps whether it trains, and what its dropout would draw."""
+
+    def __init__(self, seen: list[tuple[bool, float]]) -> None:
+        super().__init__()
+        self.head, self.seen = nn.Linear(12, 3), seen
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        self.seen.append((self.training, float(torch.rand(()))))
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_judges_train_with_dropout_of_their_own_and_are_read_without() -> None:
+    seen: list[tuple[bool, float]] = []
+    network, val = ModuleNetwork(lambda: Recording(seen)), graph_task(GRAPH).parts["val"]
+    seen.clear()
+    states = fit_apart(network, val.whole(False), None, JudgeProtocol(epochs=3), Draws(0), 2)
+    assert [trains for trains, _ in seen] == [True] * 6
+    assert len({drawn for _, drawn in seen}) == 6
+    read_apart(network, states, val)
+    assert [trains for trains, _ in seen[6:]] == [False] * 2
+
+
 class WeightedNormed(nn.Module):
     """A graph module with a batch norm, whose layers take edge weights."""
 
