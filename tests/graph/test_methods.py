@@ -174,6 +174,7 @@ def test_a_saved_graph_is_a_data_set_of_the_command_line(tmp_path: Path) -> None
     torch.save(Data.from_dict(planted_fields()), path)
     assert domain_of(str(path)).name == "graph"
     own = DOMAIN.make_task(str(path), model="gcn", judge_epochs=5)
+    assert (own.protocol.epochs, own.validation_protocol.epochs) == (5, 1)
     assert own.describe().data == str(path)
     assert own.describe().fingerprint == load_graph(path).fingerprint
     assert get_method(DOMAIN, "GCond_X").title == "GCond-X"

@@ -160,6 +160,15 @@ def test_dropout_follows_its_key() -> None:
     one, same, other = (network.logits(state, {"x": GRAPH.x}, train=True, draws=Draws(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+    assert torch.equal(*(network.logits(state, {"x": GRAPH.x}, draws=draws)[0] for draws in (Draws(1), None)))
+    first, second = state.params["first.weight"], state.params["second.weight"]
+    kept = Draws(1).uniform(NODES, 8) >= 0.5
+    torch.testing.assert_close(one, 2 * ((GRAPH.x @ first.mT).relu() * kept) @ second.mT)
+
+
+def test_weights_start_within_glorots_bound() -> None:
+    for weight in (GCN(12, 3, 8).init(Draws(0)).params["first.weight"], SGC(12, 3).init(Draws(0)).params["weight"]):
+        assert 0.8 < float(weight.abs().max()) / (6 / sum(weight.shape)) ** 0.5 < 1
 
 
 class PlainConvolutions(nn.Module):
