@@ -1,12 +1,9 @@
 """Kernel ridge matching on graphs: random perceptrons on propagated features, a teacher for nodes without labels."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.execution.compilation import uncounted
 from mmdistill.graph.models import glorot
 from mmdistill.graph.task import GraphTask
 from mmdistill.graph.teacher import TeacherRecipe, teach
@@ -83,8 +80,7 @@ class PropagatedRidge(RandomFeatureRidge):
         """Return the teacher's targets of all nodes ``(N, C)``, cached for the last task and seed."""
         if self._taught is None or self._taught[0] is not task or self._taught[1] != draws.seed:
             key = Draws(draws.seed, ("teacher",), task.device)
-            with uncounted():
-                targets = teach(task.parts["train"], task.parts["val"], task.graph.num_classes, key, self.recipe)
+            targets = teach(task.parts["train"], task.parts["val"], task.graph.num_classes, key, self.recipe)
             self._taught = task, draws.seed, targets
         return self._taught[2]
 
@@ -97,7 +93,7 @@ class PropagatedRidge(RandomFeatureRidge):
         features = network.task.features  # not compiled: for SGC it only copies
         embedded = features(network.state, syn)[-1]
         key = draws.fold("perceptron").to(embedded.device)
-        weight = glorot(key, self.width, embedded.shape[1]).to(embedded) / math.sqrt(self.width)
+        weight = glorot(key, self.width, embedded.shape[1]).to(embedded)
         with torch.no_grad():
             phi_real = (features(network.state, real)[-1] @ weight.mT).relu().double()
         phi_syn = (embedded @ weight.mT).relu().double()  # CUDA does not round float64 products to TF32

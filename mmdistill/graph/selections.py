@@ -62,7 +62,7 @@ def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
     sizes = membership.sum(0)
     x = (membership.T @ scene.x.cpu()[reachable]) / sizes[:, None]
     weight_between = torch.from_numpy(membership.T.numpy() @ (edges @ membership.numpy()))
-    adjacency = (weight_between / (sizes[:, None] * sizes)).clamp(max=1.0)
+    adjacency = weight_between / (sizes[:, None] * sizes)
     adjacency.fill_diagonal_(0.0)
     labels = membership[torch.searchsorted(reachable, part.nodes.cpu())].T @ one_hot(part.classes.cpu(), num_classes)
     weight = labels.sum(1)

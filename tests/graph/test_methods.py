@@ -20,6 +20,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.files.saved import metadata
 from mmdistill.graph import DOMAIN, load_graph
 from mmdistill.graph.draw import graph_tensors
+from mmdistill.graph.synthetic import SyntheticGraph
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import domain_of, get_method
@@ -74,6 +75,19 @@ def test_initial_features_carry_the_labels_of_their_nodes() -> None:
             assert torch.allclose(own.graph.x[node], row)
             assert node in own.graph.train
             assert int(own.graph.y[node]) == label
+
+
+@pytest.mark.parametrize("init", ["real", "noise"])
+@pytest.mark.parametrize("name", ["gcond", "gcond-x", "gcdm", "gcdm-x"])
+def test_features_of_any_size_are_learned_in_their_own_unit(name: str, init: str) -> None:
+    larger = graph_task(planted_graph(x=100 * planted_fields()["x"]))
+    method = get_method(DOMAIN, name).with_settings(init="k-means" if (name, init) == ("gcdm", "real") else init)
+    for own, unit in ((task(), 1.0), (larger, 100.0)):
+        made = Distiller(own, method, 18).rehearse()
+        assert isinstance(made, SyntheticGraph)
+        assert float(made.codes.detach().square().mean().sqrt()) == pytest.approx(1, abs=0.1)
+        x = made(Draws(0)).inputs["x"].detach()  # type: ignore[call-overload]
+        assert unit / 4 < float(x.square().mean().sqrt()) < 4 * unit
 
 
 def test_budgets_that_cannot_be_are_refused() -> None:
@@ -160,6 +174,7 @@ def test_a_saved_graph_is_a_data_set_of_the_command_line(tmp_path: Path) -> None
     torch.save(Data.from_dict(planted_fields()), path)
     assert domain_of(str(path)).name == "graph"
     own = DOMAIN.make_task(str(path), model="gcn", judge_epochs=5)
+    assert (own.protocol.epochs, own.validation_protocol.epochs) == (5, 1)
     assert own.describe().data == str(path)
     assert own.describe().fingerprint == load_graph(path).fingerprint
     assert get_method(DOMAIN, "GCond_X").title == "GCond-X"

@@ -160,6 +160,15 @@ def test_dropout_follows_its_key() -> None:
     one, same, other = (network.logits(state, {"x": GRAPH.x}, train=True, draws=Draws(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+    assert torch.equal(*(network.logits(state, {"x": GRAPH.x}, draws=draws)[0] for draws in (Draws(1), None)))
+    first, second = state.params["first.weight"], state.params["second.weight"]
+    kept = Draws(1).uniform(NODES, 8) >= 0.5
+    torch.testing.assert_close(one, 2 * ((GRAPH.x @ first.mT).relu() * kept) @ second.mT)
+
+
+def test_weights_start_within_glorots_bound() -> None:
+    for weight in (GCN(12, 3, 8).init(Draws(0)).params["first.weight"], SGC(12, 3).init(Draws(0)).params["weight"]):
+        assert 0.8 < float(weight.abs().max()) / (6 / sum(weight.shape)) ** 0.5 < 1
 
 
 class PlainConvolutions(nn.Module):
@@ -405,6 +414,30 @@ def test_a_judge_keeps_the_statistics_of_its_chosen_epoch() -> None:
     keys = [Draws(0).fold("init", index) for index in range(3)]
     _, scores = oracle.trained_one_by_one(network, keys, sample, val, val, protocol)
     assert (fitted.argmax(-1) == val.classes).double().mean(1).tolist() == pytest.approx(scores.tolist())
+
+
+class Recording(nn.Module):
+    """Keeps whether it trains, and what its dropout would draw."""
+
+    def __init__(self, seen: list[tuple[bool, float]]) -> None:
+        super().__init__()
+        self.head, self.seen = nn.Linear(12, 3), seen
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        self.seen.append((self.training, float(torch.rand(()))))
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_judges_train_with_dropout_of_their_own_and_are_read_without() -> None:
+    seen: list[tuple[bool, float]] = []
+    network, val = ModuleNetwork(lambda: Recording(seen)), graph_task(GRAPH).parts["val"]
+    seen.clear()
+    states = fit_apart(network, val.whole(False), None, JudgeProtocol(epochs=3), Draws(0), 2)
+    assert [trains for trains, _ in seen] == [True] * 6
+    assert len({drawn for _, drawn in seen}) == 6
+    read_apart(network, states, val)
+    assert [trains for trains, _ in seen[6:]] == [False] * 2
 
 
 class WeightedNormed(nn.Module):

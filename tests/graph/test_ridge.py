@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
 from mmdistill.graph import ridge, teacher
 from mmdistill.graph.data import graph_from_fields
+from mmdistill.graph.methods import METHODS
 from mmdistill.graph.models import glorot
 from mmdistill.graph.ridge import PropagatedRidge
 from mmdistill.graph.task import GraphTask, graph_task
@@ -143,9 +145,29 @@ def test_a_network_that_reads_the_graph_and_a_structure_are_seen_whole() -> None
     assert bool(torch.autograd.grad(linked, x)[0].abs().sum() > 0)
 
 
-def test_other_data_than_a_graph_is_refused() -> None:
+class Featureless(nn.Module):
+    """A network without layers whose inputs could be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(12, 3))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_other_data_than_a_graph_and_networks_without_features_are_refused() -> None:
     with pytest.raises(ConfigError, match="reads the nodes of a graph"):
         PropagatedRidge().check(BlobTask())
+    with pytest.raises(ConfigError, match=r"PropagatedRidge reads a network's features, but that of .* has none"):
+        PropagatedRidge().check(graph_task(planted_graph(), model=Featureless))
+
+
+def test_the_settings_reach_the_objective() -> None:
+    settings = METHODS["krr"].with_settings(real_batch=7, ridge=0.3).settings(6)
+    objective = METHODS["krr"].make_objective(settings)
+    assert isinstance(objective, PropagatedRidge)
+    assert (objective.nodes, objective.ridge) == (7, 0.3)
 
 
 @pytest.mark.slow
@@ -162,11 +184,14 @@ def test_a_distilled_set_beats_random_nodes() -> None:
 
 def test_without_validation_nodes_the_last_step_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "TeacherRecipe", lambda: SHORT)
+    taught = list[int]()
+    monkeypatch.setattr(ridge, "teach", lambda *given: taught.append(1) or teach(*given))
     own = graph_task(planted_graph(val_mask=None), protocol=FAST)
     result = distill(own, "krr", nodes=6, settings={"steps": 4, "validate_every": 2})
     assert result.steps == 4
     assert result.batch.targets.shape == (6, 3)  # type: ignore[union-attr]
     assert "platt_log_scale" in result.learned
+    assert taught == [1]  # when the run begins: the operations of a step are counted without it
 
 
 def test_synthetic_nodes_without_a_live_unit_predict_nothing() -> None:

@@ -49,6 +49,8 @@ def test_rows_and_induced_subgraphs_are_those_of_the_dense_matrix() -> None:
     own = graph.adjacency.induced(nodes)
     assert torch.equal(torch.from_numpy(own.matrix.toarray()), dense[nodes][:, nodes])
     assert torch.allclose(graph.adjacency.degree, dense.sum(1))
+    scene = Scene(graph.x, graph.adjacency, graph.y, CPU)  # whose normalisation a part keeps
+    assert torch.equal(scene.among(nodes, normalised=True)["scale"], scene.edges["scale"][nodes])
 
 
 def test_of_weighted_duplicates_the_largest_stays_and_weights_may_differ_by_direction() -> None:

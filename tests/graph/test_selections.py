@@ -7,6 +7,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.runtime import Draws
 from tests.graph.toy import FAST, planted_fields, planted_graph
+from tests.oracles import graph as oracle
 
 
 def task() -> GraphTask:
@@ -49,6 +50,31 @@ def test_a_coarsened_graph_sums_up_the_real_one() -> None:
     assert inputs["adjacency"].tolist() == [[0.0, pytest.approx(1 / 9)], [pytest.approx(1 / 9), 0.0]]
     assert batch.weight.tolist() == [1.0, 1.0]
     assert torch.equal(batch.targets, inputs["x"][:, :2])  # type: ignore[arg-type]
+
+
+def test_a_coarsened_graph_equals_the_oracle() -> None:
+    """On a ring of weighted edges, some above 1; most nodes have no label."""
+    ring, weight = torch.arange(14), 3 * Draws(0).uniform(14) + 0.1
+    pairs, x, y = torch.stack([ring, ring.roll(-1)]), Draws(1).normal(14, 3), ring % 2
+    masks = {"train_mask": ring < 6, "val_mask": None, "test_mask": ring > 9}
+    graph = planted_graph(x=x, y=y, edge_index=pairs, edge_weight=weight, **masks)
+    batch = graph_task(graph, protocol=FAST).selection("coarsening", torch.tensor([2, 3]), Draws(0))
+    weights = torch.zeros(14, 14, dtype=torch.float64)
+    weights[pairs[0], pairs[1]] = weights[pairs[1], pairs[0]] = weight.double()
+    propagated = oracle.propagated(weights.numpy(), x.double().numpy(), 2)
+    groups = oracle.ward_groups(propagated, weights.numpy(), 5)
+    assert isinstance(batch.inputs, dict)
+    order = [int((batch.inputs["x"] - x[group].mean(0)).abs().sum(1).argmin()) for group in groups]
+    assert sorted(order) == list(range(5))
+    for place, group in zip(order, groups, strict=True):
+        torch.testing.assert_close(batch.inputs["x"][place], x[group].mean(0))
+        labels = [int(y[node]) for node in group if node < 6]
+        assert float(batch.weight[place]) == len(labels)
+        shares = [labels.count(label) / len(labels) for label in (0, 1)] if labels else [0.5, 0.5]
+        assert batch.targets[place].tolist() == pytest.approx(shares)  # type: ignore[call-overload, index, union-attr]
+        for other, members in zip(order, groups, strict=True):
+            expected = float(weights[group][:, members].mean()) if group is not members else 0.0
+            assert float(batch.inputs["adjacency"][place, other]) == pytest.approx(expected)
 
 
 def test_coarsening_spends_nothing_on_nodes_that_no_label_reaches() -> None:

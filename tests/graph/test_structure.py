@@ -69,6 +69,9 @@ def test_layers_of_equal_size_start_from_weights_of_their_own() -> None:
     structure = PairwiseMLP(12, Draws(0), width=5, depth=4)
     assert not torch.equal(structure.source, structure.target)
     assert not torch.equal(*structure.hidden)
+    source, target, hidden, last = structure.source, structure.target, structure.hidden[0], structure.last
+    for weight, inputs in ((source, 24), (target, 24), (hidden, 5), (last, 5)):
+        assert 0.6 < float(weight.detach().abs().max()) * inputs**0.5 < 1  # as torch's linear layers
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -98,6 +101,7 @@ def test_weak_edges_are_dropped_in_use_only() -> None:
 def test_bernoulli_edges_are_relaxed_samples_that_cool() -> None:
     logits = Draws(4).normal(NODES, NODES, dtype=torch.float64)
     structure = BernoulliEdges(logits, cooling=4)
+    graph = label_nodes(features(), torch.tensor([3, NODES - 3]), 2, structure=structure)
     for step in range(6):
         temperature = max(0.01 ** (step / 4), 0.01)
         assert float(structure.temperature()) == pytest.approx(temperature)
@@ -110,7 +114,7 @@ def test_bernoulli_edges_are_relaxed_samples_that_cool() -> None:
                     expected = oracle.concrete_edge(float(logits[i, j]), float(noise[index]), temperature)
                     assert float(got[i, j]) == pytest.approx(expected, abs=1e-4)
                 index += 1
-        structure.project()
+        graph.project()
     assert torch.equal(structure.finished(features()) > 0, (logits.triu(1) + logits.triu(1).mT) > 0)
 
 
@@ -119,7 +123,12 @@ def test_more_edges_than_at_the_start_cost() -> None:
     assert float(structure.penalty().detach()) == 0
     with torch.no_grad():
         structure.logits.fill_(2.0)
-    assert float(structure.penalty().detach()) == pytest.approx(0.1 * (1 / (1 + math.exp(-2)) - 0.5))
+    cost = pytest.approx(0.1 * (1 / (1 + math.exp(-2)) - 0.5))
+    assert float(structure.penalty().detach()) == cost
+    graph = label_nodes(torch.ones(4, 2), torch.tensor([2, 2]), 2, structure=structure)
+    price = graph.penalty(lambda inputs: (), {})
+    assert price is not None
+    assert float(price.detach()) == cost
     with torch.no_grad():
         structure.logits.fill_(-2.0)
     assert float(structure.penalty().detach()) == 0  # fewer cost nothing
@@ -148,6 +157,13 @@ def test_a_structure_starts_from_the_edges_of_the_real_nodes() -> None:
     start = task().select(torch.arange(9)).inputs
     assert isinstance(start, dict)
     assert torch.equal(initial_logits(start) > 0, start["adjacency"] > 0)
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("gcond", 0.02, 0.1), ("gcdm", 0.0, 0.02)])
+def test_learned_edges_start_few(name: str, least: float, most: float) -> None:
+    made = Distiller(task(), METHODS[name], 9).rehearse()
+    edges = made(Draws(0)).inputs["adjacency"].detach()  # type: ignore[call-overload]
+    assert least < float(edges.sum()) / (9 * 8) < most
 
 
 def structured(nodes: int = 6) -> SyntheticGraph:
@@ -196,7 +212,8 @@ def test_inner_training_is_full_batch_adam(model: str) -> None:
     if model == "gcn":
         own.network.dropout = 0.0  # type: ignore[attr-defined]
     start = own.init(Draws(3))
-    schedule = TrainedOnGraph(outer_steps=5, inner_steps=4, lr=0.05, momentum=0.9, batch=2 if model == "gcn" else 99)
+    batch, decay = (2, 0.3) if model == "gcn" else (99, 0.0)
+    schedule = TrainedOnGraph(5, 4, lr=0.05, momentum=0.9, batch=batch, weight_decay=decay)
 
     def syn() -> Batch:
         with torch.no_grad():
@@ -205,7 +222,7 @@ def test_inner_training_is_full_batch_adam(model: str) -> None:
     state = schedule.advance(own, ScheduleState(start, 0, {}), syn, Draws(9))
     state = schedule.advance(own, state, syn, Draws(9))
     params = {name: tensor.clone().requires_grad_() for name, tensor in start.params.items()}
-    optimizer = torch.optim.Adam(params.values(), lr=0.05)
+    optimizer = torch.optim.Adam(params.values(), lr=0.05, weight_decay=decay)
     for _ in range(8):
         optimizer.zero_grad()
         own.loss(start._replace(params=params), syn()).backward()  # type: ignore[no-untyped-call]
@@ -218,6 +235,18 @@ def test_inner_training_is_full_batch_adam(model: str) -> None:
         first = [start.params[name].double().numpy() for name in ("weight", "bias")]
         weight, _ = oracle.adam_training(rows, [0, 0, 0, 1, 1, 2], first[0], first[1], 8, 0.05)
         assert torch.allclose(state.network.params["weight"].double(), torch.from_numpy(weight), atol=1e-4)
+
+
+def test_minibatches_of_an_sgc_are_rows_of_the_propagated_graph() -> None:
+    own, graph, schedule = task(), structured(), TrainedOnGraph(5, 3, batch=2)
+    with torch.no_grad():
+        batch = graph(Draws(0))
+        rows = batch._replace(inputs={"x": own.network.embed(batch.inputs)})  # type: ignore[union-attr, arg-type]
+    start = ScheduleState(own.init(Draws(3)), 0, {})
+    one, same = (schedule.advance(own, start, lambda syn=syn: syn, Draws(9)).network for syn in (batch, rows))  # type: ignore[misc]
+    assert one is not None
+    assert same is not None
+    torch.testing.assert_close(one.params, same.params)
 
 
 def test_schedules_out_of_range_are_refused() -> None:

@@ -48,7 +48,13 @@ def test_no_gradient_passes_what_predictions_shall_agree_with() -> None:
     assert torch.allclose(found, torch.autograd.grad(by_hand, logits)[0])
 
 
-def test_features_are_averaged_over_hops_sparse_and_dense() -> None:
+def halved(values: Tensor, chance: Tensor) -> Tensor:
+    """What dropout at a rate of one half leaves."""
+    return 2 * values * (chance >= 0.5)
+
+
+def test_features_are_averaged_over_hops_and_dropped_sparse_and_dense() -> None:
+    """Features, nodes and hidden units are dropped, each by a key of its own."""
     train, _ = parts()
     weights = train.scene.adjacency.among(torch.arange(len(train.scene))).numpy()
     few = train.scene.x * (Draws(1).uniform(*train.scene.x.shape) < 0.05)
@@ -56,13 +62,20 @@ def test_features_are_averaged_over_hops_sparse_and_dense() -> None:
         scene = Scene(x, train.scene.adjacency, train.scene.y, train.scene.device)
         perceptron = _Perceptron(scene, 3, Draws(2), SHORT)
         assert perceptron.x.is_sparse == (x is few)
-        first, second, *_ = perceptron.params
-        units = averaged_hops(weights, x.numpy(), SHORT.hops) @ first.detach().double().numpy()
-        expected = (torch.from_numpy(units).relu() @ second.detach().double()).log_softmax(1)
-        assert torch.allclose(perceptron.read().double(), expected, atol=1e-5)
+        first, second, *biases = (tensor.detach() for tensor in perceptron.params)
+        for bias in biases:
+            bias += Draws(4).normal(len(bias))
+        features = x.clone()
+        features[x != 0] = halved(x[x != 0], Draws(5).fold("features").uniform(int((x != 0).sum())))
+        node, unit = Draws(5).fold("nodes").uniform(120, 1), Draws(5).fold("units").uniform(120, SHORT.width)
+        for keys, hidden, chance in (([None], x @ first, None), ([Draws(5)], halved(features @ first, node), unit)):
+            units = (torch.from_numpy(averaged_hops(weights, hidden.numpy(), SHORT.hops)) + biases[0]).relu()
+            units = units if chance is None else halved(units, chance)
+            expected = (units @ second.double() + biases[1]).log_softmax(1)
+            assert torch.allclose(perceptron(keys)[0].double(), expected, atol=1e-5)
         dropping_nothing = _Perceptron(scene, 3, Draws(2), replace(SHORT, dropped=0.0))
-        assert torch.allclose(dropping_nothing([Draws(5), Draws(6)])[1], perceptron.read(), atol=1e-6)
-        assert not torch.allclose(perceptron([Draws(5)])[0], perceptron.read(), atol=1e-2)
+        plain = _Perceptron(scene, 3, Draws(2), SHORT).read()
+        assert torch.allclose(dropping_nothing([Draws(5), Draws(6)])[1], plain, atol=1e-6)
 
 
 def test_what_dropout_keeps_is_scaled_up() -> None:
@@ -108,11 +121,20 @@ def test_of_a_large_graph_features_are_propagated_once_and_batches_read(monkeypa
     perceptron = teacher._SettledPerceptron(scene, 3, Draws(2), SHORT)
     assert torch.allclose(perceptron.x.double(), torch.from_numpy(expected), atol=1e-6)
     assert torch.allclose(perceptron.read(), _Perceptron(scene, 3, Draws(2), SHORT).read(), atol=1e-5)
+    features, chance = Draws(5).fold("features").uniform(2, 12), Draws(5).fold("units").uniform(2, SHORT.width)
+    units = halved((halved(perceptron.x[[7, 3]], features) @ perceptron.params[0]).relu(), chance)
+    dropped = perceptron([Draws(5)], torch.tensor([7, 3]))[0]
+    assert torch.allclose(dropped, (units @ perceptron.params[1]).log_softmax(1), atol=1e-6)
     monkeypatch.setattr(teacher, "LARGE", len(scene))
     monkeypatch.setattr(teacher, "BATCH", 20)
     outputs, labelled, classes = perceptron.taught(train, [Draws(5), Draws(6)])
     assert outputs.shape == (2, 20, 3)
-    assert len(labelled) == len(classes) == 10
+    assert len(labelled) == 10
+    assert torch.equal(classes, train.classes[Draws(5).fold("labelled").permutation(18)[:10]])
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "BATCH", 100)  # more than twice the labelled nodes
+        outputs, labelled, _ = perceptron.taught(train, [Draws(5)])
+        assert (outputs.shape[1], len(labelled)) == (100, 18)
     found = teach(train, val, 3, Draws(0), SHORT)
     others = torch.ones(len(found), dtype=torch.bool).index_fill(0, train.nodes, False)
     assert float((found.argmax(1) == scene.y)[others].float().mean()) > 0.9
@@ -126,11 +148,23 @@ def test_validation_nodes_choose_the_epoch_in_the_same_graph_alone() -> None:
     assert torch.equal(
         last, teach(train, val._replace(nodes=val.nodes[:0], classes=val.classes[:0]), 3, Draws(0), recipe)
     )
+    assert torch.equal(last, teach(train, val, 3, Draws(0), replace(recipe, validate_every=6)))
     wrong = val._replace(classes=(val.classes + 1) % 3)  # the epoch that is worst for the true classes
     chosen, worst = (teach(train, which, 3, Draws(0), recipe) for which in (val, wrong))
     accuracy = [float((found[val.nodes].argmax(1) == val.classes).float().mean()) for found in (chosen, last, worst)]
     assert accuracy[0] >= accuracy[1]
     assert accuracy[0] > accuracy[2]
+    sure, unsure = (torch.tensor([[chance, 1 - chance]]).log() for chance in (0.9, 0.6))  # both right
+    assert teacher._score(sure, torch.tensor([0])) > teacher._score(unsure, torch.tensor([0]))
+
+
+def test_a_teacher_is_the_mean_of_its_networks_whose_weights_decay() -> None:
+    train, val = parts()
+    recipe, unlabelled = replace(SHORT, epochs=5), torch.arange(18, 120)
+    apart = [teacher._train(train, val, 3, Draws(0).fold("teacher", index), recipe) for index in range(2)]
+    assert torch.equal(teach(train, val, 3, Draws(0), recipe)[unlabelled], torch.stack(apart).mean(0)[unlabelled])
+    blind = teach(train, val._replace(nodes=val.nodes[:0]), 3, Draws(0), replace(SHORT, weight_decay=1e3))
+    assert torch.allclose(blind[unlabelled], torch.tensor(1 / 3), atol=0.02)
 
 
 def test_recipes_out_of_range_are_refused() -> None:

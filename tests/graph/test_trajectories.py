@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,10 @@ def test_the_commands_distil_by_a_gcn_unless_another_network_is_asked_for(tmp_pa
 def test_an_sgc_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     for model in ("gcn", "sgc"):
         assert not caplog.messages
-        GraphTrajectoryMatching(4, InnerRate(0.3)).check(task(model))
+        matching = GraphTrajectoryMatching(4, InnerRate(0.3))
+        matching.check(task(model))
     assert "model='gcn'" in caplog.text
+    assert float(matching.learned()["inner_lr"]) == pytest.approx(0.3 * rate_unit(task("sgc")))  # before any step
 
 
 def test_the_rate_counts_in_the_lengths_of_propagated_features() -> None:
@@ -200,6 +203,9 @@ def test_the_settings_of_experts_and_students_are_heeded(tmp_path: Path) -> None
     assert isinstance(schedule, GraphExperts)
     protocol = schedule.recipe_for(task()).protocol
     assert (schedule.folder_for(task()), protocol.sam, protocol.sam_gap) == (tmp_path / "mine", 0.1, 0.2)
+    without = graph_experts(replace(settings, expert_lr=0.0, inner_lr=0.7))
+    assert isinstance(without, GraphExperts)
+    assert without.recipe_for(task()).protocol.lr == pytest.approx(0.7 * rate_unit(task()))
     matching = METHODS["sfgc"].make_objective(settings)
     assert isinstance(matching, GraphTrajectoryMatching)
     assert (matching.batch, matching.unrolling.momentum) == (4, 0.5)

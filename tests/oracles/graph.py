@@ -242,6 +242,21 @@ def trained_one_by_one(
     return torch.stack([one for one in logits if one is not None]), torch.tensor(scores)
 
 
+def ward_groups(x: Array, weights: Array, count: int) -> list[list[int]]:
+    """Merge the linked groups whose merging adds least to the squared distances from means, until few are left."""
+    groups = [[node] for node in range(len(x))]
+    while len(groups) > count:
+        costs = {}
+        for i, a in enumerate(groups):
+            for j, b in enumerate(groups[:i]):
+                if any(weights[v, w] > 0 for v in a for w in b):
+                    gap = x[a].mean(0) - x[b].mean(0)
+                    costs[i, j] = len(a) * len(b) / (len(a) + len(b)) * float(gap @ gap)
+        i, j = min(costs, key=lambda pair: costs[pair])
+        groups[j] += groups.pop(i)
+    return groups
+
+
 def neighbour_entropy(weights: Array, classes: list[int]) -> list[float]:
     """Zhang et al., ICML 2024: entropy of the classes of each node and its neighbours."""
     found = []

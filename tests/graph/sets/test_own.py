@@ -243,6 +243,8 @@ def test_given_modules_judge_as_the_module_distilled_with_does(graphs: GraphSet)
     beside = usual.with_judge("gin", Isomorphism)
     scores = [task.evaluate(batch, judge, Draws(0), 1, {}) for task, judge in ((mine, "model"), (beside, "gin"))]
     assert scores[0].values == scores[1].values
+    mine.classifier = None  # type: ignore[assignment]  # the module validates
+    assert 0 <= mine.validate(batch, Draws(0), {}) <= 1
     judges = {"gin": Isomorphism, "weighted": Weighted, "gcn": None}
     found = evaluate(usual, batch, judges=judges, n=1)
     assert [entry.judge for entry in found.results] == list(judges)

@@ -12,7 +12,9 @@ from torch_geometric.data import Batch as Collated
 from torch_geometric.data import Data
 
 from mmdistill.allocation import subset_bytes
+from mmdistill.budget import budget_in_bytes
 from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.files.saved import metadata
@@ -25,8 +27,9 @@ from mmdistill.networks.fit import fit_networks
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import relative_squared_error
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.registry import domain_of
+from mmdistill.registry import domain_of, get_method
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, NetworkState
 from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
 from tests.graph.sets.toy import FAST, rings, write_rings
@@ -192,6 +195,34 @@ def test_absent_nodes_have_neither_features_nor_edges(graphs: GraphSet) -> None:
     assert result.stored_bytes == int(sizes.sum()) * 8 * 4 + (bits + 7) // 8 + 4
 
 
+def test_features_are_learned_in_their_own_unit_and_edges_at_their_price(graphs: GraphSet) -> None:
+    for size in (1.0, 100.0):
+        own = task(replace(graphs, x=size * graphs.x))
+        made = own.stored(4, Settings(steps=1), "hard", Draws(0))
+        assert isinstance(made, SyntheticGraphs)
+        assert float(made.codes.detach()[made.present > 0].square().mean()) == pytest.approx(1)
+    assert isinstance(made.decoder, BernoulliEdges)
+    pairs = (made.present[:, :, None] * made.present[:, None]).triu(1) > 0
+    start = made.finished(Draws(0)).inputs["adjacency"][pairs]  # type: ignore[call-overload]
+    means = [torch.where(start > 0, 4.0 + step, step - 4.0).sigmoid().mean() for step in (0.0, 1.0)]
+    made.decoder.logits.data += 1.0
+    made.codes.data += 1.0
+    price = made.penalty(lambda inputs: (), {})
+    assert price is not None
+    assert float(price.detach()) == pytest.approx(0.1 * float(means[1] - means[0]), rel=1e-4)  # of existing nodes
+    made.project()
+    assert int(made.decoder.steps) == 1
+    sample, finished = (batch.inputs for batch in (made(Draws(1)), made.finished(Draws(1))))
+    assert isinstance(sample, dict)
+    assert isinstance(finished, dict)
+    assert torch.equal(finished["adjacency"], finished["adjacency"].round())
+    assert not torch.equal(sample["adjacency"], sample["adjacency"].round())
+    absent = made.present == 0
+    assert bool(absent.any())
+    assert not sample["adjacency"][absent].any()  # while edges are relaxed, too
+    assert not sample["x"][absent].any()
+
+
 def test_the_bytes_of_the_whole_are_those_of_the_training_graphs(graphs: GraphSet) -> None:
     own = task(graphs)
     joined = own.training_batch().inputs
@@ -199,6 +230,17 @@ def test_the_bytes_of_the_whole_are_those_of_the_training_graphs(graphs: GraphSe
     expected = joined["x"].nbytes + 2 * 8 * len(joined["column"]) + 8 * len(graphs.train)
     assert own.describe().stored_bytes == expected
     assert subset_bytes(own, 1) == -(-2 * expected // len(graphs.train))
+
+
+def test_budgets_in_bytes_count_the_graphs_that_a_rule_starts_from(graphs: GraphSet) -> None:
+    own, method = task(graphs), get_method(DOMAIN, "doscond").with_settings(init="herding")
+
+    def start(seed: int, rule: str = "herding") -> int:
+        return Distiller(own, method.with_settings(init=rule), 2, seed=seed).initial().stored_bytes()
+
+    seed = next(seed for seed in range(50) if start(seed) > start(seed, "real"))
+    assert budget_in_bytes(own, method, start(seed) - 1, seed)[1] == 1
+    assert budget_in_bytes(own, method, start(seed), seed)[1] == 2
 
 
 def test_condensed_graphs_beat_random_ones(tmp_path: Path) -> None:
@@ -219,14 +261,18 @@ def test_validation_graphs_are_part_of_the_fingerprint(graphs: GraphSet) -> None
     assert len({graphs.fingerprint, moved.fingerprint, replace(graphs, val=graphs.val[1:]).fingerprint}) == 3
 
 
-def test_the_chosen_judges_read_no_test_label(graphs: GraphSet) -> None:
-    y = graphs.y.clone()
-    y[graphs.test] = 1 - y[graphs.test]
-    own, other = (
-        made._fit(made.network, made.select(torch.arange(6)), Draws(0), 2, FAST)
-        for made in (task(graphs), task(replace(graphs, y=y)))
-    )
-    assert all(torch.equal(tensor, other.params[name]) for name, tensor in own.params.items())
+def test_validation_labels_choose_judges_and_test_labels_do_not(graphs: GraphSet) -> None:
+    fitted, validated = [], []
+    for flipped in ([], graphs.test, graphs.val):
+        y = graphs.y.clone()
+        y[flipped] = 1 - y[flipped]
+        made = task(replace(graphs, y=y))
+        batch = made.select(torch.arange(6))
+        fitted.append(made._fit(made.network, batch, Draws(0), 2, FAST).params)
+        validated.append(made.validate(batch, Draws(0), {}))
+    same, other = (all(torch.equal(fitted[0][name], one[name]) for name in one) for one in fitted[1:])
+    assert (same, other) == (True, False)
+    assert validated[0] == validated[1] != validated[2]
 
 
 @pytest.mark.parametrize("padded", [True, False])
