@@ -1,5 +1,7 @@
 """What was learned with a set is honoured when it is judged."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,7 +80,9 @@ def test_one_learned_rate_replaces_the_protocols(digits: ImageTask) -> None:
     assert (protocol.lr, protocol.optimizer, protocol.epochs) == (pytest.approx(0.05), "sgd", 1000)
     assert notes == ()
     assert with_learned_rate(CLASSIFICATION, {}) == (CLASSIFICATION, ())
-    several, _ = with_learned_rate(CLASSIFICATION, {"inner_lr": torch.tensor([0.1, 0.3])})
+    mine = replace(CLASSIFICATION, momentum=0.5, optimizer="adam")
+    several, _ = with_learned_rate(mine, {"inner_lr": torch.tensor([0.1, 0.3])})
+    assert several == replace(mine, optimizer="sgd", lr=several.lr)
     assert several.lr == pytest.approx(0.2)
     batch = digits.select(torch.arange(100))
     kept = {"inner_lr": torch.tensor(CLASSIFICATION.lr)}
