@@ -140,6 +140,18 @@ def test_a_canvas_takes_its_budget_and_starts_from_real_images(task: ImageTask) 
     assert torch.cdist(tiles, real).min(1).values.max() < 0.05
 
 
+def test_a_canvas_has_the_images_aspect_and_ends_within_a_tile() -> None:
+    data = KEY.fold("real").uniform(20, 1, 4, 6), torch.arange(20) % 2
+    wide = image_task(data, test=data, model="mlp", width=4)
+    made = class_canvases(wide, ImageBudget.of(wide, 5, "hard"), "real", KEY)
+    assert made.canvases.shape == (2, 1, 8, 13)  # of 121 floats, beside a label of each class
+    for label, canvas in enumerate(made.canvases.detach()[:, 0]):
+        real = wide.select((data[1] == label).nonzero().flatten()).inputs[:, 0]
+        for tile in (tile for band in canvas.split(4) for tile in band.split(6, 1)):
+            gaps = real[:, : tile.shape[0], : tile.shape[1]] - tile
+            assert float(gaps.abs().amax((1, 2)).min()) < 1e-6
+
+
 def test_impossible_stores_are_refused(task: ImageTask) -> None:
     with pytest.raises(ConfigError, match="at least 3 x 4 pixels"):
         crops(torch.zeros(2, 1, 2, 6), 1)
