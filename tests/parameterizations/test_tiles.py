@@ -140,6 +140,10 @@ def test_addressed_latents_start_near_real_images(task: ImageTask) -> None:
     with torch.no_grad():
         error = F.mse_loss(made(KEY).inputs, targets)  # type: ignore[arg-type]
     assert error < 0.5 * targets.var()
+    of_noise = addressed_codes(task, room, "noise", KEY, partial(upsampling, factor=2), multiple=2)
+    assert len(of_noise.memory) > 16  # more codes than their numbers, so any combinations can be had
+    small = F.avg_pool2d(room.targets(task, 2 * 4, "noise", KEY), 2)
+    torch.testing.assert_close(of_noise.codes_of().detach(), small, atol=1e-4, rtol=1e-4)
 
 
 def test_shared_codes_and_their_combinations_fill_the_bytes(task: ImageTask) -> None:
