@@ -10,6 +10,7 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import ImageTask, image_task, judge_training, judges
 from mmdistill.image.judge_training import JudgeTraining, judge_loss, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
+from mmdistill.image.relabelling import divergence
 from mmdistill.labels import weighted_mean
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps
@@ -102,6 +103,9 @@ def test_judges_train_by_the_statistics_of_their_minibatches() -> None:
     for name, tensor in moved.items():
         torch.testing.assert_close(buffers[name], tensor)
     assert any(not torch.equal(buffers[name], tensor) for name, tensor in state.buffers.items())
+    taught = batch._replace(targets=KEY.uniform(20, 10).softmax(1))
+    loss, _ = judge_loss(task.network, None, temperature=4.0)(one, taught, {})
+    torch.testing.assert_close(loss, divergence(logits, taught.targets, 4.0).mean())
 
 
 @pytest.mark.parametrize("rate", [-0.01, 0.0, float("nan")])

@@ -11,6 +11,7 @@ from torch import nn
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import find_judges, readable_judges
 from mmdistill.image import ImageTask, image_task
+from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge_training import JudgeTraining, squared_loss
@@ -80,8 +81,16 @@ def test_deep_judges_regress_more_slowly(photographs: ImageData) -> None:
     assert plan("default", photographs, scores=True).fit.lr == REGRESSION.lr > DEEP_RATE
     assert plan("default", photographs, scores=True, kind="deep").fit == replace(REGRESSION, lr=DEEP_RATE)
     assert plan("default", photographs, kind="deep").fit == plan("default", photographs).fit
-    for name in ("frepo", "rfad"):  # a lower rate, and no Adam
-        assert plan(name, photographs, scores=True, kind="deep").fit == plan(name, photographs, scores=True).fit
+    assert plan("frepo", photographs, scores=True, kind="deep").fit == plan("frepo", photographs, scores=True).fit
+    by_sgd = Protocol("mine", "", scores=None)
+    found = plan_for(by_sgd, photographs, JudgingCase(10, scores=True, kind="deep")).fit
+    assert found == replace(CLASSIFICATION, epochs=found.epochs)
+
+
+def test_transformers_take_no_faster_rate_than_a_protocol_and_its_adam(photographs: ImageData) -> None:
+    assert plan("rcig", photographs, kind="transformer").fit == plan("rcig", photographs).fit
+    ncfm = plan("ncfm", photographs).fit
+    assert plan("ncfm", photographs, kind="transformer").fit == replace(ncfm, lr=3e-4)
 
 
 def test_presets_follow_their_papers(photographs: ImageData) -> None:
@@ -160,6 +169,7 @@ def test_convnets_of_rded_train_by_each_data_set_s_own_rate_and_minibatches(phot
     hundred = data["cifar100"]
     assert plan("rded", hundred, kind="deep").fit == usual
     assert plan("rded", hundred, own=False).fit == usual
+    assert plan("rded", hundred, own=False).augment == "rded"
     assert plan("rded", hundred, whole=True).fit == replace(CLASSIFICATION, epochs=hundred.whole_epochs)
     assert plan("rded", hundred, batch=7).fit == replace(usual, lr=2e-3, batch=7)
     assert plan("sre2l", hundred).fit == PUBLISHED_FITS["sre2l"]
@@ -353,6 +363,15 @@ def test_idcs_judges_colour_and_warp_each_minibatch(digits: ImageTask) -> None:
     assert max(float(share.max()) for share in kept_zero) < 0.25
     apart = [bool((share[0].max() > 0) != (share[1].max() > 0)) for share in kept_zero]
     assert any(apart)  # the minibatches of two networks draw operations of their own
+
+
+def test_judges_mix_within_the_minibatch_of_each_network(digits: ImageTask) -> None:
+    flat = digits.select(torch.arange(60))
+    mixing = replace(plan("idc", digits.data), augment="none", cutmix=1.0)
+    mixed, expected = digits.views(mixing, 2, KEY, flat), cut_and_mix(KEY.fold("mix"), flat, 2, 1.0, 10)
+    assert torch.equal(mixed.inputs, expected.inputs)  # type: ignore[arg-type]
+    assert torch.equal(mixed.targets, expected.targets)  # type: ignore[arg-type]
+    assert not torch.equal(mixed.inputs, flat.inputs)  # type: ignore[arg-type]
 
 
 def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
