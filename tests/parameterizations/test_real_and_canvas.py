@@ -96,6 +96,10 @@ def test_of_images_that_a_set_names_by_position_as_many_are_combined_as_fit(task
     assert images < torch.bincount(task.labels).min()
     each = 2 + 4 * samples  # a position in 16 bits, and a coefficient in each sample
     assert made.stored_bytes() <= room.stored_bytes < made.stored_bytes() + room.num_classes * each
+    tiled = learned_coefficients(
+        task, ImageBudget.of(task, 40, "hard", tiles=2), "real", KEY, multiple=1, contained=False
+    )
+    assert tiled.images.shape[1] == torch.bincount(task.labels).min() // 4  # each of four real ones, of which more fit
 
 
 def test_bytes_of_every_value_are_stored_as_they_are() -> None:
@@ -105,6 +109,12 @@ def test_bytes_of_every_value_are_stored_as_they_are() -> None:
     made = learned_coefficients(values, ImageBudget.of(values, 4, "hard"), "real", KEY, multiple=1)
     assert len(made.images.unique()) == 256
     assert torch.equal(made.images, pixels[made.indices])
+
+
+def test_whitened_images_are_combined_as_they_are() -> None:
+    whitened = image_task("digits", width=4, whiten="mtt")
+    made = learned_coefficients(whitened, ImageBudget.of(whitened, 4, "hard"), "real", KEY)
+    assert torch.equal(made.images, whitened.select(made.indices).inputs)
 
 
 def crops(canvases: torch.Tensor, count: int) -> Canvases:

@@ -129,6 +129,9 @@ def test_addressed_codes_are_decoded_as_their_combinations_are() -> None:
     torch.testing.assert_close(made(KEY).inputs, plain(KEY).inputs)
     assert torch.equal(made(KEY).targets, plain(KEY).targets)  # type: ignore[arg-type]
     torch.testing.assert_close(made.codes_of(torch.tensor([3, 0])), codes[[3, 0]])
+    rows = torch.tensor([7, 0, 3])
+    for found, expected in zip(made.part(rows, KEY), take(made(KEY), rows), strict=True):
+        assert torch.equal(found, expected)
     assert {name: len(group) for name, group in made.groups().items()} == {"codes": 2, "decoder": 8}
 
 
