@@ -233,6 +233,9 @@ def test_a_start_is_chosen_among_drawn_candidates_of_large_classes() -> None:
             sizes = torch.tensor([3, 3, 3])
             assert set(chosen.tolist()) <= set(random_subset(task.labels, sizes, draws.fold("candidates")).tolist())
     assert len(choose_start(task, "herding", torch.tensor([5, 2, 2]), Draws(0), most=3)) == 9
+    for kind in ("real", "craig"):  # which compare no features
+        found = choose_start(task, kind, counts, Draws(0), most=3)
+        assert torch.equal(found, choose_samples(task, kind, counts, Draws(0)))
 
 
 @pytest.mark.parametrize("kind", ["real", "herding"])

@@ -59,7 +59,7 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     if useless := useless_rates(learned):
         note = f"the learned rate {useless[0]:.3g} cannot train; judged with the protocol's {protocol.lr:g}"
         return protocol, (note,)
-    return replace(protocol, optimizer="sgd", lr=float(learned["inner_lr"].double().mean()), momentum=0.9), ()
+    return replace(protocol, optimizer="sgd", lr=float(learned["inner_lr"].double().mean())), ()
 
 
 def with_learned(

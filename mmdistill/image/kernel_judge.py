@@ -100,7 +100,7 @@ class KernelJudge:
         images, targets = image_inputs(data.inputs), one_tensor(data.targets, "ridge regression")
         self.require(len(images))
         images = images.double()
-        root = (data.weight.double() / data.weight.double().mean()).sqrt()[:, None]
+        root = data.weight.double().sqrt()[:, None]  # the ridge follows the kernel, so the unit of weights is free
         weighted = root * regression_targets(targets, classes)
         solution = root * ridge_solution(root * self.kernel.matrix(images, images) * root.T, weighted, RIDGE, "trace")
         return lambda inputs: self.kernel.matrix(inputs.double(), images) @ solution

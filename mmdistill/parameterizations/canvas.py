@@ -106,23 +106,21 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
     channels, height, width = room.shape
     crops = room.per_class * multiple
 
-    def sides(room: ImageBudget) -> tuple[int, int]:
-        """Return the height and width of the largest canvas that fits."""
-        count = room.per_class * multiple
-        area = (room.stored_bytes // room.num_classes - room.code_label_bytes(count)) // (FLOAT_BYTES * channels)
-        scale = math.sqrt(area / (height * width)) if area > 0 else 0.0
-        return int(height * scale + 1e-9), int(width * scale + 1e-9)
+    def area(room: ImageBudget) -> int:
+        """Return the most pixels that a canvas can have."""
+        label_bytes = room.code_label_bytes(room.per_class * multiple)
+        return (room.stored_bytes // room.num_classes - label_bytes) // (FLOAT_BYTES * channels)
 
     def fits(room: ImageBudget) -> bool:
-        tall, wide = sides(room)
-        return tall >= height and wide >= width
+        return area(room) >= height * width
 
     if not fits(room):
         raise ConfigError(
             f"{room.stored_bytes:,} bytes hold no canvas of {height} x {width} pixels for each of {room.num_classes} "
             f"classes beside the labels of {crops} crops; {room.enough(fits, multiple)}"
         )
-    tall, wide = sides(room)
+    scale = math.sqrt(area(room) / (height * width))
+    tall, wide = int(height * scale + 1e-9), int(width * scale + 1e-9)
     down, across = math.ceil(tall / height), math.ceil(wide / width)
     tiles = room.targets(task, down * across, init, draws)
     grid = tiles.view(room.num_classes, down, across, channels, height, width).permute(0, 3, 1, 4, 2, 5)

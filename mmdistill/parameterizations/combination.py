@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmdistill.coresets import choose_start
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import Labels
+from mmdistill.parameterizations.base import index_bytes
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.parameterizations.tiles import ImageCodes, composed
 from mmdistill.parameterizations.upsample import PixelSpace, pixel_space, require_images
@@ -125,7 +126,7 @@ def learned_coefficients(
     channels = room.shape[0]
     scale, space = _byte_scale(task), pixel_space(task, channels)
     if not contained:
-        image_bytes = room.samples_per_image * (2 if len(task.labels) <= 65536 else 4)
+        image_bytes = room.samples_per_image * index_bytes(len(task.labels))
     else:
         image_bytes = room.numel * (1 if scale else FLOAT_BYTES)
 

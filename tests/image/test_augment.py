@@ -78,6 +78,8 @@ def test_the_published_ranges() -> None:
     down, right = SiameseAugmentation(("crop",)).draw(Draws(1), 28, 16, 1, n).shift.unbind(1)
     assert (span(down), span(right)) == ((-4, 4), (-2, 2))  # an eighth of each side, halves rounded up
     assert span(drawn["cutout"].hole) == (-8, 24)
+    down, right = SiameseAugmentation(("cutout",)).draw(Draws(1), 28, 16, 1, n).hole.unbind(1)
+    assert (span(down), span(right)) == ((-7, 21), (-4, 12))  # the centre is anywhere within
     assert 0.45 < float((drawn["flip"].matrix[:, 1, 1] < 0).float().mean()) < 0.55
     assert span(drawn["scale"].matrix[:, 0, 0]) == (0.83, 1.2)
     assert abs(float(torch.corrcoef(drawn["scale"].matrix[:, (0, 1), (0, 1)].T)[0, 1])) < 0.1
@@ -105,8 +107,8 @@ def test_warps_agree_with_kornia() -> None:
 @pytest.mark.parametrize("differentiated", [False, True])
 def test_operations_that_are_not_drawn_leave_images_to_the_bit(differentiated: bool) -> None:
     config = SiameseAugmentation(("flip",), flip=0.0)
-    x = images(4).float().requires_grad_(differentiated)
-    assert torch.equal(config.apply(x, config.draw(Draws(0), 8, 8, 4)), x)
+    x = images(4, (3, 7, 28)).float().requires_grad_(differentiated)
+    assert torch.equal(config.apply(x, config.draw(Draws(0), 7, 28, 4)), x)
 
 
 def test_images_that_are_differentiated_are_augmented_as_others() -> None:
@@ -164,9 +166,11 @@ def test_of_many_images_a_few_groups_are_augmented_at_a_time(groups: int, monkey
     monkeypatch.setattr(augment, "color", noted)
     assert torch.equal(augmentation.augmented(Draws(1), images, groups, shared=True), expected)
     assert seen == {7: [3, 2, 2], 3: [3], 1: [1]}[groups]
-    seen.clear()
-    augmentation.augmented(Draws(1), images.requires_grad_(), groups, shared=True)
-    assert seen == [groups]  # one graph where it is differentiated
+    for context, pieces in ((torch.enable_grad(), 1), (torch.no_grad(), {7: 3, 3: 1, 1: 1}[groups])):
+        seen.clear()
+        with context:
+            augmentation.augmented(Draws(1), images.requires_grad_(), groups, shared=True)
+        assert len(seen) == pieces  # one graph where it is differentiated
 
 
 def test_bad_input() -> None:
@@ -234,7 +238,7 @@ class Classes:
 
 def test_cutmix_mixes_labels_as_it_mixes_pixels() -> None:
     x, y = images(5, (1, 8, 10)), torch.tensor([0, 1, 2, 3, 0])
-    mix, shares = MixedMinibatches(None, cutmix=1.0), []
+    mix = MixedMinibatches(None, cutmix=1.0)
     for seed in range(200):
         mixed = mix(Classes(), Draws(seed), Batch(x, y, torch.ones(5)))  # type: ignore[arg-type]
         kept_pixels = (mixed.inputs == x).flatten(1).double().mean(1)  # type: ignore[union-attr]
@@ -242,8 +246,16 @@ def test_cutmix_mixes_labels_as_it_mixes_pixels() -> None:
         assert torch.allclose(mixed.targets.sum(1), torch.ones(5, dtype=torch.float64))  # type: ignore[union-attr]
         mixed_in_another = own < 1  # a partner of the same class leaves the label whole
         assert torch.allclose(own[mixed_in_another], kept_pixels[mixed_in_another])
-        shares.append(float(cutmix_box(Draws(seed, ("mix",)), 1.0, 32, 32).double().mean()))
-    assert 0.25 < sum(shares) / len(shares) < 0.45  # half of the area, less what lies outside
+
+
+def test_cutmix_cuts_a_box_of_a_uniform_share_around_a_uniform_centre() -> None:
+    for seed in range(50):
+        _, kept, *centre = Draws(seed, ("box",)).uniform(4).tolist()
+        halves = [int(side * math.sqrt(1 - kept)) // 2 for side in (10, 15)]
+        (down, right), (tall, wide) = [int(side * at) for side, at in zip((10, 15), centre, strict=True)], halves
+        expected = torch.zeros(10, 15, dtype=torch.bool)
+        expected[max(down - tall, 0) : down + tall, max(right - wide, 0) : right + wide] = True
+        assert torch.equal(cutmix_box(Draws(seed), 1.0, 10, 15), expected)
 
 
 def test_cutmix_takes_partners_from_the_own_group_and_draws_them_for_each() -> None:
@@ -261,6 +273,8 @@ def test_cutmix_takes_partners_from_the_own_group_and_draws_them_for_each() -> N
         assert all(len(row.unique()) == size for row in partner)
         alike += bool((partner % size == partner[0] % size).all())
     assert alike < 5
+    with pytest.raises(ShapeError, match="one tensor, got a dict of a"):
+        cut_and_mix(Draws(0), batch._replace(inputs={"a": batch.inputs}), groups, 1.0, len(values))  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("shape", [(1, 30), (30, 1)])
@@ -281,6 +295,9 @@ def test_unmixed_minibatches_keep_their_labels() -> None:
     assert torch.equal(plain.inputs, batch.inputs)  # type: ignore[arg-type]
     augmented = MixedMinibatches(SiameseAugmentation(("crop",)), cutmix=0.0)(Classes(), Draws(0), batch)  # type: ignore[arg-type]
     assert not torch.equal(augmented.inputs, batch.inputs)  # type: ignore[arg-type]
+    alike = Batch(images(1).expand(5, -1, -1, -1), batch.targets, batch.weight)
+    augmented = MixedMinibatches(SiameseAugmentation(("crop",)), cutmix=0.0)(Classes(), Draws(0), alike)  # type: ignore[arg-type]
+    assert len(augmented.inputs.unique(dim=0)) > 1  # type: ignore[union-attr]
     drawn = [bool(cutmix_box(Draws(seed), 0.5, 8, 8).any()) for seed in range(200)]
     assert 60 < sum(drawn) < 130
     with pytest.raises(ConfigError, match="a probability"):

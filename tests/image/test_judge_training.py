@@ -1,5 +1,7 @@
 """What was learned with a set is honoured when it is judged."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import ImageTask, image_task, judge_training, judges
 from mmdistill.image.judge_training import JudgeTraining, judge_loss, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
+from mmdistill.image.relabelling import divergence
 from mmdistill.labels import weighted_mean
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps
@@ -78,7 +81,9 @@ def test_one_learned_rate_replaces_the_protocols(digits: ImageTask) -> None:
     assert (protocol.lr, protocol.optimizer, protocol.epochs) == (pytest.approx(0.05), "sgd", 1000)
     assert notes == ()
     assert with_learned_rate(CLASSIFICATION, {}) == (CLASSIFICATION, ())
-    several, _ = with_learned_rate(CLASSIFICATION, {"inner_lr": torch.tensor([0.1, 0.3])})
+    mine = replace(CLASSIFICATION, momentum=0.5, optimizer="adam")
+    several, _ = with_learned_rate(mine, {"inner_lr": torch.tensor([0.1, 0.3])})
+    assert several == replace(mine, optimizer="sgd", lr=several.lr)
     assert several.lr == pytest.approx(0.2)
     batch = digits.select(torch.arange(100))
     kept = {"inner_lr": torch.tensor(CLASSIFICATION.lr)}
@@ -98,6 +103,9 @@ def test_judges_train_by_the_statistics_of_their_minibatches() -> None:
     for name, tensor in moved.items():
         torch.testing.assert_close(buffers[name], tensor)
     assert any(not torch.equal(buffers[name], tensor) for name, tensor in state.buffers.items())
+    taught = batch._replace(targets=KEY.uniform(20, 10).softmax(1))
+    loss, _ = judge_loss(task.network, None, temperature=4.0)(one, taught, {})
+    torch.testing.assert_close(loss, divergence(logits, taught.targets, 4.0).mean())
 
 
 @pytest.mark.parametrize("rate", [-0.01, 0.0, float("nan")])

@@ -180,3 +180,6 @@ def test_samples_count_as_they_are_weighted(name: str, digits: ImageTask) -> Non
     torch.testing.assert_close(scaled, found, rtol=1e-6, atol=1e-8)
     plain = judge.predictor(batch, 10)(probe.inputs)
     assert not torch.allclose(plain, found, atol=1e-2)
+    torn = Batch(probe.inputs[:1].expand(2, -1, -1, -1), torch.arange(2), torch.tensor([1.0, 3.0]))
+    between = judge.predictor(torn, 2)(probe.inputs[:1])  # of one image in two classes, their weighted mean
+    torch.testing.assert_close(between, torch.tensor([[-0.25, 0.25]]).double(), rtol=1e-4, atol=1e-4)

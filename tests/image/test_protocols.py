@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import find_judges, readable_judges
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.cutmix import cut_and_mix
@@ -32,6 +33,7 @@ from mmdistill.networks.fit_protocol import FitProtocol, rate_factor
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores
+from tests.oracles import augment as oracle
 
 KEY = Draws(7)
 
@@ -79,8 +81,16 @@ def test_deep_judges_regress_more_slowly(photographs: ImageData) -> None:
     assert plan("default", photographs, scores=True).fit.lr == REGRESSION.lr > DEEP_RATE
     assert plan("default", photographs, scores=True, kind="deep").fit == replace(REGRESSION, lr=DEEP_RATE)
     assert plan("default", photographs, kind="deep").fit == plan("default", photographs).fit
-    for name in ("frepo", "rfad"):  # a lower rate, and no Adam
-        assert plan(name, photographs, scores=True, kind="deep").fit == plan(name, photographs, scores=True).fit
+    assert plan("frepo", photographs, scores=True, kind="deep").fit == plan("frepo", photographs, scores=True).fit
+    by_sgd = Protocol("mine", "", scores=None)
+    found = plan_for(by_sgd, photographs, JudgingCase(10, scores=True, kind="deep")).fit
+    assert found == replace(CLASSIFICATION, epochs=found.epochs)
+
+
+def test_transformers_take_no_faster_rate_than_a_protocol_and_its_adam(photographs: ImageData) -> None:
+    assert plan("rcig", photographs, kind="transformer").fit == plan("rcig", photographs).fit
+    ncfm = plan("ncfm", photographs).fit
+    assert plan("ncfm", photographs, kind="transformer").fit == replace(ncfm, lr=3e-4)
 
 
 def test_presets_follow_their_papers(photographs: ImageData) -> None:
@@ -159,6 +169,7 @@ def test_convnets_of_rded_train_by_each_data_set_s_own_rate_and_minibatches(phot
     hundred = data["cifar100"]
     assert plan("rded", hundred, kind="deep").fit == usual
     assert plan("rded", hundred, own=False).fit == usual
+    assert plan("rded", hundred, own=False).augment == "rded"
     assert plan("rded", hundred, whole=True).fit == replace(CLASSIFICATION, epochs=hundred.whole_epochs)
     assert plan("rded", hundred, batch=7).fit == replace(usual, lr=2e-3, batch=7)
     assert plan("sre2l", hundred).fit == PUBLISHED_FITS["sre2l"]
@@ -282,51 +293,23 @@ def test_squared_loss_is_its_formula() -> None:
     assert float(classes) == pytest.approx(0.25)
 
 
-def test_cutmix_mixes_within_each_network_and_labels_in_proportion() -> None:
-    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 8, 8)
-    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2]), torch.ones(6))
-    mixed_any = False
-    for index in range(8):
-        mixed = cut_and_mix(KEY.fold(index), batch, 2, 1.0, 3)
-        assert isinstance(mixed.inputs, torch.Tensor)
-        assert isinstance(mixed.targets, torch.Tensor)
-        torch.testing.assert_close(mixed.targets.sum(1), torch.ones(6))
-        for row in range(6):
-            values, counts = mixed.inputs[row].unique(return_counts=True)
-            assert all(int(value) // 3 == row // 3 for value in values)  # partners are of the same network
-            for value, number in zip(values.tolist(), counts.tolist(), strict=True):
-                share = float(mixed.targets[row, int(value) % 3])
-                assert share == pytest.approx(number / 64, abs=1e-6)
-            mixed_any |= len(values) > 1
-    assert mixed_any
-    same = cut_and_mix(KEY, batch, 2, 0.0, 3)
-    assert torch.equal(same.inputs, images)  # type: ignore[arg-type]
-    with pytest.raises(ShapeError, match="one tensor, got a dict of a"):
-        cut_and_mix(KEY, Batch({"a": images}, batch.targets, batch.weight), 2, 1.0, 3)
-
-
-def test_dcs_augmentation_keeps_what_it_should() -> None:
-    flat = torch.full((30, 2, 12, 12), 0.7)
-    augmented = crop_scale_rotate(KEY, flat)
-    changed = (augmented - 0.7).abs().flatten(1).amax(1) > 1e-5
-    # a shift and a rotation bring in the mean; only shrinking shows, by its zeros
-    assert 0 < int(changed.sum()) < 15
-    image = torch.randn(1, 1, 12, 12).expand(60, -1, -1, -1)
-    assert len(crop_scale_rotate(KEY, image).flatten(1).unique(dim=0)) > 40
-    assert torch.equal(crop_scale_rotate(KEY, image), crop_scale_rotate(KEY, image))
-    assert math.isfinite(float(crop_scale_rotate(KEY, image).sum()))
-
-
-def test_dcs_augmentation_multiplies_sides_by_four_fifths_at_least() -> None:
-    shown = crop_scale_rotate(KEY, torch.ones(600, 1, 40, 40))  # sides that shrink bring in zeros, nothing else does
-    assert int((shown[:, 0, 20] > 0.5).sum(1).min()) == 32
-
-
-def test_dcs_augmentation_of_a_network_knows_no_others() -> None:
-    image = torch.randn(1, 1, 12, 12).expand(60, -1, -1, -1)
-    one, other = (crop_scale_rotate(KEY, torch.cat([image, image + shift]), 2) for shift in (5, 7))
-    assert torch.equal(one[:60], other[:60])
-    assert not torch.equal(one[60:], other[60:])
+def test_dcs_augmentation_equals_its_loop_written_form() -> None:
+    count, images = 30, KEY.normal(30, 2, 12, 10, dtype=torch.float64)
+    found = crop_scale_rotate(KEY, images, 2)
+    kinds, u = KEY.fold("operation").integers(3, count).tolist(), KEY.fold("strength").uniform(3, count).T.tolist()
+    assert set(kinds) == {0, 1, 2}
+    for index, (kind, (a, b, c)) in enumerate(zip(kinds, u, strict=True)):
+        image = images[index].numpy()
+        by_channel = images[:15].mean((0, 2, 3)) if index < 15 else images[15:].mean((0, 2, 3))
+        if kind == 0:
+            fill = by_channel.numpy()[:, None, None]
+            expected = oracle.crop(image - fill, int(8 * a) - 4, int(8 * b) - 4) + fill
+        elif kind == 1:
+            expected = oracle.scale(image, 1 / (0.8 + 0.4 * a), 1 / (0.8 + 0.4 * b))
+        else:
+            fill = float(by_channel.mean())
+            expected = oracle.rotate(image - fill, math.radians(int(90 * c) - 45)) + fill
+        np.testing.assert_allclose(found[index].numpy(), expected, atol=1e-5)  # strengths are drawn in float32
 
 
 def test_idcs_judges_mix_no_digits_whatever_else_augments_them(photographs: ImageData) -> None:
@@ -380,6 +363,15 @@ def test_idcs_judges_colour_and_warp_each_minibatch(digits: ImageTask) -> None:
     assert max(float(share.max()) for share in kept_zero) < 0.25
     apart = [bool((share[0].max() > 0) != (share[1].max() > 0)) for share in kept_zero]
     assert any(apart)  # the minibatches of two networks draw operations of their own
+
+
+def test_judges_mix_within_the_minibatch_of_each_network(digits: ImageTask) -> None:
+    flat = digits.select(torch.arange(60))
+    mixing = replace(plan("idc", digits.data), augment="none", cutmix=1.0)
+    mixed, expected = digits.views(mixing, 2, KEY, flat), cut_and_mix(KEY.fold("mix"), flat, 2, 1.0, 10)
+    assert torch.equal(mixed.inputs, expected.inputs)  # type: ignore[arg-type]
+    assert torch.equal(mixed.targets, expected.targets)  # type: ignore[arg-type]
+    assert not torch.equal(mixed.inputs, flat.inputs)  # type: ignore[arg-type]
 
 
 def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:

@@ -21,6 +21,7 @@ from mmdistill.runtime import Draws
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageData:
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    monkeypatch.setattr("mmdistill.image.whitening.CHUNK", 25)
     generator = torch.Generator().manual_seed(0)
     base = torch.rand(60, 3, 1, 1, generator=generator) * 120
     images = (base + torch.rand(60, 3, 4, 4, generator=generator) * 120).to(torch.uint8)
@@ -67,6 +68,7 @@ def test_what_kip_undoes_has_the_training_images_mean_brightness_and_contrast(da
     images = bright.standardised(bright.train_images)
     expected = unit_images(images.flatten(1))[0] * whitening.norm + whitening.offset
     torch.testing.assert_close(whitening.invert(whitening.apply(images)).flatten(1), expected, atol=1e-3, rtol=1e-3)
+    assert torch.equal(unit_images(torch.ones(2, 4))[0], torch.zeros(2, 4))  # an image without contrast
 
 
 def test_mtts_equals_kornias(data: ImageData) -> None:

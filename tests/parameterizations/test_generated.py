@@ -162,7 +162,11 @@ def test_inversion_finds_the_latents_of_generated_images() -> None:
 
 
 @pytest.mark.parametrize("pixel_weight", [0.5, 3.0])
-def test_inversion_weighs_features_against_pixels_as_its_oracle_does(pixel_weight: float) -> None:
+def test_inversion_weighs_features_against_pixels_as_its_oracle_does(
+    pixel_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmdistill.parameterizations.generated.MADE_TOGETHER", 2)
+    seen: set[tuple[int, ...]] = set()
     generator = Linear().requires_grad_(False).double()
     images, maps = (KEY.fold(name).normal(*shape).double() for name, shape in (("x", (3, 64)), ("h", (64, 9))))
 
@@ -174,9 +178,15 @@ def test_inversion_weighs_features_against_pixels_as_its_oracle_does(pixel_weigh
         numbers = (tensor.numpy() for tensor in (images, generator.weight, maps / 4))
         return torch.from_numpy(oracle.inverted(*numbers, weight))
 
-    start, classes = KEY.fold("s").normal(3, 6).double(), torch.zeros(3, dtype=torch.long)
+    def decode(latents: Tensor, classes: Tensor) -> Tensor:
+        seen.add(tuple(classes.tolist()))
+        made: Tensor = generator(latents)
+        return made
+
+    start, classes = KEY.fold("s").normal(3, 6).double(), torch.tensor([5, 6, 7])
     how = Inversion(steps=600, lr=0.05, pixel_weight=pixel_weight)
-    found = invert(lambda z, c: generator(z), start, classes, images.view(-1, 1, 8, 8), linear, how)
+    found = invert(decode, start, classes, images.view(-1, 1, 8, 8), linear, how)
+    assert seen == {(5, 6), (7,)}
     assert torch.allclose(found, expected(pixel_weight), atol=1e-4)
     for other in (0.0, pixel_weight / 2, 2 * pixel_weight, 1e9):  # without pixels, scaled, without features
         assert (found - expected(other)).abs().max() > 0.2

@@ -96,6 +96,10 @@ def test_of_images_that_a_set_names_by_position_as_many_are_combined_as_fit(task
     assert images < torch.bincount(task.labels).min()
     each = 2 + 4 * samples  # a position in 16 bits, and a coefficient in each sample
     assert made.stored_bytes() <= room.stored_bytes < made.stored_bytes() + room.num_classes * each
+    tiled = learned_coefficients(
+        task, ImageBudget.of(task, 40, "hard", tiles=2), "real", KEY, multiple=1, contained=False
+    )
+    assert tiled.images.shape[1] == torch.bincount(task.labels).min() // 4  # each of four real ones, of which more fit
 
 
 def test_bytes_of_every_value_are_stored_as_they_are() -> None:
@@ -105,6 +109,12 @@ def test_bytes_of_every_value_are_stored_as_they_are() -> None:
     made = learned_coefficients(values, ImageBudget.of(values, 4, "hard"), "real", KEY, multiple=1)
     assert len(made.images.unique()) == 256
     assert torch.equal(made.images, pixels[made.indices])
+
+
+def test_whitened_images_are_combined_as_they_are() -> None:
+    whitened = image_task("digits", width=4, whiten="mtt")
+    made = learned_coefficients(whitened, ImageBudget.of(whitened, 4, "hard"), "real", KEY)
+    assert torch.equal(made.images, whitened.select(made.indices).inputs)
 
 
 def crops(canvases: torch.Tensor, count: int) -> Canvases:
@@ -138,6 +148,18 @@ def test_a_canvas_takes_its_budget_and_starts_from_real_images(task: ImageTask) 
     tiles = made.canvases.detach()[:, :, :8, 8:].flatten(1)
     real = task.select(torch.arange(task.describe().num_train)).inputs.flatten(1)
     assert torch.cdist(tiles, real).min(1).values.max() < 0.05
+
+
+def test_a_canvas_has_the_images_aspect_and_ends_within_a_tile() -> None:
+    data = KEY.fold("real").uniform(20, 1, 4, 6), torch.arange(20) % 2
+    wide = image_task(data, test=data, model="mlp", width=4)
+    made = class_canvases(wide, ImageBudget.of(wide, 5, "hard"), "real", KEY)
+    assert made.canvases.shape == (2, 1, 8, 13)  # of 121 floats, beside a label of each class
+    for label, canvas in enumerate(made.canvases.detach()[:, 0]):
+        real = wide.select((data[1] == label).nonzero().flatten()).inputs[:, 0]
+        for tile in (tile for band in canvas.split(4) for tile in band.split(6, 1)):
+            gaps = real[:, : tile.shape[0], : tile.shape[1]] - tile
+            assert float(gaps.abs().amax((1, 2)).min()) < 1e-6
 
 
 def test_impossible_stores_are_refused(task: ImageTask) -> None:

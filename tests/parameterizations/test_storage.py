@@ -288,6 +288,11 @@ def test_the_start_is_exact_where_bases_suffice() -> None:
     images = KEY.normal(5, 1, 3, 3)
     memory, addresses = best_approximation(images, 5, KEY)
     assert torch.allclose(torch.einsum("nk,kxyz->nxyz", addresses, memory), images, atol=1e-5)
+    torch.testing.assert_close(memory.square().mean((1, 2, 3)), torch.ones(5))
+    more, weights = best_approximation(images, 7, KEY)
+    assert torch.allclose(more[:5], memory)
+    assert torch.equal(weights[:, 5:], torch.zeros(5, 2))
+    assert float(more[5:].abs().min()) > 0
 
 
 @pytest.mark.parametrize("build", [latent(2, 2, 4), hallucinated(2), addressed(2, 4)])
@@ -356,6 +361,9 @@ def test_impossible_stores_are_refused(task: ImageTask) -> None:
             hallucinated(50)(task, least, replace(settings, stored_bytes=given), "hard", KEY)
     with pytest.raises(ConfigError, match="does not divide"):
         addressed(3)(task, 1, settings, "hard", KEY)
+    for shape in ((1, 8, 9), (1, 9, 8)):
+        with pytest.raises(ConfigError, match="a factor of 2 does not divide"):
+            ImageBudget(1, shape, 10, "hard").require_divisor(2)
     with pytest.raises(ConfigError, match="too few are left for one code"):
         addressed(1, 1000)(task, 1, settings, "hard", KEY)
     with pytest.raises(ConfigError, match="power of two"):

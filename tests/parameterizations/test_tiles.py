@@ -129,6 +129,9 @@ def test_addressed_codes_are_decoded_as_their_combinations_are() -> None:
     torch.testing.assert_close(made(KEY).inputs, plain(KEY).inputs)
     assert torch.equal(made(KEY).targets, plain(KEY).targets)  # type: ignore[arg-type]
     torch.testing.assert_close(made.codes_of(torch.tensor([3, 0])), codes[[3, 0]])
+    rows = torch.tensor([7, 0, 3])
+    for found, expected in zip(made.part(rows, KEY), take(made(KEY), rows), strict=True):
+        assert torch.equal(found, expected)
     assert {name: len(group) for name, group in made.groups().items()} == {"codes": 2, "decoder": 8}
 
 
@@ -140,6 +143,10 @@ def test_addressed_latents_start_near_real_images(task: ImageTask) -> None:
     with torch.no_grad():
         error = F.mse_loss(made(KEY).inputs, targets)  # type: ignore[arg-type]
     assert error < 0.5 * targets.var()
+    of_noise = addressed_codes(task, room, "noise", KEY, partial(upsampling, factor=2), multiple=2)
+    assert len(of_noise.memory) > 16  # more codes than their numbers, so any combinations can be had
+    small = F.avg_pool2d(room.targets(task, 2 * 4, "noise", KEY), 2)
+    torch.testing.assert_close(of_noise.codes_of().detach(), small, atol=1e-4, rtol=1e-4)
 
 
 def test_shared_codes_and_their_combinations_fill_the_bytes(task: ImageTask) -> None:

@@ -131,7 +131,9 @@ def test_tiles_start_as_down_sampled_real_images(task: ImageTask) -> None:
 
 def test_stored_pixels_stay_in_the_value_range(task: ImageTask) -> None:
     made = multi_formation(task, 1, "noise", "hard", KEY, 2)
-    assert 0 <= made.pixels.detach().min().item() <= made.pixels.detach().max().item() <= 1
+    assert [end.item() for end in made.pixels.detach().aminmax()] == [0.0, 1.0]
+    assert made.pixels.detach().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert made.pixels.detach().std().item() == pytest.approx(0.24, abs=0.03)  # a quarter of the range, less the ends
     with torch.no_grad():
         made.pixels += 5 * KEY.normal(*made.pixels.shape)
     made.project()
@@ -142,6 +144,10 @@ def test_stored_pixels_stay_in_the_value_range(task: ImageTask) -> None:
     )  # fmt: skip
     unbounded.project()
     assert unbounded.pixels.detach().max().item() == 9
+    whitened = image_task("digits", width=4, whiten="mtt")
+    noise = multi_formation(whitened, 4, "noise", "hard", KEY, 2).pixels.detach()
+    assert noise.mean().item() == pytest.approx(0, abs=0.06)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(("factor", "message"), [(0, "at least 1"), (5, "one pixel"), (8, "one pixel")])

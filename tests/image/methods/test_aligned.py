@@ -168,7 +168,9 @@ def says(*classes: int) -> NetworkState:
     return NetworkState({"said": torch.tensor(classes), "sure": torch.tensor(1.0)}, {})
 
 
-def test_who_knows_too_few_of_a_class_is_followed_by_others() -> None:
+@pytest.mark.parametrize("at_once", [128, 2])
+def test_who_knows_too_few_of_a_class_is_followed_by_others(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.coresets.EMBED_CHUNK", {"cpu": at_once})
     task = Says()
     first = says(0, 0, 0, 0, 0, *(1, 0, 0, 0, 0), *(2, 2, 0, 0, 0))
     second = says(1, 1, 1, 1, 1, *(0, 1, 0, 0, 0), *(0, 0, 0, 2, 0))

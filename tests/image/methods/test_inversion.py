@@ -92,7 +92,7 @@ def test_images_stay_within_bounds(digits: ImageTask) -> None:
     assert float(made.inputs.detach().max()) == pytest.approx(float(high.max()))
     pixels = digits.data.train_images.double() / digits.data.scale
     real = (pixels - torch.tensor(digits.data.mean).view(-1, 1, 1)) / torch.tensor(digits.data.std).view(-1, 1, 1)
-    assert float(real.min()) >= float(low.min()) - 1e-6
+    assert [float(real.min()), float(real.max())] == pytest.approx([float(low.min()), float(high.max())])
     check_parameterization(digits, bounded_images, settings=settings)
     whitened = image_task("digits", model="convnet-bn-w4", whiten="mtt")
     free = bounded_images(whitened, 1, settings, "hard", KEY)
