@@ -564,7 +564,10 @@ def test_reading_judges(task: TokenTask) -> None:
     assert scores.values["accuracy"][0] > 0.5
     texts = [task.data.train.texts[i] for i in range(0, 90, 3)]
     assert isinstance(real.targets, torch.Tensor)
-    assert scores.values == Reader(task.data, task.device).score("read-tfidf", texts, real.targets, None).values
+    reader, weight = Reader(task.data, task.device), torch.linspace(0, 1, 30)
+    assert scores.values == reader.score("read-tfidf", texts, real.targets, None).values
+    weighted = task.evaluate(real._replace(weight=weight), "read-tfidf", Draws(0), 3, {}).values
+    assert weighted == reader.score("read-tfidf", texts, real.targets, weight).values != scores.values
     average = AverageEncoder(task.encoder)
     points = average.encode(["bread soup", "bread", "[SEP]"]).points
     torch.testing.assert_close(points.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
