@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from mmdistill.networks.schedules import sgd_step
 from mmdistill.networks.teacher import soft_labels
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.kernel_ridge import KernelRidgeMatching
+from mmdistill.parameterizations.raw import Raw
 from mmdistill.registry import get_domain, get_method, method_names
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors, one_tensor
@@ -35,7 +37,7 @@ from mmdistill.text.token_methods import TOKEN_METHODS, EncodedRidgeMatching
 from mmdistill.text.token_models import INPUT_SCALE, Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
 from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, in_model_units, load_vocabulary
-from mmdistill.text.words import Words, as_token_task, word_samples
+from mmdistill.text.words import Words, as_token_task, attended_samples, token_samples, word_samples
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task, tiny_transformer, token_corpus_task
 from tests.toys import held
@@ -66,9 +68,11 @@ def quick(name: str, **changes: object) -> Method:
     return TOKEN_METHODS[name].with_settings(**{"steps": 2, "real_batch": 8, "init": "real", **changes})
 
 
-@pytest.mark.parametrize("model", ["textcnn", "bigru", "transformer"])
-def test_conformance(folder: Path, model: str) -> None:
-    check_task(token_corpus_task(folder, model, length=7, judge_epochs=2), judge=model)
+@pytest.mark.parametrize(("model", "features"), [("textcnn", 3 * 8), ("bigru", 2 * 8), ("transformer", 16)])
+def test_conformance(folder: Path, model: str, features: int) -> None:
+    task = token_corpus_task(folder, model, length=7, judge_epochs=2)
+    check_task(task, judge=model)
+    assert task.features(task.init(Draws(0)), task.select(torch.arange(4)).inputs)[-1].shape == (4, features)
 
 
 def test_vectors_are_the_standardised_input_embeddings(folder: Path, vocabulary: Vocabulary) -> None:
@@ -76,6 +80,7 @@ def test_vectors_are_the_standardised_input_embeddings(folder: Path, vocabulary:
     assert float(vocabulary.vectors.mean(0).abs().max()) < 1e-5
     assert float(vocabulary.vectors.square().mean()) == pytest.approx(1.0, rel=1e-5)
     torch.testing.assert_close(in_model_units(vocabulary.vectors, vocabulary.scale, vocabulary.mean), table)
+    torch.testing.assert_close(vocabulary.in_own_units(table), vocabulary.vectors)
 
 
 def test_tokens_are_cut_counted_and_masked(vocabulary: Vocabulary) -> None:
@@ -94,6 +99,7 @@ def test_the_default_length_holds_95_percent_whole(vocabulary: Vocabulary) -> No
     tokens = vocabulary.tokenize(texts)
     assert tokens.ids.shape[1] == 3
     assert tokens.truncated == 3
+    assert vocabulary.tokenize(["bread"] * 9 + ["bread soup"]).ids.shape[1] == 4
     assert vocabulary.tokenize(["bread " * 500]).ids.shape[1] == 128
 
 
@@ -208,6 +214,8 @@ def test_each_network_has_the_pretrained_body_and_a_head_of_its_own(transformer:
     for name, tensor in one.params.items():
         same = torch.equal(tensor, other.params[name])
         assert same == (name != "head.weight"), name
+    assert float(one.params["head.weight"].std()) == pytest.approx(0.02, rel=0.3)
+    assert not one.params["head.bias"].any()
     real = transformer.sample_real(Draws(0), None, 8)
     assert isinstance(real, Batch)
     sgd_step(transformer, one, {}, real, 0.5, 0.0, Draws(0))
@@ -245,6 +253,10 @@ def test_any_sequence_classifier_can_be_distilled_with(folder: Path) -> None:
                 vocabulary,
             )
 
+    whole, tokens = load(), vocabulary.tokenize(["bread soup", "the star was very good"], 9)
+    expected = whole.model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).logits  # type: ignore[operator]
+    vectors = vocabulary.vectors[tokens.ids] * tokens.mask[..., None]
+    torch.testing.assert_close(whole({"vectors": vectors, "mask": tokens.mask}), expected)
     module = PretrainedModule(load, head="model.classifier", features=("model.classifier",))
     task = token_task(corpus(12, 12), model=module, encoder=folder, length=6)
     one, other = task.init(Draws(0)), task.init(Draws(1))
@@ -533,10 +545,22 @@ def word_storage() -> object:
     return DOMAIN.parameterizations["words"]
 
 
-def test_words_pass_gradients_straight_through(task: TokenTask) -> None:
-    settings = dataclasses.replace(quick("dm-tokens").settings(1))
+@pytest.mark.parametrize(("build", "model"), [(token_samples, "textcnn"), (attended_samples, "transformer")])
+def test_vectors_after_a_texts_end_are_learned_too(folder: Path, build: Callable[..., Raw], model: str) -> None:
+    task = token_corpus_task(folder, model, length=12)
+    assert not task.tokens.train.mask[:, 10:].any()
+    batch = build(task, 1, quick("dd").settings(1), "hard", Draws(0))(Draws(0))
+    assert batch.inputs["mask"].shape == (3, 12)  # type: ignore[call-overload,index,union-attr]
+    assert batch.inputs["mask"].all()  # type: ignore[call-overload,index,union-attr]
+
+
+def test_words_pass_gradients_straight_through(folder: Path) -> None:
+    task = token_corpus_task(folder, length=12)
+    settings = quick("dm-tokens").settings(1)
     words = word_samples(task, 1, settings, "hard", Draws(0))
     assert isinstance(words, Words)
+    assert int(words.mask.sum()) == 3 * 10
+    assert words.stored_bytes() == 3 * 10 + 3  # a byte for each token and each label, and none for padding
     weight = Draws(1).normal(*words.codes.shape)
     (gradient,) = torch.autograd.grad((words(Draws(0)).inputs["vectors"] * weight).sum(), words.codes)  # type: ignore[call-overload,index]
     ids = words.ids()
@@ -571,6 +595,8 @@ def test_reading_judges(task: TokenTask) -> None:
     average = AverageEncoder(task.encoder)
     points = average.encode(["bread soup", "bread", "[SEP]"]).points
     torch.testing.assert_close(points.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
+    beside = average.encode(["bread soup", *["bread"] * 99]).points[0]
+    assert torch.equal(beside, points[0])  # other texts do not decide how much of a text is read
 
 
 def test_pictures_and_exports(task: TokenTask, tmp_path: Path) -> None:
