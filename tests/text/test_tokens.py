@@ -291,6 +291,8 @@ def test_unrolled_sets_are_judged_by_their_own_steps(task: TokenTask, unrolled: 
     slower = {**result.learned, "inner_lr": result.learned["inner_lr"] / 50}
     still = task.evaluate(result.batch, "textcnn", Draws(0), 4, slower).values["accuracy"]
     assert statistics.fmean(learned) > statistics.fmean(still) + 0.05
+    validated = [task.validate(result.batch, Draws(0), values) for values in (result.learned, slower)]
+    assert validated[0] > validated[1]
     other = task.evaluate(result.batch, "bigru", Draws(0), 1, slower)  # another network's steps are its own
     assert other.values == task.evaluate(result.batch, "bigru", Draws(0), 1, {}).values
 
@@ -349,6 +351,20 @@ def test_the_task_tells_for_how_many_epochs_judges_train(folder: Path, judge: st
     for samples in (6, None):
         assert trained_by(task, judge, samples).epochs == task.describe_judge(judge).epochs(samples)
     assert task.describe_judge("read-alone").epochs(6) is None
+    assert task.describe_judge(judge).epochs(6) == (40 if judge == "transformer" else 300)  # one update an epoch
+    assert task.describe_judge(judge).epochs(10**6) == 2
+
+
+def test_texts_of_any_length_are_read_whole_and_predicted_in_their_order(
+    task: TokenTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_judges, "QUERY_CHUNK", 4)
+    words = [text.split() for text in task.data.train.texts[::5]]
+    tokens = task.vocabulary.tokenize([" ".join(own[: 1 + row % 8]) for row, own in enumerate(words)], task.length)
+    state = task.init(Draws(0))
+    expected = task.predict(state, task.look_up(tokens.ids, tokens.mask))[0].argmax(1)
+    assert len(expected.unique()) > 1
+    assert torch.equal(task._judge("textcnn", {}).predict(state, tokens), expected)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -357,6 +373,10 @@ def test_every_network_keeps_its_own_rate_for_other_epochs(folder: Path) -> None
     found = {judge: trained_by(task, judge, 6) for judge in ("textcnn", "transformer")}
     assert {(protocol.epochs, protocol.batch) for protocol in found.values()} == {(3, 5)}
     assert {judge: protocol.lr for judge, protocol in found.items()} == {"textcnn": 2e-3, "transformer": 3e-5}
+    assert {judge: protocol.faster for judge, protocol in found.items()} == {
+        "textcnn": (),
+        "transformer": (("head.", 100.0),),
+    }
     own = FitProtocol(epochs=4, lr=0.5, optimizer="sgd", batch=None)
     for options, expected in (
         ({"judge_epochs": None}, own),
@@ -391,6 +411,7 @@ def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
     assert transformer.evaluate(result.batch, "transformer", Draws(0), 1, result.learned).values["accuracy"][0] > 0
     assert "labels" in method.settings(1).optimizers
     assert result.label == "soft"
+    transformer.loss(transformer.init(Draws(0)), result.batch)
     assert transformer.model._captured == {}  # no graph stays alive
     with pytest.raises(ConfigError, match="labels of attention are learned with those of the classes"):
         distill(transformer, method, ipc=1, label="teacher")
@@ -635,6 +656,9 @@ def test_sets_of_another_vocabulary_or_space_are_refused(task: TokenTask, tmp_pa
     deeper = token_corpus_task(tmp_path / "deeper", length=task.length)
     result = distill(task, quick("dm-tokens"), ipc=1)
     evaluate(elsewhere, result, n=1, baselines=())  # the same model in another folder is the same space
+    fewer = token_task(corpus(12, 20), model="textcnn", encoder=tmp_path / "other", length=task.length)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        evaluate(fewer, result, n=1)
     with pytest.raises(CheckpointError, match=r"fingerprint .* \(encoder '.*bert.*' there, '.*deeper' here\)"):
         evaluate(deeper, result, n=1)
 
@@ -664,11 +688,11 @@ def test_the_bilstm_has_the_gradient_of_finite_differences() -> None:
 
 
 class Averaging(nn.Module):
-    """A classifier of the mean token vector."""
+    """A classifier of the mean token vector, with dropout."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.head = nn.Linear(dim, 3)
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(dim, 3))
 
     def forward(self, inputs: Tensors) -> torch.Tensor:
         mask = inputs["mask"][..., None].float()
