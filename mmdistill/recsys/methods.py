@@ -88,10 +88,8 @@ class ChosenRidgeMatching(KernelRidgeMatching):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the loss of the ridge prediction, after rechoosing the ridge if it is due."""
         if network.step % self.every == 0:
-            task, batch = _recsys(network.task), flatten_classes(syn)
-            rows = batch._replace(inputs=task.rows(batch.inputs).detach())
             with uncounted():
-                ridge = task.chosen_ridge(rows)
+                ridge = _recsys(network.task).chosen_ridge(flatten_classes(syn))
             self.log_ridge.fill_(math.log(ranks.gathered(ridge)[0]))
         target = flatten_classes(real)
         if _recsys(network.task).rows(target.inputs).numel() > CHUNK_NUMBERS:

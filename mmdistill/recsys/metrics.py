@@ -220,7 +220,7 @@ class RankingProtocol:
         users = data.users_with(part)
         if not len(users):
             raise DataError(f"no user of {data.name} has {part} interactions to be judged on")
-        if self.max_users is not None and len(users) > self.max_users:
+        if self.max_users is not None:
             drawn = JUDGED.fold("users").permutation(len(users))[: self.max_users]
             users = np.sort(users[drawn.numpy()])
         return users

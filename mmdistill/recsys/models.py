@@ -115,8 +115,7 @@ class InfiniteAutoencoder(Recommender):
         self.ridges = tuple(ridges)
         self.together = max(1, FITTED_NUMBERS // max(self.rows.numel(), 1))
         with torch.no_grad():
-            blocks = [self.kernel.matrix(part, self.rows).double() for part in torch.split(self.rows, chunk)]
-        self.gram = torch.cat(blocks)
+            self.gram = torch.cat([self.kernel.matrix(part, self.rows) for part in torch.split(self.rows, chunk)])
 
     @torch.no_grad()
     def features(self, known: Tensor) -> Tensor:
@@ -164,7 +163,7 @@ class Ease(Recommender):
             self.gram = self.rows @ self.rows.T if self.dual else self.rows.T @ self.rows
             self.together = max(1, FITTED_NUMBERS // max(self.rows.numel(), 1)) if self.dual else 1
         elif gram is not None:
-            self.gram = gram.double()
+            self.gram = gram
         require_solvable(len(self.gram), "EASE", "users or items, whichever are fewer")
 
     def features(self, known: Tensor) -> Tensor:
@@ -204,7 +203,7 @@ class Popularity(Recommender):
 
     def fit(self, ridge: float) -> Fit:
         """Return the scoring function; nothing is fitted, and the ridge is not used."""
-        return lambda known, features: self.counts.to(known.dtype).expand_as(known).clone()
+        return lambda known, features: self.counts.to(known.dtype).expand_as(known)
 
 
 def require_solvable(size: int, name: str, unit: str) -> None:

@@ -196,7 +196,7 @@ class TextTask(TextClassification):
 
     def readable(self, inputs: Inputs) -> list[str]:
         """Return the training text nearest to each point, by cosine."""
-        similarity = F.normalize(self.points(inputs), dim=1) @ F.normalize(self.train.inputs, dim=1).T
+        similarity = self.points(inputs) @ F.normalize(self.train.inputs, dim=1).T
         return [self.data.train.texts[index] for index in similarity.argmax(1).tolist()]
 
     def _predict_solved(self, batch: Batch, judge: str) -> tuple[Tensor, list[str]]:

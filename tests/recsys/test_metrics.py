@@ -150,11 +150,13 @@ def test_negatives_and_candidates_of_every_chunk_and_repeat_are_drawn_apart(inte
         paths.append((draws.path, place))
         return sample_negatives(taken, count, draws, place)
 
+    monkeypatch.setattr(metrics, "CHUNK_NUMBERS", 21 * interactions.num_items)  # so users come in blocks of 21
+
     monkeypatch.setattr(metrics, "sample_negatives", watched)
-    protocol = RankingProtocol(ks=(5,), negatives=5, candidates=5, chunk=7)
+    protocol = RankingProtocol(ks=(5,), negatives=5, candidates=5, chunk=14)
     protocol.evaluate(lambda known: 1 - known, interactions, "test", Draws(0), repeats=2)
-    chunks = -(-len(protocol.users(interactions, "test")) // 7)
-    assert chunks > 1
+    assert len(protocol.users(interactions, "test")) == 11 * 21 + 9
+    chunks = 11 * 2 + 1
     assert len(paths) == len(set(paths)) == 3 * chunks  # one of candidates and two repeats of negatives each
 
 
@@ -168,6 +170,7 @@ def test_a_sample_of_users_can_be_judged(interactions):
     protocol = RankingProtocol(max_users=20)
     users = protocol.users(interactions, "test")
     assert len(set(users)) == 20
+    assert users.tolist() != interactions.users_with("test")[:20].tolist()
     assert (users == protocol.users(interactions, "test")).all()
 
 

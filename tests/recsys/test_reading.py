@@ -316,6 +316,8 @@ def test_later_interactions_have_lower_ranks_and_equal_ones_keep_their_order():
         for row, (user, own) in enumerate(zip(users, late, strict=True))
     ]
     assert _ranks(users, late).tolist() == wanted
+    in_order = sorted(range(200), key=lambda row: late[row])  # which keeps equal ones in place
+    assert by_time(pd.DataFrame({"time": late}), "t").index.tolist() == in_order
 
 
 PLACES = {"user_column": 0, "item_column": 1, "rating_column": 2, "time_column": 3}

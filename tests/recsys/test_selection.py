@@ -36,6 +36,13 @@ def test_users_are_embedded_once_for_all_selections(interactions, monkeypatch):
     assert len(made) == 1
 
 
+def test_users_are_as_near_as_the_cosine_of_their_rows():
+    rows = np.tile(np.tri(4, 9, dtype=np.float32), (2, 1))  # of rank 4, which the decomposition holds whole
+    found = embed_users(sparse.csr_array(rows), 7)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(found @ found.T, unit @ unit.T, atol=1e-5)
+
+
 def test_head_users_have_the_most_interactions(interactions):
     rows = select_users(interactions, "head", 7, points(interactions), Draws(0))
     lengths = np.sort(interactions.lengths("train"))[::-1]
@@ -51,6 +58,7 @@ def test_cluster_means_are_means_of_a_partition(interactions):
     sizes = np.linalg.lstsq(rows.numpy().T.astype(np.float64), train.sum(0), rcond=None)[0]
     np.testing.assert_allclose(sizes, np.round(sizes), atol=1e-2)
     assert round(sizes.sum()) == interactions.num_users
+    assert not torch.equal(rows, cluster_means(interactions, 5, points(interactions)(), Draws(1)))
 
 
 def test_the_proxy_finds_users_of_random_taste_hard(interactions):

@@ -60,12 +60,14 @@ def test_the_gradient_of_sampled_rows_is_that_of_autograd():
 
 def test_draws_made_in_parts_and_made_again_change_nothing(monkeypatch):
     monkeypatch.setattr(synthetic, "CHUNK_NUMBERS", 2 * 60)
-    found = {}
+    found, made, draw = {}, [], synthetic._draw
+    monkeypatch.setattr(synthetic, "_draw", lambda *options: made.append(kept) or draw(*options))
     for kept in (0, 130, 10**9):  # none, the first part, all
         monkeypatch.setattr(synthetic, "KEPT_NUMBERS", kept)
         p = prior("sampled", interactions_per_user=5, temperature=0.7)
         rows = p(Draws(1)).inputs
         found[kept] = rows.detach(), torch.autograd.grad(rows.square().sum(), [p.logits])[0]
+    assert [made.count(kept) for kept in found] == [6, 5, 3]
     for rows, gradient in found.values():
         torch.testing.assert_close(rows, found[0][0])
         torch.testing.assert_close(gradient, found[0][1])
@@ -114,6 +116,10 @@ def test_penalty_is_the_relative_mean_mass():
     assert prior("mean-field").penalty(lambda inputs: (), torch.empty(0)) is None
     p = prior("mean-field", interactions_per_user=3, temperature=50.0, mass_penalty=0.5, real_mass=6.0)
     assert p.penalty(lambda inputs: (), torch.empty(0)).item() == pytest.approx(0.25)
+    sampled = prior("sampled", interactions_per_user=7, temperature=0.5, mass_penalty=0.5, real_mass=6.0)
+    mean_field = prior("mean-field", interactions_per_user=7, temperature=0.5)(Draws(0)).inputs
+    expected = 0.5 * mean_field.detach().sum(1).mean().item() / 6
+    assert sampled.penalty(lambda inputs: (), torch.empty(0)).item() == pytest.approx(expected)
 
 
 def test_chances_are_given_back_but_for_the_rarest_and_every_one_gets_a_gradient():

@@ -64,9 +64,10 @@ def test_conformance_of_a_users_own_network(interactions):
     check_task(task)
     state = task.init(Draws(0))
     real = task.sample_real(Draws(0), None, 6)
+    real = real._replace(targets=real.inputs.flip(0), weight=torch.arange(6.0))
     assert task.features(state, real.inputs)[-1].shape == (6, 7)
     logits, _ = task.predict(state, real.inputs)
-    expected = -(real.targets * torch.log_softmax(logits, 1)).sum(1).mean()
+    expected = -(real.targets * torch.log_softmax(logits, 1)).sum(1) @ real.weight / 15
     assert task.loss(state, real).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -84,12 +85,15 @@ def test_the_infinite_network_has_no_parameters(task):
     state = task.init(Draws(0))
     assert state.params == {}
     real = task.sample_real(Draws(0), None, 6)
+    assert not task.predict(state, real.inputs)[0].any()
     uniform = real.targets.sum(1).mean() * np.log(task.data.num_items)
     assert task.loss(state, real).item() == pytest.approx(uniform.item(), rel=1e-5)
 
 
 def test_at_most_all_users_are_drawn(task):
-    assert len(task.sample_real(Draws(0), None, 10_000).weight) == task.data.num_users
+    everyone = task.sample_real(Draws(0), None, 10_000)
+    assert len(everyone.weight) == task.data.num_users
+    assert torch.equal(everyone.inputs.sum(0), task.data.item_counts())  # each of them once
 
 
 def test_real_users_stay_on_another_device_where_they_fit(interactions, monkeypatch):
@@ -243,12 +247,12 @@ def test_the_depth_of_the_inner_model_is_the_tasks(interactions):
     one, two = (recsys_task(interactions, model=name) for name in ("infinite", "infinite-d2"))
     key = Draws(2)
     syn, real = one.select(torch.arange(6)), one.sample_real(key, None, 20)
-    objective = learned_ridge(1.0)()
+    objective = learned_ridge(2.0)()
     losses = [objective(Network(task, task.init(key)), syn, real, key).item() for task in (one, two)]
-    fixed = KernelRidgeMatching(FullyConnectedKernel(depth=2), 1.0, loss=multinomial)
+    fixed = KernelRidgeMatching(FullyConnectedKernel(depth=2), 2.0, loss=multinomial)
     assert losses[1] == pytest.approx(fixed(Network(one, one.init(key)), syn, real, key).item())
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
-    assert two.judge(syn, "inf-ae").kernel.depth == 2
+    assert two.judge(syn, "inf-ae").kernel.depth == two.judge(None, "inf-ae").kernel.depth == 2
     with pytest.raises(ConfigError, match="belongs to interactions"):
         objective.check(BlobTask())
 
@@ -269,6 +273,7 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
     objective = METHODS["distill-cf"].make_objective(Settings(steps=9, validate_every=every))
     assert isinstance(objective, ChosenRidgeMatching)
     assert not objective.steady
+    assert METHODS["distill-cf"].make_objective(Settings(steps=9)).every == 9
     syn, other, real = (task.select(torch.arange(start, start + 8)) for start in (0, 8, 16))
     network = Network(task, task.init(key))
 
@@ -507,6 +512,8 @@ def test_factorisation_says_that_it_reads_weighted_users_as_binary_ones(task):
         notes = task.evaluate(Batch(rows, None, torch.ones(6)), "als", Draws(0), 1, {}).notes
         assert any("als reads binary rows" in note for note in notes) == said
     assert not any("binary rows" in note for note in task.evaluate(None, "als", Draws(0), 1, {}).notes)
+    first, other = (task.judge(task.select(torch.arange(6)), "als", Draws(seed)).options for seed in (0, 1))
+    assert first["random_state"] != other["random_state"]
 
 
 def test_describe_carries_the_item_ids(task):

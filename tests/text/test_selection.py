@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmdistill.allocation import allocate
 from mmdistill.coresets import coreset
@@ -35,7 +36,9 @@ def test_selected_texts_are_real_and_beat_random_ones() -> None:
     task = small_task()
     result = distill(task, "select", ipc=3)
     assert isinstance(result.batch.inputs, torch.Tensor)
-    assert all((row == task.train.inputs).all(1).any() for row in result.batch.inputs)
+    points, labels = task.train.inputs, task.train.labels
+    chosen = greedy_ridge(points @ points.T, centred_targets(labels, 3), labels, torch.tensor([3, 3, 3]))
+    assert torch.equal(result.batch.inputs, points[chosen])
     assert result.stored_bytes == selection(task, "herding", ipc=3).stored_bytes
     assert result.batch.targets.tolist() == [0] * 3 + [1] * 3 + [2] * 3  # type: ignore[union-attr]
     own = task.evaluate(result.batch, "read-tfidf", Draws(0), 1, {}).values["accuracy"][0]
@@ -65,12 +68,21 @@ def test_only_texts_that_are_left_are_chosen_where_no_gain_is_finite() -> None:
     assert found.sort().values.tolist() == [2, 3]
 
 
-def test_a_large_set_is_thinned_by_class(monkeypatch: object) -> None:
+def test_a_large_set_is_thinned_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
     import mmdistill.text.selection as module
 
     task: TextTask = small_task()
-    monkeypatch.setattr(module, "MOST", 30)  # type: ignore[attr-defined]
-    assert len(selected_texts(task, 2, Settings(0), Draws(0))(Draws(0)).weight) == 6
+    pools = []
+
+    def watched(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+        pools.append(labels.bincount().tolist())
+        return greedy_ridge(kernel, targets, labels, counts)
+
+    monkeypatch.setattr(module, "MOST", 30)
+    monkeypatch.setattr(module, "greedy_ridge", watched)
+    for budget in (2, 12):
+        assert len(selected_texts(task, budget, Settings(0), Draws(0))(Draws(0)).weight) == 3 * budget
+    assert pools == [[10, 10, 10], [12, 12, 12]]  # of 60 texts of each class
 
 
 def require_centroids_of_the_method(task: TextTask, ipc: int) -> None:

@@ -22,6 +22,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.expert_recipe import ExpertRecipe, identity
 from mmdistill.networks.fit_protocol import FitProtocol
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
@@ -383,12 +384,13 @@ def test_knn_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(knn_scores(points, labels, queries, 4, 0.3), found)
 
 
-@pytest.mark.parametrize("judge", ["knn", "logreg"])
+@pytest.mark.parametrize("judge", ["knn", "logreg", "ridge"])
 def test_the_heavier_of_two_equal_points_decides(task: TextTask, judge: str) -> None:
     points = task.train.inputs[:1].expand(2, -1)
+    near = task.test.inputs @ points[0] > 0  # ridge regression has no bias: the others' scores turn round
     for weight, heavier in (([1.0, 5.0], 1), ([5.0, 1.0], 0)):
         found, _ = task._predict_solved(Batch(points, torch.tensor([0, 1]), torch.tensor(weight)), judge)
-        assert (found == heavier).all()
+        assert (found[0, near] == heavier).all()
 
 
 def test_ridge_is_the_stationary_point() -> None:
@@ -426,10 +428,14 @@ def test_judges_train_by_cross_entropy_on_probabilities_and_by_the_squared_error
     for targets, losses in zip((batch.targets, scores), expected, strict=True):
         loss = judge_loss(task.model, one_tensor, targets)
         assert torch.allclose(loss(state, batch._replace(targets=targets), {})[0], weighted_mean(losses, batch.weight))
+    module = FunctionalModule(own_networks(task.dim)["batch norm"])
+    _, buffers = judge_loss(module, one_tensor, batch.targets)(module.init(Draws(0)), batch, {})
+    assert buffers["0.num_batches_tracked"] == 1  # as networks do in training
 
 
 def test_scores_become_probabilities() -> None:
     scores = torch.tensor([[0.5, -0.2, -0.3], [-1.0, -1.0, 2.0]])
+    assert not distributions(torch.full((1, 3), -1.0), 3).any()  # nothing is left of scores that are all so low
     found = distributions(scores, 3)
     torch.testing.assert_close(found, torch.tensor([[5 / 6, 2 / 15, 1 / 30], [0.0, 0.0, 1.0]]))
     torch.testing.assert_close(distributions(found, 3), found)
@@ -537,18 +543,20 @@ def own_networks(dim: int) -> dict[str, Callable[[], nn.Module]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["batch norm", "dropout", "recurrent"])
-def test_any_network_of_the_users_distils_and_judges_alike_each_time(kind: str) -> None:
-    task = small_task(model=own_networks(small_task().dim)[kind], judge_epochs=2)
+@pytest.mark.parametrize(("kind", "epochs"), [("batch norm", 2), ("dropout", 60), ("recurrent", 2)])
+def test_any_network_of_the_users_distils_and_judges_alike_each_time(kind: str, epochs: int) -> None:
+    task = small_task(model=own_networks(small_task().dim)[kind], judge_epochs=epochs)
     settings = {"steps": 2, "real_batch": 8, "classes_at_once": 1}
     found = []
     for waste in (0, 3):
         torch.rand(waste)  # the global generator moves
         made = distill(task, "dc", ipc=2, settings=settings)
         entry = evaluate(task, made, n=2, judges=["model"], baselines=[]).headline()
-        found.append((made.batch.inputs, entry.mean, entry.sd))
+        predicted = task._predict_trained(task.select(torch.arange(0, 180, 30)), "model", task.test.inputs, Draws(0), 2)
+        found.append((made.batch.inputs, predicted, entry.mean, entry.sd))
     assert torch.equal(found[0][0], found[1][0])  # type: ignore[arg-type]
-    assert found[0][1:] == found[1][1:]
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][2:] == found[1][2:]
 
 
 def test_a_network_that_takes_one_class_at_a_time_is_told_apart() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from mmdistill.networks.schedules import sgd_step
 from mmdistill.networks.teacher import soft_labels
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.kernel_ridge import KernelRidgeMatching
+from mmdistill.parameterizations.raw import Raw
 from mmdistill.registry import get_domain, get_method, method_names
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors, one_tensor
@@ -35,7 +37,7 @@ from mmdistill.text.token_methods import TOKEN_METHODS, EncodedRidgeMatching
 from mmdistill.text.token_models import INPUT_SCALE, Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
 from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, in_model_units, load_vocabulary
-from mmdistill.text.words import Words, as_token_task, word_samples
+from mmdistill.text.words import Words, as_token_task, attended_samples, token_samples, word_samples
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task, tiny_transformer, token_corpus_task
 from tests.toys import held
@@ -66,9 +68,11 @@ def quick(name: str, **changes: object) -> Method:
     return TOKEN_METHODS[name].with_settings(**{"steps": 2, "real_batch": 8, "init": "real", **changes})
 
 
-@pytest.mark.parametrize("model", ["textcnn", "bigru", "transformer"])
-def test_conformance(folder: Path, model: str) -> None:
-    check_task(token_corpus_task(folder, model, length=7, judge_epochs=2), judge=model)
+@pytest.mark.parametrize(("model", "features"), [("textcnn", 3 * 8), ("bigru", 2 * 8), ("transformer", 16)])
+def test_conformance(folder: Path, model: str, features: int) -> None:
+    task = token_corpus_task(folder, model, length=7, judge_epochs=2)
+    check_task(task, judge=model)
+    assert task.features(task.init(Draws(0)), task.select(torch.arange(4)).inputs)[-1].shape == (4, features)
 
 
 def test_vectors_are_the_standardised_input_embeddings(folder: Path, vocabulary: Vocabulary) -> None:
@@ -76,6 +80,7 @@ def test_vectors_are_the_standardised_input_embeddings(folder: Path, vocabulary:
     assert float(vocabulary.vectors.mean(0).abs().max()) < 1e-5
     assert float(vocabulary.vectors.square().mean()) == pytest.approx(1.0, rel=1e-5)
     torch.testing.assert_close(in_model_units(vocabulary.vectors, vocabulary.scale, vocabulary.mean), table)
+    torch.testing.assert_close(vocabulary.in_own_units(table), vocabulary.vectors)
 
 
 def test_tokens_are_cut_counted_and_masked(vocabulary: Vocabulary) -> None:
@@ -94,6 +99,7 @@ def test_the_default_length_holds_95_percent_whole(vocabulary: Vocabulary) -> No
     tokens = vocabulary.tokenize(texts)
     assert tokens.ids.shape[1] == 3
     assert tokens.truncated == 3
+    assert vocabulary.tokenize(["bread"] * 9 + ["bread soup"]).ids.shape[1] == 4
     assert vocabulary.tokenize(["bread " * 500]).ids.shape[1] == 128
 
 
@@ -208,6 +214,8 @@ def test_each_network_has_the_pretrained_body_and_a_head_of_its_own(transformer:
     for name, tensor in one.params.items():
         same = torch.equal(tensor, other.params[name])
         assert same == (name != "head.weight"), name
+    assert float(one.params["head.weight"].std()) == pytest.approx(0.02, rel=0.3)
+    assert not one.params["head.bias"].any()
     real = transformer.sample_real(Draws(0), None, 8)
     assert isinstance(real, Batch)
     sgd_step(transformer, one, {}, real, 0.5, 0.0, Draws(0))
@@ -245,6 +253,10 @@ def test_any_sequence_classifier_can_be_distilled_with(folder: Path) -> None:
                 vocabulary,
             )
 
+    whole, tokens = load(), vocabulary.tokenize(["bread soup", "the star was very good"], 9)
+    expected = whole.model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).logits  # type: ignore[operator]
+    vectors = vocabulary.vectors[tokens.ids] * tokens.mask[..., None]
+    torch.testing.assert_close(whole({"vectors": vectors, "mask": tokens.mask}), expected)
     module = PretrainedModule(load, head="model.classifier", features=("model.classifier",))
     task = token_task(corpus(12, 12), model=module, encoder=folder, length=6)
     one, other = task.init(Draws(0)), task.init(Draws(1))
@@ -279,6 +291,8 @@ def test_unrolled_sets_are_judged_by_their_own_steps(task: TokenTask, unrolled: 
     slower = {**result.learned, "inner_lr": result.learned["inner_lr"] / 50}
     still = task.evaluate(result.batch, "textcnn", Draws(0), 4, slower).values["accuracy"]
     assert statistics.fmean(learned) > statistics.fmean(still) + 0.05
+    validated = [task.validate(result.batch, Draws(0), values) for values in (result.learned, slower)]
+    assert validated[0] > validated[1]
     other = task.evaluate(result.batch, "bigru", Draws(0), 1, slower)  # another network's steps are its own
     assert other.values == task.evaluate(result.batch, "bigru", Draws(0), 1, {}).values
 
@@ -337,6 +351,20 @@ def test_the_task_tells_for_how_many_epochs_judges_train(folder: Path, judge: st
     for samples in (6, None):
         assert trained_by(task, judge, samples).epochs == task.describe_judge(judge).epochs(samples)
     assert task.describe_judge("read-alone").epochs(6) is None
+    assert task.describe_judge(judge).epochs(6) == (40 if judge == "transformer" else 300)  # one update an epoch
+    assert task.describe_judge(judge).epochs(10**6) == 2
+
+
+def test_texts_of_any_length_are_read_whole_and_predicted_in_their_order(
+    task: TokenTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_judges, "QUERY_CHUNK", 4)
+    words = [text.split() for text in task.data.train.texts[::5]]
+    tokens = task.vocabulary.tokenize([" ".join(own[: 1 + row % 8]) for row, own in enumerate(words)], task.length)
+    state = task.init(Draws(0))
+    expected = task.predict(state, task.look_up(tokens.ids, tokens.mask))[0].argmax(1)
+    assert len(expected.unique()) > 1
+    assert torch.equal(task._judge("textcnn", {}).predict(state, tokens), expected)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -345,6 +373,10 @@ def test_every_network_keeps_its_own_rate_for_other_epochs(folder: Path) -> None
     found = {judge: trained_by(task, judge, 6) for judge in ("textcnn", "transformer")}
     assert {(protocol.epochs, protocol.batch) for protocol in found.values()} == {(3, 5)}
     assert {judge: protocol.lr for judge, protocol in found.items()} == {"textcnn": 2e-3, "transformer": 3e-5}
+    assert {judge: protocol.faster for judge, protocol in found.items()} == {
+        "textcnn": (),
+        "transformer": (("head.", 100.0),),
+    }
     own = FitProtocol(epochs=4, lr=0.5, optimizer="sgd", batch=None)
     for options, expected in (
         ({"judge_epochs": None}, own),
@@ -379,6 +411,7 @@ def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
     assert transformer.evaluate(result.batch, "transformer", Draws(0), 1, result.learned).values["accuracy"][0] > 0
     assert "labels" in method.settings(1).optimizers
     assert result.label == "soft"
+    transformer.loss(transformer.init(Draws(0)), result.batch)
     assert transformer.model._captured == {}  # no graph stays alive
     with pytest.raises(ConfigError, match="labels of attention are learned with those of the classes"):
         distill(transformer, method, ipc=1, label="teacher")
@@ -533,10 +566,22 @@ def word_storage() -> object:
     return DOMAIN.parameterizations["words"]
 
 
-def test_words_pass_gradients_straight_through(task: TokenTask) -> None:
-    settings = dataclasses.replace(quick("dm-tokens").settings(1))
+@pytest.mark.parametrize(("build", "model"), [(token_samples, "textcnn"), (attended_samples, "transformer")])
+def test_vectors_after_a_texts_end_are_learned_too(folder: Path, build: Callable[..., Raw], model: str) -> None:
+    task = token_corpus_task(folder, model, length=12)
+    assert not task.tokens.train.mask[:, 10:].any()
+    batch = build(task, 1, quick("dd").settings(1), "hard", Draws(0))(Draws(0))
+    assert batch.inputs["mask"].shape == (3, 12)  # type: ignore[call-overload,index,union-attr]
+    assert batch.inputs["mask"].all()  # type: ignore[call-overload,index,union-attr]
+
+
+def test_words_pass_gradients_straight_through(folder: Path) -> None:
+    task = token_corpus_task(folder, length=12)
+    settings = quick("dm-tokens").settings(1)
     words = word_samples(task, 1, settings, "hard", Draws(0))
     assert isinstance(words, Words)
+    assert int(words.mask.sum()) == 3 * 10
+    assert words.stored_bytes() == 3 * 10 + 3  # a byte for each token and each label, and none for padding
     weight = Draws(1).normal(*words.codes.shape)
     (gradient,) = torch.autograd.grad((words(Draws(0)).inputs["vectors"] * weight).sum(), words.codes)  # type: ignore[call-overload,index]
     ids = words.ids()
@@ -564,10 +609,15 @@ def test_reading_judges(task: TokenTask) -> None:
     assert scores.values["accuracy"][0] > 0.5
     texts = [task.data.train.texts[i] for i in range(0, 90, 3)]
     assert isinstance(real.targets, torch.Tensor)
-    assert scores.values == Reader(task.data, task.device).score("read-tfidf", texts, real.targets, None).values
+    reader, weight = Reader(task.data, task.device), torch.linspace(0, 1, 30)
+    assert scores.values == reader.score("read-tfidf", texts, real.targets, None).values
+    weighted = task.evaluate(real._replace(weight=weight), "read-tfidf", Draws(0), 3, {}).values
+    assert weighted == reader.score("read-tfidf", texts, real.targets, weight).values != scores.values
     average = AverageEncoder(task.encoder)
     points = average.encode(["bread soup", "bread", "[SEP]"]).points
     torch.testing.assert_close(points.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
+    beside = average.encode(["bread soup", *["bread"] * 99]).points[0]
+    assert torch.equal(beside, points[0])  # other texts do not decide how much of a text is read
 
 
 def test_pictures_and_exports(task: TokenTask, tmp_path: Path) -> None:
@@ -606,6 +656,9 @@ def test_sets_of_another_vocabulary_or_space_are_refused(task: TokenTask, tmp_pa
     deeper = token_corpus_task(tmp_path / "deeper", length=task.length)
     result = distill(task, quick("dm-tokens"), ipc=1)
     evaluate(elsewhere, result, n=1, baselines=())  # the same model in another folder is the same space
+    fewer = token_task(corpus(12, 20), model="textcnn", encoder=tmp_path / "other", length=task.length)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        evaluate(fewer, result, n=1)
     with pytest.raises(CheckpointError, match=r"fingerprint .* \(encoder '.*bert.*' there, '.*deeper' here\)"):
         evaluate(deeper, result, n=1)
 
@@ -635,11 +688,11 @@ def test_the_bilstm_has_the_gradient_of_finite_differences() -> None:
 
 
 class Averaging(nn.Module):
-    """A classifier of the mean token vector."""
+    """A classifier of the mean token vector, with dropout."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.head = nn.Linear(dim, 3)
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(dim, 3))
 
     def forward(self, inputs: Tensors) -> torch.Tensor:
         mask = inputs["mask"][..., None].float()
