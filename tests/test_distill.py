@@ -346,6 +346,9 @@ def test_both_batches_of_a_step_are_augmented_alike() -> None:
     first, second = task.calls
     assert first == second
     assert first[1]
+    students = Recorded()
+    distill(students, method("dd", steps=1, augment=True, inner_steps=1), ipc=1)
+    assert [shared for _, shared in students.calls] == [False]  # which augment their samples themselves
 
 
 def test_groups_rest_outside_their_active_steps() -> None:

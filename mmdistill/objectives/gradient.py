@@ -239,20 +239,17 @@ class RealGradients:
     def __init__(self, network: Network, real: ClassBatch) -> None:
         self.network = network
         self.real = real
-        self.size = real.num_classes if real.dims != Dims(0, 0) else classes_at_once(network, real)
+        self.size = classes_at_once(network, real)
         self._whole: Tensors | None = None
 
     def __call__(self, rows: slice) -> Tensors:
         """Return the gradients of the classes ``rows``, which are consecutive."""
-        classes = self.real.num_classes
-        if self.size < classes and rows != slice(0, classes):
+        if self.size < self.real.num_classes:
             with torch.no_grad():
                 return class_gradients(self.network, self.real.part(rows.start, rows.stop))
         if self._whole is None:
             with torch.no_grad():
                 self._whole = class_gradients(self.network, self.real)
-        if rows == slice(0, classes):
-            return self._whole
         return {name: gradient[rows] for name, gradient in self._whole.items()}
 
     def mean(self, shares: Tensor | None) -> Tensors:
@@ -260,10 +257,8 @@ class RealGradients:
 
         If ``classes_at_once`` is set, it holds the gradients of so many classes at a time.
         """
-        classes, together = self.real.num_classes, self.size
-        if not self.network.classes_at_once:
-            together = max(MIN_CLASSES_AT_ONCE, self.size) if shares is None else classes
-        if classes <= together:
+        classes = self.real.num_classes
+        if classes <= (self.size if self.network.classes_at_once else max(MIN_CLASSES_AT_ONCE, self.size)):
             return _class_mean(self(slice(0, classes)), shares)
         sums: Tensors = {}
         for start in range(0, classes, self.size):

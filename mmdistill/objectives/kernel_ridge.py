@@ -119,19 +119,19 @@ def ridge_factor(kernel: Tensor, ridge: Tensor | float, scale: RidgeScale) -> Te
     return torch.where(info == 0, factor, torch.nan)
 
 
-def without_padding(k_ts: Tensor, k_ss: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return kernels and targets of a ridge system from which padding samples are decoupled.
+def without_padding(k_ss: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the kernel and targets of a ridge system from which padding samples are decoupled.
 
-    Each becomes an equation of its own with target 0, whose diagonal is the others' mean, so that lambda does not
-    change.
+    Each becomes an equation of its own with target 0, so its coefficient is 0. Its diagonal is the others' mean, so
+    that lambda does not change.
 
     Shapes:
-        k_ts ``(n_t, n)``, k_ss ``(n, n)``, targets ``(n, k)``, present ``(n,)`` bool; returns the first three.
+        k_ss ``(n, n)``, targets ``(n, k)``, present ``(n,)`` bool; returns the first two.
     """
     mask = present.to(k_ss)
     mean = (k_ss.diagonal() * mask).sum() / mask.sum()
     k_ss = k_ss * mask[:, None] * mask + torch.diag_embed((1 - mask) * mean)
-    return k_ts * mask.to(k_ts), k_ss, targets * mask.to(targets)[:, None]
+    return k_ss, targets * mask.to(targets)[:, None]
 
 
 RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]
@@ -289,7 +289,7 @@ class KernelRidgeMatching(Objective):
         k_ts, k_ss = self.kernel.grams(network, real.inputs, syn.inputs)
         targets = synthetic_targets(syn, network)
         if padded:
-            k_ts, k_ss, targets = without_padding(k_ts, k_ss, targets, syn.weight > 0)
+            k_ss, targets = without_padding(k_ss, targets, syn.weight > 0)
         system = RidgeSystem(k_ts, k_ss, targets, self.log_ridge.exp(), self.scale, real.inputs, syn.inputs)
         return self.loss(self.readout(system), real.targets, real.weight)
 

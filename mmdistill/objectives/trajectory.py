@@ -47,8 +47,6 @@ class Masking:
     def kept(self, ends: Ends) -> Ends:
         """Return the three trees without the masked parameters; their tensors must be in the order of depth."""
         masked = int(self.share * sum(tensor.numel() for tensor in ends.start.values()))
-        if not masked:
-            return ends
         if self.by == "depth":
             return Ends(*(without_first(tree, masked) for tree in ends))
         end, target, start = (torch.cat([tensor.flatten() for tensor in tree.values()]) for tree in ends)
@@ -173,10 +171,10 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
         end, target, start = self.ends(network, syn, draws)
         similar = {name: similarity(end[name].detach(), target[name]) >= self.threshold for name in end}
         any_similar = torch.stack([mask.any() for mask in similar.values()]).any()
-        weight = {name: (mask | ~any_similar).to(target[name].dtype) for name, mask in similar.items()}
+        kept = {name: mask | ~any_similar for name, mask in similar.items()}
 
         def masked(params: Tensors) -> Tensors:
-            return {name: weight[name] * tensor for name, tensor in params.items()}
+            return {name: kept[name] * tensor for name, tensor in params.items()}
 
         return normalised_distance(masked(end), masked(target), masked(start))
 

@@ -96,14 +96,21 @@ def test_trajectory_matching_takes_each_targets_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [True, False])
-def test_the_last_target_labels_an_average(tmp_path: Path, start: bool) -> None:
+def test_the_last_target_labels_an_average(tmp_path: Path, start: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     task = BlobTask()
     method = small("tesla", tmp_path, steps=3, ema=0.9, ema_start=start).labelled("teacher")
     distiller = Distiller(task, method, 2)
     run = distiller.start()
     for _ in range(3):
         run, _ = distiller.step(run)
+    ages, fetch = list[int](), ExpertTrajectories.fetch
+    monkeypatch.setattr(
+        ExpertTrajectories,
+        "fetch",
+        lambda own, task, state, key: ages.append(state.age) or fetch(own, task, state, key),
+    )
     found = distiller.result(run, "tesla", 0.0).batch
+    assert ages == [2]  # the last of three steps, by which the window of starts may have grown
     state = distiller.schedule.fetch(task, EMPTY, distiller.draws.fold("step", 2, "rank", 0).fold("network"))
     assert state.network is not None
     assert state.target is not None

@@ -1,13 +1,17 @@
 """IDC's distances and EGM's two levels of gradients, against their oracles."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import image_task
 from mmdistill.image.methods import METHODS
+from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import conv_absolute_error, conv_squared_error, row_cosine
 from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching, WarmUp
@@ -84,6 +88,22 @@ def test_matching_the_sum_over_classes_warms_up_class_by_class(task: BlobTask, n
     for step, age, expected in ((0, 0, by_class), (19, 2, by_class), (19, 3, summed), (20, 0, summed)):
         value = objective(network._replace(step=step, age=age), *sides, KEY)
         assert float(value) == pytest.approx(expected, rel=1e-12)
+
+
+def test_objectives_are_told_the_step_and_how_long_its_network_has_served() -> None:
+    told: list[tuple[int, int]] = []
+
+    class Told(GradientMatching):
+        def forward(self, network: Network, *others: Any) -> Tensor:
+            told.append((network.step, network.age))
+            return super().forward(network, *others)
+
+    method = replace(CORE_METHODS["dc"], objective=Told)
+    distiller = Distiller(BlobTask(), method.with_settings(real_batch=8, outer_steps=2, inner_steps=1), 1)
+    run = distiller.start()
+    for _ in range(4):
+        run, _ = distiller.step(run)
+    assert told == [(0, 0), (1, 1), (2, 0), (3, 1)]
 
 
 def test_an_augmentation_of_its_own_takes_the_place_of_the_task_s(task: BlobTask, network: Network) -> None:

@@ -255,6 +255,9 @@ def test_of_both_sides_no_more_gradients_are_there_than_of_a_part(
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert max(classes for _, classes in seen) == at_once
     assert sum(classes for graph, classes in seen if not graph) == 3  # the real side is taken once
+    with torch.no_grad():
+        plain = objective(network._replace(classes_at_once=at_once), syn, real, KEY)
+    torch.testing.assert_close(3 * plain, found[0][0], rtol=1e-9, atol=1e-12)
 
 
 def test_one_class_alone_is_held_beside_the_real_sides_gradients(

@@ -217,6 +217,8 @@ def test_the_prediction_is_the_same_from_whichever_side_it_is_solved(scale: Ridg
     expected = k_ts @ torch.linalg.inv(k_ss + amount * torch.eye(5).double()) @ goal
     system = RidgeSystem(k_ts, k_ss, goal, torch.tensor(0.3).double(), scale, real, syn)
     torch.testing.assert_close(ridge_prediction(system), expected)
+    single = system._replace(k_ts=k_ts.float(), k_ss=k_ss.float(), targets=goal.float())
+    torch.testing.assert_close(ridge_prediction(single), expected.float(), rtol=1e-3, atol=1e-3)
 
 
 def test_mixed_precision_lowers_the_real_side_alone_and_means_stay_in_float32() -> None:
