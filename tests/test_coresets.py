@@ -44,6 +44,8 @@ def test_shares_add_up_and_cover_every_class(sizes: list[int], extra: int) -> No
 def test_small_classes_keep_a_sample_where_shares_are_rounded() -> None:
     assert allocate(3, "nodes", torch.tensor([0] * 100 + [1, 2]), 3).tolist() == [1, 1, 1]
     assert allocate(5, "nodes", torch.tensor([0] * 100 + [1, 2, 3]), 4).tolist() == [2, 1, 1, 1]
+    labels = torch.tensor([0] * 60 + [1] * 37 + [2, 3, 4])  # exact: 3.6, 2.22 and thrice 0.06
+    assert allocate(6, "nodes", labels, 5).tolist() == [2, 1, 1, 1, 1]
 
 
 def test_the_largest_remainder_is_rounded_up() -> None:
@@ -274,10 +276,18 @@ def test_k_means_chooses_near_the_centroids_of_the_samples_own_class() -> None:
     assert sorted(chosen[1:].tolist()) in ([5, 8], [6, 8])
 
 
-def test_steps_of_a_short_training_see_samples_of_their_own() -> None:
+def test_a_short_training_takes_steps_of_sgd_with_samples_of_their_own() -> None:
     task = RecordedTask()
-    train_briefly(task, Draws(0), steps=3, batch=8)
+    trained = train_briefly(task, Draws(0), steps=3, batch=8)
     assert len({draws.path for draws in task.drawn}) == 3
+    state = task.init(Draws(0).fold("init"))
+    params = {name: tensor.clone().requires_grad_() for name, tensor in state.params.items()}
+    optimizer = torch.optim.SGD(params.values(), lr=0.01, momentum=0.9)
+    for draws, batch in [*task.losses]:
+        optimizer.zero_grad()
+        task.loss(state._replace(params=params), batch, train=True, draws=draws).backward()
+        optimizer.step()
+    torch.testing.assert_close(trained.params, params)
 
 
 def test_craig_is_greedy_facility_location_on_last_layer_gradients() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -320,8 +321,11 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     assert document["whole_bytes"] == BlobTask().describe().stored_bytes > document["budget"]["stored_bytes"]
     assert set(document["results"][0]) == {"judge", "metric", "mean", "sd", "n"}
     assert set(document["baselines"]) == {"random", "herding", "whole"}
-    costs = {"seconds", "setup_seconds", "compile_seconds", "seconds_per_step", "seconds_per_update"}
-    assert {"data", "method", *costs, "peak_memory_bytes", "device"} <= set(document)
+    assert (document["data"], document["method"], document["device"]) == ("blobs", "dm", result.device)
+    costs: dict[str, Any] = {"seconds": 9.0, "setup_seconds": 1.0, "compile_seconds": 2.0, "peak_memory_bytes": 5}
+    timed = metrics_document(BlobTask(), replace(result, **costs, inner_seconds=3.0, taken=3), found)
+    costs |= {"seconds_per_step": 2.0, "seconds_per_update": 1.0}
+    assert {name: timed[name] for name in costs} == costs
     # judging again adds judges and replaces equal entries
     other = [{"judge": "other", "metric": "accuracy", "mean": 0.1, "sd": 0.0, "n": 1}]
     previous = {**document, "results": other + document["results"]}
