@@ -117,17 +117,17 @@ def test_k_center_covers() -> None:
 
 
 def test_k_center_starts_at_the_mean_and_goes_on_to_the_farthest() -> None:
-    points, counts = Draws(4).normal(9, 2), [3, 2, 1]
+    points, labels, counts = Draws(4).normal(36, 2), LABELS.repeat(4), [8, 6, 3]
     expected = []
     for index, wanted in enumerate(counts):
-        members = [row for row, label in enumerate(LABELS.tolist()) if label == index]
+        members = [row for row, label in enumerate(labels.tolist()) if label == index]
         mean = points[members].mean(0)
         own = [min(members, key=lambda row, mean=mean: float((points[row] - mean).norm()))]  # type: ignore[misc]
         while len(own) < wanted:
             left = [row for row in members if row not in own]
             own.append(max(left, key=lambda row, own=own: min(float((points[row] - points[c]).norm()) for c in own)))  # type: ignore[misc]
         expected += own
-    assert k_center(points, LABELS, torch.tensor(counts)).tolist() == expected
+    assert k_center(points, labels, torch.tensor(counts)).tolist() == expected
 
 
 def test_k_means_gives_centroids_by_class() -> None:
