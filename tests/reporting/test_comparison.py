@@ -274,6 +274,8 @@ def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
     (other / "distilled.json").unlink()
     (row,) = rows_of([run, other])
     assert row.score.values == (0.8, 0.6)
+    (other / "config.yaml").write_text("data: digits\nsteps: 20\n")  # which no set records
+    assert len(rows_of([run, other])) == 2
 
 
 def test_files_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
