@@ -63,19 +63,27 @@ def test_results_stand_beside_their_baselines(result: DistilledSet) -> None:
 
 
 class Recorded(BlobTask):
-    """Notes what is judged, and with which key."""
+    """Notes what is judged, with which key, and what was learned with it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sets: list[Batch | None] = []
         self.keys: list[object] = []
+        self.learned: list[Mapping[str, Tensor]] = []
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
         self.sets.append(synthetic)
         self.keys.append(draws.path)
+        self.learned.append(learned)
         return super().evaluate(synthetic, judge, draws, n, learned)
+
+
+def test_what_was_learned_with_a_set_is_given_to_its_own_judges_alone(result: DistilledSet) -> None:
+    task, learned = Recorded(), {"inner_lr": torch.tensor(0.5)}
+    evaluate(task, replace(result, learned=learned), n=1)
+    assert task.learned == [learned, {}, {}, {}]
 
 
 def test_every_network_gets_a_random_subset_of_its_own(result: DistilledSet) -> None:

@@ -678,7 +678,7 @@ def test_a_papers_table_has_methods_as_rows_and_budgets_as_columns(tmp_path: Pat
 
 
 def test_equal_means_and_better_baselines_are_bold_too(tmp_path: Path) -> None:
-    runs = [changed(finished(tmp_path / name, 0.5), method=name, baselines={}) for name in "ab"]
+    runs = [changed(finished(tmp_path / name, 0.5), method=name, baselines={"whole": [ENTRY]}) for name in "ab"]
     tex = pivot(rows_of(runs)).latex()
     assert tex.count(r"\mathbf{50.0}") == 2
     assert "; runs: 1\n" in tex
