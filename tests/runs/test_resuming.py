@@ -233,6 +233,8 @@ def test_a_run_that_bursts_early_tells_what_it_left(tmp_path: Path) -> None:
         distill(Spoiled(), method("dm", steps=200), ipc=2, out=tmp_path)
     with pytest.raises(NonFiniteError, match="no checkpoint was written before"):
         distill(Spoiled(), method("dm"), ipc=2)
+    kept = keeper.Keeper(tmp_path, {}, 0, 0.0)
+    assert [step for step in range(1, 41) if kept.is_due(step, 60)] == [1, 2, 4, *range(6, 41, 6)]
     assert "step-00000000" not in [path.stem for path in (tmp_path / "checkpoints").iterdir()]
 
 
