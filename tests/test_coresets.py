@@ -44,6 +44,8 @@ def test_shares_add_up_and_cover_every_class(sizes: list[int], extra: int) -> No
 def test_small_classes_keep_a_sample_where_shares_are_rounded() -> None:
     assert allocate(3, "nodes", torch.tensor([0] * 100 + [1, 2]), 3).tolist() == [1, 1, 1]
     assert allocate(5, "nodes", torch.tensor([0] * 100 + [1, 2, 3]), 4).tolist() == [2, 1, 1, 1]
+    labels = torch.tensor([0] * 60 + [1] * 37 + [2, 3, 4])  # exact: 3.6, 2.22 and thrice 0.06
+    assert allocate(6, "nodes", labels, 5).tolist() == [2, 1, 1, 1, 1]
 
 
 def test_the_largest_remainder_is_rounded_up() -> None:
@@ -115,17 +117,17 @@ def test_k_center_covers() -> None:
 
 
 def test_k_center_starts_at_the_mean_and_goes_on_to_the_farthest() -> None:
-    points, counts = Draws(4).normal(9, 2), [3, 2, 1]
+    points, labels, counts = Draws(4).normal(36, 2), LABELS.repeat(4), [8, 6, 3]
     expected = []
     for index, wanted in enumerate(counts):
-        members = [row for row, label in enumerate(LABELS.tolist()) if label == index]
+        members = [row for row, label in enumerate(labels.tolist()) if label == index]
         mean = points[members].mean(0)
         own = [min(members, key=lambda row, mean=mean: float((points[row] - mean).norm()))]  # type: ignore[misc]
         while len(own) < wanted:
             left = [row for row in members if row not in own]
             own.append(max(left, key=lambda row, own=own: min(float((points[row] - points[c]).norm()) for c in own)))  # type: ignore[misc]
         expected += own
-    assert k_center(points, LABELS, torch.tensor(counts)).tolist() == expected
+    assert k_center(points, labels, torch.tensor(counts)).tolist() == expected
 
 
 def test_k_means_gives_centroids_by_class() -> None:
@@ -172,12 +174,14 @@ def test_a_rule_of_ones_own_gets_an_embedding_classes_counts_and_a_key(monkeypat
     task, counts, given = BlobTask(per_class=8), torch.tensor([2, 3, 1]), list[tuple[object, ...]]()
 
     def own(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
-        given.append((embedding.shape[0], labels, counts, draws))
+        given.append((embedding.shape, labels, counts, draws))
         return herding(embedding, labels, counts)
 
+    layers = task.features
+    monkeypatch.setattr(task, "features", lambda state, inputs: (inputs, *layers(state, inputs)))
     monkeypatch.setitem(RULES, "own", own)
     assert torch.equal(choose_samples(task, "own", counts, Draws(0)), choose_samples(task, "herding", counts, Draws(0)))
-    assert given == [(24, task.labels, counts, Draws(0))]
+    assert given == [((24, 8), task.labels, counts, Draws(0))]
     assert torch.equal(choose_start(task, "own", counts, Draws(0)), choose_start(task, "herding", counts, Draws(0)))
     assert Settings(1, init="own").init == "own"
     assert len(chosen_by("own", Draws(1).normal(9, 2), None, torch.tensor([4]), Draws(0))) == 4
@@ -277,10 +281,18 @@ def test_k_means_chooses_near_the_centroids_of_the_samples_own_class() -> None:
     assert sorted(chosen[1:].tolist()) in ([5, 8], [6, 8])
 
 
-def test_steps_of_a_short_training_see_samples_of_their_own() -> None:
+def test_a_short_training_takes_steps_of_sgd_with_samples_of_their_own() -> None:
     task = RecordedTask()
-    train_briefly(task, Draws(0), steps=3, batch=8)
+    trained = train_briefly(task, Draws(0), steps=3, batch=8)
     assert len({draws.path for draws in task.drawn}) == 3
+    state = task.init(Draws(0).fold("init"))
+    params = {name: tensor.clone().requires_grad_() for name, tensor in state.params.items()}
+    optimizer = torch.optim.SGD(params.values(), lr=0.01, momentum=0.9)
+    for draws, batch in [*task.losses]:
+        optimizer.zero_grad()
+        task.loss(state._replace(params=params), batch, train=True, draws=draws).backward()
+        optimizer.step()
+    torch.testing.assert_close(trained.params, params)
 
 
 def test_craig_is_greedy_facility_location_on_last_layer_gradients() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,19 +63,27 @@ def test_results_stand_beside_their_baselines(result: DistilledSet) -> None:
 
 
 class Recorded(BlobTask):
-    """Notes what is judged, and with which key."""
+    """Notes what is judged, with which key, and what was learned with it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sets: list[Batch | None] = []
         self.keys: list[object] = []
+        self.learned: list[Mapping[str, Tensor]] = []
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
         self.sets.append(synthetic)
         self.keys.append(draws.path)
+        self.learned.append(learned)
         return super().evaluate(synthetic, judge, draws, n, learned)
+
+
+def test_what_was_learned_with_a_set_is_given_to_its_own_judges_alone(result: DistilledSet) -> None:
+    task, learned = Recorded(), {"inner_lr": torch.tensor(0.5)}
+    evaluate(task, replace(result, learned=learned), n=1)
+    assert task.learned == [learned, {}, {}, {}]
 
 
 def test_every_network_gets_a_random_subset_of_its_own(result: DistilledSet) -> None:
@@ -320,8 +329,11 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     assert document["whole_bytes"] == BlobTask().describe().stored_bytes > document["budget"]["stored_bytes"]
     assert set(document["results"][0]) == {"judge", "metric", "mean", "sd", "n"}
     assert set(document["baselines"]) == {"random", "herding", "whole"}
-    costs = {"seconds", "setup_seconds", "compile_seconds", "seconds_per_step", "seconds_per_update"}
-    assert {"data", "method", *costs, "peak_memory_bytes", "device"} <= set(document)
+    assert (document["data"], document["method"], document["device"]) == ("blobs", "dm", result.device)
+    costs: dict[str, Any] = {"seconds": 9.0, "setup_seconds": 1.0, "compile_seconds": 2.0, "peak_memory_bytes": 5}
+    timed = metrics_document(BlobTask(), replace(result, **costs, inner_seconds=3.0, taken=3), found)
+    costs |= {"seconds_per_step": 2.0, "seconds_per_update": 1.0}
+    assert {name: timed[name] for name in costs} == costs
     # judging again adds judges and replaces equal entries
     other = [{"judge": "other", "metric": "accuracy", "mean": 0.1, "sd": 0.0, "n": 1}]
     previous = {**document, "results": other + document["results"]}

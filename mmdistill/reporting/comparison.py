@@ -285,10 +285,10 @@ def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
     first = runs[0]
     metrics, entry = first.metrics, first.entry
     baselines: dict[str, list[dict[str, Any]]] = {}
+    judged = (entry["judge"], entry["metric"])
     for run in runs:
         for name, entries in run.metrics["baselines"].items():
-            key = (run.entry["judge"], run.entry["metric"])
-            comparable = [baseline for baseline in entries if (baseline["judge"], baseline["metric"]) == key]
+            comparable = [baseline for baseline in entries if (baseline["judge"], baseline["metric"]) == judged]
             baselines.setdefault(name, []).extend(comparable)
     notes = dict.fromkeys(note for run in runs for note in run.entry.get("notes") or ())
     for name, entries in baselines.items():

@@ -219,6 +219,10 @@ def test_the_steps_of_repetitions_are_named(tmp_path: Path) -> None:
     document = json.loads((runs[1] / "distilled.json").read_text())
     (runs[1] / "distilled.json").write_text(json.dumps({**document, "steps": 1000}))  # the best of a validated run
     assert table(rows_of(runs))[1][column] == "10 to 1,000"
+    of_another_tool = json.loads((runs[2] / "distilled.json").read_text())
+    (runs[2] / "distilled.json").write_text(json.dumps({**of_another_tool, "steps": 0, "origin": "images.pt"}))
+    changed(runs[2], seconds=0.0)  # whose distillation is not known
+    assert table(rows_of(runs))[1][column : column + 2] == ["10 to 1,000", "3"]
     (runs[0] / "distilled.json").unlink()
     assert table(rows_of(runs[:1]))[1][column] == "-"
 
@@ -243,6 +247,8 @@ def test_folders_without_a_judged_run_are_skipped(tmp_path: Path, capsys: pytest
         f"skipped: {empty} (no run)",
         f"skipped: {file} (no run)",
     ]
+    assert main(["compare", str(tmp_path)]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")] == skipped[:3]
     assert main(["compare", *map(str, others)]) == 2
     assert f"no judged run to compare: {unjudged} (not judged; " in capsys.readouterr().err
 
@@ -261,8 +267,15 @@ def test_a_folder_of_runs_stands_for_them(tmp_path: Path, capsys: pytest.Capture
 def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     (tmp_path / "link").symlink_to(run)
+    (run / "distilled.json").unlink()  # without which nothing says its seed
     (row,) = rows_of([run, run, tmp_path / "link"])
     assert row.score.values == (0.8,)
+    other = finished(tmp_path / "b", 0.6)
+    (other / "distilled.json").unlink()
+    (row,) = rows_of([run, other])
+    assert row.score.values == (0.8, 0.6)
+    (other / "config.yaml").write_text("data: digits\nsteps: 20\n")  # which no set records
+    assert len(rows_of([run, other])) == 2
 
 
 def test_files_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,6 +420,8 @@ def test_runs_whose_samples_were_changed_otherwise_are_told_apart_by_number(tmp_
         of_data([run], "a", preprocessing={"encoder": "minilm", **({"augmentation": own} if own else {})})
     rows = rows_of(runs[:3])
     assert titles(rows) == ["dm", "dm (noise 0.1)", "dm (noise 2.0)"]
+    assert titles([rows[0], *[rows[2]] * 3]) == ["dm", *["dm (noise 2.0)"] * 3]  # most have it, but not all have any
+    assert titles([rows[1], rows[2]] * 3) == ["dm (noise 0.1)", "dm (noise 2.0)"] * 3  # no more than half
     assert len(rows_of(runs)) == 3
 
 
@@ -425,6 +440,9 @@ def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: 
     (runs[0] / "metrics.json").write_text(json.dumps({**tested, "tested_on": "x"}))  # the other one says nothing of it
     assert main(["compare", *map(str, runs[:2])]) == 0
     assert "held out" not in capsys.readouterr().out
+    changed(runs[1], tested_on="y")
+    assert main(["compare", *map(str, runs[:2])]) == 0
+    assert "held out" in capsys.readouterr().out
     of_data(runs, "abc")
     page, moved = (
         tmp_path / "page",
@@ -474,6 +492,12 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
     assert not repeated(judged_runs(runs)[0], None, None)
     names = titles(rows_of(runs))
     assert len(set(names)) == len(names)
+    configs = {run / "config.yaml": (run / "config.yaml").read_text() for run in runs}
+    for config in configs:
+        config.unlink()
+    assert len(rows_of(runs)) == len(set(fingerprints))  # made in Python, where a name says nothing of the data
+    for config, text in configs.items():
+        config.write_text(text)
     of_data(runs[:1], "a", num_train=7)  # whatever moves with the seed keeps its size
     assert next(len(row.score.values) for row in rows_of(runs)) == 1
 
@@ -609,6 +633,8 @@ def test_a_table_for_other_programs_has_all_digits(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8 + 0.0123456789 * seed, seed=seed) for seed in range(2)]
     plain = finished(tmp_path / "plain", 0.5, ipc=10)
     changed(plain, baselines={})
+    fewer = json.loads((runs[1] / "metrics.json").read_text())["results"][0]
+    changed(runs[1], results=[{**fewer, "n": 3}])
     found = pd.read_csv(write_csv(rows_of([*runs, plain]), tmp_path / "comparison.csv"))
     assert found["budget"].tolist() == [1, 10]
     first = found.iloc[0]
@@ -617,7 +643,7 @@ def test_a_table_for_other_programs_has_all_digits(tmp_path: Path) -> None:
     assert first["sd"] == pytest.approx(0.0123456789 / 2**0.5)
     assert first["random_mean"] == pytest.approx(0.7 + 0.0123456789 / 2)
     assert found["random_mean"].isna().tolist() == [False, True]
-    assert first[["runs", "networks", "judge", "metric"]].tolist() == [2, 5, "convnet", "accuracy"]
+    assert first[["runs", "networks", "judge", "metric"]].tolist() == [2, 3, "convnet", "accuracy"]
 
 
 def test_a_papers_table_has_methods_as_rows_and_budgets_as_columns(tmp_path: Path) -> None:
@@ -652,7 +678,7 @@ def test_a_papers_table_has_methods_as_rows_and_budgets_as_columns(tmp_path: Pat
 
 
 def test_equal_means_and_better_baselines_are_bold_too(tmp_path: Path) -> None:
-    runs = [changed(finished(tmp_path / name, 0.5), method=name, baselines={}) for name in "ab"]
+    runs = [changed(finished(tmp_path / name, 0.5), method=name, baselines={"whole": [ENTRY]}) for name in "ab"]
     tex = pivot(rows_of(runs)).latex()
     assert tex.count(r"\mathbf{50.0}") == 2
     assert "; runs: 1\n" in tex

@@ -225,8 +225,10 @@ def test_evaluate_judges_anew_and_others_find_that(tmp_path: Path, judged: Judge
     assert main(run) == 0
     assert main(run) == 0
     assert judged == ["random", "random"]
-    distil(tmp_path / "b", "--baselines", "random")
-    assert judged == ["random", "random"]
+    first = json.loads((tmp_path / "a" / "metrics.json").read_text())["baselines"]
+    assert main([*run, "--seed", "1"]) == 0  # whose scores are none of a run of another seed
+    assert distil(tmp_path / "b", "--baselines", "random") == first
+    assert judged == ["random", "random", "random"]
 
 
 def test_data_of_the_same_numbers_that_are_prepared_otherwise_share_nothing(tmp_path: Path, judged: Judged) -> None:

@@ -74,10 +74,15 @@ def test_optimizer_and_label_state_resume_too(tmp_path: Path) -> None:
 
 def test_a_resumed_run_counts_the_seconds_before_it(tmp_path: Path) -> None:
     distill(BlobTask(), method("dm"), ipc=1, out=tmp_path)
-    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    save_tree(newest, load_tree(newest) | {"seconds": 1000.0})
+    older, newest = sorted((tmp_path / "checkpoints").iterdir())
+    newest.unlink()
+    tree = load_tree(older)
+    run = {**tree["run"], "setup_seconds": 300.0, "compile_seconds": 200.0}
+    save_tree(older, {**tree, "run": run, "seconds": 1000.0})
     resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True)
     assert 1000 < resumed.seconds < 1100
+    assert 300 < resumed.setup_seconds < 400
+    assert resumed.compile_seconds == 200
 
 
 def test_resuming_what_is_finished_tells_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +233,8 @@ def test_a_run_that_bursts_early_tells_what_it_left(tmp_path: Path) -> None:
         distill(Spoiled(), method("dm", steps=200), ipc=2, out=tmp_path)
     with pytest.raises(NonFiniteError, match="no checkpoint was written before"):
         distill(Spoiled(), method("dm"), ipc=2)
+    kept = keeper.Keeper(tmp_path, {}, 0, 0.0)
+    assert [step for step in range(1, 41) if kept.is_due(step, 60)] == [1, 2, 4, *range(6, 41, 6)]
     assert "step-00000000" not in [path.stem for path in (tmp_path / "checkpoints").iterdir()]
 
 

@@ -127,6 +127,19 @@ def test_what_is_left_of_a_set_that_is_gone_is_not_taken_over(tmp_path: Path) ->
     assert json.loads((tmp_path / METRICS).read_text())["baselines"] == {}
 
 
+def test_results_on_other_test_data_are_replaced(tmp_path: Path) -> None:
+    class Tested(BlobTask):
+        def describe(self) -> TaskInfo:
+            return replace(super().describe(), test_fingerprint=fingerprint)
+
+    found = made()
+    for fingerprint, baseline, kept in (("a", "random", []), ("a", "whole", ["random"]), ("b", "herding", [])):
+        save_evaluation(Tested(), found, evaluate(Tested(), found, n=1, baselines=[baseline]), tmp_path)
+        metrics = json.loads((tmp_path / METRICS).read_text())
+        assert metrics["tested_on"] == fingerprint
+        assert list(metrics["baselines"]) == [*kept, baseline]
+
+
 def test_another_sets_folder_and_what_is_no_result_are_refused(tmp_path: Path) -> None:
     task, found, other = BlobTask(), made(tmp_path / "one"), made(seed=1)
     evaluation = evaluate(task, other, n=1, baselines=())
