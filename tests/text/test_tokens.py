@@ -582,6 +582,7 @@ def test_words_pass_gradients_straight_through(folder: Path) -> None:
     assert isinstance(words, Words)
     assert int(words.mask.sum()) == 3 * 10
     assert words.stored_bytes() == 3 * 10 + 3  # a byte for each token and each label, and none for padding
+    assert not words(Draws(0)).inputs["vectors"][~words.mask].any()  # type: ignore[call-overload,index]
     weight = Draws(1).normal(*words.codes.shape)
     (gradient,) = torch.autograd.grad((words(Draws(0)).inputs["vectors"] * weight).sum(), words.codes)  # type: ignore[call-overload,index]
     ids = words.ids()
