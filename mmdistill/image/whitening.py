@@ -111,7 +111,7 @@ def whitening_matrix(covariance: Tensor, ridge: float, samples: int | None = Non
         samples: the number of images; if below d, directions without variance are left unscaled.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    roots = (values + ridge).sqrt()
+    roots = (values.clamp_min(0) + ridge).sqrt()
     if samples is not None and samples < len(roots):
         # Rounding decides which eigenvectors eigh returns in the null space, so all its directions are treated alike.
         # The rank may be below the number of samples: a mean was subtracted, or pixels are constant.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
@@ -104,7 +105,8 @@ def perturbed(params: Tensors, strengths: Sequence[float], draws: Draws) -> Tens
         norms, total = weight.flatten(1).norm(dim=1), weight
         for index, strength in enumerate(strengths):
             direction = draws.fold(name, index).normal(*weight.shape).to(weight.dtype).flatten(1)
-            scale = strength * norms / direction.norm(dim=1)
+            lengths = direction.norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)  # a single weight may draw 0
+            scale = strength * norms / lengths
             total = total + (scale[:, None] * direction).view_as(weight)
         return total
 

@@ -203,7 +203,7 @@ class Popularity(Recommender):
 
     def fit(self, ridge: float) -> Fit:
         """Return the scoring function; nothing is fitted, and the ridge is not used."""
-        return lambda known, features: self.counts.to(known.dtype).expand_as(known)
+        return lambda known, features: self.counts.to(known.dtype).repeat(len(known), 1)
 
 
 def require_solvable(size: int, name: str, unit: str) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from mmdistill import graph_task
 from mmdistill.distiller import Distiller
 from mmdistill.execution.compilation import (
     CACHE_VARIABLE,
@@ -33,8 +32,6 @@ from mmdistill.execution.compilation import (
     uncounted,
 )
 from mmdistill.execution.isolation import own_state
-from mmdistill.graph.ridge import PropagatedRidge
-from mmdistill.graph.teacher import TeacherRecipe
 from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runs.stepper import Stepper
@@ -257,18 +254,6 @@ def test_operations_count_products_and_leave_the_run_alone() -> None:
     assert run.step == 0
     assert all(torch.equal(a, b) for a, b in zip(before, run.parameterization.parameters(), strict=True))
     assert operations(lambda: torch.ones(3, 4) @ torch.ones(4, 5))[1] == 2 * 3 * 4 * 5
-
-
-def test_what_a_run_does_once_is_no_operation_of_a_step() -> None:
-    fields = {"x": torch.eye(40), "edge_index": torch.stack([torch.arange(39), torch.arange(1, 40)])}
-    masks = {"train_mask": torch.arange(40) < 4, "val_mask": torch.arange(40) == 4, "test_mask": torch.arange(40) > 4}
-    task = graph_task({**fields, **masks, "y": torch.arange(40) % 2})
-    distiller = Distiller(task, get_method(get_domain("graph"), "krr"), 2)
-    run = distiller.start()
-    assert isinstance(run.objective, PropagatedRidge)
-    run.objective.recipe = TeacherRecipe(epochs=2)
-    first = distiller.operations(run)  # which trains the teacher
-    assert first == distiller.operations(run)
 
 
 def test_operations_are_those_of_the_first_step_wherever_a_run_is() -> None:

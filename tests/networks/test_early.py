@@ -42,6 +42,12 @@ def test_filters_move_as_the_oracle_says() -> None:
     assert np.allclose(moved.numpy(), expected, atol=1e-12)
 
 
+def test_a_direction_of_zeros_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Draws, "normal", lambda draws, *shape: torch.zeros(shape))
+    params = {"scale": torch.ones(4, 1, 1)}
+    assert torch.equal(perturbed(params, [0.5], KEY)["scale"], params["scale"])
+
+
 def test_directions_add_up() -> None:
     params = {"weight": KEY.fold("w").normal(5, 7).double()}
     first, second, both = (perturbed(params, strengths, KEY)["weight"] for strengths in ([0.3], [0.0, 0.2], [0.3, 0.2]))

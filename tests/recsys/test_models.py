@@ -67,6 +67,8 @@ def test_ease_from_its_gram_matrix():
 def test_popularity_is_the_same_for_everybody():
     scores = Popularity(torch.tensor([3.0, 1.0, 2.0])).scorer(0.0)(torch.eye(3))
     assert torch.equal(scores, torch.tensor([[3.0, 1.0, 2.0]] * 3))
+    scores[0, 0] = -torch.inf  # each user's scores are its own
+    assert torch.equal(scores[1:], torch.tensor([[3.0, 1.0, 2.0]] * 2))
 
 
 def on_validation(data):
