@@ -296,6 +296,13 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
     assert task.validate(other, key, {}) >= best
 
 
+def test_the_choice_of_a_ridge_is_no_operation_of_a_step(task: RecsysTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    distiller = Distiller(task, METHODS["distill-cf"].with_settings(real_batch=20), 4)
+    counted = distiller.operations(distiller.start())
+    monkeypatch.setattr(RecsysTask, "chosen_ridge", lambda self, rows: 1.0)
+    assert counted == distiller.operations(distiller.start())
+
+
 def test_many_target_users_are_differentiated_some_at_a_time(task, monkeypatch):
     objective = METHODS["distill-cf"].make_objective(Settings(steps=9, validate_every=4))
     network = Network(task, task.init(Draws(0)))
