@@ -156,10 +156,6 @@ def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
         if entry[DIGEST] != digest_of(tensors, entry["content"]):
             raise CheckpointError(f"{path} is damaged (its content has changed since it was written)")
         content = json.loads(entry["content"])
-        if (content["version"], content["kind"]) == (CODES_VERSION, "addressed"):  # of earlier revisions
-            factor, tiles = content["plain"]["factor"], content["plain"]["tiles"]
-            plain = {"decoder": "upsampling", "sizes": [[factor]], "tiles": tiles}
-            content |= {"kind": "addressed-decoded", "plain": plain}
         if content["version"] != CODES_VERSION or content["kind"] not in KINDS:
             raise CheckpointError(
                 f"{path} holds codes of version {content['version']} and kind {content['kind']!r}; this mmdistill "

@@ -158,7 +158,7 @@ class RunState:
             self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
             self.best = tree["best"]
             self.average = None if tree["average"] is None else to_device(tree["average"])
-            self.skipped = tree.get("skipped", 0)  # absent from older checkpoints
+            self.skipped = tree["skipped"]
             self.path, self.compile_seconds = tree["path"], tree["compile_seconds"]
             self.setup_seconds = tree["setup_seconds"]
             self.inner_seconds = None if self.inner_seconds is None else tree["inner_seconds"]

@@ -242,19 +242,6 @@ def test_a_new_run_removes_the_codes_of_a_former_one(task: ImageTask, tmp_path: 
     assert not (tmp_path / CODES).exists()
 
 
-@pytest.mark.parametrize("storage", [addressed(factor=2), addressed(multiple=1, tiles=2)])
-def test_addressed_codes_of_earlier_revisions_are_read(task: ImageTask, storage: Storage, tmp_path: Path) -> None:
-    run(task, storage, "hard", tmp_path)
-    expected, tensors = decode(tmp_path), load_file(tmp_path / CODES)
-    with safe_open(tmp_path / CODES, "pt") as handle:
-        content = json.loads(json.loads(handle.metadata()[KEY])["content"])
-    (factor,) = content["plain"]["sizes"][0]
-    text = json.dumps(content | {"kind": "addressed", "plain": {"factor": factor, "tiles": content["plain"]["tiles"]}})
-    about = json.dumps({"digest": digest_of(tensors, text), "content": text})
-    write_tensors(tmp_path / CODES, tensors, {KEY: about})
-    assert torch.equal(decode(tmp_path).inputs, expected.inputs)  # type: ignore[arg-type]
-
-
 def test_an_unknown_kind_is_refused_by_name(task: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(task, "upsample-2", "hard", tmp_path)
     monkeypatch.setattr("mmdistill.parameterizations.codes.KINDS", {"canvas": Canvases})
