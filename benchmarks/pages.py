@@ -53,11 +53,11 @@ of all distillation seeds. The page is written by `python benchmarks/tables.py -
 - The **short** schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for digits.
 - **Random** and **herding** are as many real images per class as the ipc names, also where a method decodes more
   samples from their bytes.
-- **kB** counts what regenerates the samples and their labels, numbers in float32, class indices in a byte (as the
-  first seed's revision counted them: labels once took four). Raw images kept in float32 take as many bytes, so with
-  fixed labels one ipc is a comparison at equal bytes as well; real images as they come, a byte for each value, take a
-  quarter. The exception is IT-GAN: its generator takes more bytes than one digit of 8 x 8 pixels per class, and fewer
-  than ten of 28 x 28.
+- **kB** counts what regenerates the samples and their labels, numbers in float32, class indices in a byte (in four
+  where a method's first seed at ipc 1, whose bytes stand here, was measured early). Raw images kept in float32 take as
+  many bytes, so with fixed labels one ipc is a comparison at equal bytes as well; real images as they come, a byte for
+  each value, take a quarter. The exception is IT-GAN: its generator takes more bytes than one digit of 8 x 8 pixels per
+  class, and fewer than ten of 28 x 28.
 - **Does not fit**: what all codes share (hallucinators, a generator) leaves too few of the budget's bytes for one code
   per class.
 - **Samples** are what the judges train on, decoded.
