@@ -13,22 +13,16 @@ from torch.nn.parameter import is_lazy
 
 from mmdistill.store import digest_of, short_digest
 
-LIBRARIES = frozenset(("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers"))
-"""Packages whose functions and classes are identified by name."""
 STANDARD = sys.stdlib_module_names - {"test"}
-"""Packages of Python itself, whose classes count in the description of a network, but are no user's."""
+LIBRARIES = STANDARD | {"mmdistill", "torch", "torch_geometric", "torchvision", "transformers"}
+"""Packages whose functions and classes are identified by name, among them Python's own."""
 REPEATED = 10_000
 """Characters of a value in a function that is written again where it comes again; a longer one is named."""
 
 
-def is_of_networks(definition: type | FunctionType) -> bool:
-    """Return whether a class counts in the description of a network: it is outside of :data:`LIBRARIES`."""
-    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
-
-
 def is_users(definition: type | FunctionType) -> bool:
     """Return whether a class or function is a user's, who may edit it: none of a library or of Python itself."""
-    return is_of_networks(definition) and (definition.__module__ or "").partition(".")[0] not in STANDARD
+    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
 
 
 def is_edited(definition: type | FunctionType) -> bool:
@@ -59,28 +53,22 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def code_digest(definition: type | FunctionType) -> str:
-    """Return a digest of the code of a function, or of a class's plain functions: the same in any process."""
-    functions = {"": definition} if isfunction(definition) else functions_of(definition)
-    return short_digest(repr(sorted((name, _computed(function)) for name, function in functions.items())))
+    """Return a digest of the code of a function, or of a class's functions: the same in any process."""
+    attributes = {"": definition} if isfunction(definition) else vars(definition)
+    codes = [
+        (name, type(attributes[name]).__name__, _computed(function))
+        for name, function in functions_of(definition).items()
+    ]
+    return short_digest(repr(sorted(codes)))
 
 
-def further_code_digest(definition: type | FunctionType) -> str:
-    """Return a digest of the code of a class's properties, static and class methods; an empty text without any.
+def functions_of(definition: type | FunctionType) -> dict[str, FunctionType]:
+    """Return the functions of a class by name, those of its properties, static and class methods too.
 
-    Descriptions by earlier versions lack it.
+    A function itself has an empty name.
     """
-    wrapped = wrapped_functions(definition)
-    return short_digest(repr(sorted((name, _computed(of)) for name, of in wrapped.items()))) if wrapped else ""
-
-
-def functions_of(kind: type | FunctionType) -> dict[str, FunctionType]:
-    """Return the plain functions of a class by name."""
-    return {name: function for name, function in vars(kind).items() if isfunction(function)}
-
-
-def wrapped_functions(kind: type | FunctionType) -> dict[str, FunctionType]:
-    """Return the functions of a class's properties, static and class methods by name."""
-    values = {name: unwrapped(value) for name, value in vars(kind).items() if not isfunction(value)}
+    attributes = {"": definition} if isfunction(definition) else vars(definition)
+    values = {name: unwrapped(value) for name, value in attributes.items()}
     return {name: function for name, function in values.items() if isfunction(function)}
 
 

@@ -31,8 +31,6 @@ NOISE = "--init noise (settings={'init': 'noise'} in Python)"
 """How users ask for samples that start from noise."""
 TEACHER = "teacher"
 """The key of a given teacher's digest in a run's description."""
-SOLVE, STORAGE = "solve", "storage"
-"""The keys of a user's closed form and builder of samples in a run's description."""
 OF_ANOTHER = {"ema_start": "ema", "masked_by": "masked"}
 """Settings that say how another one acts, and do nothing where that is 0."""
 GROUPS = ("codes", "decoder", "labels", "objective")
@@ -373,7 +371,7 @@ def describe_parts(
         with host_draws_from(0):
             parts |= {"objective": described(method.make_objective(settings)), "schedule": described(schedule)}
     builder = method.parameterization.build if isinstance(method.parameterization, Storage) else method.parameterization
-    own_functions = {SOLVE: method.solve, STORAGE: builder}
+    own_functions = {"solve": method.solve, "storage": builder}
     parts |= {name: described_value(function) for name, function in own_functions.items() if is_own(function)}
     if (teacher := given_teacher(task)) is not None and asked_teacher(task, method, budget, settings, schedule):
         parts[TEACHER] = teacher.digest

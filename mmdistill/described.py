@@ -31,12 +31,9 @@ from mmdistill.code_digests import (
     digest_of_tensors,
     enclosed_variables,
     functions_of,
-    further_code_digest,
     is_edited,
-    is_of_networks,
     is_users,
     unwrapped,
-    wrapped_functions,
 )
 from mmdistill.store import short_digest
 
@@ -61,8 +58,6 @@ OF_CLASSES = (list, dict, set, frozenset, np.ndarray, Tensor)
 """Types of attributes of a user's class that count beside numbers, texts and tuples."""
 IN_CODE = (bool, int, float, complex, str, bytes, type(None))
 """Types of values in a function that the digest of its code holds, as it does names."""
-FURTHER = "further code of "
-"""Begins lines of a module's description that those by earlier versions lack."""
 
 OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that torch adds to every module."""
@@ -106,15 +101,12 @@ class _Walk:
     def described(self, part: object) -> dict[str, object]:
         """Return the description of an object, see :func:`described`."""
         self._met.setdefault(id(part), (part, type(part).__name__))
-        values = {
-            name: value for name, value in {**_of_classes(part), **own_attributes(part)}.items() if name[0] != "_"
-        }
-        attributes = {name: self.value(values[name]) for name in sorted(values)}
+        values = {**_of_classes(part), **own_attributes(part)}
         code = self._code(*type(part).__mro__)
         if code and is_dataclass(part):
             of_fields = {entry.name for entry in fields(part)}
-            beside = {n: self.value(v) for n, v in _set_attributes(part).items() if n not in of_fields and n[0] != "_"}
-            code |= {OWN_VALUES: code.get(OWN_VALUES, {}) | beside} if beside else {}
+            values |= {name: value for name, value in _set_attributes(part).items() if name not in of_fields}
+        attributes = {name: self.value(values[name]) for name in sorted(values) if name[0] != "_"}
         tensors = _tensors(part, recurse=False) if code and isinstance(part, nn.Module) else {}
         return {"class": type(part).__name__, **code, **_content(tensors), **attributes}
 
@@ -163,12 +155,9 @@ class _Walk:
             return {"class": name, "value": self.value(value.item())}
         if isinstance(value, type):
             return {"class": name, **self._code(*value.__mro__)} if is_edited(value) else name
-        value = value if isfunction(value) else unwrapped(value)
+        value = unwrapped(value)
         if isfunction(value) and is_edited(value):
-            if value.__name__ != "<lambda>":
-                return {"class": name, **self._code(value)}
-            lambda_name, enclosed = f"lambda {code_digest(value)}", self._enclosed_by({"": value})
-            return {"class": lambda_name, OWN_VALUES: enclosed} if enclosed else lambda_name
+            return {"class": name, **self._code(value)}
         return self._object(value, name) if has_content(value) else name
 
     def _object(self, value: object, name: str) -> object:
@@ -194,12 +183,10 @@ class _Walk:
         own = [definition for definition in definitions if is_users(definition)]
         if not own:
             return {}
-        codes = [f"{part.__qualname__}: {code_digest(part)} {further_code_digest(part)}".rstrip() for part in own]
+        codes = [f"{part.__qualname__}: {code_digest(part)}" for part in own]
         enclosed: dict[str, object] = {}
         for part in filter(is_edited, reversed(own)):
-            enclosed |= self._enclosed_by(
-                {"": part} if isfunction(part) else {**functions_of(part), **wrapped_functions(part)}
-            )
+            enclosed |= self._enclosed_by(functions_of(part))
             if isinstance(part, type):
                 held = {name: value for name, value in vars(part).items() if isinstance(value, OF_CLASSES)}
                 enclosed |= {name: self.value(value) for name, value in held.items() if name[0] != "_"}
@@ -246,13 +233,8 @@ def _digest_of_numbers(values: Sequence[object], name: str) -> dict[str, object]
 
 def described_module(module: nn.Module) -> str:
     """Return a module's own description and, of classes that users wrote, digests of the code and their attributes."""
-    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_of_networks(kind)}
+    classes = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
     codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in classes)
-    further = sorted(
-        f"{FURTHER}{kind.__qualname__}: {digest}"
-        for kind in filter(is_users, classes)
-        if (digest := further_code_digest(kind))
-    )
     attributes = [
         f"{name or 'network'}.{attribute} = {code_value(value)!r}"
         for name, part in module.named_modules()
@@ -260,13 +242,7 @@ def described_module(module: nn.Module) -> str:
         for attribute, value in sorted(vars(part).items())
         if not attribute.startswith("_") and attribute != "training"
     ]
-    return "\n".join([str(module), *codes, *attributes, *further])
-
-
-def without_further(description: str, saved: object) -> str:
-    """Return a module's description without the lines on further code if a saved one has none."""
-    lines = description.split("\n")
-    return "\n".join(line for line in lines if FURTHER in str(saved) or not line.startswith(FURTHER))
+    return "\n".join([str(module), *codes, *attributes])
 
 
 def own_attributes(part: object) -> dict[str, object]:

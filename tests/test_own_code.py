@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmdistill.code_digests import code_value
 from mmdistill.described import OWN_CODE, OWN_TENSORS, described, described_value
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
@@ -26,7 +28,6 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import RealSamples, raw_samples
 from mmdistill.reporting.comparison import judged_runs, read_runs
 from mmdistill.reporting.side_by_side import titles
-from mmdistill.runs.checkpoints import require_same
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import read_json, write_json
@@ -232,23 +233,6 @@ def test_another_way_of_storing_of_the_same_name_is_told_apart(tmp_path: Path) -
         distill(BlobTask(), stored(0.5), ipc=2, out=tmp_path, resume="auto")
 
 
-def test_a_run_of_an_earlier_version_which_records_no_code_counts_as_equal(tmp_path: Path) -> None:
-    def old(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if set(value) <= {"class", "own code", "own layers", "own tensors"} and value.get("class") == "Sequential":
-            return "Sequential"
-        return {name: old(entry) for name, entry in value.items() if not name.startswith("own ")}
-
-    current = described(Projecting(seeded(1)))
-    saved = old(current)
-    assert saved != current
-    require_same(tmp_path, {"described": {"objective": saved}}, {"described": {"objective": current, "solve": "x"}})
-    changed = {**saved, "class": "Other"}
-    with pytest.raises(CheckpointError, match=r"described\.objective\.class is Other, not Projecting"):
-        require_same(tmp_path, {"described": {"objective": changed}}, {"described": {"objective": current}})
-
-
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_values_that_are_equal_are_described_alike_and_others_are_not() -> None:
     coordinates = torch.tensor([[0, 1], [1, 0]])
@@ -296,6 +280,30 @@ def test_code_of_properties_and_static_methods_counts() -> None:
 
     one, same, other = (described(kind(most)())[OWN_CODE] for most in (1, 1, 2))
     assert one == same != other
+
+
+@pytest.mark.parametrize("wrap", [staticmethod, classmethod, property])
+def test_a_method_of_another_kind_is_other_code(wrap: Callable[..., Any]) -> None:
+    def twice(n: int) -> int:
+        return 2 * n
+
+    plain, wrapped = (type("Kind", (), {"twice": held}) for held in (twice, wrap(twice)))
+    assert described(plain())[OWN_CODE] != described(wrapped())[OWN_CODE]
+
+
+def test_a_short_value_is_written_out_wherever_a_function_holds_it() -> None:
+    assert code_value([widened, {"again": widened}]) == [code_value(widened), [("again", code_value(widened))]]
+
+
+def test_attributes_beside_the_fields_of_a_dataclass_are_described_by_name() -> None:
+    @dataclass
+    class Power:
+        exponent: int
+
+        def __post_init__(self) -> None:
+            self.twice, self._cache = 2 * self.exponent, object()
+
+    assert described(Power(2)).keys() == {"class", OWN_CODE, "exponent", "twice"}
 
 
 def test_private_buffers_and_attributes_are_no_part_of_what_an_objective_is() -> None:

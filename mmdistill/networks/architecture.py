@@ -1,10 +1,8 @@
 """Descriptions of networks: two must agree for one to continue from the other's state."""
 
-import re
 from itertools import zip_longest
 
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
-from mmdistill.described import without_further
 from mmdistill.runtime import Draws
 from mmdistill.store import short_digest
 from mmdistill.task import Task
@@ -30,19 +28,8 @@ def own_network(task: Task) -> str:
 
 
 def identified(description: str, name: str = "") -> str:
-    """Return what tells networks apart: a name, by default the class's, and a digest of its description.
-
-    After a plus there is one with further code, of a network that has such, which earlier versions lack.
-    """
-    former = without_further(description, None)
-    digests = map(short_digest, dict.fromkeys((former, description)))
-    return f"{name or _class_name(description)} {'+'.join(digests)}"
-
-
-def as_identified(current: str, saved: object) -> str:
-    """Return :func:`identified` networks as an earlier version recorded them, if that is the saved one."""
-    former = re.sub(r"( [0-9a-f]{8})\+[0-9a-f]{8}$", r"\1", current)
-    return former if former == saved else current
+    """Return what tells networks apart: a name, by default the class's, and a digest of its description."""
+    return f"{name or _class_name(description)} {short_digest(description)}"
 
 
 def _class_name(description: str) -> str:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmdistill.described import without_further
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.store import read_json
@@ -98,9 +97,8 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
                 f"the experts in {folder} are of another network: parameter {name} has shape {old.get(name)} there "
                 f"and {new.get(name)} in the task's network"
             )
-    layers = without_further(wanted["layers"], found["layers"])
-    if found["layers"] != layers:
-        old_line, new_line = differing_lines(found["layers"], layers)
+    if found["layers"] != wanted["layers"]:
+        old_line, new_line = differing_lines(found["layers"], wanted["layers"])
         raise CheckpointError(
             f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
             f"{old_line} there and {new_line} in the task's network"

@@ -77,8 +77,6 @@ class ExpertTrajectories(NetworkSchedule):
     """
 
     gives_target = True
-    window = ALL_STARTS
-    """Set on instances only if it differs, so that runs without a window keep their former description."""
 
     def __init__(
         self,
@@ -104,8 +102,7 @@ class ExpertTrajectories(NetworkSchedule):
         self.expert_steps = expert_steps
         self.recipe = recipe
         self.folder = folder
-        if window != ALL_STARTS:
-            self.window = window
+        self.window = window
         self._opened: tuple[Task, Experts] | None = None
 
     def make_ready(self, task: Task) -> None:

@@ -87,15 +87,12 @@ class TrajectoryMatching(UnrolledObjective):
     needs_target = True
     reads_real = False
     relative_to_start = True
-    masking = ALL_COMPARED
-    """Set on instances only where parameters are masked, so that other runs keep the identity they had before masks."""
 
     def __init__(
         self, steps: int, rate: InnerRate, *, masking: Masking = ALL_COMPARED, **student: Unpack[StudentOptions]
     ) -> None:
         super().__init__(steps, rate, **student)
-        if masking.share:
-            self.masking = masking
+        self.masking = masking
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the normalised squared distance."""

@@ -9,12 +9,11 @@ from typing import Any, cast
 
 import torch
 
-from mmdistill.composition import SOLVE, STORAGE
-from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS, OWN_VALUES, without_further
+from mmdistill.described import OWN_CODE, OWN_LAYERS, OWN_TENSORS, OWN_VALUES
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
 from mmdistill.names import in_words
-from mmdistill.networks.architecture import as_identified, differing_lines
+from mmdistill.networks.architecture import differing_lines
 from mmdistill.runs.state import RunState, out_of_patience
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.settings import MEMORY_ONLY, annealed
@@ -34,8 +33,6 @@ DIGESTS = {
     OWN_TENSORS: "began with other tensors, which must be the same each time they are made",
 }
 """Digests in descriptions of what users made, with what a difference says of the saved run."""
-LATER = (SOLVE, STORAGE, *DIGESTS)
-"""Entries that descriptions by earlier versions lack, where they count as equal."""
 ABSENT = "absent"
 """Stands in messages for an entry that one of two mappings lacks."""
 BEGIN_ANEW = "choose another folder, or leave resume out with overwrite=True (--overwrite)"
@@ -257,8 +254,8 @@ def require_begun_alike(
     annealed_groups = [group for group in annealed(saved["settings"]) if group in learned]
     if annealed_groups:
         reason = f"the rate of its {in_words(annealed_groups)} is annealed over its steps"
-    elif saved[DESCRIBED] != (expected := _as_recorded(current[DESCRIBED], saved[DESCRIBED])):
-        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], expected)}"
+    elif saved[DESCRIBED] != current[DESCRIBED]:
+        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], current[DESCRIBED])}"
     else:
         return
     raise CheckpointError(
@@ -283,26 +280,9 @@ def require_same(
     saved = _without_memory_settings(saved)
     for key, value in _without_memory_settings(current).items():
         saved_value = saved.get(key, ABSENT)
-        expected = _as_recorded(value, saved_value) if key == DESCRIBED else value
-        if key == LAYERS:
-            expected = without_further(str(value), saved_value)
-        if saved_value != expected:
-            difference = _difference(key, saved_value, expected)
+        if saved_value != value:
+            difference = _difference(key, saved_value, value)
             raise CheckpointError(f"{path} belongs to another run: its {difference}; {advice}")
-
-
-def _as_recorded(current: object, saved: object) -> object:
-    """Return a description without what one by an earlier version lacks: digests, and what functions hold."""
-    if isinstance(current, list) and isinstance(saved, list) and len(current) == len(saved):
-        return [_as_recorded(entry, saved_entry) for entry, saved_entry in zip(current, saved, strict=True)]
-    if isinstance(current, str):
-        return as_identified(current, saved)
-    if not isinstance(current, Mapping):
-        return current
-    if not isinstance(saved, Mapping):
-        return saved if saved == current.get("class") else current
-    kept = {name: value for name, value in current.items() if name in saved or name not in LATER}
-    return {name: _as_recorded(value, saved.get(name)) for name, value in kept.items()}
 
 
 def _without_memory_settings(identity: Mapping[str, object]) -> Mapping[str, object]:

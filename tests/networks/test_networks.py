@@ -1,10 +1,11 @@
 import threading
+from abc import ABC
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 from unittest.mock import patch
 
 import pytest
@@ -837,6 +838,42 @@ def test_a_networks_description_follows_the_code_of_a_users_classes() -> None:
     assert described_module(wave("sine")) != described_module(wave("cosine"))
     plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     assert described_module(plain) == str(plain)
+
+
+Kind = TypeVar("Kind")
+
+
+def flattening(features: int, start: int) -> nn.Module:
+    """A network of a user's with a property and a static method, which also derives from classes of Python's own."""
+
+    class Flat(nn.Module, ABC, Generic[Kind]):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, self.width)
+
+        @property
+        def width(self) -> int:
+            return features if features < 9 else 3
+
+        @staticmethod
+        def flat(x: Tensor) -> Tensor:
+            return x.flatten(start)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.flat(x))  # type: ignore[no-any-return]
+
+    return Flat()
+
+
+def test_a_networks_description_follows_properties_and_static_methods_of_a_users_classes_alone() -> None:
+    lines = described_module(flattening(3, 1)).split("\n")
+    assert lines == described_module(flattening(3, 1)).split("\n")
+    assert [line.partition(": ")[0] for line in lines if line.startswith("code of ")] == [
+        "code of flattening.<locals>.Flat"
+    ]
+    for other in (flattening(9, 1), flattening(3, 2)):
+        assert str(other) == str(flattening(3, 1))
+        assert described_module(other) != "\n".join(lines)
 
 
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])

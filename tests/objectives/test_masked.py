@@ -109,9 +109,7 @@ def test_without_first() -> None:
     assert {name: t.shape for name, t in without_first(tree, 3).items()} == {"b": (2, 2), "c": (1,)}
 
 
-def test_masks_are_described_where_they_are(task: BlobTask) -> None:
-    assert "masking" not in described(TrajectoryMatching(2, rate()))
-    assert "masking" not in described(TrajectoryMatching(2, rate(), masking=Masking(0.0, "distance")))
+def test_masks_are_described() -> None:
     found = described(TrajectoryMatching(2, rate(), masking=Masking(0.5, "distance")))["masking"]
     assert found == {"class": "Masking", "share": 0.5, "by": "distance"}
 
