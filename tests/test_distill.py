@@ -271,8 +271,12 @@ def test_a_closed_form_takes_no_settings(settings: dict[str, object]) -> None:
 
 
 def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
-    made = distill(BlobTask(), method("dc", steps=1).labelled("soft"), ipc=1, out=tmp_path)
+    soft = replace(method("dc", steps=1), judge="mlp").labelled("soft")
+    made = distill(BlobTask(), soft, ipc=1, precision="mixed", out=tmp_path)
     assert (made.parameterization, made.network, made.label) == ("raw", "139 parameters", "soft")
+    assert (made.precision, made.judge) == ("mixed", "mlp")
+    unread = replace(method("dm", steps=0), network=lambda own: UnreadNetwork())
+    assert distill(BlobTask(), unread, ipc=1).network == ""
     task = image_task("digits", width=8)
     stored = distill(task, "dm", ipc=1, parameterization="upsample-2", settings={"steps": 1, "real_batch": 2})
     assert (stored.parameterization, stored.label) == ("upsample-2", "hard")
