@@ -18,11 +18,9 @@ from tests.toys import BlobTask
 def test_steps_by_hand_make_what_distill_makes(cosine: bool) -> None:
     own = method("dm", optimizers={"codes": OptimizerSpec("sgd", 0.5, 0.5, cosine=cosine)})
     distiller = Distiller(BlobTask(), own, 2, seed=3)
-    run, rates = distiller.start(), list[float]()
+    run = distiller.start()
     while run.step < distiller.steps:
         run, _ = distiller.step(run)
-        rates.append(run.optimizers["codes"].param_groups[0]["lr"])
-    assert rates[::3] == pytest.approx([0.5, 0.4268, 0.25, 0.0732] if cosine else [0.5] * 4, abs=1e-4)
     made = distill(BlobTask(), own, ipc=2, seed=3, compile="off")
     assert torch.equal(samples(distiller.result(run, "dm", 0.0)), samples(made))
 
