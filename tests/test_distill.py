@@ -114,11 +114,11 @@ def test_closed_forms_have_no_seconds_of_a_step() -> None:
     assert (found.seconds_per_step, found.seconds_per_update, found.inner_seconds) == (None, None, None)
 
 
-@pytest.mark.parametrize("seconds", [1e9, 0.0])
+@pytest.mark.parametrize(("reads", "seconds"), [(1, 1e9), (1, 0.0), (200, 1e9)])
 def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
-    seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    reads: int, seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(run_loop, "READS_PER_RUN", 1)
+    monkeypatch.setattr(run_loop, "READS_PER_RUN", reads)
     monkeypatch.setattr(run_loop, "LONGEST_UNSHOWN", seconds)
     network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))  # noqa: E731
     settings = {"steps": 5, "lr": 1e3, "real_batch": 2}
@@ -131,19 +131,22 @@ def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
     assert not caplog.messages
 
 
-def test_a_last_update_that_bursts_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["parameterization", "objective"])
+def test_a_last_update_that_bursts_is_no_result(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is taken before the update, so that it alone would not tell."""
     update = Distiller._update
 
     def burst(self: Distiller, run: RunState, gradients: list[Tensor | None]) -> None:
         update(self, run, gradients)
         if run.step == 11:
-            next(run.parameterization.parameters()).data[0] = torch.inf
+            next(getattr(run, part).parameters()).data.view(-1)[0] = torch.inf
 
+    sgd = OptimizerSpec("sgd", 0.1)
+    learning = method("dd", inner_steps=2, optimizers={"codes": sgd, "objective": sgd})
     monkeypatch.setattr(Distiller, "_update", burst)
     for out in (tmp_path, None):
         with pytest.raises(NonFiniteError, match="what is learned became NaN or infinite at or before step 12"):
-            distill(BlobTask(), method("dm"), ipc=2, out=out, checkpoint_every=5)
+            distill(BlobTask(), learning, ipc=2, out=out, checkpoint_every=5)
     assert [path.stem for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000005", "step-00000010"]
     assert not (tmp_path / "distilled.json").exists()
 
@@ -268,8 +271,12 @@ def test_a_closed_form_takes_no_settings(settings: dict[str, object]) -> None:
 
 
 def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
-    made = distill(BlobTask(), method("dc", steps=1).labelled("soft"), ipc=1, out=tmp_path)
+    soft = replace(method("dc", steps=1), judge="mlp").labelled("soft")
+    made = distill(BlobTask(), soft, ipc=1, precision="mixed", out=tmp_path)
     assert (made.parameterization, made.network, made.label) == ("raw", "139 parameters", "soft")
+    assert (made.precision, made.judge) == ("mixed", "mlp")
+    unread = replace(method("dm", steps=0), network=lambda own: UnreadNetwork())
+    assert distill(BlobTask(), unread, ipc=1).network == ""
     task = image_task("digits", width=8)
     stored = distill(task, "dm", ipc=1, parameterization="upsample-2", settings={"steps": 1, "real_batch": 2})
     assert (stored.parameterization, stored.label) == ("upsample-2", "hard")

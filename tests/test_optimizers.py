@@ -1,6 +1,7 @@
 """LAMB and AdaBelief against their equations written with loops."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ import torch
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS
-from mmdistill.optimizers import LAMB, AdaBelief, is_active
+from mmdistill.optimizers import LAMB, AdaBelief, is_active, make_optimizer
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.settings import OptimizerName, OptimizerSpec, Settings
 from tests.toys import BlobTask
 
 KEY = Draws(8)
@@ -100,6 +101,14 @@ def test_a_loaded_state_lies_where_its_parameter_does(optimizer: type[LAMB | Ada
     assert {name: tensor.device.type for name, tensor in loaded.state[there].items()} == dict.fromkeys(
         ("step", "exp_avg", "exp_avg_sq"), "meta"
     )
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_an_optimizer_has_what_its_settings_say(name: OptimizerName) -> None:
+    own = {"momentum": 0.7} if name == "sgd" else {"betas": (0.6, 0.95)}
+    said = {"lr": 0.3, "weight_decay": 0.01, "maximize": True, **own}
+    (group,) = make_optimizer(OptimizerSpec(name, **said), [torch.zeros(2)]).param_groups  # type: ignore[arg-type]
+    assert {key: group[key] for key in said} == said
 
 
 def test_the_annealed_rate_ends_at_its_floor() -> None:

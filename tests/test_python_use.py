@@ -269,7 +269,8 @@ def test_a_finished_run_of_other_settings_is_refused_by_name(tmp_path: Path) -> 
 
 def test_a_finished_closed_form_is_loaded_and_told_apart_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = a_text_task()
-    found = distill(task, "k-means", ipc=1, out=tmp_path, resume="auto")
+    distill(task, "dm", ipc=1, settings={"steps": 1}, out=tmp_path)
+    found = distill(task, "k-means", ipc=1, out=tmp_path, overwrite=True)
     assert not Checkpoints(tmp_path / "checkpoints", {}).paths()
     monkeypatch.delattr(Distiller, "start")  # nothing is solved again
     assert torch.equal(parts(distill(task, "k-means", ipc=1, out=tmp_path, resume="auto"))[0], parts(found)[0])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ShapeError, UnsupportedError
+from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.store import digest_of, load_tree, read_tensors, save_tree, write_tensors, write_text
 from mmdistill.task import Batch, Inputs, TaskInfo
 
@@ -27,18 +27,26 @@ def make_set() -> DistilledSet:
 
 
 def test_sets_survive_the_disk(tmp_path: Path) -> None:
-    saved = make_set()
+    saved = dataclasses.replace(make_set(), classes=torch.tensor([0, 1, 1, 1]))
     saved.save(tmp_path)
     loaded = DistilledSet.load(tmp_path)
     assert isinstance(loaded.batch.inputs, dict)
     assert torch.equal(loaded.batch.inputs["x"], saved.batch.inputs["x"])  # type: ignore[index]
     assert torch.equal(loaded.batch.targets, saved.batch.targets)  # type: ignore[arg-type]
+    assert loaded.classes is not None
+    assert loaded.classes.tolist() == [0, 1, 1, 1]
     assert loaded.learned["ridge"].item() == 0.5
     assert loaded.info == INFO
     assert (loaded.method, loaded.budget, loaded.stored_bytes) == ("gcond", 4, 123)
     document = json.loads((tmp_path / "distilled.json").read_text())
     assert document["version"] == 2
     assert "torch" in document["packages"]
+
+
+def test_the_seconds_of_a_step_are_those_of_all_that_were_taken_without_set_up_and_compiling() -> None:
+    spent = {"seconds": 20.0, "setup_seconds": 5.0, "compile_seconds": 3.0, "inner_seconds": 4.0}
+    found = dataclasses.replace(make_set(), steps=2, taken=4, **spent)  # type: ignore[arg-type]
+    assert (found.seconds_per_step, found.seconds_per_update) == (3.0, 2.0)
 
 
 def test_a_folder_may_be_a_string(tmp_path: Path) -> None:
@@ -215,6 +223,10 @@ def test_sets_of_nan_are_refused(tmp_path: Path) -> None:
     saved.save(tmp_path)
     with pytest.raises(CheckpointError, match=r"NaN or infinite values \(inputs\.x\)"):
         DistilledSet.load(tmp_path)
+    with pytest.raises(NonFiniteError, match=r"set of dm holds NaN or infinite values \(targets\)"):
+        make_samples(torch.tensor([[0.5, torch.nan]])).require_finite()
+    with pytest.raises(NonFiniteError, match=r"^ridge of gcond became NaN or infinite: lower the rates"):
+        dataclasses.replace(make_set(), learned={"ridge": torch.tensor(torch.inf)}).require_finite()
 
 
 @pytest.mark.parametrize(
@@ -375,8 +387,9 @@ def test_samples_come_from_a_loader() -> None:
     first, second = DataLoader(several.dataset(), batch_size=2)
     assert torch.equal(torch.cat([first[0]["vectors"], second[0]["vectors"]]), named["vectors"])
     assert torch.equal(torch.cat([first[1]["attention"], second[1]["attention"]]), labels["attention"])
-    with pytest.raises(UnsupportedError, match="nodes of one graph come together"):
-        make_set().dataset()
+    for linked in (make_set(), dataclasses.replace(found, batch=Batch({"x": torch.rand(5, 2)}, *found.batch[1:]))):
+        with pytest.raises(UnsupportedError, match="nodes of one graph come together"):
+            linked.dataset()
 
 
 def test_the_loss_is_what_labels_ask_for() -> None:
@@ -387,6 +400,7 @@ def test_the_loss_is_what_labels_ask_for() -> None:
     torch.testing.assert_close(make_samples(shares).loss(outputs, shares), F.cross_entropy(outputs, shares))
     scored = make_samples(torch.cat([shares[:1], scores[1:]]))  # one of whose rows could be a distribution
     torch.testing.assert_close(scored.loss(outputs, scored.batch.targets), F.mse_loss(outputs, scored.batch.targets))  # type: ignore[arg-type]
+    torch.testing.assert_close(scored.loss(outputs[:1], shares[:1]), F.mse_loss(outputs[:1], shares[:1]))
     with pytest.raises(ShapeError, match=r"expected outputs \(3, 2\)"):
         found.loss(torch.randn(3, 4), classes)
     with pytest.raises(ShapeError, match=r"got \(3, 2\) and \(3, 1\)"):

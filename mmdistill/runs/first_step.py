@@ -3,7 +3,6 @@
 import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
 from inspect import ismethod
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdistill.described import DEEPEST, has_content, is_table, own_attributes
+from mmdistill.described import DEEPEST, has_content, own_attributes
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Objective
@@ -236,7 +235,7 @@ class _Trace:
         if ismethod(value):
             return [value.__name__, self.of(value.__self__)]
         name = getattr(value, "__qualname__", type(value).__qualname__)
-        watched = has_content(value) and not is_table(value) and id(value) not in self._met
+        watched = has_content(value) and id(value) not in self._met
         return [name, *self._held(value)] if watched else name
 
     def _held(self, value: object) -> list[object]:
@@ -245,10 +244,7 @@ class _Trace:
             return []
         self._met.add(id(value))
         self._depth += 1
-        if is_dataclass(value):
-            held = {entry.name: getattr(value, entry.name, None) for entry in fields(value)}
-        else:
-            held = {name: attribute for name, attribute in own_attributes(value).items() if not name.startswith("_")}
+        held = {name: attribute for name, attribute in own_attributes(value).items() if not name.startswith("_")}
         tensors = [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else []
         traces = [*((name, self.of(attribute)) for name, attribute in held.items()), *map(self.of, tensors)]
         self._depth -= 1

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from mmdistill.composition import grouped
 from mmdistill.errors import CheckpointError
 from mmdistill.execution import ranks
-from mmdistill.labels import TeacherLabels
 from mmdistill.networks.schedules import ScheduleState
 from mmdistill.networks.statistics import copied
 from mmdistill.objectives.base import Objective
@@ -173,7 +172,7 @@ def out_of_patience(step: int, best: Mapping[str, Any] | None, patience: int) ->
 
 
 def follow(average: Tensors, current: Parameterization, decay: float, step: int | None = None) -> None:
-    """Move a running average towards the current state, in place; a teacher's labels are copied, not averaged.
+    """Move a running average towards the current state, in place.
 
     Args:
         average: is updated.
@@ -183,9 +182,8 @@ def follow(average: Tensors, current: Parameterization, decay: float, step: int 
             correction). None: the initial average counts for all steps before.
     """
     share = 1 - decay if step is None else (1 - decay) / (1 - decay ** (step + 1))
-    taught = isinstance(current.labels, TeacherLabels)
     for name, tensor in current.state_dict().items():
-        if tensor.is_floating_point() and not (taught and name.startswith("labels.")):
+        if tensor.is_floating_point():
             average[name].lerp_(tensor.detach(), share)
         else:
             average[name].copy_(tensor)

@@ -90,20 +90,21 @@ def test_matching_the_sum_over_classes_warms_up_class_by_class(task: BlobTask, n
         assert float(value) == pytest.approx(expected, rel=1e-12)
 
 
-def test_objectives_are_told_the_step_and_how_long_its_network_has_served() -> None:
-    told: list[tuple[int, int]] = []
+def test_objectives_are_told_the_step_how_long_its_network_has_served_and_how_many_classes_to_take() -> None:
+    told: list[tuple[int, int, int]] = []
 
     class Told(GradientMatching):
         def forward(self, network: Network, *others: Any) -> Tensor:
-            told.append((network.step, network.age))
+            told.append((network.step, network.age, network.classes_at_once))
             return super().forward(network, *others)
 
     method = replace(CORE_METHODS["dc"], objective=Told)
-    distiller = Distiller(BlobTask(), method.with_settings(real_batch=8, outer_steps=2, inner_steps=1), 1)
+    settings = {"real_batch": 8, "outer_steps": 2, "inner_steps": 1, "classes_at_once": 2}
+    distiller = Distiller(BlobTask(), method.with_settings(**settings), 1)
     run = distiller.start()
     for _ in range(4):
         run, _ = distiller.step(run)
-    assert told == [(0, 0), (1, 1), (2, 0), (3, 1)]
+    assert told == [(0, 0, 2), (1, 1, 2), (2, 0, 2), (3, 1, 2)]
 
 
 def test_an_augmentation_of_its_own_takes_the_place_of_the_task_s(task: BlobTask, network: Network) -> None:

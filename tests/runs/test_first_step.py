@@ -279,9 +279,13 @@ def test_fixed_labels_say_what_they_are(targets: Tensor, title: str) -> None:
 
 @dataclass
 class Counter:
-    """A number in a dataclass."""
+    """A number in a dataclass, which says what it is, and another that does not."""
 
     n: int = 0
+    _read: int = 0
+
+    def value(self) -> int:
+        return self.n
 
 
 class Log:
@@ -296,6 +300,7 @@ class Remembering(DistributionMatching):
 
     def __init__(self, change: Callable[[Any], None]) -> None:
         super().__init__()
+        self.others = [Counter() for _ in range(40)]
         self.calls, self.mean, self._cache = 0, torch.zeros(2), 0
         self.means, self.byname, self.array = [torch.ones(2)], {"a": torch.ones(2)}, np.zeros(2)
         self.recent, self.parts, self.broken = deque[int](), nn.Sequential(nn.Identity()), math.nan
@@ -304,6 +309,13 @@ class Remembering(DistributionMatching):
         self.both = {"kept": self.kept}
         self.steps, self.state, self.power = np.int64(0), Counter(), partial(pow, 2)
         self.log, self._change = Log(self), change
+        self.rounded, self.get, self.seen = partial(round, ndigits=2), Counter(2).value, {0}
+        self.texts, self.hidden = np.array(["a"], dtype=object), [nn.Linear(2, 2)]
+        self.deep = Log(self)
+        for _ in range(400):
+            self.deep = Log(self.deep)
+        with torch.inference_mode():
+            self.fixed = torch.ones(2)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         self._change(self)
@@ -358,12 +370,35 @@ def takes_another_argument(made: Any) -> None:
     made.power = partial(pow, made.power.args[0] + 1)
 
 
+def takes_another_option(made: Any) -> None:
+    made.rounded = partial(round, ndigits=3)
+
+
+def takes_the_method_of_another(made: Any) -> None:
+    made.get = Counter(made.get() + 1).value
+
+
+def notes_in_a_set(made: Any) -> None:
+    made.seen.add(1)
+
+
+def writes_an_array_of_texts(made: Any) -> None:
+    made.texts[0] += "a"
+
+
+def trains_what_is_no_part(made: Any) -> None:
+    with torch.no_grad():
+        made.hidden[0].weight.mul_(0.5)
+
+
 def logs(made: Any) -> None:
     made.log.values.append(1)
 
 
 def caches(made: Any) -> None:
+    made.parts.eval()  # as the next step does
     made.log._seen += 1
+    made.state._read += 1
     made._cache += 1
     made.kept += 1
     made.both["kept"].mul_(1.5)
@@ -394,6 +429,11 @@ def counts_late(made: Any) -> None:
         (counts_in_numpy, "steps"),
         (counts_in_a_dataclass, "state"),
         (takes_another_argument, "power"),
+        (takes_another_option, "rounded"),
+        (takes_the_method_of_another, "get"),
+        (notes_in_a_set, "seen"),
+        (writes_an_array_of_texts, "texts"),
+        (trains_what_is_no_part, "hidden"),
         (logs, "log"),
     ],
 )

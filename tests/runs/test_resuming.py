@@ -49,6 +49,19 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, name: str, stopped_at:
     assert torch.equal(samples(DistilledSet.load(tmp_path)), samples(whole))
 
 
+def test_a_run_that_is_killed_as_soon_as_it_has_replaced_another_goes_on(tmp_path: Path) -> None:
+    task, run = BlobTask(), {"ipc": 1, "seed": 1, "out": tmp_path}
+    distill(task, method("dm"), ipc=1, out=tmp_path)
+
+    def stop(done: int, total: int, loss: float) -> None:
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        distill(task, method("dm"), **run, overwrite=True, progress=stop)  # type: ignore[arg-type]
+    resumed = distill(task, method("dm"), **run, resume=True)  # type: ignore[arg-type]
+    assert torch.equal(samples(resumed), samples(distill(task, method("dm"), ipc=1, seed=1)))
+
+
 def test_optimizer_and_label_state_resume_too(tmp_path: Path) -> None:
     learned = replace(
         method(

@@ -1,15 +1,19 @@
 """Validation: which step is kept, and when a run ends by it."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, NonFiniteError
+from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.runs.state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -43,9 +47,21 @@ def test_what_is_validated_is_what_the_set_holds() -> None:
     assert not torch.equal(validated[0], validated[-1])
 
 
+class Scaled(DistributionMatching):
+    """Learns a factor, which is saved with the set as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, *given: Any) -> Tensor:
+        return self.scale * super().forward(*given)
+
+
 def test_a_set_that_is_taken_on_the_way_leaves_the_run_as_it_is() -> None:
     task, rates = Validated(), {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
-    for changed in (method("dm", ema=0.9), method("dd", inner_steps=2, optimizers=rates, validate_every=1)):
+    scaled = replace(method("dm", ema=0.9, optimizers=rates), objective=Scaled)
+    for changed in (scaled, method("dd", inner_steps=2, optimizers=rates, validate_every=1)):
         distiller = Distiller(task, changed, 2)
         run = distiller.start()
         for _ in range(4):
@@ -58,9 +74,10 @@ def test_a_set_that_is_taken_on_the_way_leaves_the_run_as_it_is() -> None:
         assert not torch.equal(samples(taken), live)
         assert torch.equal(run.parameterization(Draws(0)).inputs, live)
         assert all(torch.equal(run.objective.learned()[name], tensor) for name, tensor in learned.items())
-        before = samples(taken).clone()
+        before, values = samples(taken).clone(), [value.tolist() for value in taken.learned.values()]
         distiller.step(run)
         assert torch.equal(samples(taken), before)
+        assert [value.tolist() for value in taken.learned.values()] == values
 
 
 def test_averages_are_validated_and_the_best_of_them_is_the_set() -> None:
@@ -101,14 +118,26 @@ def test_an_average_weighs_steps_by_powers_of_its_decay(start: bool) -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_validation_keeps_what_the_objective_learned_by_the_best_step() -> None:
+def test_validation_reads_and_keeps_what_the_objective_learned_by_the_best_step() -> None:
+    """With the same random numbers each time, so that steps differ by their samples alone."""
+
+    class Listening(Validated):
+        def validate(self, synthetic: object, draws: object, learned: object) -> float:
+            assert isinstance(draws, Draws)
+            assert isinstance(learned, Mapping)
+            seen.append((learned["inner_lr"].clone(), draws.integer()))
+            return super().validate(synthetic, draws, learned)
+
+    seen: list[tuple[Tensor, int]] = []
     rates = {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
-    task, dd = Validated(), method("dd", inner_steps=2, optimizers=rates)
+    task, dd = Listening(), method("dd", inner_steps=2, optimizers=rates)
     kept, whole, short = (
         distill(task, dd.with_settings(**changes), ipc=1).learned["inner_lr"]
         for changes in ({"validate_every": 2}, {}, {"steps": 6})
     )
     assert torch.equal(kept, short)
+    assert torch.equal(kept, seen[2][0])
+    assert len({number for _, number in seen}) == 1
     assert not torch.equal(kept, whole)
 
 
