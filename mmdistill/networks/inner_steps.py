@@ -121,7 +121,7 @@ class EagerStep:
         """Differentiate the loss once."""
         with torch.enable_grad():
             theta = at.theta.detach().requires_grad_()
-            value = self.value(theta, [leaf.detach() for leaf in at.leaves], at.step)
+            value = self.value(theta, at.leaves, at.step)
             if self.check is not None:
                 self.check(value, [theta])
             (gradient,) = torch.autograd.grad(value, theta)

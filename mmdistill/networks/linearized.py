@@ -89,18 +89,13 @@ class LinearizedNetwork:
         """
         embedded, leaves = self._record_embeddings(inputs)
         cotangent = torch.zeros_like(embedded).requires_grad_()
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(
-                embedded, list(leaves.values()), cotangent, retain_graph=True, create_graph=True, materialize_grads=True
-            )
-        # Parameters that embeddings do not depend on have gradients without a graph.
-        linked = {name: g for name, g in zip(leaves, gradients, strict=True) if g.requires_grad}
+        gradients = torch.autograd.grad(
+            embedded, list(leaves.values()), cotangent, retain_graph=True, create_graph=True, materialize_grads=True
+        )
 
         def jvp(direction: Tensor) -> Tensor:
             tangents = self.layout.unflatten(direction)
-            (change,) = torch.autograd.grad(
-                list(linked.values()), cotangent, [tangents[name] for name in linked], retain_graph=True
-            )
+            (change,) = torch.autograd.grad(gradients, cotangent, list(tangents.values()), retain_graph=True)
             return self._output_change(change, tangents)
 
         return Products(embedded.detach(), jvp, lambda cotangent: self._vjp(embedded, leaves, cotangent))

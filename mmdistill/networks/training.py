@@ -82,11 +82,11 @@ class Trainer:
         self, loss: NetworkLoss, network: NetworkState, batch: Batch, draws: Draws | None
     ) -> tuple[Tensors, Tensors]:
         """Compute :func:`network_gradients`."""
-        is_sparse = self.precision == "mixed" and shares_inputs(batch)  # products of sparse matrices stay in float32
         function = self._gradient_functions.get(loss)
         if function is None and len(self._gradient_functions) < MOST_COMPILED_LOSSES:
             function = self._gradient_functions[loss] = self._fastest(loss, batch)
-        with autocast_for(self.precision, self.task.device, graph=is_sparse):
+        # Under mixed, products of sparse matrices stay in float32.
+        with autocast_for(self.precision, self.task.device, graph=shares_inputs(batch)):
             return (function or self._eager(loss))(network, batch, draws)
 
     def outputs(self, network: NetworkState, inputs: Inputs) -> Tensor:

@@ -10,7 +10,7 @@ from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
 from mmdistill.objectives.wrapper import ObjectiveWrapper
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, map_inputs, one_tensor, take
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, one_tensor, take
 
 TEMPERATURE = 0.07
 """Temperature of the supervised contrastive loss."""
@@ -80,14 +80,13 @@ class StyleAdversary(ObjectiveWrapper):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the objective plus the similarity, and take a step of the adversary."""
-        key = draws.fold("adversary")
-        pairs = self._draw_pairs(flatten_classes(syn), key.fold("styles"))
+        pairs = self._draw_pairs(flatten_classes(syn), draws.fold("adversary", "styles"))
         # A copy: the step below updates the adversary in place, before the backward pass to the samples has run; a
         # captured step is replayed on the same tensors.
         adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
         similarity = (1 + _cosine(_embedding(network.task, adversary, pairs.inputs))).mean() / 2
         matched: Tensor = self.objective(network, syn, real, draws)
-        self._learn(network.task, adversary, pairs._replace(inputs=map_inputs(lambda t: t.detach(), pairs.inputs)), key)
+        self._learn(network.task, adversary, pairs)
         return matched + self.weight * similarity
 
     def _draw_pairs(self, batch: Batch, draws: Draws) -> Batch:
@@ -103,14 +102,14 @@ class StyleAdversary(ObjectiveWrapper):
         """Return the adversary's ``params``, ``buffers`` or ``velocity`` by name."""
         return {name: getattr(self, _key(part, name)) for name in self._names[part]}
 
-    def _learn(self, task: Task, adversary: NetworkState, pairs: Batch, draws: Draws) -> None:
+    def _learn(self, task: Task, adversary: NetworkState, pairs: Batch) -> None:
         """Take one step of SGD with momentum on the adversary's loss."""
 
         def loss(params: Tensors) -> Tensor:
             state = NetworkState(params, adversary.buffers)
             features = _embedding(task, state, pairs.inputs)
             distance = (1 - _cosine(features)).mean() / 2
-            return task.loss(state, pairs, draws=draws) + self.weight * (distance + contrast(features, pairs.targets))
+            return task.loss(state, pairs) + self.weight * (distance + contrast(features, pairs.targets))
 
         gradients = gradients_by_name(loss, adversary.params)
         with torch.no_grad():

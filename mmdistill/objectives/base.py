@@ -62,7 +62,7 @@ class Network(NamedTuple):
 
         ``bf16`` lowers both sides; ``mixed`` only the side without gradients, and not where classes share their inputs.
         """
-        graph = torch.is_grad_enabled() or (batch.dims.inputs is None and self.precision == "mixed")
+        graph = torch.is_grad_enabled() or batch.dims.inputs is None
         return autocast_for(self.precision, batch.batch.weight.device, graph=graph)
 
     def features(self, inputs: Inputs, read: MapReader | None = None) -> tuple[Tensor, ...]:
@@ -355,7 +355,7 @@ def class_summary(
         Returns ``(C, d_l)`` per layer, and ``(C, n, d)``.
     """
     means, embeddings = compact_summary(network, batch, first, read)
-    return means, embeddings if embeddings.ndim == 3 else embeddings.expand(batch.num_classes, -1, -1)
+    return means, embeddings.expand(batch.num_classes, -1, -1)
 
 
 def compact_summary(

@@ -121,7 +121,7 @@ class _ReluMoments(torch.autograd.Function):
         to_g, to_p, to_q = torch.zeros_like(g), torch.zeros_like(p), torch.zeros_like(q)
         if to_moment is not None:
             to_g = to_moment * slope
-            by_sine = to_moment * sine if need_p or need_q else g  # unused in the second case
+            by_sine = to_moment * sine
             to_p = (by_sine * (q / (2 * math.pi))).sum(-1, keepdim=True) if need_p else to_p
             to_q = (by_sine * (p / (2 * math.pi))).sum(-2, keepdim=True) if need_q else to_q
         if to_slope is not None or to_sine is not None:
@@ -130,7 +130,7 @@ class _ReluMoments(torch.autograd.Function):
             by_angle += [] if to_sine is None else [to_sine * g * -inverse_p.square() * inverse_q.square()]
             through_angle = reduce(torch.add, by_angle) / F.threshold(sine, 0.0, math.inf)  # 0 for parallel samples
             to_g = to_g + through_angle
-            through_angle = through_angle * g if need_p or need_q else through_angle
+            through_angle = through_angle * g
             to_p = to_p - through_angle.sum(-1, keepdim=True) * inverse_p if need_p else to_p
             to_q = to_q - through_angle.sum(-2, keepdim=True) * inverse_q if need_q else to_q
         return to_g, to_p if need_p else None, to_q if need_q else None

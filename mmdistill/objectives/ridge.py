@@ -62,8 +62,8 @@ class MarginKernelRidge(KernelRidgeMatching):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the squared error of the ridge prediction and the margin term."""
-        error = super().forward(network, syn, real, draws)
-        return error + label_margin(synthetic_targets(flatten_classes(syn), network)).to(error.dtype)
+        margin = label_margin(synthetic_targets(flatten_classes(syn), network))
+        return super().forward(network, syn, real, draws) + margin
 
 
 class RandomFeatureRidge(Objective):

@@ -169,7 +169,7 @@ class UnrolledObjective(Objective):
         """Return the number of samples in each step's minibatch, without the copies of weight 0 that pad it."""
         if self.parts > 1:
             return part_sizes(count, steps, self.parts)
-        return drawn_sizes(count, steps, count if self.batch is None else min(self.batch, count))
+        return drawn_sizes(count, steps, self.batch or count)
 
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
         """Train a student from the network on; return its parameters, differentiable in the batch and the rate."""

@@ -130,7 +130,9 @@ def test_a_teacher_labels_some_samples_at_a_time(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("mmdistill.networks.teacher.LABEL_BATCH", 40)
     monkeypatch.setattr(task, "predict", predict)
-    torch.testing.assert_close(soft_labels(task, state, task.images), whole)
+    found = soft_labels(task, state, task.images.clone().requires_grad_())
+    torch.testing.assert_close(found, whole)
+    assert not found.requires_grad
     assert seen == [40, 40, 10]
 
 

@@ -104,7 +104,7 @@ def test_losses_of_lowered_networks_are_taken_in_full(loss: NetworkLoss, monkeyp
     assert torch.allclose(found.double(), loss(task, network, batch, None)[0].double(), rtol=1e-6)
 
 
-def test_samples_that_share_inputs_are_lowered_by_bf16_alone() -> None:
+def test_samples_that_share_inputs_are_lowered_by_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where classes are matched: products of sparse matrices stay in float32 under mixed."""
     task, formats = BlobTask(), []
     network, batch = drawn(task)
@@ -114,10 +114,16 @@ def test_samples_that_share_inputs_are_lowered_by_bf16_alone() -> None:
         formats.append(torch.is_autocast_enabled("cpu"))
         return next(iter(network.params.values())).sum() * 0 + torch.zeros((), requires_grad=True), {}
 
+    def predict(*_: object) -> tuple[Tensor, Tensors]:
+        formats.append(torch.is_autocast_enabled("cpu"))
+        return torch.zeros(12, 3), {}
+
+    monkeypatch.setattr(task, "predict", predict)
     for precision in ("mixed", "bf16"):
         with Trainer(task, precision).training():  # type: ignore[arg-type]
             network_gradients(loss, task, network, linked, None)
-    assert formats == [False, True]
+            network_outputs(task, network, linked.inputs)
+    assert formats == [False, False, True, True]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Implicit gradients against a linear solve with the explicit Jacobian, finite differences and dense systems."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from mmdistill.image.methods.implicit import MirroredImplicit
 from mmdistill.image.methods.ridge import with_mirror_images
 from mmdistill.labels import centred_one_hot
 from mmdistill.networks.linearized import LinearizedNetwork, readout_of
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.quadratic import AdamDescent, ConjugateGradients
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.implicit import ImplicitPerformance
@@ -25,6 +27,17 @@ from tests.toys import BlobTask, smooth_mlp
 KEY = Draws(9)
 EXACT = ConjugateGradients(80)
 LAST = "4.weight"
+
+
+def network_of(between: Callable[[], nn.Module] = nn.Tanh, bias: bool = True) -> Network:
+    """A network of blobs with a given layer before the last one."""
+
+    def factory() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), between(), nn.Linear(8, 3, bias=bias))
+
+    task = BlobTask(dtype=torch.float64)
+    task.module = FunctionalModule(factory, features=["1", "4"])
+    return Network(task, task.init(KEY))
 
 
 def exact(l2: float = 1e-2, clip: bool = False) -> ImplicitPerformance:
@@ -51,11 +64,12 @@ def leaves_of(syn: Batch) -> tuple[Tensor, Tensor]:
     return syn.inputs.clone().requires_grad_(), syn.targets.clone().requires_grad_()
 
 
-@pytest.mark.parametrize("l2", [1e-2, 1e-4])
+@pytest.mark.parametrize(("l2", "between"), [(1e-2, lambda: nn.LayerNorm(8)), (1e-4, nn.Tanh)])
 def test_value_and_gradients_are_those_of_the_explicit_jacobian(
-    network: Network, syn: Batch, real: Batch, l2: float
+    syn: Batch, real: Batch, l2: float, between: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = exact(l2)
+    monkeypatch.setattr("mmdistill.objectives.implicit.DIFFERENTIATED", 4 * 4)  # nine real samples, four at a time
+    objective, network = exact(l2), network_of(between)
     inputs, targets = leaves_of(syn)
     value = objective(network, Batch(inputs, targets, syn.weight), real, KEY)
     expected = closed_form(network, *(others := leaves_of(syn)), real, objective.log_scale, l2)
@@ -104,9 +118,8 @@ def test_the_implicit_gradient_is_cut_to_the_norm_of_the_direct_one(
 
     results = []
     for size in (1e-3, 1.0, 1e3):  # of the adjoint, in which the implicit gradient is linear
-        objective = exact(clip=True)
+        objective = ImplicitPerformance(1e-2, EXACT, Scaled(80, size)).double()
         monkeypatch.setattr(torch.autograd, "grad", noting)
-        objective.inverse = Scaled(80, size)
         inputs, targets = leaves_of(syn)
         value = objective(network, Batch(inputs, targets, syn.weight), real, KEY)
         direct, implicit = noted[-2:]
@@ -146,11 +159,13 @@ def test_solvers_solve_dense_systems_and_stay_at_a_solution() -> None:
     torch.testing.assert_close(found, x.detach())
 
 
-def test_pushed_and_pulled_directions_are_adjoint(network: Network, syn: Batch) -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_pushed_and_pulled_directions_are_adjoint(syn: Batch, bias: bool) -> None:
+    network = network_of(bias=bias)
     readout = readout_of(network.state, 3, 8)
-    assert readout == ("4.weight", "4.bias")
+    assert readout == (LAST, "4.bias" if bias else None)
     linear = LinearizedNetwork(network.task, network.state, readout)
-    direction = KEY.normal(8 * 4 + 8 + 8 * 8 + 8 + 3, dtype=torch.float64)
+    direction = KEY.normal(8 * 4 + 8 + 8 * 8 + 8 + 3 * bias, dtype=torch.float64)
     _, outputs = linear.jvp(syn.inputs, direction)
     products = linear.recorded_products(syn.inputs)
     above = KEY.fold("above").normal(5, 3, dtype=torch.float64)
@@ -158,6 +173,12 @@ def test_pushed_and_pulled_directions_are_adjoint(network: Network, syn: Batch) 
     torch.testing.assert_close(products.vjp(above), linear.vjp(syn.inputs, above))
     torch.testing.assert_close(products.jvp(direction), outputs)
     torch.testing.assert_close(products.embedded, network.features(syn.inputs)[-1])
+
+
+def test_the_readout_is_the_last_layer_of_its_shape() -> None:
+    square = {name: torch.zeros(3, 3) for name in ("0.weight", "2.weight", "2.scale")}
+    assert readout_of(NetworkState(square | {"0.bias": torch.zeros(3)}, {}), 3, 3) == ("2.weight", None)
+    assert readout_of(NetworkState(square | {"2.bias": torch.zeros(3)}, {}), 3, 3) == ("2.weight", "2.bias")
 
 
 def test_the_margin_is_cut_at_half() -> None:

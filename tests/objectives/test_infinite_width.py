@@ -177,6 +177,9 @@ def test_the_convolutional_kernel_has_exact_gradients_in_parts_too():
     )
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other)
+    for index, constant in enumerate(((a, b.detach()), (a.detach(), b))):
+        (alone,) = torch.autograd.grad(convolutional(*constant, depth=2, pairs=1).ntk.square().sum(), (a, b)[index])
+        torch.testing.assert_close(alone, whole[index])
     same = torch.func.grad(lambda x: convolutional(x, x, depth=2, b_std=0.0).ntk.sum())(torch.zeros_like(a))
     assert same.isfinite().all()
 
@@ -234,6 +237,8 @@ def test_bad_images():
         convolutional(images(2, "a"), images(2, "b", (2, 4, 4)))
     with pytest.raises(ConfigError, match="at least 1 convolution"):
         convolutional(images(2, "a"), images(2, "b"), depth=0)
+    with pytest.raises(ConfigError, match="1 pair at a time"):
+        convolutional(images(2, "a"), images(2, "b"), pairs=0)
     with pytest.raises(ConfigError, match="ntk or nngp"):
         ConvolutionalKernel(kind="laplace")
     nngp = ConvolutionalKernel("nngp", depth=1)(None, images(2, "a"), images(1, "b"))

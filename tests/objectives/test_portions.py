@@ -120,10 +120,13 @@ def test_kernels_read_large_real_batches_in_portions(
 ) -> None:
     objective = KernelRidgeMatching(FeatureKernel()) if kind == "krr" else RandomFeatureRidge(2).double()
     syn, real = task.select(torch.arange(0, 90, 15)), task.select(torch.arange(30))
-    values = []
-    for numbers in (4 * 30, 4 * 5):
+    values, seen, features = [], list[int](), task.features
+    monkeypatch.setattr(task, "features", lambda state, rows: seen.append(len(rows)) or features(state, rows))
+    for numbers, largest in ((4 * 30, 30), (4 * 5, 6)):  # six synthetic samples stay together
         monkeypatch.setattr(portions_of, "CACHED", numbers)
         values.append(objective(network, syn, real, KEY).detach())
+        assert max(seen) == largest
+        seen.clear()
     torch.testing.assert_close(*values)
 
 

@@ -11,7 +11,9 @@ from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image import image_task
 from mmdistill.labels import centred_one_hot
 from mmdistill.networks.module import redrawn
+from mmdistill.objectives.adversary import StyleAdversary
 from mmdistill.objectives.base import Network, Objective, class_means
+from mmdistill.objectives.implicit import ImplicitPerformance
 from mmdistill.objectives.infinite_width import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.kernel_ridge import (
     FeatureKernel,
@@ -23,6 +25,7 @@ from mmdistill.objectives.kernel_ridge import (
     ridge_prediction,
 )
 from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge, label_margin
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, real_classes, stack_classes
 from mmdistill.testing import check_objective
@@ -89,8 +92,11 @@ def test_random_networks_have_the_stated_moments() -> None:
     assert float(bias.std()) == pytest.approx(0.1, rel=0.15)
     convolution = redrawn(NetworkState({"weight": torch.zeros(64, 8, 3, 3)}, {}), KEY, 0.1)
     assert float(convolution.params["weight"].std()) == pytest.approx((2 / 72) ** 0.5, rel=0.05)
-    fresh = RandomFeatureRidge(networks=2).random_networks(wide, KEY)
-    assert not torch.equal(fresh[0].params["2.weight"], fresh[1].params["2.weight"])
+    fresh = [*RandomFeatureRidge(2).random_networks(wide, KEY), *RandomFeatureRidge(2).random_networks(wide, Draws(8))]
+    assert len({float(state.params["2.weight"][0, 0]) for state in fresh}) == 4
+    assert all(bool(state.params["2.bias"].any()) for state in fresh)
+    (plain,) = RandomFeatureRidge(1, bias_std=0.0).random_networks(wide, KEY)
+    assert not plain.params["2.bias"].any()
 
 
 def test_the_ntk_is_solved_in_float64(task: BlobTask, network: Network, syn: Batch, real: Batch) -> None:
@@ -117,6 +123,7 @@ def test_the_ntk_is_solved_in_float64(task: BlobTask, network: Network, syn: Bat
         KernelRidgeMatching(FullyConnectedKernel("ntk", depth=1, dtype=torch.float64), loss=multinomial),
         MarginKernelRidge(),
         RandomFeatureRidge(networks=2),
+        ImplicitPerformance().double(),
     ],
     ids=lambda objective: type(objective).__name__,
 )
@@ -131,10 +138,13 @@ def test_real_samples_of_weight_0_change_nothing(
 
 def test_wrong_compositions_are_refused(network: Network, syn: Batch, real: Batch) -> None:
     without = BlobTask()
+    for without.num_classes in (None, 1):
+        for objective in (MarginKernelRidge(), RandomFeatureRidge()):
+            with pytest.raises(ConfigError, match="at least 2 classes"):
+                objective.check(without)
     without.num_classes = None
-    for objective in (MarginKernelRidge(), RandomFeatureRidge()):
-        with pytest.raises(ConfigError, match="at least 2 classes"):
-            objective.check(without)
+    with pytest.raises(ConfigError, match="matches class by class"):
+        KernelRidgeMatching(LinearKernel(), view="classes").check(without)
     without.num_classes = 3
     for objective in (MarginKernelRidge(), RandomFeatureRidge()):
         objective.check(without)
@@ -174,14 +184,16 @@ class Named(BlobTask):
 
 
 def test_networks_without_features_are_refused_when_the_run_is_built() -> None:
-    readers = (KernelRidgeMatching(FeatureKernel()), MarginKernelRidge(), RandomFeatureRidge())
-    for objective in readers:
+    styled = StyleAdversary(UnrolledPerformance(1, InnerRate(0.1)), 2)
+    readers = KernelRidgeMatching(FeatureKernel()), MarginKernelRidge(), RandomFeatureRidge(), ImplicitPerformance()
+    for objective in (*readers, styled):
         with pytest.raises(ConfigError, match="has none: it counts pixels"):
             objective.check(Featureless())
     shapeless = Featureless()
-    shapeless.layers = (torch.ones(2, 3, 4),)
-    with pytest.raises(ConfigError, match="one row of features per sample"):
-        MarginKernelRidge().check(shapeless)
+    for shape in ((2, 3, 4), (3, 4), (2, 0)):
+        shapeless.layers = (torch.ones(shape),)
+        with pytest.raises(ConfigError, match="one row of features per sample"):
+            MarginKernelRidge().check(shapeless)
     KernelRidgeMatching(FullyConnectedKernel()).check(Featureless())
 
 

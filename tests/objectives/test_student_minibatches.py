@@ -83,6 +83,19 @@ def test_gradients_reach_the_samples_of_a_rest(normed: ImageTask) -> None:
     assert bool(gradient.flatten(1).any(1).all())
 
 
+def test_the_real_loss_of_a_student_drops_nothing_out_and_keeps_statistics(normed: ImageTask) -> None:
+    dropping = image_task("digits", model=lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)))
+    for task in (dropping, normed):
+        start = task.init(KEY)
+        network, kept = Network(task, start), {name: buffer.clone() for name, buffer in start.buffers.items()}
+        syn, real = some(task, 6), task.select(torch.arange(20, 60))
+        objective = UnrolledPerformance(2, InnerRate(RATE))
+        value = objective(network, syn, real, KEY)
+        end = NetworkState(objective.train_student(network, syn, KEY), {name: t.clone() for name, t in kept.items()})
+        torch.testing.assert_close(value, task.loss(end, real, train=task is normed))
+        assert all(torch.equal(start.buffers[name], buffer) for name, buffer in kept.items())
+
+
 def test_a_network_of_one_s_own_with_torch_s_batch_norms_too() -> None:
     class Own(nn.Sequential):
         def __init__(self) -> None:

@@ -99,6 +99,7 @@ def test_a_window_ends_at_random_steps_and_gradients_flow_through_it_alone(task:
         (found,), (wanted,) = torch.autograd.grad(value, leaf), torch.autograd.grad(cut, again)
         assert torch.equal(found, wanted)
     assert seen == {2, 3, 4, 5}
+    assert UnrolledPerformance(2, InnerRate(RATE, learn=False), window=2).student_steps(DRAWS) == 2
     assert objective.learned() == {}
     assert not objective.steady
 
@@ -207,6 +208,8 @@ def test_steps_that_can_be_taken_again_alone_are_carried() -> None:
     assert (int(whole["inner_parts"]), float(whole["inner_momentum"])) == (2, pytest.approx(0.9))
     for drawn in (UnrolledPerformance(2, rate(), batch=3), UnrolledPerformance(2, rate(), augment=True)):
         assert set(drawn.learned()) == {"inner_lr"}
+    fixed = InnerRate(RATE, learn=False)
+    assert UnrolledPerformance(2, fixed, unrolling=Unrolling(optimizer="adam")).learned() == {}
 
 
 def test_wrong_compositions_are_refused(task: BlobTask, network: Network) -> None:
@@ -222,6 +225,7 @@ def test_wrong_compositions_are_refused(task: BlobTask, network: Network) -> Non
         (lambda: TrajectoryMatchingConstantMemory(2, rate(), unrolling=Unrolling(truncate=1)), "nothing to truncate"),
         (lambda: InnerRate(0.0), "above 0"),
         (lambda: UnrolledPerformance(2, InnerRate(0.1, learn=False), window=3), "from 1 to all 2"),
+        (lambda: UnrolledPerformance(2, InnerRate(0.1, learn=False), window=0), "from 1 to all 2"),
         (lambda: UnrolledPerformance(2, rate(), window=1), "use rat-bptt"),
         (
             lambda: UnrolledPerformance(2, InnerRate(0.1, learn=False), unrolling=Unrolling(truncate=1), window=1),

@@ -182,6 +182,9 @@ def test_matching_with_ease_has_the_gradient_of_finite_differences():
     def loss(values):
         return objective(network, Batch(values, values, torch.ones(4).double()), batch, Draws(0))
 
+    with torch.no_grad():
+        scores = torch.from_numpy(real.inputs.double().numpy() @ oracle.ease(x.numpy(), 3.0))
+        torch.testing.assert_close(loss(x), multinomial(scores, batch.targets, batch.weight))
     assert torch.autograd.gradcheck(loss, (x,))
 
 
