@@ -24,12 +24,13 @@ from mmdistill.image import image_task
 from mmdistill.method import MethodTable, Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.parameterizations.starts import filled_up
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.selections import known_bytes
 from mmdistill.settings import InitKind, Settings
-from mmdistill.task import Task
+from mmdistill.task import Inputs, Task
 from tests.graph.toy import planted_graph
 from tests.text.corpus import small_task
 
@@ -176,8 +177,18 @@ COPIED = "class rare has 2 samples, fewer than the 4 asked for: the rest start a
 
 @pytest.mark.parametrize("init", ["real", "herding", "k-center", "k-means", "craig"])
 def test_small_classes_start_from_copies_that_differ(long_tail: Task, init: InitKind) -> None:
+    counts = torch.tensor([4, 4, 4])
+
+    def larger(present: torch.Tensor) -> Inputs:
+        chosen = long_tail.select(choose_start(long_tail, init, present, Draws(3))).inputs
+        assert isinstance(chosen, torch.Tensor)
+        return 100 * chosen
+
     with pytest.warns(MmdistillWarning, match=COPIED):
         made = raw_samples(long_tail, 4, init, "hard", Draws(3))
+    with pytest.warns(MmdistillWarning, match=COPIED):
+        scaled = filled_up(long_tail, larger, counts, Draws(3))
+    torch.testing.assert_close(scaled, 100 * made.inputs.detach(), rtol=1e-4, atol=1e-3)
     rare, few = made.inputs.detach()[:4].flatten(1), made.inputs.detach()[4:8].flatten(1)
     real = long_tail.select(torch.arange(11)).inputs
     assert isinstance(real, torch.Tensor)

@@ -338,7 +338,6 @@ def _assemble(
         chosen = part == index
         ones = np.ones(int(chosen.sum()), dtype=np.float32)
         parts[split] = sparse.csr_array((ones, (users[chosen], items[chosen])), shape=shape)
-        parts[split].sort_indices()
     counts["cold_items"] = int((np.asarray(parts["train"].sum(0)).ravel() == 0).sum())
     return Interactions(name, parts, user_ids[used_users], item_ids[used_items], counts, min_rating=reading.min_rating)
 

@@ -405,7 +405,9 @@ def test_the_fingerprint_tells_validation_nodes_and_no_test_labels() -> None:
     assert len(prints) == 4
     y = graph.y.clone()
     y[graph.test] = 0
-    assert replace(graph, y=y).fingerprint == graph.fingerprint
+    other = replace(graph, y=y)
+    assert other.fingerprint == graph.fingerprint
+    assert other.test_fingerprint != graph.test_fingerprint
 
 
 def test_edges_of_two_weights_are_noted() -> None:

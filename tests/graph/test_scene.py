@@ -83,7 +83,8 @@ def test_sparse_matrices_are_made_unchecked_and_without_a_word(monkeypatch: pyte
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_a_neighbourhood_propagates_twice_what_its_nodes_need(trains: bool) -> None:
-    graph = planted_graph()
+    edges = planted_fields()["edge_index"]
+    graph = planted_graph(edge_weight=1.0 + edges.sum(0) % 3)
     scene = parts_of(graph, CPU)["test"].scene
     view = scene.neighbourhood(graph.test, trains)
     assert view.second is not None
@@ -94,13 +95,21 @@ def test_a_neighbourhood_propagates_twice_what_its_nodes_need(trains: bool) -> N
 
 
 def test_parts_of_an_inductive_graph_are_graphs_of_their_own() -> None:
-    graph = inductive_graph()
+    graph = inductive_graph(y=Draws(0).integers(3, 120))
     for name, ids in {"train": graph.train, "val": graph.val, "test": graph.test}.items():
         part: Part = parts_of(graph, CPU)[name]
         assert torch.equal(part.scene.x[part.nodes], graph.x[ids])
         expected = oracle.propagated(induced(graph, ids).double().numpy(), graph.x[ids].double().numpy(), 2)
         assert np.allclose(part.scene.propagated(2).numpy(), expected, atol=1e-5)
         assert torch.equal(part.classes, graph.y[ids])
+
+
+def test_nodes_of_unknown_class_have_some_class_and_no_weight() -> None:
+    graph = planted_graph()
+    part = parts_of(replace(graph, y=graph.y.index_fill(0, graph.test, -1)), CPU)["train"]
+    whole = part.whole(normalised=True)
+    assert set(whole.targets.tolist()) == {0, 1, 2}  # type: ignore[union-attr]
+    assert torch.equal(whole.weight.nonzero().flatten(), graph.train)
 
 
 @pytest.mark.parametrize("model", ["sgc", "gcn"])
@@ -195,6 +204,7 @@ def test_only_sparse_features_on_a_cpu_are_trained_on_in_compressed_rows() -> No
 
 def test_a_constant_product_has_the_gradient_of_the_dense_one() -> None:
     dense = torch.rand(5, 4, dtype=torch.float64) * (torch.rand(5, 4) < 0.4)
+    dense[-1] = dense[:, -1] = 0.0
     weight = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
     matrix, transposed = compressed_rows(dense), compressed_rows(dense.mT)
     assert torch.allclose(constant_product(matrix, transposed, weight), dense @ weight)
@@ -237,7 +247,7 @@ def test_neighbours_are_sampled_within_their_hops() -> None:
 
 def test_sampled_neighbourhoods_are_those_of_each_groups_own_walk() -> None:
     graph = planted_graph()
-    scene, fanouts = parts_of(graph, CPU)["train"].scene, (2, 2)
+    scene, fanouts = parts_of(graph, CPU)["train"].scene, (3, 2)
     groups = [torch.tensor([3, 0, 60]), torch.tensor([1, 118])]
     found = scene.sampled_neighbourhoods(groups, fanouts, Draws(0))
     assert found is not None

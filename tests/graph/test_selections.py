@@ -27,6 +27,14 @@ def test_selections_stand_beside_a_result() -> None:
     assert float(mean / sizes.sum()) == pytest.approx(entry.mean)
 
 
+def test_rules_choose_nodes_by_their_features_after_two_hops() -> None:
+    own = task()
+    dense = torch.zeros(120, 120)
+    dense[tuple(own.graph.edge_index)] = 1.0
+    expected = oracle.propagated(dense.double().numpy(), own.graph.x.double().numpy(), 2)[own.graph.train.numpy()]
+    torch.testing.assert_close(own.embedding().double(), torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
+
+
 def test_the_means_are_those_of_the_method_of_that_name() -> None:
     own = task()
     found = distill(own, "propagated-means", nodes=6, seed=3).batch

@@ -377,6 +377,17 @@ def test_a_generator_of_the_users_own(task: ImageTask) -> None:
     storage = of_generator(Linear(), 6, inversion=Inversion(steps=2, feature_steps=2))
     made = distill(task, "dm", ipc=2, parameterization=storage, settings={"steps": 2, "real_batch": 4})
     assert made.stored_bytes == 20 * (6 * 4 + 1) + 6 * 64 * 4
+    start, near, other = (
+        of_generator(Linear(), 6, inversion=Inversion(steps, feature_steps=network_steps), weight=0.2)(
+            task, 2, Settings(steps=1), "hard", KEY
+        )
+        for steps, network_steps in ((0, 2), (20, 2), (20, 3))
+    )
+    assert isinstance(near, GeneratedSamples)
+    assert near.weight == 0.2
+    gaps = [float((own(KEY).inputs.detach() - near.partners).square().sum()) for own in (start, near)]  # type: ignore[operator, union-attr]
+    assert gaps[1] < 0.9 * gaps[0]
+    assert not torch.equal(other(KEY).inputs, near(KEY).inputs)  # type: ignore[arg-type]
     wide = nn.Sequential(nn.Linear(6, 10), nn.Unflatten(1, (1, 2, 5)))
     with pytest.raises(ConfigError, match="the generator makes"):
         distill(task, "dm", ipc=1, parameterization=of_generator(wide, 6))

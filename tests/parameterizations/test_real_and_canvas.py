@@ -113,8 +113,11 @@ def test_bytes_of_every_value_are_stored_as_they_are() -> None:
 
 def test_whitened_images_are_combined_as_they_are() -> None:
     whitened = image_task("digits", width=4, whiten="mtt")
-    made = learned_coefficients(whitened, ImageBudget.of(whitened, 4, "hard"), "real", KEY)
+    room = ImageBudget.of(whitened, 4, "hard")
+    made = learned_coefficients(whitened, room, "real", KEY)
     assert torch.equal(made.images, whitened.select(made.indices).inputs)
+    each = 4 * (64 + made.coefficients.shape[1])  # pixels in float32, and a coefficient in each sample
+    assert made.stored_bytes() <= room.stored_bytes < made.stored_bytes() + room.num_classes * each
 
 
 def crops(canvases: torch.Tensor, count: int) -> Canvases:

@@ -107,7 +107,15 @@ def test_random_split_is_disjoint_seeded_and_leaves_a_test_item():
     assert (other.parts["test"].toarray() != test).any()
     assert data.fingerprint == again.fingerprint != other.fingerprint
     parts = {**data.parts, "valid": data.parts["test"], "test": data.parts["valid"]}
-    assert replace(data, parts=parts).fingerprint != data.fingerprint  # since validation chooses the step
+    swapped = replace(data, parts=parts)
+    assert swapped.fingerprint != data.fingerprint  # since validation chooses the step
+    assert swapped.test_fingerprint not in (data.test_fingerprint, swapped.fingerprint)
+    assert replace(data, item_ids=data.item_ids + 1).fingerprint != data.fingerprint
+    values = data.parts["train"]
+    of_next = values.indptr.copy()
+    of_next[1] -= 1  # the first user's last interaction is the second's
+    moved = sparse.csr_array((values.data, values.indices, of_next), shape=values.shape)
+    assert replace(data, parts={**data.parts, "train": moved}).fingerprint != data.fingerprint
 
 
 @pytest.mark.parametrize("count", [*range(3, 60), 399, 2314])
@@ -158,12 +166,12 @@ def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
     named = [*learn, "val", "TEST", *learn, "dev", "testing"]
     rows = [(u, i, 1, named[k % 12]) for k, (u, i, _) in enumerate(ROWS)]
     first = next(row for row in rows if row[3] == "train")
-    rows += [(*first[:3], "test"), (*first[:3], "train")]
+    rows += [(*first[:3], "test"), *[(*first[:3], "train")] * 2]
     data = load_interactions(write_csv(tmp_path / "a.csv", rows, "user,item,rating,split"))
     assert data.notes == ()
     assert [data.parts[part].nnz for part in SPLITS] == [24, 6, 6]
     assert data.counts["overlaps"] == 1
-    assert data.counts["duplicates"] == 1
+    assert data.counts["duplicates"] == 2
 
 
 def test_a_column_of_folds_is_not_read_as_splits():

@@ -102,7 +102,8 @@ def test_feedback_of_zero_is_no_interaction_whatever_its_usual_name(name, tmp_pa
 def test_feedback_may_be_true_or_false(tmp_path):
     table = log(clicked=np.arange(USERS * ITEMS) % 2 == 0)
     table.to_csv(tmp_path / "log.csv", index=False)
-    for source in (table, tmp_path / "log.csv"):
+    words = np.where(table["clicked"], " True ", "FALSE\t")
+    for source in (table, tmp_path / "log.csv", table.assign(clicked=words)):
         assert total(load_interactions(source)) == USERS * ITEMS // 2
 
 
@@ -231,6 +232,15 @@ def test_of_ratings_of_one_time_the_last_row_decides():
     rows = rated_again(timestamp=7)
     assert load_interactions(rows, min_rating=4).num_items == ITEMS
     assert load_interactions(rows[::-1], min_rating=4).num_items == ITEMS - 1
+
+
+def test_a_rating_of_one_user_takes_nothing_of_another_back():
+    users, items = np.divmod(np.arange(2 * ITEMS), ITEMS)  # more items than users
+    low = (users == 1) & (items == 0)
+    rows = pd.DataFrame({"user": users, "item": items, "rating": np.where(low, 1, 5), "timestamp": 9 * low})
+    data = load_interactions(rows, min_rating=4)
+    assert total(data) == 2 * ITEMS - 1
+    assert "taken_back" not in data.counts
 
 
 @pytest.mark.parametrize("times", [None, "soon"])

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,14 +9,17 @@ from mmdistill.recsys import (
     BinaryInteractions,
     ExpectedInteractions,
     MeanFieldInteractions,
+    RecsysTask,
     SampledInteractions,
     binary_interactions,
     expected_interactions,
+    load_interactions,
     mean_field_interactions,
     sampled_interactions,
     synthetic,
 )
 from mmdistill.recsys.methods import METHODS
+from mmdistill.recsys.storage import binary_ratio, pooled_rows
 from mmdistill.runtime import Draws
 from tests.toys import BlobTask
 
@@ -141,11 +145,13 @@ def test_chances_start_from_cluster_means_or_from_the_users_that_are_chosen(task
 
     means = task.selection("clusters", torch.tensor([6]), Draws(0).fold("clusters")).inputs
     torch.testing.assert_close(start(), means.clamp(0.03 * float(means.mean()), 0.999))
-    assert start(interactions_per_user=5).sum(1).mean().item() == pytest.approx(5, rel=0.05)
+    scaled = means * (5 / float(means.sum(1).mean()))
+    torch.testing.assert_close(start(interactions_per_user=5), scaled.clamp(0.03 * float(scaled.mean()), 0.999))
     herded = start(init="herding")
     real = task.data.rows(range(task.data.num_users))
     assert all(((row > 0.5).float() == real).all(1).any() for row in herded)
-    assert not torch.equal(start(init="noise"), start())
+    noise = expected_interactions()(task, 6, replace(settings, init="noise"), "hard", Draws(0)).logits.detach()
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
 
 
 def test_storage_is_the_logits():
@@ -166,6 +172,7 @@ def test_bad_arguments(task):
     said = r"241 synthetic users were .* has 240 real ones; lower --users \(users=240 in Python\)"
     with pytest.raises(DataError, match=said):
         build(task, 241, settings, "hard", Draws(0))
+    assert len(build(task, 240, settings, "hard", Draws(0))(Draws(0)).weight) == 240
     with pytest.raises(ConfigError, match="labels"):
         build(task, 3, settings, "unrestricted", Draws(0))
     with pytest.raises(ConfigError, match="needs user-item interactions"):
@@ -173,6 +180,8 @@ def test_bad_arguments(task):
     many = replace(settings, interactions_per_user=81)
     with pytest.raises(ConfigError, match=r"81 interactions per user were asked for, but .* has 80 items"):
         binary_interactions()(task, 3, many, "hard", Draws(0))
+    every = binary_interactions()(task, 3, replace(many, interactions_per_user=80), "hard", Draws(0))
+    assert every.interactions_per_user == 80
 
 
 @pytest.mark.parametrize("storage", [sampled_interactions, mean_field_interactions, binary_interactions])
@@ -188,3 +197,51 @@ def test_starts_from_real_users(task):
     p = sampled_interactions()(task, 5, settings, "hard", Draws(0))
     real = task.data.rows(range(task.data.num_users))
     assert all(any(torch.equal(row, user) for user in real) for row in p.logits)
+
+
+@pytest.fixture(scope="module")
+def alike():
+    """A task of users with seven training interactions each, among 120 items."""
+    rng = np.random.default_rng(0)
+    matrix = np.zeros((60, 120), dtype=np.float32)
+    for row in matrix:
+        row[rng.choice(120, 10, replace=False)] = 1
+    task = RecsysTask(load_interactions(matrix))
+    assert set(task.data.lengths("train")) == {7}
+    return task
+
+
+def test_users_have_a_multiple_of_the_mean_rows_interactions_up_to_a_quarter_of_the_items(alike):
+    settings = METHODS["distill-cf"].settings(5)
+
+    def built(storage, **changes):
+        return storage(alike, 5, replace(settings, **changes), "hard", Draws(0))
+
+    items = alike.data.num_items
+    assert built(mean_field_interactions()).interactions_per_user == round(1.5 * 7)
+    assert built(sampled_interactions(interactions_per_user=12)).interactions_per_user == 12
+    assert built(sampled_interactions(interactions_per_user=100)).interactions_per_user == items // 4
+    assert built(sampled_interactions(interactions_per_user=12), interactions_per_user=100).interactions_per_user == 100
+    assert built(binary_interactions()).interactions_per_user == round(3.5 * 7)
+    assert (binary_ratio(299), binary_ratio(300)) == (3.5, 5.3)
+    heavy = built(sampled_interactions(mass_penalty=0.5))
+    assert (heavy.mass_penalty, heavy.real_mass) == (0.5, 7)
+
+
+def test_binary_users_start_from_the_mean_of_their_own_and_random_rows(alike):
+    rows = alike.select(torch.arange(20)).inputs
+    assert torch.equal(pooled_rows(alike, rows, 7, 7.0, Draws(0)), rows)
+    pooled = pooled_rows(alike, rows, 21, 7.0, Draws(0))
+    counts = 6 * pooled  # of six users, with 42 interactions in all
+    torch.testing.assert_close(counts, counts.round())
+    torch.testing.assert_close(pooled.sum(1), torch.full((20,), 7.0))
+    others = counts.round() - rows
+    torch.testing.assert_close(others.sum(1), torch.full((20,), 5 * 7.0))
+    assert others.min() == 0
+    assert others.max() < 5  # the five others are not all the same
+    start = binary_interactions()(alike, 5, METHODS["distill-cf"].settings(5), "hard", Draws(0)).logits.detach()
+    counts = (7 * start).floor()  # 24 items a user are those of seven real ones
+    assert counts.sum(1).tolist() == [7 * 7] * 5
+    ties = start - counts / 7
+    assert len(ties.unique()) > 300
+    assert ties.max() < 0.0011

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import torch
 from mmdistill import registry
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.classes import EMPTY
-from mmdistill.text.data import accepts, load_text
+from mmdistill.text.data import TextSplit, accepts, load_text
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.remarks import missing_texts
 from mmdistill.text.tables import may_hold_texts
@@ -39,6 +40,24 @@ def test_pair_is_split_by_class_with_a_stated_seed() -> None:
     assert all("seed 3" in note for note in data.notes)
     assert load_text((TEXTS, LABELS), seed=3).train.texts == data.train.texts
     assert load_text((TEXTS, LABELS), seed=4).train.texts != data.train.texts
+    tested = [load_text((TEXTS, LABELS), test=(["a", "b"], ["no", "yes"]), seed=seed) for seed in (3, 4)]
+    assert tested[0].dev.texts != tested[1].dev.texts
+
+
+def test_repeats_stay_together_unless_a_test_split_is_given() -> None:
+    texts, labels = [text for text in TEXTS[:10] for _ in "1234"], [label for label in LABELS[:10] for _ in "1234"]
+    whole = load_text((texts, labels))
+    parts = [{*part.texts} for part in (whole.train, whole.dev, whole.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    tested = load_text((texts, labels), test=(["a", "b"], ["no", "yes"]))
+    assert len({*tested.dev.texts} & {*tested.train.texts}) == len({*tested.dev.texts}) > 2
+
+
+def test_bytes_are_those_of_training_texts_in_utf8_and_of_their_labels() -> None:
+    data = load_text(
+        {"train": (["é", "ab", "短い"], [0, 1, 1]), "dev": (["x", "y"], [0, 1]), "test": (["x", "y"], [0, 1])}
+    )
+    assert data.stored_bytes == 2 + 2 + 6 + 3
 
 
 def test_numeric_labels_sort_as_numbers_and_floats_lose_their_fraction() -> None:
@@ -441,11 +460,15 @@ def test_fingerprint_follows_texts_and_labels() -> None:
     assert load_text((texts, labels[::-1])).fingerprint != base
     ends = [labels[0], labels[-1]]
     assert ends[0] != ends[1]
-    one, other = (
-        load_text({"train": (texts, labels), "dev": (["a", "b"], dev), "test": (["c", "d"], ends)}).fingerprint
-        for dev in (ends, ends[::-1])
+    one, other, relabelled = (
+        load_text({"train": (texts, labels), "dev": (["a", "b"], dev), "test": (["c", "d"], test)})
+        for dev, test in ((ends, ends), (ends[::-1], ends), (ends, ends[::-1]))
     )
-    assert one != other  # since development texts choose the step
+    assert relabelled.fingerprint == one.fingerprint != other.fingerprint  # since development texts choose the step
+    assert relabelled.test_fingerprint != one.test_fingerprint == other.test_fingerprint
+    kept, last = (TextSplit(one.train.texts[rows], one.train.labels[rows]) for rows in (slice(-1), slice(-1, None)))
+    dev = TextSplit(last.texts + one.dev.texts, torch.cat([last.labels, one.dev.labels]))
+    assert replace(one, train=kept, dev=dev).fingerprint != one.fingerprint
 
 
 @pytest.mark.data

@@ -24,7 +24,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.runtime import Draws
 from mmdistill.text import encoder as encoder_module
 from mmdistill.text import encoders, tfidf
-from mmdistill.text.callables import CallableEncoder
+from mmdistill.text.callables import CallableEncoder, sketch
 from mmdistill.text.embeddings import MANY, encode
 from mmdistill.text.encoder import (
     PAIR,
@@ -129,6 +129,8 @@ def test_callables(cache: Path) -> None:
 
     found = encode(make_encoder(lengths), TEXTS)
     assert found.points.dtype == torch.float32
+    lines = make_encoder(lambda texts: [[len(text.split("\n"))] for text in texts])
+    assert lines.encode(["a b", f"a{PAIR}b"]).points.tolist() == [[1], [2]]
     assert not cache.exists()
     encode(CallableEncoder(lengths, name="lengths"), TEXTS)
     assert cache.exists()
@@ -148,7 +150,10 @@ def test_tfidf_gives_unit_vectors_in_any_script() -> None:
     points, _ = encoder.encode([*TEXTS, "zzz"])
     torch.testing.assert_close(points[:4].norm(dim=1), torch.ones(4))
     assert points[4].norm() == 0
-    assert encoder.identity() != TfidfEncoder(dim=3).identity()
+    others = [TfidfEncoder(dim=3), TfidfEncoder(dim=4), TfidfEncoder(dim=3, seed=1)]
+    for other in others[1:]:
+        other.fit(TEXTS)
+    assert len({encoder.identity(), *(other.identity() for other in others)}) == 4
 
 
 def test_of_too_many_terms_those_in_most_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +168,10 @@ def test_of_too_many_terms_those_in_most_texts_are_read(monkeypatch: pytest.Monk
         assert (encoder.identity() == whole.identity()) == (most == 8) == (not encoder.notes)
     assert encoder.learned()["terms"] == "a\nb\nb a\nc"  # the first of those that two texts hold
     assert encoder.notes == ("tfidf reads the 4 words and word pairs that are in most texts, of 8",)
+    again = TfidfEncoder(dim=2)
+    again.fit(texts)
+    again.fit(["a b", "a"])  # of which all are read
+    assert not again.notes
     only = make_pipeline(
         TfidfVectorizer(vocabulary=["a", "b", "b a", "c"], ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS),
         TruncatedSVD(2, random_state=0),
@@ -212,7 +221,7 @@ def test_minilm_pools_alike_in_any_batch() -> None:
 
 def test_tfidf_reads_scripts_without_spaces() -> None:
     encoder = TfidfEncoder()
-    encoder.fit(["映画は最高", "音楽は最悪", "映画は退屈", "音楽は最高"])
+    encoder.fit(["映画は最高", "音楽は最悪", "映画は退屈", "音楽は最高", "good film"])
     points = encoder.encode(["最高の映画", "退屈な音楽"]).points
     torch.testing.assert_close(points.norm(dim=1), torch.ones(2))
     assert float(points[0] @ points[1]) < 0.9
@@ -261,9 +270,34 @@ def test_a_model_is_asked_for_no_more_places_than_it_has(tmp_path: Path) -> None
     long, fitting = (" ".join(["bread"] * words) for words in (2 * places, places - 2))  # beside [CLS] and [SEP]
     assert encoder.encode([long, fitting, "bread"]).truncated == 1
     assert encoder.encode([f"{fitting} bread"]).truncated == 1
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 10}))
+    assert TransformerEncoder(folder).encode([" ".join(["bread"] * words) for words in (8, 9)]).truncated == 1
     kind = SimpleNamespace(max_position_embeddings=514, model_type="xlm-roberta", pad_token_id=1)
     assert positions(kind) == 512
     assert positions(SimpleNamespace()) > 10**6
+
+
+def test_an_encoder_is_identified_by_its_files_and_its_length(tmp_path: Path) -> None:
+    weights = bytes(range(256)) * 2**13  # 2 MB
+    files = {"config.json": b"{}", "vocab.txt": b"a", "model.safetensors": weights}
+
+    def identity(name: str, changed: dict[str, bytes], length: int = 256) -> str:
+        (folder := tmp_path / name).mkdir()
+        for file, content in (files | changed).items():
+            (folder / file).write_bytes(content)
+        return TransformerEncoder(folder, max_length=length).identity()
+
+    one = identity("one", {})
+    assert one == identity("copied", {"README.md": b"of no matter"})
+    others = [
+        identity("shorter", {}, length=128),
+        identity("trained", {"model.safetensors": weights[:-1] + b"!"}),
+        identity("configured", {"config.json": b"[]"}),
+        identity("worded", {"vocab.txt": b"b"}),
+        identity("named", {"vocab.txt": b"", "vocab2.txt": b"a"}),
+    ]
+    assert len({one, *others}) == 6
 
 
 class Reading:
@@ -396,6 +430,17 @@ def test_a_name_of_the_users_own_identifies_a_space_whatever_the_points(cache: P
     named = CallableEncoder(Letters(0).encode, "letters")
     assert named.space(torch.randn(4, 6)) == named.identity() == "callable:letters"
     assert lettered(named).space == "callable:letters"
+
+
+def test_a_space_is_told_by_the_directions_of_some_points_up_to_rounding() -> None:
+    points = Draws(0).normal(50, 30)
+    points[:, -1] = 0.3 * points.abs().amax(1)
+    told = sketch(points)
+    assert sketch(points * Draws(1).uniform(50, 1, low=0.5, high=2.0)) == told
+    for factor, same in ((0.999, True), (1.001, True), (-1.0, False)):
+        moved = points.clone()
+        moved[-1, -1] *= factor
+        assert (sketch(moved) == told) == same
 
 
 def test_a_space_is_told_by_few_and_by_zero_points() -> None:

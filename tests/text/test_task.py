@@ -590,6 +590,8 @@ def test_given_networks_judge_as_the_network_distilled_with_does() -> None:
 
     own = text_task(corpus(), encoder="tfidf", model=network)
     batch = own.select(torch.arange(12))
+    predicted = own._predict_trained(batch, "model", own.dev.inputs, Draws(0), 2)
+    assert own.validate(batch, Draws(0), {}) == float((predicted == own.dev.labels).double().mean())
     beside = own.with_judge("tanh", network)
     scores = [beside.evaluate(batch, judge, Draws(0), 2, {}).values for judge in ("model", "tanh")]
     assert scores[0] == scores[1]

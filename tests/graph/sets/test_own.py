@@ -181,9 +181,9 @@ def test_a_module_that_says_that_it_ignores_weights_gets_none(graphs: GraphSet) 
     assert isinstance(network, GraphModule)
     assert not network.takes_weight
     strong = {**graphs.padded(torch.tensor([0, 1]))}
-    weak = {**strong, "adjacency": 0.4 * strong["adjacency"]}
-    assert network.precomputed(strong)["edge_index"].shape[1] == int(strong["adjacency"].sum())
-    assert network.precomputed(weak)["edge_index"].shape[1] == 0
+    for weight, kept in ((1.0, True), (0.5, True), (0.4, False)):
+        weighted = {**strong, "adjacency": weight * strong["adjacency"]}
+        assert network.precomputed(weighted)["edge_index"].shape[1] == kept * int(strong["adjacency"].sum())
 
 
 def test_a_batch_norm_takes_the_statistics_of_real_graphs(graphs: GraphSet) -> None:

@@ -256,9 +256,15 @@ def test_condensed_graphs_beat_random_ones(tmp_path: Path) -> None:
     assert statistics.fmean(gains) > 0.05, gains
 
 
-def test_validation_graphs_are_part_of_the_fingerprint(graphs: GraphSet) -> None:
+def test_validation_graphs_are_part_of_the_fingerprint_and_test_labels_are_not(graphs: GraphSet) -> None:
     moved = replace(graphs, train=torch.cat([graphs.train, graphs.val[:1]]), val=graphs.val[1:])
     assert len({graphs.fingerprint, moved.fingerprint, replace(graphs, val=graphs.val[1:]).fingerprint}) == 3
+    y = graphs.y.clone()
+    y[graphs.test] = 1 - y[graphs.test]
+    one, other = (task(own).describe() for own in (graphs, replace(graphs, y=y)))
+    assert one.fingerprint == other.fingerprint
+    assert one.test_fingerprint != other.test_fingerprint
+    assert replace(graphs, test=graphs.test[1:]).test_fingerprint != one.test_fingerprint
 
 
 def test_validation_labels_choose_judges_and_test_labels_do_not(graphs: GraphSet) -> None:
@@ -296,6 +302,9 @@ def test_judges_of_many_nodes_train_one_after_the_other_on_the_same_streams(
     torch.testing.assert_close(found[0].params, found[1].params, rtol=1e-4, atol=1e-5)
     hits = [own._hits(own.network, states, graphs.test) for states in found]
     assert torch.equal(*hits)
+    whole = own._hits(own.network, found[0], torch.arange(len(graphs.y)))
+    monkeypatch.setattr("mmdistill.graph.sets.task.READ_NODES", 100)  # a few graphs at a time
+    assert torch.equal(own._hits(own.network, found[0], torch.arange(len(graphs.y))), whole)
 
 
 def test_nodes_without_features_get_their_degree(tmp_path: Path) -> None:
