@@ -1,0 +1,193 @@
+"""Run an authors' script as it is, on random images and a CPU, while its updates are watched.
+
+Nothing of a script is changed. What it asks for and a machine without a GPU, the network or old packages lacks is given
+to it: data sets of random images, loggers that do nothing, ``.cuda()`` that returns the tensor, and writes from a view
+of the tensor written to, which today's torch refuses.
+"""
+
+import os
+import runpy
+import shlex
+import sys
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+IMAGES = 4000
+"""Of ten classes."""
+
+UNREAD = {"wandb": (), "kornia": (), "einops": ("einops.layers", "einops.layers.torch")}
+"""Packages with their modules that scripts import and that what is timed does not read."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An authors' program and our method, at equal settings.
+
+    Args:
+        repository: on GitHub; ``commit`` is what was measured.
+        scripts: the program and its options; those before the last one make what it needs.
+        method: ours, with its ``settings`` and further ``options`` of ``distill``.
+        shape: of one image.
+        ipc: images per class.
+    """
+
+    repository: str
+    commit: str
+    scripts: tuple[str, ...]
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int, int] = (1, 28, 28)
+    ipc: int = 1
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the synthetic images have."""
+        channels, height, width = self.shape
+        return 10 * self.ipc * channels * height * width
+
+
+class RandomImages(Dataset[tuple[Any, int]]):
+    """Random images in the form of torchvision's data sets; class i has every tenth image from i on."""
+
+    shape = (1, 28, 28)
+    classes = tuple("0123456789")
+
+    def __init__(self, *args: object, train: bool = True, transform: Any = None, **kwargs: object) -> None:
+        self.transform = transform
+        generator = torch.Generator().manual_seed(0 if train else 1)
+        channels, *size = self.shape
+        pixels = torch.randint(256, (IMAGES if train else 100, *size, channels), generator=generator, dtype=torch.uint8)
+        self.data: Any = pixels.squeeze(3) if channels == 1 else pixels.numpy()
+        targets = torch.arange(len(pixels)) % 10
+        self.targets: Any = targets if channels == 1 else targets.tolist()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        pixels = self.data[index]
+        image = torchvision.transforms.functional.to_pil_image(pixels)
+        return (image if self.transform is None else self.transform(image)), int(self.targets[index])
+
+
+def run_script(pair: Pair, checkouts: Path, workplace: Path) -> None:
+    """Run the authors' scripts in a folder of their own; the last one distils."""
+    checkout = checkouts.resolve() / pair.repository.partition("/")[2]
+    os.chdir(workplace)
+    sys.path.insert(0, str(checkout))
+    stand_in(pair.shape)
+    for line in pair.scripts:
+        script, *options = shlex.split(line)
+        path = checkout / script
+        sys.argv = [str(path), *options]
+        sys.path.insert(0, str(path.parent))
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def stand_in(shape: tuple[int, int, int]) -> None:
+    """Give a script what a CPU without the network and old packages lacks."""
+    absent = {package for package in UNREAD if find_spec(package) is None}
+    for package in absent:
+        sys.modules.update({name: stub(name) for name in (package, *UNREAD[package])})
+    name = "MNIST" if shape[0] == 1 else "CIFAR10"
+    setattr(torchvision.datasets, name, type(name, (RandomImages,), {"shape": shape}))
+    Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign, assignment]
+    nn.Module.cuda = lambda module, *args, **kwargs: module  # type: ignore[method-assign, assignment]
+    write, view = Tensor.__setitem__, Tensor.view
+
+    def viewed(tensor: Tensor, *size: Any) -> Tensor:
+        try:
+            return view(tensor, *size)
+        except RuntimeError:  # a CPU's pooling may return channels last
+            return tensor.reshape(*size)
+
+    def written(tensor: Tensor, index: Any, value: Any) -> None:
+        write(tensor, index, value.clone() if isinstance(value, Tensor) else value)
+
+    Tensor.__setitem__, Tensor.view = written, viewed  # type: ignore[method-assign, assignment]
+
+
+def stub(name: str) -> ModuleType:
+    """Return a package whose every call does nothing, except that wandb gives back the options it is given."""
+    module = MagicMock()
+    module.__spec__, module.__name__ = ModuleSpec(name, None), name
+    module.init.side_effect = lambda **given: setattr(module.config, "_items", vars(given.get("config", object)))
+    return module
+
+
+DATASET_CONDENSATION = "VICO-UoE/DatasetCondensation", "53f63a6"
+PAIRS = {
+    "dm": Pair(
+        *DATASET_CONDENSATION,
+        ("main_DM.py --dataset MNIST --ipc 1 --num_exp 1 --num_eval 0 --dsa_strategy color_crop_cutout_scale_rotate",),
+        "dm",
+        {"real_batch": 256},
+    ),
+    "dc": Pair(
+        *DATASET_CONDENSATION,
+        ("main.py --method DC --dataset MNIST --ipc 1 --num_exp 1 --num_eval 0",),
+        "dc",
+        {"real_batch": 256},
+    ),
+    "dc-ten": Pair(
+        *DATASET_CONDENSATION,
+        ("main.py --method DC --dataset MNIST --ipc 10 --num_exp 1 --num_eval 0",),
+        "dc",
+        {"real_batch": 256},
+        ipc=10,
+    ),
+    "dsa": Pair(
+        *DATASET_CONDENSATION,
+        (
+            "main.py --method DSA --dataset MNIST --ipc 1 --num_exp 1 --num_eval 0 --dsa_strategy "
+            "color_crop_cutout_scale_rotate",
+        ),
+        "dsa",
+        {"real_batch": 256},
+    ),
+    "mtt": Pair(
+        "GeorgeCazenavette/mtt-distillation",
+        "50dccea",
+        (
+            "buffer.py --dataset CIFAR10 --num_experts 1 --train_epochs 2 --save_interval 1",
+            "distill.py --dataset CIFAR10 --ipc 1 --num_eval 0 --syn_steps 50 --expert_epochs 1 --max_start_epoch 1",
+        ),
+        "mtt",
+        {"experts": 1, "expert_epochs": 2, "expert_steps": 1, "start_epochs": 1, "inner_steps": 50},
+        shape=(3, 32, 32),
+    ),
+    "tesla": Pair(
+        "justincui03/tesla",
+        "488842e",
+        (
+            "distill.py --dataset CIFAR10 --data_path data --ipc 1 --num_eval 0 --syn_steps 50 --expert_epochs 1 "
+            "--max_start_epoch 1 --random_trajectory",
+        ),
+        "tesla",
+        {"experts": 1, "expert_epochs": 2, "expert_steps": 1, "start_epochs": 1, "inner_steps": 50},
+        {"label": "hard"},
+        shape=(3, 32, 32),
+    ),
+    "datadam": Pair(
+        "DataDistillation/DataDAM",
+        "0f6ea09",
+        (
+            "main_DataDAM.py --dataset CIFAR10 --ipc 1 --num_eval 1 --epoch_eval_train 1 --batch_real 64 "
+            "--data_path data --save_path result",
+        ),
+        "datadam",
+        {"real_batch": 64},
+        shape=(3, 32, 32),
+    ),
+}
