@@ -168,7 +168,7 @@ def test_adam_is_that_of_torch() -> None:
 def test_adam_passes_no_gradient_to_parameters_that_never_had_one() -> None:
     def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
         assert isinstance(batch.inputs, Tensor)
-        return (params["used"] * batch.inputs).square().sum() + 0.0 * params["idle"].sum()
+        return (params["used"] * batch.inputs + 0.0 * params["idle"]).square().sum()
 
     params = {"used": torch.tensor([1.0, 2.0]).double(), "idle": torch.ones(2).double()}
     inputs = torch.tensor([[[1.0, 2.0]], [[0.5, 1.0]]]).double().requires_grad_()
@@ -220,12 +220,16 @@ def test_class_indices_named_inputs_and_one_rate() -> None:
         assert isinstance(batch.inputs, dict)
         return problem.loss(params, batch._replace(inputs=batch.inputs["x"] + batch.inputs["shift"]), step)
 
-    steps = Batch({"x": problem.inputs, "shift": shift}, targets, problem.weight)
+    unread = torch.zeros(STEPS, 4, dtype=torch.float64, requires_grad=True)
+    steps = Batch({"x": problem.inputs, "shift": shift, "unread": unread}, targets, problem.weight)
     reference = terminal(plain(problem.loss, problem.params, steps._replace(inputs=problem.inputs), rate.expand(STEPS)))
     found = terminal(unroll(loss, problem.params, steps, rate))
     assert_equal_gradients(reference, found, [problem.inputs, rate])
-    again = terminal(unroll(loss, problem.params, steps, rate))
-    assert torch.equal(*torch.autograd.grad(again, [shift, problem.inputs]))
+    for keep in (0, STEPS):
+        again = terminal(unroll(loss, problem.params, steps, rate, Unrolling(keep=keep)))
+        of_shift, of_inputs, of_unread = torch.autograd.grad(again, [shift, problem.inputs, unread])
+        assert torch.equal(of_shift, of_inputs)
+        assert not of_unread.any()
 
 
 def quadratic(a: float) -> StepLoss:

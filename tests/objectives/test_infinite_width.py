@@ -232,6 +232,22 @@ def test_a_kernel_in_too_many_parts_is_not_captured(monkeypatch):
         infinite_width.require_short(121, torch.device("cuda"))
 
 
+def test_kernels_have_the_scales_the_type_and_the_parts_that_they_were_made_with(monkeypatch):
+    scales = {"depth": 2, "w_std": 0.8, "b_std": 0.5}
+    single, tiles = images(3, "x", dtype=torch.float32), []
+    a, b, plain = single.double(), single[:2].double(), infinite_width._pixel_kernels
+    monkeypatch.setattr(
+        infinite_width, "_pixel_kernels", lambda *args, **kwargs: tiles.append(1) or plain(*args, **kwargs)
+    )
+    kernel = ConvolutionalKernel(**scales, dtype=torch.float64, pairs=1)
+    found = [kernel(None, single, single), kernel(None, single, single[:2])]
+    assert len(tiles) == 6 + 6  # of a set with itself, the diagonal and one side of it
+    for one, other in zip(found, (a, b), strict=True):
+        torch.testing.assert_close(one, convolutional(a, other, **scales).ntk)
+    flat = FullyConnectedKernel("nngp", **scales)(None, a, b)
+    torch.testing.assert_close(flat, fully_connected(a.flatten(1), b.flatten(1), **scales).nngp)
+
+
 def test_bad_images():
     with pytest.raises(ShapeError, match="images of one shape"):
         convolutional(images(2, "a"), images(2, "b", (2, 4, 4)))

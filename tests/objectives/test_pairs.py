@@ -39,6 +39,9 @@ def test_relu_moments_differentiate_twice():
 
     assert torch.autograd.gradcheck(moments, (a, b))
     assert torch.autograd.gradgradcheck(moments, (a, b))
+    inner, squares = (a @ b.T).detach(), b.square().sum(1).detach()
+    variance = a.square().sum(1).detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda variance: relu_moments(inner, variance, squares), (variance,))
 
 
 def test_relu_moments_are_the_means_of_gaussians():
