@@ -310,6 +310,8 @@ def test_a_device_takes_no_more_classes_at_once_than_fit_its_memory(classes: int
     network = Network(BlobTask(), BlobTask().init(Draws(1)))
     assert features_at_once(network, batch) == at_once
     assert classes_at_once(network, batch) == at_once
+    chosen = network._replace(classes_at_once=2)
+    assert features_at_once(chosen, batch) == classes_at_once(chosen, batch) == 2
 
 
 @pytest.mark.parametrize(

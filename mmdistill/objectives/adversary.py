@@ -81,8 +81,7 @@ class StyleAdversary(ObjectiveWrapper):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the objective plus the similarity, and take a step of the adversary."""
         pairs = self._draw_pairs(flatten_classes(syn), draws.fold("adversary", "styles"))
-        # A copy: the step below updates the adversary in place, before the backward pass to the samples has run; a
-        # captured step is replayed on the same tensors.
+        # A copy: the step below updates the adversary in place, before the backward pass to the samples has run.
         adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
         similarity = (1 + _cosine(_embedding(network.task, adversary, pairs.inputs))).mean() / 2
         matched: Tensor = self.objective(network, syn, real, draws)

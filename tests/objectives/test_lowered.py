@@ -14,8 +14,9 @@ from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.regularised import RegularisedMatching
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Inputs, NetworkState
+from mmdistill.task import Batch, Inputs, NetworkState, share_classes
 from tests.objectives.test_objectives import class_batch
 from tests.toys import BlobTask
 
@@ -60,3 +61,17 @@ def test_mixed_lowers_the_real_side_and_bf16_both(make: Callable[[], Objective])
         sides = class_batch(task, SYN, "syn"), class_batch(task, REAL, "real")
         make()(network._replace(accuracy=torch.tensor(0.5)), *sides, key)
         assert task.lowered == {"real": {True}, "syn": {syn_is_lowered}}
+
+
+@pytest.mark.parametrize(
+    "make", [GradientMatching, DistributionMatching, lambda: UnrolledPerformance(2, InnerRate(0.1))]
+)
+def test_classes_that_share_inputs_and_students_are_lowered_by_bf16_alone(make: Callable[[], Objective]) -> None:
+    for precision, lowered in (("mixed", False), ("bf16", True)):
+        task, objective = WatchedTask(), make()
+        network = Network(task, task.init(Draws(3)), precision=precision)  # type: ignore[arg-type]
+        sides = [task.select(torch.arange(count)) for count in (SYN, REAL)]
+        if objective.view == "classes":
+            sides = [share_classes(batch, torch.ones(3, len(batch.weight))) for batch in sides]
+        objective(network, *sides, Draws(4))
+        assert task.lowered == {"real": {lowered}, "syn": {lowered}}

@@ -170,6 +170,7 @@ def test_minibatches_and_augmentation_derive_from_the_key(task: BlobTask) -> Non
     assert not torch.equal(steps.inputs, objective.step_batches(task, syn, DRAWS.fold(1)).inputs)  # type: ignore[arg-type]
     assert steps.weight.sum(1).tolist() == [3, 3, 1, 3, 3, 1, 3, 3]
     plain = UnrolledPerformance(8, rate(), batch=3)
+    assert (plain.samples_read, UnrolledPerformance(8, rate()).samples_read) == (24, None)
     first, other = (plain.step_batches(task, syn, key).inputs for key in (DRAWS, DRAWS.fold(1)))
     assert not torch.equal(first, other)  # type: ignore[arg-type]
     whole = UnrolledPerformance(2, rate(), batch=7).step_batches(task, syn, DRAWS)
