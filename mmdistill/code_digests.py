@@ -1,10 +1,11 @@
 """Digests of the code of functions and classes, and of tensors: the same in any process."""
 
 import sys
+import sysconfig
 from collections.abc import Mapping
 from functools import _lru_cache_wrapper, cached_property, partial
 from inspect import isfunction
-from pathlib import PurePath
+from pathlib import Path
 from types import CodeType, FunctionType
 
 import torch
@@ -13,22 +14,29 @@ from torch.nn.parameter import is_lazy
 
 from mmdistill.store import digest_of, short_digest
 
-STANDARD = sys.stdlib_module_names - {"test"}
-LIBRARIES = STANDARD | {"mmdistill", "torch", "torch_geometric", "torchvision", "transformers"}
-"""Packages whose functions and classes are identified by name, among them Python's own."""
+LIBRARIES = frozenset(("mmdistill", "torch", "torch_geometric", "torchvision", "transformers"))
+"""Packages whose functions and classes are identified by name, as are Python's own."""
 REPEATED = 10_000
 """Characters of a value in a function that is written again where it comes again; a longer one is named."""
 
 
 def is_users(definition: type | FunctionType) -> bool:
     """Return whether a class or function is a user's, who may edit it: none of a library or of Python itself."""
-    return (definition.__module__ or "").partition(".")[0] not in LIBRARIES
+    module = definition.__module__ or ""
+    return module.partition(".")[0] not in LIBRARIES and not _is_of_python(module)
+
+
+def _is_of_python(module: str) -> bool:
+    """Return whether a module is one of Python itself; a user's file may have the name of one, such as ``profile``."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    is_there = file is None or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+    return is_there and module.partition(".")[0] in sys.stdlib_module_names - {"test"}
 
 
 def is_edited(definition: type | FunctionType) -> bool:
     """Return whether a class or function is a user's who may edit it: not one of an installed package."""
     file = getattr(sys.modules.get(definition.__module__ or ""), "__file__", None) or ""
-    return is_users(definition) and not {"site-packages", "dist-packages"} & {*PurePath(file).parts}
+    return is_users(definition) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -105,7 +105,7 @@ class _Walk:
         code = self._code(*type(part).__mro__)
         if code and is_dataclass(part):
             of_fields = {entry.name for entry in fields(part)}
-            values |= {name: value for name, value in _set_attributes(part).items() if name not in of_fields}
+            values |= {name: value for name, value in set_attributes(part).items() if name not in of_fields}
         attributes = {name: self.value(values[name]) for name in sorted(values) if name[0] != "_"}
         tensors = _tensors(part, recurse=False) if code and isinstance(part, nn.Module) else {}
         return {"class": type(part).__name__, **code, **_content(tensors), **attributes}
@@ -183,7 +183,9 @@ class _Walk:
         own = [definition for definition in definitions if is_users(definition)]
         if not own:
             return {}
-        codes = [f"{part.__qualname__}: {code_digest(part)}" for part in own]
+        # A function counts alike wherever it is written.
+        names = [part.__name__ if isfunction(part) else part.__qualname__ for part in own]
+        codes = [f"{name}: {code_digest(part)}" for name, part in zip(names, own, strict=True)]
         enclosed: dict[str, object] = {}
         for part in filter(is_edited, reversed(own)):
             enclosed |= self._enclosed_by(functions_of(part))
@@ -249,11 +251,11 @@ def own_attributes(part: object) -> dict[str, object]:
     """Return an object's attributes, without the tensors of modules, which are drawn or learned."""
     if is_dataclass(part):
         return {entry.name: getattr(part, entry.name, None) for entry in fields(part) if entry.compare}
-    attributes = {name: value for name, value in _set_attributes(part).items() if name not in OF_MODULES}
+    attributes = {name: value for name, value in set_attributes(part).items() if name not in OF_MODULES}
     return attributes | dict(part.named_children()) if isinstance(part, nn.Module) else attributes
 
 
-def _set_attributes(part: object) -> dict[str, object]:
+def set_attributes(part: object) -> dict[str, object]:
     """Return the attributes that are set on an object, in slots too, without what its cached properties keep."""
     of_classes = {name: made for kind in type(part).__mro__ for name, made in vars(kind).items()}
     slots = [name for name, made in of_classes.items() if isinstance(made, MemberDescriptorType)]

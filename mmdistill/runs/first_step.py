@@ -3,6 +3,7 @@
 import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
 from inspect import ismethod
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdistill.described import DEEPEST, has_content, own_attributes
+from mmdistill.described import DEEPEST, has_content, is_table, own_attributes, set_attributes
 from mmdistill.errors import ConfigError
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Objective
@@ -235,7 +236,7 @@ class _Trace:
         if ismethod(value):
             return [value.__name__, self.of(value.__self__)]
         name = getattr(value, "__qualname__", type(value).__qualname__)
-        watched = has_content(value) and id(value) not in self._met
+        watched = has_content(value) and not is_table(value) and id(value) not in self._met
         return [name, *self._held(value)] if watched else name
 
     def _held(self, value: object) -> list[object]:
@@ -244,7 +245,8 @@ class _Trace:
             return []
         self._met.add(id(value))
         self._depth += 1
-        held = {name: attribute for name, attribute in own_attributes(value).items() if not name.startswith("_")}
+        attributes = set_attributes(value) if is_dataclass(value) else own_attributes(value)
+        held = {name: attribute for name, attribute in attributes.items() if not name.startswith("_")}
         tensors = [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else []
         traces = [*((name, self.of(attribute)) for name, attribute in held.items()), *map(self.of, tensors)]
         self._depth -= 1

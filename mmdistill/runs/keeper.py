@@ -149,6 +149,7 @@ class Keeper:
                     write(self.folder)
         if self.replaces:
             self.checkpoints.clear()
+            self.replaces = False
 
     def _write_staged(self, write: Callable[[Path], None]) -> None:
         """Write files into a folder aside, then remove the former run's files and move them into their place."""
