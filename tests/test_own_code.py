@@ -1,7 +1,9 @@
 """What a user's objective, closed form and way of storing are belongs to a run's identity: their code and content."""
 
 import copy
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.code_digests import code_value
-from mmdistill.described import OWN_CODE, OWN_TENSORS, described, described_value
+from mmdistill.described import OWN_CODE, OWN_TENSORS, described, described_module, described_value
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
@@ -293,6 +295,32 @@ def test_a_method_of_another_kind_is_other_code(wrap: Callable[..., Any]) -> Non
 
 def test_a_short_value_is_written_out_wherever_a_function_holds_it() -> None:
     assert code_value([widened, {"again": widened}]) == [code_value(widened), [("again", code_value(widened))]]
+
+
+def test_a_function_counts_alike_wherever_it_is_written() -> None:
+    def written_elsewhere() -> Callable[[Any], Any]:
+        return lambda x: x * 2
+
+    assert described_value(lambda x: x * 2) == described_value(written_elsewhere())
+    assert described_value(lambda x: x * 3) != described_value(written_elsewhere())
+
+
+def test_networks_in_a_module_with_a_name_of_pythons_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptions = []
+    for factor in (1, 20):  # of another length, which the cached code of the file goes by
+        (tmp_path / "profile.py").write_text(
+            f"import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        return x * {factor}\n"
+        )
+        specification = importlib.util.spec_from_file_location("profile", tmp_path / "profile.py")
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        monkeypatch.setitem(sys.modules, "profile", module)
+        specification.loader.exec_module(module)
+        descriptions.append(described_module(module.Net()))
+    assert descriptions[0] != descriptions[1]
 
 
 def test_attributes_beside_the_fields_of_a_dataclass_are_described_by_name() -> None:

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
 from mmdistill.distill import distill
@@ -282,6 +283,7 @@ class Counter:
     """A number in a dataclass, which says what it is, and another that does not."""
 
     n: int = 0
+    beside: int = field(default=0, compare=False)
     _read: int = 0
 
     def value(self) -> int:
@@ -309,6 +311,7 @@ class Remembering(DistributionMatching):
         self.both = {"kept": self.kept}
         self.steps, self.state, self.power = np.int64(0), Counter(), partial(pow, 2)
         self.log, self._change = Log(self), change
+        self.matrix = sparse.csc_array((np.ones(2), np.array([1, 0]), np.array([0, 2, 2])), shape=(2, 2))
         self.rounded, self.get, self.seen = partial(round, ndigits=2), Counter(2).value, {0}
         self.texts, self.hidden = np.array(["a"], dtype=object), [nn.Linear(2, 2)]
         self.deep = Log(self)
@@ -366,6 +369,10 @@ def counts_in_a_dataclass(made: Any) -> None:
     made.state.n += 1
 
 
+def counts_beside_what_is_compared(made: Any) -> None:
+    made.state.beside += 1
+
+
 def takes_another_argument(made: Any) -> None:
     made.power = partial(pow, made.power.args[0] + 1)
 
@@ -397,6 +404,7 @@ def logs(made: Any) -> None:
 
 def caches(made: Any) -> None:
     made.parts.eval()  # as the next step does
+    made.matrix.sort_indices()
     made.log._seen += 1
     made.state._read += 1
     made._cache += 1
@@ -428,6 +436,7 @@ def counts_late(made: Any) -> None:
         (counts_in_a_part, r"parts\.0\.calls"),
         (counts_in_numpy, "steps"),
         (counts_in_a_dataclass, "state"),
+        (counts_beside_what_is_compared, "state"),
         (takes_another_argument, "power"),
         (takes_another_option, "rounded"),
         (takes_the_method_of_another, "get"),
