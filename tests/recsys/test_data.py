@@ -172,6 +172,7 @@ def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
     assert [data.parts[part].nnz for part in SPLITS] == [24, 6, 6]
     assert data.counts["overlaps"] == 1
     assert data.counts["duplicates"] == 2
+    assert data.counts["cold_items"] == (data.item_counts() == 0).sum() < data.num_items / 2
 
 
 def test_a_column_of_folds_is_not_read_as_splits():

@@ -220,6 +220,9 @@ def test_the_latest_rating_of_an_item_decides(way):
     data = load_interactions(rated_again(), min_rating=4, split_by=way)
     assert data.item_ids.tolist() == list(range(1, ITEMS))
     assert data.counts["taken_back"] == USERS
+    shown = log(rating=0, timestamp=-1)[: 2 * ITEMS]
+    behind = load_interactions(pd.concat([shown, rated_again()]), min_rating=4, split_by=way)
+    assert behind.counts["taken_back"] == USERS
     (note,) = [note for note in recsys_task(data).describe().notes if "left out" in note]
     assert "12 ratings below 4, 12 ratings that later ones of the same user and item took back, 12 repeated" in note
     liked = load_interactions(rated_again(timestamp=lambda rows: -rows["timestamp"]), min_rating=4, split_by=way)

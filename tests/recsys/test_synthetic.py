@@ -242,6 +242,7 @@ def test_binary_users_start_from_the_mean_of_their_own_and_random_rows(alike):
     start = binary_interactions()(alike, 5, METHODS["distill-cf"].settings(5), "hard", Draws(0)).logits.detach()
     counts = (7 * start).floor()  # 24 items a user are those of seven real ones
     assert counts.sum(1).tolist() == [7 * 7] * 5
+    assert ((counts > 0) & (counts < 7)).any(1).all()
     ties = start - counts / 7
     assert len(ties.unique()) > 300
     assert ties.max() < 0.0011
