@@ -16,6 +16,9 @@ from mmdistill.store import digest_of, short_digest
 
 LIBRARIES = frozenset(("mmdistill", "torch", "torch_geometric", "torchvision", "transformers"))
 """Packages whose functions and classes are identified by name, as are Python's own."""
+STANDARD = sys.stdlib_module_names - {"test"}
+STANDARD_FILES = Path(sysconfig.get_path("stdlib"))
+"""Where Python's own modules lie, by whose names files of a user may be called."""
 REPEATED = 10_000
 """Characters of a value in a function that is written again where it comes again; a longer one is named."""
 
@@ -28,9 +31,10 @@ def is_users(definition: type | FunctionType) -> bool:
 
 def _is_of_python(module: str) -> bool:
     """Return whether a module is one of Python itself; a user's file may have the name of one, such as ``profile``."""
+    if module.partition(".")[0] not in STANDARD:
+        return False
     file = getattr(sys.modules.get(module), "__file__", None)
-    is_there = file is None or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
-    return is_there and module.partition(".")[0] in sys.stdlib_module_names - {"test"}
+    return file is None or Path(file).is_relative_to(STANDARD_FILES)
 
 
 def is_edited(definition: type | FunctionType) -> bool:
