@@ -102,8 +102,8 @@ def stand_in(shape: tuple[int, int, int]) -> None:
         sys.modules.update({name: stub(name) for name in (package, *UNREAD[package])})
     name = "MNIST" if shape[0] == 1 else "CIFAR10"
     setattr(torchvision.datasets, name, type(name, (RandomImages,), {"shape": shape}))
-    Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign, assignment]
-    nn.Module.cuda = lambda module, *args, **kwargs: module  # type: ignore[method-assign, assignment]
+    Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
+    nn.Module.cuda = lambda module, *args, **kwargs: module  # type: ignore[method-assign]
     write, view = Tensor.__setitem__, Tensor.view
 
     def viewed(tensor: Tensor, *size: Any) -> Tensor:

@@ -168,7 +168,7 @@ def cost(cell: Cell) -> tuple[int, int, str]:
     """Return the key that sorts cells: few images first, then few steps times those of the network beside each."""
     settings = get_method(get_domain("image"), cell.method, cell.data, cell.schedule).settings(cell.ipc)  # type: ignore[arg-type]
     steps = {"steps": settings.steps, "inner_steps": settings.inner_steps} | parse_options(cell.options)
-    return cell.ipc, int(steps["steps"]) * (1 + int(steps["inner_steps"])), cell.method  # type: ignore[call-overload]
+    return cell.ipc, int(steps["steps"]) * (1 + int(steps["inner_steps"])), cell.method
 
 
 def row(method: str) -> tuple[int, str]:

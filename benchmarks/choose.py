@@ -38,7 +38,10 @@ def curve(task: Task, distiller: Distiller, every: int) -> list[float]:
         if run.step % every == 0:
             batch = run.parameterization.finished(Draws(0, ("decode",), task.device))
             learned = run.objective.learned()
-            scores.append(task.validate(batch, Draws(distiller.draws.seed, ("choose",), task.device), learned))
+            score = task.validate(batch, Draws(distiller.draws.seed, ("choose",), task.device), learned)
+            if score is None:
+                raise SystemExit("this task's data have no validation part")
+            scores.append(score)
     return scores
 
 

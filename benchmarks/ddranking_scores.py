@@ -79,7 +79,7 @@ def main() -> None:
     from ddranking.metrics import LabelRobustScoreHard, hard_label  # here, so that --help needs no such environment
 
     if (Path(chosen.real) / BINARY).is_dir():  # ddranking asks torchvision, which reads the pickled layout alone
-        torchvision.datasets.CIFAR10 = BinaryCIFAR10  # type: ignore[misc]
+        torchvision.datasets.CIFAR10 = BinaryCIFAR10
     if chosen.whole is not None:
         hard_label.REAL_DATA_ACC_CACHE[f"{chosen.dataset}-{chosen.model}"] = chosen.whole
     # Version 0.2.0 notes each score twice, so that its columns differ in length and its own table cannot be written.

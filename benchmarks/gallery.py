@@ -12,6 +12,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.image.draw import picture_grid, to_picture_bytes
 from mmdistill.image.task import image_task
 from mmdistill.labels import classes_of
+from mmdistill.task import one_tensor
 
 
 def main() -> None:
@@ -25,7 +26,8 @@ def main() -> None:
         name, _, folder = run.partition("=")
         distilled = DistilledSet.load(Path(folder))
         task = image_task(distilled.info.data, width=8)
-        images, labels = distilled.batch.inputs, classes_of(distilled.batch.targets, len(task.data.class_names))
+        images = one_tensor(distilled.batch.inputs, "a picture")
+        labels = classes_of(one_tensor(distilled.batch.targets, "a picture"), len(task.data.class_names))
         turn = [int((labels[:index] == label).sum()) for index, label in enumerate(labels)]
         order = sorted(range(len(labels)), key=lambda index: (turn[index], int(labels[index])))
         names.append(name)

@@ -39,7 +39,7 @@ from mmdistill.execution.precision import Precision
 from mmdistill.image import ImageTask
 from mmdistill.networks import fit
 from mmdistill.networks.fit_protocol import FitProtocol
-from mmdistill.runtime import describe_device
+from mmdistill.runtime import Draws, describe_device
 from mmdistill.settings import OptimizerSpec
 from mmdistill.store import read_json, write_json
 
@@ -135,10 +135,10 @@ def check_replays(task: ImageTask, name: str) -> str:
     steps = LONG_CHECKED_STEPS if name in ("mtt", "dd") else CHECKED_STEPS
     found, changes = [], {**UNCOMPILED, **MOVING.get(name, {})}
     for mode in ("off", "auto"):
-        made = speed.contest(task, name, 1, 16, mode, "float32", changes)  # type: ignore[arg-type]
+        made = speed.contest(task, name, 1, 16, mode, "float32", changes)
         for _ in range(steps):
-            state, _ = made.ours()  # type: ignore[misc]
-        found.append([p.detach().clone() for p in state.parameterization.parameters()])
+            stepped: Any = made.ours()
+        found.append([p.detach().clone() for p in stepped[0].parameterization.parameters()])
         path = made.path()
     return f"{path}, {steps} steps, relative difference {capture.difference(*found):.1e}"
 
@@ -166,7 +166,7 @@ def check_judges(task: ImageTask) -> str:
     def loss(state: Any, batch: Any, noise: Any) -> Any:
         return task.loss(state, batch, train=True), state.buffers
 
-    key = speed.Draws(0, device=task.device)
+    key = Draws(0, device=task.device)
     states = [
         fit.fit_networks(task.init, loss, data, protocol, 6, key, mode="loop", pure=pure) for pure in (False, True)
     ]
@@ -311,7 +311,7 @@ def main() -> int:
             break
         content[part][name] = UNFINISHED[part]
         write(chosen.out, content)
-        faulthandler.dump_traceback_later(LONG, repeat=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(LONG, repeat=True, file=sys.__stderr__ or sys.stderr)
         content[part][name] = call()
         faulthandler.cancel_dump_traceback_later()
         print(name, content[part][name], flush=True)

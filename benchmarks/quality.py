@@ -258,7 +258,9 @@ def main() -> None:
         documents = []
         for seed in (int(text) for text in chosen.seeds.split(",")):
             folder = folder_of(chosen.out, row, seed)
-            if not (folder / METRICS).exists():
+            if (folder / METRICS).exists():
+                print(f"{row}: seed {seed} is finished; judged and compared as asked for then", flush=True)
+            else:
                 if device.startswith("cuda"):
                     torch.cuda.init()  # which asking for a device by its number did not do
                     torch.cuda.reset_peak_memory_stats(device)

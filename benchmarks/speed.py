@@ -305,7 +305,7 @@ class Traffic(TorchDispatchMode):
     """Adds up the bytes of what operators read and write; views cost nothing."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -95,7 +95,7 @@ def gcond_epoch(p: Problem, epoch: int, outer: int = 20, inner: int = 15) -> Non
             loss = loss + int(own.sum()) / largest * distance
         p.feature_steps.zero_grad()
         p.structure_steps.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         (p.structure_steps if epoch % 50 < 10 else p.feature_steps).step()
         if step == outer - 1:
             break

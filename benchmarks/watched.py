@@ -43,7 +43,7 @@ class Watch:
                 Path("/proc/self/clear_refs").write_text("5")
                 self._before = memory(NOW)
 
-        Optimizer.__init__ = constructed  # type: ignore[method-assign]
+        Optimizer.__init__ = constructed  # type: ignore[method-assign, assignment]
         hook = register_optimizer_step_post_hook(self._stepped)
         try:
             program()
