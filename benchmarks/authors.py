@@ -1,8 +1,8 @@
 """Run an authors' script as it is, on random images and a CPU, while its updates are watched.
 
 Nothing of a script is changed. What it asks for and a machine without a GPU, the network or old packages lacks is given
-to it: data sets of random images, loggers that do nothing, ``.cuda()`` that returns the tensor, and writes from a view
-of the tensor written to, which today's torch refuses.
+to it: data sets of random images, loggers that do nothing, ``.cuda()`` that returns the tensor, the CPU where it names
+CUDA, NumPy's old ``int``, and writes from a view of the tensor written to, which today's torch refuses.
 """
 
 import os
@@ -17,15 +17,22 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 
 IMAGES = 4000
 """Of ten classes."""
 
-UNREAD = {"wandb": (), "kornia": (), "einops": ("einops.layers", "einops.layers.torch")}
+UNREAD = {
+    "wandb": (),
+    "kornia": (),
+    "efficientnet_pytorch": (),
+    "einops": ("einops.layers", "einops.layers.torch"),
+}
 """Packages with their modules that scripts import and that what is timed does not read."""
 
 
@@ -39,6 +46,7 @@ class Pair:
         method: ours, with its ``settings`` and further ``options`` of ``distill``.
         shape: of one image.
         ipc: images per class.
+        parts: steps in which the program updates all images once; ours takes one.
     """
 
     repository: str
@@ -49,6 +57,7 @@ class Pair:
     options: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     ipc: int = 1
+    parts: int = 1
 
     @property
     def numbers(self) -> int:
@@ -81,6 +90,20 @@ class RandomImages(Dataset[tuple[Any, int]]):
         return (image if self.transform is None else self.transform(image)), int(self.targets[index])
 
 
+class WithoutCUDA(TorchFunctionMode):
+    """Within this context what asks for CUDA's device gets the CPU's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call torch's function."""
+        args = tuple(without_cuda(value) for value in args)
+        return func(*args, **{name: without_cuda(value) for name, value in (kwargs or {}).items()})
+
+
+def without_cuda(value: Any) -> Any:
+    """Return an argument of a torch function, the CPU in place of CUDA's device."""
+    return "cpu" if isinstance(value, str | torch.device) and str(value).startswith("cuda") else value
+
+
 def run_script(pair: Pair, checkouts: Path, workplace: Path) -> None:
     """Run the authors' scripts in a folder of their own; the last one distils."""
     checkout = checkouts.resolve() / pair.repository.partition("/")[2]
@@ -100,6 +123,8 @@ def stand_in(shape: tuple[int, int, int]) -> None:
     absent = {package for package in UNREAD if find_spec(package) is None}
     for package in absent:
         sys.modules.update({name: stub(name) for name in (package, *UNREAD[package])})
+    vars(numpy)["int"] = int
+    WithoutCUDA().__enter__()  # type: ignore[no-untyped-call]
     name = "MNIST" if shape[0] == 1 else "CIFAR10"
     setattr(torchvision.datasets, name, type(name, (RandomImages,), {"shape": shape}))
     Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign, assignment]
@@ -155,6 +180,14 @@ PAIRS = {
         ),
         "dsa",
         {"real_batch": 256},
+    ),
+    "idc": Pair(
+        "snu-mllab/Efficient-Dataset-Condensation",
+        "ceac95a",
+        ("condense.py --dataset mnist --ipc 1 --factor 2 --metric mse --batch_real 64 --n_data 500 --test",),
+        "idc",
+        {"real_batch": 64, "inner_steps": 8, "inner_batch": 64},
+        parts=10,
     ),
     "mtt": Pair(
         "GeorgeCazenavette/mtt-distillation",
