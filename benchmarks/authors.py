@@ -223,4 +223,15 @@ PAIRS = {
         {"real_batch": 64},
         shape=(3, 32, 32),
     ),
+    "dcc": Pair(
+        "Saehyung-Lee/DCC",
+        "5073a44",
+        (
+            "main.py --method DSA --contrast --outer_warmup 0 --inner_warmup 0 --dataset CIFAR10 --ipc 1 --num_exp 1 "
+            "--num_eval 0 --batch_real 64",
+        ),
+        "dcc",
+        {"real_batch": 64},
+        shape=(3, 32, 32),
+    ),
 }
