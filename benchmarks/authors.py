@@ -9,7 +9,9 @@ import os
 import runpy
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +49,7 @@ class Pair:
         shape: of one image.
         ipc: images per class.
         parts: steps in which the program updates all images once; ours takes one.
+        before: writes what the program reads into the working directory.
     """
 
     repository: str
@@ -58,6 +61,7 @@ class Pair:
     shape: tuple[int, int, int] = (1, 28, 28)
     ipc: int = 1
     parts: int = 1
+    before: Callable[[], None] = lambda: None
 
     @property
     def numbers(self) -> int:
@@ -110,6 +114,7 @@ def run_script(pair: Pair, checkouts: Path, workplace: Path) -> None:
     os.chdir(workplace)
     sys.path.insert(0, str(checkout))
     stand_in(pair.shape)
+    pair.before()
     for line in pair.scripts:
         script, *options = shlex.split(line)
         path = checkout / script
@@ -141,6 +146,15 @@ def stand_in(shape: tuple[int, int, int]) -> None:
         write(tensor, index, value.clone() if isinstance(value, Tensor) else value)
 
     Tensor.__setitem__, Tensor.view = written, viewed  # type: ignore[method-assign, assignment]
+
+
+def write_expert() -> None:
+    """Write random weights as DANCE's expert, in the folder that its program names in place of one."""
+    folder = Path("<>")
+    folder.mkdir()
+    for moment in ("init", "trained"):
+        weights = import_module("models.convnet").ConvNet(10).state_dict()
+        torch.save(weights, folder / f"premodel0_{moment}.pth.tar")
 
 
 def stub(name: str) -> ModuleType:
@@ -222,6 +236,16 @@ PAIRS = {
         "datadam",
         {"real_batch": 64},
         shape=(3, 32, 32),
+    ),
+    "dance": Pair(
+        "Hansong-Zhang/DANCE",
+        "3f6b8b6",
+        ("DANCE.py --reproduce --dataset cifar10 --ipc 1 --factor 2 --batch_real 128 --num_premodel 1 --test",),
+        "dance",
+        {"real_batch": 128, "experts": 1, "expert_epochs": 1, "expert_steps": 1, "start_epochs": 1},
+        shape=(3, 32, 32),
+        parts=20,
+        before=write_expert,
     ),
     "dcc": Pair(
         "Saehyung-Lee/DCC",
