@@ -33,6 +33,7 @@ UNREAD = {
     "wandb": (),
     "kornia": (),
     "efficientnet_pytorch": (),
+    "torchnet": (),
     "einops": ("einops.layers", "einops.layers.torch"),
 }
 """Packages with their modules that scripts import and that what is timed does not read."""
@@ -157,9 +158,30 @@ def write_expert() -> None:
         torch.save(weights, folder / f"premodel0_{moment}.pth.tar")
 
 
+class AccuracyMeter:
+    """Counts right predictions as torchnet does."""
+
+    def __init__(self, accuracy: bool) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all."""
+        self.n = self.right = 0
+
+    def add(self, scores: Tensor, classes: Tensor) -> None:
+        """Count scores ``(n, C)`` of samples of the classes ``(n,)``."""
+        self.n += len(classes)
+        self.right += int((scores.argmax(1) == classes).sum())
+
+    def value(self) -> list[float]:
+        """Return the accuracy in percent."""
+        return [100 * self.right / self.n]
+
+
 def stub(name: str) -> ModuleType:
-    """Return a package whose every call does nothing, except that wandb gives back the options it is given."""
+    """Return a package whose calls do nothing; wandb gives back the options it is given, torchnet's meter counts."""
     module = MagicMock()
+    module.meter.ClassErrorMeter = AccuracyMeter
     module.__spec__, module.__name__ = ModuleSpec(name, None), name
     module.init.side_effect = lambda **given: setattr(module.config, "_items", vars(given.get("config", object)))
     return module
@@ -257,5 +279,17 @@ PAIRS = {
         "dcc",
         {"real_batch": 64},
         shape=(3, 32, 32),
+    ),
+    "idm": Pair(
+        "uitrbn/IDM",
+        "fe23bbc",
+        (
+            "IDM_cifar10.py --model ConvNet --ipc 1 --aug --net_decay --embed_last 1000 --syn_ce --ce_weight 0.5 "
+            "--train_net_num 1 --batch_real 128 --trained_bs 128 --model_train_steps 2",
+        ),
+        "idm",
+        {"real_batch": 128, "inner_batch": 128, "inner_steps": 2, "outer_steps": 30},
+        shape=(3, 32, 32),
+        parts=10,
     ),
 }
