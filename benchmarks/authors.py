@@ -36,7 +36,7 @@ UNREAD = {
     "torchnet": (),
     "einops": ("einops.layers", "einops.layers.torch"),
 }
-"""Packages with their modules that scripts import and that what is timed does not read."""
+"""Packages with their modules that scripts import, and of which what is timed reads torchnet's meter alone."""
 
 
 @dataclass(frozen=True)
