@@ -1,15 +1,17 @@
 """Run an authors' script as it is, on random images and a CPU, while its updates are watched.
 
 Nothing of a script is changed. What it asks for and a machine without a GPU, the network or old packages lacks is given
-to it: data sets of random images, loggers that do nothing, ``.cuda()`` that returns the tensor, and writes from a view
-of the tensor written to, which today's torch refuses.
+to it: data sets of random images, loggers that do nothing, ``.cuda()`` that returns the tensor, the CPU where it names
+CUDA, NumPy's old ``int``, and writes from a view of the tensor written to, which today's torch refuses.
 """
 
 import os
 import runpy
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +19,24 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 
 IMAGES = 4000
 """Of ten classes."""
 
-UNREAD = {"wandb": (), "kornia": (), "einops": ("einops.layers", "einops.layers.torch")}
-"""Packages with their modules that scripts import and that what is timed does not read."""
+UNREAD = {
+    "wandb": (),
+    "kornia": (),
+    "efficientnet_pytorch": (),
+    "torchnet": (),
+    "einops": ("einops.layers", "einops.layers.torch"),
+}
+"""Packages with their modules that scripts import, and of which what is timed reads torchnet's meter alone."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Pair:
         method: ours, with its ``settings`` and further ``options`` of ``distill``.
         shape: of one image.
         ipc: images per class.
+        parts: steps in which the program updates all images once; ours takes one.
+        before: writes what the program reads into the working directory.
     """
 
     repository: str
@@ -49,6 +61,8 @@ class Pair:
     options: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     ipc: int = 1
+    parts: int = 1
+    before: Callable[[], None] = lambda: None
 
     @property
     def numbers(self) -> int:
@@ -81,12 +95,27 @@ class RandomImages(Dataset[tuple[Any, int]]):
         return (image if self.transform is None else self.transform(image)), int(self.targets[index])
 
 
+class WithoutCUDA(TorchFunctionMode):
+    """Within this context what asks for CUDA's device gets the CPU's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call torch's function."""
+        args = tuple(without_cuda(value) for value in args)
+        return func(*args, **{name: without_cuda(value) for name, value in (kwargs or {}).items()})
+
+
+def without_cuda(value: Any) -> Any:
+    """Return an argument of a torch function, the CPU in place of CUDA's device."""
+    return "cpu" if isinstance(value, str | torch.device) and str(value).startswith("cuda") else value
+
+
 def run_script(pair: Pair, checkouts: Path, workplace: Path) -> None:
     """Run the authors' scripts in a folder of their own; the last one distils."""
     checkout = checkouts.resolve() / pair.repository.partition("/")[2]
     os.chdir(workplace)
     sys.path.insert(0, str(checkout))
     stand_in(pair.shape)
+    pair.before()
     for line in pair.scripts:
         script, *options = shlex.split(line)
         path = checkout / script
@@ -100,6 +129,8 @@ def stand_in(shape: tuple[int, int, int]) -> None:
     absent = {package for package in UNREAD if find_spec(package) is None}
     for package in absent:
         sys.modules.update({name: stub(name) for name in (package, *UNREAD[package])})
+    vars(numpy)["int"] = int
+    WithoutCUDA().__enter__()  # type: ignore[no-untyped-call]
     name = "MNIST" if shape[0] == 1 else "CIFAR10"
     setattr(torchvision.datasets, name, type(name, (RandomImages,), {"shape": shape}))
     Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
@@ -118,9 +149,39 @@ def stand_in(shape: tuple[int, int, int]) -> None:
     Tensor.__setitem__, Tensor.view = written, viewed  # type: ignore[method-assign, assignment]
 
 
+def write_expert() -> None:
+    """Write random weights as DANCE's expert, in the folder that its program names in place of one."""
+    folder = Path("<>")
+    folder.mkdir()
+    for moment in ("init", "trained"):
+        weights = import_module("models.convnet").ConvNet(10).state_dict()
+        torch.save(weights, folder / f"premodel0_{moment}.pth.tar")
+
+
+class AccuracyMeter:
+    """Counts right predictions as torchnet does."""
+
+    def __init__(self, accuracy: bool) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all."""
+        self.n = self.right = 0
+
+    def add(self, scores: Tensor, classes: Tensor) -> None:
+        """Count scores ``(n, C)`` of samples of the classes ``(n,)``."""
+        self.n += len(classes)
+        self.right += int((scores.argmax(1) == classes).sum())
+
+    def value(self) -> list[float]:
+        """Return the accuracy in percent."""
+        return [100 * self.right / self.n]
+
+
 def stub(name: str) -> ModuleType:
-    """Return a package whose every call does nothing, except that wandb gives back the options it is given."""
+    """Return a package whose calls do nothing; wandb gives back the options it is given, torchnet's meter counts."""
     module = MagicMock()
+    module.meter.ClassErrorMeter = AccuracyMeter
     module.__spec__, module.__name__ = ModuleSpec(name, None), name
     module.init.side_effect = lambda **given: setattr(module.config, "_items", vars(given.get("config", object)))
     return module
@@ -156,6 +217,14 @@ PAIRS = {
         "dsa",
         {"real_batch": 256},
     ),
+    "idc": Pair(
+        "snu-mllab/Efficient-Dataset-Condensation",
+        "ceac95a",
+        ("condense.py --dataset mnist --ipc 1 --factor 2 --metric mse --batch_real 64 --n_data 500 --test",),
+        "idc",
+        {"real_batch": 64, "inner_steps": 8, "inner_batch": 64},
+        parts=10,
+    ),
     "mtt": Pair(
         "GeorgeCazenavette/mtt-distillation",
         "50dccea",
@@ -189,5 +258,38 @@ PAIRS = {
         "datadam",
         {"real_batch": 64},
         shape=(3, 32, 32),
+    ),
+    "dance": Pair(
+        "Hansong-Zhang/DANCE",
+        "3f6b8b6",
+        ("DANCE.py --reproduce --dataset cifar10 --ipc 1 --factor 2 --batch_real 128 --num_premodel 1 --test",),
+        "dance",
+        {"real_batch": 128, "experts": 1, "expert_epochs": 1, "expert_steps": 1, "start_epochs": 1},
+        shape=(3, 32, 32),
+        parts=20,
+        before=write_expert,
+    ),
+    "dcc": Pair(
+        "Saehyung-Lee/DCC",
+        "5073a44",
+        (
+            "main.py --method DSA --contrast --outer_warmup 0 --inner_warmup 0 --dataset CIFAR10 --ipc 1 --num_exp 1 "
+            "--num_eval 0 --batch_real 64",
+        ),
+        "dcc",
+        {"real_batch": 64},
+        shape=(3, 32, 32),
+    ),
+    "idm": Pair(
+        "uitrbn/IDM",
+        "fe23bbc",
+        (
+            "IDM_cifar10.py --model ConvNet --ipc 1 --aug --net_decay --embed_last 1000 --syn_ce --ce_weight 0.5 "
+            "--train_net_num 1 --batch_real 128 --trained_bs 128 --model_train_steps 2",
+        ),
+        "idm",
+        {"real_batch": 128, "inner_batch": 128, "inner_steps": 2, "outer_steps": 30},
+        shape=(3, 32, 32),
+        parts=10,
     ),
 }

@@ -42,7 +42,7 @@ def run_ours(pair: Pair, updates: int, compile: Any, precision: Any) -> None:
 def one_side(args: argparse.Namespace) -> None:
     """Be the process of one side: write what was watched to ``args.result``."""
     pair = PAIRS[args.methods[0]]
-    watch = Watch(pair.numbers, args.updates, args.skipped)
+    watch = Watch(pair.numbers, args.updates, args.skipped, pair.parts if args.side == "theirs" else 1)
     if args.side == "ours":
         watched = watch.run(lambda: run_ours(pair, args.updates + args.skipped + 1, args.compile, args.precision))
     else:

@@ -22,15 +22,17 @@ class Watch:
     """Counts the steps of optimizers that hold ``numbers`` numbers in one tensor: those of the synthetic data.
 
     An authors' script and a run of ours are watched alike, whatever else trains in between. The first ``skipped``
-    updates (imports, compiling, first calls) are not timed.
+    updates (imports, compiling, first calls) are not timed. An update is ``parts`` steps, where a script steps class by
+    class.
     """
 
     numbers: int
     updates: int
     skipped: int = 1
+    parts: int = 1
     seconds: list[float] = field(default_factory=list)
     _last: float | None = None
-    _seen: int = 0
+    _steps: int = 0
     _before: int = 0
 
     def run(self, program: Callable[[], object]) -> dict[str, Any]:
@@ -53,7 +55,7 @@ class Watch:
             hook.remove()
             Optimizer.__init__ = construct  # type: ignore[method-assign]
         if len(self.seconds) < self.updates:
-            raise SystemExit(f"the program ended after {self._seen} updates of {self.numbers} numbers")
+            raise SystemExit(f"the program ended after {self._steps // self.parts} updates of {self.numbers} numbers")
         return {"seconds": self.seconds, "bytes": memory(PEAK) - self._before}
 
     def _holds(self, optimizer: Optimizer) -> bool:
@@ -62,8 +64,11 @@ class Watch:
     def _stepped(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not self._holds(optimizer):
             return
-        now, self._seen = time.process_time(), self._seen + 1
-        if self._last is not None and self._seen > self.skipped:
+        now, self._steps = time.process_time(), self._steps + 1
+        updates, rest = divmod(self._steps, self.parts)
+        if rest:
+            return
+        if self._last is not None and updates > self.skipped:
             self.seconds.append(now - self._last)
         if len(self.seconds) == self.updates:
             raise EnoughError
