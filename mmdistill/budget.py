@@ -143,8 +143,7 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
         return sizes[count]
 
     if isinstance(method.parameterization, Storage) and method.parameterization.fills:
-        count = largest_within(raw_bytes, smallest, limit) if raw_bytes(smallest) <= limit else smallest
-        return method.with_settings(stored_bytes=limit), count
+        return method.with_settings(stored_bytes=limit), largest_within(raw_bytes, smallest, limit)
     if (least := record_bytes(smallest)) > limit:
         raise ConfigError(
             f"{limit:,} bytes are too few for {method.title}: its smallest set ({unit} {smallest}) takes {least:,}"
@@ -165,14 +164,14 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
 
 
 def largest_within(size: Callable[[int], int], smallest: int, limit: int) -> int:
-    """Return the largest count whose size is within a limit; the smallest if larger counts take no more bytes.
+    """Return the largest count whose size is within a limit; the smallest if none is, or if larger ones take no more.
 
     Sizes mostly grow linearly, so each guess extrapolates the last two counts that fit; a guess out of bounds becomes
     the middle. Few counts are tried, since each size builds a set.
 
     Args:
         size: bytes by count; raises a ConfigError or DataError if there are too few samples.
-        smallest: a count that fits.
+        smallest: the least count.
         limit: in bytes.
     """
 

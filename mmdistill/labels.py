@@ -43,8 +43,7 @@ class FixedLabels(Labels):
         self.register_buffer("targets", targets.clone())
         self.title = "hard"
         if targets.is_floating_point():
-            probabilities = targets.ndim == 2 and are_probabilities(targets.double())
-            self.title = "fixed probabilities" if probabilities else "fixed scores"
+            self.title = "fixed probabilities" if are_probabilities(targets) else "fixed scores"
 
     @property
     def kind(self) -> str:

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError
-from mmdistill.labels import SoftmaxLabels, is_distribution, make_labels, regression_targets, target_loss
+from mmdistill.labels import (
+    FixedLabels,
+    LearnedLabels,
+    SoftmaxLabels,
+    is_distribution,
+    make_labels,
+    regression_targets,
+    target_loss,
+)
 
 PROBABILITIES, SCORES = [0.2, 0.5, 0.3], [1.5, -0.75, 0.25]
 """Both sum to 1."""
@@ -22,6 +30,15 @@ def test_learned_probabilities_start_at_their_confidence() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]]))
 
 
+def test_labels_leave_what_they_start_from_as_it_is() -> None:
+    given = torch.tensor([PROBABILITIES, SCORES])
+    before = given.clone()
+    for labels in (FixedLabels(given), LearnedLabels(given), SoftmaxLabels.of_logits(given)):
+        (values,) = labels.state_dict().values()
+        values.zero_()
+        assert torch.equal(given, before)
+
+
 def test_numbers_below_0_are_scores_whatever_they_sum_to() -> None:
     targets, logits = torch.tensor([PROBABILITIES, SCORES]), torch.tensor([[0.3, -1.0, 0.5]] * 2)
     assert is_distribution(targets).tolist() == [True, False]
@@ -35,3 +52,5 @@ def test_regression_takes_soft_labels_for_probabilities_where_all_are() -> None:
     targets = torch.tensor([PROBABILITIES, SCORES])
     assert torch.equal(regression_targets(targets, 3), targets)
     torch.testing.assert_close(regression_targets(targets[:1], 3), targets[:1] - 1 / 3)
+    exact = torch.eye(3, dtype=torch.float64) - 1 / 3
+    torch.testing.assert_close(regression_targets(torch.arange(3), 3, torch.float64), exact, rtol=0, atol=1e-15)

@@ -14,7 +14,7 @@ from mmdistill.commands.wording import in_one_line
 from mmdistill.config import SETTINGS, WITHOUT_TEXT, DistillConfig
 from mmdistill.errors import ConfigError, did_you_mean
 from mmdistill.names import as_argument, as_option, assignments
-from mmdistill.settings import Settings, own_names
+from mmdistill.settings import Settings
 
 SAMPLES = {bool: "true", int: "1", float: "0.5", str: "a"}
 """Values of plain types, for examples."""
@@ -31,8 +31,8 @@ def parse_assignments(texts: Iterable[str], settings: Settings, title: str) -> d
         ConfigError: the method lacks the setting, the setting has an option of its own, or the value has a wrong type.
     """
     kinds = get_type_hints(type(settings))
-    settable = {entry.name for entry in fields(settings) if entry.init} - {*WITHOUT_TEXT, "lr"}  # --lr sets that one
-    known = [name for name in sorted(settable) if name in own_names(settings) or name not in SETTINGS]
+    settable = {entry.name for entry in fields(settings) if entry.init}
+    known = sorted(settable - {*SETTINGS, *WITHOUT_TEXT, "lr"})  # an option sets the samples' rate too
     values = {}
     for name, text in assignments(texts).items():
         if name not in known:
@@ -74,12 +74,12 @@ def spelled(value: object) -> str:
 
 
 def _as_list(text: str) -> str:
-    """Return a text that spells a Python tuple as a YAML list; any other unchanged."""
+    """Return a text that spells Python tuples or a list of them as a YAML list; any other unchanged."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return json.dumps(value, default=str) if isinstance(value, tuple | list) else text
+    except (ValueError, SyntaxError, TypeError):
         return text
-    return json.dumps(value, default=str) if isinstance(value, tuple) else text
 
 
 def _sample(kind: Any) -> str:

@@ -1,7 +1,7 @@
 """Settings without an option of their own, by ``--set`` and in YAML: read by their types, recorded, told apart."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,7 @@ class Scaled(Settings):
     shape: Shape = Shape.round
     weights: Mapping[str, float] | None = None
     rate: OptimizerSpec | None = None
+    derived: float = field(default=1.0, init=False)
 
 
 class ScaledMeans(DistributionMatching):
@@ -67,6 +68,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
         ("levels=(3, 4)", (3, 4)),
         ("levels=()", ()),
         ("expert_leaving=((41, 0.1), (61, .2))", ((41, 0.1), (61, 0.2))),
+        ("expert_leaving=[(41, 0.1), (61, .2)]", ((41, 0.1), (61, 0.2))),
         ("word=(1, 2)", "(1, 2)"),
         ("least=null", None),
         ("word=1 = 2", "1 = 2"),
@@ -93,8 +95,11 @@ def test_values_are_of_the_fields_types(given: str, value: object) -> None:
         ("expert_leaving=3", "--set expert_leaving takes a list, got '3', such as 'expert_leaving=\\[\\[1, 0.5\\]\\]'"),
         ("levels=3", "takes a list, got '3', such as 'levels=\\[1\\]'"),
         ("levels=[1.5]", "--set levels"),
+        ("levels={[1]: 2}", "--set levels"),
+        ("levels=[{(1, 2): 3}]", "--set levels"),
         ("scael=1", r"Scaled has no setting 'scael' for --set; did you mean 'scale'\? \(it takes: .*levels.*scale"),
         ("real_batch=3", "no setting 'real_batch' for --set; there is the option --real-batch"),
+        ("derived=2", "no setting 'derived' for --set"),
         ("optimizers={}", "no setting 'optimizers' for --set"),
         ("rate={lr: 1}", "cannot say a value of rate, which is of type .*; set it in Python"),
     ],

@@ -122,6 +122,10 @@ def test_nothing_stays_that_was_judged_on_other_test_data(
     resumed = json.loads((folder / "metrics.json").read_text())
     assert {entry["judge"] for entry in resumed["results"]} == {"mlp", "convnet"}
     assert set(resumed["baselines"]) == set(before["baselines"])
+    monkeypatch.setattr("mmdistill.image.task.load", lambda *given, **options: data)
+    assert main(["distill", "--resume", str(folder)]) == 0
+    again = json.loads((folder / "metrics.json").read_text())
+    assert (again["tested_on"], again["results"]) == (before["tested_on"], before["results"])
 
 
 def test_data_that_have_moved_are_named_and_others_refused(

@@ -58,7 +58,7 @@ def test_settings_without_an_option_are_varied_too_but_lists_are_one_value() -> 
         ("expert_leaving=[[1, 0.5]]", f"inner_parts={parts}") for parts in (2, 3)
     ]
     assert folders(configs) == ["digits-dm-1-inner-parts2", "digits-dm-1-inner-parts3"]
-    for one in ("'a,b'", '"a"', "[1, 2]", "[(1, 2), (3, 4)]", "((1, 0.5),)", "()", "{a: 1}"):
+    for one in ("'a,b'", '"a"', "[1, 2]", "[(1, 2), (3, 4)]", "((1, 0.5),)", "()", "{a: 1}", ","):
         assert [config.set for config in planned("--set", f"own={one}")] == [(f"own={one}",)]
 
 
@@ -67,6 +67,7 @@ def test_a_file_lists_values(tmp_path: Path) -> None:
     file.write_text("lr: [1, 3e-1]\ninit: [Real, noise]\naugment: [off, on]\nsteps: 7\ninner_parts: 1,2\n")
     configs = planned("--config", str(file))
     assert len(configs) == 16
+    assert {config.init for config in configs} == {"real", "noise"}
     last = configs[-1]
     assert (last.lr, last.init, last.augment, last.steps, last.set) == (0.3, "noise", True, 7, ("inner_parts=2",))
     file.write_text("data: digits\nmethod: dm\nipc: 1\nlr: [1, 3]\n")

@@ -6,6 +6,7 @@ from mmdistill.errors import UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.runtime import Draws
+from mmdistill.selections import selection
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.oracles import graph as oracle
 
@@ -25,6 +26,11 @@ def test_selections_stand_beside_a_result() -> None:
     sizes = torch.bincount(own.parts["test"].classes).double()
     mean = sum(size * entry.by_class[name] for size, name in zip(sizes, own.graph.class_names, strict=True))
     assert float(mean / sizes.sum()) == pytest.approx(entry.mean)
+
+
+def test_nodes_are_chosen_by_bytes_too() -> None:
+    nodes = selection(task(), "random", nodes=7)
+    assert selection(task(), "random", bytes=nodes.stored_bytes).budget == 7
 
 
 def test_rules_choose_nodes_by_their_features_after_two_hops() -> None:

@@ -99,7 +99,7 @@ def test_selections_take_the_budgets_that_distilled_sets_take(data: ImageData) -
     for found in (selection(task, "random", 2), selection(task, "random", bytes=389), selection(task, "random", ipc=2)):
         assert (found.budget, found.stored_bytes, len(found.batch.weight)) == (2, 260, 4)
     most = int(torch.bincount(task.labels).min())  # type: ignore[arg-type]
-    assert selection(task, "random", bytes="1MB").budget == most
+    assert [selection(task, "random", bytes=size).budget for size in (130, "1MB")] == [1, most]
 
 
 def test_selections_that_cannot_be_are_refused(data: ImageData) -> None:

@@ -10,9 +10,11 @@ import torch
 
 from mmdistill.abilities import PlainJudge, judge_title
 from mmdistill.cli import main
+from mmdistill.config import DistillConfig
+from mmdistill.distill import distill
 from mmdistill.evaluate import JudgingRequest
 from mmdistill.image import ImageTask
-from mmdistill.runs.judging import missing
+from mmdistill.runs.judging import missing, wanted_scores
 from mmdistill.task import Batch, Scores
 from tests.graph.toy import planted_fields
 from tests.toys import BlobTask
@@ -80,6 +82,12 @@ def test_scores_of_a_task_that_says_no_more_are_called_by_the_judges_name() -> N
     assert judge_title(task, "mlp") == "mlp"
     task.describe_judge = Titled  # type: ignore[attr-defined]
     assert judge_title(task, "mlp") == "mlp [frepo]"
+
+
+def test_a_run_is_judged_as_its_options_say() -> None:
+    options = DistillConfig("blobs", "dm", ipc=1, seed=4, networks=3, networks_at_once=2, baselines="random")
+    made = distill(BlobTask(), "dm", ipc=1, settings={"steps": 1})
+    assert wanted_scores(options, BlobTask(), made) == JudgingRequest(["mlp"], ["random"], n=3, at_once=2, seed=4)
 
 
 def test_robust_scores_are_no_judgement() -> None:

@@ -219,6 +219,16 @@ def test_a_finished_run_that_lacks_a_known_baseline_gets_it_without_judging(tmp_
     assert json.loads((tmp_path / "b" / "metrics.json").read_text())["baselines"] == first
 
 
+def test_what_a_run_has_of_a_known_baseline_stays_single(tmp_path: Path) -> None:
+    first = distil(tmp_path / "a", "--judges", "mlp,mlp-w8", "--baselines", "random")
+    path = tmp_path / "a" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    lacking = [entry for entry in first["random"] if entry["judge"] == "mlp"]  # type: ignore[attr-defined]
+    path.write_text(json.dumps({**metrics, "results": [], "baselines": {"random": lacking}}))
+    assert main(["distill", "--resume", str(tmp_path / "a")]) == 0
+    assert json.loads(path.read_text())["baselines"] == first
+
+
 def test_evaluate_judges_anew_and_others_find_that(tmp_path: Path, judged: Judged) -> None:
     distil(tmp_path / "a", "--baselines", "none")
     run = ["evaluate", str(tmp_path / "a"), "--networks", "2", "--baselines", "random"]
@@ -229,6 +239,9 @@ def test_evaluate_judges_anew_and_others_find_that(tmp_path: Path, judged: Judge
     assert main([*run, "--seed", "1"]) == 0  # whose scores are none of a run of another seed
     assert distil(tmp_path / "b", "--baselines", "random") == first
     assert judged == ["random", "random", "random"]
+    assert main([*run, "--networks", "1", "--judges", "mlp-w8"]) == 0  # beside scores of two networks by mlp
+    distil(tmp_path / "c", "--baselines", "random", "--networks", "1")
+    assert judged == ["random"] * 5
 
 
 def test_data_of_the_same_numbers_that_are_prepared_otherwise_share_nothing(tmp_path: Path, judged: Judged) -> None:
