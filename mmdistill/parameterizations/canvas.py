@@ -119,8 +119,7 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
             f"{room.stored_bytes:,} bytes hold no canvas of {height} x {width} pixels for each of {room.num_classes} "
             f"classes beside the labels of {crops} crops; {room.enough(fits, multiple)}"
         )
-    scale = math.sqrt(area(room) / (height * width))
-    tall, wide = int(height * scale + 1e-9), int(width * scale + 1e-9)
+    tall, wide = math.isqrt(area(room) * height // width), math.isqrt(area(room) * width // height)
     down, across = math.ceil(tall / height), math.ceil(wide / width)
     tiles = room.targets(task, down * across, init, draws)
     grid = tiles.view(room.num_classes, down, across, channels, height, width).permute(0, 3, 1, 4, 2, 5)

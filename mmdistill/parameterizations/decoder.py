@@ -391,5 +391,3 @@ def fit_to_images(made: Decoded, images: Tensor, steps: int, draws: Draws) -> No
             optimizer.step()
             if time.perf_counter() - began > UNSHOWN_SECONDS:
                 show(step + 1, steps)
-    for parameter in learned:
-        parameter.grad = None

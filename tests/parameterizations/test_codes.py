@@ -74,6 +74,8 @@ def test_codes_take_the_bytes_that_are_claimed_and_decode_to_the_set(
     assert_same(mmdistill.decode(tmp_path), found.batch)
     made, about = load_codes(tmp_path / CODES)
     assert (made.stored_bytes(), about["seed"], about["label"]) == (found.stored_bytes, found.seed, found.label)
+    assert made.classes is not None
+    assert torch.equal(made.classes, torch.arange(10).repeat_interleave(torch.tensor(about["samples"])))
 
 
 @pytest.mark.parametrize(("name", "method"), [(name, "dsa") for name in STORAGES] + [("upsample-2", "tesla")])

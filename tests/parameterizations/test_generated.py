@@ -48,15 +48,16 @@ def task() -> ImageTask:
 
 
 class Linear(nn.Module):
-    """An unconditional generator whose inversion has a closed form."""
+    """A generator whose inversion has a closed form; classes shift its images, where it takes them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(KEY.fold("w").normal(6, 64) / 8)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, classes: Tensor | None = None) -> Tensor:
         """Return images of 8 x 8."""
-        return (latents @ self.weight.to(latents.dtype)).view(-1, 1, 8, 8)
+        images = (latents @ self.weight.to(latents.dtype)).view(-1, 1, 8, 8)
+        return images if classes is None else images + classes.view(-1, 1, 1, 1)
 
 
 def features(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -68,7 +69,7 @@ def features(inputs: Inputs) -> tuple[Tensor, ...]:
 def samples(partners: Tensor | None, weight: float) -> GeneratedSamples:
     classes = torch.tensor([0, 0, 0, 1])
     z = KEY.fold("z").normal(4, 6).double()
-    return GeneratedSamples(z, Linear(), False, FixedLabels(classes), classes, 2, partners, weight)
+    return GeneratedSamples(z, Linear(), True, FixedLabels(classes), classes, 2, partners, weight)
 
 
 def test_the_penalty_equals_its_oracle_and_its_gradient() -> None:
@@ -129,7 +130,7 @@ def test_it_gan_is_as_published() -> None:
 
 def test_the_generator_is_stored_but_rests() -> None:
     made = samples(None, 0.0)
-    assert list(made.groups()) == ["codes"]
+    assert [(name, len(group)) for name, group in made.groups().items()] == [("codes", 1)]
     assert made.stored_bytes() == 4 * 6 * 8 + 6 * 64 * 4 + 4
     given = Linear()
     assert next(given.parameters()).requires_grad  # the user's module is left as it was
@@ -188,6 +189,8 @@ def test_inversion_weighs_features_against_pixels_as_its_oracle_does(
     found = invert(decode, start, classes, images.view(-1, 1, 8, 8), linear, how)
     assert seen == {(5, 6), (7,)}
     assert torch.allclose(found, expected(pixel_weight), atol=1e-4)
+    moved = invert(decode, start, classes, images.view(-1, 1, 8, 8), linear, replace(how, steps=1)) - start
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, how.lr))  # Adam's first step
     for other in (0.0, pixel_weight / 2, 2 * pixel_weight, 1e9):  # without pixels, scaled, without features
         assert (found - expected(other)).abs().max() > 0.2
 

@@ -90,12 +90,13 @@ def test_learned_labels_of_combinations_take_bytes(task: ImageTask) -> None:
 
 
 def test_of_images_that_a_set_names_by_position_as_many_are_combined_as_fit(task: ImageTask) -> None:
-    room = ImageBudget.of(task, 3, "hard")
-    made = learned_coefficients(task, room, "real", KEY, multiple=1, contained=False)
-    samples, images = made.coefficients.shape[1:]
-    assert images < torch.bincount(task.labels).min()
-    each = 2 + 4 * samples  # a position in 16 bits, and a coefficient in each sample
-    assert made.stored_bytes() <= room.stored_bytes < made.stored_bytes() + room.num_classes * each
+    for tiles in (1, 2):
+        room = ImageBudget.of(task, 1, "hard", tiles=tiles)
+        made = learned_coefficients(task, room, "real", KEY, multiple=1, contained=False)
+        samples, images = made.coefficients.shape[1:]
+        assert images < torch.bincount(task.labels).min() // tiles**2
+        each = 2 * tiles**2 + 4 * samples  # positions in 16 bits, and a coefficient in each sample
+        assert made.stored_bytes() <= room.stored_bytes < made.stored_bytes() + room.num_classes * each
     tiled = learned_coefficients(
         task, ImageBudget.of(task, 40, "hard", tiles=2), "real", KEY, multiple=1, contained=False
     )

@@ -519,8 +519,9 @@ def test_factorisation_says_that_it_reads_weighted_users_as_binary_ones(task):
         notes = task.evaluate(Batch(rows, None, torch.ones(6)), "als", Draws(0), 1, {}).notes
         assert any("als reads binary rows" in note for note in notes) == said
     assert not any("binary rows" in note for note in task.evaluate(None, "als", Draws(0), 1, {}).notes)
-    first, other = (task.judge(task.select(torch.arange(6)), "als", Draws(seed)).options for seed in (0, 1))
-    assert first["random_state"] != other["random_state"]
+    for users in (task.select(torch.arange(6)), None):
+        first, other = (task.judge(users, "als", Draws(seed)).options["random_state"] for seed in (0, 1))
+        assert first != other
 
 
 def test_describe_carries_the_item_ids(task):
@@ -549,6 +550,12 @@ def test_names_ignore_case_and_underscores(task):
     assert task.evaluate(None, "EASE", Draws(0), 1, {}) == task.evaluate(None, "ease", Draws(0), 1, {})
     assert task.evaluate(None, "Mult_VAE", Draws(0), 1, {}).judge == "mult-vae"
     assert torch.equal(task.judge(None, "Inf_AE").gram, task.judge(None, "inf-ae").gram)
+
+
+def test_of_a_judge_in_closed_form_the_auc_alone_has_a_value_for_each_repetition(task):
+    found = task.evaluate(None, "ease", Draws(0), 3, {}).values
+    assert len(set(found.pop("auc"))) == 3
+    assert {len(values) for values in found.values()} == {1}
 
 
 def test_bad_arguments(task):
