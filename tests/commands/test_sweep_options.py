@@ -10,6 +10,7 @@ from mmdistill.cli import build_parser, main, spelled
 from mmdistill.commands import sweep
 from mmdistill.commands.making import distill_command
 from mmdistill.commands.sweep import plan_runs
+from mmdistill.commands.varied import varied_settings
 from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.errors import ConfigError
 from mmdistill.image import METHODS
@@ -40,6 +41,7 @@ def test_options_are_varied_like_budgets() -> None:
         (rate, seed, "noise") for seed in (0, 1) for rate in (1.0, 3.0, 10.0)
     ]
     assert folders(configs)[1:4] == ["digits-dm-1-lr3", "digits-dm-1-lr10", "digits-dm-1-lr1-seed1"]
+    assert varied_settings(planned("--steps", "5,6", "--real-batch", "8")) == {"steps"}
     both = planned("--methods", "dm,dc", "--real-batch", "8,16", "--init", "real,noise", "--augment", "true,false")
     assert len(both) == 2 * 2 * 2 * 2
     assert {type(config.real_batch) for config in both} == {int}
