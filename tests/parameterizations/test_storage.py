@@ -130,6 +130,10 @@ def test_some_samples_of_a_memory_are_decoded_alone(factor: int, monkeypatch: py
     torch.testing.assert_close(part.inputs, take(whole, rows).inputs)
     assert part.targets.tolist() == [3, 0, 1, 1]  # type: ignore[union-attr]
     assert part.weight.tolist() == [1.0] * 4
+    few = [rows for step in range(20) if (rows := made.drawn(KEY.fold(step), 7)) is not None]
+    assert [len(rows.unique()) for rows in few] == [7] * 20
+    assert len(torch.cat(few).unique()) == 20  # any of them
+    assert made.drawn(KEY, 20) is None
 
 
 @pytest.mark.parametrize(

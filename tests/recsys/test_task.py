@@ -558,6 +558,15 @@ def test_of_a_judge_in_closed_form_the_auc_alone_has_a_value_for_each_repetition
     assert {len(values) for values in found.values()} == {1}
 
 
+def test_the_ridge_of_a_judge_is_the_best_on_validation_data(task):
+    batch, key = task.select(torch.arange(120)), Draws(0)
+    best, middle = (
+        task.protocol.evaluate(task.judge(batch, "ease").fit_best(validation), task.data, "test", key)["ndcg@10"]
+        for validation in (on_validation(task), None)
+    )
+    assert task.evaluate(batch, "ease", key, 1, {}).values["ndcg@10"] == best != middle
+
+
 def test_bad_arguments(task):
     with pytest.raises(ConfigError, match="unknown judge"):
         task.evaluate(None, "lightgcn", Draws(0), 1, {})
