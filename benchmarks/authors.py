@@ -259,6 +259,18 @@ PAIRS = {
         {"real_batch": 64},
         shape=(3, 32, 32),
     ),
+    "ftd": Pair(
+        "AngusDujw/FTD-distillation",
+        "711532a",
+        (
+            "buffer/buffer_FTD.py --dataset CIFAR10 --num_experts 1 --train_epochs 1 --save_interval 1",
+            "distill/distill_FTD.py --dataset CIFAR10 --ipc 1 --num_eval 1 --epoch_eval_train 1 --syn_steps 50 "
+            "--expert_epochs 1 --max_start_epoch 1",
+        ),
+        "ftd",
+        {"experts": 1, "expert_epochs": 1, "expert_steps": 1, "start_epochs": 1, "inner_steps": 50},
+        shape=(3, 32, 32),
+    ),
     "dance": Pair(
         "Hansong-Zhang/DANCE",
         "3f6b8b6",

@@ -77,7 +77,7 @@ def _as_list(text: str) -> str:
     """Return a text that spells Python tuples or a list of them as a YAML list; any other unchanged."""
     try:
         value = ast.literal_eval(text)
-        return json.dumps(value, default=str) if isinstance(value, tuple | list) else text
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, tuple | list) else text
     except (ValueError, SyntaxError, TypeError):
         return text
 

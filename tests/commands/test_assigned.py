@@ -32,6 +32,7 @@ class Scaled(Settings):
     levels: tuple[int, ...] = (1, 2)
     least: float | None = 0.5
     word: str = "a"
+    words: tuple[str, ...] = ()
     kind: Literal["x", "y"] = "x"
     shape: Shape = Shape.round
     weights: Mapping[str, float] | None = None
@@ -64,6 +65,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("scale=1e-2", 0.01),
         ("scale= 2", 2.0),
+        ("words=['\U0001f600', 'é']", ("\U0001f600", "é")),
         ("levels=[3, 4]", (3, 4)),
         ("levels=(3, 4)", (3, 4)),
         ("levels=()", ()),
