@@ -130,7 +130,7 @@ def stand_in(shape: tuple[int, int, int]) -> None:
     for package in absent:
         sys.modules.update({name: stub(name) for name in (package, *UNREAD[package])})
     vars(numpy)["int"] = int
-    WithoutCUDA().__enter__()  # type: ignore[no-untyped-call]
+    WithoutCUDA().__enter__()
     name = "MNIST" if shape[0] == 1 else "CIFAR10"
     setattr(torchvision.datasets, name, type(name, (RandomImages,), {"shape": shape}))
     Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
