@@ -54,11 +54,13 @@ ELSEWHERE = {
     **dict.fromkeys(("lr-img", "lr-syn", "lr-feat"), ("lr",)),
     **dict.fromkeys(("batch-size", "batch-real"), ("real-batch", "judge-batch")),
     "batch-syn": ("syn-batch",),
-    **dict.fromkeys(("epochs", "iteration", "iterations", "niter"), ("steps", "judge-epochs")),
-    "images-per-class": ("ipc",),
+    **dict.fromkeys(("epochs", "num-epochs", "iteration", "iterations", "niter"), ("steps", "judge-epochs")),
+    **dict.fromkeys(("images-per-class", "budget"), ("ipc",)),
+    "reduction-rate": ("nodes",),
+    "zca": ("whiten",),
     **dict.fromkeys(("n", "num-eval", "repeats"), ("networks",)),
     **dict.fromkeys(("gpu", "cuda"), ("device", "devices")),
-    **dict.fromkeys(("net", "arch", "architecture", "network"), ("model",)),
+    **dict.fromkeys(("net", "arch", "architecture", "backbone", "depth", "network"), ("model", "judges")),
     **dict.fromkeys(("out", "output", "output-dir", "save-path", "to"), ("out", "to")),
 }
 """Names of options in other programs; an error suggests the first of ours that the command has."""

@@ -257,6 +257,8 @@ def test_a_folder_of_runs_is_answered_by_their_names(tmp_path: Path, capsys: pyt
         (["distill", "--stesp=3"], "unknown option --stesp; did you mean '--steps'?"),
         (["distill", "--learning-rate", "1"], "unknown option --learning-rate; did you mean '--lr'?"),
         (["distill", "--batch_size", "1"], "unknown option --batch-size; did you mean '--real-batch'?"),
+        (["distill", "--budget", "1"], "did you mean '--ipc'?"),
+        (["evaluate", "runs/x", "--depth", "4"], "did you mean '--judges'?"),
         (["distill", "--verbose"], "unknown option --verbose (see"),
         (["export", "runs/x", "--out", "x"], "did you mean '--to'?"),
         (["evaluate", "runs/x", "--epochs=3"], "did you mean '--judge-epochs'?"),
