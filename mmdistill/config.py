@@ -108,7 +108,8 @@ class DistillConfig:
             those that a method of yours adds; a file may also name them like the others
         checkpoint_every: steps between checkpoints, the most that an interruption can lose; 0 writes one every tenth of
             the run, at least every ten minutes, and more often at first
-        judges: judges of the result, comma-separated, or 'all'; by default the method's own, else the domain's first
+        judges: judges of the result, comma-separated, or 'all'; by default the method's own, else the domain's first;
+            'none' leaves judging to 'mmdistill evaluate', later or on another machine
         networks: independently trained networks per judge
         networks_at_once: networks trained together, all by default; fewer need less memory, and are other networks
         judge_epochs: training epochs of judges; the protocol's by default
@@ -237,6 +238,11 @@ class DistillConfig:
         """Return the names of the judges; empty for the default."""
         return split_names(self.judges)
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether judging is left to another command."""
+        return canonical(self.judges or "") == "none"
+
     def save(self, path: Path, *, imported: bool = False) -> None:
         """Write the configuration as YAML that re-runs it, without ``overwrite``.
 
@@ -327,12 +333,8 @@ class SweepConfig:
 
 SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in Settings.__dataclass_fields__)
 """Options that replace a method's own settings."""
-_CONSTANT = ("expert_folder", *HOW_IT_RUNS)
-VARIED = tuple(
-    entry.name
-    for entry in fields(DistillConfig)
-    if entry.name in ("lr", "label", "parameterization", *SETTINGS) and entry.name not in _CONSTANT
-)
+_VARIABLE = {"lr", "label", "parameterization", *SETTINGS} - {"expert_folder", *HOW_IT_RUNS}
+VARIED = tuple(entry.name for entry in fields(DistillConfig) if entry.name in _VARIABLE)
 """Options of which a sweep takes several values."""
 
 

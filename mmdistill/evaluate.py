@@ -59,12 +59,14 @@ def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[
 
     Args:
         task: the task.
-        names: judges' names or ``all``; none: the default.
+        names: judges' names, ``all``, or ``none`` alone, which gives an empty list; no names: the default.
         own: the judge of the set's method, which is the default; empty: the task's first judge is.
     Raises:
-        ConfigError: an unknown judge.
+        ConfigError: an unknown judge, or ``none`` among others.
         UnsupportedError: a judge cannot read such data.
     """
+    if [*map(canonical, names or ())] == ["none"]:
+        return []
     return list(dict.fromkeys(judge_facts(task, judge).name for judge in _requested(task, names, own)))
 
 
@@ -96,6 +98,8 @@ def _requested(task: Task, names: Sequence[str] | None, own: str) -> Iterator[st
     known = {canonical(judge): judge for judge in task.judges}
     for name in names or [own or task.judges[0]]:
         key = canonical(name)
+        if key == "none":
+            raise ConfigError("'none' is no judge: it stands alone, where a set is made, and is judged later")
         if key != "all" and key not in known and not isinstance(task, DescribesJudges):
             raise unknown_name("judge", name, task.judges)
         yield from task.judges if key == "all" else (known.get(key, name),)

@@ -260,9 +260,9 @@ def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ:
     ways = "choose another --out or remove it"
     if differing == ["steps"] and (config.steps or 0) > (saved_config.steps or 0) > 0:
         ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
-    elif set(differing) <= {*JUDGING_OPTIONS, "protocol"} and is_finished(folder):
-        flags = " ".join(f"{as_option(name)} {wanted[name]}" for name in differing if wanted[name] is not None)
-        ways = f"mmdistill evaluate {as_argument(folder)} {flags} judges its set so; else {ways}"
+    elif set(differing) <= {*JUDGING_OPTIONS, "protocol"} and is_finished(folder) and not config.unjudged:
+        flags = "".join(f" {as_option(name)} {wanted[name]}" for name in differing if wanted[name] is not None)
+        ways = f"mmdistill evaluate {as_argument(folder)}{flags} judges its set so; else {ways}"
     raise ConfigError(f"{folder} holds another run, of {difference}; {ways}")
 
 

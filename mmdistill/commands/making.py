@@ -57,7 +57,7 @@ from mmdistill.runs.folder import (
     ways_out,
     work_times,
 )
-from mmdistill.runs.how_to_continue import how_to_begin_anew
+from mmdistill.runs.how_to_continue import how_to_begin_anew, how_to_judge
 from mmdistill.runs.judging import judge_missing
 from mmdistill.runs.keeper import put_finished
 from mmdistill.runs.kept_baselines import package_digest
@@ -262,7 +262,7 @@ def _notes(
         yield why.format(f"--set {name}" if name in assigned else as_option(name))
     with out_of_memory_advice("the start of the distillation", lowering_start(method.settings(budget))):
         idle = is_teacher_idle(task, method, budget, judges)
-    if idle:
+    if idle and judges:  # those that judge later may ask it
         yield f"neither {method.title} nor a judge here asks a teacher: --teacher changes nothing"
     if method.judge and not config.judges and method.reads_no_network(budget):
         for name in ("model", "width"):
@@ -276,12 +276,16 @@ def _notes(
 
 
 def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:
-    """Judge a set by the judges that have not judged it yet, draw it, and print the scores and where all lies."""
+    """Judge a set by the judges that have not judged it yet, draw it, and print the scores and where all lies.
+
+    A set without scores, of a run whose options name no judges, gets a line on how to judge it.
+    """
     evaluation = judge_missing(config, task, distilled, folder)
-    print(summary(distilled, evaluation, known_bytes(task, budget)))
+    is_judged = bool(evaluation.results)
+    print(summary(distilled, evaluation, known_bytes(task, budget)) if is_judged else how_to_judge(folder))
     pictures = draw(task, distilled, folder)
     print(
-        f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
+        f"set{', metrics' if is_judged else ''} and {len(pictures)} picture(s) are in {folder}; "
         f"'mmdistill report {as_argument(folder)}' makes a page of them"
     )
 
@@ -308,7 +312,7 @@ def import_command(
         find_baselines(task, config.baselines)
         for note in task.describe().notes:
             print(f"note: {note}")
-        if config.teacher is not None and not ask_teacher(task, judges):
+        if config.teacher is not None and judges and not ask_teacher(task, judges):
             print(NO_JUDGE_ASKS)
         distilled = import_set(task, files, name=name, stored_bytes=stored_bytes, seed=config.seed, **details)
         budget: dict[str, Any] = {distilled.info.budget: distilled.budget}

@@ -14,7 +14,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_baselines, find_judges
 from mmdistill.execution.memory import out_of_memory_advice
 from mmdistill.method import Method
-from mmdistill.names import counted, first_few
+from mmdistill.names import as_argument, counted, first_few
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.minibatches import carries_steps
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -74,7 +74,7 @@ def plan_rows(
             config, task, judges, {} if own_steps else _epochs_by_judge(task, judges, int(counts.sum()), foreseeable)
         ),
         "judges' teacher": judges_teacher,
-        "baselines": _baselines_in_words(config, task, judges),
+        "baselines": _baselines_in_words(config, task, judges) if judges else "",
         "run folder": f"{folder} {obstacle}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
@@ -104,7 +104,7 @@ def _epochs_by_judge(task: Task, judges: list[str], samples: int, foreseeable: b
 
 
 def _judges_in_words(config: DistillConfig, task: Task, judges: list[str], epochs: Mapping[str, str]) -> str:
-    """Return who judges, with how many networks each, and for how many epochs these train.
+    """Return who judges, with how many networks each, and for how many epochs these train; or what would judge later.
 
     Args:
         config: of the run.
@@ -122,7 +122,7 @@ def _judges_in_words(config: DistillConfig, task: Task, judges: list[str], epoch
     elif trained:
         each = (f"{title(judge)} ({words})" if words else title(judge) for judge, words in trained.items())
         parts.append(f"{', '.join(each)}, {networks}")
-    return "; ".join(parts)
+    return "; ".join(parts) or f"none; later mmdistill evaluate {as_argument(config.folder())}"
 
 
 def _baselines_in_words(config: DistillConfig, task: Task, judges: list[str]) -> str:

@@ -37,6 +37,7 @@ from mmdistill.rules import RULES
 from mmdistill.runs.damaged import whole_set
 from mmdistill.runs.finished import checkpoint_fingerprint, require_same_data
 from mmdistill.runs.folder import CONFIG, LOG, METRICS, holds_work, is_finished
+from mmdistill.runs.how_to_continue import how_to_judge
 from mmdistill.runs.judging import missing, wanted_scores
 from mmdistill.runtime import choose_device
 from mmdistill.task import Task
@@ -99,6 +100,8 @@ def sweep_command(sweep: SweepConfig, common: DistillConfig, dry_run: bool) -> N
     if any((config.folder() / METRICS).is_file() for config in configs):
         with sole_writer(folder / COMPARISON, wait="compare the runs of a sweep"):
             compare_command([str(folder)], "all" if common.judges else None, None, str(folder / COMPARISON))
+    elif common.unjudged and len(failed) < len(configs):
+        print(how_to_judge(folder))
     if failed:
         names = ", ".join(config.folder().name for config in failed)
         raise MmdistillError(f"{len(failed)} of {len(configs)} runs failed ({LOG} in their folders says how): {names}")
@@ -189,9 +192,7 @@ def _require_settings(task: Task, configs: Sequence[DistillConfig]) -> None:
     """
     refused: dict[str, ConfigError] = {}
     varied = varied_settings(configs)
-    for config in configs:
-        if config.seed != configs[0].seed:
-            continue
+    for config in (config for config in configs if config.seed == configs[0].seed):
         try:
             method = chosen_method(config, task)
             method.settings(config.count)
@@ -252,12 +253,9 @@ def states_of(configs: Sequence[DistillConfig], task: Task) -> dict[DistillConfi
         if fingerprint is None:
             states[config] = "unfinished" if holds_work(folder) else "new"
             continue
-        if fingerprint == info.fingerprint:
-            states[config] = _state(config, distilled, task)
-            continue
-        if (asked := _task_key(config, networks)) != key:
+        if fingerprint != info.fingerprint and (asked := _task_key(config, networks)) != key:
             key, own = asked, make_task(config, "cpu")[1]
-        states[config] = _state(config, distilled, own)
+        states[config] = _state(config, distilled, task if fingerprint == info.fingerprint else own)
     return states
 
 
@@ -409,11 +407,13 @@ def _title(config: DistillConfig) -> str:
 
 def _outcome(run: Running) -> tuple[str, bool]:
     """Return what an ended run scored, or why it failed, and whether it succeeded."""
-    folder, code = run.config.folder(), run.process.returncode
+    folder, code, seconds = run.config.folder(), run.process.returncode, time.monotonic() - run.began
     if code:
         return f"failed: {why_failed(code, folder / LOG)}", False
+    if run.config.unjudged:
+        return f"distilled, not judged, in {seconds:,.0f} s", True
     try:
         score = recorded(read_metrics(folder / METRICS)).headline()
     except MmdistillError as error:  # such as no scores, since no judge could judge the set
         return f"failed: {error}", False
-    return f"{score} in {time.monotonic() - run.began:,.0f} s", True
+    return f"{score} in {seconds:,.0f} s", True

@@ -10,11 +10,11 @@ from mmdistill.config import read_options
 from mmdistill.distilled import SET_VERSION, is_number
 from mmdistill.errors import CheckpointError, ConfigError, VersionError
 from mmdistill.metrics import judge_in_words, read_metrics
-from mmdistill.names import as_argument, canonical, split_names
+from mmdistill.names import canonical, split_names
 from mmdistill.reporting.judged import RECORDED, JudgedRun
 from mmdistill.runs.damaged import advice
 from mmdistill.runs.folder import CONFIG, METRICS, SET, is_finished
-from mmdistill.runs.how_to_continue import how_to_finish
+from mmdistill.runs.how_to_continue import how_to_finish, how_to_judge
 from mmdistill.settings import damage_of
 from mmdistill.store import read_json
 
@@ -169,7 +169,7 @@ def _why_unjudged(folder: Path) -> str:
     if is_finished(folder) and not (folder / CONFIG).is_file():
         return "not judged; made in Python, it is judged there: evaluate, then save_evaluation(..., folder)"
     if is_finished(folder):
-        return f"not judged; that does: mmdistill evaluate {as_argument(folder)}"
+        return how_to_judge(folder)
     if ending := how_to_finish(folder):
         return f"unfinished; {ending}"
     return NO_RUN

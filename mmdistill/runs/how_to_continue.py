@@ -48,6 +48,11 @@ def how_to_begin_anew(folder: Path) -> str:
     return f"{_program(folder)} distill --config {options} --out {out} --overwrite makes it anew"
 
 
+def how_to_judge(folder: Path) -> str:
+    """Return that the set of a run, or those of a folder of runs, are not judged, and how to judge them, in words."""
+    return f"not judged; that does: mmdistill evaluate {as_argument(folder)}"
+
+
 def _program(folder: Path) -> str:
     """Return the program that a run's options are for."""
     return "python SCRIPT.py" if _method_of_a_script(folder) else "mmdistill"
