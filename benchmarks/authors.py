@@ -1,8 +1,9 @@
-"""Run an authors' script as it is, on random images and a CPU, while its updates are watched.
+"""Run an authors' script as it is, on random images or a generated graph and a CPU, while its updates are watched.
 
 Nothing of a script is changed. What it asks for and a machine without a GPU, the network or old packages lacks is given
 to it: data sets of random images, loggers that do nothing, ``.cuda()`` that returns the tensor, the CPU where it names
-CUDA, NumPy's old ``int``, and writes from a view of the tensor written to, which today's torch refuses.
+CUDA, NumPy's old ``int``, and writes from a view of the tensor written to, which today's torch refuses. For graphs
+``authors_graph.py`` has more.
 """
 
 import os
@@ -10,7 +11,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -22,12 +23,20 @@ from unittest.mock import MagicMock
 import numpy
 import torch
 import torchvision
+from authors_graph import stand_in_graph, write_expert_on_graph
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 
+from mmdistill.graph.methods import METHODS as GRAPH_METHODS
+from mmdistill.method import Method
+from mmdistill.objectives.distances import squared_error
+from mmdistill.objectives.gradient import GradientMatching
+
 IMAGES = 4000
 """Of ten classes."""
+FEATURES = 1433
+"""Of a node of Cora."""
 
 UNREAD = {
     "wandb": (),
@@ -35,6 +44,8 @@ UNREAD = {
     "efficientnet_pytorch": (),
     "torchnet": (),
     "einops": ("einops.layers", "einops.layers.torch"),
+    "ogb": ("ogb.nodeproppred",),
+    "tensorboardX": (),
 }
 """Packages with their modules that scripts import, and of which what is timed reads torchnet's meter alone."""
 
@@ -49,24 +60,32 @@ class Pair:
         method: ours, with its ``settings`` and further ``options`` of ``distill``.
         shape: of one image.
         ipc: images per class.
+        nodes: of the synthetic graph; 0: images.
+        model: our network.
         parts: steps in which the program updates all images once; ours takes one.
-        before: writes what the program reads into the working directory.
+        first: numbers of a tensor that the program updates in its first steps, where that is not the nodes' features.
+        before: gives the program what it alone asks for, files in the working directory too.
     """
 
     repository: str
     commit: str
     scripts: tuple[str, ...]
-    method: str
+    method: str | Method
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     ipc: int = 1
+    nodes: int = 0
+    model: str = "convnet"
     parts: int = 1
+    first: int = 0
     before: Callable[[], None] = lambda: None
 
     @property
     def numbers(self) -> int:
-        """How many numbers the synthetic images have."""
+        """How many numbers the synthetic images or nodes' features have."""
+        if self.nodes:
+            return self.nodes * FEATURES
         channels, height, width = self.shape
         return 10 * self.ipc * channels * height * width
 
@@ -130,6 +149,7 @@ def stand_in(shape: tuple[int, int, int]) -> None:
     for package in absent:
         sys.modules.update({name: stub(name) for name in (package, *UNREAD[package])})
     vars(numpy)["int"] = int
+    torch.cuda.set_device = lambda device: None
     WithoutCUDA().__enter__()
     name = "MNIST" if shape[0] == 1 else "CIFAR10"
     setattr(torchvision.datasets, name, type(name, (RandomImages,), {"shape": shape}))
@@ -188,6 +208,12 @@ def stub(name: str) -> ModuleType:
 
 
 DATASET_CONDENSATION = "VICO-UoE/DatasetCondensation", "53f63a6"
+ALTERNATING = 100
+"""Steps in which ours comes to the features; like the authors' it begins with the structure."""
+GENERATOR = 128 * 128
+"""Numbers of the middle layer of GCond's structure. Its 200 first steps learn that, but differentiate features too."""
+GCOND = "ChandlerBang/GCond", "052305b"
+CORA = "--dataset cora --nlayers 2 --reduction_rate .5"
 PAIRS = {
     "dm": Pair(
         *DATASET_CONDENSATION,
@@ -292,6 +318,16 @@ PAIRS = {
         {"real_batch": 64},
         shape=(3, 32, 32),
     ),
+    "egm": Pair(
+        "ZixuanJiang/improved-dataset-condensation",
+        "be1be33",
+        (
+            "multi-level-overfitting.py --dataset MNIST --ipc 1 --num_exp 1 --num_eval 0 --dis_metric improved "
+            "--data_path data",
+        ),
+        "egm",
+        {"real_batch": 256},
+    ),
     "idm": Pair(
         "uitrbn/IDM",
         "fe23bbc",
@@ -303,5 +339,38 @@ PAIRS = {
         {"real_batch": 128, "inner_batch": 128, "inner_steps": 2, "outer_steps": 30},
         shape=(3, 32, 32),
         parts=10,
+    ),
+    "gcond": Pair(
+        *GCOND,
+        (f"train_gcond_transduct.py {CORA}",),
+        "gcond",
+        {"steps": ALTERNATING},
+        nodes=70,
+        model="sgc",
+        first=GENERATOR,
+        before=stand_in_graph,
+    ),
+    "doscond": Pair(
+        *GCOND,
+        (f"train_gcond_transduct.py {CORA} --sgc 0 --dis_metric mse --one_step 1",),
+        replace(
+            GRAPH_METHODS["doscond"],
+            objective=lambda: GradientMatching(squared_error, weights="share"),
+            parameterization=GRAPH_METHODS["gcond"].parameterization,
+        ),
+        {"steps": ALTERNATING},
+        nodes=70,
+        model="gcn",
+        before=stand_in_graph,
+    ),
+    "sfgc": Pair(
+        "Amanda-Zheng/SFGC",
+        "b034621",
+        ("distill_transduct_adj_identity.py --section cora",),
+        "sfgc",
+        {"inner_steps": 500, "experts": 1, "expert_steps": 1},
+        nodes=70,
+        model="gcn",
+        before=write_expert_on_graph,
     ),
 }

@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/beside.py dm dc dsa --checkouts theirs
     OMP_NUM_THREADS=1 python benchmarks/beside.py dm --checkouts theirs --compile on --precision mixed
 
-Both sides run in turns, each time in a process of its own, on random images. A step is what passes between two updates
-of the synthetic images: its median CPU time, and by how much the process grows in it. No accuracy is measured here.
+Both sides run in turns, each time in a process of its own, on random images or a generated graph. A step is what passes
+between two updates of the synthetic images or nodes: its median CPU time, and by how much the process grows in it. No
+accuracy is measured here.
 ``benchmarks/authors.py`` has the programs and their options, and says what stands in for a GPU and the network.
 """
 
@@ -20,32 +21,42 @@ from typing import Any
 
 import torch
 from authors import PAIRS, Pair, RandomImages, run_script
+from graph_speed import generated
 from watched import Watch
 
 from mmdistill import distill, image_task
+from mmdistill.graph import graph_task
 from mmdistill.store import write_json
+from mmdistill.task import Task
 
 
-def run_ours(pair: Pair, updates: int, compile: Any, precision: Any) -> None:
-    """Distil random images by our method."""
+def make_task(pair: Pair) -> Task:
+    """Return what our method distils: what the authors' program is given."""
+    if pair.nodes:
+        return graph_task(generated(), model=pair.model, device="cpu")
     sides = [type("", (RandomImages,), {"shape": pair.shape})(train=train) for train in (True, False)]
     train, test = (
         (torch.as_tensor(side.data).reshape(len(side), *pair.shape[1:], pair.shape[0]).movedim(3, 1), side.targets)
         for side in sides
     )
-    task = image_task(train, test=test, width=128)
+    return image_task(train, test=test, model=pair.model, width=128)
+
+
+def run_ours(pair: Pair, updates: int, compile: Any, precision: Any) -> None:
+    """Distil by our method."""
     settings = {"steps": updates, **pair.settings}
     formats = {"compile": compile, "precision": precision}
-    distill(task, pair.method, ipc=pair.ipc, settings=settings, **formats, **pair.options)
+    distill(make_task(pair), pair.method, pair.nodes or pair.ipc, settings=settings, **formats, **pair.options)
 
 
 def one_side(args: argparse.Namespace) -> None:
     """Be the process of one side: write what was watched to ``args.result``."""
     pair = PAIRS[args.methods[0]]
-    watch = Watch(pair.numbers, args.updates, args.skipped, pair.parts if args.side == "theirs" else 1)
     if args.side == "ours":
+        watch = Watch(pair.numbers, args.updates, args.skipped)
         watched = watch.run(lambda: run_ours(pair, args.updates + args.skipped + 1, args.compile, args.precision))
     else:
+        watch = Watch(pair.first or pair.numbers, args.updates, args.skipped, pair.parts)
         with tempfile.TemporaryDirectory() as workplace:
             watched = watch.run(lambda: run_script(pair, args.checkouts, Path(workplace)))
     write_json(args.result, watched)
