@@ -310,8 +310,6 @@ class Method:
         """
         if self.solve is not None:
             raise ConfigError(f"{self.title} has a closed form, whose labels are its own")
-        if label == self.label:
-            return self
         if label not in ("soft", "unrestricted"):
             return replace(self, label=label)
 
