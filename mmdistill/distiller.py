@@ -186,12 +186,11 @@ class Distiller:
             key: the step's.
             chosen: which samples of each class ``decoded`` holds; None: all.
         """
-        labelled = self._relabel(run, decoded, network) if run.objective.reads_labels else decoded
-        syn: Batch | ClassBatch = labelled
+        syn: Batch | ClassBatch = self._relabel(run, decoded, network) if run.objective.reads_labels else decoded
         if chosen is not None:
-            syn = chosen.by_class(labelled)
-        elif run.objective.view == "classes":
-            syn = run.parameterization.class_batches(labelled)
+            syn = chosen.by_class(decoded)
+        elif run.objective.view == "classes" and isinstance(syn, Batch):
+            syn = run.parameterization.class_batches(syn)
         if self.settings.augment and run.objective.siamese:
             siamese = key.fold("augment")
             syn = augmented(self.task, siamese, syn, shared=True)
