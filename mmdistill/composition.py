@@ -365,7 +365,7 @@ def describe_parts(
     Raises:
         ConfigError: the method makes no objective.
     """
-    network = "" if method.reads_no_network(budget) else own_network(task)
+    network = "" if method.reads_no_network(settings) else own_network(task)
     parts: dict[str, object] = {"network": network} if network else {}
     if method.solve is None:
         with host_draws_from(0):

@@ -406,7 +406,7 @@ class Distiller:
                 device=describe_device(self.task.device),
                 precision=self.precision,
                 parameterization=self.method.storage,
-                network="" if self.method.reads_no_network(self.budget) else network_title(self.task),
+                network="" if self.method.reads_no_network(self.settings) else network_title(self.task),
                 label=run.parameterization.labels.title,
                 judge=self.method.judge,
                 described=self.described,

@@ -230,9 +230,8 @@ class Method:
             reads |= {name: name in read for name in own_names(defaults)}
         return [name for name in names if not reads.get(name, True)]
 
-    def reads_no_network(self, budget: int) -> bool:
-        """Return whether the samples are the same with any network: their start, steps and labels read none."""
-        settings = self.settings(budget)
+    def reads_no_network(self, settings: Settings) -> bool:
+        """Return whether a run's samples are the same with any network: their start, steps and labels read none."""
         unread = settings.init in ("real", "noise") and isinstance(self.make_schedule(settings), UnreadNetwork)
         return self.label != "teacher" and (self.solve is not None or unread)
 
@@ -310,8 +309,6 @@ class Method:
         """
         if self.solve is not None:
             raise ConfigError(f"{self.title} has a closed form, whose labels are its own")
-        if label == self.label:
-            return self
         if label not in ("soft", "unrestricted"):
             return replace(self, label=label)
 

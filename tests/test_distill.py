@@ -277,6 +277,8 @@ def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
     assert (made.precision, made.judge) == ("mixed", "mlp")
     unread = replace(method("dm", steps=0), network=lambda own: UnreadNetwork())
     assert distill(BlobTask(), unread, ipc=1).network == ""
+    chosen = Distiller(BlobTask(), unread, 1, settings=Settings(0, init="herding"))  # by a network's features
+    assert chosen.result(chosen.start(), "dm", 0.0).network == "139 parameters"
     task = image_task("digits", width=8)
     stored = distill(task, "dm", ipc=1, parameterization="upsample-2", settings={"steps": 1, "real_batch": 2})
     assert (stored.parameterization, stored.label) == ("upsample-2", "hard")

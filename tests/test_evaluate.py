@@ -568,6 +568,7 @@ def test_progress_names_each_judgement_and_hands_over_what_is_finished(result: D
     ("change", "error", "words"),
     [
         (lambda b: b._replace(inputs=b.inputs * float("nan")), DataError, "inputs and targets hold NaN"),
+        (lambda b: b._replace(targets=torch.full((len(b.weight), 3), torch.inf)), DataError, "targets hold NaN or inf"),
         (lambda b: b._replace(inputs=(b.inputs * 9).to(torch.uint8)), DataError, "inputs are floats"),
         (lambda b: b._replace(weight=0 * b.weight), DataError, "weights are finite numbers"),
         (lambda b: b._replace(weight=b.weight[1:]), ShapeError, "as many inputs, targets and weights"),

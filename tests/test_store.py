@@ -64,6 +64,8 @@ def test_samples_that_are_their_own_targets_are_stored_once(tmp_path: Path) -> N
     assert torch.equal(DistilledSet.load(tmp_path).batch.targets, rows)  # type: ignore[arg-type]
     dataclasses.replace(saved, batch=Batch(rows, rows + 1, torch.ones(4))).save(tmp_path)
     assert torch.equal(DistilledSet.load(tmp_path).batch.targets, rows + 1)  # type: ignore[arg-type]
+    dataclasses.replace(saved, batch=Batch(rows, rows.double(), torch.ones(4))).save(tmp_path)
+    assert DistilledSet.load(tmp_path).batch.targets.dtype == torch.float64  # type: ignore[union-attr]
 
 
 def test_equal_sets_are_equal_files(tmp_path: Path) -> None:

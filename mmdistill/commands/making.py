@@ -264,7 +264,7 @@ def _notes(
         idle = is_teacher_idle(task, method, budget, judges)
     if idle and judges:  # those that judge later may ask it
         yield f"neither {method.title} nor a judge here asks a teacher: --teacher changes nothing"
-    if method.judge and not config.judges and method.reads_no_network(budget):
+    if method.judge and not config.judges and method.reads_no_network(method.settings(budget)):
         for name in ("model", "width"):
             if getattr(config, name) is not None:
                 yield f"{method.title} reads no network, nor does its judge: --{name} changes nothing"

@@ -63,7 +63,7 @@ def plan_rows(
         "classes": _classes_in_words(task),
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
         "budget": f"{info.budget} {budget}{'' if samples in (None, int(counts.sum())) else f', {samples:,} samples'}",
-        "network": "" if method.reads_no_network(budget) else network_title(task),
+        "network": "" if method.reads_no_network(settings) else network_title(task),
         "stored as": method.storage,
         "labels": parameterization.labels.title,
         "settings": settings_in_words(asdict(settings), method.storage),

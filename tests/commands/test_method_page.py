@@ -57,6 +57,7 @@ def test_settings_that_depend_on_the_budget_name_it() -> None:
     assert "--inner-lr 0.01" in facts[USUAL]
     assert not any("expert" in value for value in facts.values())
     assert "syn-batch" in facts[USUAL]
+    assert "--set expert_adaptive=null" in method_facts(get_domain("image"), "MTT", "")[USUAL]
     assert "syn-batch" not in method_facts(get_domain("image"), "krr", "")[USUAL]  # which takes all samples
     assert "interactions" not in facts[USUAL]
 

@@ -10,13 +10,14 @@ from mmdistill.cli import build_parser, main, spelled
 from mmdistill.commands import sweep
 from mmdistill.commands.making import distill_command
 from mmdistill.commands.sweep import plan_runs
-from mmdistill.commands.varied import varied_settings
+from mmdistill.commands.varied import require_effect, varied_settings
 from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.errors import ConfigError
 from mmdistill.image import METHODS
 from mmdistill.methods import CORE_METHODS
 from mmdistill.settings import Settings
 from tests.commands.digits import FAST
+from tests.toys import BlobTask
 
 
 def planned(*options: str) -> list[DistillConfig]:
@@ -121,6 +122,17 @@ def test_what_is_varied_concerns_every_method(
     monkeypatch.setitem(METHODS, "own", replace(CORE_METHODS["dm"], settings=lambda ipc: Powered(steps=1)))
     said = refused(tmp_path, capsys, "--methods", "own", "--set", "power=1,2")
     assert "does not read --set power" in said
+    monkeypatch.setitem(METHODS, "own", replace(CORE_METHODS["dm"], objective=None))
+    said = refused(tmp_path, capsys, "--methods", "dm,own")
+    assert "DM has neither an objective nor a closed form; all runs of a sweep" in said
+    assert "sweep own apart" in said
+
+
+def test_what_is_alike_in_all_runs_is_left_to_each() -> None:
+    first, _ = planned("--steps", "5,6", "--outer-steps", "2")
+    require_effect(CORE_METHODS["dm"], BlobTask(), first, {"steps"})
+    with pytest.raises(ConfigError, match="--outer-steps"):
+        require_effect(CORE_METHODS["dm"], BlobTask(), first, {"outer_steps"})
 
 
 def test_each_combination_has_a_row_and_a_column_of_what_varies(

@@ -193,6 +193,9 @@ def test_epochs_of_a_teacher_that_has_trained_are_not_read(
         assert without_effect(digits(), method, 1, {"teacher_epochs": 3}) == {}
     unread = without_effect(digits(teacher), get_method(get_domain("image"), "dm", "digits"), 1, {"teacher_epochs": 3})
     assert unread == {"teacher_epochs": "DM does not read {}, which changes nothing"}
+    labelled = {name: get_method(get_domain("image"), name).labelled("teacher") for name in ("dm", "tesla")}
+    assert labelled["dm"].ignored_settings(1, ["teacher_epochs"]) == []
+    assert labelled["tesla"].ignored_settings(1, ["teacher_epochs"]) == ["teacher_epochs"]  # its experts label
     distill(digits(teacher), "random-soft", ipc=1, settings={"teacher_epochs": 3})
     assert "the given teacher is trained already: teacher_epochs changes nothing" in caplog.text
 

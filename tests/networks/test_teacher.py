@@ -91,6 +91,7 @@ def test_trajectory_matching_takes_each_targets_labels(tmp_path: Path) -> None:
     run, _ = distiller.step(run)
     assert torch.equal(run.parameterization(key).targets, wanted)  # type: ignore[arg-type]
     assert torch.equal(distiller.result(run, "tesla", 0.0).batch.targets, wanted)  # type: ignore[arg-type]
+    assert len(distiller.real(run, key).weight) == 1  # of the real samples it reads none
     assert isinstance(Experts(tmp_path, task), Experts)  # and no teacher was trained beside the experts
     assert not (tmp_path / "cache").exists()
 

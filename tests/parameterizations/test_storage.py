@@ -23,7 +23,7 @@ from mmdistill.image.storage import (
     latent,
 )
 from mmdistill.image.task import ImageTask, image_task
-from mmdistill.labels import FixedLabels, LabelKind
+from mmdistill.labels import FixedLabels, LabelKind, TeacherLabels
 from mmdistill.method import Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.base import index_bytes, stored_tensor_bytes
@@ -134,6 +134,8 @@ def test_some_samples_of_a_memory_are_decoded_alone(factor: int, monkeypatch: py
     assert [len(rows.unique()) for rows in few] == [7] * 20
     assert len(torch.cat(few).unique()) == 20  # any of them
     assert made.drawn(KEY, 20) is None
+    taught = AddressedCodes(memory, addresses, [Upsampling(factor)], TeacherLabels(labels.targets, 4))
+    assert taught.drawn(KEY, 7) is None  # a teacher labels all samples
 
 
 @pytest.mark.parametrize(

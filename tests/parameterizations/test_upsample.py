@@ -113,8 +113,8 @@ def test_a_budget_in_bytes_holds_as_many_tiled_images_as_raw_ones(task: ImageTas
 
 def test_classes_of_decoded_samples_reach_class_batches(task: ImageTask) -> None:
     made = multi_formation(task, 1, "real", "hard", KEY, 2)
-    by_class = made.class_batches(made(KEY))
-    assert by_class.batch.weight.shape == (10, 4)
+    by_class = made.class_batches(made(KEY)._replace(weight=torch.arange(40.0)))
+    assert torch.equal(by_class.batch.weight, torch.arange(40.0).view(10, 4))
     assert torch.equal(by_class.batch.targets, torch.arange(10)[:, None].expand(10, 4))
 
 

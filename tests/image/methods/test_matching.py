@@ -90,4 +90,5 @@ def test_augmenting_objectives_leave_the_task_s_augmentation_out() -> None:
     task = image_task("digits", width=4)
     settings = method("idc", "cifar10").settings(1)
     assert not method("idc", "cifar10").make_objective(settings).siamese
+    assert method("idc", "cifar10").ignored_settings(1, ["augment"]) == ["augment"]
     assert task.augmentation.always == ()
