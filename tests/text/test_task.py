@@ -349,6 +349,15 @@ def test_hard_labels_and_their_one_hot_soft_labels_are_judged_alike(task: TextTa
         assert a.values == b.values, judge
 
 
+def test_the_unit_of_weights_is_free_and_small_weights_leave_no_class_out(task: TextTask) -> None:
+    batch = task.select(torch.arange(0, 180, 9))._replace(weight=torch.linspace(0.5, 2, 20))
+    for judge in (*OWN_JUDGES, *TFIDF):
+        a, b = (task.evaluate(batch._replace(weight=batch.weight / unit), judge, Draws(0), 1, {}) for unit in (1, 2**9))
+        assert a.values == b.values, judge
+    two = Batch(batch.inputs[:2], torch.tensor([0, 1]), torch.tensor([1.0, 1e-9]))  # type: ignore[index]
+    assert task.evaluate(two, "logreg", Draws(0), 1, {}).values["accuracy"][0] > 0
+
+
 def test_logistic_regression_with_soft_labels_has_the_soft_gradient_zero(task: TextTask) -> None:
     points, probabilities = task.train.inputs[::6], soft(30, 3, "p").float()
     weight = torch.linspace(0.5, 2, 30)
