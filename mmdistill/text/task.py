@@ -328,8 +328,8 @@ def text_task(
     sentence_encoder = make_encoder(encoder, device)
     encoded = encode_splits(sentence_encoder, loaded)
     loaded = replace(loaded, notes=(*loaded.notes, *sentence_encoder.notes))
-    if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
-        raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
+    if not encoded.train.any():
+        raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every training text")
     if isinstance(model, str):
         module = point_module(network, encoded.train.shape[1], len(loaded.class_names), width, device)
     else:

@@ -442,12 +442,15 @@ def test_judges_train_by_cross_entropy_on_probabilities_and_by_the_squared_error
     assert buffers["0.num_batches_tracked"] == 1  # as networks do in training
 
 
-def test_scores_become_probabilities() -> None:
+def test_scores_become_probabilities(task: TextTask) -> None:
     scores = torch.tensor([[0.5, -0.2, -0.3], [-1.0, -1.0, 2.0]])
     assert not distributions(torch.full((1, 3), -1.0), 3).any()  # nothing is left of scores that are all so low
     found = distributions(scores, 3)
     torch.testing.assert_close(found, torch.tensor([[5 / 6, 2 / 15, 1 / 30], [0.0, 0.0, 1.0]]))
     torch.testing.assert_close(distributions(found, 3), found)
+    batch = task.select(torch.arange(2))._replace(targets=scores)
+    noted = [j for j in OWN_JUDGES if "labels are scores" in " ".join(task.evaluate(batch, j, Draws(0), 1, {}).notes)]
+    assert noted == ["logreg", "knn"]
 
 
 def test_what_is_chosen_reads_no_test_label(task: TextTask) -> None:
