@@ -236,7 +236,7 @@ def decode_for_step(
 
 def stored_tensor_bytes(tensor: Tensor) -> int:
     """Return the bytes that a tensor takes in storage; whole numbers count as the smallest type that holds them."""
-    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+    if tensor.is_floating_point():
         return tensor.numel() * tensor.element_size()
     return tensor.numel() * smallest_type(tensor).itemsize
 

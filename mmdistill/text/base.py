@@ -20,6 +20,7 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.pretrained import GivenTeacher
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.runtime import Draws
+from mmdistill.samples import counted
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.data import TextData
@@ -177,7 +178,11 @@ class TextClassification(ABC):
             ConfigError: an unknown judge.
         """
         key = known_name("judge", judge, self.judges)
-        batch = None if synthetic is None else self.checked(synthetic)
+        batch = None
+        if synthetic is not None:
+            batch = counted(self.checked(synthetic))
+            # Ridges and penalties are for weights around 1; the unit of weights is free.
+            batch = batch._replace(weight=batch.weight / batch.weight.mean())
         if key not in READERS:
             return self.score(batch, key, draws, n, learned)
         if batch is None:

@@ -137,7 +137,7 @@ def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_
     from sklearn.linear_model import LogisticRegression
 
     share = probabilities * weight[:, None]
-    rows, classes = (share > 1e-6).nonzero(as_tuple=True)
+    rows, classes = (probabilities > 1e-6).nonzero(as_tuple=True)
     model = LogisticRegression(C=inverse_penalty, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -27,7 +27,6 @@ from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.samples import counted
 from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
@@ -215,11 +214,10 @@ class TextTask(TextClassification):
         return (self.test.inputs.double() @ weights).argmax(1)[None], [f"ridge = {self.ridge:g}"]
 
     def checked(self, synthetic: Batch) -> Batch:
-        """Return the points with positive weight, on the device.
+        """Return points on the device after checking them.
 
         Raises:
             ShapeError: points of another dimension, or labels of other classes.
-            DataError: no point has a positive weight.
         """
         points, targets = one_tensor(synthetic.inputs), one_tensor(synthetic.targets)
         if points.ndim != 2 or points.shape[1] != self.dim:
@@ -227,7 +225,7 @@ class TextTask(TextClassification):
                 f"points of shape {tuple(points.shape)} are not of the space of {self.encoder.name!r}, (n, {self.dim})"
             )
         require_targets(targets, len(points), self.class_count, self.data.name)
-        return counted(synthetic).map(lambda tensor: tensor.to(self.device))
+        return synthetic.map(lambda tensor: tensor.to(self.device))
 
     def _predict_trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
         """Fit n networks to a batch and return their ``(n, m)`` predictions for queries."""
@@ -330,8 +328,8 @@ def text_task(
     sentence_encoder = make_encoder(encoder, device)
     encoded = encode_splits(sentence_encoder, loaded)
     loaded = replace(loaded, notes=(*loaded.notes, *sentence_encoder.notes))
-    if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
-        raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
+    if not encoded.train.any():
+        raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every training text")
     if isinstance(model, str):
         module = point_module(network, encoded.train.shape[1], len(loaded.class_names), width, device)
     else:

@@ -94,6 +94,9 @@ def test_a_canvas_is_cropped_anew_by_another_seed(task: ImageTask, tmp_path: Pat
     again = decode(tmp_path, seed=1)
     assert not torch.equal(again.inputs, found.batch.inputs)  # type: ignore[arg-type]
     assert torch.equal(again.targets, found.batch.targets)  # type: ignore[arg-type]
+    save_codes(tmp_path / CODES, load_codes(tmp_path / CODES)[0], 1)
+    assert_same(decode(tmp_path), again)
+    assert_same(decode(tmp_path, seed=0), found.batch)
     with pytest.raises(ConfigError, match="seed"):
         decode(tmp_path, seed=1.5)  # type: ignore[arg-type]
 
@@ -108,6 +111,8 @@ def test_crops_of_another_seed_have_no_teachers_labels(task: ImageTask, tmp_path
     assert_same(decode(tmp_path, seed=found.seed), found.batch)
     with pytest.raises(UnsupportedError, match="a teacher labelled the samples of seed 0"):
         decode(tmp_path, seed=1)
+    found = run(task, "upsample-2", "teacher", tmp_path / "same")
+    assert_same(decode(tmp_path / "same", seed=1), found.batch)  # whose samples are those of any seed
 
 
 @pytest.mark.gpu

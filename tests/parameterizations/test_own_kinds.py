@@ -44,6 +44,7 @@ class Products(Parameterization):
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "Products":
+        assert set(tensors) == {"u", "v"}
         return cls(tensors["u"], tensors["v"], labels, classes, num_classes)
 
 
@@ -160,9 +161,11 @@ def test_codes_that_do_not_decode_to_the_set_are_refused_before_the_first_step(
 
         def built(*args: Any) -> Parameterization:
             made = build(*args)
+            assert isinstance(made, Hidden)
+            made.shift.mul_(1e-5)
             with torch.no_grad():
                 for parameter in made.groups()["codes"]:  # so that it is not what rebuilding finds again
-                    parameter.mul_(2)
+                    parameter.mul_(-1e-5)
             return made
 
         taken = Storage(built)

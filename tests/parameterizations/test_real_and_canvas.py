@@ -155,15 +155,15 @@ def test_a_canvas_takes_its_budget_and_starts_from_real_images(task: ImageTask) 
 
 
 def test_a_canvas_has_the_images_aspect_and_ends_within_a_tile() -> None:
-    data = KEY.fold("real").uniform(20, 1, 4, 6), torch.arange(20) % 2
+    data = KEY.fold("real").uniform(20, 3, 4, 6), torch.arange(20) % 2
     wide = image_task(data, test=data, model="mlp", width=4)
     made = class_canvases(wide, ImageBudget.of(wide, 5, "hard"), "real", KEY)
-    assert made.canvases.shape == (2, 1, 8, 13)  # of 121 floats, beside a label of each class
-    for label, canvas in enumerate(made.canvases.detach()[:, 0]):
-        real = wide.select((data[1] == label).nonzero().flatten()).inputs[:, 0]
-        for tile in (tile for band in canvas.split(4) for tile in band.split(6, 1)):
-            gaps = real[:, : tile.shape[0], : tile.shape[1]] - tile
-            assert float(gaps.abs().amax((1, 2)).min()) < 1e-6
+    assert made.canvases.shape == (2, 3, 8, 13)  # of 120 floats for each channel, beside a label of each class
+    for label, canvas in enumerate(made.canvases.detach()):
+        real = wide.select((data[1] == label).nonzero().flatten()).inputs
+        for tile in (tile for band in canvas.split(4, 1) for tile in band.split(6, 2)):
+            gaps = real[:, :, : tile.shape[1], : tile.shape[2]] - tile
+            assert float(gaps.abs().amax((1, 2, 3)).min()) < 1e-6
 
 
 def test_impossible_stores_are_refused(task: ImageTask) -> None:
@@ -172,6 +172,7 @@ def test_impossible_stores_are_refused(task: ImageTask) -> None:
     with pytest.raises(ConfigError, match="expected coefficients"):
         combined(torch.zeros(3, 4, 2, 3, 4))
     room = ImageBudget.of(task, 1, "hard")
+    assert class_canvases(task, room, "noise", KEY, multiple=1).canvases.shape == (10, 1, 8, 8)  # which just fits
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         learned_coefficients(task, room, "real", KEY, multiple=0)
     with pytest.raises(ConfigError, match="at least 1, got 0"):

@@ -68,6 +68,7 @@ def test_noise_of_named_tensors_is_drawn_for_each() -> None:
     inputs = {"x": torch.zeros(2, 3), "y": torch.zeros(2, 3), "mask": torch.ones(2, 3, dtype=torch.bool)}
     found = noise_like(inputs, KEY)
     assert isinstance(found, dict)
+    assert torch.equal(found["y"], KEY.fold("y").normal(2, 3))
     assert not torch.equal(found["x"], found["y"])
     assert torch.equal(found["mask"], inputs["mask"])
     assert torch.equal(noise_like(inputs["x"], KEY), KEY.normal(2, 3))  # type: ignore[arg-type]

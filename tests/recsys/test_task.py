@@ -364,6 +364,16 @@ def test_validation_scores_the_inner_model_whose_ridge_was_learned(task):
         assert task.validate(batch, Draws(0), {name: torch.tensor(2.0)}) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("most", "few", "judged"), [(None, 30, 30), (20, 30, 20), (40, 30, 30)])
+def test_validation_reads_few_users(task, monkeypatch, most, few, judged):
+    monkeypatch.setattr("mmdistill.recsys.task.VALIDATION_USERS", few)
+    own = RecsysTask(task.data, protocol=dataclasses.replace(task.protocol, max_users=most))
+    batch, learned = task.select(torch.arange(10)), {"absolute_ridge": torch.tensor(2.0)}
+    protocol = dataclasses.replace(task.protocol, max_users=judged)
+    scores = own.judge(batch, "ease").validate((2.0, 20.0), lambda scorers: protocol.ndcg(scorers, task.data, "valid"))
+    assert own.validate(batch, Draws(0), learned) == pytest.approx(max(scores.values()))
+
+
 def test_padding_users_do_not_count(task):
     batch = task.select(torch.arange(10))
     junk = batch._replace(inputs=torch.cat([batch.inputs, torch.ones_like(batch.inputs)]))
@@ -798,7 +808,8 @@ def test_other_cut_offs_are_reported_with_the_first_one_s_ndcg_as_the_headline()
     assert {"hr@20", "recall@5", "psp@20", "coverage@20", "auc"} <= set(names)
     noted = evaluate(task, Batch(rows, rows, torch.arange(1.0, 11)), judges=["ease"], baselines=[])
     assert "judges count each of them once" in " ".join(noted.results[0].notes)
-    assert "judges count each of them once" not in " ".join(found.results[0].notes)
+    for note in ("judges count each of them once", "no validation rows"):
+        assert note not in " ".join(found.results[0].notes)
 
 
 def test_recommenders_are_judged_by_names_alone(task):

@@ -243,6 +243,11 @@ def test_test_texts_of_unknown_words_are_warned_of(caplog: pytest.LogCaptureFixt
     text_task({"train": train, "dev": train, "test": test}, encoder="tfidf")
     assert "tfidf gives 2 of 3 test texts the zero vector" in caplog.text
     assert "development" not in caplog.text
+    with pytest.raises(DataError, match="gives the zero vector for every training text"):
+        text_task(
+            {"train": train, "dev": train, "test": test},
+            encoder=lambda texts: torch.tensor([[float(text in test[0])] * 2 for text in texts]),
+        )
 
 
 def test_an_encoder_of_something_else_than_dense_numbers_is_refused() -> None:

@@ -349,6 +349,15 @@ def test_hard_labels_and_their_one_hot_soft_labels_are_judged_alike(task: TextTa
         assert a.values == b.values, judge
 
 
+def test_the_unit_of_weights_is_free_and_small_weights_leave_no_class_out(task: TextTask) -> None:
+    batch = task.select(torch.arange(0, 180, 9))._replace(weight=torch.linspace(0.5, 2, 20))
+    for judge in (*OWN_JUDGES, *TFIDF):
+        a, b = (task.evaluate(batch._replace(weight=batch.weight / unit), judge, Draws(0), 1, {}) for unit in (1, 2**9))
+        assert a.values == b.values, judge
+    two = Batch(batch.inputs[:2], torch.tensor([0, 1]), torch.tensor([1.0, 1e-9]))  # type: ignore[index]
+    assert task.evaluate(two, "logreg", Draws(0), 1, {}).values["accuracy"][0] > 0
+
+
 def test_logistic_regression_with_soft_labels_has_the_soft_gradient_zero(task: TextTask) -> None:
     points, probabilities = task.train.inputs[::6], soft(30, 3, "p").float()
     weight = torch.linspace(0.5, 2, 30)
@@ -433,12 +442,15 @@ def test_judges_train_by_cross_entropy_on_probabilities_and_by_the_squared_error
     assert buffers["0.num_batches_tracked"] == 1  # as networks do in training
 
 
-def test_scores_become_probabilities() -> None:
+def test_scores_become_probabilities(task: TextTask) -> None:
     scores = torch.tensor([[0.5, -0.2, -0.3], [-1.0, -1.0, 2.0]])
     assert not distributions(torch.full((1, 3), -1.0), 3).any()  # nothing is left of scores that are all so low
     found = distributions(scores, 3)
     torch.testing.assert_close(found, torch.tensor([[5 / 6, 2 / 15, 1 / 30], [0.0, 0.0, 1.0]]))
     torch.testing.assert_close(distributions(found, 3), found)
+    batch = task.select(torch.arange(2))._replace(targets=scores)
+    noted = [j for j in OWN_JUDGES if "labels are scores" in " ".join(task.evaluate(batch, j, Draws(0), 1, {}).notes)]
+    assert noted == ["logreg", "knn"]
 
 
 def test_what_is_chosen_reads_no_test_label(task: TextTask) -> None:

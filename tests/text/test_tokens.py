@@ -24,7 +24,7 @@ from mmdistill.objectives.kernel_ridge import KernelRidgeMatching
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.registry import get_domain, get_method, method_names
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors, one_tensor
+from mmdistill.task import Batch, ClassBatch, NetworkState, Tensors, one_tensor, take
 from mmdistill.testing import as_float64, check_objective, check_task
 from mmdistill.text import token_judges
 from mmdistill.text.attention import AttentionLabels, attention_loss
@@ -610,10 +610,14 @@ def test_reading_judges(task: TokenTask) -> None:
     assert scores.values["accuracy"][0] > 0.5
     texts = [task.data.train.texts[i] for i in range(0, 90, 3)]
     assert isinstance(real.targets, torch.Tensor)
-    reader, weight = Reader(task.data, task.device), torch.linspace(0, 1, 30)
+    reader, weight = Reader(task.data, task.device), torch.linspace(0, 2, 30)
     assert scores.values == reader.score("read-tfidf", texts, real.targets, None).values
     weighted = task.evaluate(real._replace(weight=weight), "read-tfidf", Draws(0), 3, {}).values
     assert weighted == reader.score("read-tfidf", texts, real.targets, weight).values != scores.values
+    for judge in ("textcnn", "read-alone"):  # samples without weight are as if they were not there
+        few, half = take(real, torch.arange(15)), real._replace(weight=(torch.arange(30) < 15).float())
+        one, other = (task.evaluate(batch, judge, Draws(0), 1, {}) for batch in (few, half))
+        assert one.values == other.values, judge
     average = AverageEncoder(task.encoder)
     points = average.encode(["bread soup", "bread", "[SEP]"]).points
     torch.testing.assert_close(points.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))

@@ -30,7 +30,7 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.registry import domain_of, get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, NetworkState
+from mmdistill.task import Batch, ClassBatch, NetworkState, take
 from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
 from tests.graph.sets.toy import FAST, rings, write_rings
 from tests.oracles import graph as oracle
@@ -134,8 +134,10 @@ def test_one_large_graph_costs_its_own_nodes_alone(graphs: GraphSet, monkeypatch
 
 def test_logits_equal_the_oracle(graphs: GraphSet) -> None:
     own = task(graphs)
-    state = as_float64(own.init(Draws(3)))
-    padded = graphs.padded(torch.tensor([5]))
+    start = as_float64(own.init(Draws(3)))
+    assert not torch.equal(start.params["layer1.weight"], start.params["layer2.weight"])
+    state = start.map(lambda t: t + 0.1 * Draws(4).normal(*t.shape))  # of which no bias is 0
+    padded = graphs.padded(torch.tensor([5]), nodes=15)
     nodes = int(graphs.sizes[5])
     hidden = padded["x"][0, :nodes].double().numpy()
     adjacency = padded["adjacency"][0, :nodes, :nodes].double().numpy()
@@ -265,6 +267,8 @@ def test_validation_graphs_are_part_of_the_fingerprint_and_test_labels_are_not(g
     assert one.fingerprint == other.fingerprint
     assert one.test_fingerprint != other.test_fingerprint
     assert replace(graphs, test=graphs.test[1:]).test_fingerprint != one.test_fingerprint
+    y[graphs.val] = 1 - y[graphs.val]
+    assert replace(graphs, y=y).fingerprint != one.fingerprint
 
 
 def test_validation_labels_choose_judges_and_test_labels_do_not(graphs: GraphSet) -> None:
@@ -300,6 +304,10 @@ def test_judges_of_many_nodes_train_one_after_the_other_on_the_same_streams(
         found.append(own._fit(own.network, batch, Draws(0), 2, replace(FAST, epochs=10)))
     assert modes == ["vmap", "loop"]
     torch.testing.assert_close(found[0].params, found[1].params, rtol=1e-4, atol=1e-5)
+    if padded:
+        few, half = take(batch, torch.arange(3)), batch._replace(weight=(torch.arange(6) < 3).float())
+        one, other = (own._fit(own.network, own_set, Draws(0), 2, FAST).params for own_set in (few, half))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)  # graphs without weight do not count
     hits = [own._hits(own.network, states, graphs.test) for states in found]
     assert torch.equal(*hits)
     whole = own._hits(own.network, found[0], torch.arange(len(graphs.y)))
