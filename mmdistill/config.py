@@ -200,15 +200,16 @@ class DistillConfig:
     baselines: str = "random,herding,whole"
 
     def __post_init__(self) -> None:
-        """Sort the entries of ``set``, and keep the last of each name, so that equal configurations compare equal.
+        """Sort the entries of ``set``, keep the last of each name, and spell ``none`` so: equal ones compare equal.
 
         Raises:
             ConfigError: a negative number of steps between checkpoints.
         """
         require_checkpoint_every(self.checkpoint_every)
-        if self.set is not None:
-            given = (f"{name}={text}" for name, text in sorted(assignments(self.set).items()))
-            object.__setattr__(self, "set", tuple(given) or None)
+        given = (f"{name}={text}" for name, text in sorted(assignments(self.set or ()).items()))
+        object.__setattr__(self, "set", tuple(given) or None)
+        if [*map(canonical, self.judge_names())] == ["none"]:
+            object.__setattr__(self, "judges", "none")
 
     def folder(self, varied: str = "") -> Path:
         """Return the run folder; without ``out`` its name has the text ``varied`` before the seed."""
@@ -241,7 +242,7 @@ class DistillConfig:
     @property
     def unjudged(self) -> bool:
         """Whether judging is left to another command."""
-        return canonical(self.judges or "") == "none"
+        return self.judges == "none"
 
     def save(self, path: Path, *, imported: bool = False) -> None:
         """Write the configuration as YAML that re-runs it, without ``overwrite``.

@@ -99,7 +99,7 @@ def _requested(task: Task, names: Sequence[str] | None, own: str) -> Iterator[st
     for name in names or [own or task.judges[0]]:
         key = canonical(name)
         if key == "none":
-            raise ConfigError("'none' is no judge: it stands alone, where a set is made, and is judged later")
+            raise ConfigError("'none' is no judge: alone, where a set is made, it leaves judging for later")
         if key != "all" and key not in known and not isinstance(task, DescribesJudges):
             raise unknown_name("judge", name, task.judges)
         yield from task.judges if key == "all" else (known.get(key, name),)
@@ -120,8 +120,10 @@ def _with_networks(task: Task, judges: Mapping[str, ModuleFactory | None]) -> Ta
             raise ConfigError(f"the judge {name!r} is a function that makes a network, or None if known, got {kind}")
         if not isinstance(task, TakesJudges):
             raise UnsupportedError(f"{task.describe().domain} data are judged by name alone: {', '.join(task.judges)}")
-        if not name.strip() or not name.isprintable() or set(name) & set(",[]"):
-            raise ConfigError(f"a judge's name is a text of some letters without commas and brackets, got {name!r}")
+        if not name.strip() or not name.isprintable() or set(name) & set(",[]") or canonical(name) == "none":
+            raise ConfigError(
+                f"a judge's name is a text of some letters without commas and brackets, other than 'none'; got {name!r}"
+            )
         if canonical(name) == OWN or _is_judge(task, name):
             raise ConfigError(f"{name!r} is the name of another judge; call your network otherwise")
         try:

@@ -309,6 +309,8 @@ class Method:
         """
         if self.solve is not None:
             raise ConfigError(f"{self.title} has a closed form, whose labels are its own")
+        if label == self.label:  # with its own optimizers, perhaps none for its labels
+            return self
         if label not in ("soft", "unrestricted"):
             return replace(self, label=label)
 

@@ -229,6 +229,11 @@ def _is_longer(config: DistillConfig, distilled: DistilledSet) -> bool:
     return config.steps is not None and isinstance(steps, int) and config.steps > steps
 
 
+def _in_words(value: object) -> object:
+    """Return the value of an option for a message."""
+    return "by default" if value is None else value
+
+
 def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ: Collection[str] = HOW_IT_RUNS) -> None:
     """Refuse a run whose folder holds work of another run.
 
@@ -256,7 +261,9 @@ def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ:
     if not differing:
         return
     wanted, saved = ({**options, "set": " ".join(options["set"] or ())} for options in (wanted, saved))
-    difference = ", ".join(f"{name.replace('_', '-')} {saved[name]} in place of {wanted[name]}" for name in differing)
+    difference = ", ".join(
+        f"{name.replace('_', '-')} {_in_words(saved[name])} in place of {_in_words(wanted[name])}" for name in differing
+    )
     ways = "choose another --out or remove it"
     if differing == ["steps"] and (config.steps or 0) > (saved_config.steps or 0) > 0:
         ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"

@@ -268,6 +268,8 @@ def _notes(
         for name in ("model", "width"):
             if getattr(config, name) is not None:
                 yield f"{method.title} reads no network, nor does its judge: --{name} changes nothing"
+    if config.unjudged and (config.networks, config.baselines) != (DistillConfig.networks, DistillConfig.baselines):
+        yield "nothing is judged here: --networks and --baselines are for the later mmdistill evaluate"
     if unmet := unmet_conditions(config, domain, budget):
         options = " ".join(f"--{option} {value}" for option, value in unmet.items())
         yield f"{method.title}'s published numbers on {config.data} belong to {options}"

@@ -106,8 +106,10 @@ def require_effect(method: Method, task: Task, config: DistillConfig, varied: Co
         config: of the run.
         varied: the names of the settings in which the runs of the sweep differ.
     Raises:
-        ConfigError: names the setting and the reason; or the method's parts cannot be made.
+        ConfigError: names the setting and the reason.
     """
+    if not varied:  # the method's parts, which need not fit, are left to its run
+        return
     given = {name: value for name, value in _given(config).items() if name in varied}
     for name, why in without_effect(task, method, config.count, given).items():
         option = as_option(name) if name in VARIED else f"--set {name}"

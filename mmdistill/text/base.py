@@ -29,6 +29,18 @@ from mmdistill.text.reading import READERS, Reader
 from mmdistill.text.sampling import TextRows
 
 
+def weighed(batch: Batch) -> Batch:
+    """Return a set as judges read it: without samples of weight 0, with weights of mean 1, whatever their unit was.
+
+    Ridges and penalties of judges are for weights around 1.
+
+    Raises:
+        DataError: no sample has a weight.
+    """
+    batch = counted(batch)
+    return batch._replace(weight=batch.weight / batch.weight.mean())
+
+
 class TextClassification(ABC):
     """Classification of texts by networks that read them in one form: as points, or as sequences of vectors.
 
@@ -180,9 +192,7 @@ class TextClassification(ABC):
         key = known_name("judge", judge, self.judges)
         batch = None
         if synthetic is not None:
-            batch = counted(self.checked(synthetic))
-            # Ridges and penalties are for weights around 1; the unit of weights is free.
-            batch = batch._replace(weight=batch.weight / batch.weight.mean())
+            batch = weighed(self.checked(synthetic))
         if key not in READERS:
             return self.score(batch, key, draws, n, learned)
         if batch is None:

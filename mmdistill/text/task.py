@@ -28,7 +28,7 @@ from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
-from mmdistill.text.base import TextClassification
+from mmdistill.text.base import TextClassification, weighed
 from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
 from mmdistill.text.encoder import SentenceEncoder
 from mmdistill.text.encoders import EncoderLike, make_encoder
@@ -241,7 +241,7 @@ class TextTask(TextClassification):
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks of the first judge."""
-        predictions = self._predict_trained(self.checked(synthetic), self.judges[0], self.dev.inputs, draws, 2)
+        predictions = self._predict_trained(weighed(self.checked(synthetic)), self.judges[0], self.dev.inputs, draws, 2)
         return float((predictions == self.dev.labels).double().mean())
 
     def describe(self) -> TaskInfo:

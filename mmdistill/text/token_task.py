@@ -23,7 +23,7 @@ from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.task import Batch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
-from mmdistill.text.base import TextClassification
+from mmdistill.text.base import TextClassification, weighed
 from mmdistill.text.data import SOURCES, TextData, TextInput, load_text
 from mmdistill.text.encoder import PAIR, TransformerEncoder
 from mmdistill.text.encoders import make_encoder
@@ -257,7 +257,7 @@ class TokenTask(TextClassification):
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks."""
         queries = (self.tokens.dev, self.data.dev.labels)
-        values = self._judge(self.judges[0], learned).score(synthetic, queries, draws, 2).values["accuracy"]
+        values = self._judge(self.judges[0], learned).score(weighed(synthetic), queries, draws, 2).values["accuracy"]
         return sum(values) / len(values)
 
     def describe(self) -> TaskInfo:

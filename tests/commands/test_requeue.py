@@ -94,7 +94,7 @@ def test_a_folder_with_another_run_is_left_as_it_is(
     before = content(folder)
     for more in ((), ("--dry-run",)):
         assert distil(folder, *AUTO, "--lr", "3", *more) == 2
-        assert f"{folder} holds another run, of lr None in place of 3.0; " in capsys.readouterr().err
+        assert f"{folder} holds another run, of lr by default in place of 3.0; " in capsys.readouterr().err
     assert distil(folder, *AUTO, "--networks", "3") == 2
     assert f"mmdistill evaluate {folder} --networks 3 judges its set so" in capsys.readouterr().err
     assert distil(folder, *AUTO, "--steps", "9") == 2

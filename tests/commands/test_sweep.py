@@ -312,7 +312,7 @@ def test_other_options_are_refused_by_name_unless_they_only_say_how_it_runs(
     out = tmp_path / "out"
     assert swept(out, "--ipc", "1") == 0
     assert swept(out, "--ipc", "2,1", "--lr", "3", "--networks", "2") == 2
-    message = f"{out}/digits-dm-1 holds another run, of lr None in place of 3.0, networks 1 in place of 2; "
+    message = f"{out}/digits-dm-1 holds another run, of lr by default in place of 3.0, networks 1 in place of 2; "
     assert message in capsys.readouterr().err
     assert not (out / "digits-dm-2").exists()
     assert swept(out, "--ipc", "1", "--compile", "off", "--classes-at-once", "3", "--checkpoint-every", "2") == 0

@@ -122,10 +122,6 @@ def test_what_is_varied_concerns_every_method(
     monkeypatch.setitem(METHODS, "own", replace(CORE_METHODS["dm"], settings=lambda ipc: Powered(steps=1)))
     said = refused(tmp_path, capsys, "--methods", "own", "--set", "power=1,2")
     assert "does not read --set power" in said
-    monkeypatch.setitem(METHODS, "own", replace(CORE_METHODS["dm"], objective=None))
-    said = refused(tmp_path, capsys, "--methods", "dm,own")
-    assert "DM has neither an objective nor a closed form; all runs of a sweep" in said
-    assert "sweep own apart" in said
 
 
 def test_what_is_alike_in_all_runs_is_left_to_each() -> None:
@@ -133,6 +129,7 @@ def test_what_is_alike_in_all_runs_is_left_to_each() -> None:
     require_effect(CORE_METHODS["dm"], BlobTask(), first, {"steps"})
     with pytest.raises(ConfigError, match="--outer-steps"):
         require_effect(CORE_METHODS["dm"], BlobTask(), first, {"outer_steps"})
+    require_effect(replace(CORE_METHODS["dm"], objective=None), BlobTask(), first, set())  # left to its own run
 
 
 def test_each_combination_has_a_row_and_a_column_of_what_varies(

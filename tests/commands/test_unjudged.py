@@ -70,7 +70,7 @@ def test_none_stands_alone_and_where_a_set_is_made(
         "sweep": ["--data", "digits", "--methods", "dm", "--ipc", "1", "--out", str(tmp_path), "--judges", "mlp,none"],
     }
     assert main([command, *arguments[command]]) == 2
-    assert "'none' is no judge: it stands alone, where a set is made, and is judged later" in capsys.readouterr().err
+    assert "'none' is no judge: alone, where a set is made, it leaves judging for later" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -79,7 +79,11 @@ def test_what_is_planned_without_judges_has_none(tmp_path: Path, capsys: pytest.
     assert distil(run, "--judges", "None", "--dry-run") == 0
     said = capsys.readouterr().out
     assert f"none; later mmdistill evaluate {run}\n" in said
-    assert "baselines" not in said
+    assert "nothing is judged here: --networks and --baselines are for the later mmdistill evaluate" in said
+    assert "\nbaselines " not in said
+    order = ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judges", "none", "--dry-run"]
+    assert main([*order, "--out", str(run)]) == 0
+    assert "nothing is judged here" not in capsys.readouterr().out
 
 
 def test_a_teacher_that_only_judges_ask_is_not_called_idle_before_they_are_known(
@@ -110,7 +114,7 @@ def test_a_sweep_without_judges_is_finished_once_its_sets_are_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = ["sweep", "--data", "digits", "--methods", "dm", "--ipc", "1", "--out", str(tmp_path), *FAST]
-    assert main([*sweep, "--judges", "none"]) == 0
+    assert main([*sweep, "--judges", "None,"]) == 0
     said = capsys.readouterr().out
     assert "1 of 1: dm ipc 1 seed 0 ... distilled, not judged, in " in said
     assert said.endswith(how(tmp_path))

@@ -139,7 +139,8 @@ def test_networks_that_cannot_judge_are_refused_by_name() -> None:
         ({"all": fits}, "'all' is the name of another judge"),
         ({"ntk-d2": fits}, "'ntk-d2' is the name of another judge"),
         ({"one": fits, "One": fits}, "'One' is the name of another judge"),
-        ({" ": fits}, "a judge's name is a text of some letters without commas and brackets, got ' '"),
+        ({" ": fits}, "a judge's name is a text of some letters without commas and brackets, .*; got ' '"),
+        ({"None": fits}, "a judge's name is a text of some letters .* other than 'none'; got 'None'"),
         ({"a [b]": fits}, "a judge's name is a text"),
         (
             {"mine": fits()},
@@ -147,7 +148,7 @@ def test_networks_that_cannot_judge_are_refused_by_name() -> None:
         ),
         ({"mine": "mlp"}, "the judge 'mine' is a function that makes a network, or None if known, got str"),
         ({"mine": lambda: nn.Linear(3, 3)}, "the judge 'mine': the network cannot run on images"),
-        ({"mine": perceptron(nn.ReLU), "none": None}, "unknown judge 'none'"),
+        ({"mine": perceptron(nn.ReLU), "none": None}, "'none' is no judge"),
         ([fits()], r"judges are names, got \[a Sequential\]; those of your own have them in a mapping"),
         (fits, "judges are names, got a function; those of your own"),
     ):

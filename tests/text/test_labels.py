@@ -1,5 +1,6 @@
 """Kinds of labels that a user may ask of any method."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -41,6 +42,8 @@ def test_labels_of_closed_forms_are_their_own() -> None:
     with pytest.raises(ConfigError, match="closed form"):
         METHODS["k-means"].labelled("soft")
     assert METHODS["krr"].labelled("soft").settings(1) == METHODS["krr"].settings(1)
+    fixed = replace(METHODS["dm"], label="soft")  # labels that no optimizer moves
+    assert fixed.labelled("soft").settings(1) == fixed.settings(1)
 
 
 def test_softmax_labels_start_as_sure_as_they_are_told() -> None:

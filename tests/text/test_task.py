@@ -26,7 +26,7 @@ from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, one_tensor
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, one_tensor, take
 from mmdistill.testing import as_float64, check_task
 from mmdistill.text import inputs, judges
 from mmdistill.text.data import TextData
@@ -354,6 +354,10 @@ def test_the_unit_of_weights_is_free_and_small_weights_leave_no_class_out(task: 
     for judge in (*OWN_JUDGES, *TFIDF):
         a, b = (task.evaluate(batch._replace(weight=batch.weight / unit), judge, Draws(0), 1, {}) for unit in (1, 2**9))
         assert a.values == b.values, judge
+    padded = batch._replace(weight=batch.weight * (torch.arange(20) < 15))
+    few = take(padded, torch.arange(15))
+    values = [task.validate(one, Draws(0), {}) for one in (few, padded, padded._replace(weight=padded.weight / 2**9))]
+    assert values == [values[0]] * 3
     two = Batch(batch.inputs[:2], torch.tensor([0, 1]), torch.tensor([1.0, 1e-9]))  # type: ignore[index]
     assert task.evaluate(two, "logreg", Draws(0), 1, {}).values["accuracy"][0] > 0
 
