@@ -145,13 +145,14 @@ class Reading:
     """How a log becomes implicit feedback.
 
     Args:
-        min_interactions: users with fewer are dropped.
+        min_interactions: users with fewer are dropped; None: those with fewer than the three that a division needs, or
+            nobody if a split is given.
         min_rating: the lowest rating that counts as an interaction; None counts those above 0.
         split_by: how each user's interactions are divided; None: by the split column if there is one, else at random.
         seed: seed of a random split.
     """
 
-    min_interactions: int = 3
+    min_interactions: int | None = None
     min_rating: float | None = None
     split_by: SplitBy | None = None
     seed: int = 0
@@ -160,13 +161,24 @@ class Reading:
         """Check the options.
 
         Raises:
-            ConfigError: too few interactions for three parts, or an unknown ``split_by``.
+            ConfigError: fewer than one interaction, or an unknown ``split_by``.
         """
-        if self.min_interactions < 3:
-            raise ConfigError(
-                f"a user needs one interaction in each of three parts, so at least 3, not {self.min_interactions}"
-            )
+        if self.min_interactions is not None and self.min_interactions < 1:
+            raise ConfigError(f"a user has at least 1 interaction, not {self.min_interactions}")
         require_split_by(self.split_by)
+
+    def fewest(self, divides: bool) -> int:
+        """Return how many interactions a user needs.
+
+        Args:
+            divides: whether each user's interactions are divided, for want of a given split.
+        Raises:
+            ConfigError: fewer than a division needs.
+        """
+        fewest = self.min_interactions or (len(SPLITS) if divides else 1)
+        if divides and fewest < len(SPLITS):
+            raise ConfigError(f"a user needs one interaction in each of three parts, so at least 3, not {fewest}")
+        return fewest
 
 
 @isolated
@@ -178,7 +190,7 @@ def load_interactions(
     item_column: str | int | None = None,
     rating_column: str | int | None = None,
     time_column: str | int | None = None,
-    min_interactions: int = 3,
+    min_interactions: int | None = None,
     min_rating: float | None = None,
     split_by: SplitBy | None = None,
     seed: int = 0,
@@ -201,7 +213,8 @@ def load_interactions(
         item_column: name of the item column.
         rating_column: name of the rating column.
         time_column: name of the time column (numbers or dates), which a split by time reads.
-        min_interactions: users with fewer are dropped.
+        min_interactions: users with fewer are dropped; by default those with fewer than three, or nobody if a split is
+            given.
         min_rating: the lowest rating that counts.
         split_by: ``time`` tests on each user's latest tenth of interactions, ``leave-one-out`` on the latest and
             validates on the one before it, ``random`` tests on random ones; all ignore a split column. By default a
@@ -260,9 +273,10 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     elif reading.min_rating is not None:
         raise ConfigError(f"{name} has no ratings, so none is at least {reading.min_rating}; leave min_rating out")
     log = deduplicate(log, len(item_ids), counts)
-    log = log.where(np.bincount(log.users, minlength=len(user_ids))[log.users] >= reading.min_interactions)
+    fewest = reading.fewest(log.part is None)
+    log = log.where(np.bincount(log.users, minlength=len(user_ids))[log.users] >= fewest)
     if not len(log.users):
-        raise DataError(f"no user of {name} has {reading.min_interactions} or more interactions, so nobody is left")
+        raise DataError(f"no user of {name} has {fewest} or more interactions, so nobody is left")
     key, untrained = Draws(reading.seed).fold("recsys", "split"), 0
     if log.part is None:
         split_by = reading.split_by or "random"

@@ -36,7 +36,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, Task
 
 SOURCE = "Sachdeva et al., NeurIPS 2022"
 CHUNK_NUMBERS = 32_000_000
-"""Target users' rows beyond this size are differentiated in chunks of it: 128 MB."""
+"""Target users' rows beyond this size are differentiated in chunks of it: 256 MB in float64."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ChosenRidgeMatching(KernelRidgeMatching):
         coefficients = ridge_solution(k_ss, synthetic_targets(syn, network), self.log_ridge.exp(), self.scale)
         sources = rows, coefficients.to(k_ss.dtype)
         leaves = [source.detach().requires_grad_() for source in sources]
-        total, gradients = torch.zeros_like(real.weight.sum()), [torch.zeros_like(leaf) for leaf in leaves]
+        total, gradients = k_ss.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
         size = max(1, CHUNK_NUMBERS // inputs.shape[1])
         chunks = (torch.split(side, size) for side in (inputs, targets, real.weight))
         for inputs_part, targets_part, weight in zip(*chunks, strict=True):

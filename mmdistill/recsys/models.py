@@ -92,7 +92,7 @@ class InfiniteAutoencoder(Recommender):
 
     Args:
         rows: ``(n, items)`` users to fit on, each counting once.
-        kernel: the network's kernel.
+        kernel: the network's kernel; None: of one hidden layer, in float64.
         ridges: lambdas to choose from, in units of the mean of the kernel's diagonal.
         chunk: rows of the kernel computed at once.
 
@@ -111,7 +111,7 @@ class InfiniteAutoencoder(Recommender):
     ) -> None:
         require_solvable(len(rows), "the infinite autoencoder", "users")
         self.rows = rows.detach()
-        self.kernel = kernel or FullyConnectedKernel()
+        self.kernel = kernel or FullyConnectedKernel(dtype=torch.float64)
         self.ridges = tuple(ridges)
         self.together = max(1, FITTED_NUMBERS // max(self.rows.numel(), 1))
         with torch.no_grad():
@@ -125,7 +125,7 @@ class InfiniteAutoencoder(Recommender):
     def fit(self, ridge: float) -> Fit:
         """Solve in float64 and return the function that scores users from their kernel rows."""
         factor = positive_factor(self.gram, ridge, "trace")
-        coefficients = torch.cholesky_solve(self.rows.double(), factor).to(self.rows.dtype)
+        coefficients = torch.cholesky_solve(self.rows.double(), factor).to(self.gram.dtype)
         return lambda known, kernel: kernel @ coefficients
 
 

@@ -98,7 +98,8 @@ class RecsysTask:
         self.data: Interactions = data
         self.judges: Sequence[str] = tuple(self.judge_kinds)
         self.device: torch.device = torch.device(device)
-        self.kernel: FullyConnectedKernel = FullyConnectedKernel(depth=depth)
+        # Beside the bias, users of a few items are all but parallel: float32 cannot tell them apart.
+        self.kernel: FullyConnectedKernel = FullyConnectedKernel(depth=depth, dtype=torch.float64)
         training, testing = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
         self.judging_chosen: Judging = judging_overrides(judge_epochs, judge_batch, protocol=training, testing=testing)
         self.protocol = protocol or TESTING

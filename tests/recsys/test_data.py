@@ -218,7 +218,21 @@ def test_users_with_few_interactions_are_dropped_and_counted():
     with pytest.raises(DataError, match="nobody is left"):
         load_interactions(pd.DataFrame(ROWS[:2], columns=["user", "item", "rating"]))
     with pytest.raises(ConfigError, match="at least 3"):
-        load_interactions(pd.DataFrame(ROWS), min_interactions=1)
+        load_interactions(pd.DataFrame(rows, columns=["user", "item", "rating"]), min_interactions=2)
+    with pytest.raises(ConfigError, match="at least 1"):
+        load_interactions(pd.DataFrame(rows, columns=["user", "item", "rating"]), min_interactions=0)
+
+
+def test_a_given_split_keeps_users_of_few_interactions():
+    rows = [(*row[:2], "train") for row in ROWS] + [(1, 50, "test"), (77, 10, "train"), (77, 11, "test")]
+    frame = pd.DataFrame([*rows, (78, 10, "train")], columns=["user", "item", "split"])
+    data = load_interactions(frame)
+    assert {77, 78} <= set(data.user_ids)
+    assert data.counts["short_users"] == 0
+    fewer = load_interactions(frame, min_interactions=2)
+    assert 77 in fewer.user_ids
+    assert 78 not in fewer.user_ids
+    assert 77 not in load_interactions(frame, split_by="random").user_ids
 
 
 def test_users_without_training_rows_are_dropped():

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import itertools
+import math
 import pickle
 import sys
 import warnings
@@ -28,7 +29,7 @@ from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.infinite_width import FullyConnectedKernel
-from mmdistill.objectives.kernel_ridge import KernelRidgeMatching, multinomial
+from mmdistill.objectives.kernel_ridge import KernelRidgeMatching, multinomial, ridge_factor
 from mmdistill.recsys import DOMAIN, RankingProtocol, RecsysTask, load_interactions, methods, models, recsys_task
 from mmdistill.recsys import task as recsys_module
 from mmdistill.recsys.data import Interactions
@@ -36,6 +37,7 @@ from mmdistill.recsys.draw import draw_distributions, reading_lines, storage_lin
 from mmdistill.recsys.judges import JUDGES
 from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
 from mmdistill.recsys.privacy import nearness
+from mmdistill.recsys.synthetic import MeanFieldInteractions
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.reporting.comparison import judged_runs, read_runs
 from mmdistill.runtime import Draws
@@ -301,6 +303,16 @@ def test_the_choice_of_a_ridge_is_no_operation_of_a_step(task: RecsysTask, monke
     counted = distiller.operations(distiller.start())
     monkeypatch.setattr(RecsysTask, "chosen_ridge", lambda self, rows: 1.0)
     assert counted == distiller.operations(distiller.start())
+
+
+def test_users_of_a_few_of_many_items_are_told_apart(task):
+    codes = MeanFieldInteractions(Draws(5).normal(8, 1300), interactions_per_user=4)  # nearly parallel beside the bias
+    users = codes(Draws(0)).inputs.detach()
+    kernel = task.kernel.matrix(users, users)
+    rows = users.tolist()
+    expected = [[wide_relu(a, b, 1, math.sqrt(2), 0.1)[1] for b in rows] for a in rows]
+    np.testing.assert_allclose(kernel, expected, rtol=1e-9)
+    assert ridge_factor(kernel, 1e-5, "trace").isfinite().all()  # the smallest ridge that is tried
 
 
 def test_many_target_users_are_differentiated_some_at_a_time(task, monkeypatch):
