@@ -224,6 +224,12 @@ def test_users_have_a_multiple_of_the_mean_rows_interactions_up_to_a_quarter_of_
     assert built(sampled_interactions(interactions_per_user=12), interactions_per_user=100).interactions_per_user == 100
     assert built(binary_interactions()).interactions_per_user == round(3.5 * 7)
     assert (binary_ratio(299), binary_ratio(300)) == (3.5, 5.3)
+    sparse = np.zeros((400, 400), dtype=np.float32)  # 3 of 400 items, where defaults take a real user to have 14
+    for user, row in enumerate(sparse):
+        row[[user, (user + 1) % 400, (user + 2) % 400]] = 1
+    log = RecsysTask(load_interactions({"train": sparse, "test": np.roll(sparse, 3, axis=1)}))
+    for storage, expected in ((mean_field_interactions(), 21), (binary_interactions(), 49)):
+        assert storage(log, 5, settings, "hard", Draws(0)).interactions_per_user == expected
     heavy = built(sampled_interactions(mass_penalty=0.5))
     assert (heavy.mass_penalty, heavy.real_mass) == (0.5, 7)
 
