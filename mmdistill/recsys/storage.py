@@ -79,8 +79,8 @@ def _start(
 ) -> Start:
     """Return real users as the settings choose them, and gamma.
 
-    Gamma is the settings' value, else ``interactions_per_user``, else ``ratio`` times :func:`usual_mass`. The latter two
-    are capped at a quarter of the items: beyond it, flat rows start at the clip, where nothing has a gradient.
+    Gamma is the settings' value, else ``interactions_per_user``, else ``ratio`` times :func:`usual_mass`. The latter
+    two are capped at a quarter of the items: beyond it, flat rows start at the clip, where nothing has a gradient.
     """
     counts = _checked_counts(task, budget, settings, label)
     rows = _real_rows(task, settings.init, counts, draws)
