@@ -1,7 +1,10 @@
 """Coreset rules: pure functions that choose samples of each class by an embedding."""
 
+import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -10,6 +13,9 @@ from mmdistill.choices import RULES as RULES
 from mmdistill.errors import ShapeError
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
 
 CRAIG_MOST = 8192
 """The most samples of a class that CRAIG compares in pairs: 256 MiB of distances."""
@@ -111,16 +117,27 @@ def k_means(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Dra
     """Return the k-means centroids of each class, ``(sum(counts), d)``, in class-major order."""
     if is_rehearsal():
         return embedding[random_subset(labels, counts, draws, len(embedding)).to(embedding.device)]
-    from sklearn.cluster import KMeans  # here, since importing it takes seconds
-
     groups = members_of(labels, len(embedding), counts)
     centroids = []
     for index, (members, count) in enumerate(zip(groups, counts.tolist(), strict=True)):
         points = embedding[members.to(embedding.device)].cpu().numpy()
         seed = draws.fold(index).integer() % 2**32
-        fitted = KMeans(count, n_init=4, random_state=seed).fit(points)
-        centroids.append(torch.from_numpy(fitted.cluster_centers_))
+        centroids.append(torch.from_numpy(fit_k_means(points, count, seed, starts=4).cluster_centers_))
     return torch.cat(centroids).to(embedding)
+
+
+def fit_k_means(points: npt.NDArray[Any], count: int, seed: int, starts: int) -> "KMeans":
+    """Fit k-means from the best of some starts; where fewer points differ, some centroids coincide.
+
+    Shapes:
+        points ``(N, d)``.
+    """
+    from sklearn.cluster import KMeans  # here, since importing it takes seconds
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # about points that coincide
+        return KMeans(count, n_init=starts, random_state=seed).fit(points)
 
 
 def k_means_nearest(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:

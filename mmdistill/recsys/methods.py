@@ -32,7 +32,7 @@ from mmdistill.recsys.storage import (
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.runtime import Draws
 from mmdistill.settings import ALL_REAL, OptimizerSpec, Settings
-from mmdistill.task import Batch, ClassBatch, Inputs, Task
+from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, one_tensor
 
 SOURCE = "Sachdeva et al., NeurIPS 2022"
 CHUNK_NUMBERS = 32_000_000
@@ -126,10 +126,20 @@ def learned_ridge(start: float) -> Callable[[], KernelRidgeMatching]:
     return lambda: KernelRidgeMatching(AutoencoderKernel(), start, loss=multinomial, learn_ridge=True)
 
 
+def multinomial_of_several(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
+    """Return :func:`~mmdistill.objectives.kernel_ridge.multinomial` over the users with at least two items.
+
+    EASE predicts each item from a user's others. Of an only item its score is 0, so that such users would only ask for
+    lower scores of all other items.
+    """
+    items = one_tensor(targets, "the multinomial likelihood")
+    return multinomial(prediction, items, weight * (items.count_nonzero(1) > 1).to(weight))
+
+
 def ease() -> KernelRidgeMatching:
     """Build EASE, fitted in its dual form on the synthetic users, with a learned ridge."""
     return KernelRidgeMatching(
-        LinearKernel(), 1.0, "absolute", loss=multinomial, learn_ridge=True, readout=without_diagonal
+        LinearKernel(), 1.0, "absolute", loss=multinomial_of_several, learn_ridge=True, readout=without_diagonal
     )
 
 

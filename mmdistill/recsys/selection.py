@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.metrics import CHUNK_NUMBERS, sample_negatives
+from mmdistill.rules import fit_k_means
 from mmdistill.runtime import Draws
 
 SELECTIONS = ("head", "clusters", "svp")
@@ -57,14 +58,18 @@ def select_users(
 
 
 def cluster_means(data: Interactions, count: int, points: npt.NDArray[np.float32], draws: Draws) -> Tensor:
-    """Return the mean training row of each k-means cluster of users' points, ``(count, items)``."""
-    from sklearn.cluster import KMeans
+    """Return the mean training row of each k-means cluster of users' points, ``(count, items)``.
 
+    Where fewer users differ, clusters are left empty, which repeat the row of the nearest one.
+    """
     train = data.parts["train"]
-    labels = KMeans(count, n_init=1, random_state=draws.integer() % 2**32).fit_predict(points)
-    sizes = np.maximum(np.bincount(labels, minlength=count), 1)
-    averaging = sparse.csr_array((1 / sizes[labels], (labels, np.arange(len(labels)))), shape=(count, len(labels)))
-    return torch.from_numpy(np.asarray((averaging @ train).toarray(), dtype=np.float32))
+    fitted = fit_k_means(points, count, draws.integer() % 2**32, starts=1)
+    filled, labels, sizes = np.unique(fitted.labels_, return_inverse=True, return_counts=True)
+    shape = (len(filled), len(labels))
+    averaging = sparse.csr_array((1 / sizes[labels], (labels, np.arange(len(labels)))), shape=shape)
+    means = torch.from_numpy(np.asarray((averaging @ train).toarray(), dtype=np.float32))
+    centroids = torch.from_numpy(fitted.cluster_centers_)
+    return means[torch.cdist(centroids, centroids[filled], compute_mode="donot_use_mm_for_euclid_dist").argmin(1)]
 
 
 def proxy_auc(data: Interactions, draws: Draws, dimensions: int = PROXY_DIMENSIONS) -> npt.NDArray[np.float64]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # at run time, scikit-learn is imported inside functions, sin
     from sklearn.linear_model import LogisticRegression
 
 RIDGES = tuple(float(10.0**e) for e in np.arange(-3, 2.5, 0.5))
-"""The grid of absolute ridges for unit vectors."""
+"""The grid of ridges, in units of the mean squared norm of the training points: 1 for unit vectors."""
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """The grid of C for logistic regression."""
 NEIGHBOURS = 15

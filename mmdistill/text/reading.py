@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 MANY = 0.5
 """Warn if more than this share of texts gets the zero vector."""
+FAR = 20.0
+"""Warn of points whose mean norm is more than so many times 1, or less than 1 over that."""
 ALONE = "read-alone"
 """The judge whose encoder is learned from the set's own texts only; the others' encoders have seen more."""
 READERS = {ALONE: "tfidf", "read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
@@ -49,6 +51,14 @@ def encode_splits(encoder: SentenceEncoder, data: TextData) -> Encoded:
     for name, part in (("development", dev), ("test", test)):
         if (blank := int((part == 0).all(1).sum())) > MANY * len(part):
             logger.warning("%s gives %d of %d %s texts the zero vector", encoder.name, blank, len(part), name)
+    norm = float(train.double().norm(dim=1).mean())
+    if norm > 0 and not 1 / FAR <= norm <= FAR:
+        logger.warning(
+            "points of %s have a mean norm of %.3g, and the learning rates of methods and networks and the penalties "
+            "of judges are for norms around 1: let the encoder return unit vectors",
+            encoder.name,
+            norm,
+        )
     return Encoded(train, dev, test, truncated)
 
 

@@ -34,6 +34,7 @@ from mmdistill.text.encoder import SentenceEncoder
 from mmdistill.text.encoders import EncoderLike, make_encoder
 from mmdistill.text.inputs import Pair, Table
 from mmdistill.text.judges import (
+    RIDGES,
     centred_targets,
     choose_ridge,
     distributions,
@@ -128,7 +129,9 @@ class TextTask(TextClassification):
     def ridge(self) -> float:
         """The ridge with the best development accuracy when fitted to the whole training set."""
         targets = centred_targets(self.train.labels, self.class_count)
-        return choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
+        unit = float(self.train.inputs.double().square().sum(1).mean())
+        grid = [ridge * unit for ridge in RIDGES]
+        return choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels, grid)
 
     def try_network(self) -> None:
         """Run the network once on two points."""
@@ -330,6 +333,8 @@ def text_task(
     loaded = replace(loaded, notes=(*loaded.notes, *sentence_encoder.notes))
     if not encoded.train.any():
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every training text")
+    if (encoded.train == encoded.train[0]).all():
+        raise DataError(f"the encoder {sentence_encoder.name!r} gives the same point for every training text")
     if isinstance(model, str):
         module = point_module(network, encoded.train.shape[1], len(loaded.class_names), width, device)
     else:

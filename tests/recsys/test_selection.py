@@ -11,7 +11,7 @@ from sklearn.decomposition import TruncatedSVD
 from mmdistill.abilities import Selects
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.evaluate import evaluate
-from mmdistill.recsys import RecsysTask
+from mmdistill.recsys import RecsysTask, load_interactions
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.metrics import sample_negatives
 from mmdistill.recsys.privacy import nearness
@@ -59,6 +59,14 @@ def test_cluster_means_are_means_of_a_partition(interactions):
     np.testing.assert_allclose(sizes, np.round(sizes), atol=1e-2)
     assert round(sizes.sum()) == interactions.num_users
     assert not torch.equal(rows, cluster_means(interactions, 5, points(interactions)(), Draws(1)))
+
+
+def test_clusters_of_copies_of_users_are_not_empty():
+    matrix = np.repeat(np.eye(3, 9, dtype=np.float32) + np.eye(3, 9, 4, dtype=np.float32), 4, axis=0)
+    data = load_interactions({"train": matrix, "test": np.roll(matrix, 1, axis=1)})
+    rows = cluster_means(data, 8, points(data)(), Draws(0))
+    known = data.parts["train"].toarray().tolist()
+    assert all(row in known for row in rows.tolist())
 
 
 def test_the_proxy_finds_users_of_random_taste_hard(interactions):

@@ -35,7 +35,7 @@ from mmdistill.recsys import task as recsys_module
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.draw import draw_distributions, reading_lines, storage_lines
 from mmdistill.recsys.judges import JUDGES
-from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
+from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, ease, learned_ridge
 from mmdistill.recsys.privacy import nearness
 from mmdistill.recsys.synthetic import MeanFieldInteractions
 from mmdistill.recsys.vae import VaeProtocol
@@ -243,6 +243,16 @@ def test_ease_distils_in_its_dual_form(task):
     assert set(found.learned) == {"absolute_ridge"}
     result = evaluate(task, found, judges=["ease"], n=1, baselines=("random",))
     assert result.headline().mean > result.baselines["random"][0].mean
+
+
+def test_ease_learns_nothing_of_users_with_one_item(task):
+    network, objective, syn = Network(task, task.init(Draws(0))), ease(), task.select(torch.arange(6))
+    several = task.select(torch.arange(20, 30))
+    single = torch.eye(4, task.data.num_items)
+    rows = torch.cat([several.inputs, single])
+    loss = objective(network, syn, Batch(rows, rows, torch.ones(len(rows))), Draws(0))
+    torch.testing.assert_close(loss, objective(network, syn, several, Draws(0)))
+    assert objective(network, syn, Batch(single, single, torch.ones(4)), Draws(0)).item() == 0
 
 
 def test_the_depth_of_the_inner_model_is_the_tasks(interactions):

@@ -248,6 +248,11 @@ def test_test_texts_of_unknown_words_are_warned_of(caplog: pytest.LogCaptureFixt
             {"train": train, "dev": train, "test": test},
             encoder=lambda texts: torch.tensor([[float(text in test[0])] * 2 for text in texts]),
         )
+    with pytest.raises(DataError, match="gives the same point for every training text"):
+        text_task(
+            {"train": train, "dev": train, "test": test},
+            encoder=lambda texts: torch.tensor([[1.0, float(text in test[0])] for text in texts]),
+        )
 
 
 def test_an_encoder_of_something_else_than_dense_numbers_is_refused() -> None:

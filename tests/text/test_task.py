@@ -29,6 +29,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, one_tensor, take
 from mmdistill.testing import as_float64, check_task
 from mmdistill.text import inputs, judges
+from mmdistill.text.callables import CallableEncoder
 from mmdistill.text.data import TextData
 from mmdistill.text.draw import draw, draw_map
 from mmdistill.text.exports import export_embeds, export_tensors
@@ -423,6 +424,23 @@ def test_the_ridge_is_the_largest_of_the_best_on_development_data() -> None:
     right = [int(((dev @ ridge_weights(x, y, ridge)).argmax(1) == labels).sum()) for ridge in grid]
     assert right[2] == right[3] > max(right[:2] + right[4:])
     assert choose_ridge(x, y, dev, labels, grid) == choose_ridge(x, y, dev, labels, grid[::-1]) == 3.0
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_ridge_regression_does_not_depend_on_the_units_of_points(
+    scale: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    def encoder(texts: list[str], unit: float = 1.0) -> Tensor:
+        return torch.stack([Draws(sum(map(ord, text))).normal(300) for text in texts]) * (unit / 300**0.5)
+
+    data = ([f"text {index}" for index in range(90)], [0, 1, 2] * 30)  # fewer texts than dimensions
+    usual = text_task(data, encoder=CallableEncoder(encoder))
+    assert "mean norm" not in caplog.text
+    scaled = text_task(data, encoder=CallableEncoder(partial(encoder, unit=scale), label="scaled"))
+    assert "points of scaled have a mean norm of" in caplog.text
+    assert scaled.ridge == pytest.approx(usual.ridge * scale**2)
+    predicted = [task._predict_solved(task.select(torch.arange(10)), "ridge")[0] for task in (usual, scaled)]
+    assert torch.equal(*predicted)
 
 
 def test_probabilities_are_centred_and_scores_are_not() -> None:
