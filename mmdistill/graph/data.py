@@ -15,6 +15,7 @@ from mmdistill.execution.isolation import recordable
 from mmdistill.files.classes import untested, unvalidated
 from mmdistill.files.saved import from_array
 from mmdistill.graph.adjacency import Adjacency, undirected
+from mmdistill.graph.features import scaling_notes
 from mmdistill.labels import classes_of_one_hot
 from mmdistill.names import first_few
 from mmdistill.runtime import tensor_digest
@@ -154,6 +155,7 @@ def graph_from_fields(
     if labels != tuple(range(len(labels))):
         remarks += (f"classes are numbered in the order of their labels: {first_few(names, 20)}",)
     remarks += (*untested(y[splits["test"]], names, "node"), *unvalidated(y[splits["validation"]], names, "node"))
+    remarks += scaling_notes(x)
     return GraphData(
         name,
         x,

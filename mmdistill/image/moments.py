@@ -34,6 +34,8 @@ def destandardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ..
 def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of scaled images; a constant channel gets deviation 1.
 
+    They are rounded to six decimals, or more if all values are far below 1, as in dark images.
+
     Shapes:
         images ``(N, channels, height, width)`` on the CPU, not yet divided by ``scale``; returns two tuples of one
         number per channel.
@@ -41,8 +43,10 @@ def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tu
     chunks = torch.split(images, samples_at_once(MOMENTS_CHUNK, images))
     means, deviations = _moments_of_bytes(chunks) if images.dtype == torch.uint8 else _moments_of_floats(chunks, scale)
     unit = scale if images.dtype == torch.uint8 else 1.0
-    rounded = [round(deviation / unit, 6) or 1.0 for deviation in deviations]
-    return tuple(round(mean / unit, 6) for mean in means), tuple(rounded)
+    largest = max(map(math.hypot, means, deviations)) / unit
+    decimals = 6 - min(math.ceil(math.log10(largest)), 0) if largest else 6
+    rounded = [round(deviation / unit, decimals) or 1.0 for deviation in deviations]
+    return tuple(round(mean / unit, decimals) for mean in means), tuple(rounded)
 
 
 def _moments_of_bytes(chunks: Sequence[Tensor]) -> tuple[list[float], list[float]]:

@@ -95,11 +95,15 @@ class Whitening:
 
 
 def unit_images(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return flattened images centred and divided by their norm, then their means and norms, ``(..., 1)``."""
-    offset = flat.mean(-1, keepdim=True)
-    centred = flat - offset
-    norm = centred.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-    return centred / norm, offset, norm
+    """Return flattened images centred and divided by their norm, then their means and norms, ``(..., 1)``.
+
+    An image without contrast becomes 0. Float64 decides that: in float32 the mean of equal values may differ from them.
+    """
+    wide = flat.double()
+    offset = wide.mean(-1, keepdim=True)
+    centred = wide - offset
+    norm = centred.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+    return (centred / norm).to(flat), offset.to(flat), norm.to(flat)
 
 
 def whitening_matrix(covariance: Tensor, ridge: float, samples: int | None = None) -> tuple[Tensor, Tensor]:

@@ -692,6 +692,15 @@ def test_moments_do_not_cancel() -> None:
     assert std == pytest.approx(images.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e-7, 1e-12])
+def test_moments_of_dark_images_are_exact(unit: float) -> None:
+    images = unit * torch.rand(50, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images[:, 1] = unit / 3
+    mean, std = channel_moments(images, 1.0)
+    assert mean == pytest.approx(images.mean((0, 2, 3)).tolist(), rel=1e-5, abs=0)
+    assert std == pytest.approx([float(images[:, 0].std(correction=0)), 1.0], rel=1e-5, abs=0)
+
+
 @pytest.mark.parametrize(("shape", "scale"), [((1, 28, 28), 255.0), ((3, 32, 32), 255.0), ((2, 8, 8), 16.0)])
 def test_moments_of_bytes_are_exact(shape: tuple[int, ...], scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmdistill.image.moments.MOMENTS_CHUNK", 70)

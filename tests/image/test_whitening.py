@@ -68,7 +68,12 @@ def test_what_kip_undoes_has_the_training_images_mean_brightness_and_contrast(da
     images = bright.standardised(bright.train_images)
     expected = unit_images(images.flatten(1))[0] * whitening.norm + whitening.offset
     torch.testing.assert_close(whitening.invert(whitening.apply(images)).flatten(1), expected, atol=1e-3, rtol=1e-3)
-    assert torch.equal(unit_images(torch.ones(2, 4))[0], torch.zeros(2, 4))  # an image without contrast
+
+
+@pytest.mark.parametrize("side", [2, 8, 28])
+def test_kip_makes_an_image_without_contrast_zero(side: int) -> None:
+    grey = torch.linspace(-2, 2, 41)[:, None].expand(-1, side**2)
+    assert torch.equal(unit_images(grey)[0], torch.zeros_like(grey))
 
 
 def test_mtts_equals_kornias(data: ImageData) -> None:

