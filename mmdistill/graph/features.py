@@ -10,13 +10,15 @@ SMALL = 0.01
 
 
 def scaling_notes(x: Tensor) -> tuple[str, ...]:
-    """Return a note where features lie far from 0 for their spread, or near 0.
+    """Return a note where features lie far from 0 for their spread, near 0, or are the same in all nodes.
 
     Shapes:
         x ``(N, d)``.
     """
     variances, means = torch.var_mean(x, 0, correction=0)
     spread, offset = float(variances.sum()) ** 0.5, float(means.square().sum()) ** 0.5
+    if not x.ne(x[0]).any():
+        return ("all nodes have the same features, so networks learn from edges alone",)
     advice = "networks learn little from them: standardise them (StandardScaler of scikit-learn)"
     if offset >= FAR * spread:
         return (f"features lie far from 0 ({offset:.3g}) for their spread ({spread:.3g}); {advice}",)
