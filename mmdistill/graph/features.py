@@ -15,10 +15,10 @@ def scaling_notes(x: Tensor) -> tuple[str, ...]:
     Shapes:
         x ``(N, d)``.
     """
-    variances, means = torch.var_mean(x, 0, correction=0)
-    spread, offset = float(variances.sum()) ** 0.5, float(means.square().sum()) ** 0.5
     if not x.ne(x[0]).any():
         return ("all nodes have the same features, so networks learn from edges alone",)
+    variances, means = torch.var_mean(x, 0, correction=0)
+    spread, offset = float(variances.sum()) ** 0.5, float(means.square().sum()) ** 0.5
     advice = "networks learn little from them: standardise them (StandardScaler of scikit-learn)"
     if offset >= FAR * spread:
         return (f"features lie far from 0 ({offset:.3g}) for their spread ({spread:.3g}); {advice}",)

@@ -190,9 +190,7 @@ class TextClassification(ABC):
             ConfigError: an unknown judge.
         """
         key = known_name("judge", judge, self.judges)
-        batch = None
-        if synthetic is not None:
-            batch = weighed(self.checked(synthetic))
+        batch = None if synthetic is None else weighed(self.checked(synthetic))
         if key not in READERS:
             return self.score(batch, key, draws, n, learned)
         if batch is None:

@@ -91,9 +91,7 @@ def ridge_weights(points: Tensor, targets: Tensor, ridge: float, weight: Tensor 
     return torch.cholesky_solve(scaled.T @ y, torch.linalg.cholesky(gram))
 
 
-def choose_ridge(
-    points: Tensor, targets: Tensor, dev: Tensor, dev_labels: Tensor, grid: Sequence[float] = RIDGES
-) -> float:
+def choose_ridge(points: Tensor, targets: Tensor, dev: Tensor, dev_labels: Tensor, grid: Sequence[float]) -> float:
     """Return the ridge of the grid with the best accuracy on development data; among equals, the largest.
 
     Shapes:
