@@ -51,6 +51,7 @@ def fully_connected(
     w_std: float = W_STD,
     b_std: float = B_STD,
     dtype: torch.dtype | None = None,
+    inner: torch.dtype | None = None,
 ) -> WideKernels:
     r"""Return NNGP and NTK of ``[Dense, ReLU] x depth, Dense`` in NTK parameterization at infinite width.
 
@@ -64,7 +65,8 @@ def fully_connected(
         depth: hidden layers; 0 is the linear kernel.
         w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
         b_std: standard deviation of the biases.
-        dtype: the type of the kernels and of all arithmetic; None: the inputs'.
+        dtype: the type of the kernels and of all arithmetic but the inner products; None: the inputs'.
+        inner: the type of inner products of samples, which take most of the time; None: that of the kernels.
 
     Shapes:
         a ``(n_a, d)``, b ``(n_b, d)``; returns two ``(n_a, n_b)``.
@@ -82,12 +84,11 @@ def fully_connected(
     if depth < 0:
         raise ConfigError(f"the depth counts hidden layers, so it is 0 or more; got {depth}")
     w2, b2, d = w_std**2, b_std**2, a.shape[1]
-    b = b if dtype is None else b.to(dtype)
-    inner, square_a = products(a, b)
-    shift = inner.new_full((), b2)  # filled on the device: CUDA graphs allow no copy from the host
-    nngp = torch.add(shift, inner, alpha=w2 / d)
-    var_a = w2 / d * square_a + b2
-    var_b = w2 / d * b.square().sum(1) + b2
+    dtype = dtype or b.dtype
+    covariance, square_a, square_b = products(a, b, dtype, inner or dtype)
+    shift = covariance.new_full((), b2)  # filled on the device: CUDA graphs allow no copy from the host
+    nngp = torch.add(shift, covariance, alpha=w2 / d)
+    var_a, var_b = (torch.add(shift, square, alpha=w2 / d) for square in (square_a, square_b))
     ntk = nngp
     for _ in range(depth):
         moment, slope = relu_moments(nngp, var_a, var_b)
@@ -278,12 +279,26 @@ class WideKernel(Kernel):
 
 @dataclass(frozen=True)
 class FullyConnectedKernel(WideKernel):
-    """The kernel of :func:`fully_connected` on samples flattened to rows; arguments as of :class:`WideKernel`."""
+    """The kernel of :func:`fully_connected` on samples flattened to rows.
+
+    Args:
+        kind: ``ntk`` or ``nngp``.
+        depth: hidden layers.
+        w_std: standard deviation of the weights.
+        b_std: standard deviation of the biases.
+        dtype: the kernel's type, see :class:`WideKernel`.
+        inner: the type of inner products of samples; None: the kernel's. Products of samples that have no negative
+            values lose nothing to cancellation, so float32 does for them.
+    """
+
+    inner: torch.dtype | None = None
 
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
         """Return both kernels of two sets of samples of any shape."""
-        a, b = a.flatten(1), b.flatten(1)
-        return fully_connected(a, b, depth=self.depth, w_std=self.w_std, b_std=self.b_std, dtype=self.dtype)
+        rows_a = a.flatten(1)
+        rows_b = rows_a if b is a else b.flatten(1)
+        scales = {"w_std": self.w_std, "b_std": self.b_std}
+        return fully_connected(rows_a, rows_b, depth=self.depth, **scales, dtype=self.dtype, inner=self.inner)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inner products of a with b and the squared norms of a's samples, in b's dtype.
+def products(a: Tensor, b: Tensor, dtype: torch.dtype, inner: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the inner products of a with b, and the squared norms of a's and of b's samples.
+
+    Args:
+        a: samples.
+        b: samples; the same tensor as ``a`` for those of a set with itself, whose diagonal is then its squared norms.
+        dtype: the type of the results, in which norms are summed.
+        inner: the type in which inner products are computed.
 
     Shapes:
-        a ``(n_a, d)``, b ``(n_b, d)``; returns ``(n_a, n_b)`` and ``(n_a,)``.
+        a ``(n_a, d)``, b ``(n_b, d)``; returns ``(n_a, n_b)``, ``(n_a,)`` and ``(n_b,)``.
     """
-    wide = a.to(b.dtype)
-    return wide @ b.T, torch.linalg.vector_norm(wide, dim=1).square()  # the norm takes one pass without a copy
+    itself, a, b = b is a, a.to(inner), b.to(inner)
+    square_a = torch.linalg.vector_norm(a, dim=1, dtype=dtype).square()  # one pass without a copy
+    square_b = b.square().sum(1, dtype=dtype)
+    covariance = (a @ b.T).to(dtype)
+    if itself and inner != dtype:
+        covariance = covariance.diagonal_scatter(square_a)
+    return covariance, square_a, square_b
 
 
 def relu_moments(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:

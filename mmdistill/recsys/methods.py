@@ -18,6 +18,7 @@ from mmdistill.objectives.kernel_ridge import (
     Kernel,
     KernelRidgeMatching,
     LinearKernel,
+    RidgeSystem,
     multinomial,
     ridge_solution,
     synthetic_targets,
@@ -36,7 +37,7 @@ from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, one_tensor
 
 SOURCE = "Sachdeva et al., NeurIPS 2022"
 CHUNK_NUMBERS = 32_000_000
-"""Target users' rows beyond this size are differentiated in chunks of it: 256 MB in float64."""
+"""Target users' rows beyond this size are differentiated in chunks of it: 128 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ def _recsys(task: Task) -> RecsysTask:
     return task
 
 
+def weighted_users(system: RidgeSystem) -> Tensor:
+    """Return K_ts (K_ss + lambda I)^-1 in float64, times the synthetic users' rows in their own type.
+
+    These weights of users are moderate. The coefficients (K_ss + lambda I)^-1 X_s of a nearly singular kernel are large
+    and cancel, so that they would need float64, and there are more of them.
+
+    Shapes:
+        with m synthetic and n real users of k items K_ss ``(m, m)``, K_ts ``(n, m)``, X_s ``(m, k)``; returns
+        ``(n, k)``.
+    """
+    rows = system.targets
+    return ridge_solution(system.k_ss, system.k_ts.T, system.ridge, system.scale).T.to(rows.dtype) @ rows
+
+
 class ChosenRidgeMatching(KernelRidgeMatching):
     """Kernel ridge matching under the infinitely wide autoencoder, with a ridge rechosen on validation data.
 
@@ -82,7 +97,7 @@ class ChosenRidgeMatching(KernelRidgeMatching):
     steady = False  # the choice depends on the step, so a captured step cannot be replayed
 
     def __init__(self, every: int) -> None:
-        super().__init__(AutoencoderKernel(), 1.0, loss=multinomial)
+        super().__init__(AutoencoderKernel(), 1.0, loss=multinomial, readout=weighted_users)
         self.every = every
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
@@ -100,16 +115,17 @@ class ChosenRidgeMatching(KernelRidgeMatching):
         """Return the same loss, differentiated for one chunk of target users at a time to bound memory."""
         task = _recsys(network.task)
         rows, inputs, targets = task.rows(syn.inputs), task.rows(real.inputs), task.rows(real.targets)
-        k_ss = self.kernel(network, rows, rows)
-        coefficients = ridge_solution(k_ss, synthetic_targets(syn, network), self.log_ridge.exp(), self.scale)
-        sources = rows, coefficients.to(k_ss.dtype)
+        k_ss, n = self.kernel(network, rows, rows), len(rows)
+        inverse = ridge_solution(k_ss, torch.eye(n, device=k_ss.device), self.log_ridge.exp(), self.scale)
+        sources = rows, inverse, synthetic_targets(syn, network)
         leaves = [source.detach().requires_grad_() for source in sources]
-        total, gradients = k_ss.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
+        total, gradients = rows.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
         size = max(1, CHUNK_NUMBERS // inputs.shape[1])
         chunks = (torch.split(side, size) for side in (inputs, targets, real.weight))
         for inputs_part, targets_part, weight in zip(*chunks, strict=True):
             with torch.enable_grad():
-                predicted = self.kernel(network, inputs_part, leaves[0]) @ leaves[1]
+                users, solver, items = leaves
+                predicted = (self.kernel(network, inputs_part, users) @ solver).to(items.dtype) @ items
                 value = self.loss(predicted, targets_part, weight) * weight.sum() / real.weight.sum()
                 part_gradients = torch.autograd.grad(value, leaves)
             total += value.detach()
@@ -123,7 +139,9 @@ chosen_ridge = Configured(lambda settings: ChosenRidgeMatching(settings.validate
 
 def learned_ridge(start: float) -> Callable[[], KernelRidgeMatching]:
     """Return a function that builds the infinitely wide autoencoder with a ridge learned from ``start``."""
-    return lambda: KernelRidgeMatching(AutoencoderKernel(), start, loss=multinomial, learn_ridge=True)
+    return lambda: KernelRidgeMatching(
+        AutoencoderKernel(), start, loss=multinomial, learn_ridge=True, readout=weighted_users
+    )
 
 
 def multinomial_of_several(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,6 +86,17 @@ class Recommender(ABC):
         return score_all
 
 
+def autoencoder_kernel(depth: int = 1) -> FullyConnectedKernel:
+    """Return the kernel of an infinitely wide autoencoder of ``depth`` hidden layers.
+
+    Beside the bias, users of a few items are all but parallel, and float32 cannot tell them apart. But inner products
+    of interactions, which take most of the time, have nothing to cancel, and those of binary rows are exact. Gradients
+    are then a tenth to a hundredth as far from float64's as those of float32 altogether: 3e-4 of their norm at a ridge
+    of 0.1 and 4e-5 at 1 on Amazon Magazine, 2e-2 at 1e-3.
+    """
+    return FullyConnectedKernel(depth=depth, dtype=torch.float64, inner=torch.float32)
+
+
 class InfiniteAutoencoder(Recommender):
     r"""Kernel ridge regression from rows to rows with the kernel of an infinitely wide network.
 
@@ -92,7 +104,7 @@ class InfiniteAutoencoder(Recommender):
 
     Args:
         rows: ``(n, items)`` users to fit on, each counting once.
-        kernel: the network's kernel; None: of one hidden layer, in float64.
+        kernel: the network's kernel; None: :func:`autoencoder_kernel`.
         ridges: lambdas to choose from, in units of the mean of the kernel's diagonal.
         chunk: rows of the kernel computed at once.
 
@@ -111,11 +123,12 @@ class InfiniteAutoencoder(Recommender):
     ) -> None:
         require_solvable(len(rows), "the infinite autoencoder", "users")
         self.rows = rows.detach()
-        self.kernel = kernel or FullyConnectedKernel(dtype=torch.float64)
+        self.kernel = kernel or autoencoder_kernel()
         self.ridges = tuple(ridges)
         self.together = max(1, FITTED_NUMBERS // max(self.rows.numel(), 1))
+        exact = replace(self.kernel, inner=None)  # small ridges resolve small eigenvalues
         with torch.no_grad():
-            self.gram = torch.cat([self.kernel.matrix(part, self.rows) for part in torch.split(self.rows, chunk)])
+            self.gram = torch.cat([exact.matrix(part, self.rows) for part in torch.split(self.rows, chunk)])
 
     @torch.no_grad()
     def features(self, known: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import is_binary
 from mmdistill.recsys.judges import JUDGES, RecommenderJudge
 from mmdistill.recsys.metrics import METRICS, RankingProtocol, Validation
-from mmdistill.recsys.models import DISTILL_CF_RIDGES, Recommender
+from mmdistill.recsys.models import DISTILL_CF_RIDGES, Recommender, autoencoder_kernel
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
@@ -98,8 +98,7 @@ class RecsysTask:
         self.data: Interactions = data
         self.judges: Sequence[str] = tuple(self.judge_kinds)
         self.device: torch.device = torch.device(device)
-        # Beside the bias, users of a few items are all but parallel: float32 cannot tell them apart.
-        self.kernel: FullyConnectedKernel = FullyConnectedKernel(depth=depth, dtype=torch.float64)
+        self.kernel: FullyConnectedKernel = autoencoder_kernel(depth)
         training, testing = in_place_of(vae, TRAINING), in_place_of(protocol, TESTING, apart=("chunk",))
         self.judging_chosen: Judging = judging_overrides(judge_epochs, judge_batch, protocol=training, testing=testing)
         self.protocol = protocol or TESTING

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,26 +11,48 @@ def samples(n, d, name, dtype=torch.float64):
     return Draws(7).fold(name).normal(n, d, dtype=dtype)
 
 
+DOUBLE = torch.float64
+
+
 def test_products_are_those_of_the_wider_format_of_a_sample_of_zeros_too():
     a, b = samples(11, 5, "a", torch.float32), samples(3, 5, "b")
     a[4] = 0
-    weight, own = samples(11, 3, "weight"), samples(11, 1, "own")[:, 0]
+    weights = samples(11, 3, "weight"), samples(11, 1, "of a")[:, 0], samples(3, 1, "of b")[:, 0]
 
     def gradients(function, a, b):
         leaves = a.clone().requires_grad_(), b.clone().requires_grad_()
-        inner, squares = function(*leaves)
-        assert inner.dtype == squares.dtype == torch.float64
-        return inner, squares, *torch.autograd.grad((inner * weight).sum() + (own * squares).sum(), leaves)
+        found = function(*leaves)
+        assert {part.dtype for part in found} == {DOUBLE}
+        total = sum((part * weight).sum() for part, weight in zip(found, weights, strict=True))
+        return *found, *torch.autograd.grad(total, leaves)
 
-    plain = gradients(lambda a, b: (a.double() @ b.T, a.double().square().sum(1)), a, b)
-    for got, expected in zip(gradients(products, a, b), plain, strict=True):
-        torch.testing.assert_close(got, expected)
+    def plain(a, b):
+        return a.double() @ b.T, a.double().square().sum(1), b.square().sum(1)
+
+    got = gradients(lambda a, b: products(a, b, DOUBLE, DOUBLE), a, b)
+    for part, expected in zip(got, gradients(plain, a, b), strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+def test_products_in_a_narrower_format_round_them_alone_and_keep_the_diagonal_of_a_set_with_itself():
+    a = samples(40, 3000, "a", torch.float32).abs()
+    exact, norms, _ = products(a, a.clone(), DOUBLE, DOUBLE)
+    found, square_a, square_b = products(a, a, DOUBLE, torch.float32)
+    assert found.dtype == DOUBLE
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
+    assert not torch.equal(found, exact)  # it is narrower indeed
+    assert torch.equal(found.diagonal(), square_a)
+    torch.testing.assert_close(square_a, norms, rtol=1e-12, atol=0)
+    torch.testing.assert_close(square_b, norms, rtol=1e-7, atol=0)  # squares are rounded, their sum is not
+    binary = (a > 1).float()
+    assert torch.equal(products(binary, binary.clone(), DOUBLE, torch.float32)[0], binary.double() @ binary.double().T)
 
 
 def test_products_differentiate_twice():
     a, b = samples(4, 3, "a").requires_grad_(), samples(2, 3, "b").requires_grad_()
-    assert torch.autograd.gradcheck(products, (a, b))
-    assert torch.autograd.gradgradcheck(products, (a, b))
+    wide = partial(products, dtype=DOUBLE, inner=DOUBLE)
+    assert torch.autograd.gradcheck(wide, (a, b))
+    assert torch.autograd.gradgradcheck(wide, (a, b))
 
 
 def test_relu_moments_differentiate_twice():
@@ -65,8 +89,7 @@ def test_moments_are_batched_over_problems():
 
     def gradient(a, b):
         def total(a):
-            inner, squares = products(a, b)
-            return relu_moments(inner, squares, b.square().sum(1))[0].sum()
+            return relu_moments(*products(a, b, DOUBLE, DOUBLE))[0].sum()
 
         return torch.func.grad(total)(a)
 
