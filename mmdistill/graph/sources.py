@@ -282,13 +282,15 @@ def find_root(folder: str, files: tuple[str, ...]) -> Path:
         return cache
     for part in {Path(name).parts[0] for name in files}:
         linked = cache / folder / part
-        if linked.exists():
+        if all((cache / folder / name).is_file() for name in files if Path(name).parts[0] == part):
             continue
         temporary = linked.with_name(f".{part}-{os.getpid()}")  # a name per process, since others may do the same
         try:
             linked.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)
             _link_or_copy((source / part).resolve(), temporary)
+            if linked.is_dir() and not linked.is_symlink():  # what a failed download left
+                shutil.rmtree(linked, ignore_errors=True)
             temporary.replace(linked)  # replaces a dangling link too, to a data root that is gone
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -110,6 +110,15 @@ def test_where_links_are_refused_files_are_copied(root: Path, monkeypatch: pytes
     assert not (root / "Photo" / "processed").exists()
 
 
+def test_files_put_in_place_after_a_download_failed_are_read(root: Path) -> None:
+    unfinished = root.parent / "cache" / "data" / "Photo" / "raw"
+    unfinished.mkdir(parents=True)
+    (unfinished / "amazon_electronics_photo.npz.part").write_bytes(b"half")
+    own = write_npz(root / "Photo" / "raw", "amazon_electronics_photo.npz")
+    assert torch.equal(load_graph("amazon-photo").x, own["x"])
+    assert unfinished.is_symlink()
+
+
 @pytest.mark.parametrize(("name", "folder"), [("flickr", "Flickr"), ("reddit", "Reddit2")])
 def test_flickr_and_reddit_are_inductive_and_standardised_on_training_nodes(root: Path, name: str, folder: str) -> None:
     own = write_saint(root / folder / "raw")
