@@ -114,7 +114,7 @@ def test_closed_forms_have_no_seconds_of_a_step() -> None:
     assert (found.seconds_per_step, found.seconds_per_update, found.inner_seconds) == (None, None, None)
 
 
-@pytest.mark.parametrize(("reads", "seconds"), [(2, 1e9), (2, 0.0), (200, 1e9)])
+@pytest.mark.parametrize(("reads", "seconds"), [(1, 1e9), (1, 0.0), (200, 1e9)])
 def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
     reads: int, seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("unit", [1e-2, 1.0, 1e2])
 @pytest.mark.parametrize(
     ("losses", "step"),
     [
@@ -140,9 +140,10 @@ def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
         ([1.0, 0.01, 1e-6, 1e-6, 1e-6, 0.9], None),  # is back where it began
         ([-5.0, 0.001, 0.002, 0.001, 4.0, 0.001], None),  # has no sign
         ([-1.0, -1.0, -2.0, -1.0, -1.0, -3.0], None),
-        ([2.0, 200.0, 5e3, 8e5, 1e8, 1e11], 4),
+        ([2.0, 200.0, 5e3, 8e5, 1e8, 1e11], 3),
         ([0.0, 1e-3, 0.1, 1e2, 1e6, 1e9], 4),
         ([1.0, 0.5, 0.4, 0.3, 2e3, 0.3], 5),
+        ([1.0, 1e5, 1e5, 1e5, 1e5, 1e5], 2),  # a jump to a plateau
         ([1.0, 0.5, 0.4, 1e4, 0.4, 1e5], 4),  # twice, and is said once
     ],
 )

@@ -28,7 +28,9 @@ READS_PER_RUN = 200
 LONGEST_UNSHOWN = 2.0
 """Seconds after which the loss is also read to be shown, but not recorded, if the run has one process."""
 DIVERGED = 1000.0
-"""The multiple of the first and of the usual loss from which on a warning says that the run diverges."""
+"""The multiple of the first loss from which on a warning says that the run diverges."""
+NEXT_TO_NOTHING = 1e-6
+"""The first loss up to which a run counts as one that starts at its optimum."""
 WARN_FROM_SECONDS = 3600.0
 """Remaining seconds from which on a warning says how long the run will take."""
 ESTIMATE_AFTER_SECONDS = 60.0
@@ -201,13 +203,15 @@ def _warn_of_divergence(run: RunState, loss: float) -> None:
 
 
 def _is_far_above(earlier: Sequence[float], loss: float) -> bool:
-    """Return whether a loss is more than :data:`DIVERGED` times the first one and the median of at least two.
+    """Return whether a loss is more than :data:`DIVERGED` times the first one.
 
-    The median tells a run that diverges, whose loss grows by a factor in each step, from one that starts at its
-    optimum, whose first loss is next to nothing beside all others.
+    A run that starts at its optimum has a first loss next to nothing, beside which all others are large. There the
+    median of at least two takes its place.
     """
     sizes = [abs(value) for value in earlier]
-    return len(sizes) > 1 and loss > DIVERGED * max(sizes[0], statistics.median(sizes))
+    if sizes and sizes[0] > NEXT_TO_NOTHING:
+        return loss > DIVERGED * sizes[0]
+    return len(sizes) > 1 and loss > DIVERGED * statistics.median(sizes)
 
 
 def _warn_of_students(run: RunState) -> None:
