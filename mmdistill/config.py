@@ -389,7 +389,7 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
             content[name] = canonical(content[name])
     for name in (LISTED | ({*VARIED} if "seeds" in kinds else set())) & set(content):
         if isinstance(listed := content[name], list):
-            content[name] = ",".join(map(str, listed)) or ("none" if name == "baselines" else None)
+            content[name] = ",".join(map(str, listed)) or ("none" if name in ("judges", "baselines") else None)
     return {name: value for name, value in content.items() if value is not None}
 
 

@@ -296,6 +296,7 @@ class Distiller:
             if self._skips(loss):
                 run.skipped += 1
             else:
+                run.finite &= torch.isfinite(loss)
                 self._update(run, group_gradients)
                 run.parameterization.project()
             if run.average is not None:
@@ -311,7 +312,6 @@ class Distiller:
             run.schedule = self._advance(run, schedule, current, key)
             if run.inner_seconds is not None:
                 run.inner_seconds += time.perf_counter() - began
-            run.finite &= torch.isfinite(loss)
         run.step += 1
         return run, loss
 

@@ -36,7 +36,7 @@ class JudgingRequest(NamedTuple):
     """A request to judge a set: arguments of :func:`evaluate`.
 
     Args:
-        judges: their names; none: the default judge.
+        judges: their names.
         baselines: to judge beside the set.
         n: networks per judge.
         at_once: networks of a judge trained together; None: all.
@@ -210,8 +210,8 @@ def evaluate(
     Returns:
         The scores of the set and of its baselines by judge and metric, as fractions; ``print`` shows them as a table.
     Raises:
-        ConfigError: an unknown judge or baseline, a network that does not fit or goes by another judge's name, or n
-            below 1.
+        ConfigError: an unknown judge or baseline, no judge at all (``[]``), a network that does not fit or goes by
+            another judge's name, or n below 1.
         UnsupportedError: robust scores or networks as judges of a task that takes none.
         CheckpointError: the set belongs to another task.
         MmdistillError: no judge can judge; the message is the last one's.
@@ -226,6 +226,8 @@ def evaluate(
     networks = judges if isinstance(judges, Mapping) else {}
     listed = split_names(judges) if isinstance(judges, str) else list(networks) or judges or ()
     requested = _names("judges", listed)
+    if judges is not None and not requested:
+        raise ConfigError(f"judges={judges!r} names none, so nothing would judge; None is the default judge")
     require_networks(n, at_once)
     beside = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
     given = _set_to_judge(task, distilled)

@@ -131,6 +131,39 @@ def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("unit", [1e-2, 1.0, 1e2])
+@pytest.mark.parametrize(
+    ("losses", "step"),
+    [
+        ([1e-9, 1.0, 0.9, 1.2, 0.8, 1.1], None),  # starts at its optimum
+        ([0.0, 1.0, 4.0, 9.0, 16.0, 25.0], None),
+        ([1.0, 0.01, 1e-6, 1e-6, 1e-6, 0.9], None),  # is back where it began
+        ([-5.0, 0.001, 0.002, 0.001, 4.0, 0.001], None),  # has no sign
+        ([-1.0, -1.0, -2.0, -1.0, -1.0, -3.0], None),
+        ([2.0, 200.0, 5e3, 8e5, 1e8, 1e11], 3),
+        ([0.0, 1e-3, 0.1, 1e2, 1e6, 1e9], 4),
+        ([1.0, 0.5, 0.4, 0.3, 2e3, 0.3], 5),
+        ([1.0, 1e5, 1e5, 1e5, 1e5, 1e5], 2),  # a jump to a plateau
+        ([1.0, 0.5, 0.4, 1e4, 0.4, 1e5], 4),  # twice, and is said once
+    ],
+)
+def test_a_growing_loss_is_told_from_one_that_starts_near_0(
+    losses: list[float],
+    step: int | None,
+    unit: float,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def given(self: Distiller, run: RunState, *rest: object) -> tuple[RunState, Tensor]:
+        run.step += 1
+        return run, torch.tensor(unit * losses[run.step - 1])
+
+    monkeypatch.setattr(Distiller, "step", given)
+    distill(BlobTask(), method("dm"), ipc=2, settings={"steps": len(losses)})
+    said = [message for message in caplog.messages if "the loss grew" in message]
+    assert [f"by step {step}. " in message for message in said] == ([True] if step else [])
+
+
 @pytest.mark.parametrize("part", ["parameterization", "objective"])
 def test_a_last_update_that_bursts_is_no_result(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is taken before the update, so that it alone would not tell."""

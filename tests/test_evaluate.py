@@ -287,6 +287,9 @@ def test_bad_requests_are_named(result: DistilledSet) -> None:
         evaluate(task, result, judges=["mpl"])
     with pytest.raises(ConfigError, match="unknown baseline"):
         evaluate(task, result, baselines=("best",))
+    for judges in ([], (), "", {}):
+        with pytest.raises(ConfigError, match="names none, so nothing would judge; None is the default judge"):
+            evaluate(task, result, judges=judges)
     for n in (0, 1.5, True):
         with pytest.raises(ConfigError, match="the number of networks is a whole number of at least 1"):
             evaluate(task, result, n=n)  # type: ignore[arg-type]

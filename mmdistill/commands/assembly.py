@@ -11,7 +11,7 @@ from typing import get_args
 
 from mmdistill.checks import require_sizes
 from mmdistill.commands.assigned import parse_assignments
-from mmdistill.config import HOW_IT_RUNS, JUDGING_OPTIONS, DistillConfig
+from mmdistill.config import HOW_IT_RUNS, JUDGE_TRAINING, JUDGING_OPTIONS, DistillConfig
 from mmdistill.distill import find_method, find_parameterization
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError
@@ -32,6 +32,8 @@ MANY = 1000
 SIZES = ("width", "length", "judge_epochs", "judge_batch", "size")
 """Options of tasks that must be whole numbers of at least 1; errors call them by their command-line names."""
 
+ONLY_JUDGES = tuple(name for name in JUDGING_OPTIONS if name not in ("judges", *JUDGE_TRAINING))
+"""Options that change nothing in a run without judges; how judges train also decides how steps are validated."""
 NO_JUDGE_ASKS = "note: no judge here asks a teacher: --teacher changes nothing"
 
 
@@ -237,7 +239,8 @@ def _in_words(value: object) -> object:
 def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ: Collection[str] = HOW_IT_RUNS) -> None:
     """Refuse a run whose folder holds work of another run.
 
-    The place of the data does not count, since data may have moved; what they are does once the run has read them.
+    The place of the data does not count, since data may have moved; what they are does once the run has read them. Nor
+    do options of judging in runs that leave it for later (``--judges none``), but for how judges train.
 
     Args:
         config: of the run.
@@ -257,7 +260,8 @@ def require_own_folder(config: DistillConfig, at_work: bool = False, may_differ:
         saved["teacher"] = wanted["teacher"]
     if is_place(saved["data"]) and is_place(wanted["data"]):
         saved["data"] = wanted["data"]
-    differing = [name for name in wanted if name not in may_differ and saved[name] != wanted[name]]
+    idle = ONLY_JUDGES if config.unjudged and saved_config.unjudged else ()
+    differing = [name for name in wanted if name not in (*may_differ, *idle) and saved[name] != wanted[name]]
     if not differing:
         return
     wanted, saved = ({**options, "set": " ".join(options["set"] or ())} for options in (wanted, saved))

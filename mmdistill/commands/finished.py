@@ -191,7 +191,7 @@ def _judge(folder: Path, request: EvaluateConfig, config: DistillConfig, distill
         if recorded and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
         judging = JudgingRequest(
-            config.judge_names(),
+            config.judge_names() or judges,
             find_baselines(task, config.baselines),
             n=config.networks,
             at_once=config.networks_at_once,

@@ -34,6 +34,12 @@ KINDS: tuple[Kind, ...] = ("mtt", "frepo", "kip")
 RIDGE = 0.1
 LARGEST = 12_288
 """The most values of an image that is whitened: 3 x 64 x 64, as in Tiny-ImageNet; larger covariances take too much."""
+FAINT = (
+    "the variances of all pixels sum to less than the 0.1 that mtt's whitening adds to that of each direction, so it "
+    "hardly whitens, and leaves values near 0, from which networks learn little; it is meant for pixels from 0 to 1: "
+    "scale the images so, or take frepo's, which is the same at every scale"
+)
+"""The note on images that are too faint for mtt's whitening."""
 CHUNK = 2000
 """Images per chunk when the covariance is summed."""
 
@@ -67,6 +73,15 @@ class Whitening:
     def standardises(self) -> bool:
         """Whether the input is images with standardised channels."""
         return self.kind != "mtt"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A note where ``mtt``'s ridge, which is meant for pixels in [0, 1], exceeds all variances together."""
+        if self.kind != "mtt":
+            return ()
+        # The inverse is U (S + ridge)^(1/2) U^T, whose squares sum to the trace of S + ridge.
+        variance = float(self.inverse.double().square().sum()) - RIDGE * len(self.inverse)
+        return (FAINT,) if variance < RIDGE else ()
 
     def apply(self, images: Tensor) -> Tensor:
         """Whiten images ``(..., channels, height, width)`` in the kind's input units."""
@@ -156,6 +171,8 @@ def fit_whitening(data: ImageData, kind: Kind) -> Whitening:
 def whitened(data: ImageData, kind: str) -> ImageData:
     """Return the data with a whitening, loaded from the cache or fitted to the training images.
 
+    Images that are too faint for ``mtt``'s get a note (:data:`FAINT`).
+
     Args:
         data: not yet whitened.
         kind: ``mtt``, ``frepo`` or ``kip``.
@@ -180,7 +197,7 @@ def whitened(data: ImageData, kind: str) -> ImageData:
     if whitening is None:
         whitening = fit_whitening(data, known_kind)
         _save(path, whitening)
-    return replace(data, whitening=whitening)
+    return replace(data, whitening=whitening, notes=(*data.notes, *whitening.notes))
 
 
 def _load(path: Path, kind: Kind) -> Whitening | None:

@@ -123,7 +123,8 @@ class ImageBudget:
         def with_images(images: int) -> ImageBudget:
             return replace(self, per_class=images, given=0)
 
-        low, high = self.per_class - 1, self.per_class
+        high = max(self.per_class, 1)  # twice 0 would stay 0
+        low = high - 1
         while not fits(with_images(high)) and high < MOST_IMAGES:
             low, high = high, 2 * high
         while high - low > 1:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,6 +145,23 @@ def learned_ridge(start: float) -> Callable[[], KernelRidgeMatching]:
     )
 
 
+class OtherItemsKernel(LinearKernel):
+    """Inner products of users' rows, for EASE in its dual form, which predicts each item from a user's others."""
+
+    def check(self, task: Task) -> None:
+        """Refuse interactions in which no user has two training items, so that no item has others to predict it from.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        super().check(task)
+        if isinstance(task, RecsysTask) and int(np.diff(task.data.parts["train"].indptr).max()) < 2:
+            raise ConfigError(
+                f"no user of {task.data.name!r} has more than one training item, and EASE predicts each item from a "
+                "user's others, so there is nothing to learn for it; take distill-cf-meanfield"
+            )
+
+
 def multinomial_of_several(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
     """Return :func:`~mmdistill.objectives.kernel_ridge.multinomial` over the users with at least two items.
 
@@ -157,7 +175,7 @@ def multinomial_of_several(prediction: Tensor, targets: Targets, weight: Tensor)
 def ease() -> KernelRidgeMatching:
     """Build EASE, fitted in its dual form on the synthetic users, with a learned ridge."""
     return KernelRidgeMatching(
-        LinearKernel(), 1.0, "absolute", loss=multinomial_of_several, learn_ridge=True, readout=without_diagonal
+        OtherItemsKernel(), 1.0, "absolute", loss=multinomial_of_several, learn_ridge=True, readout=without_diagonal
     )
 
 

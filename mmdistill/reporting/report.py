@@ -34,8 +34,8 @@ class Page(NamedTuple):
 
     Args:
         title: of the page.
-        results: a table, header first.
-        caption: what the table's numbers are.
+        results: a table, header first; empty if nothing is judged yet, which the notes then say.
+        caption: what the table's numbers are; empty without them.
         notes: that readers of the numbers must know.
         shown: files of pictures, and of texts that are shown as they are.
         classes: the heading and the rows of a table of classes, header first; both empty without such a table.
@@ -243,8 +243,11 @@ def write_report(
         notes = [f"not judged yet: mmdistill evaluate {as_argument(folder)}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
-    caption = f"Percent{over}, on untouched test data."
-    page = Page(title, result_rows(metrics), caption, notes, shown, class_table(evaluation))
+    rows = result_rows(metrics)
+    if len(rows) > 1:
+        page = Page(title, rows, f"Percent{over}, on untouched test data.", notes, shown, class_table(evaluation))
+    else:
+        page = Page(title, (), "", notes, shown)
     facts = fact_rows(distilled)
     write_text(folder / REPORT, _markdown(page, facts, folder))
     head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
@@ -269,8 +272,9 @@ def class_table(evaluation: Evaluation) -> tuple[str, list[list[str]]]:
 def _markdown(page: Page, facts: Sequence[Sequence[str]], folder: Path) -> str:
     """Return a page as Markdown for a file in ``folder``, facts first."""
     listed = [f"- **{markdown_cell(name)}**: {markdown_cell(value)}" for name, value in facts]
-    lines = [f"# {markdown_cell(page.title)}", "", *listed, "", page.caption, ""]
-    lines += _markdown_table(page.results)
+    lines = [f"# {markdown_cell(page.title)}", "", *listed]
+    if page.results:
+        lines += ["", page.caption, "", *_markdown_table(page.results)]
     lines += ["", *(line for note in page.notes for line in (f"> {markdown_cell(note)}", ""))]
     heading, classes = page.classes
     if classes:
@@ -306,7 +310,9 @@ def _html(page: Page, head: Sequence[str]) -> str:
     """Return a page as self-contained HTML, with the lines ``head`` of HTML below its title."""
     title = html.escape(page.title)
     parts = [f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>", f"<h1>{title}</h1>"]
-    parts += [*head, f"<p class=q>{html.escape(page.caption)}</p>", *html_table(page.results)]
+    parts += head
+    if page.results:
+        parts += [f"<p class=q>{html.escape(page.caption)}</p>", *html_table(page.results)]
     parts += [f"<p><b>Note</b>: {html.escape(note)}</p>" for note in page.notes]
     heading, classes = page.classes
     if classes:

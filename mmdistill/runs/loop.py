@@ -4,7 +4,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -29,6 +29,8 @@ LONGEST_UNSHOWN = 2.0
 """Seconds after which the loss is also read to be shown, but not recorded, if the run has one process."""
 DIVERGED = 1000.0
 """The multiple of the first loss from which on a warning says that the run diverges."""
+NEXT_TO_NOTHING = 1e-6
+"""The first loss up to which a run counts as one that starts at its optimum."""
 WARN_FROM_SECONDS = 3600.0
 """Remaining seconds from which on a warning says how long the run will take."""
 ESTIMATE_AFTER_SECONDS = 60.0
@@ -192,12 +194,24 @@ def _require_finite(run: RunState, loss: float, keeper: Keeper | None) -> None:
 
 
 def _warn_of_divergence(run: RunState, loss: float) -> None:
-    """Warn when the loss first passes :data:`DIVERGED` times that of the first step."""
+    """Warn when the loss first is far above the readings before it, see :func:`_is_far_above`."""
     losses = [value for _, value in run.history]
-    if not losses or losses[0] <= 0 or not ranks.is_first():
+    if not ranks.is_first() or not _is_far_above(losses, loss):
         return
-    if loss > DIVERGED * losses[0] >= max(losses):
+    if not any(_is_far_above(losses[:count], losses[count]) for count in range(len(losses))):
         logger.warning("the loss grew from %.3g to %.3g by step %d. %s", losses[0], loss, run.step, LOWER_RATE)
+
+
+def _is_far_above(earlier: Sequence[float], loss: float) -> bool:
+    """Return whether a loss is more than :data:`DIVERGED` times the first one.
+
+    A run that starts at its optimum has a first loss next to nothing, beside which all others are large. There the
+    median of at least two takes its place.
+    """
+    sizes = [abs(value) for value in earlier]
+    if sizes and sizes[0] > NEXT_TO_NOTHING:
+        return loss > DIVERGED * sizes[0]
+    return len(sizes) > 1 and loss > DIVERGED * statistics.median(sizes)
 
 
 def _warn_of_students(run: RunState) -> None:

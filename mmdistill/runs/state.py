@@ -29,7 +29,7 @@ class RunState:
         objective: with the scalars it learns.
         optimizers: one per group.
         schedule: the network schedule's state.
-        finite: whether every loss so far was finite, on the device.
+        finite: whether every loss so far was finite, but for those of skipped steps, on the device.
         history: ``(step, loss)`` at the steps at which the loss was read.
         best: the best step by validation: score, step, both modules' states.
         average: the running average of the parameterization's state, if the settings want one.

@@ -111,7 +111,11 @@ def test_a_configuration_may_leave_settings_empty_and_list_names(
     assert main([*given, "--bytes", "3KB", "--out", str(tmp_path / "bytes")]) == 0
     assert json.loads((tmp_path / "bytes" / "metrics.json").read_text())["budget"]["ipc"] == 1
     assert main([*given, "--ipc", "1", "--bytes", "3KB", "--out", str(tmp_path / "both")]) == 2
-    file.write_text("baselines:\njudges: []\n")
+    file.write_text("judges: []\n")
+    assert distil(tmp_path / "unjudged", "--config", str(file)) == 0
+    assert not (tmp_path / "unjudged" / "metrics.json").exists()
+    assert DistillConfig.load(tmp_path / "unjudged" / "config.yaml").judges == "none"
+    file.write_text("baselines:\njudges:\n")
     capsys.readouterr()
     with pytest.raises(SystemExit):
         distil(tmp_path / "other", "--config", str(file), "--print_config")

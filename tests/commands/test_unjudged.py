@@ -42,11 +42,21 @@ def test_a_run_without_judges_ends_with_its_set_and_says_how_to_judge_it(
     assert how(run) in capsys.readouterr().out
     assert main(["export", str(run)]) == 0
     assert main(["report", str(run)]) == 0
-    assert f"not judged yet: mmdistill evaluate {run}" in (run / "report.md").read_text()
+    for page in ("report.md", "report.html"):
+        report = (run / page).read_text()
+        assert f"not judged yet: mmdistill evaluate {run}" in report
+        assert not [words for words in ("Percent", "| judge", "<th>judge") if words in report]
     assert main(["compare", str(run)]) == 2
     assert f"not judged; that does: mmdistill evaluate {run}" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--networks", "1", "--baselines", "random"]) == 0
     assert judges(run) == ["convnet"]
+    assert main(["report", str(run)]) == 0
+    for page, header in (("report.md", "| judge |"), ("report.html", "<th>judge</th>")):
+        report = (run / page).read_text()
+        assert "Percent, on untouched test data." in report
+        assert header in report
+        assert "not judged yet" not in report
+    capsys.readouterr()
     assert main(["distill", "--resume", str(run)]) == 0
     said = capsys.readouterr().out
     assert "not judged" not in said
@@ -108,6 +118,21 @@ def test_options_of_judging_of_a_run_without_judges_are_those_of_evaluate(
     assert f"; mmdistill evaluate {unjudged} judges its set so; " in capsys.readouterr().err
     assert distil(run, "--judges", "none", "--resume", "auto") == 2
     assert "judges its set so" not in capsys.readouterr().err
+
+
+def test_options_that_only_judging_reads_make_no_other_run_of_one_without_judges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert distil(run, "--judges", "none") == 0
+    again = ("--judges", "none", "--resume", "auto")
+    for options in (["--networks", "3"], ["--baselines", "none"], ["--networks-at-once", "2"]):
+        assert distil(run, *again, *options) == 0
+    assert how(run) in capsys.readouterr().out
+    assert distil(run, *again, "--judge-epochs", "3") == 2  # validation trains its networks likewise
+    assert "of judge-epochs 2 in place of 3;" in capsys.readouterr().err
+    assert distil(run, "--networks", "3", "--resume", "auto") == 2
+    assert "judges none in place of by default" in capsys.readouterr().err
 
 
 def test_a_sweep_without_judges_is_finished_once_its_sets_are_there(

@@ -14,7 +14,7 @@ from mmdistill.files.saved import read_saved
 from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.draw import export_ddranking, export_tensors, to_picture_bytes
-from mmdistill.image.whitening import fit_whitening, unit_images, whitened, whitening_matrix
+from mmdistill.image.whitening import FAINT, fit_whitening, unit_images, whitened, whitening_matrix
 from mmdistill.runtime import Draws
 
 
@@ -74,6 +74,24 @@ def test_what_kip_undoes_has_the_training_images_mean_brightness_and_contrast(da
 def test_kip_makes_an_image_without_contrast_zero(side: int) -> None:
     grey = torch.linspace(-2, 2, 41)[:, None].expand(-1, side**2)
     assert torch.equal(unit_images(grey)[0], torch.zeros_like(grey))
+
+
+@pytest.mark.parametrize(("unit", "said"), [(1.0, False), (0.3, False), (1e-2, True), (1e-6, True)])
+def test_only_mtts_depends_on_the_scale_of_floats_and_says_where_it_hardly_whitens(
+    data: ImageData, unit: float, said: bool
+) -> None:
+    labels = data.train_labels
+    usual, scaled = (
+        build("floats", (images, labels), (images[:9], labels[:9]))
+        for images in (data.train_images / 255, data.train_images / 255 * unit)
+    )
+    assert (FAINT in image_task(scaled, whiten="mtt").describe().notes) == said
+    for kind in ("frepo", "kip"):
+        found, expected = (whitened(own, kind).normalise(own.train_images) for own in (scaled, usual))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        assert FAINT not in whitened(scaled, kind).notes
+    again = whitened(scaled, "mtt")  # from the cache
+    assert (FAINT in again.notes) == said
 
 
 def test_mtts_equals_kornias(data: ImageData) -> None:

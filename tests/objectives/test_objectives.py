@@ -61,6 +61,34 @@ def per_class(batch: ClassBatch) -> list[tuple[oracle.Array, oracle.Array]]:
     return [(x.numpy(), eye[y.numpy()]) for x, y in zip(batch.batch.inputs, batch.batch.targets, strict=True)]
 
 
+def test_features_without_a_row_for_each_sample_are_refused() -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, 2)).mean(1) if len(x) == 12 else x  # not when the network is built
+
+    make = lambda: nn.Sequential(Pooled(), nn.Linear(4, 3))  # noqa: E731
+    task = BlobTask()
+    task.module = FunctionalModule(make)
+    network = Network(task, task.init(DRAWS))
+    with pytest.raises(ShapeError, match="features returned 6 rows for 12 samples"):
+        class_summary(network, class_batch(task, 4, "real"))
+    assert class_summary(network, class_batch(task, 3, "real"))[1].shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("targets", [None, 0])
+def test_some_classes_of_shared_samples_share_all_of_them(named: bool, targets: int | None) -> None:
+    x, weight = torch.rand(5, 2), torch.rand(4, 5)
+    y = torch.arange(5) if targets is None else torch.rand(4, 5)
+    part = ClassBatch(Batch({"x": x} if named else x, y, weight), Dims(None, targets)).part(1, 3)
+    inputs = part.batch.inputs
+    assert torch.equal(inputs["x"] if isinstance(inputs, dict) else inputs, x)
+    assert isinstance(part.batch.targets, Tensor)
+    assert torch.equal(part.batch.targets, y if targets is None else y[1:3])
+    assert torch.equal(part.batch.weight, weight[1:3])
+    assert part.dims == Dims(None, targets)
+
+
 class Drifting(Objective):
     """An objective of the flat view, whose gradient is not that of its value where it is ``wrong``."""
 

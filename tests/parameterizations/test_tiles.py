@@ -216,3 +216,18 @@ def test_tiles_of_one_pixel_are_refused_before_anything_is_made(task: ImageTask)
         distill(task, "dm", ipc=10, parameterization="addressed-upsample-5")
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         distill(task, "dm", ipc=10, parameterization=latent(2, 2, 2, tiles=0))
+
+
+@pytest.mark.parametrize("per_class", [0, 1, 3])
+@pytest.mark.parametrize("least", [1, 5, 8])
+def test_the_budget_that_is_enough_is_the_smallest_of_those_tried(per_class: int, least: int) -> None:
+    tried: list[int] = []
+
+    def fits(room: ImageBudget) -> bool:
+        tried.append(room.per_class)
+        return room.per_class >= least
+
+    room = ImageBudget(per_class, (1, 8, 8), 10, "hard")
+    assert room.enough(fits) == f"--ipc {max(least, per_class)} is enough"
+    assert min(tried) >= 1
+    assert room.enough(lambda larger: False) == "no larger budget is enough"

@@ -255,6 +255,18 @@ def test_ease_learns_nothing_of_users_with_one_item(task):
     assert objective(network, syn, Batch(single, single, torch.ones(4)), Draws(0)).item() == 0
 
 
+def test_ease_refuses_data_whose_users_all_have_one_training_item():
+    rows = [(user, user % 7, "train") for user in range(30)] + [(user, (user + 1) % 7, "test") for user in range(30)]
+    frame = pd.DataFrame(rows, columns=["user", "item", "split"])
+    with pytest.raises(
+        ConfigError, match=r"no user of .* has more than one training item, and EASE predicts each item"
+    ):
+        distill(recsys_task(frame), "distill-ease", users=2)
+    several = pd.concat([frame, pd.DataFrame([(0, 5, "train")], columns=frame.columns)])
+    found = distill(recsys_task(several), "distill-ease", users=2, settings={"steps": 1})
+    assert found.steps == 1
+
+
 def test_the_depth_of_the_inner_model_is_the_tasks(interactions):
     one, two = (recsys_task(interactions, model=name) for name in ("infinite", "infinite-d2"))
     key = Draws(2)

@@ -71,6 +71,19 @@ def test_another_method_at_the_same_budget_judges_no_baseline_again(
     assert re.search("distilled +random +herding +whole", said)  # the table has them all
 
 
+def test_a_run_that_nothing_has_judged_gets_no_metrics_from_known_baselines_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil(tmp_path / "a", "--baselines", "random")
+    capsys.readouterr()
+    monkeypatch.setattr(EvaluationRun, "judge_set", Mock(side_effect=KeyboardInterrupt))
+    own = ["--method", "dm", "--ipc", "1", "--steps", "2", "--out", str(tmp_path / "b"), "--baselines", "random"]
+    assert main([*DIGITS, *own]) == 130
+    assert "judged alike by an earlier run: random by mlp" in capsys.readouterr().out
+    assert (tmp_path / "b" / "distilled.json").exists()
+    assert not (tmp_path / "b" / "metrics.json").exists()
+
+
 def test_what_is_known_stays_where_another_baseline_cannot_be_had(
     tmp_path: Path, judged: Judged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runs import keeper
 from mmdistill.runs import loop as run_loop
+from mmdistill.runs.checkpoints import Checkpoints
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
 from mmdistill.store import load_tree, save_tree
@@ -164,6 +165,20 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> 
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no readable checkpoint: .*; begin anew with --overwrite"):
         distill(task, method(), ipc=2, out=tmp_path, resume=True)
+
+
+def test_the_newest_readable_checkpoint_tells_whose_they_are(tmp_path: Path) -> None:
+    for step, seed in ((5, 1), (10, 2)):
+        Checkpoints(tmp_path, {"seed": seed}).write({"step": step}, 0.0)
+    older, newest = Checkpoints(tmp_path, {}).paths()
+    assert Checkpoints(tmp_path, {}).newest() == (newest, {"seed": 2})
+    Checkpoints(tmp_path, {"seed": 2}).require_own("leave")
+    with pytest.raises(CheckpointError, match="seed is 2, not 1"):
+        Checkpoints(tmp_path, {"seed": 1}).require_own("leave")
+    newest.write_bytes(b"")
+    assert Checkpoints(tmp_path, {}).newest() == (older, {"seed": 1})
+    older.write_bytes(b"")
+    assert Checkpoints(tmp_path, {}).newest() is None
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

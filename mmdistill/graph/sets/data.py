@@ -16,6 +16,7 @@ from mmdistill.execution.isolation import isolated
 from mmdistill.files.classes import missing_like, untested, unvalidated
 from mmdistill.files.paths import users_path
 from mmdistill.files.saved import TORCH
+from mmdistill.graph.features import scaling_notes
 from mmdistill.graph.files import graph_classes, read_graphs
 from mmdistill.graph.propagation import offsets
 from mmdistill.graph.sets.lists import Listed, as_list, parts_side_by_side, side_by_side
@@ -351,6 +352,7 @@ def _check(listed: Listed, name: str, seed: int) -> GraphSet:
     x = x.float()
     if not torch.isfinite(x).all():
         raise DataError(f"{name}: node features are NaN or infinite; fill them")
+    notes += scaling_notes(x)
     values, classes = torch.unique(y, return_inverse=True)
     names = tuple(map(str, values.tolist()))
     if listed.parts:

@@ -1,6 +1,7 @@
 import json
 import statistics
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,25 @@ def task(graphs: GraphSet) -> GraphSetTask:
 
 def test_conformance(graphs: GraphSet) -> None:
     check_task(task(graphs), judge="gcn")
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "said"),
+    [(1.0, 0.0, ""), (1e-4, 0.0, "close to 0"), (1.0, 1e4, "far from 0"), (0.0, 1.0, "same")],
+)
+def test_features_that_networks_hardly_learn_from_are_stated(
+    graphs: GraphSet, scale: float, shift: float, said: str
+) -> None:
+    ends = graphs.start.tolist()
+    edges = [
+        graphs.edge_index[:, graphs.edge_index[0].ge(a) & graphs.edge_index[0].lt(b)] - a for a, b in pairwise(ends)
+    ]
+    listed = [
+        Data(x=scale * graphs.x[a:b] + shift, edge_index=own, y=label)
+        for (a, b), own, label in zip(pairwise(ends), edges, graphs.y, strict=True)
+    ]
+    notes = [note for note in graph_set_task(listed).describe().notes if "networks learn" in note]
+    assert [said in note for note in notes] == ([True] if said else [])
 
 
 def test_the_files_are_read_as_they_stand(graphs: GraphSet) -> None:

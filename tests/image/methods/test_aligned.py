@@ -1,9 +1,11 @@
 """DATM: where students start, what experts choose and label, which steps are taken, its published settings."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from mmdistill.described import described
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.methods.aligned import aligned
 from mmdistill.labels import SoftmaxLabels
@@ -28,6 +31,7 @@ from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.parameterizations.from_experts import known_samples, labels_by, recognised
 from mmdistill.registry import get_method
+from mmdistill.runs.state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, NetworkState
@@ -252,6 +256,32 @@ def test_steps_of_a_higher_loss_change_nothing(tmp_path: Path) -> None:
             skipped += same
         before = after
     assert skipped
+
+
+def test_skipped_steps_may_have_an_infinite_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, method = BlobTask(), small(tmp_path, skip_above=100.0, steps=6)
+    gradients, update, taken = Distiller.gradients, Distiller._update, list[int]()
+
+    def bursting(self: Distiller, run: RunState, *rest: Any) -> tuple[Tensor, list[Tensor | None]]:
+        loss, found = gradients(self, run, *rest)
+        return (torch.full_like(loss, burst) if run.step in bursts else loss), found
+
+    def counted(self: Distiller, run: RunState, found: list[Tensor | None]) -> None:
+        taken.append(run.step)
+        update(self, run, found)
+
+    monkeypatch.setattr(Distiller, "gradients", bursting)
+    monkeypatch.setattr(Distiller, "_update", counted)
+    bursts, burst = {0, 3, 5}, torch.inf
+    found = distill(task, method, ipc=1, out=tmp_path / "run", checkpoint_every=2)
+    assert taken == [1, 2, 4]
+    assert [math.isinf(entry.loss) for entry in found.history] == [step in bursts for step in range(6)]
+    assert DistilledSet.load(tmp_path / "run").history == found.history
+    with pytest.raises(NonFiniteError, match="the loss became inf"):
+        distill(task, method.with_settings(skip_above=0.0), ipc=1)
+    burst = torch.nan
+    with pytest.raises(NonFiniteError, match="the loss became nan"):
+        distill(task, method, ipc=1)
 
 
 def test_a_run_of_skipped_steps_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
