@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import get_args
 
 import torch
-from quality import make_task_of, parse_options
+from quality import integers, make_task_of, parse_options
 
 from mmdistill.abilities import Validates
 from mmdistill.choices import Precision, Schedule
@@ -84,7 +84,7 @@ def main() -> None:
     )
     parser.add_argument("--settings", default="", help="others of the method's settings: inner_steps=60,init=noise")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
-    parser.add_argument("--seeds", default="10,11")
+    parser.add_argument("--seeds", type=integers, default="10,11")
     parser.add_argument("--schedule", choices=get_args(Schedule), default="published")
     parser.add_argument("--model", default=None, help="the network; by default the domain's")
     parser.add_argument("--width", type=int, default=None)
@@ -105,7 +105,6 @@ def main() -> None:
     rates: list[float | None] = [float(text) for text in chosen.rates.split(",") if text]
     if {bool(rates), chosen.steps > 0} != {method.solve is None}:
         parser.error(f"--rates and --steps are for methods that take steps, and these need them, got {chosen.method}")
-    seeds = [int(seed) for seed in chosen.seeds.split(",")]
     for rate in rates or [None]:
         settings = method.settings(chosen.budget)
         if rate is not None:
@@ -114,7 +113,7 @@ def main() -> None:
             settings = replace(settings, optimizers={**settings.optimizers, "codes": codes}, steps=chosen.steps)
         distillers = [
             Distiller(task, method, chosen.budget, seed=seed, settings=settings, precision=chosen.precision)
-            for seed in seeds
+            for seed in chosen.seeds
         ]
         if isinstance(task, ImageTask):
             runs = [[judged(task, distiller, chosen.networks)] for distiller in distillers]

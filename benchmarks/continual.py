@@ -26,7 +26,7 @@ import matplotlib
 matplotlib.use("agg")
 import torch
 from matplotlib import pyplot as plt
-from quality import divided, folder_of, paired, parse_row, spread
+from quality import divided, folder_of, integers, paired, parse_row, spread
 
 from mmdistill import DistilledSet, distill, evaluate, image_task, selection
 from mmdistill.image import ImageData, ImageTask, joined
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--row", required=True, help="as in quality.py")
     parser.add_argument("--steps", type=int, default=5, help="in which classes arrive")
     parser.add_argument("--memories", default="random,herding", help="of real images, beside the distilled one")
-    parser.add_argument("--seeds", default="0", help="of class orders, comma-separated")
+    parser.add_argument("--seeds", type=integers, default="0", help="of class orders, comma-separated")
     parser.add_argument("--networks", type=int, default=3, help="judges after each step")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -151,7 +151,7 @@ def main() -> None:
         parser.error(f"--memories: {' and '.join(REAL)} are there, not {unknown.pop()}")
     place = folder_of(chosen.out / f"continual-{chosen.steps}", chosen.row, 0).parent
     found: dict[str, list[list[Entry]]] = {memory: [] for memory in (stream.method, *real)}
-    for seed in (int(text) for text in chosen.seeds.split(",")):
+    for seed in chosen.seeds:
         for memory, runs in found.items():
             runs.append(follow(stream, memory, chosen.steps, seed, chosen.networks, place / f"seed-{seed}"))
     lines = table(found)

@@ -33,6 +33,7 @@ from typing import Any
 import speed
 import torch
 
+from mmdistill.errors import first_line
 from mmdistill.execution import capture
 from mmdistill.execution.compilation import CompileMode
 from mmdistill.execution.precision import Precision
@@ -194,11 +195,6 @@ def attempt(call: Callable[[], Any]) -> tuple[Any, list[str]]:
             traceback.print_exc()
             found = f"failed: {type(error).__name__}: {first_line(error)}"
     return found, list(dict.fromkeys(first_line(warning.message) for warning in heard))
-
-
-def first_line(said: object) -> str:
-    """Return the first line of an error or a warning."""
-    return str(said).splitlines()[0] if str(said) else ""
 
 
 def checked(call: Callable[[], str]) -> str:

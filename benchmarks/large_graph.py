@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 
 import torch
-from quality import spread
+from quality import integers, spread
 
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES), default="arxiv")
     parser.add_argument("--methods", default="gcond-x,gcdm")
     parser.add_argument("--nodes", type=int, default=90)
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--seeds", type=integers, default="0")
     parser.add_argument("--networks", type=int, default=2, help="judges per seed; 0 judges nothing")
     parser.add_argument("--judges", default="gcn")
     chosen = parser.parse_args()
@@ -112,9 +112,8 @@ def main() -> None:
     task = graph_task(graph)
     task.embedding()
     print(f"normalised and propagated twice in {time.perf_counter() - began:.0f} s, {gib()}", flush=True)
-    seeds = [int(text) for text in chosen.seeds.split(",")]
     for method in chosen.methods.split(","):
-        measure(task, method, chosen.nodes, seeds, chosen.networks, chosen.judges.split(","))
+        measure(task, method, chosen.nodes, chosen.seeds, chosen.networks, chosen.judges.split(","))
 
 
 if __name__ == "__main__":

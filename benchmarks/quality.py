@@ -113,6 +113,11 @@ def _data_of(row: str) -> str:
     return row.partition("-")[0]
 
 
+def integers(text: str) -> list[int]:
+    """Return the whole numbers of a comma-separated list."""
+    return [int(number) for number in text.split(",")]
+
+
 def parse_options(text: str) -> dict[str, Any]:
     """Return what ``NAME=VALUE,NAME=VALUE`` sets."""
     pairs = (item.partition("=") for item in text.split(",") if item)
@@ -243,7 +248,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--networks", type=int, default=5, help="judges of each kind for each seed")
-    parser.add_argument("--seeds", default="0", help="of distillation, comma-separated")
+    parser.add_argument("--seeds", type=integers, default="0", help="of distillation, comma-separated")
     parser.add_argument("--judges", default="", help="comma-separated; by default the network distilled with")
     parser.add_argument("--baselines", default="random,herding,whole")
     parser.add_argument("--against", help="a row or a baseline that the other rows of its data are paired with")
@@ -256,7 +261,7 @@ def main() -> None:
     found = {}
     for row in rows:
         documents = []
-        for seed in (int(text) for text in chosen.seeds.split(",")):
+        for seed in chosen.seeds:
             folder = folder_of(chosen.out, row, seed)
             if (folder / METRICS).exists():
                 print(f"{row}: seed {seed} is finished; judged and compared as asked for then", flush=True)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from choose import held_out
-from quality import divided, folder_of, parse_row, spread
+from quality import divided, folder_of, integers, parse_row, spread
 from scipy.stats import spearmanr
 
 from mmdistill import DistilledSet, distill, evaluate, image_task, selection
@@ -173,18 +173,17 @@ def main() -> None:
     parser.add_argument("--activations", default="relu,sigmoid", help="of relu, leakyrelu, sigmoid and swish")
     parser.add_argument("--poolings", default="avgpool,maxpool", help="of avgpool, maxpool and nopool")
     parser.add_argument("--whole-epochs", type=int, help="on the whole training set, at most judge_epochs")
-    parser.add_argument("--seeds", default="0", help="of proxies, comma-separated")
+    parser.add_argument("--seeds", type=integers, default="0", help="of proxies, comma-separated")
     parser.add_argument("--networks", type=int, default=2, help="of each candidate on each proxy")
     parser.add_argument("--whole-networks", type=int, default=1, help="of each candidate on the whole training set")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results"))
     chosen = parser.parse_args()
     row = searched(chosen.row, chosen.whole_epochs, chosen.device)
-    seeds = [int(text) for text in chosen.seeds.split(",")]
     names = grid(row[0], chosen.depths, chosen.widths, chosen.norms, chosen.activations, chosen.poolings)
     folder = folder_of(chosen.out / "search", chosen.row, 0).parent
-    found = measure(row, names, seeds, (chosen.networks, chosen.whole_networks), folder)
-    lines = table(found, whole_key(row[0]), (row[1], *REAL), names, seeds)
+    found = measure(row, names, chosen.seeds, (chosen.networks, chosen.whole_networks), folder)
+    lines = table(found, whole_key(row[0]), (row[1], *REAL), names, chosen.seeds)
     (folder / "search.md").write_text("\n".join([f"`{chosen.row}`", "", *lines]) + "\n", encoding="utf-8")
     print("\n".join([*lines, f"wrote {folder}/search.json and search.md"]))
 

@@ -33,7 +33,7 @@ from typing import get_args
 import torch
 from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, cost, network_of, row
 from pages import draw_figure_8, figure_8, page
-from quality import prepared
+from quality import integers, prepared
 
 from mmdistill.choices import Schedule
 from mmdistill.commands.processes import start, stop, why_failed
@@ -184,10 +184,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--figure", type=int, choices=(8,), help="of all methods and ipc that cells hold, into --out")
     parser.add_argument("--data", default="mnist", help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
-    parser.add_argument("--ipc", default="1,10", help="comma-separated")
+    parser.add_argument("--ipc", type=integers, default="1,10", help="comma-separated")
     parser.add_argument("--schedule", choices=get_args(Schedule), default="published")
     parser.add_argument("--width", type=int, default=REDUCED_WIDTH, help="of a reduced schedule's ConvNet")
-    parser.add_argument("--seeds", default="0", help="of distillation, comma-separated")
+    parser.add_argument("--seeds", type=integers, default="0", help="of distillation, comma-separated")
     parser.add_argument("--networks", type=int, default=5, help="judges of each kind for each seed")
     parser.add_argument("--judges", default="", help="for Table 3 or 5, comma-separated; all its columns by default")
     parser.add_argument("--devices", default="auto", help="comma-separated; a cell at a time runs on each")
@@ -213,8 +213,6 @@ def main() -> None:
     until = time.time() + 3600 * chosen.hours
     domain = get_domain("image")
     methods = split_names(chosen.methods) or sorted(domain.methods)
-    ipcs = [int(text) for text in chosen.ipc.split(",")]
-    seeds = [int(text) for text in chosen.seeds.split(",")]
     devices = [str(choose_device(device)) for device in named(chosen.devices)]
     places = Places(chosen.out, chosen.cells)
     for data in chosen.data.split(",") if chosen.table else ():
@@ -222,12 +220,14 @@ def main() -> None:
         if chosen.width != REDUCED_WIDTH:  # which networks of their own do not follow
             able = [name for name in able if name not in REDUCED_MODELS]
         cells = [
-            Cell(data, method, ipc, chosen.schedule, chosen.options, chosen.width) for method in able for ipc in ipcs
+            Cell(data, method, ipc, chosen.schedule, chosen.options, chosen.width)
+            for method in able
+            for ipc in chosen.ipc
         ]
-        run_cells(cells, places, devices, seeds, chosen.networks, until)
+        run_cells(cells, places, devices, chosen.seeds, chosen.networks, until)
         if chosen.table in (3, 5):
             judges = split_names(chosen.judges) or (TABLE_3 if chosen.table == 3 else TABLE_5)
-            judge_cells(cells, judges, places, devices[0], seeds, chosen.networks, until)
+            judge_cells(cells, judges, places, devices[0], chosen.seeds, chosen.networks, until)
     for data in chosen.data.split(",") if chosen.figure else ():
         like = Cell(data, "dm", 1, chosen.schedule, chosen.options, chosen.width)
         if not (points := figure_8(like, chosen.cells)):

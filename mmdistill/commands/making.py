@@ -97,9 +97,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
         _require_free(config, folder, resume)
     with deterministic_kernels(config.deterministic), ExitStack() as locks:
         if dry_run:
-            task, method, budget = _prepare(config, config.device)
-            if resume == AUTO:
-                require_same_data(task, folder)
+            task, method, budget = _prepare(config, config.device, resume)
             print(aligned(plan_rows(config, task, method, budget, resumes=resume == AUTO)))
             return
         with ranks.process_group(config.device) as device:
@@ -109,7 +107,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
                     _require_free(config, folder, resume)
             if resume == AUTO and ranks.is_first() and Path(AUTO).is_dir():
                 print("note: the folder auto is given as --resume ./auto")
-            task, method, budget = _prepare(config, device)
+            task, method, budget = _prepare(config, device, resume)
             distilled = None if own_options else _reuse_finished(config, task, folder, changes)
             if distilled is None:
                 distilled = _distil(config, task, method, budget, folder, resume, changes)
@@ -131,7 +129,6 @@ def _reuse_finished(config: DistillConfig, task: Task, folder: Path, changes: Ma
     if finished is None or config.steps not in (None, finished.settings.get("steps", config.steps)):
         return None
     require_own_config(config, finished, folder)
-    require_same_data(task, folder)
     finished.require(task.describe())
     if ranks.is_first():
         print(f"{folder} is already distilled")
@@ -160,13 +157,11 @@ def _distil(
         resume: see :func:`distill_command`.
         changes: the options given with ``--resume FOLDER``.
     Raises:
-        CheckpointError: the run in the folder is another one, or of other training data.
+        CheckpointError: the run in the folder is another one.
     """
     first, resumes, name = ranks.is_first(), resume is not None, canonical(str(config.method))
     has_work, former = holds_work(folder), work_times(folder)
     replaces = first and has_work and not resumes
-    if resumes:
-        require_same_data(task, folder)
     if first and resumes and not has_work and (folder / CONFIG).exists():
         print(f"{folder} has no checkpoint yet; beginning with the first step")
     options = config if resume in (None, AUTO) else _changed_config(folder, changes) if changes else None
@@ -219,8 +214,12 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
         require_free(folder, **ways_out(folder), writes=writes)
 
 
-def _prepare(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
-    """Read the data, check the options and print notes; return the task, the method and the budget in its unit."""
+def _prepare(config: DistillConfig, device: str, resume: str | None) -> tuple[Task, Method, int]:
+    """Read the data, check the options and print notes; return the task, the method and the budget in its unit.
+
+    Raises:
+        CheckpointError: the run to resume, if any, is of other training data.
+    """
     require_networks(config.networks, config.networks_at_once)  # before the data are read
     if config.init not in (None, *starts()):
         raise unknown_name("start (--init)", str(config.init), starts(), scripts="a rule")
@@ -240,6 +239,8 @@ def _prepare(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     if ranks.is_first():
         for note in _notes(config, domain, task, method, budget, judges):
             print(f"note: {note}")
+    if resume is not None:
+        require_same_data(task, config.folder())
     return task, method, budget
 
 

@@ -47,17 +47,11 @@ def as_text_task(task: Task) -> TextTask:
     return task
 
 
-def centroids(task: Task, budget: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return the k-means centroids of each class and their classes, ``(C ipc, d)`` and ``(C ipc,)``."""
-    text = as_text_task(task)
-    counts, classes, _ = shares_of(text, budget)
-    return class_centroids(text, counts, draws), classes
-
-
 def k_means_set(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
     """Return the k-means centroids of each class with hard labels: a strong baseline without any learning."""
-    points, classes = centroids(task, budget, draws)
-    return Raw(points, FixedLabels(classes), classes, task.num_classes)
+    text = as_text_task(task)
+    counts, classes, num_classes = shares_of(text, budget)
+    return Raw(class_centroids(text, counts, draws), FixedLabels(classes), classes, num_classes)
 
 
 def real_texts(task: Task, budget: int, settings: Settings, draws: Draws) -> Raw:
