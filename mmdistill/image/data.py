@@ -336,7 +336,8 @@ def as_pixels(images: Tensor, what: str) -> Tensor:
     low, high = extremes(images)
     if low >= 0 and high <= BYTE and not images.is_complex() and images.dtype != torch.bool:
         return images.to(torch.uint8)
-    raise DataError(f"{what}: pixels must be bytes (0 to 255) or floats, got {images.dtype} from {low:g} to {high:g}")
+    got = f"got {images.dtype} from {low:g} to {high:g}; images.astype('float32') makes floats of an array"
+    raise DataError(f"{what}: pixels must be bytes (0 to 255) or floats, {got}")
 
 
 def extremes(images: Tensor) -> tuple[float, float]:
@@ -411,8 +412,7 @@ def split(
     """
     counts = torch.bincount(labels)
     if int(counts.min()) < 2:
-        least = int(counts.argmin())
-        called = f"class {least}" if class_names is None else f"class {class_names[least]!r}"
+        called = f"class {counts.argmin()}" if class_names is None else f"class {class_names[int(counts.argmin())]!r}"
         raise DataError(f"{name} has no test split, and {called} has too few images to hold one out; give test images")
     test = held_out(alike, labels, Draws(seed, ("split",)).permutation(len(labels)), TEST_SHARE)
     if not test.any():

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, first_line
 from mmdistill.files.paths import users_path
+from mmdistill.text.unknown import unknown_note
 
 AFTER_PADDING = ("roberta", "camembert", "mpnet", "xmod", "data2vec-text")
 """Model types whose position ids start after the padding id."""
@@ -72,7 +73,7 @@ class SentenceEncoder(ABC):
     cached: bool = True
     """Whether to cache its output on disk; its identity must then determine the output."""
     notes: tuple[str, ...] = ()
-    """Remarks on how it was fitted, for readers of results."""
+    """Remarks on how it was fitted, or how well it fits the training texts, for readers of results."""
 
     def fit(self, texts: Sequence[str]) -> None:  # noqa: B027 (most encoders are pre-trained and learn nothing here)
         """Fit the encoder to the training texts."""
@@ -125,6 +126,14 @@ class TransformerEncoder(SentenceEncoder):
         self.batch = batch
         self.device = torch.device(device)
 
+    def fit(self, texts: Sequence[str]) -> None:
+        """Learn nothing, but note if the tokenizer does not know many tokens of the training texts.
+
+        Raises:
+            ConfigError: the model is not available.
+        """
+        self.notes = unknown_note(self.name, texts, self.load_tokenizer, both)
+
     def identity(self) -> str:
         """Return the hash of the model's files or the hub's commit, with the pooling and the length."""
         return f"transformer:{self._weights}:mean:l2:{self.max_length}"
@@ -157,6 +166,16 @@ class TransformerEncoder(SentenceEncoder):
                 f"({first_line(error)})"
             ) from error
 
+    def load_tokenizer(self) -> Any:
+        """Load the model's tokenizer.
+
+        Raises:
+            ConfigError: as :meth:`load`.
+        """
+        from transformers import AutoTokenizer
+
+        return self.load(AutoTokenizer)
+
     def load_body(self, **options: Any) -> Any:
         """Load the model without a head, in float32 whatever the format of its weights.
 
@@ -188,9 +207,7 @@ class TransformerEncoder(SentenceEncoder):
         Raises:
             ConfigError: as :meth:`encode`.
         """
-        from transformers import AutoTokenizer
-
-        tokenizer = self.load(AutoTokenizer)
+        tokenizer = self.load_tokenizer()
         model = self.load_body().to(self.device).eval()
         if tokenizer.pad_token is None:  # any token will do, since padding is masked
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.sep_token

@@ -334,7 +334,8 @@ def text_task(
     if not encoded.train.any():
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every training text")
     if (encoded.train == encoded.train[0]).all():
-        raise DataError(f"the encoder {sentence_encoder.name!r} gives the same point for every training text")
+        reason = "".join(f": {note}" for note in sentence_encoder.notes)
+        raise DataError(f"the encoder {sentence_encoder.name!r} gives the same point for every training text{reason}")
     if isinstance(model, str):
         module = point_module(network, encoded.train.shape[1], len(loaded.class_names), width, device)
     else:

@@ -356,6 +356,8 @@ def token_task(
             f"the encoder {token_encoder.name!r} has no table of token embeddings; use 'minilm' or another "
             "transformers model"
         )
+    token_encoder.fit(loaded.train.texts)
+    loaded = replace(loaded, notes=(*loaded.notes, *token_encoder.notes))
     vocabulary = load_vocabulary(token_encoder)
     train = vocabulary.tokenize(loaded.train.texts, length, trim=True)
     dev, test_tokens = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))

@@ -173,9 +173,7 @@ def load_vocabulary(encoder: TransformerEncoder) -> Vocabulary:
     Raises:
         ConfigError: the model cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = encoder.load(AutoTokenizer)
+    tokenizer = encoder.load_tokenizer()
     table = encoder.load_body().get_input_embeddings().weight.detach().clone()
     settings = json.dumps([encoder.identity(), "input embeddings"])
     digest = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
@@ -199,6 +197,11 @@ class AverageEncoder(SentenceEncoder):
     def vocabulary(self) -> Vocabulary:
         """The tokens and their vectors."""
         return load_vocabulary(self.source)
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Learn nothing, but note what the source's tokenizer does not know."""
+        self.source.fit(texts)
+        self.notes = self.source.notes
 
     def identity(self) -> str:
         """Return the vocabulary's identity with the pooling."""

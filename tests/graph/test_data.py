@@ -108,6 +108,14 @@ def test_features_that_networks_hardly_learn_from_are_stated(scale: float, shift
     assert [said in note for note in notes] == ([True] if said else [])
 
 
+@pytest.mark.parametrize(("value", "said"), [(10.0, False), (1e3, True), (1e30, True)])
+def test_a_node_whose_features_outweigh_all_others_is_stated(value: float, said: bool) -> None:
+    x = planted_fields()["x"].clone()
+    x[100:] = 0  # nodes without features have no part in the median
+    x[7] = value
+    assert any("the features of node 7 have a norm of" in note for note in planted_graph(x=x).notes) == said
+
+
 def test_attributes_of_edges_that_are_not_read_are_stated() -> None:
     edges = planted_fields()["edge_index"].shape[1]
     told = "edge_attr is not read (weights of edges are read from edge_weight)"

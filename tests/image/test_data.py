@@ -1179,6 +1179,10 @@ def test_bad_tensors() -> None:
         ((images, labels / 0.0), "label 0 is no class index but nan"),
         ((broken, labels), "1 hold NaN or infinite pixels, the first at index 3"),
         ((images.long() - 1, labels), r"must be bytes \(0 to 255\) or floats, got torch.int64 from -1 to -1"),
+        (
+            ((images * 65535).to(torch.uint16), labels),
+            r"got torch.uint16 from .* images.astype\('float32'\) makes floats",
+        ),
     ]
     for source, message in cases:
         with pytest.raises(DataError, match=message):

@@ -38,6 +38,7 @@ from mmdistill.text.encoder import (
 from mmdistill.text.encoders import EncoderLike, make_encoder
 from mmdistill.text.task import TextTask, text_task
 from mmdistill.text.tfidf import TOKENS, TfidfEncoder
+from mmdistill.text.token_task import token_task
 from tests.text.corpus import sentences, tiny_transformer
 
 TEXTS = ["one short text", "another, rather longer text than the first one", "третий текст", "短い"]
@@ -253,6 +254,19 @@ def test_test_texts_of_unknown_words_are_warned_of(caplog: pytest.LogCaptureFixt
             {"train": train, "dev": train, "test": test},
             encoder=lambda texts: torch.tensor([[1.0, float(text in test[0])] for text in texts]),
         )
+
+
+@pytest.mark.parametrize(("every", "said"), [(2, True), (6, False)])
+def test_many_tokens_that_an_encoder_does_not_know_are_stated(tmp_path: Path, every: int, said: bool) -> None:
+    folder = tiny_transformer(tmp_path)
+    texts = ["cook the bread", "the star", "the soup", "a moon", "an orbit and the sun", "one rocket"]
+    train = [f"{text} ቋንቋ" if row % every == 0 else text for row, text in enumerate(texts)], ["food", "space"] * 3
+    data = {"train": train, "dev": train, "test": train}
+    for task in (text_task(data, encoder=folder), token_task(data, model="textcnn", encoder=folder)):
+        assert any("does not know" in note for note in task.describe().notes) == said
+    alike = ["ቋንቋ ነው", "ሰማይ ላይ"] * 3, train[1]
+    with pytest.raises(DataError, match=r"same point for every training text: .* does not know 100% of the texts' tok"):
+        text_task({"train": alike, "dev": alike, "test": alike}, encoder=folder)
 
 
 def test_an_encoder_of_something_else_than_dense_numbers_is_refused() -> None:
