@@ -259,7 +259,7 @@ def test_test_texts_of_unknown_words_are_warned_of(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize(("every", "said"), [(2, True), (6, False)])
 def test_many_tokens_that_an_encoder_does_not_know_are_stated(tmp_path: Path, every: int, said: bool) -> None:
     folder = tiny_transformer(tmp_path)
-    texts = ["cook the bread", "the star", "the soup", "a moon", "an orbit and the sun", "one rocket"]
+    texts = ["cook the bread", "the star", "the soup", "the moon", "the orbit and the sun", "the rocket"]
     train = [f"{text} ቋንቋ" if row % every == 0 else text for row, text in enumerate(texts)], ["food", "space"] * 3
     data = {"train": train, "dev": train, "test": train}
     for task in (text_task(data, encoder=folder), token_task(data, model="textcnn", encoder=folder)):
