@@ -38,7 +38,7 @@ def _outlying_note(x: Tensor) -> str:
     Shapes:
         x ``(N, d)``.
     """
-    norms = x.double().norm(dim=1)
+    norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)  # whose squares cannot overflow; no copy
     nonzero = norms[norms > 0]
     median, mean = float(nonzero.median()), float(nonzero.square().mean()) ** 0.5
     if mean <= UNEVEN * median:

@@ -119,13 +119,12 @@ class ChosenRidgeMatching(KernelRidgeMatching):
         k_ss, n = self.kernel(network, rows, rows), len(rows)
         inverse = ridge_solution(k_ss, torch.eye(n, device=k_ss.device), self.log_ridge.exp(), self.scale)
         sources = rows, inverse, synthetic_targets(syn, network)
-        leaves = [source.detach().requires_grad_() for source in sources]
+        leaves = users, solver, items = [source.detach().requires_grad_() for source in sources]
         total, gradients = rows.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
         size = max(1, CHUNK_NUMBERS // inputs.shape[1])
         chunks = (torch.split(side, size) for side in (inputs, targets, real.weight))
         for inputs_part, targets_part, weight in zip(*chunks, strict=True):
             with torch.enable_grad():
-                users, solver, items = leaves
                 predicted = (self.kernel(network, inputs_part, users) @ solver).to(items.dtype) @ items
                 value = self.loss(predicted, targets_part, weight) * weight.sum() / real.weight.sum()
                 part_gradients = torch.autograd.grad(value, leaves)
