@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, DataError, first_line
 from mmdistill.names import in_words
 
 LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
@@ -212,3 +212,22 @@ def has_type(value: object, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return kind is bool and isinstance(value, bool)
     return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
+
+
+def items_by_number(source: Any, is_none: str, item: str) -> list[Any]:
+    """Return the items of a map-style data set, which has a length and items 0, 1 and so on.
+
+    Args:
+        source: an object with a length and items.
+        is_none: what the message begins with, "Corpus is no table".
+        item: what a data set's items are.
+    Raises:
+        DataError: it gives no items by number.
+    """
+    try:
+        return [source[index] for index in range(len(source))]
+    except (LookupError, TypeError, NotImplementedError) as error:
+        raise DataError(
+            f"{is_none}, and a data set gives each {item} by number from 0, which it does not "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error

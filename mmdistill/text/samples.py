@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
-from mmdistill.errors import DataError, first_line
+from mmdistill.checks import items_by_number
+from mmdistill.errors import DataError
 from mmdistill.files.tables import as_frame
 
 
@@ -32,13 +33,7 @@ def list_items(source: Any) -> Any:
     is_other = isinstance(source, Mapping | Sequence) or hasattr(source, "shape") or hasattr(source, "column_names")
     if is_other or not is_indexed:
         return source
-    try:
-        return [source[index] for index in range(len(source))]
-    except (LookupError, TypeError, NotImplementedError) as error:
-        raise DataError(
-            f"{type(source).__name__} is no table, and a data set gives each (text, label) by number from 0, which it "
-            f"does not ({type(error).__name__}: {first_line(error)})"
-        ) from error
+    return items_by_number(source, f"{type(source).__name__} is no table", "(text, label)")
 
 
 def are_samples(source: object) -> TypeGuard[list[Any]]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmdistill.checks import items_by_number
 from mmdistill.errors import DataError
 from mmdistill.files.columns import SPLIT_NAMES, require_one_each, split_name
 from mmdistill.graph.files import fields_of
@@ -86,14 +87,14 @@ def as_list(source: Any, place: str = "") -> list[Any]:
     """Return the graphs of a list, or of an object with a length and items like torch-geometric's data sets.
 
     Raises:
-        DataError: it has no length or items; the message begins with the place.
+        DataError: it has no length or items by number; the message begins with the place.
     """
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping | str):
         raise DataError(
             f"{place}a set of graphs is a name, a folder in the TU layout or a list of torch-geometric's Data, got "
             f"{type(source).__name__}"
         )
-    return [source[index] for index in range(len(source))]
+    return items_by_number(source, f"{place}{type(source).__name__} is no list of graphs", "graph")
 
 
 def _join(graphs: list[dict[str, Any]], name: str) -> Listed:

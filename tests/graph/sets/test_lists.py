@@ -171,6 +171,14 @@ def test_a_split_that_is_missing_is_held_out_of_the_training_graphs(graphs: Grap
     assert [note.partition(":")[0] for note in both.notes] == ["test", "validation"]
 
 
+class ByName:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, name: str) -> list[object]:
+        return {"graphs": [object()], "more": [object()]}[name]
+
+
 def test_splits_that_cannot_be_used_are_named(graphs: GraphSet) -> None:
     one = listed(graphs)
     first, second = one[::2], one[1::2]  # of the two classes
@@ -184,6 +192,7 @@ def test_splits_that_cannot_be_used_are_named(graphs: GraphSet) -> None:
         ({"train": one, "val": []}, "val is an empty list"),
         ({"train": one, "test": 3}, "test: a set of graphs is .* got int"),
         ({"train": one, "test": [one[0], 3]}, "test: graph 1 is int"),
+        ({"train": one, "test": ByName()}, r"test: ByName is no list of graphs, .* by number .*\(KeyError: 0\)"),
         ({"train": first, "val": one, "test": one}, "class 1 has no training graph"),
         ({"train": first, "test": one}, "class 1 has no training graph"),
         ({"train": [*first, second[0]]}, 'class 1 has a single training graph, and none is left for test; .* "test": '),
