@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmdistill.choices import Schedule as Schedule
+from mmdistill.choices import known_coresets
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.exporters import Exporter
 from mmdistill.files.hub import located_on_hub, on_hub
@@ -292,7 +293,7 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
         data: the data set's name, for settings of its own.
         schedule: ``published`` settings, or ``reduced`` ones for a CPU.
     Raises:
-        ConfigError: an unknown method, or one without a reduced schedule.
+        ConfigError: an unknown method, the name of a baseline, or a method without a reduced schedule.
     """
     methods = _methods_for(domain, data)
     key = canonical(name)
@@ -302,6 +303,12 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
             raise ConfigError(
                 f"{key} is a method for {in_words(kinds)} data, and {data or 'this'} is {domain.name} data "
                 f"(whose methods are: {', '.join(sorted(methods))})"
+            )
+        if key in ("random", *known_coresets(), "whole"):
+            alone = f"; selection(task, {key!r}, ...) gives them as a set in Python" if key != "whole" else ""
+            raise ConfigError(
+                f"{key} is a baseline of real samples and no method: name it beside a method (--baselines {key}, "
+                f"baselines=[{key!r}] in Python){alone}"
             )
         raise unknown_name(f"method for {domain.name} data", name, methods, scripts="a method")
     if schedule == "published":

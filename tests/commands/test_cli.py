@@ -152,6 +152,7 @@ def test_storages_of_many_numbers_are_listed_whatever_they_are_called(
             ["distill", "--data", "digits", "--method", "qqqq", "--ipc", "1"],
             "unknown method for image data 'qqqq' (there",
         ),
+        (["distill", "--data", "digits", "--method", "herding", "--ipc", "1"], "beside a method (--baselines herd"),
         (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "--ipc N or --bytes SIZE"),
         (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "the budget (--ipc) is between 1 and"),
