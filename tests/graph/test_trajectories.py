@@ -236,5 +236,5 @@ def test_a_run_lowers_the_distance_and_carries_its_rate() -> None:
         losses.append(float(loss))
     assert sum(losses[-20:]) < sum(losses[:20])
     result = distill(own, "sfgc", nodes=6, settings=FEW)
-    assert float(result.learned["inner_lr"]) == pytest.approx(0.6 * rate_unit(own))
+    assert float(result.learned["inner_lr"]) == pytest.approx(0.3 * rate_unit(own))
     assert torch.equal(result.batch.targets, torch.tensor([0, 0, 1, 1, 2, 2]))  # type: ignore[arg-type]
