@@ -214,20 +214,26 @@ def has_type(value: object, kind: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
 
 
-def items_by_number(source: Any, is_none: str, item: str) -> list[Any]:
-    """Return the items of a map-style data set, which has a length and items 0, 1 and so on.
+def item_by_number(source: Any, index: int, is_none: str, item: str) -> Any:
+    """Return one item of a map-style data set, which has a length and items 0, 1 and so on.
 
     Args:
         source: an object with a length and items.
+        index: the item's number.
         is_none: what the message begins with, "Corpus is no table".
         item: what a data set's items are.
     Raises:
-        DataError: it gives no items by number.
+        DataError: it does not give the item.
     """
     try:
-        return [source[index] for index in range(len(source))]
+        return source[index]
     except (LookupError, TypeError, NotImplementedError) as error:
         raise DataError(
-            f"{is_none}, and a data set gives each {item} by number from 0, which it does not "
+            f"{is_none}, and a data set gives each {item} by number from 0, but item {index} failed "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
+
+
+def items_by_number(source: Any, is_none: str, item: str) -> list[Any]:
+    """Return all items of a map-style data set, see :func:`item_by_number`."""
+    return [item_by_number(source, index, is_none, item) for index in range(len(source))]

@@ -45,6 +45,11 @@ def known_coresets() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*CORESETS, *RULES)))
 
 
+def known_selections() -> tuple[str, ...]:
+    """Return the names of all selections of real samples: random ones, and those that read the samples."""
+    return ("random", *known_coresets())
+
+
 def starts() -> tuple[str, ...]:
     """Return the names of starts of synthetic samples: random real samples, noise, or a selection of real samples."""
     return ("real", "noise", *known_coresets())

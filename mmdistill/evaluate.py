@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mmdistill.abilities import DescribesJudges, Selects, TakesJudges, judge_facts
 from mmdistill.checks import require_kind, require_size, require_sizes
-from mmdistill.choices import known_coresets
+from mmdistill.choices import known_selections
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError, note_kept
 from mmdistill.evaluation import Evaluation
@@ -150,7 +150,7 @@ def find_baselines(task: Task, requested: str | Sequence[str]) -> list[str]:
     Raises:
         ConfigError: an unknown baseline.
     """
-    known = ("random", *known_coresets(), "whole", *(task.selections if isinstance(task, Selects) else ()))
+    known = (*known_selections(), "whole", *(task.selections if isinstance(task, Selects) else ()))
     names = baseline_names(requested) if isinstance(requested, str) else [canonical(name) for name in requested]
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise unknown_name("baseline", unknown[0], known)

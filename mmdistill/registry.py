@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmdistill.choices import Schedule as Schedule
-from mmdistill.choices import known_coresets
+from mmdistill.choices import known_selections
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.exporters import Exporter
 from mmdistill.files.hub import located_on_hub, on_hub
@@ -304,7 +304,7 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
                 f"{key} is a method for {in_words(kinds)} data, and {data or 'this'} is {domain.name} data "
                 f"(whose methods are: {', '.join(sorted(methods))})"
             )
-        if key in ("random", *known_coresets(), "whole"):
+        if key in (*known_selections(), "whole"):
             alone = f"; selection(task, {key!r}, ...) gives them as a set in Python" if key != "whole" else ""
             raise ConfigError(
                 f"{key} is a baseline of real samples and no method: name it beside a method (--baselines {key}, "

@@ -5,7 +5,7 @@ import time
 from mmdistill.abilities import Selects, SizesSelections
 from mmdistill.allocation import allocate, subset_bytes
 from mmdistill.budget import GivenBudget, given_count, largest_within, parse_bytes
-from mmdistill.choices import known_coresets
+from mmdistill.choices import known_selections
 from mmdistill.coresets import choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
@@ -57,7 +57,7 @@ def selection(
     require_task(task)
     size = given_count(task, GivenBudget(budget, ipc, nodes, users, bytes))
     seed, began = checked_seed(seed), time.perf_counter()
-    known = ("random", *known_coresets(), *(task.selections if isinstance(task, Selects) else ()))
+    known = (*known_selections(), *(task.selections if isinstance(task, Selects) else ()))
     rule = known_name("selection", rule, known)
     if bytes is not None:
         size = most_within(task, rule, parse_bytes(bytes))
@@ -107,4 +107,4 @@ def bytes_of(task: Task, rule: str, budget: int) -> int:
 def known_bytes(task: Task, budget: int) -> dict[str, int]:
     """Return the bytes of baselines at equal count by name; a task's own selections only if it gives their bytes."""
     selections = task.selections if isinstance(task, SizesSelections) else ()
-    return {rule: bytes_of(task, rule, budget) for rule in ("random", *known_coresets(), *selections)}
+    return {rule: bytes_of(task, rule, budget) for rule in (*known_selections(), *selections)}

@@ -98,9 +98,9 @@ GCN_STUDENTS: dict[str, Any] = {
 
 
 def _sfgc_settings(nodes: int) -> Settings:
-    """Return our own settings, chosen on validation nodes of Cora (and Citeseer: steps, the students' rate).
+    """Return our own settings, chosen on validation nodes with test accuracy in sight.
 
-    Test accuracy was in sight.
+    The nodes are Cora's; for the steps and the students' rate Citeseer's too.
 
     Differs from: in the published code for 70 nodes, with the same expert rate, a student starts at one of four points
     of an expert's first 300 steps and matches, after 500 steps, the expert 1,200 steps later; here students start where

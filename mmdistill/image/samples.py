@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from mmdistill.checks import item_by_number
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.files.columns import SPLIT_NAMES, are_hidden, class_names_of, known_split, require_one_each
 from mmdistill.files.paths import users_path
@@ -152,11 +153,12 @@ def _read_dataset(
         DataError: among others, samples that change from one reading to the next.
     """
     item_labels: list[Any] = []
+    is_none = f"{what}: {type(dataset).__name__} is no pair of images and labels"
 
     def read_samples() -> Iterator[Any]:
         for index in range(len(dataset)):
             item = f"{what}: item {index}"
-            sample, label = _sample_and_label(dataset[index], item)
+            sample, label = _sample_and_label(item_by_number(dataset, index, is_none, "(image, label)"), item)
             item_labels.append(label)
             yield sample
             if index < READ_TWICE:

@@ -1061,6 +1061,14 @@ def test_two_pairs_are_to_train_and_to_test_on() -> None:
     assert len(alone.train_images) == 4
 
 
+class ByName:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, name: str) -> int:
+        return {"images": 0, "labels": 1}[name]
+
+
 def test_bad_samples() -> None:
     pixel = torch.zeros(1, 4, 4)
     cases = [
@@ -1083,6 +1091,7 @@ def test_bad_samples() -> None:
         (pd.DataFrame({"images": [0]}), r"give its images and labels as a pair, \(data"),
         ([pixel], "no \\(sample, label\\) pair"),
         (iter([pixel]), "no map-style data set"),
+        (ByName(), r"ByName is no pair of images and labels, .* by number .* item 0 failed \(KeyError: 0\)"),
         ((pixel,), r"expected \(images, labels\), got 1"),
         (("a", [0]), "images are a tensor, an array or a list of samples, got str"),
     ]
