@@ -9,6 +9,7 @@ from mmdistill.bars import progress_bar, showing
 from mmdistill.errors import ConfigError
 from mmdistill.execution import ranks
 from mmdistill.execution.isolation import turns_let_go
+from mmdistill.networks.clock import time_in_words
 from mmdistill.networks.watching import watching
 
 StepProgress = Callable[[int, int, float], object]
@@ -71,7 +72,7 @@ def judging_bar() -> Iterator[ShowJudging]:
                 began = time.perf_counter()
                 return
             remaining = (time.perf_counter() - began) / (number - 1) * (epochs - number)
-            show(done, total, now=f"{subject}, epoch {number}/{epochs}, {remaining:.0f} s left")
+            show(done, total, now=f"{subject}, epoch {number}/{epochs}, {time_in_words(remaining)} left")
 
         with watching(epoch):
             yield begin

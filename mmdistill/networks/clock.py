@@ -14,6 +14,13 @@ FIRST_REPORT = 10.0
 """Seconds of training before the log's first estimate."""
 
 
+def time_in_words(seconds: float) -> str:
+    """Return a duration in seconds below two minutes, in minutes below two hours, then in hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
 def describe_training(what: str, left: int, total: int, place: Path) -> str:
     """Describe in words where trained networks are, or how many of the networks or steps are left to train first."""
     if not left:
@@ -24,6 +31,8 @@ def describe_training(what: str, left: int, total: int, place: Path) -> str:
 class TrainingClock:
     """Counts steps and estimates the time left.
 
+    Once there are others, the first step, which may compile, does not count as speed.
+
     Args:
         total: the steps to take.
         progress: called after each step.
@@ -33,7 +42,7 @@ class TrainingClock:
         self.total = total
         self.done = 0
         self.progress = progress
-        self.began = time.perf_counter()
+        self.began, self.before = time.perf_counter(), 0
 
     def skip(self, steps: int) -> None:
         """Leave out steps that an earlier training took."""
@@ -41,13 +50,17 @@ class TrainingClock:
 
     def tick(self, steps: int = 1) -> None:
         """Count a step, or several."""
+        first, now = not self.done, time.perf_counter()
         self.done += steps
+        pace = (now - self.began) / (self.done - self.before)
+        if first:
+            self.began, self.before = now, self.done
         if self.progress is not None:
-            self.progress(self.done, self.total, (time.perf_counter() - self.began) * (self.total / self.done - 1))
+            self.progress(self.done, self.total, pace * (self.total - self.done))
 
 
 class LoggedProgress:
-    """Logs the time left of a training, after some seconds and then at each tenth of its steps.
+    """Logs the time left of a training after some seconds, each time these doubled, and at each tenth of the steps.
 
     Args:
         what: names what is trained.
@@ -57,14 +70,19 @@ class LoggedProgress:
     def __init__(self, what: str, verb: str = "trained") -> None:
         self.what, self.verb = what, verb
         self.began = time.perf_counter()
+        self.calls = 0
         self.logged: int | None = None
         """The last tenth that was logged."""
+        self.due = FIRST_REPORT
+        """Seconds after which the next report is due, if no tenth is over before."""
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
-        """Log the time left if it is due."""
+        """Log the time left if it is due and rests on more than the first step, which may compile."""
+        self.calls += 1
         tenths = done * 10 // total
         elapsed = time.perf_counter() - self.began
-        is_due = elapsed >= FIRST_REPORT if self.logged is None else tenths > self.logged
-        if is_due:
-            logger.info("%s: %d %% %s, about %.0f s left", self.what, done * 100 // total, self.verb, seconds)
-            self.logged = tenths
+        is_due = elapsed >= self.due or (self.logged is not None and tenths > self.logged)
+        if is_due and (self.calls > 1 or done == total):
+            left = time_in_words(seconds)
+            logger.info("%s: %d %% %s, about %s left", self.what, done * 100 // total, self.verb, left)
+            self.logged, self.due = tenths, 2 * elapsed

@@ -110,25 +110,35 @@ def test_batched_experts_equal_looped_ones(trained: Path, tmp_path: Path) -> Non
         assert torch.allclose(tensor, looped.snapshot(1, EPOCHS).params[name], atol=1e-5)
 
 
-def test_the_log_says_early_and_at_tenths_how_long_training_takes(
+def test_the_log_says_early_and_often_how_long_training_takes(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     caplog.set_level(logging.INFO, "mmdistill")
-    report = clock.LoggedProgress("experts")
-    for step in range(1, 101):  # of four seconds each
+    ticking = clock.TrainingClock(1001, clock.LoggedProgress("experts"))
+    now[0] += 60.0
+    ticking.tick()  # which compiled: that 1000 more take 60000 s would be wrong
+    assert not caplog.records
+    for _ in range(1000):
         now[0] += 4.0
-        report(step, 100, 4.0 * (100 - step))
+        ticking.tick()
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "experts: 3 % trained, about 388 s left"  # as soon as ten seconds are over
-    assert said[1:] == [f"experts: {10 * tenth} % trained, about {400 - 40 * tenth} s left" for tenth in range(1, 11)]
+    doubled = ["0 % trained, about 67 min left", "1 % trained, about 66 min left", "4 % trained, about 63 min left"]
+    tenths = [f"{10 * tenth} % trained, about {left} left" for tenth, left in enumerate(("60 min", "53 min"), 1)]
+    assert said[:5] == [f"experts: {line}" for line in (*doubled, *tenths)]
+    assert said[-1] == "experts: 100 % trained, about 0 s left"
     caplog.clear()
-    short = clock.LoggedProgress("experts")
-    for step in range(1, 101):
+    short = clock.TrainingClock(100, clock.LoggedProgress("experts"))
+    for _ in range(100):
         now[0] += 0.09
-        short(step, 100, 0.0)
+        short.tick()
     assert not caplog.records  # nobody waits for nine seconds
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(119, "119 s"), (121, "2 min"), (7199, "120 min"), (194849, "54 h")])
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert clock.time_in_words(seconds) == words
 
 
 def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path: Path) -> None:
