@@ -29,7 +29,7 @@ from mmdistill.names import canonical
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
-from mmdistill.runs.advice import lowering_start, rate_warning, skipped_warning
+from mmdistill.runs.advice import lowering_start, rate_warning, skipped_warning, teacher_warning
 from mmdistill.runs.finished import finished_set_or_resume, identity
 from mmdistill.runs.folder import HISTORY, is_started, require_free
 from mmdistill.runs.history import Reading, write_history
@@ -332,6 +332,7 @@ def _result(distiller: Distiller, run: RunState, name: str, seconds: float) -> D
         count_warning(distiller.task, distiller.method, distiller.budget, len(result.batch.weight)),
         skipped_warning(run, distiller.settings.skip_above),
         rate_warning(result.learned),
+        teacher_warning(result, distiller.schedule.gives_target),
     ):
         if note and ranks.is_first():
             logger.warning("%s", note)

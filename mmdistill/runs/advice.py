@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mmdistill.composition import may_take_some
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.execution.precision import multiplies_bfloat16
+from mmdistill.labels import TeacherLabels, hard_labels
 from mmdistill.networks.minibatches import useless_rates
 from mmdistill.networks.schedules import InnerLoopSchedule, UnreadNetwork
 from mmdistill.objectives.trajectory import TrajectoryMatchingConstantMemory
@@ -17,6 +19,9 @@ from mmdistill.settings import Settings
 
 BF16_FROM_CHANNELS = 64
 """The channels from which convolutions in bfloat16 were measured to take about half the time, on CPUs made for it."""
+
+LITTLE_TAUGHT = 0.25
+"""How much of the way from chance to certainty a teacher must recognise samples, that its labels be worth having."""
 
 
 def lowering_steps(distiller: Distiller, run: RunState) -> str:
@@ -89,6 +94,31 @@ def rate_warning(learned: Mapping[str, Tensor]) -> str:
     return (
         f"the student's learned rate ended at {useless[0]:.3g}, which cannot train, so judges take their protocol's; "
         "begin at another one (--inner-lr), or learn it more slowly (the settings' optimizer of the group 'objective')"
+    )
+
+
+def teacher_warning(result: DistilledSet, gives_target: bool) -> str:
+    """Return a warning that a teacher hardly tells the samples' classes apart; empty if it does, or none labels them.
+
+    Args:
+        result: the finished set.
+        gives_target: whether an expert labels, at the end that the step matches, and no teacher of its own.
+    """
+    targets, classes = result.batch.targets, result.classes
+    if result.label != TeacherLabels.title or not isinstance(targets, Tensor) or classes is None:
+        return ""
+    share = float((hard_labels(targets).cpu() == classes).float().mean())
+    chance = 1 / targets.shape[1]
+    if share >= chance + LITTLE_TAUGHT * (1 - chance):
+        return ""
+    remedy = (
+        "match experts that have trained for longer (--set expert_steps=N and --set start_epochs=N, in epochs)"
+        if gives_target
+        else "let it train for longer (--teacher-epochs)"
+    )
+    return (
+        f"the labels are a teacher's that sees their own class in {share:.0%} of the samples (by chance {chance:.0%}), "
+        f"so they say little: {remedy}, or take class indices (--label hard)"
     )
 
 

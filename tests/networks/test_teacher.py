@@ -59,7 +59,7 @@ def test_a_teacher_is_trained_once_and_knows_the_classes() -> None:
 def test_the_log_calls_a_teacher_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "FIRST_REPORT", 0.0)
     with caplog.at_level(logging.INFO, "mmdistill"):
-        trained_teacher(BlobTask(), 2)
+        trained_teacher(BlobTask(), 4)
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("teacher: 50 % trained") for line in said)
     assert not any("expert" in line.partition(" in ")[0] for line in said)
