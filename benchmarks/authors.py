@@ -62,6 +62,7 @@ class Pair:
         ipc: images per class.
         nodes: of the synthetic graph; 0: images.
         model: our network.
+        held: numbers of the codes or bases that make images, in one tensor; 0: images themselves are learned.
         parts: steps in which the program updates all images once; ours takes one.
         first: numbers of a tensor that the program updates in its first steps, where that is not the nodes' features.
         before: gives the program what it alone asks for, files in the working directory too.
@@ -75,6 +76,7 @@ class Pair:
     options: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     ipc: int = 1
+    held: int = 0
     nodes: int = 0
     model: str = "convnet"
     parts: int = 1
@@ -83,7 +85,9 @@ class Pair:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the synthetic images or nodes' features have."""
+        """How many numbers the synthetic images, nodes' features or codes have."""
+        if self.held:
+            return self.held
         if self.nodes:
             return self.nodes * FEATURES
         channels, height, width = self.shape
@@ -119,13 +123,15 @@ class WithoutCUDA(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call torch's function."""
-        args = tuple(without_cuda(value) for value in args)
-        return func(*args, **{name: without_cuda(value) for name, value in (kwargs or {}).items()})
+        args = tuple(without_cuda(value, number=func is Tensor.to) for value in args)
+        named = {name: without_cuda(value, number=name == "device") for name, value in (kwargs or {}).items()}
+        return func(*args, **named)
 
 
-def without_cuda(value: Any) -> Any:
-    """Return an argument of a torch function, the CPU in place of CUDA's device."""
-    return "cpu" if isinstance(value, str | torch.device) and str(value).startswith("cuda") else value
+def without_cuda(value: Any, number: bool = False) -> Any:
+    """Return an argument of a torch function, the CPU in place of CUDA's device, which may be a ``number``."""
+    named = isinstance(value, str | torch.device) and str(value).startswith("cuda")
+    return "cpu" if named or (number and type(value) is int) else value
 
 
 def run_script(pair: Pair, checkouts: Path, workplace: Path) -> None:
@@ -155,7 +161,10 @@ def stand_in(shape: tuple[int, int, int]) -> None:
     setattr(torchvision.datasets, name, type(name, (RandomImages,), {"shape": shape}))
     Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
     nn.Module.cuda = lambda module, *args, **kwargs: module  # type: ignore[method-assign]
-    write, view = Tensor.__setitem__, Tensor.view
+    write, view, move = Tensor.__setitem__, Tensor.view, nn.Module.to
+
+    def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return move(module, *(without_cuda(value, number=True) for value in args), **kwargs)
 
     def viewed(tensor: Tensor, *size: Any) -> Tensor:
         try:
@@ -167,6 +176,7 @@ def stand_in(shape: tuple[int, int, int]) -> None:
         write(tensor, index, value.clone() if isinstance(value, Tensor) else value)
 
     Tensor.__setitem__, Tensor.view = written, viewed  # type: ignore[method-assign, assignment]
+    nn.Module.to = moved  # type: ignore[method-assign, assignment]
 
 
 def write_expert() -> None:
@@ -176,6 +186,13 @@ def write_expert() -> None:
     for moment in ("init", "trained"):
         weights = import_module("models.convnet").ConvNet(10).state_dict()
         torch.save(weights, folder / f"premodel0_{moment}.pth.tar")
+
+
+def write_config() -> None:
+    """Write the options of BPTT's and AddMem's program, without its judges, where it looks for them."""
+    (options,) = Path(sys.path[0], "configs").glob("compressors_bptt_interventions.yml")
+    Path("configs").mkdir()
+    Path("configs/unjudged.yml").write_text(options.read_text().replace("num_eval: 10", "num_eval: 0"))
 
 
 class AccuracyMeter:
@@ -214,6 +231,11 @@ GENERATOR = 128 * 128
 """Numbers of the middle layer of GCond's structure. Its 200 first steps learn that, but differentiate features too."""
 GCOND = "ChandlerBang/GCond", "052305b"
 CORA = "--dataset cora --nlayers 2 --reduction_rate .5"
+REMEMBER = "princetonvisualai/RememberThePast-DatasetDistillation", "f49e631"
+REMEMBERED = (
+    "srcs/main.py --config unjudged.yml --backbone_name ConvNet --dataset CIFAR10 --task_sampler_nc 10 "
+    "--bptt_inner_steps 50 --inner_optimizer SGD --inner_momentum .9 --interventions none"
+)
 PAIRS = {
     "dm": Pair(
         *DATASET_CONDENSATION,
@@ -261,6 +283,40 @@ PAIRS = {
         "mtt",
         {"experts": 1, "expert_epochs": 2, "expert_steps": 1, "start_epochs": 1, "inner_steps": 50},
         shape=(3, 32, 32),
+    ),
+    "haba": Pair(
+        "Huage001/DatasetFactorization",
+        "60c9128",
+        (
+            "buffer.py --dataset CIFAR10 --zca --num_experts 1 --train_epochs 2 --save_interval 1",
+            "distill_fac.py --dataset CIFAR10 --zca --ipc 1 --num_eval 0 --n_style 5 --syn_steps 50 --expert_epochs 1 "
+            "--max_start_epoch 1",
+        ),
+        "haba",
+        {"experts": 1, "expert_epochs": 2, "expert_steps": 1, "start_epochs": 1, "inner_steps": 50, "init": "noise"},
+        shape=(3, 32, 32),
+        ipc=2,
+        held=10 * 3 * 32 * 32,
+    ),
+    "bptt": Pair(
+        *REMEMBER,
+        (f"{REMEMBERED} --compressor imgs_embedding_minibatch --ipc 1 --compressor_minibatch_size 1",),
+        "bptt",
+        {"real_batch": 640, "inner_steps": 50, "inner_batch": 10},
+        shape=(3, 32, 32),
+        before=write_config,
+    ),
+    "addmem": Pair(
+        *REMEMBER,
+        (
+            f"{REMEMBERED} --compressor imgs_embedding_basis_minibatch --ipc 1 --fixed_budget 1 --n_basis 16 "
+            "--downsample_scale 2 --compressor_minibatch_size 1",
+        ),
+        "addmem",
+        {"real_batch": 640, "inner_steps": 50, "inner_batch": 10},
+        shape=(3, 32, 32),
+        held=16 * 3 * 16 * 16,
+        before=write_config,
     ),
     "tesla": Pair(
         "justincui03/tesla",

@@ -49,7 +49,7 @@ class Watch:
         hook = register_optimizer_step_post_hook(self._stepped)
         try:
             program()
-        except EnoughError:
+        except (EnoughError, SystemExit):  # a program may hide the first, and end
             pass
         finally:
             hook.remove()
