@@ -190,7 +190,7 @@ def write_expert() -> None:
 
 def write_config() -> None:
     """Write the options of BPTT's and AddMem's program, without its judges, where it looks for them."""
-    (options,) = Path(sys.path[0], "configs").glob("compressors_bptt_interventions.yml")
+    options = Path(sys.path[0], "configs", "compressors_bptt_interventions.yml")
     Path("configs").mkdir()
     Path("configs/unjudged.yml").write_text(options.read_text().replace("num_eval: 10", "num_eval: 0"))
 

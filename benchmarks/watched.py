@@ -49,8 +49,11 @@ class Watch:
         hook = register_optimizer_step_post_hook(self._stepped)
         try:
             program()
-        except (EnoughError, SystemExit):  # a program may hide the first, and end
+        except EnoughError:
             pass
+        except SystemExit:
+            if len(self.seconds) < self.updates:  # else the program has caught EnoughError, and ended
+                raise
         finally:
             hook.remove()
             Optimizer.__init__ = construct  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ BF16_FROM_CHANNELS = 64
 """The channels from which convolutions in bfloat16 were measured to take about half the time, on CPUs made for it."""
 
 LITTLE_TAUGHT = 0.25
-"""How much of the way from chance to certainty a teacher must recognise samples, that its labels be worth having."""
+"""How far from chance to certainty a teacher must recognise samples for its labels to be worth having."""
 
 
 def lowering_steps(distiller: Distiller, run: RunState) -> str:
@@ -111,11 +111,12 @@ def teacher_warning(result: DistilledSet, gives_target: bool) -> str:
     chance = 1 / targets.shape[1]
     if share >= chance + LITTLE_TAUGHT * (1 - chance):
         return ""
-    remedy = (
-        "match experts that have trained for longer (--set expert_steps=N and --set start_epochs=N, in epochs)"
-        if gives_target
-        else "let it train for longer (--teacher-epochs)"
-    )
+    if gives_target:
+        remedy = "match experts that have trained for longer (--set expert_steps=N and --set start_epochs=N, in epochs)"
+    elif result.teacher:
+        remedy = "bring one that has learned these classes (--teacher)"
+    else:
+        remedy = "let it train for longer (--teacher-epochs)"
     return (
         f"the labels are a teacher's that sees their own class in {share:.0%} of the samples (by chance {chance:.0%}), "
         f"so they say little: {remedy}, or take class indices (--label hard)"

@@ -54,15 +54,16 @@ def test_labels_of_a_teacher_that_knows_no_classes_are_warned_of() -> None:
     images = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(0))
     chosen = selection(image_task((images, labels), test=(images, labels)), "random", ipc=2)
 
-    def said(seen: list[int], label: str = "teacher", by_expert: bool = False) -> str:
+    def said(seen: list[int], label: str = "teacher", by_expert: bool = False, given: str = "") -> str:
         targets = torch.full((8, 4), 0.2)
         targets[torch.arange(8), torch.tensor(seen)] = 0.4
         batch = chosen.batch._replace(targets=targets)
-        return teacher_warning(replace(chosen, batch=batch, label=label, classes=labels), by_expert)
+        return teacher_warning(replace(chosen, batch=batch, label=label, classes=labels, teacher=given), by_expert)
 
     assert "in 38% of the samples (by chance 25%)" in said([3, 3, 1, 0, 3, 3, 3, 3])
     assert "(--teacher-epochs)" in said([3] * 8)
     assert "--set expert_steps=N" in said([3] * 8, by_expert=True)
+    assert "(--teacher)" in said([3] * 8, given="mine.pt")
     assert said([3, 3, 1, 1, 3, 3, 3, 3]) == ""  # half of them
     assert said([3] * 8, label="soft") == ""  # which are learned
     assert teacher_warning(replace(chosen, label="teacher"), False) == ""  # class indices
