@@ -24,6 +24,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.image.data import ImageData
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.registry import domain_of, get_method
+from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
@@ -32,9 +33,9 @@ def curve(task: Task, distiller: Distiller, every: int) -> list[float]:
     """Return the validation score after every so many steps."""
     if not isinstance(task, Validates):
         raise SystemExit("this task has no validation score")
-    run, scores = distiller.start(), []
+    step, run, scores = Stepper(distiller), distiller.start(), []
     while run.step < distiller.steps:
-        run, _ = distiller.step(run)
+        run, _ = step(run)
         if run.step % every == 0:
             batch = run.parameterization.finished(Draws(0, ("decode",), task.device))
             learned = run.objective.learned()
@@ -60,9 +61,9 @@ def held_out(data: ImageData, seed: int = 0, fraction: float = 0.2) -> ImageData
 
 def judged(task: Task, distiller: Distiller, networks: int) -> float:
     """Return the mean validation accuracy of judges that are trained on the finished set."""
-    run = distiller.start()
+    step, run = Stepper(distiller), distiller.start()
     while run.step < distiller.steps:
-        run, _ = distiller.step(run)
+        run, _ = step(run)
     result = distiller.result(run, "choose", 0.0)
     draws = Draws(distiller.draws.seed, ("choose",), task.device)
     scores = task.evaluate(result.to(task.device), task.judges[0], draws, networks, result.learned)
@@ -90,6 +91,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--judge-epochs", type=int, default=None)
     parser.add_argument("--judge-batch", type=int, default=None)
+    parser.add_argument("--protocol", default=None, help="how judges train, for images")
+    parser.add_argument("--whiten", default=None, help="how images are whitened, by the training images that are kept")
     parser.add_argument("--networks", type=int, default=2, help="judges per seed, for images")
     chosen = parser.parse_args()
     overrides = parse_options(chosen.settings)
@@ -99,7 +102,7 @@ def main() -> None:
     options = {name: getattr(chosen, name) for name in ("model", "width", "judge_epochs", "judge_batch")}
     task = make_task_of(chosen.data, options)
     if isinstance(task, ImageTask):
-        task = image_task(held_out(task.data), **options)
+        task = image_task(held_out(task.data), **options, protocol=chosen.protocol, whiten=chosen.whiten)
     method = get_method(domain, chosen.method, chosen.data, chosen.schedule)
     method = method.customised(settings=overrides)
     rates: list[float | None] = [float(text) for text in chosen.rates.split(",") if text]

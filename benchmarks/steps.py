@@ -15,6 +15,7 @@ from quality import prepared, split_rows
 
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
+from mmdistill.runs.stepper import Stepper
 from mmdistill.store import write_json
 
 
@@ -26,11 +27,11 @@ def curve(row: str, shares: list[float], seed: int, networks: int) -> list[dict[
         raise SystemExit(f"{row} ends with an average or its best step, which has no value on the way")
     distiller = Distiller(task, found.method, found.budget, seed=seed, precision=found.precision)
     wanted = sorted({round(share * distiller.steps) for share in shares})
-    run, seconds, entries = distiller.start(), 0.0, []
+    step, run, seconds, entries = Stepper(distiller), distiller.start(), 0.0, []
     for stop in wanted:
         started = time.perf_counter()
         while run.step < stop:
-            run, _ = distiller.step(run)
+            run, _ = step(run)
         seconds += time.perf_counter() - started
         result = distiller.result(run, found.name, seconds)
         headline = evaluate(task, result, judges=task.judges[:1], n=networks, seed=seed, baselines=()).headline()
