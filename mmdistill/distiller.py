@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import get_args
@@ -28,7 +28,7 @@ from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.networks.training import Trainer
 from mmdistill.objectives.base import Network, Objective
-from mmdistill.objectives.checks import require_given, require_gradients, require_loss
+from mmdistill.objectives.checks import require_given, require_gradients, require_loss, watched
 from mmdistill.objectives.compiled import Compiled
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import anneal, is_active
@@ -323,7 +323,8 @@ class Distiller:
         most = run.objective.samples_read if run.objective.view == "flat" else None
         decoded, chosen = decode_for_step(samples, self.settings.syn_batch, most, real, key)
         syn, real = self.batches(run, schedule, decoded, real, key, chosen)
-        loss = run.objective(network, syn, real, key.fold("objective"))
+        with nullcontext() if run.step else watched(run.objective, network, syn, real):
+            loss = run.objective(network, syn, real, key.fold("objective"))
         if (penalty := samples.penalty(network.features, decoded.inputs, chosen)) is not None:
             loss = loss + penalty
         tensors = self._active_parameters(run)
@@ -340,8 +341,7 @@ class Distiller:
 
     def _active_parameters(self, run: RunState) -> list[nn.Parameter]:
         """Return the tensors of all active groups, in group order."""
-        groups = run.groups()
-        return [parameter for name in self.active(run) for parameter in groups[name]]
+        return [parameter for name in self.active(run) for parameter in run.groups()[name]]
 
     def _skips(self, loss: Tensor) -> bool:
         """Return whether the step is skipped because its loss, averaged over ranks, exceeds ``skip_above``."""

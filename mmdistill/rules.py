@@ -229,7 +229,10 @@ def chosen_by(name: str, embedding: Tensor, labels: Tensor | None, counts: Tenso
         ShapeError: the rule chooses a wrong number of any class, a sample twice, or returns something else than
             indices.
     """
-    indices = RULES[name](embedding, labels, counts, draws)
+    given = embedding, labels, counts
+    if RULES.added(name):  # a user's rule may centre the embedding in place, which may be the task's own data
+        given = embedding.clone(), None if labels is None else labels.clone(), counts.clone()
+    indices = RULES[name](*given, draws)
     if not isinstance(indices, Tensor) or indices.dtype != torch.long or indices.ndim != 1:
         raise ShapeError(
             f"the rule {name!r} returns the indices of samples, one tensor (n,) of int64, got {indices!r:.80}"

@@ -33,7 +33,7 @@ from mmdistill.labels import LabelKind, hard_labels
 from mmdistill.method import Parameterizer, build_objective
 from mmdistill.names import in_words
 from mmdistill.objectives.base import Network, Objective, class_gradients
-from mmdistill.objectives.checks import require_gradients, require_loss
+from mmdistill.objectives.checks import require_gradients, require_loss, watched
 from mmdistill.objectives.solved import Solved
 from mmdistill.parameterizations.base import Parameterization, require_alike, require_batch
 from mmdistill.parameterizations.codes import undecodable
@@ -266,8 +266,9 @@ def check_objective(
         result: Tensor = functional_call(objective, buffers, (network, syn, real, draws))
         return result
 
-    first_loss = computed(syn, real)
     with as_conformance_error("objective"):
+        with watched(objective, network, syn, real, contents=True):
+            first_loss = computed(syn, real)
         require_loss(objective, first_loss, learns=False)
     value = first_loss.detach()
     require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")

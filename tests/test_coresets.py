@@ -174,14 +174,14 @@ def test_a_rule_of_ones_own_gets_an_embedding_classes_counts_and_a_key(monkeypat
     task, counts, given = BlobTask(per_class=8), torch.tensor([2, 3, 1]), list[tuple[object, ...]]()
 
     def own(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
-        given.append((embedding.shape, labels, counts, draws))
+        given.append((embedding.shape, None if labels is None else labels.tolist(), counts.tolist(), draws))
         return herding(embedding, labels, counts)
 
     layers = task.features
     monkeypatch.setattr(task, "features", lambda state, inputs: (inputs, *layers(state, inputs)))
     monkeypatch.setitem(RULES, "own", own)
     assert torch.equal(choose_samples(task, "own", counts, Draws(0)), choose_samples(task, "herding", counts, Draws(0)))
-    assert given == [((24, 8), task.labels, counts, Draws(0))]
+    assert given == [((24, 8), task.labels.tolist(), counts.tolist(), Draws(0))]
     assert torch.equal(choose_start(task, "own", counts, Draws(0)), choose_start(task, "herding", counts, Draws(0)))
     assert Settings(1, init="own").init == "own"
     assert len(chosen_by("own", Draws(1).normal(9, 2), None, torch.tensor([4]), Draws(0))) == 4

@@ -1,12 +1,19 @@
-"""Checks of an objective: that its schedule gives what it reads, and that its loss can be differentiated."""
+"""Checks of an objective: that it gets what it reads and leaves it alone, and that its loss can be differentiated."""
 
-from collections.abc import Sequence
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, MmdistillWarning
+from mmdistill.names import in_words
 from mmdistill.networks.schedules import NetworkSchedule
-from mmdistill.objectives.base import Objective
+from mmdistill.objectives.base import Network, Objective
+from mmdistill.task import Batch, ClassBatch, tensors_of
 
 
 def require_given(objective: Objective, schedule: NetworkSchedule) -> None:
@@ -44,6 +51,92 @@ def require_loss(objective: Objective, loss: object, learns: bool) -> None:
         raise ConfigError(f"a loss is a tensor of one number and no axes, and {name} returned {returned}")
     if learns and not loss.requires_grad:
         raise _detached_error(objective)
+
+
+@contextmanager
+def watched(
+    objective: Objective,
+    network: Network,
+    syn: Batch | ClassBatch,
+    real: Batch | ClassBatch,
+    *,
+    contents: bool = False,
+) -> Iterator[None]:
+    """Within this context, in which an objective computes its loss, it leaves alone what it is given.
+
+    A warning says if it draws from a global generator, whose numbers no key gives.
+
+    Args:
+        objective: the objective, for messages.
+        network: the step's network.
+        syn: the step's synthetic samples.
+        real: the step's real samples.
+        contents: compare what the tensors hold, which copies them. Otherwise it is counted how often each was written
+            to, which does not wait for a device, and misses writes to ``tensor.data``.
+    Raises:
+        ConfigError: the objective changes samples or the network in place, which other steps, methods and judges read.
+    """
+    state = network.state
+    given = {
+        "synthetic samples": _tensors(syn),
+        "real samples": _tensors(real),
+        "network": [*state.params.values(), *state.buffers.values(), *(network.target or {}).values()],
+    }
+    copies = {what: [tensor.detach().clone() for tensor in tensors] for what, tensors in given.items() if contents}
+    writes = {what: _writes(tensors) for what, tensors in given.items()}
+    generators = _generators(given["real samples"])
+    yield
+    name = type(objective).__name__
+    if changed := [
+        what
+        for what, tensors in given.items()
+        if _writes(tensors) != writes[what] or not all(map(_equal, tensors, copies.get(what, tensors)))
+    ]:
+        again = "; make the task anew, whose data may have changed" if "real samples" in changed else ""
+        raise ConfigError(
+            f"{name} changes the {in_words(changed)} in place, as x.clamp_(0, 1) and x -= 1 do, and others read them "
+            f"too; let it make new tensors (x.clamp(0, 1), x = x - 1){again}"
+        )
+    now = _generators(given["real samples"])
+    if drawn := [source for source, before in generators.items() if now[source] != before]:
+        warnings.warn(
+            f"{name} draws random numbers from {in_words(drawn)}, which the run's seed does not set: the same call "
+            "makes another set each time, and a resumed run ends elsewhere; draw from draws (draws.normal(...), "
+            "draws.generator())",
+            MmdistillWarning,
+            stacklevel=3,
+        )
+
+
+def _tensors(batch: Batch | ClassBatch) -> list[Tensor]:
+    """Return all tensors of a batch, the weight last."""
+    flat = batch.batch if isinstance(batch, ClassBatch) else batch
+    return [*tensors_of(flat.inputs), *tensors_of(flat.targets), flat.weight]
+
+
+def _writes(tensors: Sequence[Tensor]) -> list[int]:
+    """Return how often each tensor was written to in place; inference tensors have no count."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _equal(tensor: Tensor, copy: Tensor) -> bool:
+    """Return whether a tensor holds what its copy does, NaN included."""
+    return tensor is copy or torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True)
+
+
+def _generators(tensors: Sequence[Tensor]) -> dict[str, object]:
+    """Return the states of the global generators of torch, numpy and Python, by name.
+
+    Those of torch are the CPU's and, unless a graph is being captured, that of the tensors' CUDA device.
+    """
+    states, device = [torch.get_rng_state().tolist()], tensors[-1].device
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        states.append(torch.cuda.get_rng_state(device).tolist())
+    return {
+        "torch's global generator": states,
+        "numpy's global generator": repr(np.random.get_state(legacy=False)),  # noqa: NPY002  # what is looked for
+        "Python's global generator": random.getstate(),
+    }
 
 
 def require_gradients(objective: Objective, gradients: Sequence[Tensor | None]) -> None:

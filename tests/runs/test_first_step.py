@@ -1,6 +1,8 @@
 """What only the start of a run can tell of its parts is refused there, in words."""
 
 import math
+import random
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,7 +17,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from mmdistill.distill import distill
-from mmdistill.errors import ConfigError, MmdistillError, ShapeError
+from mmdistill.errors import ConfigError, MmdistillError, MmdistillWarning, ShapeError
 from mmdistill.labels import FixedLabels, LabelKind, make_labels
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS, fresh
@@ -36,6 +38,7 @@ from mmdistill.runs.first_step import Unsaved
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
+from mmdistill.testing import ConformanceError, check_objective_on
 from tests.toys import BlobTask
 
 
@@ -55,6 +58,71 @@ class Scaled(DistributionMatching):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
+
+
+class Meddling(DistributionMatching):
+    """Does something beside its loss with what it is given."""
+
+    def __init__(self, meddle: Callable[[Network, Batch, Batch], object]) -> None:
+        super().__init__()
+        self.meddle = meddle
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        assert isinstance(syn, ClassBatch)
+        assert isinstance(real, ClassBatch)
+        with torch.no_grad():
+            self.meddle(network, syn.batch, real.batch)
+        return super().forward(network, syn, real, draws)
+
+
+@pytest.mark.parametrize(
+    ("what", "meddle"),
+    [
+        ("synthetic samples", lambda network, syn, real: syn.inputs.clamp_(0, 1)),
+        ("real samples", lambda network, syn, real: real.inputs.mul_(0.5)),
+        ("real samples", lambda network, syn, real: real.weight.fill_(1)),
+        ("network", lambda network, syn, real: [p.mul_(0.5) for p in network.state.params.values()]),
+    ],
+)
+def test_an_objective_that_changes_what_it_is_given_is_refused(
+    what: str, meddle: Callable[[Network, Batch, Batch], object]
+) -> None:
+    method = Method("Meddling", lambda: Meddling(meddle), fresh, settings)
+    with pytest.raises(ConfigError, match=rf"Meddling changes the {what} in place.*let it make new tensors"):
+        distill(BlobTask(), method, ipc=1)
+
+
+def test_conformance_tells_of_changes_behind_autograds_back() -> None:
+    def scale(network: Network, syn: Batch, real: Batch) -> None:
+        assert isinstance(real.inputs, Tensor)
+        real.inputs.data.mul_(0.5)
+
+    with pytest.raises(ConformanceError, match="changes the real samples in place"):
+        check_objective_on(BlobTask(), lambda: Meddling(scale))
+
+
+@pytest.mark.parametrize(
+    ("source", "draw"),
+    [
+        ("torch's", lambda network, syn, real: torch.rand(())),
+        ("numpy's", lambda network, syn, real: np.random.rand()),  # noqa: NPY002  # users still draw from it
+        ("Python's", lambda network, syn, real: random.random()),
+    ],
+)
+def test_runs_warn_of_numbers_that_no_key_gives(source: str, draw: Callable[[Network, Batch, Batch], object]) -> None:
+    method = Method("Meddling", lambda: Meddling(draw), fresh, settings)
+    with pytest.warns(MmdistillWarning, match=f"Meddling draws random numbers from {source} global generator"):
+        distill(BlobTask(), method, ipc=1)
+
+
+def test_runs_do_not_warn_of_keyed_draws() -> None:
+    def draw(network: Network, syn: Batch, real: Batch) -> None:
+        Draws(0).normal(3)
+        torch.rand(3, generator=Draws(0).generator())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert distill(BlobTask(), Method("Meddling", lambda: Meddling(draw), fresh, settings), ipc=1).steps == 3
 
 
 def test_labels_that_no_gradient_reaches_are_refused() -> None:

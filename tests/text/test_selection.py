@@ -11,6 +11,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError, UnknownNameError
 from mmdistill.evaluate import evaluate
 from mmdistill.reporting.report import summary
+from mmdistill.rules import RULES, herding
 from mmdistill.runtime import Draws
 from mmdistill.selections import known_bytes, selection
 from mmdistill.settings import Settings
@@ -126,3 +127,20 @@ def test_only_sentence_points_have_centroids(tmp_path: Path) -> None:
         evaluate(task, task.select(torch.arange(3)), baselines=["centroids"])
     with pytest.raises(ConfigError, match="centroids are those of sentence points, and 'blobs' has none"):
         class_centroids(BlobTask(), torch.tensor([1, 1, 1]), Draws(0))
+
+
+def test_a_rule_of_ones_own_may_change_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def centred(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
+        assert labels is not None
+        embedding -= embedding.mean(0)
+        chosen = herding(embedding, labels, counts)
+        labels.zero_()
+        counts.zero_()
+        return chosen
+
+    monkeypatch.setitem(RULES, "centred", centred)
+    task = small_task()
+    points, labels = task.train.inputs.clone(), task.labels.clone()
+    selection(task, "centred", ipc=2)
+    assert torch.equal(task.train.inputs, points)
+    assert torch.equal(task.labels, labels)
