@@ -1,14 +1,16 @@
 """What users call: :func:`distill`, from its arguments to a finished set (the steps are taken in ``runs/loop.py``)."""
 
+import functools
+import inspect
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 from mmdistill.budget import GivenBudget, method_within_budget
 from mmdistill.checks import require_checkpoint_every, require_kind
@@ -25,7 +27,7 @@ from mmdistill.files.locks import sole_writer
 from mmdistill.files.paths import users_path
 from mmdistill.labels import LabelKind, TeacherLabels
 from mmdistill.method import Method, Storage
-from mmdistill.names import canonical
+from mmdistill.names import canonical, in_words
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
@@ -38,10 +40,13 @@ from mmdistill.runs.loop import take_steps
 from mmdistill.runs.state import RunState
 from mmdistill.runs.stepper import Stepper
 from mmdistill.runtime import checked_seed
-from mmdistill.settings import Settings
+from mmdistill.settings import Settings, known_names
 from mmdistill.task import Task, one_tensor, require_task
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[Method, str]:
@@ -110,8 +115,23 @@ def find_parameterization(task: Task, parameterization: Storage | str) -> Storag
     return get_parameterization(get_domain(info.domain), parameterization, info.data)
 
 
+def _settings_in_place(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a public function that says where a setting belongs which was given as an argument of its own."""
+    arguments = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        settings = {"lr", *known_names()} - arguments.keys()
+        if misplaced := {name: value for name, value in kwargs.items() if name in settings}:
+            raise ConfigError(f"{in_words([*misplaced])}: settings are one argument, settings={misplaced!r:.200}")
+        return function(*args, **kwargs)
+
+    return checked
+
+
 @in_turn
 @isolated
+@_settings_in_place
 def distill(
     task: Task,
     method: Method | str,

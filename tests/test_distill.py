@@ -258,6 +258,14 @@ def test_settings_that_cannot_be_are_named(changes: dict[str, object], message: 
         distill(BlobTask(), CORE_METHODS["dm"], ipc=1, settings=changes)
 
 
+def test_settings_given_as_arguments_are_told_where_they_belong() -> None:
+    given: dict[str, Any] = {"steps": 50, "lr": 0.1}
+    with pytest.raises(ConfigError, match=r"^steps and lr: settings are one argument, settings={'steps': 50, 'lr': 0"):
+        distill(BlobTask(), "dm", ipc=1, **given)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stages'"):
+        distill(BlobTask(), "dm", ipc=1, stages=50)  # type: ignore[call-arg]  # what is told
+
+
 def test_calls_that_cannot_be_are_refused(tmp_path: Path) -> None:
     task, dm = BlobTask(), method("dm")
     (tmp_path / "file").touch()
