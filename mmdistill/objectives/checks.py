@@ -1,6 +1,7 @@
 """Checks of an objective: that it gets what it reads and leaves it alone, and that its loss can be differentiated."""
 
 import random
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,8 @@ def watched(
 ) -> Iterator[None]:
     """Within this context, in which an objective computes its loss, it leaves alone what it is given.
 
-    A warning says if it draws from a global generator, whose numbers no key gives.
+    A warning says if it draws from a global generator, whose numbers no key gives. Threads share these, so this is
+    looked for only where no other thread, daemons aside, is alive.
 
     Args:
         objective: the objective, for messages.
@@ -84,7 +86,7 @@ def watched(
     }
     copies = {what: [tensor.detach().clone() for tensor in tensors] for what, tensors in given.items() if contents}
     writes = {what: _writes(tensors) for what, tensors in given.items()}
-    generators = _generators(given["real samples"])
+    generators = _generators(given["real samples"]) if _is_alone() else {}
     yield
     name = type(objective).__name__
     if changed := [
@@ -97,7 +99,7 @@ def watched(
             f"{name} changes the {in_words(changed)} in place, as x.clamp_(0, 1) and x -= 1 do, and others read them "
             f"too; let it make new tensors (x.clamp(0, 1), x = x - 1){again}"
         )
-    now = _generators(given["real samples"])
+    now = _generators(given["real samples"]) if _is_alone() else generators
     if drawn := [source for source, before in generators.items() if now[source] != before]:
         warnings.warn(
             f"{name} draws random numbers from {in_words(drawn)}, which the run's seed does not set: the same call "
@@ -122,6 +124,11 @@ def _writes(tensors: Sequence[Tensor]) -> list[int]:
 def _equal(tensor: Tensor, copy: Tensor) -> bool:
     """Return whether a tensor holds what its copy does, NaN included."""
     return tensor is copy or torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True)
+
+
+def _is_alone() -> bool:
+    """Return whether this is the program's only thread, daemons aside, such as those of progress bars."""
+    return all(thread.daemon or thread is threading.current_thread() for thread in threading.enumerate())
 
 
 def _generators(tensors: Sequence[Tensor]) -> dict[str, object]:
