@@ -341,12 +341,12 @@ class Distiller:
 
     def _active_parameters(self, run: RunState) -> list[nn.Parameter]:
         """Return the tensors of all active groups, in group order."""
-        return [parameter for name in self.active(run) for parameter in run.groups()[name]]
+        groups = run.groups()
+        return [parameter for name in self.active(run) for parameter in groups[name]]
 
     def _skips(self, loss: Tensor) -> bool:
         """Return whether the step is skipped because its loss, averaged over ranks, exceeds ``skip_above``."""
-        threshold = self.settings.skip_above
-        return bool(threshold) and bool(ranks.averages([loss.clone()])[0] > threshold)
+        return bool(self.settings.skip_above) and bool(ranks.averages([loss.clone()])[0] > self.settings.skip_above)
 
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Average the gradients over ranks, clip them, and step the optimizer of every active group."""

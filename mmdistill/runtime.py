@@ -282,6 +282,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return int(peak if platform.system() == "Darwin" else peak * 1024)
 
 
+def writes(tensor: Tensor) -> int:
+    """Return how often a tensor was written to in place; always 0 for inference tensors, which have no count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class Elsewhere:
     """A one-entry cache of a tensor's copy on another device.
 

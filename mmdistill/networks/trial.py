@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, MmdistillWarning, ShapeError, first_line
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, writes
 from mmdistill.task import Inputs, NetworkState, Task, num_samples, real_samples, tensors_of
 
 
@@ -25,7 +25,7 @@ def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
             another shape.
     """
     tensors = tensors_of(inputs)
-    versions = [tensor._version for tensor in tensors]
+    before = list(map(writes, tensors))
     with _explain_failure(what):
         state = task.init(Draws(0, ("try",), task.device))
     for name, parameter in state.params.items():
@@ -39,7 +39,7 @@ def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
     expected = (num_samples(inputs), classes)
     if tuple(outputs.shape) != expected:
         raise ConfigError(f"the network returned {tuple(outputs.shape)} for {what}; expected {expected}")
-    if [tensor._version for tensor in tensors] != versions:  # several networks read the same inputs
+    if list(map(writes, tensors)) != before:  # several networks read the same inputs
         raise ConfigError("the network changes its input in place, as x -= 1 does; let it make a new tensor")
     if _are_probabilities(outputs):
         warnings.warn(

@@ -14,6 +14,7 @@ from mmdistill.errors import ConfigError, MmdistillWarning
 from mmdistill.names import in_words
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.base import Network, Objective
+from mmdistill.runtime import writes
 from mmdistill.task import Batch, ClassBatch, tensors_of
 
 
@@ -85,22 +86,23 @@ def watched(
         "network": [*state.params.values(), *state.buffers.values(), *(network.target or {}).values()],
     }
     copies = {what: [tensor.detach().clone() for tensor in tensors] for what, tensors in given.items() if contents}
-    writes = {what: _writes(tensors) for what, tensors in given.items()}
-    generators = _generators(given["real samples"]) if _is_alone() else {}
+    before = {what: list(map(writes, tensors)) for what, tensors in given.items()}
+    device = given["real samples"][-1].device
+    generators = _generators(device) if _is_alone() else {}
     yield
     name = type(objective).__name__
     if changed := [
         what
         for what, tensors in given.items()
-        if _writes(tensors) != writes[what] or not all(map(_equal, tensors, copies.get(what, tensors)))
+        if list(map(writes, tensors)) != before[what] or not all(map(_equal, tensors, copies.get(what, tensors)))
     ]:
         again = "; make the task anew, whose data may have changed" if "real samples" in changed else ""
         raise ConfigError(
             f"{name} changes the {in_words(changed)} in place, as x.clamp_(0, 1) and x -= 1 do, and others read them "
             f"too; let it make new tensors (x.clamp(0, 1), x = x - 1){again}"
         )
-    now = _generators(given["real samples"]) if _is_alone() else generators
-    if drawn := [source for source, before in generators.items() if now[source] != before]:
+    now = _generators(device) if _is_alone() else generators
+    if drawn := [source for source, state in generators.items() if now[source] != state]:
         warnings.warn(
             f"{name} draws random numbers from {in_words(drawn)}, which the run's seed does not set: the same call "
             "makes another set each time, and a resumed run ends elsewhere; draw from draws (draws.normal(...), "
@@ -116,11 +118,6 @@ def _tensors(batch: Batch | ClassBatch) -> list[Tensor]:
     return [*tensors_of(flat.inputs), *tensors_of(flat.targets), flat.weight]
 
 
-def _writes(tensors: Sequence[Tensor]) -> list[int]:
-    """Return how often each tensor was written to in place; inference tensors have no count."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
 def _equal(tensor: Tensor, copy: Tensor) -> bool:
     """Return whether a tensor holds what its copy does, NaN included."""
     return tensor is copy or torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True)
@@ -131,12 +128,12 @@ def _is_alone() -> bool:
     return all(thread.daemon or thread is threading.current_thread() for thread in threading.enumerate())
 
 
-def _generators(tensors: Sequence[Tensor]) -> dict[str, object]:
+def _generators(device: torch.device) -> dict[str, object]:
     """Return the states of the global generators of torch, numpy and Python, by name.
 
-    Those of torch are the CPU's and, unless a graph is being captured, that of the tensors' CUDA device.
+    Those of torch are the CPU's and, unless a graph is being captured, that of a CUDA device.
     """
-    states, device = [torch.get_rng_state().tolist()], tensors[-1].device
+    states = [torch.get_rng_state().tolist()]
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         states.append(torch.cuda.get_rng_state(device).tolist())
     return {

@@ -20,7 +20,7 @@ from mmdistill.objectives.base import Objective
 from mmdistill.objectives.unrolled import UnrolledObjective
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runs.state import RunState
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, writes
 from mmdistill.task import Batch, ClassBatch, Task
 
 ADVICE = {
@@ -214,8 +214,7 @@ class _Trace:
     def of(self, value: object) -> object:
         """Return a value that differs after ``value`` has changed; for functions, tables and foreign objects a name."""
         if isinstance(value, Tensor):
-            uncounted = id(value) in self._saved or value.is_inference()
-            return _Identity(value, 0 if uncounted else value._version)
+            return _Identity(value, 0 if id(value) in self._saved else writes(value))
         if not self._whole and (isinstance(value, np.ndarray) or has_content(value)):
             return _Identity(value)
         if isinstance(value, np.ndarray) and value.dtype.hasobject:
