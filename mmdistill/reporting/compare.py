@@ -28,7 +28,8 @@ class Comparison:
         results: by judge, data, method and budget; runs that differ only in the seed are one result. Scores are
             fractions, sizes bytes, times seconds.
         without: folders of runs that are left out, since they lack the requested scores.
-        repeated: folders of runs that are left out, since another run has their seed, with that run's folder.
+        repeated: folders of runs that are left out, since another run has their seed (if imported: their
+            set), with that run's folder.
         skipped: folders without a judged run, with the reason.
     """
 
@@ -55,7 +56,7 @@ class Comparison:
         if self.without:
             lines.append(f"left out, since they have no such scores: {first_few(self.without, 3)}")
         for folder, kept in self.repeated.items():
-            lines.append(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
+            lines.append(f"left out: {folder}, which has the seed of {kept} and nothing else that counts")
         lines += [f"note: {note}" for note in self.notes()]
         return [*lines, *(f"skipped: {folder} ({reason})" for folder, reason in self.skipped.items())]
 

@@ -228,13 +228,14 @@ def _best_judged(runs: Sequence[JudgedRun]) -> JudgedRun:
 def _group_repetitions(
     runs: Sequence[JudgedRun], judge: str | None, metric: str | None
 ) -> list[dict[str, list[JudgedRun]]]:
-    """Return the runs with the requested scores in groups of repetitions, each a dict by seed."""
+    """Return the runs with the requested scores in groups of repetitions, each a dict by what tells these apart."""
     groups: dict[str, list[JudgedRun]] = {}
     for run in runs:
         if (entry := _find_entry(run.metrics, judge, metric)) is not None:
             scored = run._replace(entry=entry)
             groups.setdefault(scored.identity(), []).append(scored)
-    return [_group_by(alike, lambda run: run.seed) for runs in groups.values() for alike in _group_by_data_set(runs)]
+    alike = [together for runs in groups.values() for together in _group_by_data_set(runs)]
+    return [_group_by(together, lambda run: run.repetition) for together in alike]
 
 
 def _group_by_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
@@ -284,20 +285,17 @@ def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
     """Return repetitions as one result; what all share is read from the first run."""
     first = runs[0]
     metrics, entry = first.metrics, first.entry
-    baselines: dict[str, list[dict[str, Any]]] = {}
-    judged = (entry["judge"], entry["metric"])
-    for run in runs:
-        for name, entries in run.metrics["baselines"].items():
-            comparable = [baseline for baseline in entries if (baseline["judge"], baseline["metric"]) == judged]
-            baselines.setdefault(name, []).extend(comparable)
+    baselines, networks = _baselines(runs), min(run.entry["n"] for run in runs)
     notes = dict.fromkeys(note for run in runs for note in run.entry.get("notes") or ())
-    for name, entries in baselines.items():
-        own_notes = [note for baseline in entries for note in baseline.get("notes") or ()]
+    for name, by_seed in baselines.items():
+        own_notes = [note for baseline in by_seed.values() for note in baseline.get("notes") or ()]
         notes |= dict.fromkeys(f"{name}: {note}" for note in own_notes if note not in notes)
-        if 0 < len(entries) < len(runs):
-            notes[f"{name}: of {len(entries)} of the {len(runs)} runs"] = None
+        if (with_it := sum(run.seed in by_seed for run in runs)) < len(runs):
+            notes[f"{name}: of {with_it} of the {len(runs)} runs"] = None
+        if (judged := min(baseline["n"] for baseline in by_seed.values())) != networks:
+            notes[f"{name}: over {judged} network(s), the set's over {networks}"] = None
     unit = next(key for key in metrics["budget"] if key != "stored_bytes")
-    distilled_here = [run for run in runs if not run.set_record.get("origin")]
+    distilled_here = [run for run in runs if not run.is_imported]
     return Repetitions(
         name=first.folder.name,
         data=first.data,
@@ -306,11 +304,11 @@ def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
         budget=metrics["budget"][unit],
         stored_bytes=metrics["budget"]["stored_bytes"],
         score=_score([run.entry for run in runs]),
-        baselines={name: _score(entries) for name, entries in baselines.items() if entries},
+        baselines={name: _score([*by_seed.values()]) for name, by_seed in baselines.items()},
         seconds=tuple(run.metrics["seconds"] for run in distilled_here),
         judge=judge_in_words(entry),
         metric=entry["metric"],
-        networks=min(run.entry["n"] for run in runs),
+        networks=networks,
         steps=tuple(run.set_record["steps"] for run in distilled_here if "steps" in run.set_record),
         options=first.options_in_words() if first.options else None,
         settings=first.settings_in_words() if first.settings else None,
@@ -321,6 +319,18 @@ def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
         folders=tuple(run.folder for run in runs),
         **{name: str(first.set_record.get(name) or "") for name in RECORDED},
     )
+
+
+def _baselines(runs: Sequence[JudgedRun]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the entries of baselines by the runs' judge and metric, by name and by the seed that chose them."""
+    judged = (runs[0].entry["judge"], runs[0].entry["metric"])
+    baselines: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        for name, entries in run.metrics["baselines"].items():
+            for baseline in entries:
+                if (baseline["judge"], baseline["metric"]) == judged:
+                    baselines.setdefault(name, {}).setdefault(run.seed, baseline)
+    return baselines
 
 
 def _paces(metrics: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:

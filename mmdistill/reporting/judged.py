@@ -66,6 +66,16 @@ class JudgedRun(NamedTuple):
         return str(self.set_record.get("seed", self.folder))
 
     @property
+    def repetition(self) -> str:
+        """What no other repetition shares: the seed; of an imported set, whose seed only judges it, the set too."""
+        return f"{self.seed} {self.set_record.get('digest')}" if self.is_imported else self.seed
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another tool made the set."""
+        return bool(self.set_record.get("origin"))
+
+    @property
     def fingerprint(self) -> str:
         """A hash of the data that the run was distilled from; empty if the set does not record it."""
         return str(self.info.get("fingerprint") or "")

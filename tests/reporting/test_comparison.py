@@ -18,7 +18,7 @@ from mmdistill.cli import main
 from mmdistill.errors import ConfigError
 from mmdistill.reporting import comparison, side_by_side
 from mmdistill.reporting.compare import compare
-from mmdistill.reporting.comparison import Repetitions, judged_runs, read_runs, repeated
+from mmdistill.reporting.comparison import Repetitions, Score, judged_runs, read_runs, repeated
 from mmdistill.reporting.figures import literal
 from mmdistill.reporting.pivot import pivot, write_latex
 from mmdistill.reporting.side_by_side import draw_budgets, records, table, titles, write_csv
@@ -293,6 +293,44 @@ def test_a_seed_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(row.score.values) == 2
     assert main(["compare", *map(str, (first, again, other))]) == 0
     assert f"left out: {again}, which has the seed of {first}" in capsys.readouterr().out
+
+
+def imported(folder: Path, mean: float, digest: str, seed: int = 0) -> Path:
+    """Return a run folder of a set that another tool made."""
+    finished(folder, mean, seed=seed)
+    record = {"settings": {}, "steps": 0, "seed": seed, "origin": "images_best.pt", "digest": digest}
+    (folder / "distilled.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_imported_sets_of_one_seed_are_repetitions_and_share_their_baselines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [imported(tmp_path / name, mean, name) for name, mean in (("a", 0.8), ("b", 0.7))]
+    for run in sets:  # one seed chooses and judges one baseline
+        document = json.loads((run / "metrics.json").read_text())
+        document["baselines"]["random"][0]["mean"] = 0.5
+        (run / "metrics.json").write_text(json.dumps(document))
+    (row,) = rows_of(sets)
+    assert row.score.values == (0.8, 0.7)
+    assert row.baselines["random"] == Score((0.5,), sd=ENTRY["sd"])
+    assert not row.notes
+    other = imported(tmp_path / "c", 0.6, "c", seed=1)
+    (row,) = rows_of([*sets, other])
+    assert row.score.values == (0.8, 0.7, 0.6)
+    assert row.baselines["random"].values == (0.5, 0.5)
+    again = imported(tmp_path / "again", 0.8, "a")
+    assert main(["compare", *map(str, (*sets, again))]) == 0
+    assert f"left out: {again}, which has the seed of {sets[0]}" in capsys.readouterr().out
+
+
+def test_baselines_of_other_networks_are_noted(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    document = json.loads((run / "metrics.json").read_text())
+    document["baselines"]["random"][0]["n"] = 1
+    (run / "metrics.json").write_text(json.dumps(document))
+    (row,) = rows_of([run])
+    assert row.notes == (f"random: over 1 network(s), the set's over {ENTRY['n']}",)
 
 
 def test_runs_that_lack_the_scores_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
