@@ -20,6 +20,7 @@ from mmdistill.importers import (
 from mmdistill.task import Targets, Tensors, num_samples
 from mmdistill.text.base import TextClassification
 from mmdistill.text.token_task import TokenTask
+from mmdistill.text.vocabulary import as_mask
 
 SHARED = {"labels": ("targets.labels", *LABELS), "other labels": ("soft_labels",), "weight": ("weight",)}
 POINTS = {"points": ("embeds", "inputs", "points", "embeddings", "vectors", "features", "x"), **SHARED}
@@ -38,7 +39,8 @@ def read_texts(task: TextClassification, source: ImportSource) -> Imported:
     """Read points ``(n, d)``, or token vectors ``(n, L, H)`` with their mask, in the task's units.
 
     Raises:
-        DataError: other files, a set of another encoder, or labels of other classes.
+        DataError: other files, a set of another encoder, a mask of other numbers than 0 and 1, or labels of other
+            classes.
     """
     for path in source.samples:
         _require_space(path, task)
@@ -47,7 +49,7 @@ def read_texts(task: TextClassification, source: ImportSource) -> Imported:
     if isinstance(task, TokenTask):
         vectors_name = "inputs_embeds" if "inputs_embeds" in names_by_role(values, TOKENS) else "vectors"
         parts = by_role(values, TOKENS, [vectors_name, "mask", "labels"])
-        vectors, mask = parts[vectors_name].float(), parts["mask"].bool()
+        vectors, mask = parts[vectors_name].float(), as_mask(parts["mask"])
         if vectors.ndim != 3 or vectors.shape[:-1] != mask.shape:
             shapes = f"{tuple(vectors.shape)} and {tuple(mask.shape)}"
             raise DataError(f"vectors (n, L, H) have a mask (n, L), got {shapes}")

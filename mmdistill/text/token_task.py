@@ -33,7 +33,7 @@ from mmdistill.text.reading import encode_splits
 from mmdistill.text.samples import Samples
 from mmdistill.text.token_judges import TokenJudge, protocol_for
 from mmdistill.text.token_models import TransformerClassifier, named_module
-from mmdistill.text.vocabulary import Tokens, Vocabulary, load_vocabulary, token_inputs
+from mmdistill.text.vocabulary import Tokens, Vocabulary, as_mask, load_vocabulary, token_inputs
 
 PROJECTED = "projected"
 """The judge that trains the network on the nearest real tokens instead of the vectors."""
@@ -239,10 +239,11 @@ class TokenTask(TextClassification):
         return [self.vocabulary.words(row[mask], PAIR in self.data.train.texts[0]) for row, mask in rows]
 
     def checked(self, synthetic: Batch) -> Batch:
-        """Return sequences unchanged after checking them.
+        """Return sequences after checking them, unchanged but for their mask, which becomes truth values.
 
         Raises:
-            ShapeError: vectors of another dimension, or labels of other classes.
+            ShapeError: vectors of another dimension, a mask of another shape, or labels of other classes.
+            DataError: a mask of other numbers than 0 and 1.
         """
         sequences = self.network_inputs(synthetic.inputs)
         vectors, targets = sequences["vectors"], class_labels(synthetic.targets)
@@ -251,8 +252,13 @@ class TokenTask(TextClassification):
                 f"vectors of shape {tuple(vectors.shape)} are not of the tokens of {self.vocabulary.name!r}, "
                 f"(n, L, {self.vocabulary.dim})"
             )
+        if sequences["mask"].shape != vectors.shape[:2]:
+            raise ShapeError(
+                f"vectors {tuple(vectors.shape)} have a mask {tuple(vectors.shape[:2])}, "
+                f"got {tuple(sequences['mask'].shape)}"
+            )
         require_targets(targets, len(vectors), self.class_count, self.data.name)
-        return synthetic
+        return synthetic._replace(inputs={**sequences, "mask": as_mask(sequences["mask"])})
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks."""

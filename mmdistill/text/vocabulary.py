@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.task import Inputs, Tensors
 from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder, TransformerEncoder
 
@@ -160,6 +160,19 @@ def token_inputs(inputs: Inputs) -> Tensors:
         found = ", ".join(inputs) if isinstance(inputs, dict) else f"one tensor {tuple(inputs.shape)}"
         raise ShapeError(f"token embeddings are a dict of 'vectors' (n, L, H) and 'mask' (n, L), got {found}")
     return inputs
+
+
+def as_mask(mask: Tensor) -> Tensor:
+    """Return a mask of tokens as truth values, from zeros and ones of any type.
+
+    Raises:
+        DataError: other numbers, such as those that transformers add to attention scores (0 for tokens).
+    """
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise DataError(
+            f"a mask is 1 (or true) for tokens and 0 elsewhere, got numbers from {mask.min():.3g} to {mask.max():.3g}"
+        )
+    return mask.bool()
 
 
 def in_model_units(vectors: Tensor, scale: float, mean: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from mmdistill import evaluate, import_set, text_task
 from mmdistill.errors import DataError, ShapeError
+from mmdistill.task import Batch
 from tests.text.corpus import sentences, token_corpus_task
 
 
@@ -50,3 +51,24 @@ def test_token_embeddings_of_another_width_are_refused(tmp_path: Path) -> None:
     for bad in (wide[..., 1:], wide[0], torch.tensor(1.0)):
         with pytest.raises(DataError, match=r"encoder have \d+ numbers, got \(3, 4, |vectors \(n, L, H\) have a mask"):
             import_set(task, given | {"inputs_embeds_best": bad, "attention_mask": mask.new_ones(bad.shape[:-1])})
+
+
+def test_masks_are_zeros_and_ones_of_any_type(tmp_path: Path) -> None:
+    task = token_corpus_task(tmp_path)
+    vectors, mask = torch.randn(3, 4, task.vocabulary.dim), torch.tensor([1, 1, 1, 0]).expand(3, 4)
+    given = {"vectors": vectors, "mask": mask, "labels": torch.arange(3)}
+    found = import_set(task, given)
+    expected = evaluate(task, found, n=1, baselines=()).results
+    for same in (mask.bool(), mask.float(), mask.double()):
+        other = import_set(task, given | {"mask": same})
+        assert evaluate(task, other, n=1, baselines=()).results == expected
+        batch = Batch({"vectors": vectors * mask[..., None], "mask": same}, torch.arange(3), torch.ones(3))
+        assert evaluate(task, batch, n=1, baselines=(), judges=["textcnn", "read-alone"]).results[:1] == expected
+    additive = torch.where(mask.bool(), 0.0, -1e4)  # as transformers adds it to attention scores: zeros are tokens
+    for bad in (additive, mask * 0.5):
+        with pytest.raises(DataError, match=r"a mask is 1 .or true. for tokens and 0 elsewhere, got numbers from"):
+            import_set(task, given | {"mask": bad})
+        with pytest.raises(DataError, match="a mask is 1"):
+            evaluate(task, Batch({"vectors": vectors, "mask": bad}, torch.arange(3), torch.ones(3)), n=1, baselines=())
+    with pytest.raises(ShapeError, match=r"vectors \(3, 4, \d+\) have a mask \(3, 4\), got \(4, 3\)"):
+        evaluate(task, Batch({"vectors": vectors, "mask": mask.T}, torch.arange(3), torch.ones(3)), n=1, baselines=())
