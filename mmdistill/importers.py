@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor
 
 from mmdistill.choices import Units
-from mmdistill.errors import DataError, MmdistillWarning
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.files.saved import from_array, read_saved
 from mmdistill.labels import are_probabilities, classes_of_one_hot, from_one
 from mmdistill.names import first_few
@@ -221,6 +221,7 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
         labels ``(n,)``, ``(n, 1)`` or ``(n, C)``; returns ``(n,)`` int64 or ``(n, C)`` float32.
     Raises:
         DataError: no sample, another length, indices out of range, or NaN, infinite or fractional labels.
+        ConfigError: class indices as logits.
     """
     if not samples:
         raise DataError("the set holds no sample")
@@ -234,12 +235,16 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
     if labels.is_floating_point() and not bool(labels.isfinite().all()):
         raise DataError("labels hold NaN or infinite values")
     if labels.ndim == 2:
+        if logits and are_probabilities(labels.float()):
+            noted("labels are probabilities, and their softmax is taken as if they were logits; if not, leave that out")
         soft = labels.float().softmax(1) if logits else labels.float()
         if (one_hot := classes_of_one_hot(soft)) is not None:
             return one_hot
         if not are_probabilities(soft):
             noted("soft labels are no probabilities, and judges regress them; of logits say so (--logits, logits=True)")
         return soft
+    if logits:
+        raise ConfigError("labels are class indices and no logits; leave out that they are (--logits, logits=True)")
     classes = labels.long()
     if not torch.equal(classes.to(labels), labels):
         raise DataError("labels are class indices as whole numbers, and some of these are none")

@@ -15,6 +15,7 @@ from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import in_turn, isolated
+from mmdistill.exported_units import require_same_units
 from mmdistill.exporters import LISTING, PREPROCESSING
 from mmdistill.importers import LEARNED, Imported, ImportSource, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
@@ -78,7 +79,8 @@ def import_set(
     Raises:
         ConfigError: an invalid option, or one that such data do not have.
         UnsupportedError: a task of one's own, which imports only batches in its units.
-        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN.
+        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN; an
+            export in other units than the task's, or with its classes in another order.
         ShapeError: samples of another shape than the task's.
         CheckpointError: a damaged ``learned.json``.
     """
@@ -148,6 +150,7 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
     paths = [Path(entry) for entry in source]
     files = _files(paths)
     files += [learned for learned in map(_learned_beside, paths) if learned is not None and learned not in files]
+    require_same_units(files, info)
     return importer.read(task, ImportSource(files, **given)), first_few([path.name for path in files])
 
 
