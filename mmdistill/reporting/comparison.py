@@ -75,6 +75,7 @@ class Repetitions:
         settings: of the first run, as texts; None if it records none.
         moved: whether the runs' data differ, since each seed holds out other samples.
         fingerprint: of the first run's data; empty if the set does not record it.
+        tested_on: a hash of the first run's test data; None if its metrics do not record it.
         notes: that readers of the scores must know.
         paces: seconds of a step, for each run; empty if a run has no steps.
         folders: of the runs, in the order of the score's values.
@@ -100,6 +101,7 @@ class Repetitions:
     settings: Mapping[str, str] | None = None
     moved: bool = False
     fingerprint: str = ""
+    tested_on: str | None = None
     notes: tuple[str, ...] = ()
     paces: tuple[float, ...] = ()
     folders: tuple[Path, ...] = ()
@@ -313,6 +315,7 @@ def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
         options=first.options_in_words() if first.options else None,
         settings=first.settings_in_words() if first.settings else None,
         fingerprint=first.fingerprint,
+        tested_on=first.tested_on,
         moved=len(set(map(_data_key(runs), runs))) > 1,
         notes=tuple(notes),
         paces=_paces([run.metrics for run in runs]),

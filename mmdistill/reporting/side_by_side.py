@@ -19,6 +19,8 @@ TIMES = "seconds are those of distilling in all, ms a step are without set-up an
 """What the times in :func:`table` are."""
 MOVED = "the runs held out different data, since --seed moves what is held out without --split-seed"
 """The note on repetitions whose data differ."""
+OTHER_TEST = "not comparable with other rows of data of this name, which were tested on other samples"
+"""The note on rows whose test data differ from those of other rows under the same name."""
 NAMED_MOST = 3
 """The most rows that a note names."""
 USUAL = 3
@@ -133,16 +135,27 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
 def notes(rows: Sequence[Repetitions]) -> list[str]:
     """Return the notes that readers of the scores must know, each with its rows."""
     rows_of: dict[str, list[str]] = {}
-    for row, title in zip(rows, titles(rows), strict=True):
-        for note in row_notes(row):
+    for row, title, row_notes in zip(rows, titles(rows), notes_by_row(rows), strict=True):
+        for note in row_notes:
             row_name = row.name if note == MOVED else f"{title}, {row.unit} {row.budget}, {row.judge}"
             rows_of.setdefault(note, []).append(row_name)
     return [f"{note} ({_list_rows(named, len(rows))})" for note, named in rows_of.items()]
 
 
-def row_notes(row: Repetitions) -> tuple[str, ...]:
-    """Return the notes on a row's scores: those of its runs, and :data:`MOVED` if their data differ."""
-    return (*row.notes, MOVED) if row.moved else row.notes
+def notes_by_row(rows: Sequence[Repetitions]) -> list[tuple[str, ...]]:
+    """Return the notes on each row's scores: those of its runs, and that data of one name differ."""
+    tests: dict[str, set[str]] = {}
+    for row in rows:
+        if row.tested_on is not None and not row.moved:
+            tests.setdefault(row.data, set()).add(row.tested_on)
+
+    def about_data(row: Repetitions) -> tuple[str, ...]:
+        if row.moved:
+            return (MOVED,)
+        differ = row.tested_on is not None and len(tests[row.data]) > 1
+        return (f"{OTHER_TEST} (test data {str(row.tested_on)[:8]})",) if differ else ()
+
+    return [(*row.notes, *about_data(row)) for row in rows]
 
 
 def _list_rows(named: Sequence[str], total: int) -> str:
@@ -179,9 +192,9 @@ def records(rows: Sequence[Repetitions]) -> list[dict[str, object]]:
             "seconds": sum(row.seconds) / len(row.seconds) if row.seconds else None,
             "seconds_per_step": sum(row.paces) / len(row.paces) if row.paces else None,
             "folder": row.name,
-            "notes": [*row_notes(row)],
+            "notes": [*row_notes],
         }
-        for row, title in zip(rows, titles(rows), strict=True)
+        for row, title, row_notes in zip(rows, titles(rows), notes_by_row(rows), strict=True)
     ]
     columns = _varied_columns(rows, fixed[0] if fixed else ())
     return [
@@ -242,9 +255,9 @@ def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
     records_of_rows = records(rows)
     writer = csv.DictWriter(text, [*records_of_rows[0]], lineterminator="\n")
     writer.writeheader()
-    for row, record in zip(rows, records_of_rows, strict=True):
+    for row, record, row_notes in zip(rows, records_of_rows, notes_by_row(rows), strict=True):
         values = " ".join(map(repr, row.score.values))
-        writer.writerow({**record, "values": values, "notes": "; ".join(row_notes(row))})
+        writer.writerow({**record, "values": values, "notes": "; ".join(row_notes)})
     write_text(target, text.getvalue())
     return target
 

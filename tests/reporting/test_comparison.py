@@ -540,6 +540,19 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
     assert next(len(row.score.values) for row in rows_of(runs)) == 1
 
 
+def test_other_methods_on_other_test_data_of_the_same_name_are_noted(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, 0.8) for name in ("dm", "dc", "mtt")]
+    for run, method, tested_on in zip(runs, ("dm", "dc", "mtt"), ("a", "b", "b"), strict=True):
+        changed(run, method=method, tested_on=tested_on)
+    told = [record["notes"] for record in records(rows_of(runs))]
+    assert [[note.rpartition(" (")[2] for note in notes] for notes in told] == [[f"test data {x})"] for x in "bab"]
+    assert compare(*runs).notes()[0].startswith("not comparable with other rows of data of this name")
+    assert "tested on other samples" in pd.read_csv(write_csv(rows_of(runs), tmp_path / "all.csv"))["notes"][0]
+    assert not any(record["notes"] for record in records(rows_of(runs[1:])))
+    changed(runs[0], tested_on=None)  # of an earlier version
+    assert not any(record["notes"] for record in records(rows_of(runs)))
+
+
 @pytest.mark.parametrize("prefix", ["", "hf:"])
 def test_data_that_have_moved_are_those_of_the_runs_at_their_new_place(prefix: str, tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
