@@ -77,12 +77,23 @@ class ImportSource:
         return learned if self.inner_lr is None else learned | {"inner_lr": torch.tensor(float(self.inner_lr))}
 
 
+def float_bytes(batch: Batch, classes: int) -> int:
+    """Return the bytes of a batch with floats in float32, integers as class indices, and booleans in a byte each."""
+    parts = tensors_of(batch.inputs) + ([] if batch.targets is batch.inputs else tensors_of(batch.targets))
+    floats = sum(4 * part.numel() for part in parts if part.is_floating_point())
+    return floats + sum(_whole_bytes(part, classes) for part in parts if not part.is_floating_point())
+
+
+def _whole_bytes(part: Tensor, classes: int) -> int:
+    return part.numel() * (1 if part.dtype == torch.bool else index_bytes(max(classes, 1)))
+
+
 class Imported(NamedTuple):
     """A set in the units of its task.
 
     Args:
         batch: the samples.
-        stored_bytes: their bytes in storage, if known; None: those in float32.
+        stored_bytes: their bytes in storage, if known; None: those by the importer's ``size``.
         learned: the values learned beside them.
     """
 
@@ -100,6 +111,7 @@ class Importer(NamedTuple):
         accepted: one line on the files that it reads.
         options: those of ``units``, ``which``, ``logits`` and ``inner_lr`` that it reads.
         named: returns the values by name of an object that is a whole set (a table, say); None for other objects.
+        size: returns the bytes in storage of a batch in the task's units, given the number of classes.
     """
 
     read: Callable[[Any, ImportSource], Imported]
@@ -107,6 +119,7 @@ class Importer(NamedTuple):
     accepted: str
     options: tuple[str, ...] = ()
     named: Callable[[Any], Mapping[str, Any] | None] = lambda value: None
+    size: Callable[[Batch, int], int] = float_bytes
 
 
 def noted(text: str) -> None:
@@ -276,14 +289,3 @@ def weighed(inputs: Tensor | Tensors, targets: Targets, weight: Tensor | None = 
     """Return a batch with the given weights, or with weight 1 for each sample."""
     count = len(tensors_of(targets)[0])
     return Batch(inputs, targets, torch.ones(count) if weight is None else weight.float())
-
-
-def float_bytes(batch: Batch, classes: int) -> int:
-    """Return the bytes of a batch with floats in float32, integers as class indices, and booleans in a byte each."""
-    parts = tensors_of(batch.inputs) + ([] if batch.targets is batch.inputs else tensors_of(batch.targets))
-    floats = sum(4 * part.numel() for part in parts if part.is_floating_point())
-    return floats + sum(_whole_bytes(part, classes) for part in parts if not part.is_floating_point())
-
-
-def _whole_bytes(part: Tensor, classes: int) -> int:
-    return part.numel() * (1 if part.dtype == torch.bool else index_bytes(max(classes, 1)))
