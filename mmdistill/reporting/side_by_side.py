@@ -21,6 +21,8 @@ MOVED = "the runs held out different data, since --seed moves what is held out w
 """The note on repetitions whose data differ."""
 OTHER_TEST = "not comparable with other rows of data of this name, which were tested on other samples"
 """The note on rows whose test data differ from those of other rows under the same name."""
+OTHER_JUDGE = "not comparable with other rows, whose judge of this name is a network of another size"
+"""The note on rows whose judge, the network distilled with, differs from that of other rows under the same name."""
 NAMED_MOST = 3
 """The most rows that a note names."""
 USUAL = 3
@@ -143,19 +145,30 @@ def notes(rows: Sequence[Repetitions]) -> list[str]:
 
 
 def notes_by_row(rows: Sequence[Repetitions]) -> list[tuple[str, ...]]:
-    """Return the notes on each row's scores: those of its runs, and that data of one name differ."""
+    """Return the notes on each row's scores: those of its runs, and why rows of one data and judge do not compare."""
     tests: dict[str, set[str]] = {}
+    networks: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in rows:
         if row.tested_on is not None and not row.moved:
             tests.setdefault(row.data, set()).add(row.tested_on)
+        if row.judge_network:
+            networks.setdefault((row.data, row.judged), []).append(row.judge_network)
 
-    def about_data(row: Repetitions) -> tuple[str, ...]:
+    def about_row(row: Repetitions) -> Iterable[str]:
+        yield from row.notes
         if row.moved:
-            return (MOVED,)
-        differ = row.tested_on is not None and len(tests[row.data]) > 1
-        return (f"{OTHER_TEST} (test data {str(row.tested_on)[:8]})",) if differ else ()
+            yield MOVED
+        elif row.tested_on is not None and len(tests[row.data]) > 1:
+            yield f"{OTHER_TEST} (test data {row.tested_on[:8]})"
+        alike = networks.get((row.data, row.judged), [])
+        kinds = ("size",) if all("size" in network for network in alike) else ("width", "size")
+        values = {kind: {network[kind] for network in alike if kind in network} for kind in kinds}
+        if differing := [
+            row.judge_network[kind] for kind in kinds if kind in row.judge_network and len(values[kind]) > 1
+        ]:
+            yield f"{OTHER_JUDGE} ({differing[0]})"
 
-    return [(*row.notes, *about_data(row)) for row in rows]
+    return [tuple(about_row(row)) for row in rows]
 
 
 def _list_rows(named: Sequence[str], total: int) -> str:
