@@ -27,7 +27,7 @@ BASELINES = ("random", "herding", "whole")
 NAMED = {
     "judges": "those of your own have them in a mapping, {'mine': lambda: Mine()}, in mmdistill.image.models.FAMILIES "
     "(networks) or in JUDGES of mmdistill.image.judges and mmdistill.recsys.judges",
-    "baselines": "rules of your own have them in mmdistill.rules.RULES",
+    "baselines": "rules of your own have them in mmdistill.rules.RULES; a set of yours is judged by a call of its own",
 }
 """Where a user's code registers judges and baselines, for messages."""
 

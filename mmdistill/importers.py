@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor
 
 from mmdistill.choices import Units
-from mmdistill.errors import DataError, MmdistillWarning
+from mmdistill.errors import ConfigError, DataError, MmdistillWarning
 from mmdistill.files.saved import from_array, read_saved
 from mmdistill.labels import are_probabilities, classes_of_one_hot, from_one
 from mmdistill.names import first_few
@@ -77,12 +77,23 @@ class ImportSource:
         return learned if self.inner_lr is None else learned | {"inner_lr": torch.tensor(float(self.inner_lr))}
 
 
+def float_bytes(batch: Batch, classes: int) -> int:
+    """Return the bytes of a batch with floats in float32, integers as class indices, and booleans in a byte each."""
+    parts = tensors_of(batch.inputs) + ([] if batch.targets is batch.inputs else tensors_of(batch.targets))
+    floats = sum(4 * part.numel() for part in parts if part.is_floating_point())
+    return floats + sum(_whole_bytes(part, classes) for part in parts if not part.is_floating_point())
+
+
+def _whole_bytes(part: Tensor, classes: int) -> int:
+    return part.numel() * (1 if part.dtype == torch.bool else index_bytes(max(classes, 1)))
+
+
 class Imported(NamedTuple):
     """A set in the units of its task.
 
     Args:
         batch: the samples.
-        stored_bytes: their bytes in storage, if known; None: those in float32.
+        stored_bytes: their bytes in storage, if known; None: those by the importer's ``size``.
         learned: the values learned beside them.
     """
 
@@ -100,6 +111,7 @@ class Importer(NamedTuple):
         accepted: one line on the files that it reads.
         options: those of ``units``, ``which``, ``logits`` and ``inner_lr`` that it reads.
         named: returns the values by name of an object that is a whole set (a table, say); None for other objects.
+        size: returns the bytes in storage of a batch in the task's units, given the number of classes.
     """
 
     read: Callable[[Any, ImportSource], Imported]
@@ -107,6 +119,7 @@ class Importer(NamedTuple):
     accepted: str
     options: tuple[str, ...] = ()
     named: Callable[[Any], Mapping[str, Any] | None] = lambda value: None
+    size: Callable[[Batch, int], int] = float_bytes
 
 
 def noted(text: str) -> None:
@@ -221,6 +234,7 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
         labels ``(n,)``, ``(n, 1)`` or ``(n, C)``; returns ``(n,)`` int64 or ``(n, C)`` float32.
     Raises:
         DataError: no sample, another length, indices out of range, or NaN, infinite or fractional labels.
+        ConfigError: class indices as logits.
     """
     if not samples:
         raise DataError("the set holds no sample")
@@ -234,12 +248,16 @@ def class_targets(labels: Tensor, samples: int, class_names: Sequence[str], logi
     if labels.is_floating_point() and not bool(labels.isfinite().all()):
         raise DataError("labels hold NaN or infinite values")
     if labels.ndim == 2:
+        if logits and are_probabilities(labels.float()):
+            noted("labels are probabilities, and their softmax is taken as if they were logits; if not, leave that out")
         soft = labels.float().softmax(1) if logits else labels.float()
         if (one_hot := classes_of_one_hot(soft)) is not None:
             return one_hot
         if not are_probabilities(soft):
             noted("soft labels are no probabilities, and judges regress them; of logits say so (--logits, logits=True)")
         return soft
+    if logits:
+        raise ConfigError("labels are class indices and no logits; leave out that they are (--logits, logits=True)")
     classes = labels.long()
     if not torch.equal(classes.to(labels), labels):
         raise DataError("labels are class indices as whole numbers, and some of these are none")
@@ -271,14 +289,3 @@ def weighed(inputs: Tensor | Tensors, targets: Targets, weight: Tensor | None = 
     """Return a batch with the given weights, or with weight 1 for each sample."""
     count = len(tensors_of(targets)[0])
     return Batch(inputs, targets, torch.ones(count) if weight is None else weight.float())
-
-
-def float_bytes(batch: Batch, classes: int) -> int:
-    """Return the bytes of a batch with floats in float32, integers as class indices, and booleans in a byte each."""
-    parts = tensors_of(batch.inputs) + ([] if batch.targets is batch.inputs else tensors_of(batch.targets))
-    floats = sum(4 * part.numel() for part in parts if part.is_floating_point())
-    return floats + sum(_whole_bytes(part, classes) for part in parts if not part.is_floating_point())
-
-
-def _whole_bytes(part: Tensor, classes: int) -> int:
-    return part.numel() * (1 if part.dtype == torch.bool else index_bytes(max(classes, 1)))

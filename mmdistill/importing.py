@@ -1,7 +1,7 @@
 """Import of sets of other tools, which are then judged, reported, compared and exported like one's own."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,12 +15,13 @@ from mmdistill.choices import Units
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.execution.isolation import in_turn, isolated
+from mmdistill.exported_units import require_same_units
 from mmdistill.exporters import LISTING, PREPROCESSING
 from mmdistill.importers import LEARNED, Imported, ImportSource, class_targets, float_bytes, noted
 from mmdistill.labels import FixedLabels
 from mmdistill.names import first_few
 from mmdistill.networks.minibatches import useless_rates
-from mmdistill.registry import get_domain
+from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.runs.listings import written_files
 from mmdistill.runtime import checked_seed
 from mmdistill.samples import checked_samples, require_forms
@@ -68,7 +69,8 @@ def import_set(
         logits: whether soft labels are logits (like DATM's), whose softmax is taken.
         inner_lr: the rate that was learned with the images, at which judges train on them.
         stored_bytes: the set's bytes in storage, such as ``"100KB"``; by default those of its tensors in float32, with
-            pixels of bytes in bytes.
+            pixels of bytes in bytes, symmetric weights of edges once, edges of sets of graphs as bits without padding,
+            and users of zeros and ones as the places of their items.
         seed: tells runs of one name and budget apart as repetitions.
 
     Returns:
@@ -78,7 +80,8 @@ def import_set(
     Raises:
         ConfigError: an invalid option, or one that such data do not have.
         UnsupportedError: a task of one's own, which imports only batches in its units.
-        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN.
+        DataError: files that are missing, damaged, would run code or hold no such set; labels of other classes, NaN; an
+            export in other units than the task's, or with its classes in another order.
         ShapeError: samples of another shape than the task's.
         CheckpointError: a damaged ``learned.json``.
     """
@@ -107,7 +110,7 @@ def import_set(
         info,
         name.strip(),
         _budget(batch, info.budget, classes),
-        size or imported.stored_bytes or float_bytes(batch, classes),
+        size or imported.stored_bytes or _size_of(task)(batch, classes),
         learned=learned,
         seed=checked_seed(seed),
         label=FixedLabels(batch.targets).kind if classes and isinstance(batch.targets, Tensor) else "",
@@ -148,7 +151,15 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
     paths = [Path(entry) for entry in source]
     files = _files(paths)
     files += [learned for learned in map(_learned_beside, paths) if learned is not None and learned not in files]
+    require_same_units(files, info)
     return importer.read(task, ImportSource(files, **given)), first_few([path.name for path in files])
+
+
+def _size_of(task: Task) -> Callable[[Batch, int], int]:
+    """Return the function that counts the bytes of a batch of a task's data, given the number of classes."""
+    domain = task.describe().domain
+    importer = get_domain(domain).imports if domain in DOMAIN_PACKAGES else None
+    return importer.size if importer is not None and isinstance(task, importer.task) else float_bytes
 
 
 def _files(given: Sequence[Path]) -> list[Path]:

@@ -72,7 +72,7 @@ def test_exports_come_back_as_they_were(name: str, tmp_path: Path, monkeypatch: 
             warnings.filterwarnings("ignore", "not read: binary.csv")
             assert format == "embeds" or import_set(task, whole).origin
         assert back.budget == found.budget
-        assert back.stored_bytes == found.stored_bytes
+        assert back.stored_bytes == found.stored_bytes == import_set(task, found.batch).stored_bytes
         assert back.label == found.label or found.label == "soft"
         assert evaluate(task, back, **options).results == score or format not in ("tensors", "pt", "pyg")
 

@@ -27,6 +27,7 @@ from mmdistill.importers import (
     noted,
     weighed,
 )
+from mmdistill.task import Batch
 
 ROLES = {
     "features": ("x", "feat", "feats", "features", "feature"),
@@ -92,9 +93,15 @@ def read_nodes(task: GraphTask, source: ImportSource) -> Imported:
     targets = class_targets(parts["labels"], len(x), task.graph.class_names, source.logits)
     inputs = {"x": x} | adjacency_of(parts, len(x))
     batch = weighed(inputs, targets, parts.get("train_mask"))
-    pairs = len(x) * (len(x) - 1) // 2 if "adjacency" in inputs else 0
-    size = float_bytes(batch._replace(inputs=x), task.graph.num_classes) + 4 * pairs
-    return Imported(batch, size, source.learned())
+    return Imported(batch, learned=source.learned())
+
+
+def graph_bytes(batch: Batch, classes: int) -> int:
+    """Return the bytes of a condensed graph, its undirected edge weights once each."""
+    if not isinstance(batch.inputs, dict) or "adjacency" not in batch.inputs:
+        return float_bytes(batch, classes)
+    x = batch.inputs["x"]
+    return float_bytes(batch._replace(inputs=x), classes) + 4 * (len(x) * (len(x) - 1) // 2)
 
 
 def fields_by_name(value: Any) -> Mapping[str, Any] | None:
@@ -139,5 +146,6 @@ IMPORTS = Importer(
     "each of features (feat_...), labels (label_...) and perhaps the adjacency (adj_...)",
     ("logits",),
     fields_by_name,
+    graph_bytes,
 )
 """Reads condensed graphs."""

@@ -38,6 +38,8 @@ ROLES = {
 """The parts of a set of images, with the names that each may have."""
 OTHER_RATES = ("lr_img", "lr_lr", "lr_label", "lr_init", "lr_teacher", "lr_net")
 """Learning rates of a set's distillation, which are not learned with it."""
+DARK = 16
+"""Bytes up to this are nearly black: whole numbers of another scale, such as 0 and 1, are taken for such bytes."""
 TOLERANCE = 1e-3
 """How far resampling and rounding may push pixels beyond black and white."""
 
@@ -180,6 +182,11 @@ def _to_task_units(images: Tensor, data: ImageData, units: str | None) -> Tensor
     if images.dtype == torch.uint8:
         if units == "normalised":
             raise ConfigError("these images are bytes, so they are pixels and not normalised")
+        if int(images.max()) <= DARK and min(data.std) * 255 > DARK:
+            noted(
+                f"the brightest byte is {int(images.max())}, and white is 255: the set's images are nearly black; of "
+                "another scale give floats in the units of pixels"
+            )
         scaled = low + images.float() / 255 * (high - low)
         return data.normalise(scaled * data.scale)
     least, largest = (float(value) for value in torch.aminmax(images))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.files.saved import SUFFIXES, array_names, from_array, read_saved
-from mmdistill.importers import Imported, Importer, ImportSource, as_tensor, noted, weighed
+from mmdistill.importers import Imported, Importer, ImportSource, as_tensor, float_bytes, noted, weighed
 from mmdistill.names import first_few
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import feedback, spelt_id
@@ -20,6 +20,7 @@ from mmdistill.recsys.factorisation import is_binary
 from mmdistill.recsys.files import read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, read_sparse
 from mmdistill.recsys.task import RecsysTask
+from mmdistill.task import Batch
 
 COLUMNS = "items.csv"
 """File with the original item id of each matrix column, as exports write it."""
@@ -59,8 +60,15 @@ def read_users(task: RecsysTask, source: ImportSource) -> Imported:
         raise DataError("weights of interactions lie between 0 and 1, and some of these do not")
     if empty := int((rows.sum(1) == 0).sum()):
         raise DataError(f"{empty} users have no interaction; leave them out")
-    size = index_bytes(len(ids)) * int(rows.sum()) if is_binary(rows) else 4 * rows.numel()
-    return Imported(weighed(rows, rows), size, source.learned())
+    return Imported(weighed(rows, rows), learned=source.learned())
+
+
+def users_bytes(batch: Batch, classes: int) -> int:
+    """Return the bytes of users: the places of their items if all weights are 0 or 1, else the weights."""
+    rows = batch.inputs
+    if not isinstance(rows, Tensor):
+        return float_bytes(batch, classes)
+    return index_bytes(rows.shape[1]) * int(rows.sum()) if is_binary(rows) else 4 * rows.numel()
 
 
 def _is_matrix(path: Path) -> bool:
@@ -146,5 +154,6 @@ IMPORTS = Importer(
     f"a matrix of users x items (.npz of scipy or NumPy, .pt or .safetensors), perhaps with {COLUMNS}, or a table of "
     "user, item and perhaps weight, of any kind that interactions are read from",
     named=users_by_name,
+    size=users_bytes,
 )
 """The importer of synthetic users."""

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ class Repetitions:
         settings: of the first run, as texts; None if it records none.
         moved: whether the runs' data differ, since each seed holds out other samples.
         fingerprint: of the first run's data; empty if the set does not record it.
+        tested_on: a hash of the first run's test data; None if its metrics do not record it.
+        judge_network: see :attr:`JudgedRun.judge_network`, of the first run.
         notes: that readers of the scores must know.
         paces: seconds of a step, for each run; empty if a run has no steps.
         folders: of the runs, in the order of the score's values.
@@ -100,6 +102,8 @@ class Repetitions:
     settings: Mapping[str, str] | None = None
     moved: bool = False
     fingerprint: str = ""
+    tested_on: str | None = None
+    judge_network: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     paces: tuple[float, ...] = ()
     folders: tuple[Path, ...] = ()
@@ -313,6 +317,8 @@ def _summarise(runs: Sequence[JudgedRun]) -> Repetitions:
         options=first.options_in_words() if first.options else None,
         settings=first.settings_in_words() if first.settings else None,
         fingerprint=first.fingerprint,
+        tested_on=first.tested_on,
+        judge_network=first.judge_network,
         moved=len(set(map(_data_key(runs), runs))) > 1,
         notes=tuple(notes),
         paces=_paces([run.metrics for run in runs]),

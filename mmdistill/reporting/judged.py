@@ -86,6 +86,23 @@ class JudgedRun(NamedTuple):
         tested_on = self.metrics.get("tested_on")
         return None if tested_on is None else str(tested_on)
 
+    @property
+    def judge_network(self) -> dict[str, str]:
+        """What tells the judge's network from others of its name, for the one that the set was distilled with.
+
+        Other networks have their default width. So have judges of other data than images, whatever the run's width.
+        """
+        if self.info.get("domain") != "image" or not self.entry:
+            return {}
+        judge = str(self.entry["judge"]).partition(" [")[0]
+        network, _, size = str(self.set_record.get("network") or "").partition(", ")
+        model = network or self.options.get("model") or (None if self.options.get("judges") else judge)
+        if model != judge:
+            return {}
+        width = self.options.get("width")
+        by_option = {"width": f"width {width}" if width else "the default width"} if self.options else {}
+        return by_option | ({"size": size} if size else {})
+
     def options_beside(self) -> dict[str, str]:
         """Return the options of the run that its recorded settings do not cover."""
         covered = {*NOT_TOLD_APART, *(("lr", "set", *SETTINGS) if self.settings else ())}

@@ -19,6 +19,10 @@ TIMES = "seconds are those of distilling in all, ms a step are without set-up an
 """What the times in :func:`table` are."""
 MOVED = "the runs held out different data, since --seed moves what is held out without --split-seed"
 """The note on repetitions whose data differ."""
+OTHER_TEST = "not comparable with other rows of data of this name, which were tested on other samples"
+"""The note on rows whose test data differ from those of other rows under the same name."""
+OTHER_JUDGE = "not comparable with other rows, whose judge of this name is a network of another size"
+"""The note on rows whose judge, the network distilled with, differs from that of other rows under the same name."""
 NAMED_MOST = 3
 """The most rows that a note names."""
 USUAL = 3
@@ -133,16 +137,38 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
 def notes(rows: Sequence[Repetitions]) -> list[str]:
     """Return the notes that readers of the scores must know, each with its rows."""
     rows_of: dict[str, list[str]] = {}
-    for row, title in zip(rows, titles(rows), strict=True):
-        for note in row_notes(row):
+    for row, title, row_notes in zip(rows, titles(rows), notes_by_row(rows), strict=True):
+        for note in row_notes:
             row_name = row.name if note == MOVED else f"{title}, {row.unit} {row.budget}, {row.judge}"
             rows_of.setdefault(note, []).append(row_name)
     return [f"{note} ({_list_rows(named, len(rows))})" for note, named in rows_of.items()]
 
 
-def row_notes(row: Repetitions) -> tuple[str, ...]:
-    """Return the notes on a row's scores: those of its runs, and :data:`MOVED` if their data differ."""
-    return (*row.notes, MOVED) if row.moved else row.notes
+def notes_by_row(rows: Sequence[Repetitions]) -> list[tuple[str, ...]]:
+    """Return the notes on each row's scores: those of its runs, and why rows of one data and judge do not compare."""
+    tests: dict[str, set[str]] = {}
+    networks: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for row in rows:
+        if row.tested_on is not None and not row.moved:
+            tests.setdefault(row.data, set()).add(row.tested_on)
+        if row.judge_network:
+            networks.setdefault((row.data, row.judged), []).append(row.judge_network)
+
+    def about_row(row: Repetitions) -> Iterable[str]:
+        yield from row.notes
+        if row.moved:
+            yield MOVED
+        elif row.tested_on is not None and len(tests[row.data]) > 1:
+            yield f"{OTHER_TEST} (test data {row.tested_on[:8]})"
+        alike = networks.get((row.data, row.judged), [])
+        kinds = ("size",) if all("size" in network for network in alike) else ("width", "size")
+        values = {kind: {network[kind] for network in alike if kind in network} for kind in kinds}
+        if differing := [
+            row.judge_network[kind] for kind in kinds if kind in row.judge_network and len(values[kind]) > 1
+        ]:
+            yield f"{OTHER_JUDGE} ({differing[0]})"
+
+    return [tuple(about_row(row)) for row in rows]
 
 
 def _list_rows(named: Sequence[str], total: int) -> str:
@@ -179,9 +205,9 @@ def records(rows: Sequence[Repetitions]) -> list[dict[str, object]]:
             "seconds": sum(row.seconds) / len(row.seconds) if row.seconds else None,
             "seconds_per_step": sum(row.paces) / len(row.paces) if row.paces else None,
             "folder": row.name,
-            "notes": [*row_notes(row)],
+            "notes": [*row_notes],
         }
-        for row, title in zip(rows, titles(rows), strict=True)
+        for row, title, row_notes in zip(rows, titles(rows), notes_by_row(rows), strict=True)
     ]
     columns = _varied_columns(rows, fixed[0] if fixed else ())
     return [
@@ -242,9 +268,9 @@ def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
     records_of_rows = records(rows)
     writer = csv.DictWriter(text, [*records_of_rows[0]], lineterminator="\n")
     writer.writeheader()
-    for row, record in zip(rows, records_of_rows, strict=True):
+    for row, record, row_notes in zip(rows, records_of_rows, notes_by_row(rows), strict=True):
         values = " ".join(map(repr, row.score.values))
-        writer.writerow({**record, "values": values, "notes": "; ".join(row_notes(row))})
+        writer.writerow({**record, "values": values, "notes": "; ".join(row_notes)})
     write_text(target, text.getvalue())
     return target
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 from torch import Tensor
+from torch.utils.data import Subset
 
 from mmdistill import evaluate, graph_set_task, graph_task, import_set
 from mmdistill.errors import ConfigError, DataError, MmdistillWarning
@@ -87,6 +88,27 @@ def test_data_of_torch_geometric(task: GraphTask, tmp_path: Path) -> None:
             found = import_set(task, source)
         torch.testing.assert_close(inputs(found.batch)["adjacency"], weights)
         assert found.batch.weight.tolist() == [1, 1, 1, 1, 1, 0]
+
+
+def test_data_sets_of_graphs_are_sets(tmp_path: Path) -> None:
+    from torch_geometric.data import Data, InMemoryDataset
+
+    x = torch.arange(12.0).view(4, 3)
+    ring = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    graphs = [Data(x=x + index, edge_index=torch.cat([ring, ring.flip(0)], 1), y=index % 2) for index in range(20)]
+
+    class Rings(InMemoryDataset):
+        def __init__(self) -> None:
+            super().__init__(str(tmp_path))
+            self.data, self.slices = self.collate(graphs)
+
+    task = graph_set_task(graphs)
+    listed, sliced = import_set(task, graphs[:4]), import_set(task, Rings()[:4])
+    for own in (sliced, import_set(task, Subset(Rings(), range(4))), import_set(task, listed.batch)):
+        assert all(torch.equal(inputs(own.batch)[name], tensor) for name, tensor in inputs(listed.batch).items())
+        assert own.stored_bytes == listed.stored_bytes == 4 * (12 * 4 + 1) + 3  # six pairs of nodes each, in bits
+    weighted = {**inputs(listed.batch), "adjacency": 0.5 * inputs(listed.batch)["adjacency"]}
+    assert import_set(task, listed.batch._replace(inputs=weighted)).stored_bytes == 4 * (12 * 4 + 1) + 4 * 24
 
 
 def test_arrays_of_numpy_in_files_of_torch(task: GraphTask, tmp_path: Path) -> None:

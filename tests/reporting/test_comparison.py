@@ -540,6 +540,50 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
     assert next(len(row.score.values) for row in rows_of(runs)) == 1
 
 
+def test_other_methods_on_other_test_data_of_the_same_name_are_noted(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, 0.8) for name in ("dm", "dc", "mtt")]
+    for run, method, tested_on in zip(runs, ("dm", "dc", "mtt"), ("a", "b", "b"), strict=True):
+        changed(run, method=method, tested_on=tested_on)
+    told = [record["notes"] for record in records(rows_of(runs))]
+    assert [[note.rpartition(" (")[2] for note in notes] for notes in told] == [[f"test data {x})"] for x in "bab"]
+    assert compare(*runs).notes()[0].startswith("not comparable with other rows of data of this name")
+    assert "tested on other samples" in pd.read_csv(write_csv(rows_of(runs), tmp_path / "all.csv"))["notes"][0]
+    assert not any(record["notes"] for record in records(rows_of(runs[1:])))
+    changed(runs[0], tested_on=None)  # of an earlier version
+    assert not any(record["notes"] for record in records(rows_of(runs)))
+
+
+def test_judges_of_one_name_and_several_widths_are_noted(tmp_path: Path) -> None:
+    runs = {name: finished(tmp_path / name, 0.8) for name in ("dc", "dm", "theirs", "python")}
+    for method, run in runs.items():
+        changed(run, method=method)
+
+    def told(network: dict[str, str], options: dict[str, str], domain: str = "image") -> list[str]:
+        for name, run in runs.items():
+            record = json.loads((run / "distilled.json").read_text())
+            own = {"network": network.get(name, ""), "info": {"domain": domain}}
+            (run / "distilled.json").write_text(json.dumps({**record, **own}))
+            (run / "config.yaml").write_text(options[name]) if name in options else (run / "config.yaml").unlink(True)
+        notes = [(row["method"], note) for row in records(rows_of([*runs.values()])) for note in row["notes"]]  # type: ignore[attr-defined]
+        return [f"{method} {note.rpartition(' (')[2]}" for method, note in notes]
+
+    networks = {"dc": "convnet, 9 parameters", "dm": "convnet, 9 parameters", "python": "convnet, 9 parameters"}
+    options = {"dc": "width: 8", "dm": "width: 8", "theirs": "width: 8"}
+    assert told(networks, options) == []
+    assert told(networks, {**options, "theirs": "seed: 0"}) == [
+        "dc width 8)",
+        "dm width 8)",
+        "theirs the default width)",
+    ]
+    assert told(networks, {**options, "theirs": "judges: convnet"}) == []  # of its default width, but none can tell
+    sized = {**networks, "theirs": "convnet, 9 parameters"}
+    assert told(sized, {**options, "theirs": "seed: 0"}) == []  # the default width, named by the others
+    other = {**networks, "python": "convnet, 18 parameters"}
+    assert told(other, options) == ["dc 9 parameters)", "dm 9 parameters)", "python 18 parameters)"]
+    assert told({**other, "python": "mlp, 18 parameters"}, options) == []
+    assert told(other, options, domain="graph") == []
+
+
 @pytest.mark.parametrize("prefix", ["", "hf:"])
 def test_data_that_have_moved_are_those_of_the_runs_at_their_new_place(prefix: str, tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]

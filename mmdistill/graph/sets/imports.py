@@ -5,16 +5,19 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.errors import DataError
 from mmdistill.graph.data import INTEGERS, checked_edges
 from mmdistill.graph.files import fields_of
 from mmdistill.graph.imports import fields_by_name, make_undirected, read_values
+from mmdistill.graph.sets.lists import as_list
 from mmdistill.graph.sets.task import GraphSetTask
 from mmdistill.importers import LABELS, Imported, Importer, ImportSource, by_role, class_targets, float_bytes, weighed
-from mmdistill.task import Tensors
+from mmdistill.task import Batch, Tensors
 
 ROLES = {"x": ("x",), "edge_index": ("edge_index",), "labels": LABELS}
 """The parts of a graph, and the names under which other tools save them."""
@@ -62,18 +65,31 @@ def read_graphs(task: GraphSetTask, source: ImportSource) -> Imported:
         "adjacency": adjacency,
         "present": (torch.arange(largest) < torch.tensor(sizes)[:, None]).float(),
     }
-    batch = weighed(inputs, targets)
-    bits = sum(size * (size - 1) // 2 for size in sizes)
-    features = {"x": torch.empty(sum(sizes), width)}
-    size = float_bytes(batch._replace(inputs=features), len(task.graphs.names)) + (bits + 7) // 8
-    return Imported(batch, size, source.learned())
+    return Imported(weighed(inputs, targets), learned=source.learned())
+
+
+def set_bytes(batch: Batch, classes: int) -> int:
+    """Return the bytes of graphs without padding: features of their nodes, a bit for each pair of nodes, labels.
+
+    Pairs take a float32 each if some edge has a weight.
+    """
+    if not isinstance(batch.inputs, dict) or "present" not in batch.inputs:
+        return float_bytes(batch, classes)
+    x, adjacency = batch.inputs["x"], batch.inputs["adjacency"]
+    sizes = batch.inputs["present"].sum(1).long()
+    pairs = int((sizes * (sizes - 1) // 2).sum())
+    is_weighted = bool(((adjacency != 0) & (adjacency != 1)).any())
+    features = {"x": torch.empty(int(sizes.sum()), x.shape[2])}
+    return float_bytes(batch._replace(inputs=features), classes) + (4 * pairs if is_weighted else (pairs + 7) // 8)
 
 
 def graphs_by_name(value: Any) -> Mapping[str, Any] | None:
-    """Return a list of graphs, or the fields of a ``Batch``, by name; None for any other value."""
-    if isinstance(value, list | tuple) and value and not any(isinstance(item, str | Path) for item in value):
-        return {"graphs": value}
-    return fields_by_name(value)
+    """Return a list or a data set of graphs, or the fields of a ``Batch``, by name; None for any other value."""
+    if isinstance(value, list | tuple):
+        return None if not value or any(isinstance(item, str | Path) for item in value) else {"graphs": value}
+    if (fields := fields_by_name(value)) is not None or isinstance(value, Tensor | np.ndarray | str | Path):
+        return fields
+    return {"graphs": as_list(value)} if hasattr(value, "__len__") and hasattr(value, "__getitem__") else None
 
 
 def _split_batch(fields: Mapping[str, Any]) -> list[Tensors]:
@@ -115,5 +131,6 @@ IMPORTS = Importer(
     "or .pt with the fields of its Batch",
     ("logits",),
     graphs_by_name,
+    set_bytes,
 )
 """Reads sets of graphs."""
