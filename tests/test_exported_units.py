@@ -39,6 +39,9 @@ def test_images_of_other_moments_are_refused(tmp_path: Path) -> None:
     export(replace(found, info=replace(found.info, preprocessing=other)), "pt", tmp_path)
     with pytest.raises(DataError, match=r"mean is \(0.5\), not \(0.3057\); choose the preprocessing that they had"):
         import_set(task, tmp_path)
+    near = {**found.info.preprocessing, "mean": [task.data.mean[0] * 1.02]}  # as other held-out samples leave it
+    export(replace(found, info=replace(found.info, preprocessing=near)), "pt", tmp_path / "near")
+    assert import_set(task, tmp_path / "near").budget == 1
     export(found, "folder", tmp_path / "pixels")
     assert import_set(image_task("digits", whiten="mtt"), tmp_path / "pixels").budget == 1  # pixels are of no units
 

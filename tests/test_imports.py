@@ -433,8 +433,8 @@ def test_an_imported_set_is_a_run_like_others(
     assert Path("runs/digits-MTT (authors)-1/distilled.json").is_file()
     capsys.readouterr()
     assert main(["compare", "runs", "--to", "page"]) == 0
-    row = next(line for line in capsys.readouterr().out.splitlines() if "theirs" in line)
-    assert row.split()[-4:] == ["-", "-", "-", "theirs"]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("digits  MTT (authors)"))
+    assert row.split()[-6:] == ["2", "-", "-", "-", "digits-MTT", "(authors)-1"]  # two sets of one name
     assert main(["distill", "--resume", "runs/theirs"]) == 2
     assert "holds a set that was imported, and no run to resume" in capsys.readouterr().err
     assert main(["distill", "--config", "runs/theirs/config.yaml", "--out", "runs/other"]) == 2
