@@ -110,7 +110,7 @@ def import_set(
         info,
         name.strip(),
         _budget(batch, info.budget, classes),
-        size or imported.stored_bytes or _size_of(task)(batch, classes),
+        size or imported.stored_bytes or _size_of(task, info.domain)(batch, classes),
         learned=learned,
         seed=checked_seed(seed),
         label=FixedLabels(batch.targets).kind if classes and isinstance(batch.targets, Tensor) else "",
@@ -155,9 +155,8 @@ def _read(task: Task, source: Any, given: Mapping[str, Any]) -> tuple[Imported, 
     return importer.read(task, ImportSource(files, **given)), first_few([path.name for path in files])
 
 
-def _size_of(task: Task) -> Callable[[Batch, int], int]:
+def _size_of(task: Task, domain: str) -> Callable[[Batch, int], int]:
     """Return the function that counts the bytes of a batch of a task's data, given the number of classes."""
-    domain = task.describe().domain
     importer = get_domain(domain).imports if domain in DOMAIN_PACKAGES else None
     return importer.size if importer is not None and isinstance(task, importer.task) else float_bytes
 

@@ -28,8 +28,8 @@ class Comparison:
         results: by judge, data, method and budget; runs that differ only in the seed are one result. Scores are
             fractions, sizes bytes, times seconds.
         without: folders of runs that are left out, since they lack the requested scores.
-        repeated: folders of runs that are left out, since another run has their seed (if imported: their
-            set), with that run's folder.
+        repeated: folders of runs that are left out, since another run has their seed, or is the same
+            imported set, with that run's folder.
         skipped: folders without a judged run, with the reason.
     """
 

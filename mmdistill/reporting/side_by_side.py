@@ -3,9 +3,10 @@
 import csv
 import io
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from mmdistill.names import as_file_name, encodable
 from mmdistill.reporting.comparison import Repetitions, Score
@@ -153,22 +154,31 @@ def notes_by_row(rows: Sequence[Repetitions]) -> list[tuple[str, ...]]:
             tests.setdefault(row.data, set()).add(row.tested_on)
         if row.judge_network:
             networks.setdefault((row.data, row.judged), []).append(row.judge_network)
+    return [
+        (
+            *row.notes,
+            *_data_notes(row, tests.get(row.data, ())),
+            *_judge_notes(row.judge_network, networks.get((row.data, row.judged), ())),
+        )
+        for row in rows
+    ]
 
-    def about_row(row: Repetitions) -> Iterable[str]:
-        yield from row.notes
-        if row.moved:
-            yield MOVED
-        elif row.tested_on is not None and len(tests[row.data]) > 1:
-            yield f"{OTHER_TEST} (test data {row.tested_on[:8]})"
-        alike = networks.get((row.data, row.judged), [])
-        kinds = ("size",) if all("size" in network for network in alike) else ("width", "size")
-        values = {kind: {network[kind] for network in alike if kind in network} for kind in kinds}
-        if differing := [
-            row.judge_network[kind] for kind in kinds if kind in row.judge_network and len(values[kind]) > 1
-        ]:
-            yield f"{OTHER_JUDGE} ({differing[0]})"
 
-    return [tuple(about_row(row)) for row in rows]
+def _data_notes(row: Repetitions, tests: Collection[str]) -> Iterator[str]:
+    """Yield the note that a row's data differ, given all test data under their name."""
+    if row.moved:
+        yield MOVED
+    elif row.tested_on is not None and len(tests) > 1:
+        yield f"{OTHER_TEST} (test data {row.tested_on[:8]})"
+
+
+def _judge_notes(network: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield the note that a row's judge differs, given what tells the networks of all judges of its name apart."""
+    kinds = ("size",) if all("size" in other for other in alike) else ("width", "size")
+    for kind in kinds:
+        if kind in network and any(other.get(kind, network[kind]) != network[kind] for other in alike):
+            yield f"{OTHER_JUDGE} ({network[kind]})"
+            return
 
 
 def _list_rows(named: Sequence[str], total: int) -> str:
@@ -268,9 +278,9 @@ def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
     records_of_rows = records(rows)
     writer = csv.DictWriter(text, [*records_of_rows[0]], lineterminator="\n")
     writer.writeheader()
-    for row, record, row_notes in zip(rows, records_of_rows, notes_by_row(rows), strict=True):
-        values = " ".join(map(repr, row.score.values))
-        writer.writerow({**record, "values": values, "notes": "; ".join(row_notes)})
+    for row, record in zip(rows, records_of_rows, strict=True):
+        values, notes = " ".join(map(repr, row.score.values)), "; ".join(cast(list[str], record["notes"]))
+        writer.writerow({**record, "values": values, "notes": notes})
     write_text(target, text.getvalue())
     return target
 

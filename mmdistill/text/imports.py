@@ -13,7 +13,6 @@ from mmdistill.importers import (
     ImportSource,
     by_role,
     class_targets,
-    float_bytes,
     names_by_role,
     weighed,
 )
@@ -67,7 +66,7 @@ def read_texts(task: TextClassification, source: ImportSource) -> Imported:
     if "attention" in parts:
         targets = {"labels": targets, "attention": parts["attention"].float()}  # type: ignore[dict-item]
     batch = weighed(inputs, targets, parts.get("weight"))
-    return Imported(batch, float_bytes(batch, len(names)), source.learned())
+    return Imported(batch, learned=source.learned())
 
 
 def _require_space(path: Path, task: TextClassification) -> None:
