@@ -23,7 +23,7 @@ from mmdistill.graph.propagation import Operator, by_rows, operator
 from mmdistill.labels import is_distribution
 from mmdistill.names import first_few
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
-from mmdistill.runtime import Draws, global_draws_from
+from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import Inputs, NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
@@ -270,7 +270,7 @@ class ModuleNetwork(GraphNetwork):
     def __init__(
         self, factory: ModuleFactory, features: str | Sequence[str] = (), device: torch.device | str = "cpu"
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
+        with host_draws_from(0):  # its structure is read; each network's weights are drawn by a key of its own
             module = made_by(factory)
         names = features or _head(module)
         self.functional = FunctionalModule(factory, names, device)

@@ -128,7 +128,7 @@ class FunctionalModule:
     ) -> None:
         self.factory = factory
         self.device = torch.device(device)
-        with torch.random.fork_rng(devices=[]), record_initial_values() as initial_values:
+        with host_draws_from(0), record_initial_values() as initial_values:
             module = made_by(factory)
         self._has_default_init = _has_default_init(module, initial_values)
         if not self._has_default_init:

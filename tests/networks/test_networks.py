@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmdistill.described import described_module
 from mmdistill.errors import ConfigError, MmdistillWarning, UnsupportedError
 from mmdistill.execution.precision import Precision
+from mmdistill.graph.models import ModuleNetwork
 from mmdistill.networks.best_state import Selection
 from mmdistill.networks.fit import LiveTraining, SavedTraining, fit_networks, fit_steps
 from mmdistill.networks.fit_protocol import FitProtocol, epoch_rate
@@ -335,6 +336,46 @@ def test_drawing_by_a_factory_moves_no_global_generator() -> None:
     with patch("torch.manual_seed", side_effect=AssertionError):
         FunctionalModule(lambda: nn.Sequential(Scale(), nn.Linear(4, 3))).init(KEY)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Fixed(nn.Linear):
+    """Draws a tensor that is neither learned nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.mask = torch.rand(4)
+
+    def forward(self, x: Tensor, edge_index: Tensor | None = None) -> Tensor:
+        return super().forward(x * self.mask)
+
+
+def own_network(kind: str, factory: Callable[[], nn.Module]) -> nn.Module:
+    return FunctionalModule(factory).module if kind == "module" else ModuleNetwork(factory).functional.module
+
+
+@pytest.mark.parametrize("kind", ["module", "graph network"])
+def test_a_factory_draws_by_a_seed_of_its_own_and_in_turn_with_other_threads(kind: str) -> None:
+    drawn, waiting = list[Tensor](), list[bool]()
+
+    def draw() -> None:
+        with host_draws_from(7):
+            drawn.append(torch.rand(3))
+
+    def factory() -> nn.Module:
+        if not waiting:
+            other.start()
+            other.join(0.2)
+            waiting.append(not drawn)
+        return Fixed()
+
+    torch.manual_seed(0)
+    other = threading.Thread(target=draw, daemon=True)
+    first = own_network(kind, factory)
+    other.join(20)
+    assert waiting == [True]
+    assert torch.equal(drawn[0], torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    torch.manual_seed(1)
+    assert torch.equal(own_network(kind, Fixed).mask, first.mask)  # type: ignore[arg-type]
 
 
 def test_dropout_by_a_key_moves_no_global_generator() -> None:
